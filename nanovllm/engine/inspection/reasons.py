@@ -14,50 +14,61 @@ from nanovllm.engine.scheduling.request import Request
 from nanovllm.engine.scheduling.scheduler import Scheduler
 
 _WAITS_FOR_MASK = "waits for its grammar's mask"
-_CAN_BE_ADMITTED = "can be admitted in the next step"
+_IS_ADMITTED = "will be admitted in the next step"
 
 
 @dataclass(frozen=True, slots=True)
 class Obstacle:
-    """What keeps the first request of the queue from running.
+    """What keeps the first request that the next step does not admit from running.
 
     Attributes:
-        request: the first request that does not wait for a grammar; None if there is none.
+        request: this request; None if there is none.
         reason: why it waits, without a subject.
         holds_back: whether `reason` itself explains why the later requests wait too.
+        num_admitted: number of the requests before it, which the next step admits.
     """
 
     request: Request | None
     reason: str
     holds_back: bool = True
+    num_admitted: int = 0
 
 
 def find_obstacle(scheduler: Scheduler, waiting: Sequence[Request]) -> Obstacle:
-    """Return what keeps the first of the waiting requests, given in order, from running."""
-    first = next((request for request in waiting if not request.is_blocked), None)
-    if first is None:
-        return Obstacle(None, _WAITS_FOR_MASK, holds_back=False)
+    """Return the first of the waiting requests, in order, that the next step does not admit.
+
+    The requests before it could share blocks; those are counted for each of them.
+    """
     max_num_seqs, max_tokens = scheduler.max_num_seqs, scheduler.max_num_batched_tokens
-    if len(scheduler.running) >= max_num_seqs:
-        is_one = max_num_seqs == 1
-        slots = "the only slot is" if is_one else f"all {max_num_seqs} sequence slots are"
-        return Obstacle(first, f"{slots} running (--max-num-seqs {max_num_seqs})")
-    blocks, reserve = scheduler.kv_cache.blocks, scheduler.num_reserved_blocks
-    needed = scheduler.blocks_to_admit(first)
-    if needed > blocks.num_free - reserve:
-        return Obstacle(
-            first,
-            f"needs {_blocks(needed)}, and {max(blocks.num_free - reserve, 0)} of "
-            f"{blocks.num_blocks} are free beyond the reserve of {reserve} for running requests",
-            holds_back=False,
-        )
-    if sum(_next_tokens(request, scheduler) for request in scheduler.running) >= max_tokens:
-        return Obstacle(
-            first,
-            f"the running requests use all {max_tokens} tokens of the next step "
-            f"(--max-num-batched-tokens {max_tokens})",
-        )
-    return Obstacle(first, _CAN_BE_ADMITTED, holds_back=False)
+    free, reserve = scheduler.kv_cache.blocks.num_free, scheduler.num_reserved_blocks
+    num_tokens = sum(_next_tokens(request, scheduler) for request in scheduler.running)
+    num_blocks = 0  # of the requests ahead, with one in reserve for each
+    parents: set[str] = set()
+    ready = [request for request in waiting if not request.is_blocked]
+    for count, request in enumerate(ready):
+        users = "the running requests and those ahead" if count else "the running requests"
+        if len(scheduler.running) + count >= max_num_seqs:
+            return Obstacle(request, _slots_reason(max_num_seqs, count), num_admitted=count)
+        is_fork = request.parent_id != "" and request.parent_id in parents
+        needed = 1 if is_fork else scheduler.blocks_to_admit(request)
+        if needed > free - reserve - num_blocks:
+            ahead = f" and {num_blocks} are for the {count} ahead" if count else ""
+            is_or_are = "is" if reserve == 1 else "are"
+            reason = (
+                f"needs {'up to ' if count else ''}{_blocks(needed)}; {free} can be used (free or "
+                f"cached), of which {reserve} {is_or_are} reserved for running requests{ahead}"
+            )
+            return Obstacle(request, reason, holds_back=False, num_admitted=count)
+        if num_tokens >= max_tokens:
+            reason = (
+                f"{users} {'can ' if count else ''}use all {max_tokens} tokens of the next step "
+                f"(--max-num-batched-tokens {max_tokens})"
+            )
+            return Obstacle(request, reason, num_admitted=count)
+        num_blocks += needed + 1
+        num_tokens += 0 if is_fork else _next_tokens(request, scheduler)
+        parents.add(request.parent_id)
+    return Obstacle(None, _WAITS_FOR_MASK, holds_back=False, num_admitted=len(ready))
 
 
 def waiting_reason(request: Request, position: int, obstacle: Obstacle) -> str:
@@ -69,14 +80,17 @@ def waiting_reason(request: Request, position: int, obstacle: Obstacle) -> str:
     """
     if request.is_blocked:
         return _WAITS_FOR_MASK
+    if position < obstacle.num_admitted:
+        return _IS_ADMITTED + (f", together with the {position} ahead of it" if position else "")
     first = obstacle.request
     assert first is not None
-    if request is first:
+    if request is first and not (obstacle.holds_back and position):
         return obstacle.reason + ("; it is the next" if obstacle.holds_back else "")
     ahead = f"{position} request is ahead" if position == 1 else f"{position} requests are ahead"
     if obstacle.holds_back:
         return f"{obstacle.reason}; {ahead}"
-    subject = first.request_id if position == 1 else f"the first of them, {first.request_id},"
+    is_named = position == 1 or obstacle.num_admitted
+    subject = first.request_id if is_named else f"the first of them, {first.request_id},"
     return f"{ahead}; {subject} {obstacle.reason}"
 
 
@@ -120,6 +134,14 @@ def _next_tokens(request: Request, scheduler: Scheduler) -> int:
         return 0
     limit = 1 if request.is_decoding else max(scheduler.max_num_batched_tokens // 2, 1)
     return min(request.num_uncomputed_tokens, limit)
+
+
+def _slots_reason(max_num_seqs: int, num_ahead: int) -> str:
+    is_one = max_num_seqs == 1
+    slots = "the only slot" if is_one else f"all {max_num_seqs} sequence slots"
+    if num_ahead:
+        return f"the requests ahead fill {slots} (--max-num-seqs {max_num_seqs})"
+    return f"{slots} {'is' if is_one else 'are'} running (--max-num-seqs {max_num_seqs})"
 
 
 def _first_choice(request: Request, scheduler: Scheduler) -> int:

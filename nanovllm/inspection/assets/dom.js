@@ -480,7 +480,12 @@ export function formatPercent(value) {
   if (percent >= 99.95 && value < 1) return `>99.9${THIN_SPACE}%`;
   if (percent >= 10) return `${percent.toFixed(1)}${THIN_SPACE}%`;
   if (percent >= 1e-4) return `${Number(percent.toPrecision(2))}${THIN_SPACE}%`;
-  return `${percent === 0 ? "0" : "<0.0001"}${THIN_SPACE}%`;
+  return `${percent > 0 ? percent.toExponential(0) : "0"}${THIN_SPACE}%`;
+}
+
+/** Return a number of things, such as "1 token". @param {number} count @param {string} noun */
+export function formatThings(count, noun) {
+  return `${formatCount(count)} ${noun}${count === 1 ? "" : "s"}`;
 }
 
 /** Return a duration with its unit. @param {number} seconds */

@@ -137,7 +137,7 @@ function summary(lens, onChoose) {
         { type: "button", class: "v-surprise", onclick: () => onChoose(position) },
         h("code", { text: visibleText(lens.tokens[position + 1].text) }),
         h("strong", { text: formatPercent(probabilities[position]) }),
-        h("span", { class: "secondary", text: `position ${position + 1}` }),
+        h("span", { class: "secondary", text: `position ${position + 1} (from 0)` }),
       ),
     );
   return h(
@@ -189,7 +189,7 @@ function lensTable(lens) {
         {},
         h("th", { scope: "col", text: "token" }),
         tokens.map(({ text }, position) =>
-          h("th", { scope: "col", title: `position ${position}`, text: visibleText(text) }),
+          h("th", { scope: "col", title: `position ${position} (from 0)`, text: visibleText(text) }),
         ),
       ),
     ),
@@ -301,7 +301,7 @@ function cellDetails(lens, row, position) {
   return h(
     "div",
     { class: "stack tight" },
-    h("h3", { text: `${lens.layers[row]}, position ${position}` }),
+    h("h3", { text: `${lens.layers[row]}, position ${position} (from 0)` }),
     h("p", {
       class: "secondary",
       text: `After ${visibleText(lens.tokens[position].text)} the most likely are:`,

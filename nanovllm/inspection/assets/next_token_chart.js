@@ -3,7 +3,7 @@
 import { formatPercent, h, hideTooltip, replace, s, showTooltip, visibleText } from "./dom.js";
 
 const CHART_HEIGHT_PX = 200;
-const CHART_MARGIN = { left: 56, right: 16, top: 12, bottom: 64 };
+const CHART_MARGIN = { left: 76, right: 16, top: 12, bottom: 64 };
 const MIN_LABEL_STEP_PX = 15;
 const MAX_LABEL_CHARACTERS = 10;
 const LOWEST_PROBABILITY = 1e-6;
@@ -50,7 +50,7 @@ export function nextTokenChart(lens, onChoose) {
           role: "img",
           "aria-label":
             `Probability of each token of the prompt. The lowest is ` +
-            `${formatPercent(probabilities[worst])} at position ${worst + 1}.`,
+            `${formatPercent(probabilities[worst])} at position ${worst + 1} (from 0).`,
         },
         ticks
           .map((p) => [
@@ -70,7 +70,7 @@ export function nextTokenChart(lens, onChoose) {
         s("text", {
           class: "v-worst-label",
           x: xOf(worst) + (worst > probabilities.length / 2 ? -10 : 10),
-          y: yOf(low) + 10,
+          y: Math.max(yOf(low) - 10, 10),
           "text-anchor": worst > probabilities.length / 2 ? "end" : "start",
           text: `${nameOf(worst)} ${formatPercent(probabilities[worst])}`,
         }),
@@ -98,7 +98,7 @@ export function nextTokenChart(lens, onChoose) {
             onpointerenter: (event) =>
               showTooltip(
                 event.target,
-                `${nameOf(index)}, position ${index + 1}: ${formatPercent(p)}`,
+                `${nameOf(index)}, position ${index + 1} (from 0): ${formatPercent(p)}`,
               ),
             onpointerleave: hideTooltip,
           }),
@@ -117,14 +117,7 @@ export function nextTokenChart(lens, onChoose) {
 }
 
 function tickText(p) {
-  const percent = p * 100;
-  return percent >= 0.001
-    ? `${Number(percent.toPrecision(1))} %`
-    : `10⁻${superscript(-Math.log10(p))}`;
-}
-
-function superscript(value) {
-  return [...String(Math.round(value))].map((digit) => "⁰¹²³⁴⁵⁶⁷⁸⁹"[Number(digit)]).join("");
+  return `${Number((p * 100).toPrecision(1))} %`;
 }
 
 function shortLabel(text) {

@@ -22,8 +22,13 @@ export function promptForm({ context, action, hint, compute }) {
 
   async function run() {
     const prompt = input.value;
-    if (!prompt) return;
     running?.abort();
+    if (!prompt) {
+      running = null;
+      result.removeAttribute("aria-busy");
+      replace(result, errorMessage("The prompt is empty. Enter a prompt."));
+      return;
+    }
     const controller = new AbortController();
     running = controller;
     hasShown = true;

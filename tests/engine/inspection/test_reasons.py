@@ -41,7 +41,10 @@ def test_too_few_blocks_are_free_and_those_behind_wait_for_the_first() -> None:
     scheduler = make_scheduler(blocks=8, block_size=4)
     add(scheduler, make_request("r0", 9), make_request("r1", 17), make_request("r2", 2))
     step(scheduler)  # r0 has 3 blocks, and one more is reserved for it
-    needs = "needs 5 blocks, and 4 of 8 are free beyond the reserve of 1 for running requests"
+    needs = (
+        "needs 5 blocks; 5 can be used (free or cached), of which 1 is reserved for running "
+        "requests"
+    )
     assert reasons(scheduler) == {
         "r0": None,
         "r1": needs,
@@ -55,7 +58,7 @@ def test_blocks_that_a_running_request_shares_are_not_needed() -> None:
     add(scheduler, make_request("r0", prompt, 8))
     step(scheduler)
     add(scheduler, make_request("r1", (*prompt, 99), 2))
-    assert reasons(scheduler)["r1"] == "can be admitted in the next step"
+    assert reasons(scheduler)["r1"] == "will be admitted in the next step"
     step(scheduler)
     assert len(scheduler.running) == 2
 
@@ -75,9 +78,41 @@ def test_nothing_is_in_the_way() -> None:
     scheduler = make_scheduler()
     add(scheduler, make_request("r0", 3), make_request("r1", 3), make_request("r2", 3))
     assert list(reasons(scheduler).values()) == [
-        "can be admitted in the next step",
-        "1 request is ahead; r0 can be admitted in the next step",
-        "2 requests are ahead; the first of them, r0, can be admitted in the next step",
+        "will be admitted in the next step",
+        "will be admitted in the next step, together with the 1 ahead of it",
+        "will be admitted in the next step, together with the 2 ahead of it",
+    ]
+    step(scheduler)
+    assert len(scheduler.running) == 3
+
+
+def test_requests_that_fit_together_are_told_from_those_that_do_not() -> None:
+    few_slots = make_scheduler(seqs=2)
+    few_blocks = make_scheduler(blocks=8, block_size=4)
+    few_tokens = make_scheduler(tokens=8, blocks=64)
+    found = []
+    for scheduler in few_slots, few_blocks, few_tokens:
+        add(scheduler, *(make_request(f"r{i}", 9) for i in range(4)))
+        found.append(list(reasons(scheduler).values()))
+        step(scheduler)
+        assert len(scheduler.running) == 2
+    together = "will be admitted in the next step, together with the 1 ahead of it"
+    assert [reasons[:2] for reasons in found] == [
+        ["will be admitted in the next step", together]
+    ] * 3
+    slots = "the requests ahead fill all 2 sequence slots (--max-num-seqs 2)"
+    needs = (
+        "needs up to 3 blocks; 8 can be used (free or cached), of which 0 are reserved for running "
+        "requests and 8 are for the 2 ahead"
+    )
+    tokens = (
+        "the running requests and those ahead can use all 8 tokens of the next step "
+        "(--max-num-batched-tokens 8)"
+    )
+    assert [reasons[2:] for reasons in found] == [
+        [f"{slots}; 2 requests are ahead", f"{slots}; 3 requests are ahead"],
+        [needs, f"3 requests are ahead; r2 {needs}"],
+        [f"{tokens}; 2 requests are ahead", f"{tokens}; 3 requests are ahead"],
     ]
 
 

@@ -1,9 +1,10 @@
 """The engine view in Chromium: it follows the scheduler, and pauses, steps and replays."""
 
+import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -101,6 +102,60 @@ def test_the_view_follows_concurrent_requests_and_replays_their_steps(
         assert page_equals_metrics(page, watched)
         events = page.get_by_role("region", name="Events, newest first")
         assert "finished: length" in events.inner_text()
+
+
+def test_a_replay_shows_no_state_of_a_later_step(
+    browser: "Browser", watched: RunningServer
+) -> None:
+    """Steps 1, 2, 5 and 6 are recorded, with snapshots after steps 2 and 6."""
+    state = {**watched.http.get("/v1/engine/state").json(), "last_step": None}
+    record = {
+        "time_s": 0.0,
+        "duration_s": 0.001,
+        "num_tokens": 1,
+        "num_prompt_tokens": 0,
+        "num_decode_tokens": 1,
+        "sequences": [],
+        "admitted": ["r0"],
+        "finished": [],
+        "preempted": [{"id": "r0", "reason": "no block was free"}],
+        "num_copies": 0,
+        "cache_hits": [{"id": "r0", "tokens": 96}],
+        "blocks": state["blocks"],
+    }
+    steps = [{**record, "step": number} for number in (1, 2, 5, 6)]
+    frames = [
+        {**state, "step": number, "blocks": {**state["blocks"], "used": number}}
+        for number in (2, 6)
+    ]
+    events = "".join(f"event: state\ndata: {json.dumps(frame)}\n\n" for frame in frames)
+    streams: list[Any] = []
+
+    def answer_once(route: Any) -> None:
+        streams.append(route)
+        if len(streams) == 1:
+            route.fulfill(body=events, content_type="text/event-stream")
+
+    with open_page(browser, watched.url) as page:
+        page.route("**/v1/engine/events", answer_once)
+        page.route("**/v1/engine/steps?*", lambda route: route.fulfill(json={"steps": steps}))
+        page.get_by_role("tab", name="Engine").click()
+        status(page, "Live")
+        log = page.get_by_role("region", name="Events, newest first")
+        banner = page.get_by_text("No snapshot at or before this step")
+        seen = []
+        for step in (5, 2, 1):
+            click(page, "Previous step")
+            status(page, f"Replay of step {step}")
+            seen.append((figure(page, "blocks"), banner.is_visible()))
+            assert ("2 steps not recorded" in log.inner_text()) == (step == 5)
+        assert seen == [(2, False), (2, False), (2, True)]
+        assert "v-faded" in (page.locator(".v-tiles").get_attribute("class") or "")
+        assert "again" not in log.inner_text()
+        page.get_by_role("slider", name="Replay step").press("ArrowRight")
+        status(page, "Replay of step 2")
+        assert "admitted again" in log.inner_text()
+        assert "resumed: 96 of its tokens were still cached" in log.inner_text()
 
 
 def test_the_stream_is_open_only_while_the_view_is_shown(

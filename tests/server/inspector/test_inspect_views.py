@@ -92,7 +92,7 @@ def test_the_logit_lens_marks_where_the_probability_of_the_prompt_collapses(
     with open_page(browser, f"{server.url}/#lens") as page:
         show(page, PROMPT, "Show logit lens")
         first = page.locator(".v-surprise").first
-        assert f"position {lowest + 1}" in (first.text_content() or "")
+        assert f"position {lowest + 1} (from 0)" in (first.text_content() or "")
         first.click()
         chosen = page.locator(".v-output-row td").nth(lowest)
         assert chosen.evaluate("cell => cell === document.activeElement")
@@ -104,6 +104,9 @@ def test_the_logit_lens_marks_where_the_probability_of_the_prompt_collapses(
         assert chosen.evaluate("cell => cell === document.activeElement")
         page.get_by_label("Rank of next").check(force=True)
         page.get_by_text("rank of the token that follows").wait_for()
+        page.get_by_role("textbox", name="Prompt").fill("")
+        page.get_by_role("button", name="Show logit lens").click()
+        page.get_by_role("alert").get_by_text("The prompt is empty").wait_for()
 
 
 def test_markup_in_prompts_is_shown_as_text(browser: "Browser", server: RunningServer) -> None:

@@ -99,6 +99,7 @@ def test_an_alternative_continues_by_keyboard_and_keeps_the_text_before(
         assert after[:3] == before[:3]
         assert after[3] == chosen != before[3]
         assert len(after) == 3 + 1 + 8
+        assert facts(page.locator(".figures"))["Tokens"] == "8 new, 12 in all"
         body: Any = request.value.post_data_json
         ids = server.http.post("/tokenize", json={"prompt": "the end"}).json()["tokens"]
         assert body["prompt"][: len(ids)] == ids
@@ -166,7 +167,7 @@ def test_scoring_shows_where_the_probability_of_a_prompt_collapses(
         page.locator(".segment", has_text="Score prompt").click()
         tokens = run(page, prompt, action="Score")
         assert tokens.count() == len(ids)
-        page.locator(".figure", has_text=f", token {lowest + 2}").wait_for()
+        page.locator(".figure", has_text=f", position {lowest + 1} (from 0)").wait_for()
         tokens.nth(lowest + 1).focus()
         shown = facts(page.locator("#tooltip"))
         assert shown["Rank"] == str(chances[lowest]["rank"])

@@ -147,7 +147,7 @@ def test_a_paused_engine_runs_one_step_for_each_command(controlled: RunningServe
     with paused(controlled), requests(controlled, {"prompt": [9] * 30}):
         before = state(controlled)
         assert before["is_paused"]
-        assert before["requests"][0]["reason"] == "can be admitted in the next step"
+        assert before["requests"][0]["reason"] == "will be admitted in the next step"
         first = control(controlled, "step")
         assert first == {"is_paused": True, "step": before["step"] + 1}
         row = state(controlled)["requests"][0]

@@ -148,7 +148,7 @@ export function blockGrid({ names, onSelect }) {
         legend,
         legendItem("v-swatch-owned", "held by one request", blocks.used - blocks.shared),
         legendItem("v-swatch-shared", "shared", blocks.shared),
-        legendItem("v-swatch-cached", "cached", blocks.cached),
+        legendItem("v-swatch-cached", "cached (can be reused)", blocks.cached),
         legendItem("v-swatch-free", "free", blocks.free),
         blocks.blocks_per_cell > 1 &&
           h("span", { text: `A cell is ${blocks.blocks_per_cell} blocks.` }),

@@ -60,7 +60,7 @@ export class ChoiceView {
     const nowMs = performance.now();
     if (!isRunning || nowMs - this.drawnMs >= CHART_INTERVAL_MS) {
       this.drawnMs = nowMs;
-      this.chart.update(choice.tokens);
+      this.chart.update(choice.tokens, choice.promptIds.length);
     }
     const progress = choice.status === "waiting" ? "waiting" : "generating";
     const end = isRunning ? progress : endText(choice);
@@ -113,7 +113,7 @@ export class ChoiceView {
 function speedFigures(choice) {
   const { count, ttftS, tokensPerS } = speed(choice);
   return [
-    ["Tokens", String(count)],
+    ["Tokens", choice.firstNewToken ? `${count} new, ${choice.tokens.length} in all` : `${count}`],
     ["Time to first token", ttftS === null ? "–" : formatDuration(ttftS)],
     ["Speed", tokensPerS === null ? "–" : `${formatNumber(tokensPerS)}\u2009tokens/s`],
     ...textFigures(choice),
@@ -140,9 +140,10 @@ function textFigures(choice) {
   if (!scored.length) return [];
   const mean = scored.reduce((sum, token) => sum + token.logprob, 0) / scored.length;
   const lowest = scored.reduce((low, token) => (token.logprob < low.logprob ? token : low));
+  const position = choice.promptIds.length + choice.tokens.indexOf(lowest);
   const chance = formatPercent(Math.exp(lowest.logprob));
   return [
     ["Perplexity", formatNumber(Math.exp(-mean))],
-    ["Lowest probability", `${chance}, token ${choice.tokens.indexOf(lowest) + 1}`],
+    ["Lowest probability", `${chance}, position ${position} (from 0)`],
   ];
 }

@@ -39,6 +39,8 @@ export function controlBar({ act, move, watch }) {
     onclick: () => move(1),
   });
   const live = button({ label: "Live", small: true, onclick: () => watch(null) });
+  /** @type {number[]} recorded steps; the slider chooses among them */
+  let numbers = [];
   const slider = h("input", {
     type: "range",
     class: "v-slider",
@@ -46,9 +48,16 @@ export function controlBar({ act, move, watch }) {
     min: 0,
     max: 0,
     step: 1,
-    oninput: () => watch(Number(slider.value) >= Number(slider.max) ? null : Number(slider.value)),
+    oninput: () =>
+      watch(slider.value === slider.max ? null : (numbers[Number(slider.value)] ?? null)),
   });
   const hint = h("p", { class: "secondary small-text v-control-hint", hidden: true });
+  const banner = h("p", {
+    class: "v-banner",
+    role: "status",
+    text: "No snapshot at or before this step. The faded parts are of a later one.",
+    hidden: true,
+  });
   const element = h(
     "div",
     { class: "card v-controls" },
@@ -61,6 +70,7 @@ export function controlBar({ act, move, watch }) {
       forth,
       live,
     ),
+    banner,
     hint,
   );
   return {
@@ -69,8 +79,12 @@ export function controlBar({ act, move, watch }) {
       status.textContent = "Disconnected";
       status.className = "v-live v-live-off";
     },
-    /** @param {ReturnType<typeof import("./replay.js").createHistory>} history @param {any} newest */
-    update(history, newest) {
+    /**
+     * @param {ReturnType<typeof import("./replay.js").createHistory>} history
+     * @param {any} newest
+     * @param {boolean} isEarlier whether the shown step is older than all states
+     */
+    update(history, newest, isEarlier) {
       const { is_paused: isPaused, can_control: canControl } = newest;
       const watched = history.watched;
       const mode = watched !== null ? "replay" : isPaused ? "paused" : "on";
@@ -92,14 +106,14 @@ export function controlBar({ act, move, watch }) {
         : "Pause and step are off on this server. The flag --inspector-controls turns them on.";
       hint.textContent = texts;
       hint.hidden = !texts;
-      const steps = history.steps();
-      const first = steps[0]?.step ?? 0;
-      const last = steps.at(-1)?.step ?? 0;
-      slider.min = String(first);
+      banner.hidden = !isEarlier;
+      numbers = history.steps().map(({ step: number }) => number);
+      const last = Math.max(numbers.length - 1, 0);
+      const shown = watched === null ? last : Math.max(numbers.indexOf(watched), 0);
       slider.max = String(last);
-      slider.value = String(watched ?? last);
+      slider.value = String(shown);
       slider.setAttribute("aria-valuetext", watched === null ? "live" : `step ${watched}`);
-      back.disabled = steps.length === 0 || (watched ?? last) <= first;
+      back.disabled = shown === 0;
       forth.disabled = watched === null;
       live.disabled = watched === null;
     },

@@ -234,7 +234,7 @@ export function create({ api, store, announce }) {
 
   async function loadSteps(signal) {
     const { steps } = await api.get(`v1/engine/steps?last=${MAX_STEPS}`, { signal });
-    history.addSteps(steps);
+    history.loadSteps(steps);
   }
 
   /** Load the steps that frames have omitted: a frame contains the newest 32. */
@@ -260,7 +260,7 @@ export function create({ api, store, announce }) {
   function render() {
     const shown = history.shown();
     if (!shown) return;
-    const { state, record } = shown;
+    const { state, record, isEarlier } = shown;
     for (const { id } of state.requests) names.color(id);
     keepFinishedPrompts();
     content.hidden = false;
@@ -274,16 +274,18 @@ export function create({ api, store, announce }) {
       step: history.watched,
       maxTokens: state.config.max_num_batched_tokens,
     });
-    log.update(history.steps(), history.watched);
+    log.update(history.steps(), history.watched, history.loadedUntil());
     ttft.update(state.ttft_s);
     itl.update(state.itl_s);
-    controls.update(history, history.frames().at(-1));
+    controls.update(history, history.frames().at(-1), isEarlier);
+    for (const part of [figures, running, waiting, blocks])
+      part.element.classList.toggle("v-faded", isEarlier);
     noRequests.hidden = state.requests.length > 0;
     noRunning.hidden = !running.element.hidden;
     noWaiting.hidden = !waiting.element.hidden;
     omitted.hidden = !state.requests_omitted;
     omitted.textContent = `${state.requests_omitted} more requests wait.`;
-    stateNote.hidden = history.watched === null || state.step === history.watched;
+    stateNote.hidden = history.watched === null || isEarlier || state.step === history.watched;
     stateNote.textContent = `Requests and blocks as recorded after step ${state.step}.`;
   }
 

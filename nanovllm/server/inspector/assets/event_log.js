@@ -16,12 +16,15 @@ export function eventLog({ names, onSelect, onWatch }) {
   let selected = null;
   let lines = [];
 
-  function linesOf(record) {
+  /** @param {Set<string>} preempted ids of the requests that were preempted before the record */
+  function linesOf(record, preempted) {
     const line = (kind, id, text) => ({ step: record.step, kind, id, text });
     return [
-      ...record.admitted.map((id) => line("admitted", id, "admitted")),
+      ...record.admitted.map((id) =>
+        line("admitted", id, preempted.has(id) ? "admitted again" : "admitted"),
+      ),
       ...record.cache_hits.map(({ id, tokens }) =>
-        line("cache-hit", id, `found ${formatCount(tokens)} prompt tokens in the prefix cache`),
+        line("cache-hit", id, cacheHitText(tokens, preempted.has(id))),
       ),
       ...record.preempted.map(({ id, reason }) => line("preempted", id, names.sentence(reason))),
       ...record.finished.map(({ id, reason }) => line("finished", id, `finished: ${reason}`)),
@@ -32,8 +35,9 @@ export function eventLog({ names, onSelect, onWatch }) {
     empty.hidden = lines.length > 0;
     replace(
       list,
-      lines.map(({ step, kind, id, text }) =>
-        h(
+      lines.map(({ step, kind, id, text }) => {
+        if (kind === "gap") return h("li", {}, h("span", { class: "v-log-gap", text }));
+        return h(
           "li",
           { class: selected && selected !== id ? "v-faded" : null },
           h("button", {
@@ -52,8 +56,8 @@ export function eventLog({ names, onSelect, onWatch }) {
             onclick: () => onSelect(id),
           }),
           h("span", { class: `v-log-${kind}`, text }),
-        ),
-      ),
+        );
+      }),
     );
   }
 
@@ -73,15 +77,24 @@ export function eventLog({ names, onSelect, onWatch }) {
         list,
       ),
     ),
-    /** @param {any[]} records oldest first @param {number | null} watched */
-    update(records, watched) {
-      const newLines = [];
-      for (let index = records.length - 1; index >= 0 && newLines.length < MAX_LINES; index -= 1) {
-        if (watched === null || records[index].step <= watched)
-          newLines.push(...linesOf(records[index]).reverse());
-      }
-      lines = newLines.slice(0, MAX_LINES);
-      const key = `${lines.length} ${lines[0]?.step} ${lines.at(-1)?.step}`;
+    /**
+     * @param {any[]} records oldest first
+     * @param {number | null} watched
+     * @param {number} loadedUntil the last of the steps whose gaps were not recorded
+     */
+    update(records, watched, loadedUntil) {
+      const allLines = [];
+      const preempted = new Set();
+      records.forEach((record, index) => {
+        const { step } = record;
+        if (watched !== null && step > watched) return;
+        const missing = index ? step - records[index - 1].step - 1 : 0;
+        if (missing && step <= loadedUntil) allLines.push(gapLine(step, missing));
+        allLines.push(...linesOf(record, preempted));
+        for (const { id } of record.preempted) preempted.add(id);
+      });
+      lines = allLines.slice(-MAX_LINES).reverse();
+      const key = lines.map(({ step, kind }) => `${step} ${kind}`).join();
       if (key === drawn) return;
       drawn = key;
       render();
@@ -92,4 +105,15 @@ export function eventLog({ names, onSelect, onWatch }) {
       render();
     },
   };
+}
+
+function cacheHitText(tokens, isResumed) {
+  return isResumed
+    ? `resumed: ${formatCount(tokens)} of its tokens were still cached`
+    : `found ${formatCount(tokens)} prompt tokens in the prefix cache`;
+}
+
+function gapLine(step, count) {
+  const text = count === 1 ? "1 step not recorded" : `${formatCount(count)} steps not recorded`;
+  return { step, kind: "gap", id: null, text };
 }

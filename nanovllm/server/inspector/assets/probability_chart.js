@@ -24,6 +24,7 @@ export class ProbabilityChart {
     this.details = details;
     /** @type {import("./generation.js").Token[]} */
     this.tokens = [];
+    this.firstPosition = 0;
     this.width = 0;
     this.svg = s("svg", { class: "chart probability-chart", height: HEIGHT, role: "img" });
     this.element = h("figure", { class: "chart-figure" }, this.svg);
@@ -47,9 +48,13 @@ export class ProbabilityChart {
     }).observe(this.element);
   }
 
-  /** @param {import("./generation.js").Token[]} tokens */
-  update(tokens) {
+  /**
+   * @param {import("./generation.js").Token[]} tokens
+   * @param {number} firstPosition position of the first token, after those of the prompt
+   */
+  update(tokens, firstPosition) {
     this.tokens = tokens;
+    this.firstPosition = firstPosition;
     this.element.hidden = !tokens.some((token) => token.logprob !== null);
     this.#draw();
   }
@@ -131,7 +136,8 @@ export class ProbabilityChart {
     svg.setAttribute(
       "aria-label",
       `Probability of ${tokens.length} tokens. The lowest is `
-        + `${formatPercent(Math.exp(low.logprob))} at token ${low.position + 1}, `
+        + `${formatPercent(Math.exp(low.logprob))} at position `
+        + `${this.firstPosition + low.position} (from 0), `
         + `${this.vocabulary.label(low.token.id)}.`,
     );
   }
@@ -155,16 +161,16 @@ export class ProbabilityChart {
     }
     const count = this.tokens.length;
     const step = niceStep(count / Math.max(this.#plotWidth() / 70, 1));
-    const multiples = Array.from({ length: count / step }, (_, index) => (index + 1) * step);
-    for (const number of new Set([1, ...multiples])) {
-      const x = this.#x(number - 1);
-      if (number > 1 && x - this.#x(0) < 30) continue;
-      parts.push(s("text", { x, y: bottom + 15, "text-anchor": "middle" }, String(number)));
+    const first = this.firstPosition;
+    for (let index = 0; index < count; index += 1) {
+      const x = this.#x(index);
+      if (index && ((first + index) % step || x - this.#x(0) < 30)) continue;
+      parts.push(s("text", { x, y: bottom + 15, "text-anchor": "middle" }, String(first + index)));
     }
     const middle = (MARGIN.left + right) / 2;
     parts.push(
       s("line", { class: "axis", x1: MARGIN.left, x2: right, y1: bottom, y2: bottom }),
-      s("text", { x: middle, y: HEIGHT - 4, "text-anchor": "middle" }, "token of the text"),
+      s("text", { x: middle, y: HEIGHT - 4, "text-anchor": "middle" }, "position (from 0)"),
       s(
         "text",
         { transform: `translate(11 ${(MARGIN.top + bottom) / 2}) rotate(-90)`,
@@ -176,17 +182,20 @@ export class ProbabilityChart {
   }
 
   /**
-   * Return the names of the tokens with the lowest probabilities, as far as they do not overlap.
+   * Return the names of the tokens with the lowest probabilities, above each other if necessary.
    * @param {{token: import("./generation.js").Token, position: number, logprob: number}[]} points
    * @param {(logprob: number) => number} y
    */
   #labels(points, y) {
     const placed = [];
-    for (const point of [...points].sort((first, second) => first.logprob - second.logprob)) {
-      if (placed.length === NUM_LABELS || point.logprob > Math.log(0.05)) break;
+    const order = [...points].sort((first, second) => first.logprob - second.logprob);
+    for (const point of order.slice(0, NUM_LABELS)) {
       const x = this.#x(point.position);
-      if (placed.some((other) => Math.abs(other.x - x) < 80)) continue;
-      placed.push({ x, y: y(point.logprob), name: this.vocabulary.label(point.token.id) });
+      let height = y(point.logprob);
+      const overlaps = (other) => Math.abs(other.x - x) < 80 && Math.abs(other.y - height) < 13;
+      const shift = height > HEIGHT / 3 ? -13 : 13;
+      while (placed.some(overlaps)) height += shift;
+      placed.push({ x, y: height, name: this.vocabulary.label(point.token.id) });
     }
     return placed.map(({ x, y: height, name }) => {
       const isRight = x > this.width - 60;

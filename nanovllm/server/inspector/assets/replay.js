@@ -14,6 +14,7 @@ export function createHistory() {
   let frames = [];
   /** @type {number | null} */
   let watched = null;
+  let loadedUntil = 0;
 
   /** @param {any[]} records */
   function addSteps(records) {
@@ -24,7 +25,13 @@ export function createHistory() {
   }
 
   return {
-    addSteps,
+    /** Keep all steps that the server has recorded. A gap before the last one stays. */
+    loadSteps(records) {
+      addSteps(records);
+      loadedUntil = records.at(-1)?.step ?? 0;
+    },
+    /** The last of the steps whose gaps are steps that the server has not recorded. */
+    loadedUntil: () => loadedUntil,
     /** Keep a frame of the event stream. A restarted server begins a new history. */
     addFrame(frame) {
       const last = frames.at(-1);
@@ -32,6 +39,7 @@ export function createHistory() {
         steps.clear();
         frames = [];
         watched = null;
+        loadedUntil = 0;
       }
       if (last && frame.step === last.step && frames.length) frames.pop();
       frames.push(frame);
@@ -58,15 +66,23 @@ export function createHistory() {
       watched = next >= numbers.length - 1 ? null : numbers[next];
     },
     /**
-     * Return the state and the step to show. Between frames, the state is the first one recorded
-     * after the step.
+     * Return the state and the step to show. Between frames, the state is the last one recorded
+     * before the step. `isEarlier` is true where the step is older than all states.
      */
     shown() {
       if (!frames.length) return null;
       if (watched === null)
-        return { state: frames.at(-1), record: [...steps.values()].at(-1) ?? null };
-      const state = frames.find(({ step }) => step >= watched) ?? frames.at(-1);
-      return { state, record: steps.get(watched) ?? null };
+        return {
+          state: frames.at(-1),
+          record: [...steps.values()].at(-1) ?? null,
+          isEarlier: false,
+        };
+      const state = frames.findLast(({ step }) => step <= watched);
+      return {
+        state: state ?? frames[0],
+        record: steps.get(watched) ?? null,
+        isEarlier: state === undefined,
+      };
     },
   };
 }

@@ -1,6 +1,14 @@
 /** Steps as columns and sequences as rows: what each step computed for whom. */
 
-import { categoricalColor, formatCount, formatDuration, h, replace, token } from "./dom.js";
+import {
+  categoricalColor,
+  formatCount,
+  formatDuration,
+  formatThings,
+  h,
+  replace,
+  token,
+} from "./dom.js";
 
 const COLUMN_PX = 14;
 const ROW_PX = 13;
@@ -9,6 +17,8 @@ const LABEL_PX = 48;
 const TOTAL_PX = 56;
 const AXIS_PX = 22;
 const FONT = "11px system-ui, sans-serif";
+const NO_STEPS_TEXT =
+  "No step has been recorded yet. Steps are recorded only while this page is open.";
 const KIND_TEXTS = {
   prefill: "prefill of the rest of the prompt",
   chunk: "chunk of the prompt",
@@ -176,7 +186,7 @@ export function stepTimeline({ names, onWatch, onSelect }) {
 
   function showDetails(record) {
     if (!record) {
-      replace(details, h("p", { class: "secondary", text: "No step has been recorded yet." }));
+      replace(details, h("p", { class: "secondary", text: NO_STEPS_TEXT }));
       return;
     }
     const list = record.sequences.map(({ id, choice, start, count, kind }) =>
@@ -197,7 +207,10 @@ export function stepTimeline({ names, onWatch, onSelect }) {
         h("span", {
           class: "secondary",
           title: KIND_TEXTS[kind],
-          text: count === 1 ? `token ${start}` : `tokens ${start} to ${start + count - 1}`,
+          text:
+            count === 1
+              ? `position ${start} (from 0)`
+              : `positions ${start} to ${start + count - 1} (from 0)`,
         }),
       ),
     );
@@ -210,8 +223,8 @@ export function stepTimeline({ names, onWatch, onSelect }) {
     );
     canvas.setAttribute(
       "aria-label",
-      `Timeline of steps. Step ${record.step}: ${record.num_tokens} tokens of ` +
-        `${record.sequences.length} sequences. The list below names them.`,
+      `Timeline of steps. Step ${record.step}: ${formatThings(record.num_tokens, "token")} of ` +
+        `${formatThings(record.sequences.length, "sequence")}. The list below names them.`,
     );
   }
 
@@ -263,9 +276,9 @@ export function stepTimeline({ names, onWatch, onSelect }) {
 }
 
 function stepText(record) {
-  const prompt = `${formatCount(record.num_prompt_tokens)} prompt tokens`;
-  const decode = `${formatCount(record.num_decode_tokens)} decode tokens`;
-  const sequences = `${record.sequences.length} sequences`;
+  const prompt = formatThings(record.num_prompt_tokens, "prompt token");
+  const decode = formatThings(record.num_decode_tokens, "decode token");
+  const sequences = formatThings(record.sequences.length, "sequence");
   const duration = formatDuration(record.duration_s);
   return `Step ${formatCount(record.step)}: ${prompt}, ${decode}, ${sequences} in ${duration}`;
 }
@@ -280,6 +293,7 @@ function timelineLegend(budgetText) {
     item("v-key-decode", "decode"),
     h("span", { text: "× preempted" }),
     h("span", { text: "▪ finished" }),
+    h("span", { text: "┊ steps not recorded" }),
     budgetText,
   );
 }
