@@ -8,14 +8,17 @@ import asyncio
 import json
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from ray.exceptions import RayError
 from ray.serve.handle import DeploymentHandle
+from starlette.requests import Request
+from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from nanovllm.cli.options import load_chat_template
+from nanovllm.cli.options import load_chat_template, served_names
 from nanovllm.deploy.asgi import HttpRequest
 from nanovllm.deploy.prefix import PrefixReader
 from nanovllm.deploy.relay import (
@@ -24,9 +27,13 @@ from nanovllm.deploy.relay import (
     read_request,
     relay,
     send_error,
+    send_whole,
 )
 from nanovllm.deploy.replica import parse_arguments
 from nanovllm.hub import resolve_model
+from nanovllm.server.http.errors import ClientDisconnectedError
+from nanovllm.server.http.event_stream import unless_disconnected
+from nanovllm.server.metrics import METRICS_MEDIA_TYPE
 
 _METRICS_TIMEOUT_S = 5.0
 _SAMPLE = re.compile(r"([a-zA-Z_:][a-zA-Z0-9_:]*)(?:\{(.*)\})? (.*)")
@@ -110,16 +117,10 @@ class Ingress:
         hashes: tuple[bytes, ...] = ()
         if served.prefix is not None and body:
             hashes = await asyncio.to_thread(served.prefix.hashes, request.path, body)
-        work = asyncio.ensure_future(relay(served.handle, request, hashes, send))
-        gone = asyncio.ensure_future(_until_disconnect(receive))
-        try:
-            await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
-            if work.done():
-                work.result()
-        finally:
-            for task in (work, gone):
-                task.cancel()
-            await asyncio.gather(work, gone, return_exceptions=True)
+        with suppress(ClientDisconnectedError):
+            await unless_disconnected(
+                Request({"type": "http"}, receive), relay(served.handle, request, hashes, send)
+            )
 
     async def _send_models(self, request: HttpRequest, send: Send) -> None:
         """Send the lists of models of one replica of each, joined."""
@@ -134,7 +135,7 @@ class Ingress:
                 return
             entries += answer["data"]
         content = json.dumps({"object": "list", "data": entries}).encode()
-        await _send_content(send, content, b"application/json")
+        await send_whole(Response(content, media_type="application/json"), send)
 
     async def _send_metrics(self, send: Send) -> None:
         """Send the metrics of all replicas, each sample with the label `replica`."""
@@ -146,7 +147,7 @@ class Ingress:
             except (RayError, TimeoutError):
                 continue  # its replicas are starting or gone; the others are still of use
         content = merge_metrics(pages).encode()
-        await _send_content(send, content, b"text/plain; version=0.0.4; charset=utf-8")
+        await send_whole(Response(content, media_type=METRICS_MEDIA_TYPE), send)
 
 
 def merge_metrics(pages: Sequence[str]) -> str:
@@ -175,13 +176,12 @@ def merge_metrics(pages: Sequence[str]) -> str:
 
 def _served(arguments: Sequence[str], handle: DeploymentHandle, *, uses_prefix: bool) -> Served:
     parsed = parse_arguments(arguments)
-    names = tuple(parsed.served_model_name or (parsed.model.rstrip("/").rsplit("/", 1)[-1],))
     prefix = None
     if uses_prefix and parsed.enable_prefix_caching:
         folder = resolve_model(parsed.model)
         template = load_chat_template(folder, parsed)
         prefix = PrefixReader(folder, parsed.block_size, template)
-    return Served(names, handle, prefix, parsed.max_body_bytes)
+    return Served(served_names(parsed), handle, prefix, parsed.max_body_bytes)
 
 
 def _json_object(content: bytes) -> dict[str, Any]:
@@ -204,14 +204,3 @@ async def _follow_lifespan(receive: Receive, send: Send) -> None:
         await send({"type": f"{phase}.complete"})
         if phase == "lifespan.shutdown":
             return
-
-
-async def _until_disconnect(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-
-
-async def _send_content(send: Send, content: bytes, media_type: bytes) -> None:
-    headers = [(b"content-type", media_type), (b"content-length", str(len(content)).encode())]
-    await send({"type": "http.response.start", "status": 200, "headers": headers})
-    await send({"type": "http.response.body", "body": content, "more_body": False})

@@ -12,7 +12,7 @@ import ray
 from ray import serve
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouterConfig
 
-from nanovllm.cli.options import engine_config
+from nanovllm.cli.options import engine_config, served_names
 from nanovllm.cli.serve import server_settings
 from nanovllm.deploy.ingress import Ingress
 from nanovllm.deploy.replica import EngineReplica, parse_arguments
@@ -39,10 +39,9 @@ def build(args: dict[str, Any]) -> serve.Application:
     _check_models(settings)
     if ray.is_initialized():
         settings.check_cpus(ray.cluster_resources().get("CPU", 0.0))
-    names = _deployment_names(settings)
     replicas = [
-        _deployment(model, name).bind(model.arguments())
-        for model, name in zip(settings.models, names, strict=True)
+        _deployment(model, f"model-{index}").bind(model.arguments())
+        for index, model in enumerate(settings.models)
     ]
     ingress = serve.deployment(
         serve.ingress()(Ingress),
@@ -67,15 +66,10 @@ def _check_models(settings: AppSettings) -> None:
         config = engine_config(parsed)
         server_settings(parsed)
         Engine.check(resolve_model(model.model), config)
-        name = model.name or model.model.rstrip("/").rsplit("/", 1)[-1]
+        (name,) = served_names(parsed)
         if name in names:
             raise ValueError(f"two models have the name {name!r}; give one of them another `name`")
         names.add(name)
-
-
-def _deployment_names(settings: AppSettings) -> list[str]:
-    """Return a unique name for each model's deployment."""
-    return [f"model-{index}" for index in range(len(settings.models))]
 
 
 def _deployment(model: ModelSettings, name: str) -> serve.Deployment:
@@ -91,7 +85,7 @@ def _deployment(model: ModelSettings, name: str) -> serve.Deployment:
         options = {
             "autoscaling_config": AutoscalingConfig(
                 min_replicas=model.replicas,
-                max_replicas=model.max_replicas or model.replicas,
+                max_replicas=model.most_replicas,
                 target_ongoing_requests=model.target_ongoing_requests,
                 upscale_delay_s=model.upscale_delay_s,
                 downscale_delay_s=model.downscale_delay_s,

@@ -7,20 +7,20 @@ the stream ends with an error event.
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from ray.exceptions import RayError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from nanovllm.deploy.asgi import HttpRequest, ResponseStart
-from nanovllm.server.http.errors import error_body
+from nanovllm.server.http.errors import error_body, error_response
 
 logger = logging.getLogger(__name__)
 
-_RETRY_AFTER_S = 1
 _DIED = "the replica that computed this request has ended; send the request again"
 
 
@@ -69,25 +69,22 @@ async def _end_stream(start: ResponseStart, send: Send) -> None:
     await send({"type": "http.response.body", "body": event, "more_body": False})
 
 
-async def send_error(
-    send: Send, status: int, message: str, headers: Mapping[str, str] | None = None
-) -> None:
+async def send_error(send: Send, status: int, message: str) -> None:
     """Send an error in the form of the OpenAI API, with Retry-After for 429 and 503."""
-    content = json.dumps(error_body(status, message)).encode()
-    fields = {"content-type": "application/json", "content-length": str(len(content))}
-    if status in (429, 503):
-        fields["retry-after"] = str(_RETRY_AFTER_S)
-    await send(
+    await send_whole(error_response(status, message), send)
+
+
+async def send_whole(response: Response, send: Send) -> None:
+    """Send a response that has its whole content."""
+    for message in (
         {
             "type": "http.response.start",
-            "status": status,
-            "headers": [
-                (name.encode(), value.encode())
-                for name, value in (fields | dict(headers or {})).items()
-            ],
-        }
-    )
-    await send({"type": "http.response.body", "body": content, "more_body": False})
+            "status": response.status_code,
+            "headers": response.raw_headers,
+        },
+        {"type": "http.response.body", "body": response.body},
+    ):
+        await send(message)
 
 
 class BodyTooLargeError(Exception):

@@ -76,9 +76,14 @@ class ModelSettings(_Settings):
         return float(self.num_threads) if self.num_cpus is None else self.num_cpus
 
     @property
+    def most_replicas(self) -> int:
+        """Number of replicas when scaled up."""
+        return self.max_replicas or self.replicas
+
+    @property
     def is_autoscaled(self) -> bool:
         """Whether the number of replicas follows the load."""
-        return self.max_replicas is not None and self.max_replicas > self.replicas
+        return self.most_replicas > self.replicas
 
     def arguments(self) -> list[str]:
         """Return the arguments of `nanovllm serve` for a replica."""
@@ -116,17 +121,14 @@ class AppSettings(_Settings):
     @property
     def cpus(self) -> float:
         """CPUs that the application needs when it is scaled up."""
-        models = sum(
-            max(model.replicas, model.max_replicas or 0) * model.cpus for model in self.models
-        )
+        models = sum(model.most_replicas * model.cpus for model in self.models)
         return models + self.ingress_replicas * self.ingress_cpus
 
     def check_cpus(self, available: float) -> None:
         """Raise ValueError if the cluster has too few CPUs for all replicas."""
         if not self.can_grow and self.cpus > available:
             parts = ", ".join(
-                f"{model.model}: {max(model.replicas, model.max_replicas or 0)} of {model.cpus:g}"
-                for model in self.models
+                f"{model.model}: {model.most_replicas} of {model.cpus:g}" for model in self.models
             )
             raise ValueError(
                 f"the replicas need {self.cpus:g} CPUs ({parts}), but the cluster has "

@@ -43,7 +43,7 @@ from nanovllm.server.http.work import Work
 from nanovllm.server.inspector import inspect_routes, page
 from nanovllm.server.inspector.response_types import ControlRequest, EngineStateEvent
 from nanovllm.server.inspector.state_routes import InspectorSettings, add_state_routes
-from nanovllm.server.metrics import HttpMetricsMiddleware, ServerMetrics
+from nanovllm.server.metrics import METRICS_MEDIA_TYPE, HttpMetricsMiddleware, ServerMetrics
 from nanovllm.server.openai.chat import CHAT
 from nanovllm.server.openai.completions import COMPLETIONS
 from nanovllm.server.openai.embeddings import EMBEDDINGS
@@ -209,7 +209,7 @@ def _add_status_routes(app: FastAPI, engine: AsyncEngine, metrics: ServerMetrics
     @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics_page() -> Response:
         """Metrics in Prometheus's text format."""
-        return Response(metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        return Response(metrics.render(), media_type=METRICS_MEDIA_TYPE)
 
     @app.get("/load", responses=responses(503, whole=Load))
     async def load() -> Response:

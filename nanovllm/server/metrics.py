@@ -39,6 +39,7 @@ class LatencyHistogram(TypedDict):
     ]
 
 
+METRICS_MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _Series: TypeAlias = dict[str, tuple[str, Callable[[EngineSnapshot], float]]]
 
 _SECONDS = (
