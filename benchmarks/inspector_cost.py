@@ -1,17 +1,19 @@
 """Measure the cost of watching the engine: processor time per token with and without a reader.
 
-Run: python benchmarks/inspector_cost.py --rounds 9
+Run: python benchmarks/inspector_cost.py --threads 1
 
 A server process has a steady load of concurrent streams. In each round it is measured twice, with
 and without one reader of GET /v1/engine/events, in alternating order. The cost of a round is the
-ratio of the server's processor time per token. The result is the median of all rounds. The server
-records steps until LEASE_S after its last reader, so a measurement without a reader begins later.
-The last line is JSON.
+ratio of the server's processor time per token. It varies by some 10%, mostly because the processor
+does, so measurements are short, so that both of a round see the same processor, and rounds are
+many. The result is the geometric mean of all rounds, with its standard error. The server ends
+recording LEASE_S after its last reader, 10 s in production. The last line is JSON.
 """
 
 import argparse
 import contextlib
 import json
+import math
 import statistics
 import sys
 import threading
@@ -27,8 +29,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.load.server_process import ServerProcess
 from benchmarks.options import add_run_options, finish, heading, tell
 from nanovllm.cli.argument_types import positive, positive_number
-from nanovllm.engine.inspection.inspector import LEASE_S
 
+LEASE_S = 0.1
 _TIMEOUT_S = 120.0
 _JSON = {"Content-Type": "application/json"}
 
@@ -54,9 +56,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         default=[1, 16],
         help="numbers of concurrent streams (1,16)",
     )
-    parser.add_argument("--rounds", type=positive, default=9, help="rounds of each (%(default)s)")
+    parser.add_argument("--rounds", type=positive, default=100, help="rounds of each (%(default)s)")
     parser.add_argument(
-        "--seconds", type=positive_number, default=5.0, help="time of a measurement (%(default)s)"
+        "--seconds", type=positive_number, default=1.0, help="time of a measurement (%(default)s)"
     )
     parser.add_argument(
         "--tokens", type=positive, default=256, help="tokens of a response (%(default)s)"
@@ -71,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = parse(arguments)
     print(heading(parsed), flush=True)
     flags = ["--num-threads", str(parsed.threads), "--log-level", "warning", *parsed.flags]
-    with ServerProcess([parsed.model, *flags]) as server:
+    with ServerProcess([parsed.model, *flags], lease_s=LEASE_S) as server:
         loads = {}
         for streams in parsed.streams:
             loads[str(streams)] = record = measure(server, streams, parsed)
@@ -81,27 +83,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def measure(server: ServerProcess, streams: int, parsed: argparse.Namespace) -> dict[str, Any]:
-    """Return the processor times per token of all rounds, and the median of their ratios."""
+    """Return the processor times per token, and the mean ratio of all rounds with its error."""
     times: dict[bool, list[float]] = {False: [], True: []}
     frames_per_s: list[float] = []
     frame_bytes: list[float] = []
-    last_watched_s = -LEASE_S
     run_load(server, streams, parsed.tokens, min(1.0, parsed.seconds))  # warm up
     for number in range(parsed.rounds):
         tell(f"{streams} streams: round {number + 1} of {parsed.rounds}")
         for is_watched in (number % 2 == 0, number % 2 == 1):
-            if not is_watched:
-                time.sleep(max(0.0, last_watched_s + LEASE_S + 0.5 - time.monotonic()))
+            time.sleep(2 * LEASE_S)
             began_s = time.monotonic()
             with watching(server.port) if is_watched else contextlib.nullcontext() as reader:
                 times[is_watched].append(run_load(server, streams, parsed.tokens, parsed.seconds))
             if reader is not None:
-                last_watched_s = time.monotonic()
                 frames_per_s.append(reader.frames / (time.monotonic() - began_s))
                 frame_bytes.append(reader.num_bytes / max(reader.frames, 1))
     ratios = [watched / alone for watched, alone in zip(times[True], times[False], strict=True)]
+    logarithms = [math.log(ratio) for ratio in ratios]
+    deviation = statistics.stdev(logarithms) if len(ratios) > 1 else math.inf
     return {
-        "cost": statistics.median(ratios) - 1,
+        "cost": math.expm1(statistics.fmean(logarithms)),
+        "standard_error": deviation / math.sqrt(len(ratios)),
         "ratios": ratios,
         "cpu_s_per_token": statistics.median(times[False]),
         "watched_cpu_s_per_token": statistics.median(times[True]),
@@ -211,9 +213,10 @@ def fetch(port: int, method: str, path: str, body: Mapping[str, Any] | None = No
 def shown(streams: int, record: Mapping[str, Any]) -> str:
     """Format the figures of a load as a line."""
     alone, watched = record["cpu_s_per_token"], record["watched_cpu_s_per_token"]
+    cost, error = 100 * record["cost"], 100 * record["standard_error"]
     return (
         f"{streams:3} streams: {1e6 * alone:.1f} us of processor time per token, watched "
-        f"{1e6 * watched:.1f} us; cost {100 * record['cost']:+.2f}% "
+        f"{1e6 * watched:.1f} us; cost {cost:+.2f}% +- {error:.2f}% "
         f"({record['frames_per_s']:.1f} events/s of {record['frame_bytes'] / 1000:.1f} kB)"
     )
 

@@ -184,7 +184,7 @@ async def _measure(
     bodies = [{**common, "prompt": prompt} for prompt in prompts[1:]]
     load = Load(bodies, np.cumsum(gaps_s).tolist(), parsed.max_concurrency, parsed.timeout_s)
     started_s = time.perf_counter()
-    traces = await _send(server, load)
+    traces = await send(server, load)
     return model, traces, time.perf_counter() - started_s
 
 
@@ -210,7 +210,7 @@ async def _check_model(server: Server, model: str | None, input_len: int, output
     return name
 
 
-async def _send(server: Server, load: Load) -> list[Trace]:
+async def send(server: Server, load: Load) -> list[Trace]:
     """Send each request at its arrival time and return all traces."""
     gate: AbstractAsyncContextManager[Any] = (
         asyncio.Semaphore(load.max_concurrency) if load.max_concurrency else nullcontext()

@@ -205,9 +205,10 @@ def _merge(values: npt.NDArray[np.int64], per_cell: int) -> npt.NDArray[np.int64
         return values
     padded = np.zeros(-(-len(values) // per_cell) * per_cell, dtype=np.int64)
     padded[: len(values)] = values
-    cells = padded.reshape(-1, per_cell)
-    lowest: npt.NDArray[np.int64] = cells.min(axis=1)
-    highest: npt.NDArray[np.int64] = cells.max(axis=1)
+    # Reducing the first axis of a contiguous array is many times as fast as the short second one.
+    cells = np.ascontiguousarray(padded.reshape(-1, per_cell).T)
+    lowest: npt.NDArray[np.int64] = cells.min(axis=0)
+    highest: npt.NDArray[np.int64] = cells.max(axis=0)
     return np.where(lowest < 0, lowest, highest)
 
 

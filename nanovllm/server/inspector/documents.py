@@ -148,7 +148,7 @@ def step_json(record: StepRecord, started_s: float, names: dict[object, list[str
     Args:
         names: the beginnings of the sequences' JSON by `record.decoding`; an empty dict at first.
     """
-    if not record.decoding:
+    if not record.decoding or any(record.events):
         return write_compact(step_document(record, started_s))
     beginnings = names.get(record.decoding)
     if beginnings is None:
@@ -162,13 +162,24 @@ def step_json(record: StepRecord, started_s: float, names: dict[object, list[str
             for beginning, start in zip(beginnings, record.decode_starts, strict=True)
         ]
     )
-    rest = step_document(record._replace(decoding=(), decode_starts=()), started_s)
-    return write_compact(rest).replace('"sequences":[]', f'"sequences":[{sequences}]', 1)
+    return (
+        f'{{"step":{record.step},"time_s":{_round(record.started_s - started_s)!r},'
+        f'"duration_s":{_round(record.duration_s)!r},"num_tokens":{record.num_tokens},'
+        f'"num_prompt_tokens":{record.num_tokens - record.num_decode_tokens},'
+        f'"num_decode_tokens":{record.num_decode_tokens},"sequences":[{sequences}],'
+        '"admitted":[],"preempted":[],"finished":[],"cache_hits":[],'
+        f'"num_copies":{record.num_copies},"num_running":{record.num_running},'
+        f'"num_waiting":{record.num_waiting},"blocks":{{"used":{record.num_used_blocks},'
+        f'"cached":{record.num_cached_blocks},"free":{record.num_free_blocks}}}}}'
+    )
+
+
+_encode_compact = json.JSONEncoder(separators=(",", ":")).encode
 
 
 def write_compact(value: object) -> str:
     """Return the JSON of a value without spaces."""
-    return json.dumps(value, separators=(",", ":"))
+    return _encode_compact(value)
 
 
 def step_document(record: StepRecord, started_s: float) -> Step:

@@ -1,0 +1,189 @@
+"""Measure the routing policies on two replicas under Ray Serve, beside the simulator's prediction.
+
+Run: python -m benchmarks.scaling.routing --model models/gpt2-random --json routing.json
+     (needs the extra ray)
+
+One trace of prompts with shared prefixes is sent at its arrival times to two replicas of one
+thread, once for each policy. The simulator runs the same trace with a cost model that is fitted to
+the engine's steps in this process, and with the time of a request beside the steps: that of single
+requests, less the model's time of their step.
+"""
+
+import argparse
+import asyncio
+import statistics
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.options import add_run_options, finish, heading, tell
+from benchmarks.scaling.cost_model import CostModel, StepSize
+from benchmarks.scaling.deployments import Deployment, deploy, ray_cluster
+from benchmarks.scaling.simulate import capacity, measure
+from benchmarks.scaling.simulator import POLICIES, Policy, Result, simulate
+from benchmarks.scaling.trace import Arrival, TraceSettings, draw
+from nanovllm.cli.argument_types import positive, positive_number
+from nanovllm.cli.bench.http_client import Server
+from nanovllm.cli.bench.serve import Load, send
+from nanovllm.config import BUNDLED_MODEL, EngineConfig
+from nanovllm.hub import resolve_model
+
+REPLICAS = 2
+_SINGLE_REQUESTS = 9
+_SINGLE_TOKENS = 64
+_TIMEOUT_S = 600.0
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", default=BUNDLED_MODEL, help="folder or name (%(default)s)")
+    parser.add_argument("--quantization", choices=("int8",), help="of the weights")
+    parser.add_argument("--requests", type=positive, default=160, help="(%(default)s)")
+    parser.add_argument("--load", type=positive_number, default=0.8, help="(%(default)s)")
+    parser.add_argument("--arrivals", default="poisson", choices=("poisson", "bursts"))
+    parser.add_argument(
+        "--kv-cache-memory", default="128MiB", help="of a replica: what it caches (%(default)s)"
+    )
+    parser.add_argument("--cost", type=Path, metavar="FILE", help="coefficients of an earlier run")
+    add_run_options(parser)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, simulate and report."""
+    parsed = parse(arguments)
+    print(heading(parsed), flush=True)
+    config = EngineConfig(num_threads=1, quantization=parsed.quantization)
+    shape = TraceSettings(rate=1, requests=1)
+    if parsed.cost is not None:
+        cost = CostModel.load(parsed.cost)
+    else:
+        tell("fitting the cost model")
+        cost, _ = measure(resolve_model(parsed.model), config, shape)
+    settings = replace(
+        shape,
+        rate=parsed.load * REPLICAS * capacity(cost, shape, config),
+        requests=parsed.requests, arrivals=parsed.arrivals, prefixes=16 * REPLICAS,
+        seed=parsed.seed,
+    )  # fmt: skip
+    trace = list(draw(settings))
+    record: dict[str, Any] = {
+        "benchmark": "routing", "model": Path(parsed.model).name, "rate": settings.rate,
+        "quantization": parsed.quantization, "requests": parsed.requests,
+        "arrivals": parsed.arrivals, "policies": {},
+    }  # fmt: skip
+    with ray_cluster(REPLICAS) as port:
+        for policy in POLICIES:
+            tell(f"{policy}: starting")
+            deployment = deploy(port, {"models": [model_settings(parsed, policy)]})
+            warm_up(deployment)
+            num_blocks = blocks_of(deployment)
+            predicted_cost = replace(cost, request=request_s(deployment, cost))
+            measured = replay(deployment, trace)
+            predicted = simulate(
+                trace, REPLICAS, policy, predicted_cost, config=config, num_blocks=num_blocks
+            )
+            record["policies"][policy] = {
+                "measured": measured.summary(),
+                "predicted": predicted.summary(),
+                "request_s": predicted_cost.request,
+                "num_blocks": num_blocks,
+            }
+            for kind, result in (("measured", measured), ("predicted", predicted)):
+                print(line(policy, kind, result.summary()), flush=True)
+    finish(record, parsed)
+    return 0
+
+
+def model_settings(parsed: argparse.Namespace, policy: Policy) -> dict[str, Any]:
+    """Return the settings of the model for Ray Serve."""
+    options = {"kv-cache-memory": parsed.kv_cache_memory}
+    if parsed.quantization is not None:
+        options["quantization"] = parsed.quantization
+    return {
+        "model": parsed.model, "replicas": REPLICAS, "num_threads": 1, "routing": policy,
+        "max_ongoing_requests": 256, "max_queued_requests": 1024, "options": options,
+    }  # fmt: skip
+
+
+def warm_up(deployment: Deployment) -> None:
+    """Send requests until both replicas have answered one."""
+    for number in range(100):
+        if sum(count > 0 for count in answered(deployment)) == REPLICAS:
+            return
+        deployment.ask("/v1/completions", {"prompt": [number % 250] * 4, "max_tokens": 1})
+    raise RuntimeError(f"100 requests reached {answered(deployment)} of {REPLICAS} replicas")
+
+
+def answered(deployment: Deployment) -> list[float]:
+    """Return the number of answered requests of each replica."""
+    return list(deployment.metric("request_success_total").values())
+
+
+def blocks_of(deployment: Deployment) -> int:
+    """Return the number of blocks of a replica's KV cache."""
+    page = deployment.ask("/metrics")[1].decode()
+    return int(page.partition('num_gpu_blocks="')[2].partition('"')[0])
+
+
+def request_s(deployment: Deployment, cost: CostModel) -> float:
+    """Return the time to the first token of a single request, less that of its step."""
+    generator = np.random.default_rng(1)
+    arrivals = [
+        Arrival(0.0, tuple(generator.integers(0, 250, _SINGLE_TOKENS).tolist()), 1)
+        for _ in range(_SINGLE_REQUESTS)
+    ]
+    times = [replay(deployment, [arrival]).ttft_s[0] for arrival in arrivals]
+    size = StepSize(_SINGLE_TOKENS, 0, _SINGLE_TOKENS * (_SINGLE_TOKENS + 1) // 2)
+    return max(0.0, statistics.median(times) - cost.seconds(size))
+
+
+def replay(deployment: Deployment, arrivals: Sequence[Arrival]) -> Result:
+    """Send requests at their times; raises RuntimeError if one of them fails."""
+    bodies: list[dict[str, Any]] = [
+        {
+            "prompt": list(arrival.prompt),
+            "max_tokens": arrival.output_tokens,
+            "ignore_eos": True,
+            "temperature": 0,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+        for arrival in arrivals
+    ]
+    before = answered(deployment)
+    load = Load(bodies, [arrival.time_s for arrival in arrivals], None, _TIMEOUT_S)
+    traces = asyncio.run(send(Server.at(deployment.url), load))
+    errors = [trace.error for trace in traces if trace.error is not None]
+    if errors:
+        raise RuntimeError(f"{len(errors)} of {len(traces)} requests failed: {errors[0]}")
+    after = answered(deployment)
+    first_s = traces[0].start_s
+    prompt_tokens = sum(trace.input_tokens for trace in traces)
+    return Result(
+        [trace.ttft_s for trace in traces],
+        max(trace.chunk_times_s[-1] for trace in traces) - first_s,
+        sum(trace.output_tokens for trace in traces),
+        sum(trace.cached_tokens for trace in traces) / prompt_tokens,
+        [int(now - then) for now, then in zip(after, before, strict=True)],
+    )
+
+
+def line(policy: str, kind: str, summary: dict[str, float]) -> str:
+    """Format the figures of a run."""
+    return (
+        f"{policy:13} {kind:10} {summary['tokens_per_s']:8,.1f} tokens/s  TTFT p50 "
+        f"{1000 * summary['ttft_p50_s']:8.1f} ms  p99 {1000 * summary['ttft_p99_s']:8.1f} ms  "
+        f"hits {summary['hit_rate']:.0%}  max/mean {summary['max_over_mean_requests']:.2f}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
