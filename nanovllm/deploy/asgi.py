@@ -2,13 +2,17 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from starlette.types import ASGIApp, Message
 
 Headers = Sequence[tuple[bytes, bytes]]
-_MAX_CHUNKS = 16  # of a response that wait to be taken
+_MAX_CHUNKS = 64
+"""Chunks of a response that wait to be taken; the application waits beyond that."""
+_PROMPT_CHUNKS = 2
+"""Chunks at the beginning that are never held back: the first of a chat has no text yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,11 +76,12 @@ class Lifespan:
 
 
 async def respond(
-    app: ASGIApp, request: HttpRequest
+    app: ASGIApp, request: HttpRequest, interval_s: float = 0.0
 ) -> AsyncGenerator[ResponseStart | bytes, None]:
-    """Yield the start of the application's response, then the chunks of its body as they come.
+    """Yield the start of the application's response, then the chunks of its body.
 
-    Closing the generator tells the application that the client has disconnected.
+    Chunks that come within `interval_s` of the one before, after the beginning, are joined. Closing
+    the generator tells the application that the client has disconnected.
     """
     scope: dict[str, Any] = {
         "type": "http",
@@ -94,7 +99,7 @@ async def respond(
         "state": {},
     }
     body: list[Message] = [{"type": "http.request", "body": request.body, "more_body": False}]
-    disconnected = asyncio.Event()
+    disconnected, hurry = asyncio.Event(), asyncio.Event()
     sent: asyncio.Queue[Message | None] = asyncio.Queue(_MAX_CHUNKS)
 
     async def receive() -> Message:
@@ -103,24 +108,50 @@ async def respond(
         await disconnected.wait()
         return {"type": "http.disconnect"}
 
+    async def send(message: Message) -> None:
+        if sent.full():
+            hurry.set()
+        await sent.put(message)
+
     async def run() -> None:
         try:
-            await app(scope, receive, sent.put)
+            await app(scope, receive, send)
         finally:
+            hurry.set()
             if not disconnected.is_set():
                 await sent.put(None)
 
     task = asyncio.ensure_future(run())
+    chunks, due_s, loop = 0, 0.0, asyncio.get_running_loop()
     try:
         while (message := await sent.get()) is not None:
             if message["type"] == "http.response.start":
                 yield ResponseStart(message["status"], tuple(message["headers"]))
             elif message["type"] == "http.response.body" and message.get("body"):
-                yield bytes(message["body"])
+                chunks += 1
+                if chunks > _PROMPT_CHUNKS and due_s > loop.time():
+                    with suppress(asyncio.TimeoutError):  # until the end, or no room is left
+                        await asyncio.wait_for(hurry.wait(), due_s - loop.time())
+                due_s = loop.time() + interval_s
+                if not task.done():
+                    hurry.clear()
+                yield _join(message["body"], sent)
         await task
     finally:
         disconnected.set()
         await _end(task, sent)
+
+
+def _join(body: bytes, sent: "asyncio.Queue[Message | None]") -> bytes:
+    """Return a chunk and those that wait after it."""
+    bodies = [body]
+    while not sent.empty():
+        message = sent.get_nowait()
+        if message is None:
+            sent.put_nowait(None)  # the end is still to be seen
+            break
+        bodies.append(message.get("body", b""))
+    return b"".join(bodies)
 
 
 async def _end(task: "asyncio.Task[None]", sent: "asyncio.Queue[Message | None]") -> None:

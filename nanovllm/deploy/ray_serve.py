@@ -40,7 +40,7 @@ def build(args: dict[str, Any]) -> serve.Application:
     if ray.is_initialized():
         settings.check_cpus(ray.cluster_resources().get("CPU", 0.0))
     replicas = [
-        _deployment(model, f"model-{index}").bind(model.arguments())
+        _deployment(model, f"model-{index}").bind(model.arguments(), model.stream_interval_s)
         for index, model in enumerate(settings.models)
     ]
     ingress = serve.deployment(

@@ -26,11 +26,14 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
 class EngineReplica:
     """Runs the application of `nanovllm serve` for requests that the ingress passes on."""
 
-    async def __init__(self, arguments: Sequence[str]) -> None:  # type: ignore[misc]
+    async def __init__(  # type: ignore[misc]
+        self, arguments: Sequence[str], stream_interval_s: float = 0.0
+    ) -> None:
         """Load the model; returns once the engine has run a step.
 
         Args:
             arguments: the command line of `nanovllm serve`.
+            stream_interval_s: minimum time between two chunks of a stream.
 
         Raises:
             NanovllmError: the model cannot be loaded.
@@ -38,6 +41,7 @@ class EngineReplica:
         """
         server = load_server(parse_arguments(arguments))
         self._app, self._engine = server.app, server.engine
+        self._stream_interval_s = stream_interval_s
         self._lifespan = Lifespan(self._app)
         await self._lifespan.start()
         await self._engine.wait_until_ready()
@@ -46,7 +50,7 @@ class EngineReplica:
         self, request: HttpRequest, prefix_hashes: Sequence[bytes] = ()
     ) -> AsyncGenerator[ResponseStart | bytes, None]:
         """Yield the response to a request; `prefix_hashes` is for the router only."""
-        pieces = respond(self._app, request)
+        pieces = respond(self._app, request, self._stream_interval_s)
         try:
             async for piece in pieces:
                 yield piece

@@ -50,6 +50,12 @@ class ModelSettings(_Settings):
     max_queued_requests: int = Field(
         128, ge=0, description="requests that wait for a replica; one more is answered by 429"
     )
+    stream_interval_s: float = Field(
+        0.05,
+        ge=0,
+        le=10,
+        description="minimum time between two chunks of a stream, because each costs Ray 1 ms",
+    )
     downscale_delay_s: float = Field(300, ge=0)
     upscale_delay_s: float = Field(10, ge=0)
     drain_timeout_s: float = Field(

@@ -26,14 +26,43 @@ async def echo(scope: Scope, receive: Receive, send: Send) -> None:
     await send({"type": "http.response.body", "body": b""})
 
 
-async def collect(app: Callable[..., Any]) -> list[ResponseStart | bytes]:
-    return [part async for part in respond(app, REQUEST)]
+async def collect(app: Callable[..., Any], interval_s: float = 0) -> list[ResponseStart | bytes]:
+    return [part async for part in respond(app, REQUEST, interval_s)]
+
+
+def test_chunks_that_wait_are_joined() -> None:
+    assert run(collect(echo)) == [ResponseStart(201, ((b"x-b", b"2"),)), b"body"]
+
+
+async def echo_slowly(scope: Scope, receive: Receive, send: Send) -> None:
+    message = await receive()
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    for byte in message["body"] * 50:
+        await asyncio.sleep(0.001)
+        await send({"type": "http.response.body", "body": bytes([byte]), "more_body": True})
 
 
 def test_the_response_comes_in_its_chunks() -> None:
-    assert run(collect(echo)) == [
-        ResponseStart(201, ((b"x-b", b"2"),)), b"b", b"o", b"d", b"y",
-    ]  # fmt: skip
+    _, *chunks = run(collect(echo_slowly))
+    assert b"".join(chunks) == b"body" * 50  # type: ignore[arg-type]
+    assert len(chunks) > 10
+
+
+def test_chunks_of_an_interval_are_joined_after_two_at_once() -> None:
+    _, *chunks = run(collect(echo_slowly, interval_s=20))  # the end does not wait for it
+    assert chunks[:2] == [b"b", b"o"]
+    assert b"".join(chunks) == b"body" * 50  # type: ignore[arg-type]
+    assert len(chunks) <= 2 + 4  # up to 64 may wait
+
+
+def test_more_chunks_than_may_wait_are_all_sent() -> None:
+    async def many(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for _ in range(1000):
+            await send({"type": "http.response.body", "body": b"x" * 10, "more_body": True})
+
+    _, *chunks = run(collect(many, interval_s=0.01))
+    assert b"".join(chunks) == b"x" * 10_000  # type: ignore[arg-type]
 
 
 def test_an_error_of_the_application_is_raised() -> None:
