@@ -3,8 +3,8 @@
 Run: python benchmarks/table.py compare.json roofline.json --write docs/performance.md
 
 It reads the JSON of compare.py, roofline.py, soak.py, busy.py, model_sizes.py, training.py and
-nanogpt.py. In the page, the table of a benchmark is between <!-- compare: begin --> and
-<!-- compare: end -->, and so on.
+nanogpt.py, and of replicas.py, routing.py and simulate.py in scaling/. In the page, the table of a
+benchmark is between <!-- compare: begin --> and <!-- compare: end -->, and so on.
 """
 
 import argparse
@@ -15,6 +15,10 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.scaling.tables import replicas_lines, routing_lines, simulation_lines
 
 Record = Mapping[str, Any]
 
@@ -52,6 +56,9 @@ def markdown(record: Record) -> str:
         "sizes": _sizes,
         "training": training_lines,
         "nanogpt": nanogpt_lines,
+        "replicas": replicas_lines,
+        "routing": routing_lines,
+        "simulate": simulation_lines,
     }
     machine = record["machine"]
     origin = (

@@ -118,7 +118,7 @@ def warm_up(deployment: Deployment) -> None:
     for number in range(100):
         if sum(count > 0 for count in answered(deployment)) == REPLICAS:
             return
-        deployment.ask("/v1/completions", {"prompt": [number % 250] * 4, "max_tokens": 1})
+        deployment.ask("/v1/completions", {"prompt": [number] * 4, "max_tokens": 1})
     raise RuntimeError(f"100 requests reached {answered(deployment)} of {REPLICAS} replicas")
 
 

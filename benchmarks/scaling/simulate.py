@@ -1,6 +1,8 @@
 """Simulate 1 to 256 replicas under Poisson and bursty arrivals, for each routing policy.
 
 Run: python -m benchmarks.scaling.simulate --json scaling.json     (after make install)
+     python benchmarks/table.py scaling.json --write docs/scaling.md
+     python -m benchmarks.scaling.plot scaling.json
 
 Measures engine steps of the model first, and fits the cost model to them; --cost takes the
 coefficients of an earlier run instead. Each number of replicas gets the same load per replica, a
@@ -8,18 +10,20 @@ share of the capacity that one replica has without its prefix cache.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
+from benchmarks.options import add_run_options, finish, heading
 from benchmarks.scaling.cost_model import CostModel, StepSize, fit, relative_errors
 from benchmarks.scaling.simulator import POLICIES, Result, simulate, step_size
 from benchmarks.scaling.trace import Arrivals, TraceSettings, draw
+from nanovllm.cli.argument_types import positive, positive_number
 from nanovllm.config import BUNDLED_MODEL, EngineConfig
 from nanovllm.engine.engine import Engine
 from nanovllm.engine.scheduling.step_plan import StepPlan
@@ -34,37 +38,46 @@ _MEASURED_REQUESTS = 120
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Fit, simulate, print a table and write the results."""
+    """Fit, simulate, print the figures and write them."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--model", default=BUNDLED_MODEL, help="folder or name")
+    parser.add_argument("--model", default=BUNDLED_MODEL, help="folder or name (%(default)s)")
     parser.add_argument("--quantization", choices=("int8",), help="of the weights")
-    parser.add_argument("--num-threads", type=int, default=1, metavar="THREADS")
     parser.add_argument("--cost", type=Path, metavar="FILE", help="coefficients of an earlier run")
-    parser.add_argument("--save-cost", type=Path, metavar="FILE")
-    parser.add_argument("--load", type=float, default=0.8, help="share of a replica's capacity")
-    parser.add_argument("--cache-blocks", type=int, default=96, metavar="BLOCKS")
-    parser.add_argument("--replicas", type=int, nargs="+", default=REPLICAS, metavar="N")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results")
+    parser.add_argument("--save-cost", type=Path, metavar="FILE", help="write the coefficients")
+    parser.add_argument(
+        "--load", type=positive_number, default=0.8,
+        help="share of the capacity of a replica without prefix cache (%(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--cache-blocks", type=positive, default=96, metavar="BLOCKS",
+        help="of each replica's KV cache (%(default)s)",
+    )  # fmt: skip
+    parser.add_argument("--replicas", type=positive, nargs="+", default=REPLICAS, metavar="N")
+    add_run_options(parser)
+    parser.set_defaults(threads=1)
     parsed = parser.parse_args(arguments)
-    config = EngineConfig(num_threads=parsed.num_threads, quantization=parsed.quantization)
-    trace = TraceSettings(rate=1, requests=1)
-    record: dict[str, Any] = {"model": parsed.model, "load": parsed.load}
+    print(heading(parsed), flush=True)
+    config = EngineConfig(num_threads=parsed.threads, quantization=parsed.quantization)
+    trace = TraceSettings(rate=1, requests=1, seed=parsed.seed)
+    record: dict[str, Any] = {
+        "benchmark": "simulate", "model": Path(parsed.model).name, "load": parsed.load,
+        "quantization": parsed.quantization, "cache_blocks": parsed.cache_blocks,
+    }  # fmt: skip
     if parsed.cost is not None:
         cost = CostModel.load(parsed.cost)
     else:
         cost, errors = measure(resolve_model(parsed.model), config, trace)
-        record["fit"] = {"median_error": float(np.median(np.abs(errors))), "steps": len(errors)}
-        print(f"cost model of {len(errors)} steps, median error "
-              f"{np.median(np.abs(errors)):.1%}: {cost}")  # fmt: skip
+        median = float(np.median(np.abs(errors)))
+        record["fit"] = {"median_error": median, "steps": len(errors)}
+        print(f"cost model of {len(errors)} steps, median error {median:.1%}: {cost}")
     if parsed.save_cost is not None:
         cost.save(parsed.save_cost)
     rate = parsed.load * capacity(cost, trace, config)
-    record |= {"rate_per_replica": rate, "runs": []}
+    record |= {"cost": asdict(cost), "rate_per_replica": rate, "runs": []}
     for run in _runs(parsed.replicas, rate, trace, cost, config, parsed.cache_blocks):
         record["runs"].append(run)
         print(_line(run))
-    if parsed.json is not None:
-        parsed.json.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    finish(record, parsed)
     return 0
 
 
@@ -144,7 +157,7 @@ def _runs(
         settings = TraceSettings(
             rate=rate * count, requests=requests, arrivals=arrivals, prefixes=32 * count,
             prefix_tokens=trace.prefix_tokens, own_tokens=trace.own_tokens,
-            output_tokens=trace.output_tokens,
+            output_tokens=trace.output_tokens, seed=trace.seed,
         )  # fmt: skip
         result: Result = simulate(
             draw(settings), count, policy, cost, config=config, num_blocks=num_blocks

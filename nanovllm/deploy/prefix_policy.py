@@ -46,12 +46,15 @@ class PrefixPolicy(Generic[R]):
         self._max_blocks = max_blocks
         self._max_extra_requests = max_extra_requests
         self._blocks: dict[R, OrderedDict[bytes, None]] = {}
+        self._turns: dict[R, int] = {}  # when each was last chosen, counted in requests
+        self._num_routed = 0
 
     def set_replicas(self, replicas: Iterable[R]) -> None:
         """Forget the replicas that are gone, and start empty for the new ones."""
         present = set(replicas)
         for replica in [known for known in self._blocks if known not in present]:
             del self._blocks[replica]
+            self._turns.pop(replica, None)
         for replica in present:
             self._blocks.setdefault(replica, OrderedDict())
 
@@ -78,13 +81,21 @@ class PrefixPolicy(Generic[R]):
             for replica, load in loads.items()
         }
         # Among equals, the replica that has seen the fewest prompts: new prefixes spread evenly.
+        # Prompts shorter than a block take turns.
         return sorted(
             loads,
-            key=lambda name: (-cached[name], loads[name], len(self._blocks.get(name, ()))),
+            key=lambda name: (
+                -cached[name],
+                loads[name],
+                len(self._blocks.get(name, ())),
+                self._turns.get(name, 0),
+            ),
         )
 
     def add_routed(self, replica: R, hashes: Sequence[bytes]) -> None:
         """Remember that a prompt with these blocks was sent to the replica."""
+        self._num_routed += 1
+        self._turns[replica] = self._num_routed
         blocks = self._blocks.setdefault(replica, OrderedDict())
         # The first blocks become the most recent: a chain is of use only from its start.
         for block_hash in reversed(hashes):

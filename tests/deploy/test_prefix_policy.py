@@ -44,6 +44,17 @@ def test_new_prefixes_are_spread_over_idle_replicas() -> None:
     assert sorted(chosen) == [0, 1, 2]
 
 
+def test_short_prompts_take_turns() -> None:
+    policy: PrefixPolicy[int] = PrefixPolicy()
+    policy.set_replicas(range(3))
+    chosen = []
+    for _ in range(6):
+        chosen.append(policy.rank([], {0: 0, 1: 0, 2: 0})[0])
+        policy.add_routed(chosen[-1], [])
+    assert chosen == [0, 1, 2, 0, 1, 2]
+    assert policy.rank([], {0: 1, 1: 0, 2: 0})[0] == 1
+
+
 def test_the_least_recent_blocks_are_forgotten() -> None:
     policy: PrefixPolicy[str] = PrefixPolicy(max_blocks=2)
     policy.add_routed("one", [A, B])

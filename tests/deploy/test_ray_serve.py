@@ -5,6 +5,8 @@ import os
 import signal
 import socket
 import subprocess
+import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -15,7 +17,8 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("ray.serve", reason="needs Ray Serve: pip install 'nanovllm[ray]'")
+if not os.environ.get("CI") or sys.platform != "linux":  # .ci/run installs it on Linux
+    pytest.importorskip("ray.serve", reason="needs Ray Serve: pip install 'nanovllm[ray]'")
 pytestmark = pytest.mark.slow(60)
 
 import ray  # noqa: E402
@@ -32,6 +35,12 @@ class Application:
 
     def __init__(self, model: Path, port: int) -> None:
         self.model, self.port = model, port
+
+    def deploy(self, **options: object) -> None:
+        """Deploy the application, or update it while it runs."""
+        options = {"backend": "numpy", "kv-cache-memory": "8MiB", "block-size": 16, **options}
+        model = {"model": str(self.model), "name": "tiny", "replicas": 2, "options": options}
+        serve.run(build({"models": [model]}), name="nanovllm", route_prefix="/")
 
     def ask(self, path: str, body: object = None, timeout_s: float = 60) -> tuple[int, bytes]:
         data = None if body is None else json.dumps(body).encode()
@@ -70,10 +79,8 @@ def application(tiny_model: Path) -> Iterator[Application]:
     )  # fmt: skip
     try:
         serve.start(http_options={"host": "127.0.0.1", "port": port})
-        options = {"backend": "numpy", "kv-cache-memory": "8MiB", "block-size": 16}
-        models = [{"model": str(tiny_model), "name": "tiny", "replicas": 2, "options": options}]
-        serve.run(build({"models": models}), name="nanovllm", route_prefix="/")
         started = Application(tiny_model, port)
+        started.deploy()
         started.wait_until_healthy()
         yield started
     finally:
@@ -164,6 +171,30 @@ def test_a_killed_replica_is_replaced(application: Application) -> None:
             break
         time.sleep(0.2)
     assert application.complete()
+
+
+def test_a_rolling_update_loses_no_request(application: Application) -> None:
+    application.wait_until_healthy()
+    before = replica_pids()
+    is_over = threading.Event()
+
+    def ask_again_and_again() -> list[int]:
+        statuses = []
+        while not is_over.is_set():
+            body = {"prompt": [1, 2, 3], "max_tokens": 20, "ignore_eos": True}
+            statuses.append(application.ask("/v1/completions", body)[0])
+        return statuses
+
+    with ThreadPoolExecutor(4) as threads:
+        clients = [threads.submit(ask_again_and_again) for _ in range(4)]
+        try:
+            application.deploy(**{"max-num-seqs": 8})
+        finally:
+            is_over.set()
+        statuses = [status for client in clients for status in client.result()]
+    assert len(statuses) > 20
+    assert set(statuses) == {200}
+    assert not before & replica_pids()
 
 
 @pytest.mark.parametrize(

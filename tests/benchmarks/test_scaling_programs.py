@@ -1,0 +1,113 @@
+"""The programs that measure replicas: what they report, on a server of a tiny model."""
+
+import json
+import xml.etree.ElementTree as ET
+from argparse import Namespace
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.scaling import replicas, routing, simulate
+from benchmarks.scaling.cost_model import CostModel
+from benchmarks.scaling.deployments import Deployment, one_server
+from benchmarks.scaling.trace import Arrival
+from benchmarks.table import markdown
+
+COST = CostModel(step=5e-4, prompt=6e-5, decode=1e-4, context=2e-8)
+
+
+@pytest.fixture(scope="module")
+def deployment(tiny_model: Path) -> Iterator[Deployment]:
+    with one_server(str(tiny_model), 1, ["--backend", "numpy", "--batch-invariant"]) as started:
+        started.wait_until_healthy()
+        yield started
+
+
+def test_a_trace_is_replayed_in_full(deployment: Deployment) -> None:
+    arrivals = [Arrival(0.02 * number, (5,) * 40, 3) for number in range(6)]
+    result = routing.replay(deployment, arrivals)
+    assert result.output_tokens == 18
+    assert result.requests_per_replica == [6]
+    assert result.hit_rate > 0.5
+    assert 0.1 < result.duration_s < 60
+    assert min(result.ttft_s) > 0
+
+
+def test_a_request_that_fails_ends_the_replay(deployment: Deployment) -> None:
+    with pytest.raises(RuntimeError, match="1 of 1 requests failed"):
+        routing.replay(deployment, [Arrival(0.0, (5,), 100_000)])
+
+
+def test_the_time_beside_the_step_is_measured(deployment: Deployment) -> None:
+    assert routing.request_s(deployment, CostModel(0, 0, 0, 0)) > 0
+    assert routing.request_s(deployment, CostModel(60, 0, 0, 0)) == 0
+
+
+def test_blocks_and_requests_are_read_from_the_metrics(deployment: Deployment) -> None:
+    assert routing.blocks_of(deployment) > 100
+    before = sum(routing.answered(deployment))
+    deployment.ask("/v1/completions", {"prompt": [1], "max_tokens": 1})
+    assert sum(routing.answered(deployment)) == before + 1
+
+
+def test_answers_are_comparable(deployment: Deployment) -> None:
+    first, second = (replicas.sample_answers(deployment) for _ in range(2))
+    assert first == second
+    assert len({json.dumps(choices) for choices in first}) == len(first)
+
+
+def test_a_load_is_measured(deployment: Deployment) -> None:
+    figures = replicas.bench(deployment, 2, Namespace(input_tokens=8, output_tokens=4))
+    assert all(value > 0 for value in figures.values())
+
+
+def test_replicas_are_compared_within_a_round() -> None:
+    def figures(throughput: float, ttft_ms: float) -> dict[str, float]:
+        return {
+            "output_throughput": throughput, "median_ttft_ms": ttft_ms,
+            "p99_ttft_ms": 2 * ttft_ms, "median_tpot_ms": 1.0,
+        }  # fmt: skip
+
+    runs: replicas.Runs = {
+        replicas.SERVER: {"1": [figures(100, 5), figures(200, 5), figures(50, 5)]},
+        replicas.REPLICAS: {"1": [figures(50, 20), figures(90, 22), figures(45, 30)]},
+        replicas.SMALL_SERVER: {"1": [figures(60, 10), figures(120, 10), figures(30, 10)]},
+    }
+    record = replicas.summary(runs)
+    assert record["ratios"] == {"1": 0.5}
+    assert record["overhead_ms"] == {"median_ttft_ms": 12, "median_tpot_ms": 0.0}
+    assert any("1 clients: 0.50" in line for line in replicas.shown("float32", record))
+    table = markdown(origin("replicas", classes={"float32": record}))
+    assert "| 1 | 2 replicas | 50 | 22 ms | 44 ms | 0.50 |" in table
+
+
+def origin(benchmark: str, **record: Any) -> dict[str, Any]:
+    machine = {"cpu": "a processor", "nanovllm": "0"}
+    return {
+        "benchmark": benchmark, "date": "2026-01-01", "threads": 1, "seed": 1, "machine": machine,
+        **record,
+    }  # fmt: skip
+
+
+def test_the_simulation_is_tabulated_and_drawn(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("matplotlib")
+    from benchmarks.scaling import plot
+
+    COST.save(tmp_path / "cost.json")
+    file, chart = tmp_path / "figures.json", tmp_path / "chart.svg"
+    arguments = ["--cost", str(tmp_path / "cost.json"), "--replicas", "1", "2"]
+    assert simulate.main([*arguments, "--json", str(file)]) == 0
+    record = json.loads(file.read_text(encoding="utf-8"))
+    assert len(record["runs"]) == 2 * 2 * 3
+    assert record["cost"] == {**record["cost"], "step": COST.step, "request": 0.0}
+    table = markdown(record)
+    assert table.count("| poisson | 2 |") == 3
+    assert plot.main([str(file), "--output", str(chart)]) == 0
+    text = chart.read_text(encoding="utf-8")
+    assert ET.fromstring(text).tag.endswith("svg")
+    assert "prompt tokens found cached" in text
+    assert str(chart) in capsys.readouterr().out
