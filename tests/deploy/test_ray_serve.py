@@ -1,5 +1,6 @@
 """The application under Ray Serve, started on this machine once for all tests of this file."""
 
+import importlib.util
 import json
 import os
 import signal
@@ -17,8 +18,9 @@ from typing import Any
 
 import pytest
 
-if not os.environ.get("CI") or sys.platform != "linux":  # .ci/run installs it on Linux
-    pytest.importorskip("ray.serve", reason="needs Ray Serve: pip install 'nanovllm[ray]'")
+if os.environ.get("CI") and sys.platform == "linux" and importlib.util.find_spec("ray") is None:
+    raise ImportError(".ci/run installs Ray, but it is missing")
+pytest.importorskip("ray.serve", reason="needs Ray Serve: pip install 'nanovllm[ray]'")
 pytestmark = pytest.mark.slow(60)
 
 import ray  # noqa: E402
