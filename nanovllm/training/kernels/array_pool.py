@@ -40,7 +40,7 @@ class ArrayPool:
             memory = aligned_zeros(size_bytes // _FLOAT32.itemsize)
             address = memory.ctypes.data  # takes longer than the rest of this function
             self.allocated_bytes += size_bytes
-        return np.asarray(_Lease(self, address, memory, shape, dtype))
+        return np.asarray(Lease(self, address, memory, shape, dtype))
 
     def give_back(self, address: int, memory: np.ndarray) -> None:
         """Keep memory at an address for a later array."""
@@ -52,8 +52,12 @@ class ArrayPool:
         yield from self._unused.values()
 
 
-class _Lease:
-    """The base of an array, which lives as long as the array or a view of it."""
+class Lease:
+    """The base of an array, which lives as long as the array or a view of it.
+
+    Attributes:
+        address: of the array whose `base` is the lease. A view of that array has another base.
+    """
 
     def __init__(
         self,
@@ -63,7 +67,7 @@ class _Lease:
         shape: tuple[int, ...],
         dtype: np.dtype[Any],
     ) -> None:
-        self._pool, self._address, self._memory = pool, address, memory
+        self._pool, self.address, self._memory = pool, address, memory
         self.__array_interface__ = {
             "version": 3,
             "shape": shape,
@@ -73,4 +77,4 @@ class _Lease:
 
     def __del__(self) -> None:
         if not sys.is_finalizing():  # then modules that the pool uses may be gone
-            self._pool.give_back(self._address, self._memory)
+            self._pool.give_back(self.address, self._memory)

@@ -20,6 +20,7 @@ class AttentionOperations(NumpyOperations):
         """Compute with `runner`."""
         self._runner = runner
         self._empty = runner.arrays.empty
+        self._work = runner.work
 
     def attention(self, qkv: Rows, shape: AttentionShape) -> tuple[Rows, Array]:
         """Return causal self-attention, and the logsumexp of each row of scores."""
@@ -57,6 +58,7 @@ class AttentionOperations(NumpyOperations):
         """Run an entry of attention with working memory for each thread."""
         d_model = arrays["out"].shape[1]
         head_dim = d_model // shape.heads
+        self._work.clear()
         *_, scratch_bytes = layout(shape.context, head_dim, panel_width(self._runner.target))
         self._runner.run(
             name,
@@ -66,7 +68,7 @@ class AttentionOperations(NumpyOperations):
             heads=shape.heads,
             head_dim=head_dim,
             scale=shape.scale,
-            scratch=self._empty(self._runner.threads, scratch_bytes // WORD_BYTES),
+            scratch=self._work.take(self._runner.threads * scratch_bytes // WORD_BYTES),
             scratch_bytes=scratch_bytes,
             **dropout_arguments(shape.dropout, shape.key),
             **arrays,

@@ -23,6 +23,7 @@ from nanovllm.training.kernels.records import (
     SCRATCH_FLOATS,
 )
 from nanovllm.training.kernels.runner import OperationRunner
+from nanovllm.training.kernels.work_memory import WorkArray
 from nanovllm.training.network.operations import (
     AdamWStep,
     Array,
@@ -130,6 +131,7 @@ class CompiledOperations(AttentionOperations):
         """Return grad_x, added to `onto` in its memory if given."""
         rows, d_model = x.shape
         grad_x = self._empty(rows, d_model) if onto is None else onto
+        self._work.clear()
         self._runner.run(
             "layer_norm_backward",
             16 * x.size,
@@ -140,7 +142,7 @@ class CompiledOperations(AttentionOperations):
             inverse=inverse,
             onto=onto,
             grad_x=grad_x,
-            partial=self._empty(-(-rows // ITEM_ROWS), 2, d_model),
+            partial=self._work.take(-(-rows // ITEM_ROWS) * 2 * d_model),
             grad_gain=grad_gain,
             grad_bias=grad_bias,
             rows=rows,
@@ -177,6 +179,7 @@ class CompiledOperations(AttentionOperations):
         kind = _kind(activation)
         out = self._empty(rows, d_out)
         slope = None if kind == LINEAR else self._empty(rows, d_out)
+        self._work.clear()
         self._runner.run(
             "linear",
             2 * rows * weight.size,
@@ -208,6 +211,7 @@ class CompiledOperations(AttentionOperations):
         rows, (d_in, d_out) = len(x), weight.shape
         grad_x = self._empty(rows, d_in)
         blocks = -(-rows // GRADIENT_ROWS)
+        self._work.clear()
         self._runner.run(
             "linear_backward",
             4 * rows * weight.size,
@@ -258,6 +262,7 @@ class CompiledOperations(AttentionOperations):
     ) -> float:
         tokens, (vocab, d_model) = len(targets), head.shape
         _check_tokens("target", targets, vocab)
+        self._work.clear()
         transposed_panels = self._panels(d_model, vocab)
         panels = None if grad_head is None else self._panels(vocab, d_model)
         self._runner.run(
@@ -270,7 +275,7 @@ class CompiledOperations(AttentionOperations):
             d_model=d_model,
         )
         chunk_rows = min(tokens, max(1, LOGITS_FLOATS // (vocab * MAX_PIECE)) * MAX_PIECE)
-        logits = self._empty(chunk_rows, vocab)
+        logits, scratch = self._work.take(chunk_rows * vocab), self._scratch()
         hidden_panels = None if grad_head is None else self._panels(chunk_rows, d_model)
         sums, target_logits = self._empty(tokens), self._empty(tokens)
         for first in range(0, tokens, chunk_rows):
@@ -289,7 +294,7 @@ class CompiledOperations(AttentionOperations):
                 grad_head=grad_head,
                 sums=sums[rows],
                 target_logits=target_logits[rows],
-                scratch=self._scratch(),
+                scratch=scratch,
                 rows=count,
                 vocab=vocab,
                 d_model=d_model,
@@ -336,13 +341,13 @@ class CompiledOperations(AttentionOperations):
             epsilon=settings.epsilon,
         )
 
-    def _panels(self, steps: int, columns: int) -> Array:
+    def _panels(self, steps: int, columns: int) -> WorkArray:
         """Return memory for the panels of a matrix [steps, columns]."""
-        return self._empty(steps, round_up(columns, self._runner.target.panel_width))
+        return self._work.take(steps * round_up(columns, self._runner.target.panel_width))
 
-    def _scratch(self) -> Array:
+    def _scratch(self) -> WorkArray:
         """Return the working memory of the threads in a matmul."""
-        return self._empty(self._runner.threads, SCRATCH_FLOATS)
+        return self._work.take(self._runner.threads * SCRATCH_FLOATS)
 
 
 def _check_tokens(kind: str, token_ids: Int64[np.ndarray, "..."], vocab: int) -> None:

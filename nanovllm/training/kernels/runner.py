@@ -9,28 +9,31 @@ import numpy as np
 from nanovllm.model.kernels.build.bounds import watch
 from nanovllm.model.kernels.build.target import KernelTarget
 from nanovllm.model.kernels.threads.pool import ThreadPool
-from nanovllm.training.kernels.array_pool import ArrayPool
+from nanovllm.training.kernels.array_pool import ArrayPool, Lease
 from nanovllm.training.kernels.library import load_operations
 from nanovllm.training.kernels.records import DTYPES, MAX_PHASES, RECORDS
+from nanovllm.training.kernels.work_memory import WorkArray, WorkMemory
 
 _SHARED_WORK = 500_000
 """Arithmetic operations below which one thread is faster than several."""
 _FLOAT32 = np.dtype(np.float32)
 
-Argument = np.ndarray | float | None
+Argument = np.ndarray | WorkArray | float | None
 
 
 class OperationRunner:
     """Runs compiled operations on a pool of threads; for one caller at a time.
 
     Attributes:
-        arrays: makes the arrays of results and of working memory.
+        arrays: makes the arrays of results.
+        work: the working memory of an operation.
         target: what the operations are compiled for.
     """
 
     def __init__(self, num_threads: int, target: KernelTarget) -> None:
         """Load or compile the operations, and start the threads."""
         self.arrays = ArrayPool()
+        self.work = WorkMemory()
         self.target = target
         self._library = load_operations(target)
         self._pool = ThreadPool(num_threads, self._library, phases=MAX_PHASES)
@@ -73,7 +76,9 @@ class OperationRunner:
         """Yield all memory that an operation may access."""
         yield "the record", record.integers
         for name, argument in arguments.items():
-            if isinstance(argument, np.ndarray):
+            if isinstance(argument, WorkArray):
+                yield name, argument.array
+            elif isinstance(argument, np.ndarray):
                 yield name, argument
 
 
@@ -109,7 +114,12 @@ def _address(name: str, array: Argument, dtype: np.dtype) -> int:
     """Return the address of an array that an operation can read."""
     if array is None:
         return 0
+    if type(array) is WorkArray:
+        return array.address
     assert isinstance(array, np.ndarray)
+    base: object = array.base
+    if type(base) is Lease and array.dtype is dtype:
+        return base.address
     flags = array.flags
     if array.dtype is not dtype or not flags.c_contiguous:
         order = "C order" if flags.c_contiguous else "another order"
