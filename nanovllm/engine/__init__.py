@@ -13,7 +13,9 @@ tokenizer            encodes text to token ids and decodes them
 detokenizer          incremental detokenization and stop strings
 logprobs             packed log-probabilities
 pooling              embeddings from hidden states
+request_tracker      times, deadlines and token counts of sequences
 metrics              statistics of engine, steps and requests
+update_stats         statistics of the updates that AsyncEngine delivers
 call_runner          runs blocking calls from many threads, for LLM
 engine_thread        the thread that steps an engine for AsyncEngine
 inspection/          state, step records and pauses of a running engine

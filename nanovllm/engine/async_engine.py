@@ -30,16 +30,10 @@ from nanovllm.engine.engine_thread import EngineThread
 from nanovllm.engine.generation_request import GenerationRequest, prepare_requests
 from nanovllm.engine.input_processor import PreparedRequest
 from nanovllm.engine.inspection.inspector import Inspector
-from nanovllm.engine.metrics import (
-    AdmissionStats,
-    EngineSnapshot,
-    FinishedPrompt,
-    FinishedRequest,
-    StepStats,
-)
-from nanovllm.engine.output_processor import SequenceUpdate
+from nanovllm.engine.metrics import AdmissionStats, EngineSnapshot, StepStats
 from nanovllm.engine.request_handle import Deadline, RequestHandle
 from nanovllm.engine.scheduling.request import FinishReason
+from nanovllm.engine.update_stats import count_update
 from nanovllm.errors import (
     EngineFaultError,
     EngineNotReadyError,
@@ -342,7 +336,10 @@ class AsyncEngine:
             if handle.deadline is not None:
                 handle.deadline.has_begun = True
             try:
-                self._add_update(prepared, update, output.stats)
+                if prepared.output_processor.add_update(update):
+                    self._thread.finish((update.request_id,), FinishReason.STOP)
+                self._generation_tokens += len(update.token_ids)
+                count_update(output.stats, prepared, update)
                 error = prepared.output_processor.error
             except Exception:  # the other updates of the step must reach their handles
                 logger.exception("the answer to %s could not be put together", update.request_id)
@@ -354,40 +351,6 @@ class AsyncEngine:
             handle.notify(index)
         if self._on_step is not None:
             self._on_step(output.stats)
-
-    def _add_update(
-        self, prepared: PreparedRequest, update: SequenceUpdate, stats: StepStats
-    ) -> None:
-        """Add an update to its output and to the step's statistics."""
-        output_processor, index = prepared.output_processor, update.choice_index
-        if output_processor.add_update(update):
-            self._thread.finish((update.request_id,), FinishReason.STOP)
-        times = update.metrics
-        if update.token_ids:
-            self._generation_tokens += len(update.token_ids)
-            if update.inter_token_latency_s is not None:
-                stats.inter_token_latencies_s.append(update.inter_token_latency_s)
-            elif times is not None:
-                stats.times_to_first_token_s.append(update.time_s - times.arrival_s)
-        ended = output_processor.ended(index)
-        if ended is not None and times is not None:
-            reason, num_tokens = ended
-            request = prepared.requests[index]
-            stats.finished.append(
-                FinishedRequest(
-                    reason.value,
-                    request.num_prompt_tokens,
-                    num_tokens,
-                    request.max_new_tokens,
-                    update.num_reused_tokens,
-                    update.num_preemptions,
-                    replace(times, finished_s=update.time_s),
-                )
-            )
-            if output_processor.is_finished:
-                stats.finished_prompts.append(
-                    FinishedPrompt(request.sampling.n, output_processor.max_output_tokens)
-                )
 
     def _set_ready(self, engine: Engine) -> None:
         """Set the state READY when the model is loaded; runs on the event loop."""

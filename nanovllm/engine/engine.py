@@ -17,9 +17,10 @@ from pathlib import Path
 from nanovllm.config import EngineConfig, format_bytes
 from nanovllm.engine.generation_defaults import SamplingDefaults, load_sampling_defaults
 from nanovllm.engine.input_processor import InputProcessor, PreparedRequest
-from nanovllm.engine.metrics import EngineSnapshot, RequestTimes, StepStats
+from nanovllm.engine.metrics import EngineSnapshot, StepStats
 from nanovllm.engine.output_processor import SequenceUpdate
 from nanovllm.engine.request_limits import Limits
+from nanovllm.engine.request_tracker import STEP_FAILED, RequestTracker
 from nanovllm.engine.scheduling import batching
 from nanovllm.engine.scheduling.block_manager import BlockManager
 from nanovllm.engine.scheduling.kv_cache_manager import KVCacheManager
@@ -27,7 +28,7 @@ from nanovllm.engine.scheduling.request import FinishReason, Request
 from nanovllm.engine.scheduling.scheduler import Scheduler
 from nanovllm.engine.scheduling.step_plan import SequenceResult, StepPlan
 from nanovllm.engine.tokenizer import Tokenizer
-from nanovllm.errors import EngineFaultError, InvalidRequestError, NanovllmError
+from nanovllm.errors import EngineFaultError
 from nanovllm.model.backend import LoadOptions
 from nanovllm.model.checkpoint import stored_dtype
 from nanovllm.model.config import GPT2Config
@@ -36,12 +37,6 @@ from nanovllm.sampling_params import SamplingParams
 
 logger = logging.getLogger(__name__)
 
-_ALL_FORBIDDEN = (
-    "every token is forbidden by the request's settings together, so none can come next; "
-    "loosen one of them"
-)
-_FAULT = "a step of the engine failed; the log has the reason"
-_NOT_A_NUMBER = "the network's output is not a number; is the checkpoint sound?"
 _BLOCKED_WAIT_S = 0.002
 """Maximum wait for masks if no request can run; commands to the engine wait as long."""
 _MASK_GRACE = 0.25
@@ -93,12 +88,7 @@ class Engine:
             has_priorities=config.scheduling_policy == "priority",
         )
         self.input_processor = InputProcessor(model, tokenizer, limits, seed=config.seed)
-        self._times: dict[str, RequestTimes] = {}
-        self._deadlines: dict[str, float] = {}  # by id; only requests with a deadline
-        self._prompt_tokens = 0
-        self._prompt_tokens_cached = 0
-        self._prompt_tokens_computed = 0
-        self._generation_tokens = 0
+        self._tracker = RequestTracker()
         self._last_step_s = 0.0
         self.started_s = time.monotonic()
         self.num_steps = 0
@@ -144,16 +134,16 @@ class Engine:
 
     def stats(self) -> EngineSnapshot:
         """Return a snapshot of the statistics. Call it on the engine's thread; any may read it."""
-        scheduler = self.scheduler
+        scheduler, tracker = self.scheduler, self._tracker
         return EngineSnapshot(
             num_requests_running=len(scheduler.running),
             num_requests_waiting=scheduler.num_waiting,
             num_requests_deferred=scheduler.num_deferred,
             kv_cache_usage=self.blocks.usage,
-            prompt_tokens=self._prompt_tokens,
-            prompt_tokens_cached=self._prompt_tokens_cached,
-            prompt_tokens_computed=self._prompt_tokens_computed,
-            generation_tokens=self._generation_tokens,
+            prompt_tokens=tracker.prompt_tokens,
+            prompt_tokens_cached=tracker.prompt_tokens_cached,
+            prompt_tokens_computed=tracker.prompt_tokens_computed,
+            generation_tokens=tracker.generation_tokens,
             num_preemptions=scheduler.num_preemptions,
             prefix_cache_queries=scheduler.kv_cache.prefix_cache_queries,
             prefix_cache_hits=scheduler.kv_cache.prefix_cache_hits,
@@ -171,15 +161,12 @@ class Engine:
                 its own timer.
         """
         self.scheduler.add(request)
-        if deadline_s is not None:
-            self._deadlines[request.request_id] = deadline_s
-        self._times[request.request_id] = RequestTimes(
-            time.monotonic() if arrival_s is None else arrival_s
-        )
+        arrival_s = time.monotonic() if arrival_s is None else arrival_s
+        self._tracker.add(request.request_id, arrival_s, deadline_s)
 
     def arrival_s(self, request_id: str) -> float:
         """Return the arrival of an unfinished sequence, by `time.monotonic()`."""
-        return self._times[request_id].arrival_s
+        return self._tracker.times[request_id].arrival_s
 
     def finish_request(self, request_id: str, reason: FinishReason) -> SequenceUpdate | None:
         """Finish a waiting or running sequence; return None if there is none with that id.
@@ -194,7 +181,7 @@ class Engine:
             request_id,
             request.choice_index,
             finish_reason=reason,
-            metrics=self._pop_times(request_id).summary(now),
+            metrics=self._tracker.pop(request_id).summary(now),
             time_s=now,
         )
 
@@ -215,8 +202,9 @@ class Engine:
         if on_planned is not None:
             on_planned()
         num_decode_tokens = sum(sequence.request.is_decoding for sequence in plan.sequences)
+        times_by_id = self._tracker.times
         for sequence in plan.sequences:
-            times = self._times[sequence.request.request_id]
+            times = times_by_id[sequence.request.request_id]
             if times.first_scheduled_s is None:
                 times.first_scheduled_s = started
         results, fault = self._compute(plan)
@@ -236,8 +224,8 @@ class Engine:
                 num_tokens=stats.num_tokens,
                 num_decode_tokens=num_decode_tokens,
             )
-        self._prompt_tokens_computed += stats.num_prompt_tokens
-        updates = (self._to_update(result, now, fault) for result in results)
+        self._tracker.prompt_tokens_computed += stats.num_prompt_tokens
+        updates = (self._tracker.to_update(result, now, fault) for result in results)
         return StepOutput((*failed, *updates), stats, fault)
 
     def _compute(self, plan: StepPlan) -> tuple[list[SequenceResult], Exception | None]:
@@ -253,7 +241,7 @@ class Engine:
             return self.scheduler.fail(plan), error
         except BaseException:  # such as KeyboardInterrupt: the plan is never computed
             for result in self.scheduler.fail(plan):
-                self._pop_times(result.request.request_id)
+                self._tracker.pop(result.request.request_id)
             raise
         return results, None
 
@@ -279,7 +267,7 @@ class Engine:
                     if output_processors[update.request_id].add_update(update):
                         self.finish_request(update.request_id, FinishReason.STOP)
                 if output.fault is not None:
-                    raise EngineFaultError(_FAULT) from output.fault
+                    raise EngineFaultError(STEP_FAILED) from output.fault
                 yield output
         finally:
             for request_id in output_processors:
@@ -292,28 +280,23 @@ class Engine:
         )
         for _ in self.run([self.input_processor.submit("warm-up", [0], params)]):
             pass
-        self._prompt_tokens = self._prompt_tokens_cached = self._prompt_tokens_computed = 0
-        self._generation_tokens = self.num_steps = 0
+        self._tracker = RequestTracker()
+        self.num_steps = 0
         kv_cache = self.scheduler.kv_cache
         kv_cache.prefix_cache_queries = kv_cache.prefix_cache_hits = 0
 
     def check_integrity(self) -> None:
         """Assert that all state is consistent; for tests and for an idle engine."""
         self.scheduler.check_integrity()
-        assert self._times.keys() == self.scheduler.request_ids
-        assert self._deadlines.keys() <= self._times.keys()
+        assert self._tracker.times.keys() == self.scheduler.request_ids
+        assert self._tracker.deadlines.keys() <= self._tracker.times.keys()
 
     def close(self) -> None:
         """End the processes that compile grammars. A second call has no effect."""
         self.input_processor.grammars.close()
 
-    def _pop_times(self, request_id: str) -> RequestTimes:
-        """Remove the deadline and the times of a sequence that has ended; return the times."""
-        self._deadlines.pop(request_id, None)
-        return self._times.pop(request_id)
-
     def _abort_overdue(self, now: float) -> None:
-        for request_id, deadline_s in list(self._deadlines.items()):
+        for request_id, deadline_s in list(self._tracker.deadlines.items()):
             if deadline_s <= now:
                 self.abort_request(request_id)
 
@@ -327,61 +310,6 @@ class Engine:
             if update is not None:
                 updates.append(replace(update, error=error))
         return tuple(updates)
-
-    def _to_update(
-        self, result: SequenceResult, now: float, fault: Exception | None
-    ) -> SequenceUpdate:
-        """Record the times of a result, and return it as values that other threads may read."""
-        request = result.request
-        times = self._times[request.request_id]
-        inter_token_latency_s = None
-        if result.token_ids:
-            self._generation_tokens += len(result.token_ids)
-            if times.last_token_s is None:
-                self._count_prompt(request)
-                times.first_token_s = now
-            else:
-                inter_token_latency_s = now - times.last_token_s
-            times.last_token_s = now
-        finish_reason = request.finish_reason
-        if finish_reason is not None:
-            if times.first_token_s is None and finish_reason is not FinishReason.ERROR:
-                self._count_prompt(request)
-            self._pop_times(request.request_id)
-        return SequenceUpdate(
-            request_id=request.request_id,
-            choice_index=request.choice_index,
-            token_ids=result.token_ids,
-            logprobs=result.logprobs,
-            prompt_logprobs=tuple(result.prompt_logprobs),
-            finish_reason=finish_reason,
-            stop_reason=request.stop_reason,
-            num_cached_tokens=request.num_cached_tokens or 0,
-            metrics=times.summary(None if finish_reason is None else now),
-            error=_error_of(result, fault) if finish_reason is FinishReason.ERROR else None,
-            hidden=result.hidden,
-            time_s=now,
-            inter_token_latency_s=inter_token_latency_s,
-            num_preemptions=request.num_preemptions,
-            num_reused_tokens=request.num_reused_tokens,
-        )
-
-    def _count_prompt(self, request: Request) -> None:
-        """Count a prompt that has been computed to its end for the first time."""
-        self._prompt_tokens += request.num_prompt_tokens
-        self._prompt_tokens_cached += request.num_reused_tokens
-
-
-def _error_of(result: SequenceResult, fault: Exception | None) -> NanovllmError:
-    """Return the error of a request that a step ended; a server hides its `__cause__`."""
-    cause = fault or result.error
-    if cause is not None:
-        error = EngineFaultError(_FAULT)
-        error.__cause__ = cause
-        return error
-    if result.is_finite:
-        return InvalidRequestError(_ALL_FORBIDDEN)
-    return EngineFaultError(_NOT_A_NUMBER)
 
 
 def _max_model_len(config: EngineConfig, model: GPT2Config) -> int:

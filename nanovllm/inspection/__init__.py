@@ -10,6 +10,7 @@ attention       attention weights, and statistics of each head
 logit_lens      the prediction of every layer
 embeddings      token embeddings in two dimensions, and nearest neighbours
 trace           each operation with its shapes and statistics
+memory          the memory of an inspection, and its limit
 responses       these results as JSON, for the server's endpoints and the HTML files
 worker          a process that computes responses for a server
 worker_process  starts, limits and ends it

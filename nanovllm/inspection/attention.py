@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float32
 
 from nanovllm.errors import InvalidRequestError
 from nanovllm.inspection.observe import InspectedModel
+from nanovllm.model.config import GPT2Config
 
 MAX_WEIGHTS_BYTES = 64 << 20
 
@@ -68,7 +69,7 @@ def attention_weights(
         )
     num_layers = config.layers if layer is None else 1
     pairs = len(token_ids) * (len(token_ids) + 1) // 2
-    num_bytes = num_layers * config.heads * pairs * np.dtype(np.float32).itemsize
+    num_bytes = packed_weights_bytes(config, len(token_ids), num_layers)
     if num_bytes > MAX_WEIGHTS_BYTES:
         remedy = "ask for one layer at a time" if layer is None else "shorten the prompt"
         raise InvalidRequestError(
@@ -86,6 +87,11 @@ def attention_weights(
 
     model.forward(token_ids, observe)
     return packed
+
+
+def packed_weights_bytes(config: GPT2Config, tokens: int, layers: int) -> int:
+    """Return the size of the result of `attention_weights`."""
+    return layers * config.heads * tokens * (tokens + 1) // 2 * np.dtype(np.float32).itemsize
 
 
 def head_statistics(model: InspectedModel, token_ids: Sequence[int]) -> list[HeadStatistics]:

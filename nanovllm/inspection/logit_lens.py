@@ -18,7 +18,8 @@ from nanovllm.inspection.observe import InspectedModel
 from nanovllm.model import gpt2
 
 MAX_TOP = 20
-_CHUNK_ROWS = 64  # positions whose logits are in memory at a time
+DEFAULT_TOP = 5
+CHUNK_ROWS = 64  # positions whose logits are in memory at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,9 @@ class LogitLens:
     predictions: tuple[tuple[Prediction, ...], ...]
 
 
-def logit_lens(model: InspectedModel, token_ids: Sequence[int], top: int = 5) -> LogitLens:
+def logit_lens(
+    model: InspectedModel, token_ids: Sequence[int], top: int = DEFAULT_TOP
+) -> LogitLens:
     """Return the prediction of every layer at every position.
 
     Raises InvalidRequestError unless `top` is 1 to MAX_TOP.
@@ -81,8 +84,8 @@ def predictions(
 ) -> Iterator[Prediction]:
     """Yield the prediction read from the residual stream at each position."""
     next_ids = [*token_ids[1:], None]
-    for start in range(0, len(hidden), _CHUNK_ROWS):
-        chunk = hidden[start : start + _CHUNK_ROWS]
+    for start in range(0, len(hidden), CHUNK_ROWS):
+        chunk = hidden[start : start + CHUNK_ROWS]
         for logprobs, next_id in zip(lens_logprobs(model, chunk), next_ids[start:], strict=False):
             yield _describe(logprobs, next_id, top)
 

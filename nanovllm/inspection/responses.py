@@ -12,7 +12,8 @@ from typing import Any, TypeAlias
 from nanovllm.errors import InvalidRequestError
 from nanovllm.inspection.attention import HeadStatistics, attention_weights, head_statistics
 from nanovllm.inspection.embeddings import DEFAULT_POINTS, Method, Projection, neighbors, project
-from nanovllm.inspection.logit_lens import LogitLens, Prediction, logit_lens
+from nanovllm.inspection.logit_lens import DEFAULT_TOP, LogitLens, Prediction, logit_lens
+from nanovllm.inspection.memory import MAX_MEMORY_BYTES, check_memory
 from nanovllm.inspection.observe import InspectedModel
 
 JSON: TypeAlias = dict[str, Any]
@@ -32,7 +33,7 @@ def attention(model: InspectedModel, prompt: Prompt, layer: int | None = None) -
         "dtype": "float32",
         "layout": LAYOUT,
         "layer": layer,
-        "weights": base64.b64encode(weights.astype("<f4").tobytes()).decode("ascii"),
+        "weights": base64.b64encode(weights.astype("<f4", copy=False).data).decode("ascii"),
     }
 
 
@@ -48,7 +49,7 @@ def head_entry(statistics: HeadStatistics) -> JSON:
     return {name: _rounded(value) for name, value in asdict(statistics).items()}
 
 
-def lens(model: InspectedModel, prompt: Prompt, top: int = 5) -> JSON:
+def lens(model: InspectedModel, prompt: Prompt, top: int = DEFAULT_TOP) -> JSON:
     """Return the prediction of every layer at every position."""
     token_ids = model.encode(prompt)
     return lens_entry(model, token_ids, logit_lens(model, token_ids, top))
@@ -144,8 +145,19 @@ def tokens(model: InspectedModel, token_ids: Sequence[int]) -> list[JSON]:
     ]
 
 
-def run(model: InspectedModel, name: str, arguments: Mapping[str, Any]) -> JSON:
-    """Return the response of the endpoint `name` to these arguments; raises as it does."""
+def run(
+    model: InspectedModel,
+    name: str,
+    arguments: Mapping[str, Any],
+    max_memory_bytes: int = MAX_MEMORY_BYTES,
+) -> JSON:
+    """Return the response of the endpoint `name` to these arguments.
+
+    Raises as the endpoint's function does, and InvalidRequestError if it needs more memory.
+    """
+    if "prompt" in arguments:
+        arguments = {**arguments, "prompt": model.encode(arguments["prompt"])}
+    check_memory(model.config, name, arguments, max_memory_bytes)
     functions = {
         "attention": attention,
         "overview": overview,

@@ -7,8 +7,9 @@
 
 The messages are those of engine/sandbox/messages.py. `name` and `arguments` are those of
 `responses.run`. Jobs have the lowest priority and one thread, so a server beside them keeps its
-processor time. A job that takes more than `cpu_s` of processor time ends the process. It also ends
-when its socket closes.
+processor time. The process ends if a job takes more than `cpu_s` of processor time, if it runs out
+of memory, and when its socket closes. `responses.run` refuses a job that needs too much memory; the
+limit of the process is for what it does not foresee.
 """
 
 import contextlib
@@ -17,11 +18,11 @@ import os
 from pathlib import Path
 from typing import Any
 
-from nanovllm.engine.sandbox.limits import limited_cpu
+from nanovllm.engine.sandbox.limits import MEMORY_EXIT_CODE, limit_memory, limited_cpu
 from nanovllm.engine.sandbox.main import open_channel
 from nanovllm.engine.sandbox.messages import Channel, MessageError
 from nanovllm.errors import CheckpointError, EngineFaultError, InvalidRequestError
-from nanovllm.inspection import responses
+from nanovllm.inspection import memory, responses
 from nanovllm.inspection.observe import InspectedModel
 
 ONE_THREAD = dict.fromkeys(
@@ -29,6 +30,7 @@ ONE_THREAD = dict.fromkeys(
 )
 """Environment of the process: the libraries read these variables when they are loaded."""
 _NICE = 19
+_HEADROOM_BYTES = 512 << 20  # for libraries that are loaded later, and for the allocator
 
 
 def main(folder: str, number: int) -> None:
@@ -37,7 +39,10 @@ def main(folder: str, number: int) -> None:
     if hasattr(os, "nice"):
         os.nice(_NICE)
     with contextlib.suppress(OSError, MessageError):  # the parent has ended
-        _serve(channel, Path(folder))
+        try:
+            _serve(channel, Path(folder))
+        except MemoryError:
+            os._exit(MEMORY_EXIT_CODE)
     os._exit(0)
 
 
@@ -47,6 +52,7 @@ def _serve(channel: Channel, folder: Path) -> None:
     except (CheckpointError, OSError) as error:
         _send_error(channel, error)
         return
+    limit_memory(memory.MAX_MEMORY_BYTES + memory.layers_bytes(model.config) + _HEADROOM_BYTES)
     channel.send({"op": "ready"})
     while (received := channel.receive()) is not None:
         header, _ = received

@@ -42,7 +42,7 @@ class InspectionWorker:
     """Runs inspections of one model in a process. Thread-safe; calls run one after the other.
 
     The process starts with the first call and ends after an idle time. One that crashed or exceeded
-    its time is replaced at the next call.
+    a limit is replaced at the next call.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class InspectionWorker:
         """Return the JSON of `responses.run`; it blocks.
 
         Raises:
-            InvalidRequestError: the arguments are invalid.
+            InvalidRequestError: the arguments are invalid, or the call needs too much memory.
             RequestTimeoutError: the call took longer than its limit.
             EngineFaultError: the process failed.
             EngineNotReadyError: the worker is closed.
@@ -146,8 +146,13 @@ class InspectionWorker:
         if reply is None:
             if self._is_closed:
                 raise EngineNotReadyError("the server is stopping")
-            if header is not None and reached_limit(_exit_code(running)) == "time":
+            limit = None if header is None else reached_limit(_exit_code(running))
+            if header is not None and limit == "time":
                 raise _timeout_error(header["cpu_s"])
+            if limit == "memory":
+                raise InvalidRequestError(
+                    "the inspection process ran out of memory; shorten the prompt, or ask for less"
+                )
             raise EngineFaultError("the inspection process ended unexpectedly; try again")
         return reply
 

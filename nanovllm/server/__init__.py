@@ -4,6 +4,7 @@ app        create_app: middleware, routes and settings
 inspector  the web page at `/` that shows the engine at work
 openai     the endpoints that run the model, and tokenization
 openapi    the OpenAPI document
-metrics    GET /metrics, and counts of HTTP requests
+status     GET /health, /version, /metrics and /load
+metrics    the figures of /metrics, and counts of HTTP requests
 http       what is below any endpoint: bodies, errors, limits, streams, the request log
 """

@@ -20,11 +20,11 @@ from pathlib import Path as FilePath
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Path, Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp
 
 from nanovllm import __version__
-from nanovllm.engine.async_engine import AsyncEngine, EngineState
+from nanovllm.engine.async_engine import AsyncEngine
 from nanovllm.engine.chat.template import ChatTemplate
 from nanovllm.inspection.worker_process import InspectionWorker
 from nanovllm.server import openapi
@@ -34,7 +34,7 @@ from nanovllm.server.http.body import read_body
 from nanovllm.server.http.body_limit import BodyLimitMiddleware
 from nanovllm.server.http.cors import CORSMiddleware
 from nanovllm.server.http.docs_page import add_docs_pages
-from nanovllm.server.http.errors import error_response, served_name
+from nanovllm.server.http.errors import served_name
 from nanovllm.server.http.event_stream import json_response
 from nanovllm.server.http.head import HeadMiddleware
 from nanovllm.server.http.json_writer import write_json
@@ -43,20 +43,17 @@ from nanovllm.server.http.work import Work
 from nanovllm.server.inspector import inspect_routes, page
 from nanovllm.server.inspector.response_types import ControlRequest, EngineStateEvent
 from nanovllm.server.inspector.state_routes import InspectorSettings, add_state_routes
-from nanovllm.server.metrics import METRICS_MEDIA_TYPE, HttpMetricsMiddleware, ServerMetrics
+from nanovllm.server.metrics import HttpMetricsMiddleware, ServerMetrics
 from nanovllm.server.openai.chat import CHAT
 from nanovllm.server.openai.completions import COMPLETIONS
 from nanovllm.server.openai.embeddings import EMBEDDINGS
 from nanovllm.server.openai.endpoint import Endpoint, ModelService, add_endpoint
 from nanovllm.server.openai.response_types import (
     Detokenized,
-    Health,
-    Load,
     Model,
     ModelList,
     Tokenized,
     TokenizerInfo,
-    Version,
 )
 from nanovllm.server.openai.responses import RESPONSES
 from nanovllm.server.openai.tokenization import (
@@ -67,6 +64,7 @@ from nanovllm.server.openai.tokenization import (
     tokenizer_info,
 )
 from nanovllm.server.openapi import request_body, responses
+from nanovllm.server.status import add_status_routes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,24 +154,14 @@ def create_app(engine: AsyncEngine, settings: ServerSettings, metrics: ServerMet
     service = ModelService(
         engine, settings.model_names, settings.chat_template, settings.stalled_client_s, work
     )
-    _add_status_routes(app, engine, metrics)
+    add_status_routes(app, engine, metrics)
     _add_models(app, engine, settings)
     for endpoint in ENDPOINTS:
         add_endpoint(app, endpoint, service)
     _add_tokenization(app, service)
     documented = _DOCUMENTED
     if settings.has_inspector:
-        inspector = InspectorSettings(
-            settings.model_names[0],
-            shows_prompts=settings.inspector_shows_prompts,
-            can_control=settings.inspector_controls,
-            allowed_origins=settings.allowed_origins,
-            stalled_client_s=settings.stalled_client_s,
-        )
-        add_state_routes(app, engine, metrics, inspector, work)
-        documented = (*documented, EngineStateEvent, ControlRequest)
-        documented += _add_inspection(app, service, settings)
-        page.add_page(app)
+        documented += _add_inspector(app, service, settings, metrics)
     add_docs_pages(app, has_index=not settings.has_inspector)
     openapi.install(
         app,
@@ -181,7 +169,16 @@ def create_app(engine: AsyncEngine, settings: ServerSettings, metrics: ServerMet
         has_keys=bool(settings.api_keys),
         checks_host=settings.allowed_hosts is not None,
     )
-    # The framework answers a fault outside of its middleware, so these go around all of it.
+    return _with_outer_middleware(app, settings, metrics)
+
+
+def _with_outer_middleware(
+    app: FastAPI, settings: ServerSettings, metrics: ServerMetrics
+) -> ASGIApp:
+    """Return the application with the middleware that also sees the framework's own responses.
+
+    The framework answers a fault outside of the middleware that `add_middleware` adds.
+    """
     shared: ASGIApp = HeadMiddleware(app)
     if settings.allowed_origins:
         shared = CORSMiddleware(shared, settings.allowed_origins)
@@ -193,54 +190,35 @@ def create_app(engine: AsyncEngine, settings: ServerSettings, metrics: ServerMet
     return HttpMetricsMiddleware(named, app.routes, metrics)
 
 
-def _add_status_routes(app: FastAPI, engine: AsyncEngine, metrics: ServerMetrics) -> None:
-    @app.get("/health", responses=responses(503, whole=Health))
-    async def health() -> Response:
-        """200 once the model is loaded and a step has run, 503 before and after."""
-        if engine.state is EngineState.READY:
-            return JSONResponse(Health(status="ready"))
-        return error_response(503, f"the engine is {engine.state.value}")
-
-    @app.get("/version", responses=responses(whole=Version))
-    async def version() -> Response:
-        """The version of the server."""
-        return JSONResponse(Version(version=__version__))
-
-    @app.get("/metrics", response_class=PlainTextResponse)
-    async def metrics_page() -> Response:
-        """Metrics in Prometheus's text format."""
-        return Response(metrics.render(), media_type=METRICS_MEDIA_TYPE)
-
-    @app.get("/load", responses=responses(503, whole=Load))
-    async def load() -> Response:
-        """Number of running and waiting sequences, and the queue's room, for load balancers."""
-        stats, room = engine.stats(), engine.admission_stats()
-        return JSONResponse(
-            Load(
-                server_load=stats.num_requests_running + stats.num_requests_waiting,
-                queued_requests=room.choices,
-                max_queued_requests=room.max_choices,
-                queued_tokens=room.tokens,
-                max_queued_tokens=room.max_tokens or 0,
-            )
-        )
-
-
-def _add_inspection(
-    app: FastAPI, service: ModelService, settings: ServerSettings
+def _add_inspector(
+    app: FastAPI, service: ModelService, settings: ServerSettings, metrics: ServerMetrics
 ) -> tuple[type[Any], ...]:
-    """Add /v1/inspect where the model's folder is known; return the types of its bodies."""
-    if settings.inspected_folder is None:
-        return ()
-    inspect_routes.add_inspect_routes(
-        app,
-        service.async_engine,
-        service.work,
-        InspectionWorker(settings.inspected_folder),
-        stalled_client_s=service.stalled_client_s,
+    """Add the page, /v1/engine, and /v1/inspect if the model's folder is known.
+
+    Returns the types that the OpenAPI document describes.
+    """
+    engine, work = service.async_engine, service.work
+    inspector = InspectorSettings(
+        settings.model_names[0],
+        shows_prompts=settings.inspector_shows_prompts,
+        can_control=settings.inspector_controls,
         allowed_origins=settings.allowed_origins,
+        stalled_client_s=settings.stalled_client_s,
     )
-    return inspect_routes.DOCUMENTED
+    add_state_routes(app, engine, metrics, inspector, work)
+    documented: tuple[type[Any], ...] = (EngineStateEvent, ControlRequest)
+    if settings.inspected_folder is not None:
+        inspect_routes.add_inspect_routes(
+            app,
+            engine,
+            work,
+            InspectionWorker(settings.inspected_folder),
+            stalled_client_s=settings.stalled_client_s,
+            allowed_origins=settings.allowed_origins,
+        )
+        documented += inspect_routes.DOCUMENTED
+    page.add_page(app)
+    return documented
 
 
 def _add_models(app: FastAPI, engine: AsyncEngine, settings: ServerSettings) -> None:

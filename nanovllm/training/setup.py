@@ -109,8 +109,7 @@ def prepare(config: TrainingConfig, *, resumes: bool) -> Setup:
     if last is not None and not (last / "config.json").exists():
         raise TrainingError(f"{last} is missing or incomplete; the run cannot be resumed")
     pretrained = None if source is None else GPT2Config.load(source)
-    network = config.network
-    context = network.context
+    context = config.network.context
     if pretrained is not None and config.context is None:
         context = pretrained.max_positions
     elif pretrained is not None and context > pretrained.max_positions:
@@ -118,27 +117,10 @@ def prepare(config: TrainingConfig, *, resumes: bool) -> Setup:
             f"context is {context}, but the positions of {source} end at "
             f"{pretrained.max_positions}; lower --context"
         )
-    tokenizer = str(source or network.tokenizer)
-    try:
-        data = prepare_data(
-            config.data_paths,
-            validation_paths=config.validation_paths,
-            pattern=config.pattern,
-            tokenizer=tokenizer,
-            vocab_size=None if resumes else config.vocab_size,
-            context=context,
-            validation_fraction=config.validation_fraction,
-            end_of_text_id=next(iter(pretrained.eos_token_ids), None) if pretrained else None,
-        )
-    except TrainingError as error:
-        if not resumes:
-            raise
-        raise TrainingError(
-            f"the run in {config.output} needs the data that it began with, or its new path "
-            f"(--data): {error}"
-        ) from None
+    tokenizer = str(source or config.network.tokenizer)
+    data = _prepare_data(config, tokenizer, context, pretrained, resumes=resumes)
     vocab = max(data.tokenizer.get_vocab().values()) + 1
-    model = pretrained or _new_model(network, vocab, data.end_of_text_id)
+    model = pretrained or _new_model(config.network, vocab, data.end_of_text_id)
     if vocab > model.vocab:
         raise TrainingError(
             f"the tokenizer of {source} has {vocab} tokens, the model embeddings for "
@@ -167,6 +149,35 @@ def prepare(config: TrainingConfig, *, resumes: bool) -> Setup:
         facts=_facts(config, model, data),
         notices=notices,
     )
+
+
+def _prepare_data(
+    config: TrainingConfig,
+    tokenizer: str,
+    context: int,
+    pretrained: GPT2Config | None,
+    *,
+    resumes: bool,
+) -> PreparedData:
+    """Return the data of a run; the error of a resumed run names the remedy."""
+    try:
+        return prepare_data(
+            config.data_paths,
+            validation_paths=config.validation_paths,
+            pattern=config.pattern,
+            tokenizer=tokenizer,
+            vocab_size=None if resumes else config.vocab_size,
+            context=context,
+            validation_fraction=config.validation_fraction,
+            end_of_text_id=next(iter(pretrained.eos_token_ids), None) if pretrained else None,
+        )
+    except TrainingError as error:
+        if not resumes:
+            raise
+        raise TrainingError(
+            f"the run in {config.output} needs the data that it began with, or its new path "
+            f"(--data): {error}"
+        ) from None
 
 
 def _parameters(config: TrainingConfig, model: GPT2Config, source: Path | None) -> Parameters:

@@ -21,6 +21,9 @@ from nanovllm.inspection.observe import InspectedModel
 from nanovllm.inspection.worker_process import InspectionWorker
 from tests.support.serving import wait_until
 
+if sys.platform == "linux":
+    import resource
+
 PROMPT = {"prompt": "the cat"}
 
 
@@ -71,10 +74,24 @@ def test_a_process_that_ended_while_idle_is_replaced(worker: InspectionWorker) -
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no limit of processor time")
 def test_a_call_that_takes_too_long_ends_the_process(tiny_model: Path) -> None:
     worker = InspectionWorker(tiny_model, max_cpu_s=0.01)
-    with pytest.raises(RequestTimeoutError, match=r"longer than 0\.01 s, the limit; shorten"):
+    with pytest.raises(RequestTimeoutError, match=r"longer than 0\.0[14] s, the limit; shorten"):
         worker.run("logit_lens", {"prompt": list(range(128))})
     assert worker.pid is None
     worker.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="prlimit is of Linux")
+def test_a_process_without_memory_is_replaced(worker: InspectionWorker) -> None:
+    worker.run("overview", PROMPT)
+    pid = worker.pid
+    assert pid is not None
+    soft_limit, hard_limit = resource.prlimit(pid, resource.RLIMIT_AS)
+    assert 1 << 30 < soft_limit < 1 << 33
+    resource.prlimit(pid, resource.RLIMIT_AS, (1 << 20, hard_limit))
+    with pytest.raises(InvalidRequestError, match="ran out of memory; shorten the prompt"):
+        worker.run("logit_lens", {"prompt": list(range(128)), "top": 20})
+    assert worker.pid is None
+    assert json.loads(worker.run("overview", PROMPT))["heads"]
 
 
 def test_an_idle_process_ends(tiny_model: Path) -> None:

@@ -203,13 +203,10 @@ def _report_latency(
         | _shown_phases(figures, measured.engine)
         | ({} if limits is None or reached is None else shown_fractions(reached, limits)),
     )
-    lengths = {
-        "batch_size": parsed.batch_size,
-        "input_len": parsed.input_len,
-        "output_len": parsed.output_len,
-    }
     counts = {
-        **lengths, "num_iters": parsed.num_iters, "num_iters_warmup": parsed.num_iters_warmup,
+        "batch_size": parsed.batch_size, "input_len": parsed.input_len,
+        "output_len": parsed.output_len,
+        "num_iters": parsed.num_iters, "num_iters_warmup": parsed.num_iters_warmup,
         "total_input_tokens": sum(run.input_tokens for run in runs),
         "total_output_tokens": sum(run.output_tokens for run in runs),
         "total_cached_tokens": sum(run.cached_tokens for run in runs),

@@ -12,6 +12,7 @@ from nanovllm.engine.inspection.recorder import Preemption
 from nanovllm.engine.scheduling.observer import PreemptionCause
 from nanovllm.engine.scheduling.request import Request
 from nanovllm.engine.scheduling.scheduler import Scheduler
+from nanovllm.engine.scheduling.siblings import waits_for_sibling
 
 _WAITS_FOR_MASK = "waits for its grammar's mask"
 _IS_ADMITTED = "will be admitted in the next step"
@@ -98,7 +99,7 @@ def running_reason(request: Request, scheduler: Scheduler) -> str | None:
     """Return why a running request is not part of every step; None if it is."""
     if request.is_blocked:
         return _WAITS_FOR_MASK
-    if scheduler.waits_for_sibling(request):
+    if waits_for_sibling(request, scheduler.running):
         return f"waits for the prompt of choice {_first_choice(request, scheduler)} of its request"
     return None
 

@@ -29,7 +29,10 @@ class KVCacheManager:
         self.prefix_cache_queries = 0
         self.prefix_cache_hits = 0
         self._block_size = blocks.block_size
-        self._copies: dict[str, tuple[int, int]] = {}  # of the step being planned, by request id
+        # Of the step being planned: copies by request id, and the first position that the step
+        # computes in each block that it fills.
+        self._copies: dict[str, tuple[int, int]] = {}
+        self._filled_from: dict[int, int] = {}
 
     @property
     def copies(self) -> tuple[tuple[int, int], ...]:
@@ -37,8 +40,9 @@ class KVCacheManager:
         return tuple(self._copies.values())
 
     def begin_step(self) -> None:
-        """Clear the copies of the previous step, which have been made."""
+        """Forget the previous step: its copies have been made, its blocks are filled."""
         self._copies = {}
+        self._filled_from = {}
 
     def blocks_needed(self, request: Request) -> int:
         """Return how many more blocks a request needs for all known tokens, including a copy."""
@@ -110,7 +114,11 @@ class KVCacheManager:
         if request.can_fork and request.num_prompt_tokens > 1:
             for other in siblings:
                 has_blocks = other.request_id not in self._copies  # a planned copy may be undone
-                if other.num_computed_tokens >= request.num_prompt_tokens and has_blocks:
+                if (
+                    other.num_computed_tokens >= request.num_prompt_tokens
+                    and has_blocks
+                    and self._can_copy_last_block(other)
+                ):
                     self.fork(request, other, request.num_prompt_tokens - 1)
                     return
         self._take_cached_blocks(request)
@@ -149,6 +157,7 @@ class KVCacheManager:
             block_hash = self._block_hash(request, index)
             parent = request.block_hashes[index - 1] if index else b""
             self.blocks.register(request.block_ids[index], block_hash, parent, request.writer)
+            self._filled_from[request.block_ids[index]] = request.num_computed_tokens
         request.num_registered_blocks = num_full
 
     def uncache_blocks(self, request: Request, start: int) -> set[int]:
@@ -183,6 +192,15 @@ class KVCacheManager:
         if index >= len(request.block_ids):
             return False
         return not self.blocks.is_writable(request.block_ids[index])
+
+    def _can_copy_last_block(self, source: Request) -> bool:
+        """Return whether the last block of a prompt can be copied before this step.
+
+        It cannot if the source has found it in the prefix cache and this step still fills it.
+        """
+        position = source.num_prompt_tokens - 1  # a fork computes it again
+        block = source.block_ids[position // self._block_size]
+        return self._filled_from.get(block, position) >= position
 
     def _copy_on_write(self, request: Request) -> None:
         """Replace the shared block of a request's next token by a new block, and plan the copy."""

@@ -7,21 +7,23 @@ same order. When no block is free, the running request that is last in that orde
 blocks are freed, and it is recomputed later. The first request in the order therefore always makes
 progress. Since every accepted request could run alone, all of them finish.
 
-The n choices of one prompt (siblings) compute the prompt once. The first of them computes it. The
-others are admitted too, wait for it, and then fork from it.
-
 The scheduler uses no arrays, clock, threads or I/O, so tests need only integers. The block tables
-are managed by kv_cache_manager.py.
+are managed by kv_cache_manager.py, the n choices of one prompt by siblings.py.
 """
 
 import heapq
 from collections.abc import Collection, Iterable
-from dataclasses import replace
 
 from nanovllm.engine.scheduling.kv_cache_manager import KVCacheManager
 from nanovllm.engine.scheduling.observer import PreemptionCause, SchedulerObserver
 from nanovllm.engine.scheduling.request import FinishReason, Request, RequestState
-from nanovllm.engine.scheduling.step_plan import PlannedSequence, SequenceResult, StepPlan
+from nanovllm.engine.scheduling.siblings import forks, siblings, waits_for_sibling
+from nanovllm.engine.scheduling.step_plan import (
+    PlannedSequence,
+    SequenceResult,
+    StepPlan,
+    apply_result,
+)
 from nanovllm.errors import InvalidRequestError, NanovllmError
 
 
@@ -138,7 +140,7 @@ class Scheduler:
         if self.num_preemptions == preemptions:
             self._admit(planned)
         self._use_leftover_budget(planned)
-        plan = StepPlan((*planned.values(), *self._forks(planned)), self.kv_cache.copies)
+        plan = StepPlan((*planned.values(), *forks(planned, self.running)), self.kv_cache.copies)
         assert plan.sequences or not self._requests or self.has_blocked, (
             "requests are unfinished, but none can run"
         )
@@ -168,7 +170,9 @@ class Scheduler:
             # False if the request, or the source of its fork, was aborted after it was planned.
             is_current = request.num_computed_tokens == sequence.start
             if request.state is RequestState.RUNNING and is_current:
-                accepted.append(self._advance(sequence, result))
+                accepted.append(apply_result(sequence, result))
+                if result.is_finite and (sequence.samples or result.hidden is not None):
+                    self.kv_cache.mark_finite(request)
         not_finite = [result.request for result in accepted if not result.is_finite]
         invalidated = [(request, self.kv_cache.invalidate(request)) for request in not_finite]
         for result in accepted:
@@ -178,32 +182,6 @@ class Scheduler:
             self._preempt_readers(request, blocks)
         self._committing = []
         return accepted
-
-    def _advance(self, sequence: PlannedSequence, result: SequenceResult) -> SequenceResult:
-        """Apply one result to its request; return the result with the tokens that were appended."""
-        request = sequence.request
-        request.next_prompt_logprob += len(sequence.prompt_logprob_positions)
-        request.next_hidden += len(sequence.hidden_positions)
-        request.num_computed_tokens += sequence.count
-        token_ids = result.token_ids
-        has_output = sequence.samples or result.hidden is not None
-        if (sequence.samples and not token_ids) or (has_output and not result.is_finite):
-            request.finish_reason = FinishReason.ERROR
-        elif token_ids:
-            try:
-                count = request.append(token_ids)
-            except Exception as error:  # noqa: BLE001 - it ends this request and no other
-                request.finish_reason, request.stop_reason = FinishReason.ERROR, None
-                result = replace(result, token_ids=(), logprobs=(), error=error)
-            else:
-                if count < len(token_ids):
-                    accepted, logprobs = token_ids[:count], result.logprobs[:count]
-                    result = replace(result, token_ids=accepted, logprobs=logprobs)
-        elif request.max_new_tokens == 0 and request.num_uncomputed_tokens == 0:
-            request.finish_reason = FinishReason.LENGTH
-        if result.is_finite and has_output:
-            self.kv_cache.mark_finite(request)
-        return result
 
     def fail(self, plan: StepPlan) -> list[SequenceResult]:
         """Finish the requests of a step that raised, and reset the prefix cache.
@@ -249,10 +227,10 @@ class Scheduler:
 
     def _continue_prompt(self, request: Request, planned: dict[str, PlannedSequence]) -> None:
         """Plan the next chunk of a running request's prompt."""
-        if request.is_blocked or self.waits_for_sibling(request):
+        if request.is_blocked or waits_for_sibling(request, self.running):
             return
         num_computed_tokens = request.num_computed_tokens
-        self.kv_cache.take_computed(request, self._siblings(request))
+        self.kv_cache.take_computed(request, siblings(request, self.running))
         self.kv_cache.count_prefix_hits(request)
         num_reused_tokens = request.num_computed_tokens - num_computed_tokens
         if self.observer is not None and num_reused_tokens:
@@ -302,9 +280,9 @@ class Scheduler:
             if request.state is not RequestState.WAITING:
                 heapq.heappop(self._queue)
                 continue
-            is_waiting = self.waits_for_sibling(request)
+            is_waiting = waits_for_sibling(request, self.running)
             if not is_waiting:
-                self.kv_cache.take_computed(request, self._siblings(request))
+                self.kv_cache.take_computed(request, siblings(request, self.running))
             available = self.kv_cache.blocks.num_free - self.num_reserved_blocks
             if self._blocks_needed(request) > available:
                 self.kv_cache.free(request)
@@ -323,13 +301,15 @@ class Scheduler:
 
     def _blocks_needed(self, request: Request) -> int:
         """Return how many more blocks a request needs; a fork needs one, for copy-on-write."""
-        return 1 if self.waits_for_sibling(request) else self.kv_cache.blocks_needed(request)
+        return (
+            1 if waits_for_sibling(request, self.running) else self.kv_cache.blocks_needed(request)
+        )
 
     def blocks_to_admit(self, request: Request) -> int:
         """Return how many free blocks the admission of a waiting request needs now."""
-        if self.waits_for_sibling(request):
+        if waits_for_sibling(request, self.running):
             return 1
-        return self.kv_cache.free_blocks_needed(request, self._siblings(request))
+        return self.kv_cache.free_blocks_needed(request, siblings(request, self.running))
 
     def _use_leftover_budget(self, planned: dict[str, PlannedSequence]) -> None:
         """Extend chunks that were limited, with the budget that no other request uses."""
@@ -403,36 +383,6 @@ class Scheduler:
         self.kv_cache.free(request)
         del self._requests[request.request_id]
         self._structured.pop(request.request_id, None)
-
-    def _siblings(self, request: Request) -> list[Request]:
-        """Return the other running requests of the same prompt."""
-        if not request.parent_id:
-            return []
-        return [
-            other
-            for other in self.running
-            if other.parent_id == request.parent_id and other is not request
-        ]
-
-    def waits_for_sibling(self, request: Request) -> bool:
-        """Return whether a sibling earlier in the order is still computing their prompt."""
-        if not request.can_fork:
-            return False
-        siblings = self._siblings(request)
-        has_read = any(other.num_computed_tokens >= request.num_prompt_tokens for other in siblings)
-        return not has_read and any(other.sort_key < request.sort_key for other in siblings)
-
-    def _forks(self, planned: dict[str, PlannedSequence]) -> list[PlannedSequence]:
-        """Return forks of the requests whose prompt is completed in this step."""
-        forks: dict[str, PlannedSequence] = {}
-        for sequence in planned.values():
-            source = sequence.request
-            if source.parent_id and sequence.samples and source.num_output_tokens == 0:
-                for other in self._siblings(source):
-                    is_fresh = other.num_output_tokens == 0 and other.request_id not in planned
-                    if other.can_fork and is_fresh:
-                        forks[other.request_id] = PlannedSequence.fork(other, source)
-        return list(forks.values())
 
 
 def _sort_key(request: Request) -> tuple[int, int]:

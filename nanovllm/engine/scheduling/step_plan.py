@@ -1,12 +1,12 @@
 """The scheduler's plan of a step, and the result of the step for each sequence."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
-from nanovllm.engine.scheduling.request import Request
+from nanovllm.engine.scheduling.request import FinishReason, Request
 from nanovllm.model.sampling import TokenLogprobs
 
 
@@ -92,6 +92,32 @@ class SequenceResult:
     hidden: npt.NDArray[np.float32] | None = None
     is_finite: bool = True
     error: Exception | None = None
+
+
+def apply_result(sequence: PlannedSequence, result: SequenceResult) -> SequenceResult:
+    """Apply one result to its request; return the result with the tokens that were appended.
+
+    `Request.finish_reason` is set if the request has ended.
+    """
+    request = sequence.request
+    request.next_prompt_logprob += len(sequence.prompt_logprob_positions)
+    request.next_hidden += len(sequence.hidden_positions)
+    request.num_computed_tokens += sequence.count
+    token_ids = result.token_ids
+    has_output = sequence.samples or result.hidden is not None
+    if (sequence.samples and not token_ids) or (has_output and not result.is_finite):
+        request.finish_reason = FinishReason.ERROR
+    elif token_ids:
+        try:
+            count = request.append(token_ids)
+        except Exception as error:  # noqa: BLE001 - it ends this request and no other
+            request.finish_reason, request.stop_reason = FinishReason.ERROR, None
+            return replace(result, token_ids=(), logprobs=(), error=error)
+        if count < len(token_ids):
+            return replace(result, token_ids=token_ids[:count], logprobs=result.logprobs[:count])
+    elif request.max_new_tokens == 0 and request.num_uncomputed_tokens == 0:
+        request.finish_reason = FinishReason.LENGTH
+    return result
 
 
 _NO_POSITIONS = range(0)

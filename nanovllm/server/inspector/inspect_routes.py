@@ -9,10 +9,10 @@ lowest priority. It sends the response as JSON, which is passed on as it is.
 
 import re
 from collections import OrderedDict
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Annotated, Any, Literal, TypeAlias
 
-from fastapi import Depends, FastAPI
+from fastapi import Depends, FastAPI, params
 from pydantic import Field, WithJsonSchema, field_validator
 from starlette.requests import Request
 from starlette.responses import Response
@@ -34,6 +34,8 @@ _MAX_CACHED = 4  # projections, of up to 5,000 points each
 _MAX_TEXT_CHARACTERS = 1000  # of the text of one token
 _INTEGER = re.compile(r"[0-9]{1,12}")
 _STATUSES = (400, 403, 429, 503, 504)
+_Inspect: TypeAlias = Callable[[Request, str, Mapping[str, Any]], Awaitable[bytes]]
+"""Return the JSON of `responses.run` for a request, an endpoint's name and its arguments."""
 
 InspectedPrompt = Annotated[
     Any,
@@ -210,14 +212,26 @@ def add_inspect_routes(
 ) -> None:
     """Add the routes; `worker` ends with the engine."""
     engine.when_stopped(worker.close)
-    projections: OrderedDict[tuple[str, int], bytes] = OrderedDict()
     dependencies = [Depends(same_origin_check(allowed_origins))]
 
     async def inspect(request: Request, name: str, arguments: Mapping[str, Any]) -> bytes:
         _ = engine.engine  # 503 until the model is loaded
         return await work.inspect(request, lambda: worker.run(name, arguments))
 
-    def add_post(name: str, kind: type[InspectRequest], answer: Any, description: str) -> None:
+    _add_prompt_routes(app, inspect, work, stalled_client_s, dependencies)
+    _add_vocabulary_routes(app, inspect, stalled_client_s, dependencies)
+
+
+def _add_prompt_routes(
+    app: FastAPI,
+    inspect: _Inspect,
+    work: Work,
+    stalled_client_s: float,
+    dependencies: Sequence[params.Depends],
+) -> None:
+    """Add the routes that inspect the forward pass of a prompt."""
+
+    def add(name: str, kind: type[InspectRequest], answer: Any, description: str) -> None:
         async def endpoint(request: Request) -> Response:
             body, _ = await read_body(request, kind, work)
             content = await inspect(request, name, body.model_dump())
@@ -232,11 +246,19 @@ def add_inspect_routes(
             dependencies=dependencies,
         )(endpoint)
 
-    add_post(
-        "attention", AttentionRequest, AttentionWeights, "Attention weights of a prompt's tokens."
-    )
-    add_post("overview", InspectRequest, AttentionOverview, "Statistics of every attention head.")
-    add_post("logit_lens", LogitLensRequest, LogitLens, "The prediction of every layer.")
+    add("attention", AttentionRequest, AttentionWeights, "Attention weights of a prompt's tokens.")
+    add("overview", InspectRequest, AttentionOverview, "Statistics of every attention head.")
+    add("logit_lens", LogitLensRequest, LogitLens, "The prediction of every layer.")
+
+
+def _add_vocabulary_routes(
+    app: FastAPI,
+    inspect: _Inspect,
+    stalled_client_s: float,
+    dependencies: Sequence[params.Depends],
+) -> None:
+    """Add the routes that inspect the token embeddings."""
+    projections: OrderedDict[tuple[str, int], bytes] = OrderedDict()
 
     @app.get(
         "/v1/inspect/embeddings",

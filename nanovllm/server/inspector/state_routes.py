@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fastapi import Depends, FastAPI, Request
+from fastapi import Depends, FastAPI, Request, params
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
@@ -59,6 +59,20 @@ def add_state_routes(
     work: Work,
 ) -> None:
     """Add the routes under /v1/engine."""
+    dependencies = [Depends(same_origin_check(settings.allowed_origins))]
+    _add_watch_routes(app, engine, metrics, settings, work, dependencies)
+    _add_step_routes(app, engine, settings, work, dependencies)
+
+
+def _add_watch_routes(
+    app: FastAPI,
+    engine: AsyncEngine,
+    metrics: ServerMetrics,
+    settings: InspectorSettings,
+    work: Work,
+    dependencies: Sequence[params.Depends],
+) -> None:
+    """Add /v1/engine/state and /v1/engine/events."""
     describer = StateDescriber(
         engine,
         metrics,
@@ -67,7 +81,6 @@ def add_state_routes(
         shows_prompts=settings.shows_prompts,
     )
     feed = StateFeed(engine, describer, work)
-    dependencies = [Depends(same_origin_check(settings.allowed_origins))]
 
     @app.get(
         "/v1/engine/state",
@@ -97,6 +110,16 @@ def add_state_routes(
             count = 0
         reader = feed.open()
         return EventStream(reader.frames(count), reader.close, settings.stalled_client_s)
+
+
+def _add_step_routes(
+    app: FastAPI,
+    engine: AsyncEngine,
+    settings: InspectorSettings,
+    work: Work,
+    dependencies: Sequence[params.Depends],
+) -> None:
+    """Add /v1/engine/steps and /v1/engine/control."""
 
     @app.get(
         "/v1/engine/steps",

@@ -18,30 +18,6 @@ StopReason = Annotated[
 ]
 
 
-class Health(TypedDict):
-    """The response of GET /health: the engine is ready."""
-
-    status: Literal["ready"]
-
-
-class Version(TypedDict):
-    """The server's version."""
-
-    version: str
-
-
-class Load(TypedDict):
-    """The load of the server."""
-
-    server_load: Annotated[int, Field(ge=0, description="sequences that run or wait")]
-    queued_requests: Annotated[int, Field(ge=0, description="unfinished choices")]
-    max_queued_requests: Annotated[int, Field(ge=1, description="maximum of queued_requests")]
-    queued_tokens: Annotated[
-        int, Field(ge=0, description="prompt and max_tokens of all unfinished requests")
-    ]
-    max_queued_tokens: Annotated[int, Field(ge=0, description="maximum of queued_tokens")]
-
-
 class Model(TypedDict):
     """The served model under one of its names."""
 

@@ -87,20 +87,12 @@ def prepare_data(
         return _from_token_files(
             paths, validation_paths, tokenizer, vocab_size, context, validation_fraction
         )
-    corpus = read_documents(paths, pattern)
-    if validation_paths:
-        held_out = read_documents(validation_paths, pattern)
-        corpus = without(corpus, held_out)
-        train, validation = corpus.texts, held_out.texts
-    else:
-        held_out = Corpus((), ())
-        train, validation = split_documents(corpus.documents, validation_fraction)
-    files = tuple(document.path for document in (*corpus.documents, *held_out.documents))
-    warnings = (*corpus.warnings, *held_out.warnings)
+    train, validation, files, warnings = _read_splits(
+        paths, validation_paths, pattern, validation_fraction
+    )
     # A character that occurs in the validation text alone must have a token, as in nanoGPT.
     learned_from = [*train, *validation] if tokenizer == "char" else train
     library = make_tokenizer(tokenizer, learned_from, vocab_size)
-    del corpus, held_out  # frees the document that was cut in two
     if end_of_text_id is None:
         end_of_text_id = library.token_to_id(END_OF_TEXT)
     train_tokens = encode_texts(library, train, end_of_text_id, "Encoding the training text")
@@ -117,6 +109,25 @@ def prepare_data(
         files,
         warnings,
     )
+
+
+def _read_splits(
+    paths: Sequence[Path],
+    validation_paths: Sequence[Path],
+    pattern: str,
+    validation_fraction: float,
+) -> tuple[Sequence[str], Sequence[str], tuple[Path, ...], tuple[str, ...]]:
+    """Return the texts of both splits, the files that were read, and warnings for the user."""
+    corpus = read_documents(paths, pattern)
+    if validation_paths:
+        held_out = read_documents(validation_paths, pattern)
+        corpus = without(corpus, held_out)
+        train, validation = corpus.texts, held_out.texts
+    else:
+        held_out = Corpus((), ())
+        train, validation = split_documents(corpus.documents, validation_fraction)
+    files = tuple(document.path for document in (*corpus.documents, *held_out.documents))
+    return train, validation, files, (*corpus.warnings, *held_out.warnings)
 
 
 def load_tokens(path: Path) -> Integer[np.ndarray, " tokens"]:

@@ -3,7 +3,7 @@
 from collections import Counter
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from nanovllm.engine.scheduling.request import FinishReason, Request
@@ -96,6 +96,12 @@ REQUESTS = st.lists(
     blocks=st.integers(11, 40),
     seqs=st.integers(1, 6),
     extra_tokens=st.integers(0, 20),
+)
+@example(  # a fork copies a block that its source has found and the same step fills
+    plans=[(0, 1, 1, 0, 1, None, 0), (0, 12, 2, 1, 2, 0, 0), (0, 12, 2, 1, 2, None, 0)],
+    blocks=11,
+    seqs=3,
+    extra_tokens=1,
 )
 def test_random_failures(
     plans: list[tuple[int, ...]], blocks: int, seqs: int, extra_tokens: int
