@@ -7,6 +7,7 @@ line imports only from lines below it (the contract in pyproject.toml):
     attention_operations  its operations of attention
     runner                calls a compiled operation with its arguments on the threads
     array_pool            arrays whose memory is used again
+    work_memory           the working memory of an operation
     library               loads the compiled operations from the cache, or compiles them
     entries               the functions that Python calls
 
