@@ -15,7 +15,7 @@ from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, PercentFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator, PercentFormatter
 
 from benchmarks.contenders import ROOT
 from benchmarks.scaling.simulator import POLICIES
@@ -49,7 +49,8 @@ def draw(record: Mapping[str, Any], path: Path) -> None:
     }  # fmt: skip
     with mpl.rc_context(style):
         figure = Figure(figsize=_SIZE_INCHES, layout="constrained")
-        figure.suptitle(f"Simulated replicas of {record['model']}, the same load for each replica")
+        name = Path(record["model"]).name
+        figure.suptitle(f"Simulated replicas of {name}, the same load for each replica")
         panels = figure.subplots(2, 2, sharex=True, sharey="row")
         for column, (arrivals, title) in enumerate(_ARRIVALS.items()):
             runs = [run for run in record["runs"] if run["arrivals"] == arrivals]
@@ -57,6 +58,8 @@ def draw(record: Mapping[str, Any], path: Path) -> None:
             for policy in POLICIES:
                 _draw_policy(policy, [run for run in runs if run["policy"] == policy], times, hits)
             times.set(title=title, xscale="log", yscale="log")
+            times.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            times.yaxis.set_minor_locator(NullLocator())
             times.yaxis.set_major_formatter(FuncFormatter(lambda ms, _: f"{ms:,.0f}"))
             hits.set(xscale="log", ylim=(0, 1), xlabel="replicas")
             hits.yaxis.set_major_formatter(PercentFormatter(1.0))
