@@ -1,18 +1,11 @@
 /** Attention: all heads of a prompt as small maps, one large, and its weights as shaded text. */
 
-import {
-  errorMessage,
-  field,
-  formatNumber,
-  formatPercent,
-  h,
-  icon,
-  onThemeChange,
-  replace,
-  visibleText,
-} from "./dom.js";
-import { heatMap, tokenStrip, weightFraction, weightLegend } from "./heatmap.js";
+import { onThemeChange } from "./colors.js";
+import { errorMessage, field, icon } from "./components.js";
+import { h, replace } from "./dom.js";
+import { formatNumber, formatPercent, visibleText } from "./format.js";
 import { HEAD_KINDS, describeHead, headGrid } from "./head_grid.js";
+import { heatMap, tokenStrip, weightFraction, weightLegend } from "./heatmap.js";
 import { promptForm } from "./prompt_form.js";
 import { sortableTable } from "./sortable_table.js";
 

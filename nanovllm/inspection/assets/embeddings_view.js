@@ -1,15 +1,8 @@
 /** Embeddings: tokens as points in two dimensions, with search and nearest neighbours. */
 
-import {
-  busy,
-  errorMessage,
-  field,
-  formatPercent,
-  h,
-  replace,
-  segmented,
-  visibleText,
-} from "./dom.js";
+import { busy, errorMessage, field, segmented } from "./components.js";
+import { h, replace } from "./dom.js";
+import { formatPercent, visibleText } from "./format.js";
 import { scatterPlot } from "./scatter_plot.js";
 
 const MAX_RESULTS = 30;

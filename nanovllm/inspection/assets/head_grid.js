@@ -1,6 +1,7 @@
 /** The kinds of attention head, and the grid of small maps of all heads. */
 
-import { append, formatNumber, formatPercent, h } from "./dom.js";
+import { append, h } from "./dom.js";
+import { formatNumber, formatPercent } from "./format.js";
 import { paintTriangle } from "./heatmap.js";
 
 const THUMBNAIL_PX = 64;

@@ -4,16 +4,10 @@
  * A weight w has the colour sqrt(w) of the sequential scale, so that small weights remain visible.
  */
 
-import {
-  h,
-  onThemeChange,
-  rovingFocus,
-  s,
-  sequentialTable,
-  token,
-  uniqueId,
-  visibleText,
-} from "./dom.js";
+import { oncePerFrame, resizeCanvas } from "./canvas.js";
+import { onThemeChange, sequentialTable, token } from "./colors.js";
+import { h, rovingFocus, s, uniqueId } from "./dom.js";
+import { visibleText } from "./format.js";
 
 const MIN_CELL_PX = 4;
 const MAX_CELL_PX = 30;
@@ -25,18 +19,6 @@ const LEGEND_WEIGHTS = [0, 0.05, 0.25, 0.5, 1];
 /** Return the place on the colour scale of a weight from 0 to 1. @param {number} weight */
 export function weightFraction(weight) {
   return Math.sqrt(Math.min(Math.max(weight, 0), 1));
-}
-
-/**
- * Return the sequential scale as a function from 0 to 1 to a CSS colour.
- * @returns {(fraction: number) => string}
- */
-export function colorScale() {
-  const table = sequentialTable();
-  return (fraction) => {
-    const at = Math.round(Math.min(Math.max(fraction, 0), 1) * 255) * 3;
-    return `rgb(${table[at]} ${table[at + 1]} ${table[at + 2]})`;
-  };
 }
 
 /**
@@ -142,16 +124,7 @@ export function heatMap({ onRead }) {
   let hovered = null;
   let cell = MIN_CELL_PX;
   let margin = 0;
-  let isScheduled = false;
-
-  function schedule() {
-    if (isScheduled) return;
-    isScheduled = true;
-    requestAnimationFrame(() => {
-      isScheduled = false;
-      draw();
-    });
-  }
+  const schedule = oncePerFrame(draw);
 
   function draw() {
     if (!labels.length || !frame.clientWidth) return;
@@ -162,12 +135,7 @@ export function heatMap({ onRead }) {
     const room = (Math.min(frame.clientWidth, MAX_SIDE_PX + margin) - margin - 2) / labels.length;
     cell = Math.min(Math.max(Math.floor(room), MIN_CELL_PX), MAX_CELL_PX);
     const side = margin + cell * labels.length + 1;
-    const ratio = window.devicePixelRatio || 1;
-    canvas.width = Math.round(side * ratio);
-    canvas.height = Math.round(side * ratio);
-    canvas.style.width = `${side}px`;
-    canvas.style.height = `${side}px`;
-    context.setTransform(ratio, 0, 0, ratio, 0, 0);
+    resizeCanvas(canvas, side, side);
     context.imageSmoothingEnabled = false;
     context.drawImage(image, margin, margin, side - margin - 1, side - margin - 1);
     drawGrid(context);

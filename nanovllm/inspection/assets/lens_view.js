@@ -1,20 +1,12 @@
 /** Logit lens: what each layer would predict, and the probability of each token that follows. */
 
-import {
-  formatCount,
-  formatNumber,
-  formatPercent,
-  h,
-  hideTooltip,
-  onThemeChange,
-  openPopover,
-  replace,
-  segmented,
-  showTooltip,
-  visibleText,
-} from "./dom.js";
-import { colorScale, scaleLegend } from "./heatmap.js";
+import { colorScale, onThemeChange } from "./colors.js";
+import { segmented } from "./components.js";
+import { h, replace } from "./dom.js";
+import { formatCount, formatNumber, formatPercent, visibleText } from "./format.js";
+import { scaleLegend } from "./heatmap.js";
 import { nextProbabilities, nextTokenChart } from "./next_token_chart.js";
+import { hideTooltip, openPopover, showTooltip } from "./overlays.js";
 import { promptForm } from "./prompt_form.js";
 
 const NUM_SURPRISES = 3;

@@ -1,6 +1,8 @@
 /** The chart of the probability that the model gave to each token of the prompt. */
 
-import { formatPercent, h, hideTooltip, replace, s, showTooltip, visibleText } from "./dom.js";
+import { h, replace, s } from "./dom.js";
+import { formatPercent, visibleText } from "./format.js";
+import { hideTooltip, showTooltip } from "./overlays.js";
 
 const CHART_HEIGHT_PX = 200;
 const CHART_MARGIN = { left: 76, right: 16, top: 12, bottom: 64 };

@@ -1,6 +1,7 @@
 /** The form above the views of one prompt: the prompt, where it can come from, and its errors. */
 
-import { button, busy, errorMessage, field, h, replace } from "./dom.js";
+import { busy, button, errorMessage, field } from "./components.js";
+import { h, replace } from "./dom.js";
 
 const MAX_NAME_CHARACTERS = 40;
 const EXAMPLE = "It was the best of times, it was the worst of times, it was the age of wisdom";

@@ -1,6 +1,10 @@
 /** A scatter plot of tokens on a canvas, with zoom, panning, labels and a legend. */
 
-import { button, categoricalColor, h, onThemeChange, token, visibleText } from "./dom.js";
+import { categoricalColor, onThemeChange, token } from "./colors.js";
+import { oncePerFrame, resizeCanvas } from "./canvas.js";
+import { button } from "./components.js";
+import { h } from "./dom.js";
+import { visibleText } from "./format.js";
 
 const POINT_PX = 2.5;
 const MARGIN_PX = 24;
@@ -42,16 +46,7 @@ export function scatterPlot({ onSelect }) {
   let linked = new Set();
   let selectedId = null;
   let hovered = null;
-  let isScheduled = false;
-
-  function schedule() {
-    if (isScheduled) return;
-    isScheduled = true;
-    requestAnimationFrame(() => {
-      isScheduled = false;
-      draw();
-    });
-  }
+  const schedule = oncePerFrame(draw);
 
   const width = () => frame.clientWidth;
   const height = () => frame.clientHeight;
@@ -63,11 +58,7 @@ export function scatterPlot({ onSelect }) {
 
   function draw() {
     if (!width() || !points.length) return;
-    const ratio = window.devicePixelRatio || 1;
-    canvas.width = Math.round(width() * ratio);
-    canvas.height = Math.round(height() * ratio);
-    const context = canvas.getContext("2d");
-    context.setTransform(ratio, 0, 0, ratio, 0, 0);
+    const context = resizeCanvas(canvas, width(), height());
     const colors = TOKEN_KINDS.map((_, kind) => categoricalColor(kind));
     const isFiltered = highlighted.size > 0;
     const shown = points.filter(isVisible);

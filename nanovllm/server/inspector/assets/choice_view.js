@@ -1,9 +1,8 @@
 /** One choice of a run: its text, figures and chart. */
 
-import {
-  append, button, copyText, errorMessage, formatDuration, formatNumber, formatPercent, h,
-  replace,
-} from "./dom.js";
+import { button, copyText, errorMessage } from "./components.js";
+import { append, h, replace } from "./dom.js";
+import { formatDuration, formatNumber, formatPercent } from "./format.js";
 import { endText, speed } from "./generation.js";
 import { ProbabilityChart } from "./probability_chart.js";
 import { TokenText } from "./token_text.js";

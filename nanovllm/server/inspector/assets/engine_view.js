@@ -4,9 +4,11 @@
  * The stream is open only while the tab is visible: the server records steps while it is watched.
  */
 
-import { button, emptyState, errorMessage, h, replace, toast } from "./dom.js";
 import { blockGrid } from "./block_grid.js";
+import { oncePerFrame } from "./canvas.js";
+import { button, emptyState, errorMessage, toast } from "./components.js";
 import { controlBar } from "./control_bar.js";
+import { h, replace } from "./dom.js";
 import { engineFigures } from "./engine_figures.js";
 import { eventLog } from "./event_log.js";
 import { timeHistogram } from "./histogram.js";
@@ -40,8 +42,8 @@ export function create({ api, store, announce }) {
   const names = createNames();
   /** @type {AbortController | null} */
   let connection = null;
+  const renderSoon = oncePerFrame(render);
   let isShown = false;
-  let isScheduled = false;
   let selected = null;
   /** @type {Map<string, string>} prompts of unfinished requests by id */
   let prompts = new Map();
@@ -249,12 +251,7 @@ export function create({ api, store, announce }) {
   }
 
   function schedule() {
-    if (isScheduled || !isShown) return;
-    isScheduled = true;
-    requestAnimationFrame(() => {
-      isScheduled = false;
-      render();
-    });
+    if (isShown) renderSoon();
   }
 
   function render() {

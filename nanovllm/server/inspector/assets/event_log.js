@@ -1,6 +1,7 @@
 /** The log of admissions, cache hits, preemptions and ends of requests, newest first. */
 
-import { formatCount, h, replace } from "./dom.js";
+import { h, replace } from "./dom.js";
+import { formatCount } from "./format.js";
 
 const MAX_LINES = 60;
 

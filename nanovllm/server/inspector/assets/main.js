@@ -10,7 +10,8 @@
  */
 
 import * as api from "./api.js";
-import { button, emptyState, errorMessage, field, h, icon, replace, rovingFocus } from "./dom.js";
+import { button, errorMessage, field, icon } from "./components.js";
+import { h, replace, rovingFocus } from "./dom.js";
 import { createStore } from "./store.js";
 import * as attention from "./attention_view.js";
 import * as embeddings from "./embeddings_view.js";

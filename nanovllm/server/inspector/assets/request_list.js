@@ -1,6 +1,8 @@
 /** Unfinished requests as rows: phase, progress, tokens, blocks, age, and why a request waits. */
 
-import { button as actionButton, formatCount, formatDuration, h } from "./dom.js";
+import { button as actionButton } from "./components.js";
+import { h } from "./dom.js";
+import { formatCount, formatDuration } from "./format.js";
 
 const PHASE_TEXTS = {
   prefill: "prefill",

@@ -1,14 +1,9 @@
 /** Steps as columns and sequences as rows: what each step computed for whom. */
 
-import {
-  categoricalColor,
-  formatCount,
-  formatDuration,
-  formatThings,
-  h,
-  replace,
-  token,
-} from "./dom.js";
+import { resizeCanvas } from "./canvas.js";
+import { categoricalColor, token } from "./colors.js";
+import { h, replace } from "./dom.js";
+import { formatCount, formatDuration, formatThings } from "./format.js";
 
 const COLUMN_PX = 14;
 const ROW_PX = 13;
@@ -67,13 +62,7 @@ export function stepTimeline({ names, onWatch, onSelect }) {
     rows = all.slice(-MAX_ROWS);
     totalOmitted = all.length - rows.length;
     const height = TOTAL_PX + AXIS_PX + Math.max(rows.length, 4) * ROW_PX + 4;
-    const ratio = window.devicePixelRatio || 1;
-    canvas.width = Math.round(width * ratio);
-    canvas.height = Math.round(height * ratio);
-    canvas.style.width = `${width}px`;
-    canvas.style.height = `${height}px`;
-    const context = canvas.getContext("2d");
-    context.setTransform(ratio, 0, 0, ratio, 0, 0);
+    const context = resizeCanvas(canvas, width, height);
     const palette = {
       text: token("--text-2"),
       strong: token("--text"),

@@ -5,11 +5,11 @@
  * @typedef {"probability" | "entropy" | "none"} Coloring
  */
 
-import {
-  button, formatNumber, formatPercent, h, hideTooltip, openPopover, replace, rovingFocus,
-  showTooltip,
-} from "./dom.js";
+import { button } from "./components.js";
+import { h, replace, rovingFocus } from "./dom.js";
+import { formatNumber, formatPercent } from "./format.js";
 import { entropyBits, rankText } from "./generation.js";
+import { hideTooltip, openPopover, showTooltip } from "./overlays.js";
 import { decode, hex } from "./vocabulary.js";
 
 /** Least probability of each colour of the sequential scale, but the first. */

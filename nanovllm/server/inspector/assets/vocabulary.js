@@ -5,7 +5,7 @@
  * byte as one printable character. The server spells ids; this module turns spellings into bytes.
  */
 
-import { visibleText } from "./dom.js";
+import { visibleText } from "./format.js";
 
 const BYTE_OF = byteAlphabet();
 const encoder = new TextEncoder();
