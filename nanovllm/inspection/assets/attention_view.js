@@ -262,7 +262,7 @@ function finderCard({ key, name, what }, head, onSelect) {
     const text = "This prompt repeats no token, so it cannot show.";
     const element = h(
       "div",
-      { class: "v-finder" },
+      { class: "card v-finder" },
       h("span", { class: "v-finder-name", text: name }),
       h("span", { class: "secondary", text }),
     );
@@ -270,7 +270,7 @@ function finderCard({ key, name, what }, head, onSelect) {
   }
   const element = h(
     "button",
-    { type: "button", class: "v-finder", onclick: () => onSelect(head) },
+    { type: "button", class: "card v-finder", onclick: () => onSelect(head) },
     h("span", { class: "v-finder-name", text: name }),
     h("span", { class: "v-finder-head", text: `Layer ${head.layer}, head ${head.head}` }),
     h("span", { class: "secondary", text: `${formatPercent(head[key])} of its weight on ${what}` }),

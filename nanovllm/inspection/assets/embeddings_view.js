@@ -80,7 +80,7 @@ export function embeddingsExplorer({
   function tokenButton(point) {
     return h("button", {
       type: "button",
-      class: "v-result",
+      class: "pill v-result",
       text: visibleText(point.text),
       title: `token id ${point.id}`,
       onclick: () => select(point),

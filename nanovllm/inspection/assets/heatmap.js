@@ -286,7 +286,7 @@ export function tokenStrip(tokens, { label, onSelect }) {
   const items = tokens.map(({ text }, index) =>
     h("button", {
       type: "button",
-      class: "v-token",
+      class: "bare v-token",
       tabindex: index ? -1 : 0,
       onclick: () => onSelect(index),
       text: text.trim() ? text.replaceAll("\n", "↵") : visibleText(text),

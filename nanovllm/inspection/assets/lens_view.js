@@ -126,7 +126,7 @@ function summary(lens, onChoose) {
     .map((position) =>
       h(
         "button",
-        { type: "button", class: "v-surprise", onclick: () => onChoose(position) },
+        { type: "button", class: "pill v-surprise", onclick: () => onChoose(position) },
         h("code", { text: visibleText(lens.tokens[position + 1].text) }),
         h("strong", { text: formatPercent(probabilities[position]) }),
         h("span", { class: "secondary", text: `position ${position + 1} (from 0)` }),

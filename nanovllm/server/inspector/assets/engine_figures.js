@@ -74,7 +74,7 @@ export function engineFigures() {
     const line = sparkline();
     const element = h(
       "div",
-      { class: "v-tile" },
+      { class: "card v-tile" },
       h("dt", { text: label }),
       h(
         "dd",

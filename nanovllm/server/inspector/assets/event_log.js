@@ -43,14 +43,14 @@ export function eventLog({ names, onSelect, onWatch }) {
           { class: selected && selected !== id ? "v-faded" : null },
           h("button", {
             type: "button",
-            class: "v-log-step",
+            class: "bare v-log-step",
             text: formatCount(step),
             "aria-label": `Replay step ${step}`,
             onclick: () => onWatch(step),
           }),
           h("button", {
             type: "button",
-            class: "v-name",
+            class: "bare v-name",
             text: names.name(id),
             title: id,
             vars: { "--owner": `var(--cat-${names.color(id)})` },

@@ -48,7 +48,7 @@ export class RunHistory {
     return h(
       "button",
       {
-        type: "button", class: "history-item", "aria-current": isShown && "true",
+        type: "button", class: "bare history-item", "aria-current": isShown && "true",
         onclick: () => this.onselect(run),
       },
       h("span", { class: "history-prompt", text: run.prompts.join(" | ") }),

@@ -181,12 +181,12 @@ export function stepTimeline({ names, onWatch, onSelect }) {
     const list = record.sequences.map(({ id, choice, start, count, kind }) =>
       h(
         "li",
-        {},
+        { class: "pill" },
         h(
           "button",
           {
             type: "button",
-            class: "v-name",
+            class: "bare v-name",
             onclick: () => onSelect(id),
             vars: { "--owner": `var(--cat-${names.color(id)})` },
           },

@@ -257,7 +257,7 @@ export class TokenText {
                   close();
                   this.onbranch(position, other.id);
                 };
-                const attributes = { type: "button", class: "bar-button", "aria-label": label };
+                const attributes = { type: "button", class: "bare bar-button", "aria-label": label };
                 const bar = this.#bar(other, isOwn);
                 return h("li", {}, h("button", { ...attributes, onclick }, bar));
               }),
