@@ -2,12 +2,12 @@
 
 import { busy, errorMessage, field, segmented } from "./components.js";
 import { h, replace } from "./dom.js";
-import { formatPercent, visibleText } from "./format.js";
+import { formatCount, formatPercent, tokenLabel } from "./format.js";
 import { scatterPlot } from "./scatter_plot.js";
 
 const MAX_RESULTS = 30;
 const NUM_NEIGHBORS = 10;
-const LIMIT = 2000;
+const LIMIT = 2500;
 
 const TSNE_NOTE =
   "t-SNE keeps near neighbours near. Distances between groups, their sizes and the axes have " +
@@ -33,6 +33,7 @@ export function embeddingsExplorer({
   const known = new Map(Object.entries(projections));
   const plot = scatterPlot({ onSelect: (point) => select(point) });
   const note = h("p", { class: "secondary v-lead" });
+  const extent = h("p", { class: "secondary v-lead" });
   const message = h("div", {});
   const search = h("input", {
     type: "search",
@@ -60,6 +61,7 @@ export function embeddingsExplorer({
     const projection = known.get(method);
     points = projection.points;
     note.textContent = method === "pca" ? explainedText(projection) : TSNE_NOTE;
+    extent.textContent = extentText(projection, marked);
     plot.update(points, method === "pca" ? axisNames(projection) : ["t-SNE 1", "t-SNE 2"]);
     if (selected) plot.select(selected.id);
     showResults();
@@ -67,9 +69,11 @@ export function embeddingsExplorer({
 
   function showResults() {
     const text = search.value.trim().toLowerCase();
-    const matches = text ? points.filter((point) => point.text.toLowerCase().includes(text)) : [];
+    const matches = text ? points.filter((point) => isMatch(point, text)) : [];
     matches.sort((a, b) => a.text.trim().length - b.text.trim().length);
-    found.textContent = text ? `${matches.length} of ${points.length} tokens` : "";
+    found.textContent = text
+      ? `${formatCount(matches.length)} of the ${formatCount(points.length)} shown tokens`
+      : "";
     plot.highlight(text ? matches.map(({ id }) => id) : marked);
     replace(
       results,
@@ -81,7 +85,7 @@ export function embeddingsExplorer({
     return h("button", {
       type: "button",
       class: "pill v-result",
-      text: visibleText(point.text),
+      text: tokenLabel(point),
       title: `token id ${point.id}`,
       onclick: () => select(point),
     });
@@ -93,7 +97,7 @@ export function embeddingsExplorer({
     const list = h("div", {});
     replace(
       chosen,
-      h("h3", {}, "Nearest to ", h("code", { text: visibleText(point.text) })),
+      h("h3", {}, "Nearest to ", h("code", { text: tokenLabel(point) })),
       h("p", {
         class: "secondary small-text",
         text:
@@ -159,6 +163,7 @@ export function embeddingsExplorer({
         segmented({ label: "Projection", options, value: methods[0], onchange: showMethod }),
       ),
       note,
+      extent,
       message,
       plot.element,
     ),
@@ -175,10 +180,26 @@ export function embeddingsExplorer({
 
 const METHOD_NAMES = { pca: "PCA", tsne: "t-SNE" };
 
-function explainedText({ explained, points }) {
+function isMatch(point, text) {
+  return [point.text, tokenLabel(point)].some((name) => name.toLowerCase().includes(text));
+}
+
+/** Return how many tokens of the vocabulary are shown, and why not all. */
+function extentText({ points, vocab }, marked) {
+  const count = formatCount(points.length);
+  if (points.length === vocab) return `All ${count} tokens of the vocabulary are shown.`;
+  return (
+    `${count} of the ${formatCount(vocab)} tokens of the vocabulary are shown, those with the ` +
+    `lowest ids${marked.length ? " and those of the prompt" : ""}. A BPE vocabulary is numbered ` +
+    "in the order of its merges, so low ids are frequent tokens; more points would cover each " +
+    "other. Nearest neighbours are among all tokens."
+  );
+}
+
+function explainedText({ explained }) {
   const [first, second] = explained;
   return (
-    `The two directions in which the embeddings of ${points.length} tokens differ most. They ` +
+    "The two directions in which the shown embeddings differ most. They " +
     `explain ${formatPercent(first)} and ${formatPercent(second)} of the variance; the picture ` +
     `does not show the other ${formatPercent(1 - first - second)}.`
   );

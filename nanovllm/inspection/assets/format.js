@@ -37,10 +37,45 @@ export function formatDuration(seconds) {
   return `${formatNumber(seconds / 60)}${THIN_SPACE}min`;
 }
 
+const INVISIBLE = /(?! )[\p{Cc}\p{Cf}\p{Co}\p{Cs}\p{Z}]/gu;
+const SIGNS = { "\n": "↵", "\t": "⇥" };
+
+/** Return a text whose invisible characters, but spaces, are signs or escapes such as "\x1F". */
+function readableText(text) {
+  return text.replace(INVISIBLE, (character) => {
+    const code = character.codePointAt(0);
+    if (code < 0x80) return SIGNS[character] ?? escapedBytes([code]);
+    return `\\u{${code.toString(16).toUpperCase()}}`;
+  });
+}
+
 /**
- * Return a token's text with its white space visible.
+ * Return a text in one line, with its spaces and other invisible characters visible.
  * @param {string} text
  */
 export function visibleText(text) {
-  return text.replaceAll(" ", "␣").replaceAll("\n", "↵").replaceAll("\t", "⇥") || "∅";
+  return readableText(text).replaceAll(" ", "␣") || "∅";
+}
+
+/** Return bytes as escapes, such as "\xE2\x80". @param {Iterable<number>} bytes */
+export function escapedBytes(bytes) {
+  const digits = (byte) => byte.toString(16).toUpperCase().padStart(2, "0");
+  return Array.from(bytes, (byte) => `\\x${digits(byte)}`).join("");
+}
+
+/**
+ * Return a token of /v1/inspect in one line: its text, or its bytes if they are not valid UTF-8.
+ * @param {{text: string, bytes?: string}} token `bytes` in hexadecimal
+ */
+export function tokenLabel({ text, bytes }) {
+  if (!bytes) return visibleText(text);
+  return escapedBytes(bytes.match(/../g).map((digits) => parseInt(digits, 16)));
+}
+
+/**
+ * Return a token as a part of running text, where spaces between words stay spaces.
+ * @param {{text: string, bytes?: string}} token
+ */
+export function tokenText(token) {
+  return token.bytes || !token.text.trim() ? tokenLabel(token) : readableText(token.text);
 }

@@ -7,7 +7,9 @@
 import { oncePerFrame, resizeCanvas } from "./canvas.js";
 import { onThemeChange, sequentialTable, token } from "./colors.js";
 import { h, rovingFocus, s, uniqueId } from "./dom.js";
-import { visibleText } from "./format.js";
+import { tokenLabel, tokenText } from "./format.js";
+
+/** @typedef {{id: number, text: string, bytes?: string}} Token */
 
 const MIN_CELL_PX = 4;
 const MAX_CELL_PX = 30;
@@ -255,12 +257,12 @@ export function heatMap({ onRead }) {
     element,
     /**
      * Show another matrix. The chosen row stays, or is the last one; its largest weight is read.
-     * @param {{id: number, text: string}[]} tokens
+     * @param {Token[]} tokens
      * @param {(query: number, key: number) => number} weights
      */
     update(tokens, weights) {
       const query = tokens.length === labels.length ? kept.query : tokens.length - 1;
-      labels = tokens.map(({ text }) => visibleText(text));
+      labels = tokens.map(tokenLabel);
       weightAt = weights;
       paintTriangle(image, labels.length, weightAt);
       selectQuery(query);
@@ -279,17 +281,17 @@ function shorten(context, text, width) {
 
 /**
  * Return the prompt as text whose tokens can be shaded and chosen.
- * @param {{id: number, text: string}[]} tokens
+ * @param {Token[]} tokens
  * @param {{label: string, onSelect: (index: number) => void}} options
  */
 export function tokenStrip(tokens, { label, onSelect }) {
-  const items = tokens.map(({ text }, index) =>
+  const items = tokens.map((token, index) =>
     h("button", {
       type: "button",
       class: "bare v-token",
       tabindex: index ? -1 : 0,
       onclick: () => onSelect(index),
-      text: text.trim() ? text.replaceAll("\n", "↵") : visibleText(text),
+      text: tokenText(token),
     }),
   );
   const element = h("div", { class: "v-strip", role: "group", "aria-label": label }, items);

@@ -1,7 +1,7 @@
 /** The chart of the probability that the model gave to each token of the prompt. */
 
 import { h, replace, s } from "./dom.js";
-import { formatPercent, visibleText } from "./format.js";
+import { formatPercent, tokenLabel } from "./format.js";
 import { hideTooltip, showTooltip } from "./overlays.js";
 
 const CHART_HEIGHT_PX = 200;
@@ -26,7 +26,7 @@ export function nextTokenChart(lens, onChoose) {
   const low = Math.max(Math.min(...probabilities), LOWEST_PROBABILITY);
   const decades = Math.max(Math.ceil(-Math.log10(low)), 1);
   const { left, right, top, bottom } = CHART_MARGIN;
-  const nameOf = (index) => shortLabel(visibleText(lens.tokens[index + 1].text));
+  const nameOf = (index) => shortLabel(tokenLabel(lens.tokens[index + 1]));
   const labelsY = CHART_HEIGHT_PX - bottom + 12;
   const plotHeight = CHART_HEIGHT_PX - top - bottom;
   const yOf = (p) =>

@@ -84,7 +84,9 @@ export function openPopover({ anchor, label, content, onclose }) {
  * @param {KeyboardEvent} event
  */
 function keepFocus(element, event) {
-  const stops = [...element.querySelectorAll("button:not(:disabled), input, a[href], select")];
+  const stops = [
+    ...element.querySelectorAll("button:not(:disabled, [tabindex='-1']), input, a[href], select"),
+  ];
   const first = /** @type {HTMLElement} */ (stops[0]);
   const last = /** @type {HTMLElement} */ (stops.at(-1));
   const edge = event.shiftKey ? first : last;

@@ -100,6 +100,11 @@ export function promptForm({ context, action, hint, compute }) {
   });
   return {
     element: h("div", { class: "stack" }, form, result),
+    /** Compute another prompt. @param {string} prompt */
+    run(prompt) {
+      input.value = prompt;
+      run();
+    },
     /** Compute the prompt that another view has handed over, or at first the example. */
     show() {
       const prompt = context.store.get("prompt");

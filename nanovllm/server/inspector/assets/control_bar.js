@@ -1,4 +1,4 @@
-/** The bar above the engine view: its mode, pause, step and resume, and the slider of the replay. */
+/** The bar above the engine view: its mode, pause, step, resume, and the slider of the replay. */
 
 import { button } from "./components.js";
 import { h } from "./dom.js";

@@ -62,6 +62,7 @@ function addTabs() {
     main.append(panel);
   }
   rovingFocus(list, ".tab");
+  fadeEdges(list);
 
   function open() {
     const hash = location.hash.slice(1);
@@ -92,6 +93,17 @@ function addTabs() {
   }
   window.addEventListener("hashchange", open);
   open();
+}
+
+/** Fade the edges of the tabs beyond which there are more. @param {HTMLElement} list */
+function fadeEdges(list) {
+  const update = () => {
+    const rest = list.scrollWidth - list.clientWidth - list.scrollLeft;
+    list.classList.toggle("more-before", list.scrollLeft > 1);
+    list.classList.toggle("more-after", rest > 1);
+  };
+  list.addEventListener("scroll", update, { passive: true });
+  new ResizeObserver(update).observe(list);
 }
 
 function addThemeButton() {

@@ -13,6 +13,12 @@ import { legend } from "./token_text.js";
 import { Vocabulary } from "./vocabulary.js";
 
 const FIRST_PROMPT = "Once upon a time, there was a";
+const QUESTIONS = [
+  ["lens", "Where does the probability of a prompt collapse?"],
+  ["attention", "Which head looks at the previous token?"],
+  ["engine", "Why does a request wait?"],
+  ["embeddings", "Which tokens are similar?"],
+];
 
 /**
  * @typedef {{mode: "generate" | "score", prompts: string[], body: Record<string, any>,
@@ -24,6 +30,15 @@ const FIRST_PROMPT = "Once upon a time, there was a";
 export function create(context) {
   const playground = new Playground(context);
   return { element: playground.element, show() {}, hide: hideTooltip };
+}
+
+/** Return links to the views that answer what a first visitor may ask. */
+function questions() {
+  return h(
+    "ul",
+    { class: "questions", "aria-label": "What the other views answer" },
+    QUESTIONS.map(([view, text]) => h("li", {}, h("a", { href: `#${view}`, text }))),
+  );
 }
 
 class Playground {
@@ -54,8 +69,9 @@ class Playground {
     this.resultGrid = h("div", { class: "prompt-grid", hidden: true });
     this.hint = emptyState({
       title: "No tokens yet",
-      text: "Each token shows its probability, its rank and the alternatives. "
-        + "Choose an alternative to continue from there.",
+      text: "Generate continues the prompt. Each token then shows its probability, its rank and its "
+        + "alternatives. Choose an alternative to continue from there.",
+      action: questions(),
     });
     this.problem = h("div", { hidden: true });
     this.legend = h("div", {}, legend(this.coloring));
