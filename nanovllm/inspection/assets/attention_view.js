@@ -184,8 +184,8 @@ export function attentionExplorer({ attention, overview, loadLayer, onExample })
         h("p", {
           class: "secondary v-lead",
           text:
-            "Each square is a map of one head: a row is a token that " +
-            "attends (query), a column a token attended to (key).",
+            "Each square is a map of one head: a row is a token that attends (query), a column a " +
+            "token attended to (key). Choose one to enlarge it; arrow keys move.",
         }),
         grid.element,
         h(

@@ -86,8 +86,9 @@ export function uniqueId(prefix) {
  * Make the arrow keys move the focus between the children that match, with one tab stop for all.
  * @param {HTMLElement} parent
  * @param {string} selector
+ * @param {number} columns number of children in a row
  */
-export function rovingFocus(parent, selector) {
+export function rovingFocus(parent, selector, columns = 1) {
   parent.addEventListener("focusin", (event) => {
     const target = /** @type {HTMLElement} */ (event.target).closest(selector);
     if (!target) return;
@@ -96,7 +97,7 @@ export function rovingFocus(parent, selector) {
   });
   parent.addEventListener("keydown", (event) => {
     const target = /** @type {HTMLElement} */ (event.target).closest(selector);
-    const moves = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 };
+    const moves = { ArrowRight: 1, ArrowDown: columns, ArrowLeft: -1, ArrowUp: -columns };
     const isEnd = event.key === "Home" || event.key === "End";
     if (!target || event.ctrlKey || event.metaKey || event.altKey) return;
     if (!(event.key in moves) && !isEnd) return;

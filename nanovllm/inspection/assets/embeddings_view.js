@@ -71,14 +71,17 @@ export function embeddingsExplorer({
     const text = search.value.trim().toLowerCase();
     const matches = text ? points.filter((point) => isMatch(point, text)) : [];
     matches.sort((a, b) => a.text.trim().length - b.text.trim().length);
-    found.textContent = text
-      ? `${formatCount(matches.length)} of the ${formatCount(points.length)} shown tokens`
-      : "";
+    found.textContent = text ? foundText(matches.length) : "";
     plot.highlight(text ? matches.map(({ id }) => id) : marked);
     replace(
       results,
       matches.slice(0, MAX_RESULTS).map((point) => h("li", {}, tokenButton(point))),
     );
+  }
+
+  function foundText(count) {
+    const listed = count > MAX_RESULTS ? `; the ${MAX_RESULTS} shortest are listed` : "";
+    return `${formatCount(count)} of the ${formatCount(points.length)} shown tokens${listed}`;
   }
 
   function tokenButton(point) {
@@ -180,8 +183,10 @@ export function embeddingsExplorer({
 
 const METHOD_NAMES = { pca: "PCA", tsne: "t-SNE" };
 
+/** Return whether a token contains a text; one with a backslash may also be an escape. */
 function isMatch(point, text) {
-  return [point.text, tokenLabel(point)].some((name) => name.toLowerCase().includes(text));
+  const names = text.includes("\\") ? [point.text, tokenLabel(point)] : [point.text];
+  return names.some((name) => name.toLowerCase().includes(text));
 }
 
 /** Return how many tokens of the vocabulary are shown, and why not all. */

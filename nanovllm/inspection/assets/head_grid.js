@@ -1,6 +1,6 @@
 /** The grid of small maps of all heads. */
 
-import { append, h } from "./dom.js";
+import { append, h, rovingFocus } from "./dom.js";
 import { clearKinds, describeHead } from "./head_kinds.js";
 import { paintTriangle } from "./heatmap.js";
 
@@ -39,6 +39,7 @@ export function headGrid(heads, layers, headNumbers, onSelect) {
         {
           type: "button",
           class: "v-head",
+          tabindex: -1,
           onclick: () => onSelect(head),
           "aria-label": `Layer ${head.layer}, head ${head.head}${names && `: ${names}`}`,
           title: `Layer ${head.layer}, head ${head.head}\n${describeHead(head)}`,
@@ -50,15 +51,17 @@ export function headGrid(heads, layers, headNumbers, onSelect) {
       element.append(tile);
     }
   }
+  rovingFocus(element, ".v-head", headNumbers.length);
   return {
     element: h(
       "div",
-      { class: "v-grid-scroll", tabindex: 0, role: "region", "aria-label": "Maps of all heads" },
+      { class: "v-grid-scroll", role: "group", "aria-label": "Maps of all heads" },
       element,
     ),
     select(selected) {
       for (const { tile, head } of tiles.values()) {
         tile.setAttribute("aria-pressed", String(head === selected));
+        tile.tabIndex = head === selected ? 0 : -1;
       }
     },
     paint(layer, head, size, weightAt) {

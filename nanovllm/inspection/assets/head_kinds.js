@@ -5,7 +5,7 @@ import { h } from "./dom.js";
 import { formatNumber, formatPercent, formatThings } from "./format.js";
 
 const CHIP_SHARE = 0.4; // minimum mean weight of a kind for its label
-const CLEAR_SHARE = 0.2; // minimum mean weight for a head to be named on its card
+const CLEAR_SHARE = 0.2; // minimum mean weight of a head that does it clearly
 const MIN_REPEATS = 5; // minimum number of repeated tokens for the statistic of induction
 
 /** The kinds of head that the overview finds; the statistics are mean weights over the prompt. */
@@ -76,15 +76,17 @@ export function finderCard({ key, name, what }, head, { numRepeats, onSelect, on
     const element = h("div", { class: "card v-finder" }, title, note(text), example);
     return { element, mark: () => {} };
   }
-  const where = `Layer ${head.layer}, head ${head.head}`;
   const share = `${formatPercent(head[key])} of its weight on ${what}`;
   const isClear = head[key] >= CLEAR_SHARE;
   const element = h(
     "button",
-    { type: "button", class: "card bare v-finder", onclick: () => onSelect(head) },
+    { type: "button", class: "card v-finder", onclick: () => onSelect(head) },
     title,
-    h("span", { class: "v-finder-head", text: isClear ? where : "No clear head" }),
-    note(isClear ? share : `At most ${share}: ${where.toLowerCase()}.`),
+    h("span", {
+      class: isClear ? "v-finder-head" : "v-finder-head secondary",
+      text: `Layer ${head.layer}, head ${head.head}`,
+    }),
+    note(isClear ? share : `Only ${share}: no head does this clearly.`),
   );
   return { element, mark: (now) => element.setAttribute("aria-pressed", String(now === head)) };
 }

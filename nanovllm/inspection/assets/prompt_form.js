@@ -77,6 +77,7 @@ export function promptForm({ context, action, hint, compute }) {
       ),
     );
   });
+  const submit = button({ label: action, kind: "primary", type: "submit" });
   const form = h(
     "form",
     { class: "card v-prompt" },
@@ -84,7 +85,7 @@ export function promptForm({ context, action, hint, compute }) {
     h(
       "div",
       { class: "row" },
-      button({ label: action, kind: "primary", type: "submit" }),
+      submit,
       recent,
       finished,
     ),
@@ -103,6 +104,7 @@ export function promptForm({ context, action, hint, compute }) {
     /** Compute another prompt. @param {string} prompt */
     run(prompt) {
       input.value = prompt;
+      submit.focus(); // what had the focus may be replaced
       run();
     },
     /** Compute the prompt that another view has handed over, or at first the example. */

@@ -27,6 +27,7 @@ const VIEWS = [
   { name: "embeddings", label: "Embeddings", module: embeddings },
 ];
 const HEALTH_INTERVAL_MS = 5000;
+const TABS_PADDING_PX = 12; // more than the padding beside the first and the last tab
 const HEALTH_TEXTS = { ready: "ready", loading: "loading the model", unreachable: "unreachable" };
 
 const store = createStore({ health: null, model: null, maxModelLen: null, prompt: "" });
@@ -99,8 +100,8 @@ function addTabs() {
 function fadeEdges(list) {
   const update = () => {
     const rest = list.scrollWidth - list.clientWidth - list.scrollLeft;
-    list.classList.toggle("more-before", list.scrollLeft > 1);
-    list.classList.toggle("more-after", rest > 1);
+    list.classList.toggle("more-before", list.scrollLeft > TABS_PADDING_PX);
+    list.classList.toggle("more-after", rest > TABS_PADDING_PX);
   };
   list.addEventListener("scroll", update, { passive: true });
   new ResizeObserver(update).observe(list);

@@ -31,6 +31,7 @@ export function stepTimeline({ names, onWatch, onSelect }) {
   const canvas = h("canvas", { class: "v-timeline-canvas", role: "img", "aria-label": label });
   const frame = h("div", { class: "v-timeline" }, canvas);
   const budgetText = h("span", {});
+  const omitted = h("p", { class: "secondary small-text", hidden: true });
   const details = h("div", { class: "v-step" });
   /** @type {any[]} */
   let records = [];
@@ -40,7 +41,6 @@ export function stepTimeline({ names, onWatch, onSelect }) {
   let hovered = null;
   let budget = 1;
   let peak = 1;
-  let totalOmitted = 0;
 
   function visible() {
     const count = Math.max(Math.floor((frame.clientWidth - LABEL_PX) / COLUMN_PX), 1);
@@ -60,7 +60,9 @@ export function stepTimeline({ names, onWatch, onSelect }) {
     }
     const all = [...seen].map(([name, of]) => ({ name, ...of }));
     rows = all.slice(-MAX_ROWS);
-    totalOmitted = all.length - rows.length;
+    const numOmitted = all.length - rows.length;
+    omitted.textContent = `Not shown: ${formatThings(numOmitted, "earlier sequence")}.`;
+    omitted.hidden = !numOmitted;
     const height = TOTAL_PX + AXIS_PX + Math.max(rows.length, 4) * ROW_PX + 4;
     const context = resizeCanvas(canvas, width, height);
     const palette = {
@@ -242,7 +244,14 @@ export function stepTimeline({ names, onWatch, onSelect }) {
   new ResizeObserver(draw).observe(frame);
 
   return {
-    element: h("div", { class: "stack tight" }, timelineLegend(budgetText), frame, details),
+    element: h(
+      "div",
+      { class: "stack tight" },
+      timelineLegend(budgetText),
+      frame,
+      omitted,
+      details,
+    ),
     draw,
     /** @param {{records: any[], record: any, step: number | null, maxTokens: number}} shown */
     update({ records: newRecords, record, step, maxTokens }) {
@@ -260,7 +269,6 @@ export function stepTimeline({ names, onWatch, onSelect }) {
       selected = id;
       draw();
     },
-    omitted: () => totalOmitted,
   };
 }
 
