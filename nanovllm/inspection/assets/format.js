@@ -37,16 +37,23 @@ export function formatDuration(seconds) {
   return `${formatNumber(seconds / 60)}${THIN_SPACE}min`;
 }
 
-const INVISIBLE = /(?! )[\p{Cc}\p{Cf}\p{Co}\p{Cs}\p{Z}]/gu;
-const SIGNS = { "\n": "↵", "\t": "⇥" };
+const CONTROL = /(?![\n\t])\p{Cc}/gu;
+const INVISIBLE = /(?! )[\p{Cf}\p{Co}\p{Cs}\p{Z}]/gu;
 
-/** Return a text whose invisible characters, but spaces, are signs or escapes such as "\x1F". */
+/** Return a text whose control characters, but white space, are escapes such as "\x1F". */
+export function escapeControls(text) {
+  return text.replace(CONTROL, escapeCharacter);
+}
+
+/** Return a text whose invisible characters, but spaces, are signs or escapes. */
 function readableText(text) {
-  return text.replace(INVISIBLE, (character) => {
-    const code = character.codePointAt(0);
-    if (code < 0x80) return SIGNS[character] ?? escapedBytes([code]);
-    return `\\u{${code.toString(16).toUpperCase()}}`;
-  });
+  const escaped = escapeControls(text).replace(INVISIBLE, escapeCharacter);
+  return escaped.replaceAll("\n", "↵").replaceAll("\t", "⇥");
+}
+
+function escapeCharacter(character) {
+  const code = character.codePointAt(0);
+  return code < 0x80 ? escapedBytes([code]) : `\\u{${code.toString(16).toUpperCase()}}`;
 }
 
 /**

@@ -11,7 +11,7 @@ import { tokenLabel, tokenText } from "./format.js";
 
 /** @typedef {{id: number, text: string, bytes?: string}} Token */
 
-const MIN_CELL_PX = 4;
+const MIN_CELL_PX = 2;
 const MAX_CELL_PX = 30;
 const MAX_SIDE_PX = 640;
 const LABEL_STEP_PX = 13;

@@ -57,7 +57,12 @@ export function nextTokenChart(lens, onChoose) {
         ticks
           .map((p) => [
             s("line", { class: "grid", x1: left, x2: width - right, y1: yOf(p), y2: yOf(p) }),
-            s("text", { x: left - 8, y: yOf(p) + 4, "text-anchor": "end", text: tickText(p) }),
+            s("text", {
+              x: left - 8,
+              y: yOf(p) + 4,
+              "text-anchor": "end",
+              text: `${p <= LOWEST_PROBABILITY ? "≤ " : ""}${tickText(p)}`,
+            }),
           ])
           .flat(),
         s("polyline", { class: "v-line", points: points.join(" ") }),

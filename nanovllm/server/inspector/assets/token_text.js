@@ -7,7 +7,7 @@
 
 import { button } from "./components.js";
 import { h, replace, rovingFocus } from "./dom.js";
-import { escapedBytes, formatNumber, formatPercent } from "./format.js";
+import { escapeControls, escapedBytes, formatNumber, formatPercent } from "./format.js";
 import { entropyNats, rankText } from "./generation.js";
 import { hideTooltip, openPopover, showTooltip } from "./overlays.js";
 import { decode } from "./vocabulary.js";
@@ -147,7 +147,7 @@ export class TokenText {
     if (text !== null) {
       this.openBytes = [];
       if (text.includes("\n")) classes.push("newline");
-      return h("span", { class: classes.join(" "), ...attributes, text });
+      return h("span", { class: classes.join(" "), ...attributes, text: escapeControls(text) });
     }
     this.openBytes.push(...bytes);
     const character = decode(Uint8Array.from(this.openBytes));
