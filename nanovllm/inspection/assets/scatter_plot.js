@@ -120,8 +120,10 @@ export function scatterPlot({ onSelect }) {
     for (const point of order) {
       if (taken.length >= MAX_LABELS) break;
       const label = tokenLabel(point);
-      const [x, y] = [screenX(point.x) + 6, screenY(point.y) + 4];
-      const box = { x, y, width: context.measureText(label).width + LABEL_GAP_PX };
+      const labelWidth = context.measureText(label).width;
+      const x = Math.min(screenX(point.x) + 6, width() - labelWidth - 2);
+      const y = screenY(point.y) + 4;
+      const box = { x, y, width: labelWidth + LABEL_GAP_PX };
       const isNamed = point.id === selectedId || point.id === hovered?.id;
       if (!isNamed && taken.some((other) => overlaps(box, other))) continue;
       taken.push(box);
