@@ -138,18 +138,14 @@ def neighbor_entries(model: InspectedModel, found: Sequence[tuple[int, float]]) 
 
 
 def tokens(model: InspectedModel, token_ids: Sequence[int]) -> list[JSON]:
-    """Return each token's id and text, and its bytes in hexadecimal unless they are the text."""
+    """Return the id and text of each token, and its bytes if they are not valid UTF-8."""
     return [_token_entry(model, token_id) for token_id in token_ids]
 
 
 def _token_entry(model: InspectedModel, token_id: int) -> JSON:
-    tokenizer = model.tokenizer
-    entry: JSON = {"id": token_id, "text": tokenizer.token_text(token_id)}
-    if tokenizer.is_byte_level:
-        encoded = tokenizer.token_bytes(token_id)
-        if encoded != entry["text"].encode():
-            entry["bytes"] = encoded.hex()
-    return entry
+    entry = {"id": token_id, "text": model.tokenizer.token_text(token_id)}
+    encoded = model.undecodable_bytes(token_id)
+    return entry if encoded is None else {**entry, "bytes": encoded.hex()}
 
 
 def run(model: InspectedModel, name: str, arguments: Mapping[str, Any]) -> JSON:
