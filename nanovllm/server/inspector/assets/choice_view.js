@@ -117,10 +117,11 @@ export class ChoiceView {
 /** @param {import("./generation.js").Choice} choice */
 function speedFigures(choice) {
   const { count, ttftS, tokensPerS } = speed(choice);
+  const unknown = choice.status === "done" && count > 1 ? "all tokens came at once" : "–";
   return [
     ["Tokens", choice.firstNewToken ? `${count} new, ${choice.tokens.length} in all` : `${count}`],
     ["Time to first token, browser", ttftS === null ? "–" : formatDuration(ttftS)],
-    ["Speed", tokensPerS === null ? "–" : `${formatNumber(tokensPerS)}\u2009tokens/s`],
+    ["Speed", tokensPerS === null ? unknown : `${formatNumber(tokensPerS)}\u2009tokens/s`],
     ...textFigures(choice),
   ];
 }
