@@ -32,7 +32,15 @@ from nanovllm.inspection.observe import InspectedModel
 
 MAX_FILE_BYTES = 3_000_000
 _ASSETS = Path(__file__).parent / "assets"
-_STYLES = ("style.css", "views.css", "file.css")
+_STYLES = (
+    "style.css",
+    "components.css",
+    "views.css",
+    "attention.css",
+    "lens.css",
+    "embeddings.css",
+    "file.css",
+)
 
 # Control characters and lone surrogates: invalid in HTML or impossible to encode.
 _INVALID = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")

@@ -85,6 +85,13 @@ class InspectedModel:
                 param=param,
             )
 
+    def undecodable_bytes(self, token_id: int) -> bytes | None:
+        """Return the bytes of a token that is not valid UTF-8; None for any other token."""
+        if not self.tokenizer.is_byte_level:
+            return None
+        encoded = self.tokenizer.token_bytes(token_id)
+        return None if encoded == self.tokenizer.token_text(token_id).encode() else encoded
+
     def forward(
         self, token_ids: Sequence[int], observe: Observer
     ) -> Float32[np.ndarray, "tokens d_model"]:

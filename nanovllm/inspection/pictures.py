@@ -236,8 +236,17 @@ def _save(figure: Any, path: Path) -> None:
 
 
 def _label(model: InspectedModel, token_id: int, limit: int = _MAX_TOKEN_CHARACTERS) -> str:
-    """Return a token's text with visible white space, cut at `limit` characters."""
-    text = model.tokenizer.token_text(token_id)
-    text = text.replace(" ", "␣").replace("\n", "↵").replace("\t", "⇥").replace("$", r"\$")
-    text = "".join(one if one.isprintable() else "\ufffd" for one in text)
+    """Return a token's text with visible white space, or its bytes, cut at `limit` characters."""
+    encoded = model.undecodable_bytes(token_id)
+    if encoded is not None:
+        text = "".join(f"\\x{byte:02X}" for byte in encoded)
+    else:
+        text = model.tokenizer.token_text(token_id)
+        text = text.replace(" ", "␣").replace("\n", "↵").replace("\t", "⇥").replace("$", r"\$")
+        text = "".join(one if one.isprintable() else _escape(ord(one)) for one in text)
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
+def _escape(code: int) -> str:
+    """Return an invisible character as the page spells it."""
+    return f"\\x{code:02X}" if code < 0x80 else f"\\u{{{code:X}}}"

@@ -139,10 +139,14 @@ def neighbor_entries(model: InspectedModel, found: Sequence[tuple[int, float]]) 
 
 
 def tokens(model: InspectedModel, token_ids: Sequence[int]) -> list[JSON]:
-    """Return the id and text of each token."""
-    return [
-        {"id": token_id, "text": model.tokenizer.token_text(token_id)} for token_id in token_ids
-    ]
+    """Return the id and text of each token, and its bytes if they are not valid UTF-8."""
+    return [_token_entry(model, token_id) for token_id in token_ids]
+
+
+def _token_entry(model: InspectedModel, token_id: int) -> JSON:
+    entry = {"id": token_id, "text": model.tokenizer.token_text(token_id)}
+    encoded = model.undecodable_bytes(token_id)
+    return entry if encoded is None else {**entry, "bytes": encoded.hex()}
 
 
 def run(

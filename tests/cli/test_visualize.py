@@ -11,7 +11,7 @@ import pytest
 from nanovllm.cli.main import main
 from nanovllm.inspection import pictures
 
-PROMPT = "the cat <script> $x_1$ \n in the hall"
+PROMPT = "the cat <script> $x_1$ \n in the \xe9\x1f hall"
 KINDS = {
     "attention": ["--prompt", PROMPT],
     "logit-lens": ["--prompt", PROMPT],
@@ -71,7 +71,9 @@ def test_a_picture_of_one_head_is_labelled_with_its_tokens(
     )
     svg = path.read_text(encoding="utf-8")
     assert "attention of layer 1, head 2" in svg
-    assert all(text in svg for text in ("␣the", "↵", "&lt;", "key: token that is read"))
+    assert all(
+        text in svg for text in ("␣the", "↵", "&lt;", r"\xC3", r"\x1F", "key: token that is read")
+    )
 
 
 def test_a_page_has_the_chosen_heads_only(

@@ -1,23 +1,26 @@
 /** Attention: all heads of a prompt as small maps, one large, and its weights as shaded text. */
 
+import { onThemeChange } from "./colors.js";
+import { errorMessage, field, icon } from "./components.js";
+import { h, replace } from "./dom.js";
+import { formatNumber, formatPercent, tokenLabel } from "./format.js";
+import { headGrid } from "./head_grid.js";
 import {
-  errorMessage,
-  field,
-  formatNumber,
-  formatPercent,
-  h,
-  icon,
-  onThemeChange,
-  replace,
-  visibleText,
-} from "./dom.js";
+  HEAD_KINDS,
+  countRepeats,
+  describeHead,
+  findBest,
+  finderCard,
+  withoutChance,
+} from "./head_kinds.js";
 import { heatMap, tokenStrip, weightFraction, weightLegend } from "./heatmap.js";
-import { HEAD_KINDS, describeHead, headGrid } from "./head_grid.js";
 import { promptForm } from "./prompt_form.js";
 import { sortableTable } from "./sortable_table.js";
 
 const MAX_WHOLE_WEIGHTS = 16 * 2 ** 20; // 64 MiB; above it, weights are fetched layer by layer
 const TOP_KEYS = 5;
+const REPEATING_EXAMPLE =
+  "The old man saw a ship, and she was there. The old man saw a ship, and she was there.";
 
 /**
  * Return the weights of a response of POST /v1/inspect/attention as one array.
@@ -41,12 +44,15 @@ export async function decodeWeights({ weights, dtype, encoding }) {
  * Return an explorer of one prompt's attention weights.
  *
  * Without `loadLayer` the response contains all layers; with it, each layer is loaded when needed.
+ * `onExample` shows a prompt in which an induction head can be seen.
  * @param {{attention?: object, overview: object,
- *   loadLayer?: (layer: number) => Promise<object>}} data
+ *   loadLayer?: (layer: number) => Promise<object>, onExample?: () => void}} data
  * @returns {HTMLElement}
  */
-export function attentionExplorer({ attention, overview, loadLayer }) {
-  const { tokens, heads } = overview;
+export function attentionExplorer({ attention, overview, loadLayer, onExample }) {
+  const { tokens } = overview;
+  const numRepeats = countRepeats(tokens);
+  const heads = withoutChance(overview.heads, numRepeats);
   // All of the model's, or those that a file contains.
   const layers = [...new Set(heads.map(({ layer }) => layer))];
   const headNumbers = [...new Set(heads.map(({ head }) => head))];
@@ -76,13 +82,12 @@ export function attentionExplorer({ attention, overview, loadLayer }) {
   const topKeys = h("p", { class: "secondary" });
   const layerSelect = numberSelect(layers, (layer) => select(headOf(layer, selected.head)));
   const headSelect = numberSelect(headNumbers, (head) => select(headOf(selected.layer, head)));
-  const grid = headGrid(heads, layers, headNumbers, (head) => select(head));
-  const table = statisticsTable(
-    heads,
-    (head) => select(head),
-    (head) => head === selected,
+  const onSelect = (head) => select(head);
+  const grid = headGrid(heads, layers, headNumbers, onSelect);
+  const table = statisticsTable(heads, onSelect, (head) => head === selected);
+  const cards = HEAD_KINDS.map((kind) =>
+    finderCard(kind, best[kind.key], { numRepeats, onSelect, onExample }),
   );
-  const cards = HEAD_KINDS.map((kind) => finderCard(kind, best[kind.key], (head) => select(head)));
 
   const headOf = (layer, head) => heads.find((one) => one.layer === layer && one.head === head);
 
@@ -113,7 +118,7 @@ export function attentionExplorer({ attention, overview, loadLayer }) {
   }
 
   function describeRow(key, isKept) {
-    const name = (index) => `${visibleText(tokens[index].text)} (${index})`;
+    const name = (index) => `${tokenLabel(tokens[index])} (${index})`;
     replace(
       reading,
       h("code", { text: name(query) }),
@@ -179,8 +184,8 @@ export function attentionExplorer({ attention, overview, loadLayer }) {
         h("p", {
           class: "secondary v-lead",
           text:
-            "Each square is a map of one head: a row is a token that " +
-            "attends (query), a column a token attended to (key).",
+            "Each square is a map of one head: a row is a token that attends (query), a column a " +
+            "token attended to (key). Choose one to enlarge it; arrow keys move.",
         }),
         grid.element,
         h(
@@ -254,37 +259,6 @@ function layerWeights({ attention, loadLayer, layers, layerSize }) {
   };
 }
 
-/** Return the head with the largest statistic of each kind, where a prompt has one. */
-function findBest(heads) {
-  const best = {};
-  for (const { key } of HEAD_KINDS) {
-    const known = heads.filter((head) => head[key] !== null && head[key] !== undefined);
-    if (known.length) best[key] = known.reduce((a, b) => (b[key] > a[key] ? b : a));
-  }
-  return best;
-}
-
-function finderCard({ key, name, what }, head, onSelect) {
-  if (!head) {
-    const text = "This prompt repeats no token, so it cannot show.";
-    const element = h(
-      "div",
-      { class: "v-finder" },
-      h("span", { class: "v-finder-name", text: name }),
-      h("span", { class: "secondary", text }),
-    );
-    return { element, mark: () => {} };
-  }
-  const element = h(
-    "button",
-    { type: "button", class: "v-finder", onclick: () => onSelect(head) },
-    h("span", { class: "v-finder-name", text: name }),
-    h("span", { class: "v-finder-head", text: `Layer ${head.layer}, head ${head.head}` }),
-    h("span", { class: "secondary", text: `${formatPercent(head[key])} of its weight on ${what}` }),
-  );
-  return { element, mark: (now) => element.setAttribute("aria-pressed", String(now === head)) };
-}
-
 function numberSelect(numbers, onSelect) {
   const options = numbers.map((value) => h("option", { value, text: `${value}` }));
   const onchange = (event) => onSelect(Number(event.target.value));
@@ -323,15 +297,18 @@ function createAttentionView(context) {
   const form = promptForm({
     context,
     action: "Show attention",
-    hint: "At most 512 tokens. The server computes the weights beside its other requests.",
+    hint:
+      "Shows which earlier tokens each head reads. At most 512 tokens; the server computes the " +
+      "weights beside its other requests.",
     async compute(prompt, signal) {
       const overview = await context.api.post("v1/inspect/overview", { prompt }, { signal });
       const size = overview.tokens.length;
       const load = (layer) =>
         context.api.post("v1/inspect/attention", { prompt, layer }, { signal });
       const isWhole = (overview.heads.length * size * (size + 1)) / 2 <= MAX_WHOLE_WEIGHTS;
-      if (!isWhole) return attentionExplorer({ overview, loadLayer: load });
-      return attentionExplorer({ overview, attention: await load(null) });
+      const onExample = () => form.run(REPEATING_EXAMPLE);
+      if (!isWhole) return attentionExplorer({ overview, loadLayer: load, onExample });
+      return attentionExplorer({ overview, attention: await load(null), onExample });
     },
   });
   return { element: form.element, show: form.show, hide: () => {} };

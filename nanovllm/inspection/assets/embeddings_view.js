@@ -1,20 +1,13 @@
 /** Embeddings: tokens as points in two dimensions, with search and nearest neighbours. */
 
-import {
-  busy,
-  errorMessage,
-  field,
-  formatPercent,
-  h,
-  replace,
-  segmented,
-  visibleText,
-} from "./dom.js";
+import { busy, errorMessage, field, segmented } from "./components.js";
+import { h, replace } from "./dom.js";
+import { formatCount, formatPercent, tokenLabel } from "./format.js";
 import { scatterPlot } from "./scatter_plot.js";
 
 const MAX_RESULTS = 30;
 const NUM_NEIGHBORS = 10;
-const LIMIT = 2000;
+const LIMIT = 2500;
 
 const TSNE_NOTE =
   "t-SNE keeps near neighbours near. Distances between groups, their sizes and the axes have " +
@@ -40,6 +33,7 @@ export function embeddingsExplorer({
   const known = new Map(Object.entries(projections));
   const plot = scatterPlot({ onSelect: (point) => select(point) });
   const note = h("p", { class: "secondary v-lead" });
+  const extent = h("p", { class: "secondary v-lead" });
   const message = h("div", {});
   const search = h("input", {
     type: "search",
@@ -67,6 +61,7 @@ export function embeddingsExplorer({
     const projection = known.get(method);
     points = projection.points;
     note.textContent = method === "pca" ? explainedText(projection) : TSNE_NOTE;
+    extent.textContent = extentText(projection, marked);
     plot.update(points, method === "pca" ? axisNames(projection) : ["t-SNE 1", "t-SNE 2"]);
     if (selected) plot.select(selected.id);
     showResults();
@@ -74,9 +69,9 @@ export function embeddingsExplorer({
 
   function showResults() {
     const text = search.value.trim().toLowerCase();
-    const matches = text ? points.filter((point) => point.text.toLowerCase().includes(text)) : [];
+    const matches = text ? points.filter((point) => isMatch(point, text)) : [];
     matches.sort((a, b) => a.text.trim().length - b.text.trim().length);
-    found.textContent = text ? `${matches.length} of ${points.length} tokens` : "";
+    found.textContent = text ? foundText(matches.length) : "";
     plot.highlight(text ? matches.map(({ id }) => id) : marked);
     replace(
       results,
@@ -84,11 +79,16 @@ export function embeddingsExplorer({
     );
   }
 
+  function foundText(count) {
+    const listed = count > MAX_RESULTS ? `; the ${MAX_RESULTS} shortest are listed` : "";
+    return `${formatCount(count)} of the ${formatCount(points.length)} shown tokens${listed}`;
+  }
+
   function tokenButton(point) {
     return h("button", {
       type: "button",
-      class: "v-result",
-      text: visibleText(point.text),
+      class: "pill v-result",
+      text: tokenLabel(point),
       title: `token id ${point.id}`,
       onclick: () => select(point),
     });
@@ -100,7 +100,7 @@ export function embeddingsExplorer({
     const list = h("div", {});
     replace(
       chosen,
-      h("h3", {}, "Nearest to ", h("code", { text: visibleText(point.text) })),
+      h("h3", {}, "Nearest to ", h("code", { text: tokenLabel(point) })),
       h("p", {
         class: "secondary small-text",
         text:
@@ -166,6 +166,7 @@ export function embeddingsExplorer({
         segmented({ label: "Projection", options, value: methods[0], onchange: showMethod }),
       ),
       note,
+      extent,
       message,
       plot.element,
     ),
@@ -182,10 +183,28 @@ export function embeddingsExplorer({
 
 const METHOD_NAMES = { pca: "PCA", tsne: "t-SNE" };
 
-function explainedText({ explained, points }) {
+/** Return whether a token contains a text; one with a backslash may also be an escape. */
+function isMatch(point, text) {
+  const names = text.includes("\\") ? [point.text, tokenLabel(point)] : [point.text];
+  return names.some((name) => name.toLowerCase().includes(text));
+}
+
+/** Return how many tokens of the vocabulary are shown, and why not all. */
+function extentText({ points, vocab }, marked) {
+  const count = formatCount(points.length);
+  if (points.length === vocab) return `All ${count} tokens of the vocabulary are shown.`;
+  return (
+    `${count} of the ${formatCount(vocab)} tokens of the vocabulary are shown, those with the ` +
+    `lowest ids${marked.length ? " and those of the prompt" : ""}. A BPE vocabulary is numbered ` +
+    "in the order of its merges, so low ids are frequent tokens; more points would cover each " +
+    "other. Nearest neighbours are among all tokens."
+  );
+}
+
+function explainedText({ explained }) {
   const [first, second] = explained;
   return (
-    `The two directions in which the embeddings of ${points.length} tokens differ most. They ` +
+    "The two directions in which the shown embeddings differ most. They " +
     `explain ${formatPercent(first)} and ${formatPercent(second)} of the variance; the picture ` +
     `does not show the other ${formatPercent(1 - first - second)}.`
   );

@@ -1,7 +1,7 @@
 /** The script of a self-contained file: shows the data in it by one of the page's views. */
 
 import { attentionExplorer } from "./attention_view.js";
-import { button, errorMessage } from "./dom.js";
+import { button, errorMessage } from "./components.js";
 import { embeddingsExplorer } from "./embeddings_view.js";
 import { lensExplorer } from "./lens_view.js";
 

@@ -4,18 +4,14 @@
  * A weight w has the colour sqrt(w) of the sequential scale, so that small weights remain visible.
  */
 
-import {
-  h,
-  onThemeChange,
-  rovingFocus,
-  s,
-  sequentialTable,
-  token,
-  uniqueId,
-  visibleText,
-} from "./dom.js";
+import { oncePerFrame, resizeCanvas } from "./canvas.js";
+import { onThemeChange, sequentialTable, token } from "./colors.js";
+import { h, rovingFocus, s, uniqueId } from "./dom.js";
+import { tokenLabel, tokenText } from "./format.js";
 
-const MIN_CELL_PX = 4;
+/** @typedef {{id: number, text: string, bytes?: string}} Token */
+
+const MIN_CELL_PX = 2;
 const MAX_CELL_PX = 30;
 const MAX_SIDE_PX = 640;
 const LABEL_STEP_PX = 13;
@@ -25,18 +21,6 @@ const LEGEND_WEIGHTS = [0, 0.05, 0.25, 0.5, 1];
 /** Return the place on the colour scale of a weight from 0 to 1. @param {number} weight */
 export function weightFraction(weight) {
   return Math.sqrt(Math.min(Math.max(weight, 0), 1));
-}
-
-/**
- * Return the sequential scale as a function from 0 to 1 to a CSS colour.
- * @returns {(fraction: number) => string}
- */
-export function colorScale() {
-  const table = sequentialTable();
-  return (fraction) => {
-    const at = Math.round(Math.min(Math.max(fraction, 0), 1) * 255) * 3;
-    return `rgb(${table[at]} ${table[at + 1]} ${table[at + 2]})`;
-  };
 }
 
 /**
@@ -142,16 +126,7 @@ export function heatMap({ onRead }) {
   let hovered = null;
   let cell = MIN_CELL_PX;
   let margin = 0;
-  let isScheduled = false;
-
-  function schedule() {
-    if (isScheduled) return;
-    isScheduled = true;
-    requestAnimationFrame(() => {
-      isScheduled = false;
-      draw();
-    });
-  }
+  const schedule = oncePerFrame(draw);
 
   function draw() {
     if (!labels.length || !frame.clientWidth) return;
@@ -162,12 +137,7 @@ export function heatMap({ onRead }) {
     const room = (Math.min(frame.clientWidth, MAX_SIDE_PX + margin) - margin - 2) / labels.length;
     cell = Math.min(Math.max(Math.floor(room), MIN_CELL_PX), MAX_CELL_PX);
     const side = margin + cell * labels.length + 1;
-    const ratio = window.devicePixelRatio || 1;
-    canvas.width = Math.round(side * ratio);
-    canvas.height = Math.round(side * ratio);
-    canvas.style.width = `${side}px`;
-    canvas.style.height = `${side}px`;
-    context.setTransform(ratio, 0, 0, ratio, 0, 0);
+    resizeCanvas(canvas, side, side);
     context.imageSmoothingEnabled = false;
     context.drawImage(image, margin, margin, side - margin - 1, side - margin - 1);
     drawGrid(context);
@@ -287,12 +257,12 @@ export function heatMap({ onRead }) {
     element,
     /**
      * Show another matrix. The chosen row stays, or is the last one; its largest weight is read.
-     * @param {{id: number, text: string}[]} tokens
+     * @param {Token[]} tokens
      * @param {(query: number, key: number) => number} weights
      */
     update(tokens, weights) {
       const query = tokens.length === labels.length ? kept.query : tokens.length - 1;
-      labels = tokens.map(({ text }) => visibleText(text));
+      labels = tokens.map(tokenLabel);
       weightAt = weights;
       paintTriangle(image, labels.length, weightAt);
       selectQuery(query);
@@ -311,17 +281,17 @@ function shorten(context, text, width) {
 
 /**
  * Return the prompt as text whose tokens can be shaded and chosen.
- * @param {{id: number, text: string}[]} tokens
+ * @param {Token[]} tokens
  * @param {{label: string, onSelect: (index: number) => void}} options
  */
 export function tokenStrip(tokens, { label, onSelect }) {
-  const items = tokens.map(({ text }, index) =>
+  const items = tokens.map((token, index) =>
     h("button", {
       type: "button",
-      class: "v-token",
+      class: "bare v-token",
       tabindex: index ? -1 : 0,
       onclick: () => onSelect(index),
-      text: text.trim() ? text.replaceAll("\n", "↵") : visibleText(text),
+      text: tokenText(token),
     }),
   );
   const element = h("div", { class: "v-strip", role: "group", "aria-label": label }, items);

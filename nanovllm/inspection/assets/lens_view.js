@@ -1,20 +1,12 @@
 /** Logit lens: what each layer would predict, and the probability of each token that follows. */
 
-import {
-  formatCount,
-  formatNumber,
-  formatPercent,
-  h,
-  hideTooltip,
-  onThemeChange,
-  openPopover,
-  replace,
-  segmented,
-  showTooltip,
-  visibleText,
-} from "./dom.js";
-import { colorScale, scaleLegend } from "./heatmap.js";
+import { colorScale, onThemeChange } from "./colors.js";
+import { segmented } from "./components.js";
+import { h, replace } from "./dom.js";
+import { formatCount, formatNumber, formatPercent, tokenLabel } from "./format.js";
+import { scaleLegend } from "./heatmap.js";
 import { nextProbabilities, nextTokenChart } from "./next_token_chart.js";
+import { hideTooltip, openPopover, showTooltip } from "./overlays.js";
 import { promptForm } from "./prompt_form.js";
 
 const NUM_SURPRISES = 3;
@@ -53,9 +45,9 @@ export function lensExplorer(lens) {
       h("p", {
         class: "secondary v-lead",
         text:
-          "Below each token, the most likely next token if the forward " +
-          "pass ended after that layer. The last row is the model's prediction. Choose a cell for " +
-          `its ${TOP} most likely tokens.`,
+          "Below each token, the most likely next token if the forward pass ended after that " +
+          "layer. The last row is the model's prediction. Choose a cell for its " +
+          `${TOP} most likely tokens.`,
       }),
       h(
         "div",
@@ -134,8 +126,8 @@ function summary(lens, onChoose) {
     .map((position) =>
       h(
         "button",
-        { type: "button", class: "v-surprise", onclick: () => onChoose(position) },
-        h("code", { text: visibleText(lens.tokens[position + 1].text) }),
+        { type: "button", class: "pill v-surprise", onclick: () => onChoose(position) },
+        h("code", { text: tokenLabel(lens.tokens[position + 1]) }),
         h("strong", { text: formatPercent(probabilities[position]) }),
         h("span", { class: "secondary", text: `position ${position + 1} (from 0)` }),
       ),
@@ -169,16 +161,15 @@ function lensTable(lens) {
           class: "v-shaded",
           tabindex: row || position ? -1 : 0,
           dataset: { row, position },
-          text: visibleText(cell.top[0].text),
+          text: tokenLabel(cell.top[0]),
           "aria-label":
-            `${name}, after ${visibleText(tokens[position].text)}: ` +
-            `${visibleText(cell.top[0].text)}, ${formatPercent(cell.top[0].p)}`,
+            `${name}, after ${tokenLabel(tokens[position])}: ` +
+            `${tokenLabel(cell.top[0])}, ${formatPercent(cell.top[0].p)}`,
         }),
       ),
     ),
   );
-  const next = tokens.map((_, position) => tokens[position + 1]?.text);
-  const table = h(
+    const table = h(
     "table",
     { class: "v-lens", role: "grid", "aria-label": "Most likely next token by layer and position" },
     h(
@@ -188,8 +179,12 @@ function lensTable(lens) {
         "tr",
         {},
         h("th", { scope: "col", text: "token" }),
-        tokens.map(({ text }, position) =>
-          h("th", { scope: "col", title: `position ${position} (from 0)`, text: visibleText(text) }),
+        tokens.map((token, position) =>
+          h("th", {
+            scope: "col",
+            title: `position ${position} (from 0)`,
+            text: tokenLabel(token),
+          }),
         ),
       ),
     ),
@@ -201,7 +196,7 @@ function lensTable(lens) {
         "tr",
         {},
         h("th", { scope: "row", text: "actual next" }),
-        next.map((text) => h("th", { text: text === undefined ? "–" : visibleText(text) })),
+        [...tokens.slice(1).map(tokenLabel), "–"].map((text) => h("th", { text })),
       ),
       h(
         "tr",
@@ -291,7 +286,7 @@ function nextText({ tokens, cells }, row, position) {
   const cell = cells[row][position];
   if (cell.rank_of_next === null) return "The prompt ends here.";
   return (
-    `The prompt goes on with ${visibleText(tokens[position + 1].text)}: rank ` +
+    `The prompt goes on with ${tokenLabel(tokens[position + 1])}: rank ` +
     `${formatCount(cell.rank_of_next)}, ${formatPercent(cell.p_of_next)}.`
   );
 }
@@ -304,18 +299,18 @@ function cellDetails(lens, row, position) {
     h("h3", { text: `${lens.layers[row]}, position ${position} (from 0)` }),
     h("p", {
       class: "secondary",
-      text: `After ${visibleText(lens.tokens[position].text)} the most likely are:`,
+      text: `After ${tokenLabel(lens.tokens[position])} the most likely are:`,
     }),
     h(
       "ol",
       { class: "v-top" },
-      cell.top.map(({ text, p }) =>
+      cell.top.map((token) =>
         h(
           "li",
           {},
-          h("code", { text: visibleText(text) }),
-          h("span", { class: "v-bar", vars: { "--part": p } }),
-          h("span", { text: formatPercent(p) }),
+          h("code", { text: tokenLabel(token) }),
+          h("span", { class: "v-bar", vars: { "--part": token.p } }),
+          h("span", { text: formatPercent(token.p) }),
         ),
       ),
     ),
@@ -332,7 +327,9 @@ function createLensView(context) {
   const form = promptForm({
     context,
     action: "Show logit lens",
-    hint: "Each layer's hidden state goes through the final normalization and the output head.",
+    hint:
+      "Shows where the prompt becomes improbable, and what each layer would predict: its hidden " +
+      "state goes through the final normalization and the output head.",
     compute: async (prompt, signal) =>
       lensExplorer(
         await context.api.post("v1/inspect/logit_lens", { prompt, top: TOP }, { signal }),

@@ -1,6 +1,8 @@
 /** The chart of the probability that the model gave to each token of the prompt. */
 
-import { formatPercent, h, hideTooltip, replace, s, showTooltip, visibleText } from "./dom.js";
+import { h, replace, s } from "./dom.js";
+import { formatPercent, tokenLabel } from "./format.js";
+import { hideTooltip, showTooltip } from "./overlays.js";
 
 const CHART_HEIGHT_PX = 200;
 const CHART_MARGIN = { left: 76, right: 16, top: 12, bottom: 64 };
@@ -24,7 +26,7 @@ export function nextTokenChart(lens, onChoose) {
   const low = Math.max(Math.min(...probabilities), LOWEST_PROBABILITY);
   const decades = Math.max(Math.ceil(-Math.log10(low)), 1);
   const { left, right, top, bottom } = CHART_MARGIN;
-  const nameOf = (index) => shortLabel(visibleText(lens.tokens[index + 1].text));
+  const nameOf = (index) => shortLabel(tokenLabel(lens.tokens[index + 1]));
   const labelsY = CHART_HEIGHT_PX - bottom + 12;
   const plotHeight = CHART_HEIGHT_PX - top - bottom;
   const yOf = (p) =>
@@ -55,7 +57,12 @@ export function nextTokenChart(lens, onChoose) {
         ticks
           .map((p) => [
             s("line", { class: "grid", x1: left, x2: width - right, y1: yOf(p), y2: yOf(p) }),
-            s("text", { x: left - 8, y: yOf(p) + 4, "text-anchor": "end", text: tickText(p) }),
+            s("text", {
+              x: left - 8,
+              y: yOf(p) + 4,
+              "text-anchor": "end",
+              text: `${p <= LOWEST_PROBABILITY ? "≤ " : ""}${tickText(p)}`,
+            }),
           ])
           .flat(),
         s("polyline", { class: "v-line", points: points.join(" ") }),

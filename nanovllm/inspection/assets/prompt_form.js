@@ -1,6 +1,7 @@
 /** The form above the views of one prompt: the prompt, where it can come from, and its errors. */
 
-import { button, busy, errorMessage, field, h, replace } from "./dom.js";
+import { busy, button, errorMessage, field } from "./components.js";
+import { h, replace } from "./dom.js";
 
 const MAX_NAME_CHARACTERS = 40;
 const EXAMPLE = "It was the best of times, it was the worst of times, it was the age of wisdom";
@@ -76,6 +77,7 @@ export function promptForm({ context, action, hint, compute }) {
       ),
     );
   });
+  const submit = button({ label: action, kind: "primary", type: "submit" });
   const form = h(
     "form",
     { class: "card v-prompt" },
@@ -83,7 +85,7 @@ export function promptForm({ context, action, hint, compute }) {
     h(
       "div",
       { class: "row" },
-      button({ label: action, kind: "primary", type: "submit" }),
+      submit,
       recent,
       finished,
     ),
@@ -99,6 +101,12 @@ export function promptForm({ context, action, hint, compute }) {
   });
   return {
     element: h("div", { class: "stack" }, form, result),
+    /** Compute another prompt. @param {string} prompt */
+    run(prompt) {
+      input.value = prompt;
+      submit.focus(); // what had the focus may be replaced
+      run();
+    },
     /** Compute the prompt that another view has handed over, or at first the example. */
     show() {
       const prompt = context.store.get("prompt");

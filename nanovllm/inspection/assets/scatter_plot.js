@@ -1,20 +1,30 @@
 /** A scatter plot of tokens on a canvas, with zoom, panning, labels and a legend. */
 
-import { button, categoricalColor, h, onThemeChange, token, visibleText } from "./dom.js";
+import { categoricalColor, onThemeChange, token } from "./colors.js";
+import { oncePerFrame, resizeCanvas } from "./canvas.js";
+import { button } from "./components.js";
+import { h } from "./dom.js";
+import { tokenLabel } from "./format.js";
 
 const POINT_PX = 2.5;
 const MARGIN_PX = 24;
 const HIT_PX = 10;
 const MAX_ZOOM = 60;
 const MAX_LABELS = 160;
+const LABEL_GAP_PX = 8;
+const LABEL_HEIGHT_PX = 18;
 const LABEL_FONT_OF_POINTS = "12px ui-monospace, Menlo, Consolas, monospace";
 
-/** Kinds of token by their text; the first that matches counts. */
+/** Kinds of token; the first that matches counts. */
 const TOKEN_KINDS = [
-  { name: "starts a word", matches: (text) => /^\s\p{Ll}/u.test(text) },
-  { name: "starts a capitalized word", matches: (text) => /^\s?\p{Lu}/u.test(text) },
-  { name: "inside a word", matches: (text) => /^\p{L}/u.test(text) },
-  { name: "number", matches: (text) => /^\s?\p{N}/u.test(text) },
+  { name: "starts a word", matches: ({ text }) => /^\s\p{Ll}/u.test(text) },
+  { name: "starts a capitalized word", matches: ({ text }) => /^\s?\p{Lu}/u.test(text) },
+  { name: "inside a word", matches: ({ text }) => /^\p{L}/u.test(text) },
+  { name: "number", matches: ({ text }) => /^\s?\p{N}/u.test(text) },
+  {
+    name: "bytes and control characters",
+    matches: ({ text, bytes }) => Boolean(bytes) || /^\p{C}/u.test(text),
+  },
   { name: "punctuation and other", matches: () => true },
 ];
 
@@ -34,7 +44,7 @@ export function scatterPlot({ onSelect }) {
   const yAxis = h("p", { class: "v-axis" });
   const xAxis = h("p", { class: "v-axis v-axis-x" });
   const hidden = new Set();
-  /** @type {{id: number, text: string, x: number, y: number, kind: number}[]} */
+  /** @type {(import("./heatmap.js").Token & {x: number, y: number, kind: number})[]} */
   let points = [];
   let scale = { x: 0, y: 0, width: 1, height: 1 }; // centre and size of the data
   let view = { zoom: 1, x: 0, y: 0 };
@@ -42,16 +52,7 @@ export function scatterPlot({ onSelect }) {
   let linked = new Set();
   let selectedId = null;
   let hovered = null;
-  let isScheduled = false;
-
-  function schedule() {
-    if (isScheduled) return;
-    isScheduled = true;
-    requestAnimationFrame(() => {
-      isScheduled = false;
-      draw();
-    });
-  }
+  const schedule = oncePerFrame(draw);
 
   const width = () => frame.clientWidth;
   const height = () => frame.clientHeight;
@@ -63,11 +64,7 @@ export function scatterPlot({ onSelect }) {
 
   function draw() {
     if (!width() || !points.length) return;
-    const ratio = window.devicePixelRatio || 1;
-    canvas.width = Math.round(width() * ratio);
-    canvas.height = Math.round(height() * ratio);
-    const context = canvas.getContext("2d");
-    context.setTransform(ratio, 0, 0, ratio, 0, 0);
+    const context = resizeCanvas(canvas, width(), height());
     const colors = TOKEN_KINDS.map((_, kind) => categoricalColor(kind));
     const isFiltered = highlighted.size > 0;
     const shown = points.filter(isVisible);
@@ -114,22 +111,25 @@ export function scatterPlot({ onSelect }) {
       (point) => !isSpecial(point) && (!highlighted.size || highlighted.has(point.id)),
     );
     const order = [...points.filter(isSpecial), ...others];
-    const taken = new Set();
+    const taken = [];
     context.font = LABEL_FONT_OF_POINTS;
     context.lineWidth = 3;
     context.lineJoin = "round";
-    let count = 0;
+    context.strokeStyle = token("--surface");
+    const [strong, weak] = [token("--text"), token("--text-2")];
     for (const point of order) {
-      const [x, y] = [screenX(point.x) + 6, screenY(point.y) + 4];
-      const cell = `${Math.floor(x / 90)} ${Math.floor(y / 28)}`;
-      if (count >= MAX_LABELS || (taken.has(cell) && point.id !== selectedId && point !== hovered))
-        continue;
-      taken.add(cell);
-      count += 1;
-      context.strokeStyle = token("--surface");
-      context.fillStyle = token(isSpecial(point) ? "--text" : "--text-2");
-      context.strokeText(visibleText(point.text), x, y);
-      context.fillText(visibleText(point.text), x, y);
+      if (taken.length >= MAX_LABELS) break;
+      const label = tokenLabel(point);
+      const labelWidth = context.measureText(label).width;
+      const x = Math.min(screenX(point.x) + 6, width() - labelWidth - 2);
+      const y = screenY(point.y) + 4;
+      const box = { x, y, width: labelWidth + LABEL_GAP_PX };
+      const isNamed = point.id === selectedId || point.id === hovered?.id;
+      if (!isNamed && taken.some((other) => overlaps(box, other))) continue;
+      taken.push(box);
+      context.fillStyle = isSpecial(point) ? strong : weak;
+      context.strokeText(label, x, y);
+      context.fillText(label, x, y);
     }
   }
 
@@ -170,7 +170,7 @@ export function scatterPlot({ onSelect }) {
       hovered = nearest(x, y);
       canvas.classList.toggle("v-pointing", Boolean(hovered));
       reading.textContent = hovered
-        ? `${visibleText(hovered.text)}: token id ${hovered.id}, ${TOKEN_KINDS[hovered.kind].name}`
+        ? `${tokenLabel(hovered)}: token id ${hovered.id}, ${TOKEN_KINDS[hovered.kind].name}`
         : "Point at a token to read it.";
       schedule();
     },
@@ -242,7 +242,7 @@ export function scatterPlot({ onSelect }) {
       reading,
     ),
     update(newPoints, [xName, yName]) {
-      points = newPoints.map((point) => ({ ...point, kind: kindOf(point.text) }));
+      points = newPoints.map((point) => ({ ...point, kind: kindOf(point) }));
       const range = (name) =>
         points.reduce(
           ([low, high], point) => [Math.min(low, point[name]), Math.max(high, point[name])],
@@ -315,6 +315,12 @@ function listenToPointers(canvas, { zoomBy, moveBy, hover, click }) {
   canvas.addEventListener("pointerleave", () => hover(-100, -100));
 }
 
-function kindOf(text) {
-  return TOKEN_KINDS.findIndex(({ matches }) => matches(text));
+/** Return whether two labels overlap. */
+function overlaps(a, b) {
+  const isApart = a.x + a.width <= b.x || b.x + b.width <= a.x;
+  return !isApart && Math.abs(a.y - b.y) < LABEL_HEIGHT_PX;
+}
+
+function kindOf(point) {
+  return TOKEN_KINDS.findIndex(({ matches }) => matches(point));
 }

@@ -18,7 +18,7 @@ export function sortableTable({ caption, columns, rows, sortKey, onSelect, isSel
       { scope: "col", title: column.title ?? null },
       h("button", {
         type: "button",
-        class: "v-sort",
+        class: "bare v-sort",
         text: column.label,
         onclick: () => sort(column.key),
       }),

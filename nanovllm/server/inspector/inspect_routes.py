@@ -16,7 +16,7 @@ from fastapi import Depends, FastAPI, params
 from pydantic import Field, WithJsonSchema, field_validator
 from starlette.requests import Request
 from starlette.responses import Response
-from typing_extensions import TypedDict
+from typing_extensions import NotRequired, TypedDict
 
 from nanovllm.engine.async_engine import AsyncEngine
 from nanovllm.inspection.embeddings import DEFAULT_POINTS, MAX_NEIGHBORS, MAX_POINTS
@@ -108,6 +108,9 @@ class InspectedToken(TypedDict):
 
     id: int
     text: str
+    bytes: NotRequired[
+        Annotated[str, Field(description="in hexadecimal, if they are not valid UTF-8")]
+    ]
 
 
 class AttentionWeights(TypedDict):

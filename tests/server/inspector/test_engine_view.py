@@ -172,4 +172,5 @@ def test_the_stream_is_open_only_while_the_view_is_shown(
 def test_a_server_without_controls_says_why(browser: "Browser", server: RunningServer) -> None:
     with open_page(browser, f"{server.url}/#engine") as page:
         page.get_by_text("--inspector-controls").wait_for()
+        page.get_by_text("No request waits. One would if").wait_for()
         assert page.get_by_role("button", name="Pause", exact=True).is_disabled()

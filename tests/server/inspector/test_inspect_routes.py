@@ -37,6 +37,12 @@ def test_attention_weights_are_rows_that_sum_to_one(server: RunningServer) -> No
     )
 
 
+def test_a_part_of_a_character_has_its_bytes(server: RunningServer) -> None:
+    tokens = post(server, "overview", prompt="é\ufffda")["tokens"]
+    assert [token.get("bytes") for token in tokens] == ["c3", "a9", "ef", "bf", "bd", None]
+    assert {token["text"] for token in tokens} == {"\ufffd", "a"}
+
+
 def test_the_overview_describes_every_head(server: RunningServer) -> None:
     heads = post(server, "overview", prompt=PROMPT)["heads"]
     assert [(head["layer"], head["head"]) for head in heads] == [

@@ -76,6 +76,10 @@ def test_weights_on_the_page_equal_those_of_transformers(
         card = page.get_by_role("button", name="Previous token").locator("visible=true")
         assert f"Layer {layer}, head {head}" in (card.text_content() or "")
         assert page.get_by_role("heading", name=f"Layer {layer}, head {head}").is_visible()
+        page.locator(".v-head[tabindex='0']").focus()
+        page.keyboard.press("ArrowUp" if layer else "ArrowDown")
+        focused = page.evaluate("document.activeElement.ariaLabel")
+        assert focused.startswith(f"Layer {layer - 1 if layer else 1}, head {head}")
         page.locator(".v-map-canvas").focus()
         key = recorded[layer, head, size - 1].argmax()
         page.keyboard.press("ArrowUp")
@@ -121,6 +125,21 @@ def test_markup_in_prompts_is_shown_as_text(browser: "Browser", server: RunningS
         assert page.locator("main img, main b").count() == 0
 
 
+def test_an_induction_head_is_named_only_for_a_prompt_that_repeats(
+    browser: "Browser", server: RunningServer
+) -> None:
+    with open_page(browser, f"{server.url}/#attention") as page:
+        show(page, "abcab", "Show attention")
+        card = page.locator(".v-finder", has_text="Induction")
+        assert "this one repeats 2 tokens, fewer than 5" in (card.text_content() or "")
+        page.locator("summary", has_text="Statistics of all heads").click()
+        column = page.locator("#panel-attention .v-table tbody td:nth-child(6)")
+        assert set(column.all_text_contents()) == {"\u2013"}
+        card.get_by_role("button", name="Show an example").click()
+        page.locator("button.v-finder", has_text="Induction").wait_for()
+        assert "%" in (column.first.text_content() or "")
+
+
 def test_embeddings_are_searched_by_text(browser: "Browser", server: RunningServer) -> None:
     with open_page(browser, f"{server.url}/#embeddings") as page:
         page.get_by_text("of the variance").first.wait_for()
@@ -134,6 +153,11 @@ def test_embeddings_are_searched_by_text(browser: "Browser", server: RunningServ
         response = server.http.get(f"/v1/inspect/neighbors?token={token_id}&count=10")
         expected = [f"{one['cosine']:.3f}" for one in json.loads(response.text)["neighbors"]]
         assert nearest.locator("span:last-child").all_text_contents() == expected
+
+        page.get_by_text("tokens of the vocabulary are shown").wait_for()
+        for name in ("\\xFF", "\\x1F"):  # no character, and one that is not visible
+            page.get_by_label("Search tokens").fill(name)
+            page.locator(".v-results .v-result", has_text=name).wait_for()
 
 
 def test_errors_of_the_server_are_shown(browser: "Browser", server: RunningServer) -> None:

@@ -53,6 +53,7 @@ def test_generation_streams_into_tokens_with_their_figures(
         figures = page.locator(".figures").inner_text()
         assert all(name in figures for name in ("Time to first token", "Speed", "Perplexity"))
         page.get_by_text("length: max_tokens reached").wait_for()
+        page.get_by_text("Times are measured in this browser").wait_for()
         chart = page.get_by_role("img", name="Probability of 8 tokens")
         assert chart.locator("circle").count() == 8
 
@@ -60,9 +61,9 @@ def test_generation_streams_into_tokens_with_their_figures(
         tooltip = page.locator("#tooltip")
         chance = math.exp(answer["logprobs"]["token_logprobs"][2])
         shown = facts(tooltip)
-        assert float(shown["Log-probability"].replace("\u2212", "-")) == pytest.approx(
-            math.log(chance), rel=1e-2
-        )
+        value, unit = shown["Log-probability"].split("\u2009")
+        assert float(value.replace("\u2212", "-")) == pytest.approx(math.log(chance), rel=1e-2)
+        assert unit == shown["Entropy, at least"].split("\u2009")[1] == "nats"
         assert shown["Rank"] == "1", "greedy"
         assert tooltip.locator(".bars li").count() == 5
 
@@ -77,7 +78,7 @@ def test_an_alternative_continues_by_keyboard_and_keeps_the_text_before(
     browser: "Browser", server: RunningServer
 ) -> None:
     with open_page(browser, server.url) as page:
-        run(page, "the end")
+        run(page, "the end", logprobs=20)
         before = token_texts(page)
         page.locator(".choice .token").first.focus()
         for _ in range(3):
@@ -89,10 +90,15 @@ def test_an_alternative_continues_by_keyboard_and_keeps_the_text_before(
         popover.wait_for(state="detached")
         page.keyboard.press("Enter")  # the focus is on the token again
         choices = popover.locator(".bar-button")
-        assert choices.count() == 10
+        assert choices.count() == 20
+        sizes = "list => [list.scrollHeight, list.clientHeight]"
+        whole, visible = popover.locator(".choices").evaluate(sizes)
+        assert visible < whole, "the list scrolls, the popover does not"
+        assert popover.evaluate("list => list.scrollHeight <= list.clientHeight")
+        page.keyboard.press("ArrowDown")
         chosen = choices.nth(1).locator(".bar-name").text_content()
         with page.expect_request("**/v1/completions") as request:
-            choices.nth(1).press("Enter")
+            page.keyboard.press("Enter")
         page.locator(".history-item", has_text="from").wait_for()
         page.locator(DONE).wait_for()
         after = token_texts(page)
@@ -173,8 +179,8 @@ def test_scoring_shows_where_the_probability_of_a_prompt_collapses(
         assert shown["Rank"] == str(chances[lowest]["rank"])
         assert shown["Token id"] == str(ids[lowest + 1])
         byte_values = page.locator(".choice .byte-values").all_text_contents()
-        assert byte_values == ["C3", "A9"], "each is half of a character"
-        assert page.locator(".choice .tokens").text_content() == "in the C3A9é end"
+        assert byte_values == ["\\xC3", "\\xA9"], "each is half of a character"
+        assert page.locator(".choice .tokens").text_content() == "in the \\xC3\\xA9é end"
         page.locator(".segment", has_text="Entropy").click()
         page.get_by_text("Entropy, lower bound").wait_for()
 

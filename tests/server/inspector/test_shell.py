@@ -130,3 +130,16 @@ def test_a_narrow_screen_needs_no_sideways_scrolling(
             page.get_by_role("tab", name=tab).click()
             page.locator("[role=tabpanel]:visible > *").first.wait_for()
             assert page.evaluate("document.documentElement.scrollWidth") <= 390, tab
+            box = page.get_by_role("tab", name=tab).bounding_box()
+            assert box is not None
+            assert box["x"] >= 0, tab
+            assert box["x"] + box["width"] <= 390, tab
+        names = "[...document.querySelectorAll('.v-lens th:first-child')]"
+        page.get_by_role("tab", name="Logit lens").click()
+        page.locator(".v-lens").wait_for()
+        assert page.evaluate(f"{names}.every(name => name.scrollWidth <= name.clientWidth)")
+
+        page.set_viewport_size({"width": 280, "height": 800})
+        for tab, edge, other in (("Embeddings", "before", "after"), (TABS[0], "after", "before")):
+            page.get_by_role("tab", name=tab).click()
+            page.locator(f".tabs.more-{edge}:not(.more-{other})").wait_for()

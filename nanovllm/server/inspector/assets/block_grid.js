@@ -1,6 +1,9 @@
 /** The pool of KV cache blocks as a grid on a canvas, a cell a block. */
 
-import { categoricalColor, formatCount, h, replace, token } from "./dom.js";
+import { resizeCanvas } from "./canvas.js";
+import { categoricalColor, token } from "./colors.js";
+import { h, replace } from "./dom.js";
+import { formatCount } from "./format.js";
 
 const MIN_CELL = 5;
 const MAX_CELL = 18;
@@ -64,13 +67,7 @@ export function blockGrid({ names, onSelect }) {
     const columns = Math.max(Math.floor(width / cell), 1);
     layout = { columns, cell };
     const rows = Math.ceil(cells.length / columns);
-    const ratio = window.devicePixelRatio || 1;
-    canvas.width = Math.round(columns * cell * ratio);
-    canvas.height = Math.round(rows * cell * ratio);
-    canvas.style.width = `${columns * cell}px`;
-    canvas.style.height = `${rows * cell}px`;
-    const context = canvas.getContext("2d");
-    context.setTransform(ratio, 0, 0, ratio, 0, 0);
+    const context = resizeCanvas(canvas, columns * cell, rows * cell);
     const colors = {
       free: token("--cell-free"),
       cached: token("--cell-cached"),

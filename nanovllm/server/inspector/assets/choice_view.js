@@ -1,13 +1,15 @@
 /** One choice of a run: its text, figures and chart. */
 
-import {
-  append, button, copyText, errorMessage, formatDuration, formatNumber, formatPercent, h,
-  replace,
-} from "./dom.js";
+import { button, copyText, errorMessage } from "./components.js";
+import { append, h, replace } from "./dom.js";
+import { formatDuration, formatNumber, formatPercent } from "./format.js";
 import { endText, speed } from "./generation.js";
 import { ProbabilityChart } from "./probability_chart.js";
 import { TokenText } from "./token_text.js";
 
+const TIMES_NOTE =
+  "Times are measured in this browser, from sending the request. They include the network, waiting "
+  + "in the queue, and pauses of the engine. The Engine tab has the times of the server.";
 /** Least time between two drawings of a chart that grows. */
 const CHART_INTERVAL_MS = 200;
 
@@ -30,6 +32,7 @@ export class ChoiceView {
     this.oninspect = oninspect;
     this.drawnMs = -Infinity;
     this.figures = h("dl", { class: "figures" });
+    this.note = h("p", { class: "secondary small-text", text: TIMES_NOTE });
     this.badges = h("div", { class: "row" });
     this.actions = h("div", { class: "row" });
     this.problem = h("div");
@@ -45,7 +48,8 @@ export class ChoiceView {
     this.element = h(
       "article",
       { class: "choice", "aria-label": label },
-      this.badges, this.text.element, this.problem, this.chart.element, this.figures, this.actions,
+      this.badges, this.text.element, this.problem, this.chart.element, this.figures,
+      this.note, this.actions,
     );
   }
 
@@ -81,6 +85,7 @@ export class ChoiceView {
         ),
     );
     this.figures.hidden = !choice.tokens.length;
+    this.note.hidden = this.figures.hidden || appearance.isScore;
     this.#updateActions(choice, appearance, isRunning);
   }
 
@@ -112,10 +117,11 @@ export class ChoiceView {
 /** @param {import("./generation.js").Choice} choice */
 function speedFigures(choice) {
   const { count, ttftS, tokensPerS } = speed(choice);
+  const unknown = choice.status === "done" && count > 1 ? "all tokens came at once" : "–";
   return [
     ["Tokens", choice.firstNewToken ? `${count} new, ${choice.tokens.length} in all` : `${count}`],
-    ["Time to first token", ttftS === null ? "–" : formatDuration(ttftS)],
-    ["Speed", tokensPerS === null ? "–" : `${formatNumber(tokensPerS)}\u2009tokens/s`],
+    ["Time to first token, browser", ttftS === null ? "–" : formatDuration(ttftS)],
+    ["Speed", tokensPerS === null ? unknown : `${formatNumber(tokensPerS)}\u2009tokens/s`],
     ...textFigures(choice),
   ];
 }

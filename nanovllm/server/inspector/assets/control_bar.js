@@ -1,6 +1,7 @@
-/** The bar above the engine view: its mode, pause, step and resume, and the slider of the replay. */
+/** The bar above the engine view: its mode, pause, step, resume, and the slider of the replay. */
 
-import { button, h } from "./dom.js";
+import { button } from "./components.js";
+import { h } from "./dom.js";
 
 /**
  * Return the bar. `act` sends an action to the server, `move` and `watch` choose the shown step.

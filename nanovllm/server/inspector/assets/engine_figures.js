@@ -1,6 +1,7 @@
 /** The figures at the head of the engine view, each with a line of its last values. */
 
-import { formatCount, formatPercent, h } from "./dom.js";
+import { h } from "./dom.js";
+import { formatCount, formatPercent } from "./format.js";
 import { sparkline } from "./histogram.js";
 
 const SPARK_FRAMES = 100;
@@ -73,7 +74,7 @@ export function engineFigures() {
     const line = sparkline();
     const element = h(
       "div",
-      { class: "v-tile" },
+      { class: "card v-tile" },
       h("dt", { text: label }),
       h(
         "dd",

@@ -4,11 +4,14 @@
  * The stream is open only while the tab is visible: the server records steps while it is watched.
  */
 
-import { button, emptyState, errorMessage, h, replace, toast } from "./dom.js";
 import { blockGrid } from "./block_grid.js";
+import { oncePerFrame } from "./canvas.js";
+import { button, emptyState, errorMessage, toast } from "./components.js";
 import { controlBar } from "./control_bar.js";
+import { h, replace } from "./dom.js";
 import { engineFigures } from "./engine_figures.js";
 import { eventLog } from "./event_log.js";
+import { formatCount } from "./format.js";
 import { timeHistogram } from "./histogram.js";
 import { createHistory, createNames } from "./replay.js";
 import { requestList } from "./request_list.js";
@@ -40,8 +43,8 @@ export function create({ api, store, announce }) {
   const names = createNames();
   /** @type {AbortController | null} */
   let connection = null;
+  const renderSoon = oncePerFrame(render);
   let isShown = false;
-  let isScheduled = false;
   let selected = null;
   /** @type {Map<string, string>} prompts of unfinished requests by id */
   let prompts = new Map();
@@ -84,12 +87,14 @@ export function create({ api, store, announce }) {
   const log = eventLog({ names, onSelect: select, onWatch: watch });
   const ttft = timeHistogram({
     title: "Time to first token",
-    explanation: "From the arrival of a request to its first token.",
+    explanation:
+      "Measured by the server, from the arrival of a request to its first token. Waiting and " +
+      "pauses are included; the network is not. The Playground measures in the browser.",
     unit: "first tokens",
   });
   const itl = timeHistogram({
     title: "Inter-token latency",
-    explanation: "Between two tokens of a sequence.",
+    explanation: "Measured by the server, between two tokens of a sequence. Pauses are included.",
     unit: "intervals",
   });
   const controls = controlBar({
@@ -117,7 +122,7 @@ export function create({ api, store, announce }) {
     }),
   });
   const noRunning = h("p", { class: "secondary", text: "No request runs." });
-  const noWaiting = h("p", { class: "secondary", text: "No request waits." });
+  const noWaiting = h("p", { class: "secondary" });
   const stateNote = h("p", { class: "secondary small-text", hidden: true });
   const omitted = h("p", { class: "secondary small-text", hidden: true });
   const content = h(
@@ -249,12 +254,7 @@ export function create({ api, store, announce }) {
   }
 
   function schedule() {
-    if (isScheduled || !isShown) return;
-    isScheduled = true;
-    requestAnimationFrame(() => {
-      isScheduled = false;
-      render();
-    });
+    if (isShown) renderSoon();
   }
 
   function render() {
@@ -283,6 +283,7 @@ export function create({ api, store, announce }) {
     noRequests.hidden = state.requests.length > 0;
     noRunning.hidden = !running.element.hidden;
     noWaiting.hidden = !waiting.element.hidden;
+    noWaiting.textContent = noWaitingText(state.config);
     omitted.hidden = !state.requests_omitted;
     omitted.textContent = `${state.requests_omitted} more requests wait.`;
     stateNote.hidden = history.watched === null || isEarlier || state.step === history.watched;
@@ -329,6 +330,13 @@ export function create({ api, store, announce }) {
       update();
     },
   };
+}
+
+function noWaitingText({ max_num_seqs: sequences, max_num_batched_tokens: tokens }) {
+  return (
+    `No request waits. One would if ${formatCount(sequences)} sequences ran, if it needed more ` +
+    `blocks than are free, or if the ${formatCount(tokens)} tokens of a step were used up.`
+  );
 }
 
 function requestLegend() {

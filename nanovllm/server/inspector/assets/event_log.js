@@ -1,6 +1,7 @@
 /** The log of admissions, cache hits, preemptions and ends of requests, newest first. */
 
-import { formatCount, h, replace } from "./dom.js";
+import { h, replace } from "./dom.js";
+import { formatCount } from "./format.js";
 
 const MAX_LINES = 60;
 
@@ -42,14 +43,14 @@ export function eventLog({ names, onSelect, onWatch }) {
           { class: selected && selected !== id ? "v-faded" : null },
           h("button", {
             type: "button",
-            class: "v-log-step",
+            class: "bare v-log-step",
             text: formatCount(step),
             "aria-label": `Replay step ${step}`,
             onclick: () => onWatch(step),
           }),
           h("button", {
             type: "button",
-            class: "v-name",
+            class: "bare v-name",
             text: names.name(id),
             title: id,
             vars: { "--owner": `var(--cat-${names.color(id)})` },

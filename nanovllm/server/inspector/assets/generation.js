@@ -197,21 +197,21 @@ export function rankText(token, count) {
   if (token.rank !== null) return String(token.rank);
   const place = token.alternatives.findIndex((other) => other.id === token.id);
   if (place < 0) return "unknown";
-  return place < count ? String(place + 1) : `above ${count}`;
+  return place < count ? String(place + 1) : `not in the top ${count}`;
 }
 
 /**
- * Return a lower bound of the entropy at a position, in bits: of the alternatives, and all other
+ * Return a lower bound of the entropy at a position, in nats: of the alternatives, and all other
  * tokens counted as one.
  * @param {Token} token
  */
-export function entropyBits(token) {
+export function entropyNats(token) {
   if (!token.alternatives.length) return null;
   const probabilities = token.alternatives.map((other) => Math.exp(other.logprob));
   const rest = 1 - probabilities.reduce((sum, value) => sum + value, 0);
   return [...probabilities, rest]
     .filter((value) => value > 0)
-    .reduce((sum, value) => sum - value * Math.log2(value), 0);
+    .reduce((sum, value) => sum - value * Math.log(value), 0);
 }
 
 /**

@@ -1,6 +1,8 @@
 /** Histograms of times with logarithmic buckets, and sparklines. */
 
-import { formatCount, formatDuration, h, hideTooltip, replace, s, showTooltip } from "./dom.js";
+import { h, replace, s } from "./dom.js";
+import { formatCount, formatDuration } from "./format.js";
+import { hideTooltip, showTooltip } from "./overlays.js";
 
 const HEIGHT = 150;
 const MARGIN = { left: 44, right: 26, top: 10, bottom: 38 };

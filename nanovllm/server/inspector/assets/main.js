@@ -10,7 +10,8 @@
  */
 
 import * as api from "./api.js";
-import { button, emptyState, errorMessage, field, h, icon, replace, rovingFocus } from "./dom.js";
+import { button, errorMessage, field, icon } from "./components.js";
+import { h, replace, rovingFocus } from "./dom.js";
 import { createStore } from "./store.js";
 import * as attention from "./attention_view.js";
 import * as embeddings from "./embeddings_view.js";
@@ -26,6 +27,7 @@ const VIEWS = [
   { name: "embeddings", label: "Embeddings", module: embeddings },
 ];
 const HEALTH_INTERVAL_MS = 5000;
+const TABS_PADDING_PX = 12; // more than the padding beside the first and the last tab
 const HEALTH_TEXTS = { ready: "ready", loading: "loading the model", unreachable: "unreachable" };
 
 const store = createStore({ health: null, model: null, maxModelLen: null, prompt: "" });
@@ -61,6 +63,7 @@ function addTabs() {
     main.append(panel);
   }
   rovingFocus(list, ".tab");
+  fadeEdges(list);
 
   function open() {
     const hash = location.hash.slice(1);
@@ -91,6 +94,17 @@ function addTabs() {
   }
   window.addEventListener("hashchange", open);
   open();
+}
+
+/** Fade the edges of the tabs beyond which there are more. @param {HTMLElement} list */
+function fadeEdges(list) {
+  const update = () => {
+    const rest = list.scrollWidth - list.clientWidth - list.scrollLeft;
+    list.classList.toggle("more-before", list.scrollLeft > TABS_PADDING_PX);
+    list.classList.toggle("more-after", rest > TABS_PADDING_PX);
+  };
+  list.addEventListener("scroll", update, { passive: true });
+  new ResizeObserver(update).observe(list);
 }
 
 function addThemeButton() {

@@ -1,18 +1,24 @@
 /** The view "Playground": prompts side by side, generated or scored token by token. */
 
-import * as dom from "./dom.js";
 import { ChoiceView } from "./choice_view.js";
+import { button, copyText, emptyState, errorMessage, segmented, toast } from "./components.js";
+import { h, replace } from "./dom.js";
 import { allIds, branchAt, generate, newChoice, score } from "./generation.js";
+import { hideTooltip } from "./overlays.js";
+import { PromptColumns } from "./prompt_columns.js";
+import { RunHistory, countTokens } from "./run_history.js";
 import { createSettings } from "./sampling_settings.js";
 import { curlCommand, pythonProgram } from "./snippets.js";
 import { legend } from "./token_text.js";
 import { Vocabulary } from "./vocabulary.js";
 
-const { button, h, replace } = dom;
-const MAX_PROMPTS = 4;
-const MAX_RUNS = 20;
-const MAX_HISTORY_TOKENS = 20_000;
 const FIRST_PROMPT = "Once upon a time, there was a";
+const QUESTIONS = [
+  ["lens", "Where does the probability of a prompt collapse?"],
+  ["attention", "Which head looks at the previous token?"],
+  ["engine", "Why does a request wait?"],
+  ["embeddings", "Which tokens are similar?"],
+];
 
 /**
  * @typedef {{mode: "generate" | "score", prompts: string[], body: Record<string, any>,
@@ -23,7 +29,16 @@ const FIRST_PROMPT = "Once upon a time, there was a";
 /** @param {import("./main.js").Context} context */
 export function create(context) {
   const playground = new Playground(context);
-  return { element: playground.element, show() {}, hide: dom.hideTooltip };
+  return { element: playground.element, show() {}, hide: hideTooltip };
+}
+
+/** Return links to the views that answer what a first visitor may ask. */
+function questions() {
+  return h(
+    "ul",
+    { class: "questions", "aria-label": "What the other views answer" },
+    QUESTIONS.map(([view, text]) => h("li", {}, h("a", { href: `#${view}`, text }))),
+  );
 }
 
 class Playground {
@@ -34,12 +49,10 @@ class Playground {
     this.announce = announce;
     this.vocabulary = new Vocabulary(api);
     this.settings = createSettings();
-    /** @type {{element: HTMLElement, input: any, title: any, remove: HTMLButtonElement}[]} */
-    this.columns = [];
+    this.prompts = new PromptColumns({ onsubmit: () => this.#start() });
     /** @type {Run | null} */
     this.run = null;
-    /** @type {Run[]} */
-    this.history = [];
+    this.history = new RunHistory({ onselect: (run) => this.#restore(run) });
     /** @type {Map<import("./generation.js").Choice, ChoiceView>} */
     this.views = new Map();
     /** @type {Set<import("./generation.js").Choice>} */
@@ -49,21 +62,19 @@ class Playground {
     this.mode = /** @type {"generate" | "score"} */ ("generate");
     this.coloring = /** @type {import("./token_text.js").Coloring} */ ("probability");
     this.element = this.#build();
-    this.#addColumn(FIRST_PROMPT);
-    this.#showHistory();
+    this.prompts.replace([FIRST_PROMPT]);
   }
 
   #build() {
-    this.grid = h("div", { class: "prompt-grid" });
     this.resultGrid = h("div", { class: "prompt-grid", hidden: true });
-    this.hint = dom.emptyState({
+    this.hint = emptyState({
       title: "No tokens yet",
-      text: "Each token shows its probability, its rank and the alternatives. "
-        + "Choose an alternative to continue from there.",
+      text: "Generate continues the prompt. Each token then shows its probability, its rank and its "
+        + "alternatives. Choose an alternative to continue from there.",
+      action: questions(),
     });
     this.problem = h("div", { hidden: true });
     this.legend = h("div", {}, legend(this.coloring));
-    this.historyList = h("ol", { class: "history" });
     this.startButton = button({
       label: "Generate", icon: "play", kind: "primary", onclick: () => this.#start(),
       title: "Ctrl+Enter", "aria-keyshortcuts": "Control+Enter",
@@ -72,10 +83,6 @@ class Playground {
       label: "Stop", icon: "stop", kind: "danger", onclick: () => this.controller?.abort(),
       disabled: true,
     });
-    this.addButton = button({
-      label: "Add a prompt", icon: "plus", kind: "quiet",
-      onclick: () => this.#addColumn("").focus(),
-    });
     return h(
       "div",
       { class: "playground" },
@@ -83,14 +90,14 @@ class Playground {
       h(
         "div",
         { class: "playground-main stack" },
-        this.grid,
+        this.prompts.element,
         h(
           "div",
           { class: "row between actions-row" },
           h(
             "div",
             { class: "row" },
-            this.#modeControl(), this.startButton, this.stopButton, this.addButton,
+            this.#modeControl(), this.startButton, this.stopButton, this.prompts.addButton,
           ),
           h(
             "div",
@@ -109,13 +116,14 @@ class Playground {
         { class: "playground-side stack", "aria-label": "Settings and history" },
         h("section", { class: "card side-card" }, h("h3", { text: "Settings" }),
           this.settings.element),
-        h("section", { class: "card side-card" }, h("h3", { text: "History" }), this.historyList),
+        h("section", { class: "card side-card" }, h("h3", { text: "History" }),
+          this.history.element),
       ),
     );
   }
 
   #modeControl() {
-    this.modes = dom.segmented({
+    this.modes = segmented({
       label: "Mode",
       options: [
         { value: "generate", label: "Generate" },
@@ -128,7 +136,7 @@ class Playground {
   }
 
   #colorRow() {
-    const colors = dom.segmented({
+    const colors = segmented({
       label: "Colour of the tokens",
       options: [
         { value: "probability", label: "Probability" },
@@ -158,7 +166,7 @@ class Playground {
   #copyButton(label, what, write) {
     const onclick = () => {
       const body = this.#readBody();
-      if (body) dom.copyText(write(this.api.address(""), body, this.api.hasKey()), what);
+      if (body) copyText(write(this.api.address(""), body, this.api.hasKey()), what);
     };
     return button({ label, icon: "copy", kind: "quiet", small: true, onclick });
   }
@@ -171,53 +179,14 @@ class Playground {
     this.modes.querySelector(`[value="${this.mode}"]`).checked = true;
   }
 
-  /** Add a prompt beside the others and return its input. @param {string} text */
-  #addColumn(text) {
-    const input = h("textarea", {
-      class: "textarea prompt-input", rows: 3, value: text, placeholder: "Enter a prompt",
-      onkeydown: (/** @type {KeyboardEvent} */ event) => {
-        if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) this.#start();
-      },
-    });
-    const title = h("label", { class: "prompt-title" });
-    const remove = button({
-      label: "Remove this prompt", icon: "close", iconOnly: true, kind: "quiet", small: true,
-      onclick: () => {
-        this.columns = this.columns.filter((other) => other !== column);
-        column.element.remove();
-        this.#nameColumns();
-        this.columns.at(-1).input.focus();
-      },
-    });
-    input.id = dom.uniqueId("prompt");
-    title.htmlFor = input.id;
-    const header = h("div", { class: "prompt-header" }, title, remove);
-    const element = h("section", { class: "card prompt-card" }, header, input);
-    const column = { element, input, title, remove };
-    this.columns.push(column);
-    this.grid.append(element);
-    this.#nameColumns();
-    return input;
-  }
-
-  #nameColumns() {
-    const isOne = this.columns.length === 1;
-    this.columns.forEach(({ title, remove, element }, index) => {
-      title.textContent = isOne ? "Prompt" : `Prompt ${index + 1}`;
-      element.setAttribute("aria-label", title.textContent);
-      remove.hidden = isOne;
-    });
-    this.addButton.disabled = this.columns.length === MAX_PROMPTS;
-  }
-
   /** Return the request without the fields about streaming, or null after showing an error. */
   #readBody() {
-    const prompts = this.columns.map(({ input }) => input.value);
+    const prompts = this.prompts.texts();
     this.#fail(null);
     const empty = prompts.indexOf("");
     if (empty >= 0) {
       this.#fail(prompts.length === 1 ? "Enter a prompt." : `Prompt ${empty + 1} is empty.`);
-      this.columns[empty].input.focus();
+      this.prompts.focus(empty);
       return null;
     }
     let fields;
@@ -237,14 +206,14 @@ class Playground {
 
   /** Show an error of the whole request, or none. @param {string | null} message */
   #fail(message) {
-    replace(this.problem, message && dom.errorMessage(message));
+    replace(this.problem, message && errorMessage(message));
     this.problem.hidden = !message;
   }
 
   #start() {
     const body = this.#readBody();
     if (!body) return;
-    const prompts = this.columns.map(({ input }) => input.value);
+    const prompts = this.prompts.texts();
     const numChoices = body.n ?? 1;
     const choices = prompts.flatMap((_, prompt) =>
       Array.from({ length: numChoices }, (__, index) => newChoice(prompt, index)),
@@ -276,7 +245,7 @@ class Playground {
     const prompt = allIds(branch);
     const room = (this.store.get("maxModelLen") ?? Infinity) - prompt.length;
     if (room < 1) {
-      dom.toast("The text fills the model's context.", "error");
+      toast("The text fills the model's context.", "error");
       return;
     }
     if (fields.max_tokens > room) fields.max_tokens = room;
@@ -303,13 +272,12 @@ class Playground {
     };
     await action(this, body, choices, { signal: controller.signal, onchange });
     const failed = choices.find((choice) => choice.status === "failed");
-    const count = choices.reduce((sum, choice) => sum + choice.tokens.length, 0);
-    this.announce(failed ? failed.error : `Finished with ${count} tokens.`);
+    this.announce(failed ? failed.error : `Finished with ${countTokens(choices)} tokens.`);
     if (this.controller === controller) {
       this.controller = null;
       this.stopButton.disabled = true;
     }
-    this.#showHistory();
+    this.history.update();
   }
 
   #flush() {
@@ -333,9 +301,9 @@ class Playground {
 
   /** Show a run, and keep it in the history. @param {Run} run */
   #show(run) {
-    dom.hideTooltip();
+    hideTooltip();
     this.run = run;
-    this.history = [run, ...this.history.filter((other) => other !== run)].slice(0, MAX_RUNS);
+    this.history.add(run);
     this.views.clear();
     this.hint.hidden = true;
     this.resultGrid.hidden = false;
@@ -364,37 +332,6 @@ class Playground {
       card.append(view.element);
       this.#update(choice);
     }
-    this.#showHistory();
-  }
-
-  #showHistory() {
-    let numTokens = 0;
-    this.history = this.history.filter((run, index) => {
-      numTokens += run.choices.reduce((sum, choice) => sum + choice.tokens.length, 0);
-      return index === 0 || numTokens <= MAX_HISTORY_TOKENS;
-    });
-    replace(
-      this.historyList,
-      this.history.map((run) => {
-        const count = run.choices.reduce((sum, choice) => sum + choice.tokens.length, 0);
-        const what = [run.mode === "score" ? "score" : "generate", run.note, `${count} tokens`];
-        return h(
-          "li",
-          {},
-          h(
-            "button",
-            {
-              type: "button", class: "history-item", "aria-current": run === this.run && "true",
-              onclick: () => this.#restore(run),
-            },
-            h("span", { class: "history-prompt", text: run.prompts.join(" | ") }),
-            h("span", { class: "history-what", text: what.filter(Boolean).join(" · ") }),
-          ),
-        );
-      }),
-      !this.history.length
-        && h("li", { class: "secondary small-text", text: "Runs, until the page is closed." }),
-    );
   }
 
   /** @param {Run} run */
@@ -402,9 +339,7 @@ class Playground {
     this.controller?.abort();
     this.#setMode(run.mode);
     this.settings.restore(run.settings);
-    this.columns.forEach(({ element }) => element.remove());
-    this.columns = [];
-    run.prompts.forEach((prompt) => this.#addColumn(prompt));
+    this.prompts.replace(run.prompts);
     this.#show(run);
   }
 }

@@ -2,7 +2,9 @@
  * A chart of the probability of each token along the text, with a logarithmic axis.
  */
 
-import { formatPercent, h, hideTooltip, replace, s, showTooltip } from "./dom.js";
+import { h, replace, s } from "./dom.js";
+import { formatPercent } from "./format.js";
+import { hideTooltip, showTooltip } from "./overlays.js";
 import { colorIndex } from "./token_text.js";
 
 const HEIGHT = 156;

@@ -1,6 +1,8 @@
 /** Unfinished requests as rows: phase, progress, tokens, blocks, age, and why a request waits. */
 
-import { button as actionButton, formatCount, formatDuration, h } from "./dom.js";
+import { button as actionButton } from "./components.js";
+import { h } from "./dom.js";
+import { formatCount, formatDuration } from "./format.js";
 
 const PHASE_TEXTS = {
   prefill: "prefill",
@@ -27,7 +29,7 @@ export function requestList({ names, label, includes, onSelect, inspect }) {
   const list = h("ul", { class: "v-requests", "aria-label": label });
   const header = h(
     "div",
-    { class: "v-request v-request-header", "aria-hidden": "true" },
+    { class: "bare v-request v-request-header", "aria-hidden": "true" },
     h("span", { text: "Request" }),
     h("span", { text: "Phase" }),
     h("span", { text: "Progress" }),
@@ -82,7 +84,7 @@ function requestRow(names, { id, choice, prompt: text }, onSelect, inspect) {
     "button",
     {
       type: "button",
-      class: "v-request",
+      class: "bare v-request",
       title: id,
       onclick: () => onSelect(id),
       vars: { "--owner": `var(--cat-${names.color(id)})` },

@@ -1,6 +1,7 @@
 /** The settings of a request: fields of /v1/completions. An empty field is left out. */
 
-import { append, field, h } from "./dom.js";
+import { field } from "./components.js";
+import { append, h } from "./dom.js";
 
 /**
  * @typedef {{name: string, label: string, kind: "number" | "checkbox" | "lines" | "ids" | "bias" |

@@ -1,14 +1,9 @@
 /** Steps as columns and sequences as rows: what each step computed for whom. */
 
-import {
-  categoricalColor,
-  formatCount,
-  formatDuration,
-  formatThings,
-  h,
-  replace,
-  token,
-} from "./dom.js";
+import { resizeCanvas } from "./canvas.js";
+import { categoricalColor, token } from "./colors.js";
+import { h, replace } from "./dom.js";
+import { formatCount, formatDuration, formatThings } from "./format.js";
 
 const COLUMN_PX = 14;
 const ROW_PX = 13;
@@ -36,6 +31,7 @@ export function stepTimeline({ names, onWatch, onSelect }) {
   const canvas = h("canvas", { class: "v-timeline-canvas", role: "img", "aria-label": label });
   const frame = h("div", { class: "v-timeline" }, canvas);
   const budgetText = h("span", {});
+  const omitted = h("p", { class: "secondary small-text", hidden: true });
   const details = h("div", { class: "v-step" });
   /** @type {any[]} */
   let records = [];
@@ -45,7 +41,6 @@ export function stepTimeline({ names, onWatch, onSelect }) {
   let hovered = null;
   let budget = 1;
   let peak = 1;
-  let totalOmitted = 0;
 
   function visible() {
     const count = Math.max(Math.floor((frame.clientWidth - LABEL_PX) / COLUMN_PX), 1);
@@ -65,15 +60,11 @@ export function stepTimeline({ names, onWatch, onSelect }) {
     }
     const all = [...seen].map(([name, of]) => ({ name, ...of }));
     rows = all.slice(-MAX_ROWS);
-    totalOmitted = all.length - rows.length;
+    const numOmitted = all.length - rows.length;
+    omitted.textContent = `Not shown: ${formatThings(numOmitted, "earlier sequence")}.`;
+    omitted.hidden = !numOmitted;
     const height = TOTAL_PX + AXIS_PX + Math.max(rows.length, 4) * ROW_PX + 4;
-    const ratio = window.devicePixelRatio || 1;
-    canvas.width = Math.round(width * ratio);
-    canvas.height = Math.round(height * ratio);
-    canvas.style.width = `${width}px`;
-    canvas.style.height = `${height}px`;
-    const context = canvas.getContext("2d");
-    context.setTransform(ratio, 0, 0, ratio, 0, 0);
+    const context = resizeCanvas(canvas, width, height);
     const palette = {
       text: token("--text-2"),
       strong: token("--text"),
@@ -192,12 +183,12 @@ export function stepTimeline({ names, onWatch, onSelect }) {
     const list = record.sequences.map(({ id, choice, start, count, kind }) =>
       h(
         "li",
-        {},
+        { class: "pill" },
         h(
           "button",
           {
             type: "button",
-            class: "v-name",
+            class: "bare v-name",
             onclick: () => onSelect(id),
             vars: { "--owner": `var(--cat-${names.color(id)})` },
           },
@@ -253,7 +244,14 @@ export function stepTimeline({ names, onWatch, onSelect }) {
   new ResizeObserver(draw).observe(frame);
 
   return {
-    element: h("div", { class: "stack tight" }, timelineLegend(budgetText), frame, details),
+    element: h(
+      "div",
+      { class: "stack tight" },
+      timelineLegend(budgetText),
+      frame,
+      omitted,
+      details,
+    ),
     draw,
     /** @param {{records: any[], record: any, step: number | null, maxTokens: number}} shown */
     update({ records: newRecords, record, step, maxTokens }) {
@@ -271,7 +269,6 @@ export function stepTimeline({ names, onWatch, onSelect }) {
       selected = id;
       draw();
     },
-    omitted: () => totalOmitted,
   };
 }
 

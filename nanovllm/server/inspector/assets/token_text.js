@@ -5,17 +5,17 @@
  * @typedef {"probability" | "entropy" | "none"} Coloring
  */
 
-import {
-  button, formatNumber, formatPercent, h, hideTooltip, openPopover, replace, rovingFocus,
-  showTooltip,
-} from "./dom.js";
-import { entropyBits, rankText } from "./generation.js";
-import { decode, hex } from "./vocabulary.js";
+import { button } from "./components.js";
+import { h, replace, rovingFocus } from "./dom.js";
+import { escapeControls, escapedBytes, formatNumber, formatPercent } from "./format.js";
+import { entropyNats, rankText } from "./generation.js";
+import { hideTooltip, openPopover, showTooltip } from "./overlays.js";
+import { decode } from "./vocabulary.js";
 
 /** Least probability of each colour of the sequential scale, but the first. */
 const PROBABILITY_STEPS = [0.001, 0.01, 0.03, 0.1, 0.2, 0.4, 0.6, 0.9];
-/** Most bits of entropy of each colour, but the first, from low to high colour. */
-const ENTROPY_STEPS = [6, 5, 4, 3, 2.5, 2, 1, 0.5];
+/** Most entropy in nats of each colour, but the first, from low to high colour. */
+const ENTROPY_STEPS = [4, 3.5, 3, 2.5, 2, 1.5, 1, 0.5];
 
 /**
  * Return the number of a token's colour in the sequential scale, or null.
@@ -27,8 +27,8 @@ export function colorIndex(token, coloring) {
     const probability = Math.exp(token.logprob);
     return PROBABILITY_STEPS.filter((step) => probability >= step).length;
   }
-  const bits = coloring === "entropy" ? entropyBits(token) : null;
-  return bits === null ? null : ENTROPY_STEPS.filter((step) => bits <= step).length;
+  const nats = coloring === "entropy" ? entropyNats(token) : null;
+  return nats === null ? null : ENTROPY_STEPS.filter((step) => nats <= step).length;
 }
 
 /** Return the legend of a colouring. @param {Coloring} coloring */
@@ -37,7 +37,7 @@ export function legend(coloring) {
   const isProbability = coloring === "probability";
   const labels = isProbability
     ? ["< 0.1 %", "0.1", "1", "3", "10", "20", "40", "60", "≥ 90 %"]
-    : ["> 6 bits", "6", "5", "4", "3", "2.5", "2", "1", "≤ 0.5 bits"];
+    : ["> 4 nats", "4", "3.5", "3", "2.5", "2", "1.5", "1", "≤ 0.5 nats"];
   return h(
     "div",
     { class: "scale-legend" },
@@ -147,7 +147,7 @@ export class TokenText {
     if (text !== null) {
       this.openBytes = [];
       if (text.includes("\n")) classes.push("newline");
-      return h("span", { class: classes.join(" "), ...attributes, text });
+      return h("span", { class: classes.join(" "), ...attributes, text: escapeControls(text) });
     }
     this.openBytes.push(...bytes);
     const character = decode(Uint8Array.from(this.openBytes));
@@ -156,7 +156,7 @@ export class TokenText {
     return h(
       "span",
       { class: classes.join(" "), ...attributes },
-      h("span", { class: "byte-values", text: hex(bytes) }),
+      h("span", { class: "byte-values", text: escapedBytes(bytes) }),
       character,
     );
   }
@@ -184,13 +184,13 @@ export class TokenText {
 
   /** Return a token's figures, for a tooltip. @param {Token} token */
   details(token) {
-    const bits = entropyBits(token);
+    const nats = entropyNats(token);
     const has = token.logprob !== null;
     const facts = [
       has && ["Probability", formatPercent(Math.exp(token.logprob))],
-      has && ["Log-probability", formatNumber(token.logprob)],
+      has && ["Log-probability", `${formatNumber(token.logprob)}\u2009nats`],
       has && ["Rank", rankText(token, this.numAlternatives)],
-      bits !== null && ["Entropy, at least", `${formatNumber(bits, 2)}\u2009bits`],
+      nats !== null && ["Entropy, at least", `${formatNumber(nats, 2)}\u2009nats`],
       ["Token id", String(token.id)],
     ].filter(Boolean);
     return h(
@@ -239,30 +239,31 @@ export class TokenText {
     const found = this.#find(target);
     if (!found?.token) return;
     const { element, position, token } = found;
+    const count = token.alternatives.length;
+    const list = h(
+      "ol",
+      { class: "bars choices" },
+      token.alternatives.map((other) => h("li", {}, this.#choice(token, other, (id) => {
+        close();
+        this.onbranch(position, id);
+      }))),
+    );
+    rovingFocus(list, ".bar-button");
     const close = openPopover({
       anchor: element,
       label: "Alternatives of the token",
       content: [
         this.details(token),
-        h("h3", { class: "popover-title", text: "Continue from an alternative" }),
-        token.alternatives.length
-          ? h(
-              "ol",
-              { class: "bars choices" },
-              token.alternatives.map((other) => {
-                const isOwn = other.id === token.id;
-                const label = `${isOwn ? "Generate again after" : "Continue with"} `
-                  + `${this.vocabulary.label(other.id)}, ${formatPercent(Math.exp(other.logprob))}`;
-                const onclick = () => {
-                  close();
-                  this.onbranch(position, other.id);
-                };
-                const attributes = { type: "button", class: "bar-button", "aria-label": label };
-                const bar = this.#bar(other, isOwn);
-                return h("li", {}, h("button", { ...attributes, onclick }, bar));
-              }),
-            )
-          : h("p", { class: "secondary", text: "The request asked for no alternatives." }),
+        h("h3", {
+          class: "popover-title",
+          text: count ? `Continue from one of ${count} tokens` : "No alternatives",
+        }),
+        count
+          ? list
+          : h("p", {
+            class: "secondary",
+            text: "The request asked for none: “Alternatives” in the settings is their number.",
+          }),
         h(
           "div",
           { class: "row end" },
@@ -270,5 +271,25 @@ export class TokenText {
         ),
       ],
     });
+  }
+
+  /**
+   * @param {Token} token
+   * @param {import("./generation.js").Alternative} other
+   * @param {(id: number) => void} onchoose
+   */
+  #choice(token, other, onchoose) {
+    const isOwn = other.id === token.id;
+    const label = `${isOwn ? "Generate again after" : "Continue with"} `
+      + `${this.vocabulary.label(other.id)}, ${formatPercent(Math.exp(other.logprob))}`;
+    return h(
+      "button",
+      {
+        type: "button", class: "bare bar-button", "aria-label": label,
+        tabindex: other === token.alternatives[0] ? 0 : -1,
+        onclick: () => onchoose(other.id),
+      },
+      this.#bar(other, isOwn),
+    );
   }
 }

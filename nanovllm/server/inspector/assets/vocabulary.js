@@ -5,7 +5,7 @@
  * byte as one printable character. The server spells ids; this module turns spellings into bytes.
  */
 
-import { visibleText } from "./dom.js";
+import { escapedBytes, visibleText } from "./format.js";
 
 const BYTE_OF = byteAlphabet();
 const encoder = new TextEncoder();
@@ -69,7 +69,7 @@ export class Vocabulary {
    */
   label(id) {
     const text = this.text(id);
-    return text === null ? hex(this.bytes(id)) : visibleText(text);
+    return text === null ? escapedBytes(this.bytes(id)) : visibleText(text);
   }
 
   /** Return the text of tokens; bytes that are no UTF-8 become U+FFFD. @param {number[]} ids */
@@ -98,9 +98,4 @@ export function decode(bytes) {
   } catch {
     return null;
   }
-}
-
-/** Return bytes in hexadecimal, such as "E2 80". @param {Uint8Array} bytes */
-export function hex(bytes) {
-  return [...bytes].map((byte) => byte.toString(16).toUpperCase().padStart(2, "0")).join(" ");
 }

@@ -1,0 +1,88 @@
+/** Numbers with their units, and tokens, as text. */
+
+const THIN_SPACE = "\u2009";
+
+/** Return an integer with thin spaces between thousands. @param {number} value */
+export function formatCount(value) {
+  return Math.round(value).toString().replace(/\B(?=(\d{3})+$)/g, THIN_SPACE);
+}
+
+/** Return a number with so many significant digits. @param {number} value */
+export function formatNumber(value, digits = 3) {
+  if (!Number.isFinite(value)) return "–";
+  if (Math.abs(value) >= 10 ** digits) return formatCount(value);
+  return Number(value.toPrecision(digits)).toString().replace("-", "−");
+}
+
+/** Return a probability in percent; small ones keep two digits. @param {number} value 0 to 1 */
+export function formatPercent(value) {
+  const percent = value * 100;
+  if (percent >= 99.95 && value < 1) return `>99.9${THIN_SPACE}%`;
+  if (percent >= 10) return `${percent.toFixed(1)}${THIN_SPACE}%`;
+  if (percent >= 1e-4) return `${Number(percent.toPrecision(2))}${THIN_SPACE}%`;
+  return `${percent > 0 ? percent.toExponential(0) : "0"}${THIN_SPACE}%`;
+}
+
+/** Return a number of things, such as "1 token". @param {number} count @param {string} noun */
+export function formatThings(count, noun) {
+  return `${formatCount(count)} ${noun}${count === 1 ? "" : "s"}`;
+}
+
+/** Return a duration with its unit. @param {number} seconds */
+export function formatDuration(seconds) {
+  if (!Number.isFinite(seconds)) return "–";
+  if (seconds < 1e-3) return `${formatNumber(seconds * 1e6)}${THIN_SPACE}µs`;
+  if (seconds < 1) return `${formatNumber(seconds * 1e3)}${THIN_SPACE}ms`;
+  if (seconds < 120) return `${formatNumber(seconds)}${THIN_SPACE}s`;
+  return `${formatNumber(seconds / 60)}${THIN_SPACE}min`;
+}
+
+const CONTROL = /(?![\n\t])\p{Cc}/gu;
+const INVISIBLE = /(?! )[\p{Cf}\p{Co}\p{Cs}\p{Z}]/gu;
+
+/** Return a text whose control characters, but white space, are escapes such as "\x1F". */
+export function escapeControls(text) {
+  return text.replace(CONTROL, escapeCharacter);
+}
+
+/** Return a text whose invisible characters, but spaces, are signs or escapes. */
+function readableText(text) {
+  const escaped = escapeControls(text).replace(INVISIBLE, escapeCharacter);
+  return escaped.replaceAll("\n", "↵").replaceAll("\t", "⇥");
+}
+
+function escapeCharacter(character) {
+  const code = character.codePointAt(0);
+  return code < 0x80 ? escapedBytes([code]) : `\\u{${code.toString(16).toUpperCase()}}`;
+}
+
+/**
+ * Return a text in one line, with its spaces and other invisible characters visible.
+ * @param {string} text
+ */
+export function visibleText(text) {
+  return readableText(text).replaceAll(" ", "␣") || "∅";
+}
+
+/** Return bytes as escapes, such as "\xE2\x80". @param {Iterable<number>} bytes */
+export function escapedBytes(bytes) {
+  const digits = (byte) => byte.toString(16).toUpperCase().padStart(2, "0");
+  return Array.from(bytes, (byte) => `\\x${digits(byte)}`).join("");
+}
+
+/**
+ * Return a token of /v1/inspect in one line: its text, or its bytes if they are not valid UTF-8.
+ * @param {{text: string, bytes?: string}} token `bytes` in hexadecimal
+ */
+export function tokenLabel({ text, bytes }) {
+  if (!bytes) return visibleText(text);
+  return escapedBytes(bytes.match(/../g).map((digits) => parseInt(digits, 16)));
+}
+
+/**
+ * Return a token as a part of running text, where spaces between words stay spaces.
+ * @param {{text: string, bytes?: string}} token
+ */
+export function tokenText(token) {
+  return token.bytes || !token.text.trim() ? tokenLabel(token) : readableText(token.text);
+}
