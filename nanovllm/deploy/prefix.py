@@ -36,12 +36,12 @@ class PrefixReader:
 
         A body that is not valid has none either: the replica reports what is wrong with it.
         """
+        salt = body.get("cache_salt")
         try:
             token_ids = self._token_ids(path, body)
-        except (NanovllmError, ValueError, TypeError):
+            return block_hashes(token_ids, self._block_size, salt if isinstance(salt, str) else "")
+        except (NanovllmError, ValueError, TypeError, ArithmeticError, RecursionError):
             return ()
-        salt = body.get("cache_salt")
-        return block_hashes(token_ids, self._block_size, salt if isinstance(salt, str) else "")
 
     def _token_ids(self, path: str, body: dict[str, Any]) -> Sequence[int]:
         if path == CHAT_PATH:

@@ -14,7 +14,7 @@ from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouter
 
 from nanovllm.cli.options import engine_config, served_names
 from nanovllm.cli.serve import server_settings
-from nanovllm.deploy.ingress import Ingress
+from nanovllm.deploy.ingress import INGRESS, Ingress
 from nanovllm.deploy.replica import EngineReplica, parse_arguments
 from nanovllm.deploy.settings import AppSettings, ModelSettings, Routing, read_settings
 from nanovllm.engine.engine import Engine
@@ -45,7 +45,7 @@ def build(args: dict[str, Any]) -> serve.Application:
     ]
     ingress = serve.deployment(
         serve.ingress()(Ingress),
-        name="ingress",
+        name=INGRESS,
         num_replicas=settings.ingress_replicas,
         max_ongoing_requests=_INGRESS_MAX_ONGOING,
         ray_actor_options={"num_cpus": settings.ingress_cpus},

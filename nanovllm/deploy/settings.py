@@ -94,6 +94,8 @@ class ModelSettings(_Settings):
     def arguments(self) -> list[str]:
         """Return the arguments of `nanovllm serve` for a replica."""
         arguments = ["serve", self.model, "--num-threads", str(self.num_threads)]
+        if "inspector" not in self.options:
+            arguments.append("--no-inspector")  # each request would show another replica
         if self.name is not None:
             arguments += ["--served-model-name", self.name]
         for name, value in self.options.items():

@@ -59,6 +59,8 @@ def test_text_and_its_token_ids_have_the_same_hashes(reader: PrefixReader) -> No
         ("/v1/completions", {"prompt": []}),
         ("/v1/completions", {"prompt": [True] * 64}),
         ("/v1/completions", {"prompt": [{}]}),
+        ("/v1/completions", {"prompt": [10**30] * 64}),
+        ("/v1/completions", {"prompt": TEXT, "cache_salt": "\ud800"}),
         ("/v1/chat/completions", {"messages": [{"role": "user", "content": TEXT}]}),
         ("/tokenize", {"prompt": TEXT}),
         ("/health", {}),

@@ -16,9 +16,15 @@ def test_arguments_are_those_of_nanovllm_serve() -> None:
         name="books", num_threads=3, options={"quantization": "int8", "log_requests": True}
     ).models
     assert model.arguments() == [
-        "serve", "tiny-books", "--num-threads", "3", "--served-model-name", "books",
+        "serve", "tiny-books", "--num-threads", "3", "--no-inspector",
+        "--served-model-name", "books",
         "--quantization=int8", "--log-requests=true",
     ]  # fmt: skip
+
+
+def test_the_inspector_can_be_switched_on() -> None:
+    (model,) = read(options={"inspector": True}).models
+    assert model.arguments()[4:] == ["--inspector=true"]
 
 
 def test_cpus_are_those_of_all_replicas_when_scaled_up() -> None:
