@@ -23,6 +23,10 @@ RUN python -m venv /opt/nanovllm \
     && /opt/nanovllm/bin/pip uninstall --yes pip
 
 FROM python:${PYTHON}-slim AS runtime
+ARG EXTRAS=
+# The probes of the KubeRay operator call wget.
+RUN if [ "$EXTRAS" = ray ]; then apt-get update && apt-get install -y --no-install-recommends wget \
+    && rm -rf /var/lib/apt/lists/*; fi
 RUN useradd --uid 10001 --no-create-home --home-dir /cache --shell /usr/sbin/nologin nanovllm \
     && install -d -o nanovllm -g nanovllm /cache /cache/kernels /cache/models
 COPY --from=build /opt/nanovllm /opt/nanovllm

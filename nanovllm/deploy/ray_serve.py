@@ -12,7 +12,7 @@ import ray
 from ray import serve
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouterConfig
 
-from nanovllm.cli.options import engine_config, served_names
+from nanovllm.cli.options import engine_config, load_chat_template, served_names
 from nanovllm.cli.serve import server_settings
 from nanovllm.deploy.ingress import INGRESS, Ingress
 from nanovllm.deploy.replica import EngineReplica, parse_arguments
@@ -65,7 +65,9 @@ def _check_models(settings: AppSettings) -> None:
         parsed = parse_arguments(model.arguments())
         config = engine_config(parsed)
         server_settings(parsed)
-        Engine.check(resolve_model(model.model), config)
+        folder = resolve_model(model.model)
+        Engine.check(folder, config)
+        load_chat_template(folder, parsed)
         (name,) = served_names(parsed)
         if name in names:
             raise ValueError(f"two models have the name {name!r}; give one of them another `name`")
