@@ -30,7 +30,7 @@ from nanovllm.cli.options import load_chat_template
 from nanovllm.cli.serve import server_settings
 from nanovllm.deploy.asgi import HttpRequest
 from nanovllm.deploy.merged_metrics import merge_metrics
-from nanovllm.deploy.prefix import PrefixReader
+from nanovllm.deploy.prefix import MAX_BODY_BYTES, PrefixReader
 from nanovllm.deploy.relay import DisconnectedError, ask, read_request, relay
 from nanovllm.deploy.replica import parse_arguments
 from nanovllm.hub import resolve_model
@@ -127,7 +127,7 @@ class Ingress:
             return
         assert served is not None
         hashes: tuple[bytes, ...] = ()
-        if served.prefix is not None and body:
+        if served.prefix is not None and body and len(request.body) <= MAX_BODY_BYTES:
             hashes = await asyncio.to_thread(served.prefix.hashes, request.path, body)
         with suppress(ClientDisconnectedError):
             await unless_disconnected(

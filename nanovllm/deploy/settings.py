@@ -82,7 +82,7 @@ class ModelSettings(_Settings):
                 f"max_replicas is {self.max_replicas}, less than replicas ({self.replicas}); "
                 "raise the first or lower the second"
             )
-        for name in _TAKEN_OPTIONS & self.options.keys():
+        for name in sorted(_TAKEN_OPTIONS & self.options.keys()):
             raise ValueError(f"options has {name}; {_TAKEN_REMEDIES[name]}")
         return self
 
@@ -119,6 +119,7 @@ _TAKEN_REMEDIES = {
     "model": "name it by `model`",
     "num_threads": "set num_threads of the model itself",
     "served_model_name": "set `name` of the model itself",
+    "api_key": "use api-key-file, because Ray logs the configuration",
     "host": "set host in http_options of the config file",
     "port": "set port in http_options of the config file",
     "ssl_certfile": "set ssl_certfile in http_options of the config file",

@@ -7,6 +7,7 @@ import pytest
 
 from nanovllm.config import EngineConfig
 from nanovllm.deploy.prefix import MAX_BLOCKS, PrefixReader, block_hashes
+from nanovllm.engine.chat.template import ChatTemplate
 from nanovllm.engine.engine import Engine
 from nanovllm.hub import resolve_model
 from nanovllm.sampling_params import SamplingParams
@@ -70,6 +71,20 @@ def test_a_body_without_a_prompt_has_no_hashes(
     reader: PrefixReader, path: str, body: dict[str, Any]
 ) -> None:
     assert reader.hashes(path, body) == ()
+
+
+def test_long_prompts_are_tokenized_in_part(reader: PrefixReader, folder: Path) -> None:
+    body: dict[str, Any] = {
+        "prompt": TEXT * 10_000,
+        "messages": [{"role": "user", "content": TEXT * 10_000}],
+    }
+    assert len(reader.hashes("/v1/completions", body)) == MAX_BLOCKS
+    chat = PrefixReader(folder, SIZE, ChatTemplate("{{ messages[0].content }}", "test"))
+    assert chat.hashes("/v1/chat/completions", body) == ()
+    body["messages"] = [{"role": "user", "content": TEXT}]
+    assert chat.hashes("/v1/chat/completions", body) == chat.hashes(
+        "/v1/completions", {"prompt": TEXT}
+    )
 
 
 def test_only_the_first_blocks_are_hashed() -> None:

@@ -52,6 +52,7 @@ def test_more_replicas_than_cpus_are_refused() -> None:
         ({"name": ""}, "at least 1 character"),
         ({"drain_timeout_s": float("inf")}, "finite number"),
         ({"replica": 2}, "replica\n  Extra inputs are not permitted"),
+        ({"options": {"api-key": "secret"}}, "use api-key-file, because Ray logs"),
         ({"options": {"port": 1}}, "options has port; set port in http_options"),
         ({"options": {"num-threads": 1}}, "options has num-threads; set num_threads of the model"),
     ],
@@ -62,8 +63,8 @@ def test_wrong_settings_are_refused(model: dict[str, Any], message: str) -> None
 
 
 def test_an_error_does_not_show_the_options() -> None:
-    with pytest.raises(ValueError, match="options has port") as caught:
-        read(options={"port": 1, "api-key": "secret"})
+    with pytest.raises(ValueError, match="options has model") as caught:
+        read(options={"port": 1, "model": "secret"})
     assert "secret" not in str(caught.value)
 
 
