@@ -28,6 +28,8 @@ class Handle:
     def __init__(self, name: str) -> None:
         self.name = name
         self.failure: Exception | None = None
+        self.media_type = b"application/json"
+        self.is_cut = False
         self.requests: list[HttpRequest] = []
         self.respond = SimpleNamespace(remote=lambda *args, **_: Call(self._answer(*args)))
 
@@ -38,7 +40,11 @@ class Handle:
         self.requests.append(request)
         if self.failure is not None:
             raise self.failure
-        yield ResponseStart(200, ((b"x-request-id", b"a"), (b"x-model", self.name.encode())))
+        headers = {b"content-type": self.media_type, b"x-model": self.name.encode()}
+        yield ResponseStart(200, (*headers.items(), (b"x-request-id", b"a")))
+        if self.is_cut:
+            yield b"data: 1\n\ndata: "
+            raise RayActorError
         yield json.dumps({"data": [self.name]}).encode()
 
     def broadcast(self, method: str) -> Any:
@@ -144,6 +150,14 @@ def test_a_request_that_no_replica_answers_can_be_sent_again(
     for path in ("/v1/models", "/version"):
         answer = application.ask("GET", path)
         assert (answer.status_code, answer.headers["retry-after"]) == (status, "1")
+
+
+def test_a_stream_whose_replica_dies_ends_with_an_error(application: Application) -> None:
+    application.one.is_cut, application.one.media_type = True, b"text/event-stream; charset=utf-8"
+    answer = application.ask("POST", "/v1/completions", json={"stream": True})
+    *_, event, end = answer.text.split("\n\n")
+    assert json.loads(event.removeprefix("data: "))["error"]["code"] == 503
+    assert end == ""
 
 
 @pytest.mark.parametrize(("method", "path"), [("GET", "/metrics"), ("POST", "/v1/completions")])

@@ -73,18 +73,16 @@ def test_a_body_without_a_prompt_has_no_hashes(
     assert reader.hashes(path, body) == ()
 
 
-def test_long_prompts_are_tokenized_in_part(reader: PrefixReader, folder: Path) -> None:
-    body: dict[str, Any] = {
-        "prompt": TEXT * 10_000,
-        "messages": [{"role": "user", "content": TEXT * 10_000}],
-    }
-    assert len(reader.hashes("/v1/completions", body)) == MAX_BLOCKS
-    chat = PrefixReader(folder, SIZE, ChatTemplate("{{ messages[0].content }}", "test"))
-    assert chat.hashes("/v1/chat/completions", body) == ()
-    body["messages"] = [{"role": "user", "content": TEXT}]
-    assert chat.hashes("/v1/chat/completions", body) == chat.hashes(
-        "/v1/completions", {"prompt": TEXT}
-    )
+def test_long_prompts_are_tokenized_in_part(reader: PrefixReader) -> None:
+    assert len(reader.hashes("/v1/completions", {"prompt": TEXT * 10_000})) == MAX_BLOCKS
+
+
+@pytest.mark.parametrize(("repeats", "has_hashes"), [(1, True), (10_000, False)])
+def test_a_chat_has_the_hashes_of_its_text(folder: Path, repeats: int, has_hashes: bool) -> None:
+    reader = PrefixReader(folder, SIZE, ChatTemplate("{{ messages[0].content }}", "test"))
+    body = {"messages": [{"role": "user", "content": TEXT * repeats}]}
+    expected = reader.hashes("/v1/completions", {"prompt": TEXT}) if has_hashes else ()
+    assert reader.hashes("/v1/chat/completions", body) == expected
 
 
 def test_only_the_first_blocks_are_hashed() -> None:
