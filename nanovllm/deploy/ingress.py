@@ -14,7 +14,7 @@ import asyncio
 import json
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -162,19 +162,27 @@ class Ingress:
 
     async def _merge_metrics(self) -> Response:
         """Return the metrics of all replicas, each sample with the label `replica`."""
-        for index, served in enumerate(self._served):
-            # A full replica answers once one of its requests has ended: until then, its last page.
-            with suppress(RayError, RayServeException, TimeoutError):
-                results = await served.handle.broadcast("metrics").results_async(
-                    timeout_s=_METRICS_TIMEOUT_S, return_exceptions=True
-                )
-                self._pages[index] = [page for page in results if isinstance(page, tuple)]
+        await asyncio.gather(*map(self._fetch_pages, range(len(self._served))))
         pages = [page for index in sorted(self._pages) for page in self._pages[index]]
         content = await asyncio.to_thread(merge_metrics, pages)
         return Response(content, media_type=METRICS_MEDIA_TYPE)
 
+    async def _fetch_pages(self, index: int) -> None:
+        """Fetch the metrics of a model's replicas; keep the last ones if a replica is full.
+
+        A full replica answers once one of its requests has ended.
+        """
+        with suppress(RayError, RayServeException, TimeoutError):
+            results = (
+                await self._served[index]
+                .handle.broadcast("metrics")
+                .results_async(timeout_s=_METRICS_TIMEOUT_S, return_exceptions=True)
+            )
+            self._pages[index] = [page for page in results if isinstance(page, tuple)]
+
     async def _list_models(self, request: HttpRequest) -> Response:
         """Return the models of all replicas to which the request has access."""
+        request = replace(request, method="GET")  # a response to HEAD has no content to join
         answers = [await ask(served.handle, request) for served in self._served]
         valid = [answer for answer in answers if answer.status_code == 200]
         entries = [entry for answer in valid for entry in _json_object(bytes(answer.body))["data"]]

@@ -136,6 +136,8 @@ def test_metrics_of_full_replicas_are_the_last_ones(application: Application) ->
 
 def test_models_are_those_of_all_replicas(application: Application) -> None:
     assert application.ask("GET", "/v1/models").json()["data"] == ["one", "two"]
+    assert application.ask("HEAD", "/v1/models").status_code == 200
+    assert {request.method for request in application.one.requests} == {"GET"}
     application.two.failure = RayActorError()
     assert application.ask("GET", "/v1/models").json()["data"] == ["one"]
 

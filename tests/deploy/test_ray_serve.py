@@ -206,7 +206,7 @@ def test_a_rolling_update_loses_no_request(application: Application) -> None:
         ({"model": "./nothing"}, "does not exist"),
         ({"model": "tiny-books", "options": {"quantization": "int3"}}, "is not valid"),
         ({"model": "tiny-books", "options": {"max-model-len": 9999}}, "has only 512 positions"),
-        ({"model": "tiny-books", "options": {"chat-template": "./nothing"}}, "./nothing"),
+        ({"model": "tiny-books", "options": {"chat-template": "nothing"}}, "template nothing"),
     ],
 )
 def test_wrong_settings_are_told_before_anything_starts(
