@@ -58,6 +58,7 @@ class LoadedServer:
     engine: AsyncEngine
     app: ASGIApp
     settings: ServerSettings
+    metrics: ServerMetrics
 
 
 def load_server(parsed: argparse.Namespace) -> LoadedServer:
@@ -82,7 +83,7 @@ def load_server(parsed: argparse.Namespace) -> LoadedServer:
         on_step=metrics.on_step,
     )
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
-    return LoadedServer(engine, create_app(engine, settings, metrics), settings)
+    return LoadedServer(engine, create_app(engine, settings, metrics), settings, metrics)
 
 
 def run(parsed: argparse.Namespace) -> int:

@@ -7,7 +7,8 @@ asgi            running an ASGI application without a socket
 replica         one replica: the unchanged server, called by the ingress
 prefix          the block hashes of a prompt in a request
 relay           calling a replica for one HTTP request, and what a client sees when that fails
-ingress         the HTTP side: finds the model and the prefix of a request, merges /metrics
+merged_metrics  /metrics of all replicas as one page
+ingress         the HTTP side: finds the model and the prefix of a request, answers /metrics
 scaling         the autoscaling policy: ongoing requests, and the replicas' own admission
 ray_serve       build(args): the application for `serve run`
 """

@@ -20,6 +20,7 @@ class HttpRequest:
     """One HTTP request with its whole body.
 
     Attributes:
+        path: decoded, and without the prefix of the application.
         query: the query string, without its question mark.
         client: address and port of the client, if known.
     """

@@ -1,42 +1,52 @@
 """Ingress: the HTTP side of the application. It runs no model.
 
 It reads the model's name and the prefix from a request's body, and passes the request on as it is.
-Every answer but /metrics, /v1/models, /health and its own errors is a replica's.
+Every answer is a replica's, except:
+
+    /health       200 while each model has a running replica
+    /metrics      the metrics of all replicas
+    /v1/models    all models, where the application has several
+
+and the ingress's own errors. /health and /metrics do not wait behind the requests of full replicas.
 """
 
 import asyncio
 import json
-import re
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
+from ray import serve
 from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 from starlette.requests import Request
-from starlette.responses import Response
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from nanovllm.cli.options import load_chat_template, served_names
+from nanovllm.cli.options import load_chat_template
+from nanovllm.cli.serve import server_settings
 from nanovllm.deploy.asgi import HttpRequest
-from nanovllm.deploy.prefix import PrefixReader
-from nanovllm.deploy.relay import (
-    BodyTooLargeError,
-    DisconnectedError,
-    read_request,
-    relay,
-    send_error,
-    send_whole,
-)
+from nanovllm.deploy.merged_metrics import merge_metrics
+from nanovllm.deploy.prefix import MAX_BODY_BYTES, PrefixReader
+from nanovllm.deploy.relay import DisconnectedError, ask, read_request, relay
 from nanovllm.deploy.replica import parse_arguments
 from nanovllm.hub import resolve_model
-from nanovllm.server.http.errors import ClientDisconnectedError
+from nanovllm.server.app import ServerSettings
+from nanovllm.server.http.auth import ApiKeyMiddleware, TrustedHostMiddleware
+from nanovllm.server.http.body_limit import BodyLimitMiddleware
+from nanovllm.server.http.errors import ClientDisconnectedError, error_response, shorten
 from nanovllm.server.http.event_stream import unless_disconnected
+from nanovllm.server.http.request_log import RequestLogMiddleware
 from nanovllm.server.metrics import METRICS_MEDIA_TYPE
 
-_METRICS_TIMEOUT_S = 5.0
-_SAMPLE = re.compile(r"([a-zA-Z_:][a-zA-Z0-9_:]*)(?:\{(.*)\})? (.*)")
+INGRESS = "ingress"
+"""Name of the ingress's deployment; all others are models."""
+_METRICS_TIMEOUT_S = 3.0
+_CONTROLLER_TIMEOUT_S = 3.0
+_READ_METHODS = ("GET", "HEAD")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,16 +54,14 @@ class Served:
     """A model of the application.
 
     Attributes:
-        names: its names in requests.
+        settings: the settings of its replicas.
         handle: calls its replicas.
         prefix: finds the prefix of a request; None if its routing does not use prefixes.
-        max_body_bytes: largest body that its replicas accept.
     """
 
-    names: tuple[str, ...]
+    settings: ServerSettings
     handle: DeploymentHandle
     prefix: PrefixReader | None
-    max_body_bytes: int
 
 
 class Ingress:
@@ -73,105 +81,127 @@ class Ingress:
             _served(line, handle, uses_prefix=kind == "prefix")
             for line, kind, handle in zip(arguments, routing, handles, strict=True)
         ]
-        self._by_name = {name: served for served in self._served for name in served.names}
-        self._max_body_bytes = max(served.max_body_bytes for served in self._served)
+        self._by_name = {
+            name: served for served in self._served for name in served.settings.model_names
+        }
+        self._pages: dict[int, list[tuple[str, str]]] = {}
+        self._replicas: asyncio.Future[list[int]] | None = None
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """Return the application that Ray Serve runs."""
+        settings = [served.settings for served in self._served]
+        limited = BodyLimitMiddleware(
+            self.respond,
+            max_body_bytes=max(each.max_body_bytes for each in settings),
+            max_body_s=max(each.stalled_client_s for each in settings),
+        )
 
         async def app(scope: Scope, receive: Receive, send: Send) -> None:  # not a method: see
             if scope["type"] == "lifespan":  # how uvicorn tells ASGI 2 from 3
                 await _follow_lifespan(receive, send)
+            elif scope["type"] == "http":
+                await limited(scope, receive, _without_request_id(send))
             else:
-                await self.respond(scope, receive, send)
+                await send({"type": "websocket.close"})  # which refuses the connection
 
         return app
 
     async def respond(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
+        """Answer one request, whose body BodyLimitMiddleware limits."""
         try:
-            request = await read_request(scope, receive, self._max_body_bytes)
+            request = await read_request(scope, receive)
         except DisconnectedError:
             return
-        except BodyTooLargeError:
-            await send_error(
-                send, 413, f"the body is longer than the limit of {self._max_body_bytes} bytes"
-            )
-            return
-        if request.path == "/metrics":
-            await self._send_metrics(send)
-        elif request.path == "/v1/models" and len(self._served) > 1:
-            await self._send_models(request, send)
-        else:
-            await self._pass_on(request, receive, send)
-
-    async def _pass_on(self, request: HttpRequest, receive: Receive, send: Send) -> None:
-        """Relay a request to a replica of its model until the client disconnects."""
         body = await asyncio.to_thread(_json_object, request.body)
         name = body.get("model") or _name_in_path(request.path)
         served = self._by_name.get(name) if isinstance(name, str) else self._served[0]
-        if served is None:
-            known = ", ".join(self._by_name)
-            await send_error(send, 404, f"the model {name!r:.100} is not served; served: {known}")
+        own: Callable[[], Awaitable[Response]] | None = None
+        if request.method in _READ_METHODS:
+            own = {"/health": self._health, "/metrics": self._merge_metrics}.get(request.path)
+            if request.path == "/v1/models" and len(self._served) > 1:
+                own = partial(self._list_models, request)
+        if served is None and own is None:
+            own = partial(self._unknown_model, str(name))
+        if own is not None:
+            await self._answer(own)(scope, receive, send)
             return
+        assert served is not None
         hashes: tuple[bytes, ...] = ()
-        if served.prefix is not None and body:
+        if served.prefix is not None and body and len(request.body) <= MAX_BODY_BYTES:
             hashes = await asyncio.to_thread(served.prefix.hashes, request.path, body)
         with suppress(ClientDisconnectedError):
             await unless_disconnected(
                 Request({"type": "http"}, receive), relay(served.handle, request, hashes, send)
             )
 
-    async def _send_models(self, request: HttpRequest, send: Send) -> None:
-        """Send the lists of models of one replica of each, joined."""
-        entries: list[Any] = []
-        for served in self._served:
-            parts = served.handle.options(stream=True).respond.remote(request)
-            content = b"".join([part async for part in parts if isinstance(part, bytes)])
-            answer = _json_object(content)
-            if "data" not in answer:  # an error, such as a missing API key
-                status = int(answer.get("error", {}).get("code", 503))
-                await send_error(send, status, str(answer.get("error", {}).get("message", "")))
-                return
-            entries += answer["data"]
-        content = json.dumps({"object": "list", "data": entries}).encode()
-        await send_whole(Response(content, media_type="application/json"), send)
+    def _answer(self, own: Callable[[], Awaitable[Response]]) -> ASGIApp:
+        """Return the application of the ingress's own answers, with the checks of the server."""
 
-    async def _send_metrics(self, send: Send) -> None:
-        """Send the metrics of all replicas, each sample with the label `replica`."""
-        pages: list[str] = []
-        for served in self._served:
-            try:
-                results = served.handle.broadcast("metrics")
-                pages += await results.results_async(timeout_s=_METRICS_TIMEOUT_S)
-            except (RayError, TimeoutError):
-                continue  # its replicas are starting or gone; the others are still of use
-        content = merge_metrics(pages).encode()
-        await send_whole(Response(content, media_type=METRICS_MEDIA_TYPE), send)
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            await (await own())(scope, receive, send)
+
+        keys = {key for served in self._served for key in served.settings.api_keys}
+        hosts = [served.settings.allowed_hosts for served in self._served]
+        checked: ASGIApp = ApiKeyMiddleware(app, sorted(keys)) if keys else app
+        if any(names is not None for names in hosts):
+            allowed = [name for names in hosts for name in names or ()]
+            checked = TrustedHostMiddleware(checked, allowed)
+        return RequestLogMiddleware(checked, log_requests=False)
+
+    async def _health(self) -> Response:
+        """Return 200 while each model has a running replica."""
+        if self._replicas is None or self._replicas.done():  # one thread at most waits for it
+            self._replicas = asyncio.ensure_future(asyncio.to_thread(_running_replicas))
+        try:
+            counts = await asyncio.wait_for(asyncio.shield(self._replicas), _CONTROLLER_TIMEOUT_S)
+        except (asyncio.TimeoutError, RayError, RayServeException):
+            return error_response(503, "Ray Serve's controller does not answer")
+        if all(counts):
+            return JSONResponse({"status": "ready"})
+        return error_response(503, "a model has no running replica")
+
+    async def _merge_metrics(self) -> Response:
+        """Return the metrics of all replicas, each sample with the label `replica`."""
+        await asyncio.gather(*map(self._fetch_pages, range(len(self._served))))
+        pages = [page for index in sorted(self._pages) for page in self._pages[index]]
+        content = await asyncio.to_thread(merge_metrics, pages)
+        return Response(content, media_type=METRICS_MEDIA_TYPE)
+
+    async def _fetch_pages(self, index: int) -> None:
+        """Fetch the metrics of a model's replicas; keep the last ones if a replica is full.
+
+        A full replica answers once one of its requests has ended.
+        """
+        with suppress(RayError, RayServeException, TimeoutError):
+            results = (
+                await self._served[index]
+                .handle.broadcast("metrics")
+                .results_async(timeout_s=_METRICS_TIMEOUT_S, return_exceptions=True)
+            )
+            self._pages[index] = [page for page in results if isinstance(page, tuple)]
+
+    async def _list_models(self, request: HttpRequest) -> Response:
+        """Return the models of all replicas to which the request has access."""
+        request = replace(request, method="GET")  # a response to HEAD has no content to join
+        answers = [await ask(served.handle, request) for served in self._served]
+        valid = [answer for answer in answers if answer.status_code == 200]
+        entries = [entry for answer in valid for entry in _json_object(bytes(answer.body))["data"]]
+        return JSONResponse({"object": "list", "data": entries}) if valid else answers[0]
+
+    async def _unknown_model(self, name: str) -> Response:
+        known = ", ".join(self._by_name)
+        message = f"the model {shorten(name)!r} is not served here; served: {known}"
+        return error_response(404, message, "model")
 
 
-def merge_metrics(pages: Sequence[str]) -> str:
-    """Return pages of metrics as one, with a label `replica` that counts the pages from 0.
-
-    Each metric's HELP and TYPE lines appear once, followed by the samples of all pages.
-    """
-    comments: dict[str, dict[str, str]] = {}  # by metric, then HELP or TYPE
-    samples: dict[str, list[str]] = {}
-    for replica, page in enumerate(pages):
-        metric = ""
-        for line in page.splitlines():
-            if line.startswith("#"):
-                kind, metric = line.split(" ", 3)[1:3]
-                comments.setdefault(metric, {}).setdefault(kind, line)
-            elif (match := _SAMPLE.fullmatch(line)) is not None:
-                labels = f'replica="{replica}"' + (f",{match[2]}" if match[2] else "")
-                samples.setdefault(metric, []).append(f"{match[1]}{{{labels}}} {match[3]}")
-    lines = [
-        line
-        for metric, head in comments.items()
-        for line in (*head.values(), *samples.get(metric, ()))
+def _running_replicas() -> list[int]:
+    """Return the number of running replicas of each model, as Ray Serve's controller knows it."""
+    application = serve.status().applications[serve.get_replica_context().app_name]
+    return [
+        deployment.replica_states.get("RUNNING", 0)
+        for name, deployment in application.deployments.items()
+        if name != INGRESS
     ]
-    return "\n".join(lines) + "\n"
 
 
 def _served(arguments: Sequence[str], handle: DeploymentHandle, *, uses_prefix: bool) -> Served:
@@ -181,7 +211,7 @@ def _served(arguments: Sequence[str], handle: DeploymentHandle, *, uses_prefix: 
         folder = resolve_model(parsed.model)
         template = load_chat_template(folder, parsed)
         prefix = PrefixReader(folder, parsed.block_size, template)
-    return Served(served_names(parsed), handle, prefix, parsed.max_body_bytes)
+    return Served(server_settings(parsed), handle, prefix)
 
 
 def _json_object(content: bytes) -> dict[str, Any]:
@@ -204,3 +234,15 @@ async def _follow_lifespan(receive: Receive, send: Send) -> None:
         await send({"type": f"{phase}.complete"})
         if phase == "lifespan.shutdown":
             return
+
+
+def _without_request_id(send: Send) -> Send:
+    """Return `send` without the replicas' x-request-id: Ray Serve's proxy adds its own."""
+
+    async def send_rest(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = [pair for pair in message["headers"] if pair[0].lower() != b"x-request-id"]
+            message = {**message, "headers": headers}
+        await send(message)
+
+    return send_rest

@@ -7,13 +7,16 @@ from typing import Any
 from nanovllm.engine.chat.template import ChatTemplate
 from nanovllm.engine.scheduling.block_manager import hash_block, hash_salt
 from nanovllm.engine.tokenizer import Tokenizer
-from nanovllm.errors import NanovllmError
+from nanovllm.errors import InvalidRequestError, NanovllmError
 from nanovllm.server.openai.chat_prompt import encode_messages
 from nanovllm.server.openai.chat_schemas import ChatRequest
 
 MAX_BLOCKS = 64
 """Blocks of a prompt that are hashed; a longer prefix seldom decides between replicas."""
-_MAX_TEXT_BYTES = 1 << 16
+MAX_BODY_BYTES = 1 << 17
+"""Size of a body from which its prefix is not read: other requests would wait for that."""
+_MAX_CHARACTERS = 1 << 14
+"""Characters of a prompt that are tokenized. MAX_BLOCKS of 32 tokens of English have 9,000."""
 _TEXT_FIELDS = {
     "/v1/completions": "prompt",
     "/v1/responses": "input",
@@ -36,12 +39,12 @@ class PrefixReader:
 
         A body that is not valid has none either: the replica reports what is wrong with it.
         """
+        salt = body.get("cache_salt")
         try:
             token_ids = self._token_ids(path, body)
-        except (NanovllmError, ValueError, TypeError):
+            return block_hashes(token_ids, self._block_size, salt if isinstance(salt, str) else "")
+        except (NanovllmError, ValueError, TypeError, ArithmeticError, RecursionError):
             return ()
-        salt = body.get("cache_salt")
-        return block_hashes(token_ids, self._block_size, salt if isinstance(salt, str) else "")
 
     def _token_ids(self, path: str, body: dict[str, Any]) -> Sequence[int]:
         if path == CHAT_PATH:
@@ -50,9 +53,8 @@ class PrefixReader:
         if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int):
             prompt = prompt[0]
         if isinstance(prompt, str):
-            # One token has a byte at least, so the cut leaves more than MAX_BLOCKS need.
             has_special = body.get("add_special_tokens") is not False
-            return self._tokenizer.encode(prompt[:_MAX_TEXT_BYTES], add_special_tokens=has_special)
+            return self._tokenizer.encode(prompt[:_MAX_CHARACTERS], add_special_tokens=has_special)
         is_ids = isinstance(prompt, list) and all(type(item) is int for item in prompt)
         return prompt if is_ids and isinstance(prompt, list) else ()
 
@@ -65,9 +67,14 @@ class PrefixReader:
             chat,
             self._template,
             self._tokenizer,
-            lambda text: None,
+            _check_length,
             add_special_tokens=chat.add_special_tokens,
         )
+
+
+def _check_length(text: str) -> None:
+    if len(text) > _MAX_CHARACTERS:
+        raise InvalidRequestError("the chat is too long to be tokenized by the ingress")
 
 
 def block_hashes(token_ids: Sequence[int], block_size: int, salt: str = "") -> tuple[bytes, ...]:

@@ -12,9 +12,9 @@ import ray
 from ray import serve
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouterConfig
 
-from nanovllm.cli.options import engine_config, served_names
+from nanovllm.cli.options import engine_config, load_chat_template, served_names
 from nanovllm.cli.serve import server_settings
-from nanovllm.deploy.ingress import Ingress
+from nanovllm.deploy.ingress import INGRESS, Ingress
 from nanovllm.deploy.replica import EngineReplica, parse_arguments
 from nanovllm.deploy.settings import AppSettings, ModelSettings, Routing, read_settings
 from nanovllm.engine.engine import Engine
@@ -45,7 +45,7 @@ def build(args: dict[str, Any]) -> serve.Application:
     ]
     ingress = serve.deployment(
         serve.ingress()(Ingress),
-        name="ingress",
+        name=INGRESS,
         num_replicas=settings.ingress_replicas,
         max_ongoing_requests=_INGRESS_MAX_ONGOING,
         ray_actor_options={"num_cpus": settings.ingress_cpus},
@@ -65,7 +65,9 @@ def _check_models(settings: AppSettings) -> None:
         parsed = parse_arguments(model.arguments())
         config = engine_config(parsed)
         server_settings(parsed)
-        Engine.check(resolve_model(model.model), config)
+        folder = resolve_model(model.model)
+        Engine.check(folder, config)
+        load_chat_template(folder, parsed)
         (name,) = served_names(parsed)
         if name in names:
             raise ValueError(f"two models have the name {name!r}; give one of them another `name`")

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ray.exceptions import RayError
-from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -43,16 +43,9 @@ async def relay(
             else:
                 await send({"type": "http.response.body", "body": part, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
-    except BackPressureError:
-        await send_error(
-            send, 429,
-            "every replica is full and so is the queue before them; retry later, or raise "
-            "max_queued_requests or the number of replicas",
-        )  # fmt: skip
-    except (RayError, DeploymentUnavailableError) as error:
-        logger.warning("a replica ended in the middle of a request: %s", type(error).__name__)
+    except (RayError, RayServeException) as error:
         if start is None:
-            await send_error(send, 503, _DIED)
+            await send_whole(failure_response(error), send)
         else:
             await _end_stream(start, send)
     finally:
@@ -69,9 +62,33 @@ async def _end_stream(start: ResponseStart, send: Send) -> None:
     await send({"type": "http.response.body", "body": event, "more_body": False})
 
 
-async def send_error(send: Send, status: int, message: str) -> None:
-    """Send an error in the form of the OpenAI API, with Retry-After for 429 and 503."""
-    await send_whole(error_response(status, message), send)
+async def ask(handle: DeploymentHandle, request: HttpRequest) -> Response:
+    """Return the whole response of one replica."""
+    start = ResponseStart(503, ())
+    chunks: list[bytes] = []
+    try:
+        async for part in handle.options(stream=True).respond.remote(request):
+            if isinstance(part, ResponseStart):
+                start = part
+            else:
+                chunks.append(part)
+    except (RayError, RayServeException) as error:
+        return failure_response(error)
+    response = Response(b"".join(chunks), start.status)
+    response.raw_headers = list(start.headers)
+    return response
+
+
+def failure_response(error: Exception) -> Response:
+    """Return the response for a request that no replica has answered."""
+    if isinstance(error, BackPressureError):
+        return error_response(
+            429,
+            "every replica is full and so is the queue before them; retry later, or raise "
+            "max_queued_requests or the number of replicas",
+        )
+    logger.warning("a replica ended in the middle of a request: %s", type(error).__name__)
+    return error_response(503, _DIED)
 
 
 async def send_whole(response: Response, send: Send) -> None:
@@ -87,34 +104,23 @@ async def send_whole(response: Response, send: Send) -> None:
         await send(message)
 
 
-class BodyTooLargeError(Exception):
-    """The body of a request exceeds the limit of every replica."""
-
-
 class DisconnectedError(Exception):
     """The client has closed its connection before its request was complete."""
 
 
-async def read_request(scope: Scope, receive: Receive, max_body_bytes: int) -> HttpRequest:
-    """Return the request once its body has arrived.
-
-    Raises BodyTooLargeError or DisconnectedError.
-    """
+async def read_request(scope: Scope, receive: Receive) -> HttpRequest:
+    """Return the request once its body has arrived; raises DisconnectedError."""
     chunks: list[bytes] = []
-    size = 0
     has_more = True
     while has_more:
         message = await receive()
         if message["type"] == "http.disconnect":
             raise DisconnectedError
         chunks.append(message.get("body", b""))
-        size += len(chunks[-1])
-        if size > max_body_bytes:
-            raise BodyTooLargeError
         has_more = message.get("more_body", False)
     return HttpRequest(
         method=scope["method"],
-        path=scope["path"],
+        path=scope["path"].removeprefix(scope.get("root_path", "")) or "/",
         query=scope.get("query_string", b""),
         headers=tuple((bytes(name), bytes(value)) for name, value in scope["headers"]),
         body=b"".join(chunks),

@@ -2,8 +2,12 @@
 
 import argparse
 import asyncio
+import io
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import redirect_stderr
 from typing import Any
+
+from ray import serve
 
 from nanovllm.cli.main import build_parser
 from nanovllm.cli.serve import load_server
@@ -15,12 +19,13 @@ WAITING_METRIC = "waiting_requests"
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     """Parse the arguments of `nanovllm serve`; raises ValueError instead of ending the process."""
+    message = io.StringIO()
     try:
-        return build_parser().parse_args(list(arguments))
+        with redirect_stderr(message):
+            return build_parser().parse_args(list(arguments))
     except SystemExit:
-        raise ValueError(
-            f"`nanovllm {' '.join(arguments)}` is not valid; the message above says why"
-        ) from None
+        reason = message.getvalue().rpartition("error: ")[2].strip()
+        raise ValueError(f"an option of {arguments[1]} is not valid: {reason}") from None
 
 
 class EngineReplica:
@@ -40,7 +45,7 @@ class EngineReplica:
             ValueError: an option is not valid.
         """
         server = load_server(parse_arguments(arguments))
-        self._app, self._engine = server.app, server.engine
+        self._app, self._engine, self._metrics = server.app, server.engine, server.metrics
         self._stream_interval_s = stream_interval_s
         self._lifespan = Lifespan(self._app)
         await self._lifespan.start()
@@ -57,11 +62,9 @@ class EngineReplica:
         finally:
             await pieces.aclose()
 
-    async def metrics(self) -> str:
-        """Return the text of /metrics."""
-        request = HttpRequest("GET", "/metrics", b"", (), b"")
-        parts = [part async for part in respond(self._app, request)]
-        return b"".join(part for part in parts if isinstance(part, bytes)).decode()
+    async def metrics(self) -> tuple[str, str]:
+        """Return Ray Serve's id of this replica, and the text of /metrics."""
+        return serve.get_replica_context().replica_id.unique_id, self._metrics.render().decode()
 
     def check_health(self) -> None:
         """Raise RuntimeError once the engine has failed; Ray Serve then replaces the replica."""

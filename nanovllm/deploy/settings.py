@@ -17,18 +17,27 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from nanovllm.deploy.prefix_policy import MAX_EXTRA_REQUESTS
 
+Option = str | int | float | bool
 Routing = Literal["prefix", "least-loaded", "round-robin"]
 
 
 class _Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        allow_inf_nan=False,
+        hide_input_in_errors=True,  # options may have an API key
+    )
 
 
 class ModelSettings(_Settings):
     """One model and its replicas."""
 
     model: str = Field(description="folder, or name such as gpt2, as of `nanovllm serve`")
-    name: str | None = Field(None, description="name in requests; default: the folder's name")
+    name: str | None = Field(
+        None, min_length=1, description="name in requests; default: the folder's name"
+    )
     replicas: int = Field(1, ge=1, le=1024, description="replicas, or the least with autoscaling")
     max_replicas: int | None = Field(
         None, ge=1, le=1024, description="the most replicas; more than `replicas` autoscales"
@@ -61,8 +70,9 @@ class ModelSettings(_Settings):
     drain_timeout_s: float = Field(
         60, ge=0, description="time for a replica's requests to end before it is stopped"
     )
-    options: dict[str, str | int | float | bool] = Field(
-        default_factory=dict, description="options of `nanovllm serve`, without their dashes"
+    options: dict[str, Option | list[Option]] = Field(
+        default_factory=dict,
+        description="options of `nanovllm serve`, without their dashes; a list repeats one",
     )
 
     @model_validator(mode="after")
@@ -72,7 +82,7 @@ class ModelSettings(_Settings):
                 f"max_replicas is {self.max_replicas}, less than replicas ({self.replicas}); "
                 "raise the first or lower the second"
             )
-        for name in _TAKEN_OPTIONS & self.options.keys():
+        for name in sorted(_TAKEN_OPTIONS & self.options.keys()):
             raise ValueError(f"options has {name}; {_TAKEN_REMEDIES[name]}")
         return self
 
@@ -94,11 +104,14 @@ class ModelSettings(_Settings):
     def arguments(self) -> list[str]:
         """Return the arguments of `nanovllm serve` for a replica."""
         arguments = ["serve", self.model, "--num-threads", str(self.num_threads)]
+        if "inspector" not in self.options:
+            arguments.append("--no-inspector")  # each request would show another replica
         if self.name is not None:
             arguments += ["--served-model-name", self.name]
-        for name, value in self.options.items():
-            text = str(value).lower() if isinstance(value, bool) else str(value)
-            arguments.append(f"--{name.replace('_', '-')}={text}")
+        for name, values in self.options.items():
+            for value in values if isinstance(values, list) else [values]:
+                text = str(value).lower() if isinstance(value, bool) else str(value)
+                arguments.append(f"--{name.replace('_', '-')}={text}")
         return arguments
 
 
@@ -106,8 +119,11 @@ _TAKEN_REMEDIES = {
     "model": "name it by `model`",
     "num_threads": "set num_threads of the model itself",
     "served_model_name": "set `name` of the model itself",
+    "api_key": "use api-key-file, because Ray logs the configuration",
     "host": "set host in http_options of the config file",
     "port": "set port in http_options of the config file",
+    "ssl_certfile": "set ssl_certfile in http_options of the config file",
+    "ssl_keyfile": "set ssl_keyfile in http_options of the config file",
     "shutdown_timeout_s": "set drain_timeout_s of the model itself",
 }
 _TAKEN_REMEDIES |= {name.replace("_", "-"): text for name, text in _TAKEN_REMEDIES.items()}

@@ -1,6 +1,12 @@
 """The container and Kubernetes files: valid by the API's schemas, and in step with the code."""
 
+import json
 import re
+import shlex
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +96,30 @@ def test_the_image_has_what_it_is_built_from() -> None:
         for source in sources.split():
             assert (ROOT / source).exists()
             assert f"!{source}\n" in context
+    for command in re.findall(r"nanovllm (generate .+) > /dev/null", text):
+        build_parser().parse_args(shlex.split(command))
     user = re.findall(r"^USER (\d+):\d+$", text, re.MULTILINE)
     pod = load(BASE / "deployment.yaml")["spec"]["template"]["spec"]
     assert set(user) == {str(pod["securityContext"]["runAsUser"])}
+
+
+def test_the_kernels_of_the_image_belong_to_the_user_of_the_server() -> None:
+    stage = (ROOT / "Dockerfile").read_text(encoding="utf-8").partition(" AS built-in\n")[2]
+    assert 0 <= stage.index("USER 10001:10001\n") < stage.index("nanovllm generate")
+
+
+@pytest.mark.parametrize(("status", "code"), [(200, 0), (503, 1)])
+def test_the_health_check_of_the_image(status: int, code: int) -> None:
+    text = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    (line,) = re.findall(r"HEALTHCHECK .*\n +CMD (.+)", text)
+
+    class Health(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status if self.path == "/health" else 404)
+            self.end_headers()
+
+    with HTTPServer(("127.0.0.1", 0), Health) as server:
+        threading.Thread(target=server.handle_request).start()
+        arguments = [part.replace("8000", str(server.server_port)) for part in json.loads(line)]
+        done = subprocess.run([sys.executable, *arguments[1:]], check=False, timeout=60)
+    assert done.returncode == code

@@ -7,6 +7,7 @@ import pytest
 
 from nanovllm.config import EngineConfig
 from nanovllm.deploy.prefix import MAX_BLOCKS, PrefixReader, block_hashes
+from nanovllm.engine.chat.template import ChatTemplate
 from nanovllm.engine.engine import Engine
 from nanovllm.hub import resolve_model
 from nanovllm.sampling_params import SamplingParams
@@ -59,6 +60,8 @@ def test_text_and_its_token_ids_have_the_same_hashes(reader: PrefixReader) -> No
         ("/v1/completions", {"prompt": []}),
         ("/v1/completions", {"prompt": [True] * 64}),
         ("/v1/completions", {"prompt": [{}]}),
+        ("/v1/completions", {"prompt": [10**30] * 64}),
+        ("/v1/completions", {"prompt": TEXT, "cache_salt": "\ud800"}),
         ("/v1/chat/completions", {"messages": [{"role": "user", "content": TEXT}]}),
         ("/tokenize", {"prompt": TEXT}),
         ("/health", {}),
@@ -68,6 +71,18 @@ def test_a_body_without_a_prompt_has_no_hashes(
     reader: PrefixReader, path: str, body: dict[str, Any]
 ) -> None:
     assert reader.hashes(path, body) == ()
+
+
+def test_long_prompts_are_tokenized_in_part(reader: PrefixReader) -> None:
+    assert len(reader.hashes("/v1/completions", {"prompt": TEXT * 10_000})) == MAX_BLOCKS
+
+
+@pytest.mark.parametrize(("repeats", "has_hashes"), [(1, True), (10_000, False)])
+def test_a_chat_has_the_hashes_of_its_text(folder: Path, repeats: int, has_hashes: bool) -> None:
+    reader = PrefixReader(folder, SIZE, ChatTemplate("{{ messages[0].content }}", "test"))
+    body = {"messages": [{"role": "user", "content": TEXT * repeats}]}
+    expected = reader.hashes("/v1/completions", {"prompt": TEXT}) if has_hashes else ()
+    assert reader.hashes("/v1/chat/completions", body) == expected
 
 
 def test_only_the_first_blocks_are_hashed() -> None:

@@ -13,12 +13,20 @@ def read(**model: Any) -> AppSettings:
 
 def test_arguments_are_those_of_nanovllm_serve() -> None:
     (model,) = read(
-        name="books", num_threads=3, options={"quantization": "int8", "log_requests": True}
+        name="books",
+        num_threads=3,
+        options={"quantization": "int8", "log_requests": True, "allowed-hosts": ["a", "b"]},
     ).models
     assert model.arguments() == [
-        "serve", "tiny-books", "--num-threads", "3", "--served-model-name", "books",
-        "--quantization=int8", "--log-requests=true",
+        "serve", "tiny-books", "--num-threads", "3", "--no-inspector",
+        "--served-model-name", "books",
+        "--quantization=int8", "--log-requests=true", "--allowed-hosts=a", "--allowed-hosts=b",
     ]  # fmt: skip
+
+
+def test_the_inspector_can_be_switched_on() -> None:
+    (model,) = read(options={"inspector": True}).models
+    assert model.arguments()[4:] == ["--inspector=true"]
 
 
 def test_cpus_are_those_of_all_replicas_when_scaled_up() -> None:
@@ -40,7 +48,11 @@ def test_more_replicas_than_cpus_are_refused() -> None:
         ({"replicas": 0}, "greater than or equal to 1"),
         ({"replicas": 4, "max_replicas": 2}, r"max_replicas is 2, less than replicas \(4\)"),
         ({"routing": "random"}, "'prefix', 'least-loaded' or 'round-robin'"),
+        ({"replicas": True}, "valid integer"),
+        ({"name": ""}, "at least 1 character"),
+        ({"drain_timeout_s": float("inf")}, "finite number"),
         ({"replica": 2}, "replica\n  Extra inputs are not permitted"),
+        ({"options": {"api-key": "secret"}}, "use api-key-file, because Ray logs"),
         ({"options": {"port": 1}}, "options has port; set port in http_options"),
         ({"options": {"num-threads": 1}}, "options has num-threads; set num_threads of the model"),
     ],
@@ -48,6 +60,12 @@ def test_more_replicas_than_cpus_are_refused() -> None:
 def test_wrong_settings_are_refused(model: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         read(**model)
+
+
+def test_an_error_does_not_show_the_options() -> None:
+    with pytest.raises(ValueError, match="options has model") as caught:
+        read(options={"port": 1, "model": "secret"})
+    assert "secret" not in str(caught.value)
 
 
 def test_an_application_has_a_model() -> None:
