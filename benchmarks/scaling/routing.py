@@ -116,15 +116,15 @@ def model_settings(parsed: argparse.Namespace, policy: Policy) -> dict[str, Any]
 def warm_up(deployment: Deployment) -> None:
     """Send requests until both replicas have answered one."""
     for number in range(100):
-        if sum(count > 0 for count in answered(deployment)) == REPLICAS:
+        if sum(count > 0 for count in answered(deployment).values()) == REPLICAS:
             return
         deployment.ask("/v1/completions", {"prompt": [number] * 4, "max_tokens": 1})
     raise RuntimeError(f"100 requests reached {answered(deployment)} of {REPLICAS} replicas")
 
 
-def answered(deployment: Deployment) -> list[float]:
-    """Return the number of answered requests of each replica."""
-    return list(deployment.metric("request_success_total").values())
+def answered(deployment: Deployment) -> dict[str, float]:
+    """Return the number of answered requests of each replica, by its name."""
+    return deployment.metric("request_success_total")
 
 
 def blocks_of(deployment: Deployment) -> int:
@@ -172,7 +172,7 @@ def replay(deployment: Deployment, arrivals: Sequence[Arrival]) -> Result:
         max(trace.chunk_times_s[-1] for trace in traces) - first_s,
         sum(trace.output_tokens for trace in traces),
         sum(trace.cached_tokens for trace in traces) / prompt_tokens,
-        [int(now - then) for now, then in zip(after, before, strict=True)],
+        [int(count - before.get(replica, 0.0)) for replica, count in after.items()],
     )
 
 

@@ -47,9 +47,9 @@ def test_the_time_beside_the_step_is_measured(deployment: Deployment) -> None:
 
 def test_blocks_and_requests_are_read_from_the_metrics(deployment: Deployment) -> None:
     assert routing.blocks_of(deployment) > 100
-    before = sum(routing.answered(deployment))
+    before = sum(routing.answered(deployment).values())
     deployment.ask("/v1/completions", {"prompt": [1], "max_tokens": 1})
-    assert sum(routing.answered(deployment)) == before + 1
+    assert sum(routing.answered(deployment).values()) == before + 1
 
 
 def test_answers_are_comparable(deployment: Deployment) -> None:
