@@ -20,7 +20,7 @@ from nanovllm.server.inspector.documents import StateDescriber, step_json, write
 from nanovllm.server.inspector.response_types import EngineStateEvent
 
 MIN_INTERVAL_S, MAX_INTERVAL_S = 0.1, 1.0
-MAX_SHARE = 0.004
+MAX_SHARE = 0.003
 """Maximum processor time of making frames, as a fraction of that of the process.
 
 Sending them and recording the steps takes about as much again."""
