@@ -31,6 +31,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         description=_DESCRIPTION,
         variables=("NANOVLLM_CACHE_DIR",),
     )
+    parser.set_defaults(parser=parser)  # for errors that the settings have together
     _add_run_options(parser)
     _add_model_options(parser)
     _add_optimization_options(parser)
@@ -44,7 +45,7 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
         "--data",
         nargs="+",
         metavar="PATH",
-        help="text files, folders of them, or one token file (.npy)",
+        help="text files, folders of them, or one token file (.npy, or .bin of uint16)",
     )
     _add(
         group,
@@ -53,8 +54,14 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
         metavar="PATH",
         help="text or a token file to validate on (default: the end of --data)",
     )
-    _add(group, "--output", metavar="DIR", help="new folder for checkpoint, metrics and report")
-    _add(group, "--pattern", metavar="GLOB", help="files to read from folders (default: *.txt)")
+    _add(group, "--output", metavar="DIR", help="folder to make for checkpoint, metrics and report")
+    _add(
+        group,
+        "--pattern",
+        metavar="GLOB",
+        help="files to read from folders (default: *.txt); hidden folders, __pycache__, "
+        "node_modules and virtual environments in them are skipped",
+    )
     _add(group, "--config", metavar="FILE", help="TOML file with any of these settings")
     _add(group, "--resume", metavar="DIR", help="continue the run in DIR, to the same bits")
     _add(group, "--stop-after", type=int, metavar="STEP", help="save and end after this step")
@@ -86,7 +93,14 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
         metavar="TOKENS",
         help="context length (default: 64, with --init-from the model's)",
     )
-    _add(group, "--activation", metavar="NAME", help="activation function (default: gelu_new)")
+    _add(
+        group,
+        "--activation",
+        metavar="NAME",
+        help="gelu_new, gelu_fast, gelu_pytorch_tanh, gelu_accurate, gelu, gelu_python, silu, "
+        "swish, quick_gelu, relu, relu2, relu6, leaky_relu, sigmoid, tanh, mish or linear "
+        "(default: gelu_new)",
+    )
     _add(
         group,
         "--positions",
@@ -116,7 +130,7 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
         "--vocab-size",
         type=int,
         metavar="TOKENS",
-        help="vocabulary of a bpe tokenizer (default: 1024)",
+        help="vocabulary of a bpe tokenizer (default: 1024, or what a small text gives)",
     )
 
 

@@ -210,7 +210,9 @@ def _search(folder: Path, pattern: str) -> Iterator[Path]:
             )
         return skipped[inner]
 
-    return (file for file in folder.rglob(pattern) if _is_file(file) and not is_skipped(file.parent))
+    return (
+        file for file in folder.rglob(pattern) if _is_file(file) and not is_skipped(file.parent)
+    )
 
 
 def _is_file(path: Path) -> bool:
