@@ -362,7 +362,9 @@ def test_the_first_start_is_told_where_no_bar_shows_it(
     store = ObjectCache(tmp_path / "good")
     assert load_image(SPEC, store) == load_image(SPEC, store) == b"code"
     told = capsys.readouterr().err
-    assert told.startswith("nanovllm: compiling kernels for this CPU")
+    assert told.startswith(
+        "nanovllm: compiling kernels for this CPU (float32 weights, float32 KV cache), which"
+    )
     assert told.count("\n") == 1, "once, and in one line"
     assert str(store.folder) in told
     monkeypatch.setattr(library_module, "shows_progress", lambda: True)
