@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from nanovllm.cli.main import main
+from nanovllm.model.activation import ACTIVATIONS
 from nanovllm.training import trainer as trainer_module
 from nanovllm.training.run import files as run_files
 from nanovllm.training.run.checkpoint import RESUME_FILE
@@ -70,6 +71,19 @@ def reject(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
     message = capsys.readouterr().err
     assert message.startswith("usage: nanovllm train --data PATH... --output DIR [options]\n")
     return message
+
+
+def test_the_help_names_activation_functions_that_exist(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    names = text.partition("--activation NAME ")[2].partition(" or another")[0]
+    assert "gelu_new" in names
+    assert set(names.split(", ")) <= set(ACTIVATIONS)
+    documented = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
+    assert all(f"`{name}`" in documented for name in ACTIVATIONS)
 
 
 def state(folder: Path) -> str:

@@ -13,7 +13,7 @@ Train a GPT-2 from scratch, or fine-tune one, and write a Hugging Face checkpoin
   nanovllm train --data ~/project --pattern "*.py" --output run --layers 6 --width 384
   nanovllm train --data notes.txt --init-from gpt2 --context 256 --output run
   nanovllm train --resume run
-  nanovllm serve run
+  nanovllm serve ./run
 
 The same settings, with underscores, may be in a TOML file (--config); the command line counts more.
 Ctrl-C saves the state and ends the run.
@@ -59,8 +59,8 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
         group,
         "--pattern",
         metavar="GLOB",
-        help="files to read from folders (default: *.txt); hidden folders, __pycache__, "
-        "node_modules and virtual environments in them are skipped",
+        help="files to read from folders, but not from hidden ones, node_modules or virtual "
+        "environments (default: *.txt)",
     )
     _add(group, "--config", metavar="FILE", help="TOML file with any of these settings")
     _add(group, "--resume", metavar="DIR", help="continue the run in DIR, to the same bits")
@@ -97,9 +97,8 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
         group,
         "--activation",
         metavar="NAME",
-        help="gelu_new, gelu_fast, gelu_pytorch_tanh, gelu_accurate, gelu, gelu_python, silu, "
-        "swish, quick_gelu, relu, relu2, relu6, leaky_relu, sigmoid, tanh, mish or linear "
-        "(default: gelu_new)",
+        help="gelu_new, gelu, quick_gelu, relu, relu2, silu, sigmoid, tanh, mish or another of "
+        "docs/training.md (default: gelu_new)",
     )
     _add(
         group,
