@@ -70,7 +70,10 @@ def test_all_values_are_visible_whatever_size_the_terminal_tells(
         with step_progress(total=2000, initial=1999, unit="step") as line:
             line.show(values)
             line.update()
-        last = shown.read(4096).decode().split("\r")[-2]
+        text = b""
+        while not text.endswith(b"\n"):  # which the bar prints when it closes
+            text += shown.read(4096)
+    last = text.decode().split("\r")[-2]
     assert last.startswith("2000/2000 00:00 left loss 3.123 best 3.456 lr 1.0e-3 norm 0.52 tok/s")
     assert "17.8k" in last
     assert len(last) <= 80

@@ -58,7 +58,7 @@ def _describe(trainer: Trainer) -> None:
         print_message(notice)
     files = setup.data.files
     if len(files) > 1 or any(path.is_dir() for path in trainer.config.data_paths):
-        print(f"{_count(len(files), 'file')}, {_megabytes(files)}")
+        print(f"{_count(len(files), 'file')}, {_size(files)}")
     print(
         f"{model.num_parameters:,} parameters: {_count(model.layers, 'layer')}, "
         f"{_count(model.heads, 'head')}, width {model.d_model}, context {setup.context}, "
@@ -83,9 +83,9 @@ def _count(number: int, noun: str) -> str:
     return f"{number:,} {noun}" + "s" * (number != 1)
 
 
-def _megabytes(files: Sequence[Path]) -> str:
-    size = sum(file.stat().st_size for file in files if file.exists()) / 1e6
-    return f"{size:,.1f} MB" if size < 100 else f"{size:,.0f} MB"
+def _size(files: Sequence[Path]) -> str:
+    num_bytes = sum(file.stat().st_size for file in files if file.exists())
+    return f"{num_bytes / 1e6:,.1f} MB" if num_bytes >= 1e6 else f"{num_bytes / 1e3:.1f} kB"
 
 
 def _print_evaluation(evaluation: Evaluation, _sample: str | None) -> None:

@@ -350,7 +350,7 @@ def test_files_that_were_skipped_are_named_on_standard_error(
     printed, errors = capsys.readouterr()
     assert "skipped 1 of 2 files" in errors
     assert "skipped 1" not in printed
-    assert printed.startswith("1 file, 0.0 MB\n")
+    assert printed.startswith("1 file, 2.3 kB\n")
     assert "1 step of 32 tokens\n" in printed
     assert "finished: 1 step\n" in printed
     message = refuse(capsys, flags(folder, tmp_path / "other", context=5000))
