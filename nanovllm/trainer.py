@@ -6,6 +6,7 @@ from typing import Any
 
 from typing_extensions import Self
 
+from nanovllm.errors import ModelNotFoundError
 from nanovllm.hub import resolve_model
 from nanovllm.training import trainer
 from nanovllm.training.config import TrainingConfig
@@ -52,5 +53,10 @@ def _with_folders(settings: dict[str, Any]) -> dict[str, Any]:
     if isinstance(settings.get("init_from"), str):
         folders["init_from"] = str(resolve_model(settings["init_from"]))
     if settings.get("tokenizer") == _GPT2:
-        folders["tokenizer"] = str(resolve_model(_GPT2))
+        try:
+            folders["tokenizer"] = str(resolve_model(_GPT2))
+        except ModelNotFoundError as error:
+            raise ModelNotFoundError(
+                f"the tokenizer gpt2 is missing: {error}; or train one (--tokenizer bpe)"
+            ) from None
     return {**settings, **folders}

@@ -1,12 +1,14 @@
 """Progress bars appear on terminals and in notebooks only."""
 
 import io
+import os
+import struct
 import sys
 from types import SimpleNamespace
 
 import pytest
 
-from nanovllm.progress import ProgressLines, progress_bar, shows_progress
+from nanovllm.progress import ProgressLines, progress_bar, shows_progress, step_progress
 
 
 class Terminal(io.StringIO):
@@ -51,6 +53,32 @@ def test_without_standard_error_there_is_none(monkeypatch: pytest.MonkeyPatch) -
     assert not shows_progress()
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no pseudo-terminals")
+@pytest.mark.parametrize("size", [(0, 0), (40, 80)])
+def test_all_values_are_visible_whatever_size_the_terminal_tells(
+    monkeypatch: pytest.MonkeyPatch, size: tuple[int, int]
+) -> None:
+    """`script` makes terminals of 0 rows and columns."""
+    import fcntl
+    import termios
+
+    leader, follower = os.openpty()
+    values = {"loss": "3.123", "best": "3.456", "lr": "1.0e-3", "norm": "0.52", "tok/s": "17.8k"}
+    with os.fdopen(leader, "rb", buffering=0) as shown, os.fdopen(follower, "w") as stderr:
+        fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", *size, 0, 0))
+        monkeypatch.setattr(sys, "stderr", stderr)
+        with step_progress(total=2000, initial=1999, unit="step") as line:
+            line.show(values)
+            line.update()
+        text = b""
+        while not text.endswith(b"\n"):  # which the bar prints when it closes
+            text += shown.read(4096)
+    last = text.decode().split("\r")[-2]
+    assert last.startswith("2000/2000 00:00 left loss 3.123 best 3.456 lr 1.0e-3 norm 0.52 tok/s")
+    assert "17.8k" in last
+    assert len(last) <= 80
+
+
 def test_a_log_gets_a_line_at_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
     log = io.StringIO()
     monkeypatch.setattr(sys, "stderr", log)
@@ -58,7 +86,7 @@ def test_a_log_gets_a_line_at_intervals(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr("nanovllm.progress.time.monotonic", lambda: next(clock))
     with ProgressLines(total=50, initial=10, unit="step", every_s=60.0) as lines:
         for loss in ("4.0", "3.5", "3.4", "3.3"):
-            lines.set_postfix({"loss": loss})
+            lines.show({"loss": loss})
             lines.update()
     assert log.getvalue().splitlines() == [
         "step     12 of 50  loss 3.5  19:00 left",

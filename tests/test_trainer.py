@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from nanovllm import Trainer, TrainingConfig
+from nanovllm.errors import ModelNotFoundError
 from tests.support.checkpoints import write_tiny_model
 
 
@@ -27,3 +28,18 @@ def test_names_of_models_are_resolved(tmp_path: Path, monkeypatch: pytest.Monkey
                 trainer.train()
     with Trainer.resume(tmp_path / "tuned", init_from="gpt2") as trainer:
         assert isinstance(trainer, Trainer)
+
+
+def test_without_a_connection_the_missing_tokenizer_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def resolve(name: str) -> Path:
+        raise ModelNotFoundError(f"{name} is not on this machine")
+
+    monkeypatch.setattr("nanovllm.trainer.resolve_model", resolve)
+    config = TrainingConfig(data="text.txt", output=tmp_path / "run", preset="gpt2")
+    with pytest.raises(
+        ModelNotFoundError,
+        match=r"the tokenizer gpt2 is missing: gpt2 is not on .*; or train one \(--tokenizer bpe\)",
+    ):
+        Trainer(config)

@@ -13,6 +13,7 @@ counters      sums between two evaluations, and the best validation loss
 run           the files of a run: checkpoints, metrics and samples
 metrics       the lines of metrics.jsonl and samples.jsonl
 report        the HTML report of a run, or of several
+commands      commands that messages name
 atomic_files  files that are written to a temporary name and renamed
 scoring       the loss of every token of a text, by a loaded network
 """

@@ -1,5 +1,6 @@
 """TrainingConfig: the settings of a run, from Python, the command line or a TOML file."""
 
+import difflib
 import math
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ else:
 
 _PATHS = ("data", "validation_data")
 _VALIDATION_FRACTION = 0.1
+_DEFAULT_STEPS = 2000
 
 POSITIONS = ("learned", "sinusoidal")
 
@@ -58,7 +60,7 @@ _INTEGERS: Mapping[str, tuple[int, int]] = MappingProxyType(
         "vocab_size": (1, 2**24),
         "batch_size": (1, 2**24),
         "grad_accumulation": (1, 2**24),
-        "steps": (0, 2**40),
+        "steps": (1, 2**40),
         "epochs": (1, 2**40),
         "warmup_steps": (0, 2**40),
         "seed": (0, 2**63 - 1),
@@ -94,9 +96,15 @@ _CHOICES: Mapping[str, tuple[str, ...]] = MappingProxyType(
 )
 
 
+class TrainingConfigError(TrainingError):
+    """Settings of a run are missing, wrong, or contradict each other: the message lists all."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingConfig:
     """Settings of a run; TrainingError names every value that cannot be used.
+
+    `data` and `output` are necessary.
 
     A setting of None takes the value of the preset, of the checkpoint in `init_from`, or the
     default that is given here.
@@ -182,17 +190,21 @@ class TrainingConfig:
         for name in _PATHS:
             given = getattr(self, name)
             paths = [given] if isinstance(given, str | Path) else given
-            if isinstance(paths, Sequence) and all(map(_is_text, paths)):
+            if name == "data" and paths in ((), [], [""]):
+                problems.append("data is missing: text files, folders or a token file (--data)")
+            elif isinstance(paths, Sequence) and all(map(_is_text, paths)):
                 object.__setattr__(self, name, tuple(map(str, paths)))
             else:
                 problems.append(f"{name} is {given!r} but must be paths of text")
         for name in ("output", "init_from", "tokenizer"):
             if isinstance(getattr(self, name), Path):
                 object.__setattr__(self, name, str(getattr(self, name)))
+        if self.output == "":
+            problems.append("output is missing: a new folder for the run (--output)")
         problems += [*self._wrong_numbers(), *self._wrong_choices(), *self._contradictions()]
-        problems += [] if problems else self._wrong_pairs()
+        problems += self._wrong_pairs()
         if problems:
-            raise TrainingError("these settings cannot be used:\n  " + "\n  ".join(problems))
+            raise TrainingConfigError("these settings cannot be used:\n  " + "\n  ".join(problems))
 
     def _given(self, names: Iterable[str]) -> Iterator[tuple[str, Any]]:
         """Yield the settings of these names that must have a value, or have one."""
@@ -216,12 +228,12 @@ class TrainingConfig:
         return problems
 
     def _wrong_choices(self) -> list[str]:
-        texts = self._given(("output", "pattern", "init_from", "tokenizer"))  # output may be empty
+        texts = self._given(("output", "pattern", "init_from", "tokenizer"))
         return [
             *(
                 f"{name} is {value!r} but must be text"
                 for name, value in texts
-                if not (_is_text(value) or (name, value) == ("output", ""))
+                if not (_is_text(value) or (name, value) == ("output", ""))  # it is missing
             ),
             *(
                 f"{name} is {value!r} but must be one of {', '.join(_CHOICES[name])}"
@@ -254,14 +266,35 @@ class TrainingConfig:
         return problems
 
     def _wrong_pairs(self) -> list[str]:
+        """Return the problems of pairs of settings that are right, each by itself."""
         problems = []
-        if self.width is not None and self.heads is not None and self.width % self.heads:
+        is_known = self.preset is None or self.preset in _CHOICES["preset"]
+        sizes = self.network if is_known else self
+        values: tuple[Any, ...] = (sizes.width, sizes.heads, self.peak_lr, self.min_lr)
+        width, heads, lr, min_lr = (
+            value if _is_number(value, int | float) and value >= 0 else None for value in values
+        )
+        if width is not None and heads and width % heads:
             problems.append(
-                f"width is {self.width}, which {self.heads} heads do not divide; choose a multiple"
+                f"width is {width}, which {heads} heads do not divide; choose a multiple"
             )
-        if self.min_lr is not None and self.lr is not None and self.min_lr > self.lr:
-            problems.append(f"min_lr is {self.min_lr!r} but must be at most lr, {self.lr!r}")
+        if lr is not None and min_lr is not None and min_lr > lr:
+            problems.append(f"min_lr is {min_lr!r} but must be at most lr, {lr!r}")
+        if self.epochs is None:
+            steps = _DEFAULT_STEPS if self.steps is None else self.steps
+            problems += self.schedule_problems(steps) if _is_number(steps, int) else []
         return problems
+
+    def schedule_problems(self, steps: int) -> list[str]:
+        """Return the problems of the settings that count steps, in a run of so many steps."""
+        return [
+            f"{name} is {value:,} but must be {limit} the {steps:,} steps of the run"
+            for name, value, limit, excess in (
+                ("warmup_steps", self.warmup_steps, "below", 0),
+                ("stop_after", self.stop_after, "at most", 1),
+            )
+            if value is not None and _is_number(value, int) and value >= steps + excess > 0
+        ]
 
     @property
     def network(self) -> NetworkSettings:
@@ -276,6 +309,23 @@ class TrainingConfig:
         """`lr`, or its default."""
         default = 1e-3 if self.init_from is None else 1e-4
         return default if self.lr is None else self.lr
+
+    def schedule(self, steps: int) -> dict[str, Any]:
+        """Return the settings in effect that depend on the number of steps."""
+        warmup, min_lr = self.warmup_steps, self.min_lr
+        return {
+            "steps": steps,
+            "warmup_steps": min(100, steps // 20) if warmup is None else warmup,
+            "min_lr": self.peak_lr / 10 if min_lr is None else min_lr,
+            "eval_every": self.eval_every or max(1, steps // 10),
+        }
+
+    def number_of_steps(self, windows: int) -> int:
+        """Return `steps`, its default, or the steps of `epochs` with so many training windows."""
+        if self.epochs is None:
+            return _DEFAULT_STEPS if self.steps is None else self.steps
+        batches = math.ceil(windows * self.epochs / (self.batch_size * self.grad_accumulation))
+        return max(1, batches)
 
     def resolved(self) -> "TrainingConfig":
         """Return the settings with those of the network and `lr` in place of None."""
@@ -309,13 +359,22 @@ class TrainingConfig:
         cls, settings: Mapping[str, Any], source: str = "the settings"
     ) -> "TrainingConfig":
         """Return a config; raise TrainingError for a name that is none of a setting."""
-        names = {field.name for field in fields(cls)}
+        names = sorted(field.name for field in fields(cls))
         unknown = [name for name in settings if name not in names]
-        if unknown:
+        if any(isinstance(settings[name], Mapping) for name in unknown):
             raise TrainingError(
-                f"{source}: {', '.join(map(repr, unknown[:5]))} is no setting; the settings are "
-                f"{', '.join(sorted(names))}"
+                f"{source}: {', '.join(map(repr, unknown[:5]))} is a table; write the settings "
+                "without tables"
             )
+        if unknown:
+            near = [difflib.get_close_matches(name, names, n=1) for name in unknown[:5]]
+            parts = [
+                repr(name) + (f" (did you mean {found[0]}?)" if found else "")
+                for name, found in zip(unknown, near, strict=False)
+            ]
+            verb = "is no setting" if len(parts) == 1 else "are no settings"
+            listed = "" if all(near) else f"; the settings are {', '.join(names)}"
+            raise TrainingError(f"{source}: {', '.join(parts)} {verb}{listed}")
         return cls(**settings)
 
 

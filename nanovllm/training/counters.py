@@ -94,8 +94,13 @@ class Counters:
         speed = self.updates * tokens_per_step / max(self.seconds, 1e-9)
         return {
             "loss": f"{loss:.3f}",
-            "best_val": "-" if self.best_val_loss is None else f"{self.best_val_loss:.3f}",
-            "lr": f"{lr:.1e}",
-            "grad_norm": f"{grad_norm:.2f}",
-            "tok/s": f"{speed:,.0f}",
+            "best": self.best_text,
+            "lr": f"{lr:.1e}".replace("e-0", "e-"),
+            "norm": f"{grad_norm:.2f}",
+            "tok/s": f"{speed:.0f}" if speed < 10_000 else f"{speed / 1000:.1f}k",
         }
+
+    @property
+    def best_text(self) -> str:
+        """The lowest validation loss as the progress line shows it."""
+        return "-" if self.best_val_loss is None else f"{self.best_val_loss:.3f}"

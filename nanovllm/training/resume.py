@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 
 from nanovllm.errors import TrainingError
+from nanovllm.training.commands import model_argument
 from nanovllm.training.config import TrainingConfig
 from nanovllm.training.counters import Counters
+from nanovllm.training.metrics import RUN_FILE, parse_object
 from nanovllm.training.network.optimizer import AdamW
 from nanovllm.training.run.checkpoint import (
     LAST,
@@ -18,7 +20,7 @@ from nanovllm.training.run.checkpoint import (
     load_state,
     save_state,
 )
-from nanovllm.training.run.lock import lock_folder
+from nanovllm.training.run.lock import check_is_idle
 from nanovllm.training.setup import Setup
 
 _CHANGEABLE = (
@@ -41,9 +43,7 @@ def resumed_config(folder: Path, changes: Mapping[str, Any]) -> TrainingConfig:
             changes an update would change.
     """
     path = folder / RESUME_FILE
-    if path.exists():
-        with lock_folder(folder):
-            pass  # refuses a run that is in use before the data is read
+    check_is_idle(folder)  # before the data is read
     settings = load_counters(folder).get("config")
     if not isinstance(settings, dict):
         raise TrainingError(f"{path} is damaged: it has no settings")
@@ -51,16 +51,35 @@ def resumed_config(folder: Path, changes: Mapping[str, Any]) -> TrainingConfig:
     saved = TrainingConfig.from_dict(before, str(path))
     config = TrainingConfig.from_dict({**before, **changes})
     fixed = [
-        f"{name} is {value!r}"
+        name
         for name in changes
-        if name not in _CHANGEABLE and (value := getattr(saved, name)) != getattr(config, name)
+        if name not in _CHANGEABLE and getattr(saved, name) != getattr(config, name)
     ]
     if fixed:
+        in_effect = _in_effect(saved, folder)
+        values = ", ".join(f"{name} is {in_effect[name]!r}" for name in fixed)
         raise TrainingError(
-            f"{', '.join(fixed)} in the run in {folder}, and cannot change when it is resumed; "
-            f"leave it out, or begin a new run with its weights (--init-from {folder})"
+            f"{values} in the run in {folder}, and cannot change when it is resumed; leave it "
+            f"out, or begin a new run with its weights (--init-from {model_argument(folder)})"
         )
     return config
+
+
+def _in_effect(config: TrainingConfig, folder: Path) -> dict[str, Any]:
+    """Return the settings of a run with the values that its defaults had, where they are known."""
+    try:
+        summary = parse_object((folder / RUN_FILE).read_bytes()) or {}
+    except OSError:
+        summary = {}
+    settings = config.to_dict()
+    steps = summary.get("steps")
+    if isinstance(steps, int):
+        settings |= config.schedule(steps)
+    model = summary.get("model")
+    for name, key in (("vocab_size", "vocab"), ("context", "context")):
+        if settings[name] is None and isinstance(model, dict):
+            settings[name] = model.get(key)
+    return settings
 
 
 def save_run(folder: Path, setup: Setup, optimizer: AdamW, counters: Counters) -> None:

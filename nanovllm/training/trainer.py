@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 from nanovllm.errors import TrainingError
 from nanovllm.progress import step_progress
 from nanovllm.stop_signal import StopSignal
+from nanovllm.training.commands import resume_command
 from nanovllm.training.config import TrainingConfig
 from nanovllm.training.counters import Counters
 from nanovllm.training.metrics import Evaluation
@@ -31,10 +32,9 @@ from nanovllm.training.resume import is_current, load_run, resumed_config, save_
 from nanovllm.training.run.checkpoint import LAST
 from nanovllm.training.run.clock import RunClock
 from nanovllm.training.run.files import RunFiles
-from nanovllm.training.run.lock import lock_folder
+from nanovllm.training.run.lock import check_is_idle, lock_folder
 from nanovllm.training.setup import Setup, prepare
 
-_DEFAULT_STEPS = 2000
 _T = TypeVar("_T", bound="Trainer")  # Self, which beartype does not check in a method
 
 
@@ -76,17 +76,19 @@ class Trainer:
             resume: continue the run in `output`, whose settings these are; see `Trainer.resume`.
         """
         config = config.resolved()
-        if not config.output:
-            raise TrainingError("output is empty; give the folder of the run")
         self.folder = Path(config.output)
         if not resume:
+            check_is_idle(self.folder)
             RunFiles.check_is_new(self.folder)
         self.config = config
         self._resumes = resume
         self._is_changing = False  # an update or the records of an evaluation are incomplete
         self._setup = prepare(config, resumes=resume)
         self._clock = RunClock()
-        self._steps = self._number_of_steps()
+        self._steps = config.number_of_steps(self._setup.train.windows)
+        problems = config.schedule_problems(self._steps)
+        if problems:
+            raise TrainingError("; ".join(problems))
         self._counters = Counters()
         self._optimizer = AdamW(
             self._setup.parameters,
@@ -96,11 +98,11 @@ class Trainer:
             beta1=config.beta1,
             beta2=config.beta2,
         )
-        peak = config.peak_lr
-        warmup = min(100, self._steps // 20) if config.warmup_steps is None else config.warmup_steps
-        floor = peak / 10 if config.min_lr is None else config.min_lr
-        self._schedule = Schedule(peak, floor, warmup, self._steps)
-        self._eval_every = config.eval_every or max(1, self._steps // 10)
+        settings = config.schedule(self._steps)
+        self._schedule = Schedule(
+            config.peak_lr, settings["min_lr"], settings["warmup_steps"], self._steps
+        )
+        self._eval_every = settings["eval_every"]
         if resume:
             self._counters = load_run(self.folder, self._setup, self._optimizer)
         self._files = RunFiles(self.folder, {**self._setup.facts, "config": config.to_dict()})
@@ -139,6 +141,23 @@ class Trainer:
     def steps(self) -> int:
         """Updates of the whole run."""
         return self._steps
+
+    @property
+    def step(self) -> int:
+        """Updates so far."""
+        return self._counters.step
+
+    @property
+    def resumes(self) -> bool:
+        """Whether the run has begun."""
+        return self._resumes
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether there is no update left: all steps are done, or `patience` has ended the run."""
+        counters, patience = self._counters, self.config.patience
+        is_patient = not patience or counters.evaluations_since_best < patience
+        return counters.step >= self._steps or not is_patient
 
     @property
     def setup(self) -> Setup:
@@ -238,32 +257,35 @@ class Trainer:
         """Run updates; return the state in which the run ends, and why."""
         counters, config = self._counters, self.config
         last = self._steps if config.stop_after is None else min(self._steps, config.stop_after)
+        values: dict[str, str] = {}
         with step_progress(total=self._steps, initial=counters.step, unit="step") as line:
             while not stop.is_requested:
                 is_due = counters.step % self._eval_every == 0 or counters.step == self._steps
                 if is_due and counters.step != counters.evaluated_step:
                     self._evaluate(report)
+                    values["best"] = counters.best_text
+                    line.show(values)
                     self._save_state()
                 if config.patience and counters.evaluations_since_best >= config.patience:
                     best = f"the lowest was {counters.best_val_loss:.4f} at {counters.best_step}"
                     return "finished", f"no lower validation loss for {config.patience}: {best}"
                 if counters.step >= self._steps:
-                    return "finished", f"all {self._steps} steps"
+                    all_steps = "1 step" if self._steps == 1 else f"all {self._steps:,} steps"
+                    return "finished", all_steps
                 if counters.step >= last or stop.is_requested:
                     break
                 loss, norm = self._update()
-                line.set_postfix(
-                    counters.progress(
-                        loss,
-                        norm,
-                        lr=self._schedule.learning_rate(counters.step - 1),
-                        tokens_per_step=self._setup.tokens_per_step,
-                    ),
-                    refresh=False,
+                values = counters.progress(
+                    loss,
+                    norm,
+                    lr=self._schedule.learning_rate(counters.step - 1),
+                    tokens_per_step=self._setup.tokens_per_step,
                 )
+                line.show(values)
                 line.update()
         self._save_state()
-        return "stopped", f"after step {counters.step}; continue with --resume {self.folder}"
+        command = resume_command(self.folder)
+        return "stopped", f"after step {counters.step:,}; continue with: {command}"
 
     def _update(self) -> tuple[float, float]:
         """Compute the gradients of a step and apply them; return the loss and the gradient norm."""
@@ -289,9 +311,8 @@ class Trainer:
         norm = self._optimizer.update(self._schedule.learning_rate(counters.step))
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise TrainingError(
-                f"the loss is {loss} and the gradient norm {norm} at step {counters.step}: lower "
-                "the learning rate (--lr), lengthen the warmup (--warmup-steps) or clip gradients "
-                f"(--grad-clip 1); the checkpoints in {self.folder} are those before it"
+                f"the loss is {loss:.3g} and the gradient norm {norm:.3g} at step "
+                f"{counters.step}: {self._divergence_advice()}"
             )
         counters.add_update(loss, norm, self._clock.read_s() - started_s)
         self._is_changing = False
@@ -331,19 +352,20 @@ class Trainer:
         loss = total / tokens
         if not math.isfinite(loss):
             raise TrainingError(
-                f"the validation loss is {loss} at step {self._counters.step}: lower the learning "
-                f"rate (--lr); the checkpoints in {self.folder} are those before it"
+                f"the validation loss is {loss:.3g} at step {self._counters.step}: "
+                f"{self._divergence_advice()}"
             )
         return loss
 
-    def _number_of_steps(self) -> int:
-        config = self.config
-        if config.steps is not None:
-            return config.steps
-        if config.epochs is None:
-            return _DEFAULT_STEPS
-        windows = self._setup.train.windows * config.epochs
-        return max(1, math.ceil(windows / (config.batch_size * config.grad_accumulation)))
+    def _divergence_advice(self) -> str:
+        remedies = ["lower the learning rate (--lr)", "lengthen the warmup (--warmup-steps)"]
+        if self.config.grad_clip == 0:
+            remedies.append("clip gradients (--grad-clip 1)")
+        return (
+            f"{', '.join(remedies[:-1])} or {remedies[-1]} in a new run with another --output, "
+            "because the settings of a run cannot change; the checkpoints in "
+            f"{self.folder} are those before it"
+        )
 
     def _write_summary(self, state: str, message: str = "") -> None:
         counters = self._counters

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import struct
 import subprocess
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 
 from nanovllm.cli.main import main
+from nanovllm.model.activation import ACTIVATIONS
 from nanovllm.training import trainer as trainer_module
 from nanovllm.training.run import files as run_files
 from nanovllm.training.run.checkpoint import RESUME_FILE
@@ -61,6 +63,29 @@ def refuse(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
     return message
 
 
+def reject(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
+    """Run an invalid command line, and return what it prints."""
+    with pytest.raises(SystemExit) as raised:
+        main(arguments)
+    assert raised.value.code == 2
+    message = capsys.readouterr().err
+    assert message.startswith("usage: nanovllm train --data PATH... --output DIR [options]\n")
+    return message
+
+
+def test_the_help_names_activation_functions_that_exist(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    names = text.partition("--activation NAME ")[2].partition(" or another")[0]
+    assert "gelu_new" in names
+    assert set(names.split(", ")) <= set(ACTIVATIONS)
+    documented = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
+    assert all(f"`{name}`" in documented for name in ACTIVATIONS)
+
+
 def state(folder: Path) -> str:
     return str(json.loads((folder / "run.json").read_text(encoding="utf-8"))["state"])
 
@@ -77,7 +102,7 @@ def test_a_run_prints_its_evaluations_and_where_its_files_are(
     assert main(flags(text, folder)) == 0
     printed, errors = capsys.readouterr()
     lines = printed.splitlines()
-    assert "1 layers, 2 heads, width 16, context 16" in lines[0]
+    assert "1 layer, 2 heads, width 16, context 16" in lines[0]
     assert "8 steps of 32 tokens" in lines[1]
     assert [line.split()[:2] for line in lines[2:5]] == [
         ["step", "0"],
@@ -91,23 +116,41 @@ def test_a_run_prints_its_evaluations_and_where_its_files_are(
     assert errors == ""  # no progress bar without a terminal
 
 
-def test_a_file_has_the_settings_and_flags_override_it(text: Path, tmp_path: Path) -> None:
+def test_a_file_has_the_settings_and_flags_override_it(
+    capsys: pytest.CaptureFixture[str], text: Path, tmp_path: Path
+) -> None:
     folder, file = tmp_path / "run", tmp_path / "run.toml"
     settings = {**SIZES, "data": str(text), "output": str(folder), "lr": 0.25}
     file.write_text("".join(f"{name} = {json.dumps(settings[name])}\n" for name in settings))
     assert main(["train", "--config", str(file), "--steps", "2", "--seed", "3"]) == 0
     config = json.loads((folder / "run.json").read_text(encoding="utf-8"))["config"]
     assert (config["lr"], config["width"], config["steps"], config["seed"]) == (0.25, 16, 2, 3)
+    capsys.readouterr()
     resume = ["train", "--config", str(file), "--resume", str(folder)]
     assert main([*resume, "--steps", "2", "--seed", "3"]) == 0, "equal settings may be repeated"
+    printed = capsys.readouterr().out
+    assert "nothing to do: the run is finished, at step 2 of 2" in printed
+    assert f"--init-from {folder}" in printed
 
 
-def test_a_stopped_run_is_resumed_to_the_same_bits(text: Path, tmp_path: Path) -> None:
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
+def test_a_stopped_run_is_resumed_to_the_same_bits(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    text: Path,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    whole, parts = Path("whole"), Path("parts")
     assert main(flags(text, whole)) == 0
+    assert "serve:  nanovllm serve ./whole\n" in capsys.readouterr().out
     assert main(flags(text, parts, stop_after=3)) == 0
+    assert "continue with: nanovllm train --resume parts\n" in capsys.readouterr().out
     assert state(parts) == "stopped"
-    assert main(["train", "--resume", str(parts), "--output", f"{parts}/"]) == 0
+    message = refuse(capsys, ["train", "--resume", "parts", "--steps", "3000", "--min-lr", "1e-9"])
+    assert "steps is 8, min_lr is 0.0001 in the run in parts" in message
+    assert "--init-from ./parts" in message
+    assert main(["train", "--resume", "parts", "--output", f"{parts}/"]) == 0
+    assert "continues at step 3 of 8\n" in capsys.readouterr().out
     assert_same_weights(whole, parts)
     assert steps(parts) == steps(whole) == [0, 4, 8]
 
@@ -121,19 +164,14 @@ def test_a_stopped_run_is_resumed_to_the_same_bits(text: Path, tmp_path: Path) -
         ({"data": "folder"}, "has no file that matches '*.txt'"),
         ({"context": 10_000}, "a context of 10,000 needs at least 10,001"),
         ({"tokenizer": "bpe", "vocab-size": 5000}, "vocab_size is 5,000, but the tokenizer has"),
-        ({"heads": 3}, "width is 16, which 3 heads do not divide"),
-        ({"layers": 10**6}, "layers is 1000000 but must be an integer from 1 to 1024"),
         ({"output": "text.txt"}, "is a file; --output needs a folder"),
         ({"output": "text.txt/run"}, "text.txt is a file"),
         ({"data": os.devnull}, "is a pipe or a device"),
         ({"tokenizer": "text.txt", "data": "pipe.npy"}, "cannot be read"),
         ({"data": "text.txt", "validation-data": "text.txt"}, "is validation data; give other"),
         ({"config": os.devnull}, "cannot be read: it is no regular file"),
-        ({"output": None}, "output is empty"),
-        ({"data": None}, "data is empty"),
         ({"resume": "run", "output": None}, "to resume from"),
-        ({"config": "wrong.toml"}, "layer' is no setting"),
-        ({"config": "types.toml", "layers": None}, "layers is '4' but must be an integer"),
+        ({"config": "wrong.toml"}, "'layer' (did you mean layers?) is no setting"),
         ({"config": "broken.toml"}, "broken.toml cannot be read"),
     ],
 )
@@ -150,11 +188,41 @@ def test_bad_input_is_one_clear_message(
     Path("binary.txt").write_bytes(b"a\0b")
     Path("folder").mkdir()
     Path("wrong.toml").write_text("layer = 4")
-    Path("types.toml").write_text('layers = "4"\ndata = 3')
     Path("broken.toml").write_text("layers = ")
     assert message in refuse(capsys, flags(text, Path("run"), **changes))
     assert not Path("run").exists()
     assert text.read_text(encoding="utf-8") == TEXT
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"heads": 3}, "width is 16, which 3 heads do not divide"),
+        ({"layers": 10**6}, "layers is 1000000 but must be an integer from 1 to 1024"),
+        ({"output": None}, "output is missing: a new folder for the run (--output)"),
+        ({"data": None}, "data is missing"),
+        ({"data": None, "output": None, "heads": 3}, "(--data)\n  output is missing"),
+        ({"config": "types.toml", "layers": None}, "layers is '4' but must be an integer"),
+        ({"lr": -1}, "lr is -1.0 but must be a number"),
+        ({"positions": "rope"}, "positions is 'rope' but must be one of learned, sinusoidal"),
+        ({"preset": "gpt3"}, "preset is 'gpt3'"),
+        ({"backend": "torch"}, "backend is 'torch'"),
+        ({"steps": 0}, "steps is 0"),
+        ({"stop-after": 9}, "stop_after is 9 but must be at most the 8 steps"),
+    ],
+)
+def test_settings_that_cannot_be_used_print_the_usage(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    text: Path,
+    tmp_path: Path,
+    changes: dict[str, Any],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("types.toml").write_text('layers = "4"\ndata = 3')
+    assert message in reject(capsys, flags(text, Path("run"), **changes))
+    assert not Path("run").exists()
 
 
 def test_a_checkpoint_that_cannot_be_fine_tuned_is_refused(
@@ -278,10 +346,15 @@ def test_files_that_were_skipped_are_named_on_standard_error(
     folder.mkdir()
     text.rename(folder / "a.txt")
     (folder / "b.txt").write_bytes(b"\0")
-    assert main(flags(folder, tmp_path / "run", steps=0)) == 0
+    assert main(flags(folder, tmp_path / "run", steps=1)) == 0
     printed, errors = capsys.readouterr()
     assert "skipped 1 of 2 files" in errors
     assert "skipped 1" not in printed
+    assert printed.startswith("1 file, 2.3 kB\n")
+    assert "1 step of 32 tokens\n" in printed
+    assert "finished: 1 step\n" in printed
+    message = refuse(capsys, flags(folder, tmp_path / "other", context=5000))
+    assert message.index("skipped 1 of 2 files") < message.index("a context of 5,000 needs")
 
 
 def start(arguments: list[str], **options: Any) -> "subprocess.Popen[str]":
@@ -312,14 +385,15 @@ def test_interrupted_and_killed_processes_resume_to_the_same_bits(
         while not line.startswith("step"):  # a pipe has it at once
             line = process.stdout.readline()
             assert line, "the process has ended"
-        message = refuse(capsys, ["train", "--resume", str(folder)])
-        assert f"in use by another run (process {process.pid} on" in message
+        for arguments in (["train", "--resume", str(folder)], flags(text, folder)):
+            message = refuse(capsys, arguments)
+            assert f"in use by another run (process {process.pid} on" in message
         process.send_signal(signal.SIGINT)
         rest, _ = process.communicate(timeout=TIMEOUT_S)
     finally:
         process.kill()
     assert process.returncode == 130
-    assert f"continue with --resume {folder}" in rest
+    assert f"continue with: nanovllm train --resume {folder}" in rest
     assert state(folder) == "stopped"
     metrics = folder / "metrics.jsonl"
     for more_bytes in (1, 400):
@@ -343,7 +417,7 @@ def test_a_terminal_shows_a_progress_bar(text: Path, tmp_path: Path) -> None:
     import termios
 
     leader, follower = pty.openpty()
-    fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 200, 0, 0))
+    fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 80, 0, 0))
     process = start(flags(text, tmp_path / "run"), stderr=follower, stdout=subprocess.PIPE)
     os.close(follower)
     shown = b""
@@ -356,6 +430,9 @@ def test_a_terminal_shows_a_progress_bar(text: Path, tmp_path: Path) -> None:
         os.close(leader)
         printed, _ = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == 0
-    assert b"8/8" in shown
-    assert b"grad_norm=" in shown
-    assert "grad_norm" not in printed
+    last = shown.decode().split("\r")[-2]
+    best = min(float(line.split()[5]) for line in printed.splitlines() if " train " in line)
+    assert re.fullmatch(
+        rf"8/8 00:00 left loss \S+ best {best:.3f} lr \S+ norm \S+ tok/s \S+ \S+ *", last
+    ), last
+    assert "norm" not in printed

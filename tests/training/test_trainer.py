@@ -148,12 +148,31 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_checkpoint(
     folder = tmp_path / "run"
     with (
         np.errstate(all="ignore"),
-        pytest.raises(TrainingError, match=r"loss is .* at step \d+: lower the learning rate"),
+        pytest.raises(
+            TrainingError,
+            match=r"loss is [\w.+]{3,9} .* at step \d+: lower the learning rate .*"
+            r"clip gradients \(--grad-clip 1\) in a new run with another --output",
+        ),
     ):
         train(text, folder, lr=1e30, grad_clip=0.0, warmup_steps=0, eval_every=100)
     assert json.loads((folder / "run.json").read_text())["state"] == "failed"
     for name, array in load_file(folder / "model.safetensors").items():
         assert np.isfinite(array).all(), name
+
+
+def test_advice_after_a_loss_that_is_not_finite_names_no_setting_in_use(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainer_module, "batch_loss", lambda *_, **__: 1e300 * 1e300)
+    with pytest.raises(TrainingError, match="validation loss is inf at step 0") as raised:
+        train(text, tmp_path / "run")
+    assert "lower the learning rate (--lr) or lengthen the warmup" in str(raised.value)
+    assert "clip" not in str(raised.value)
+
+
+def test_epochs_give_too_few_steps_for_the_warmup(text: Path, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"warmup_steps is 999 but must be below the \d+ steps"):
+        Trainer(config(text, tmp_path / "run", steps=None, epochs=1, warmup_steps=999))
 
 
 def test_a_full_disk_ends_the_run_and_keeps_the_checkpoint(
@@ -178,7 +197,7 @@ def test_a_full_disk_ends_the_run_and_keeps_the_checkpoint(
 
 def test_a_second_run_does_not_overwrite_the_first(text: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    train(text, folder, steps=1)
+    train(text, folder, steps=1, warmup_steps=0)
     with pytest.raises(TrainingError, match=r"holds a run already.*--resume"):
         Trainer(config(text, folder))
     other = tmp_path / "model"

@@ -13,7 +13,7 @@ Train a GPT-2 from scratch, or fine-tune one, and write a Hugging Face checkpoin
   nanovllm train --data ~/project --pattern "*.py" --output run --layers 6 --width 384
   nanovllm train --data notes.txt --init-from gpt2 --context 256 --output run
   nanovllm train --resume run
-  nanovllm serve run
+  nanovllm serve ./run
 
 The same settings, with underscores, may be in a TOML file (--config); the command line counts more.
 Ctrl-C saves the state and ends the run.
@@ -31,6 +31,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         description=_DESCRIPTION,
         variables=("NANOVLLM_CACHE_DIR",),
     )
+    parser.set_defaults(parser=parser)  # for errors that the settings have together
     _add_run_options(parser)
     _add_model_options(parser)
     _add_optimization_options(parser)
@@ -44,7 +45,7 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
         "--data",
         nargs="+",
         metavar="PATH",
-        help="text files, folders of them, or one token file (.npy)",
+        help="text files, folders of them, or one token file (.npy, or .bin of uint16)",
     )
     _add(
         group,
@@ -53,8 +54,14 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
         metavar="PATH",
         help="text or a token file to validate on (default: the end of --data)",
     )
-    _add(group, "--output", metavar="DIR", help="new folder for checkpoint, metrics and report")
-    _add(group, "--pattern", metavar="GLOB", help="files to read from folders (default: *.txt)")
+    _add(group, "--output", metavar="DIR", help="folder to make for checkpoint, metrics and report")
+    _add(
+        group,
+        "--pattern",
+        metavar="GLOB",
+        help="files to read from folders, but not from hidden ones, node_modules or virtual "
+        "environments (default: *.txt)",
+    )
     _add(group, "--config", metavar="FILE", help="TOML file with any of these settings")
     _add(group, "--resume", metavar="DIR", help="continue the run in DIR, to the same bits")
     _add(group, "--stop-after", type=int, metavar="STEP", help="save and end after this step")
@@ -86,7 +93,13 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
         metavar="TOKENS",
         help="context length (default: 64, with --init-from the model's)",
     )
-    _add(group, "--activation", metavar="NAME", help="activation function (default: gelu_new)")
+    _add(
+        group,
+        "--activation",
+        metavar="NAME",
+        help="gelu_new, gelu, quick_gelu, relu, relu2, silu, sigmoid, tanh, mish or another of "
+        "docs/training.md (default: gelu_new)",
+    )
     _add(
         group,
         "--positions",
@@ -116,7 +129,7 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
         "--vocab-size",
         type=int,
         metavar="TOKENS",
-        help="vocabulary of a bpe tokenizer (default: 1024)",
+        help="vocabulary of a bpe tokenizer (default: 1024, or what a small text gives)",
     )
 
 

@@ -89,7 +89,7 @@ def load_image(spec: Spec, store: ObjectCache, entry_points: EntryPoints = INFER
         with store.exclusive(key):
             image = store.load(key)  # another process may have compiled it meanwhile
             if image is None:
-                _announce_compilation(store)
+                _announce_compilation(store, spec, entry_points)
                 image = _compile(spec, cpu, entry_points)
                 if _is_unchanged(entry_points) and not store.save(key, image):
                     _warn_about_cache(store)
@@ -103,12 +103,15 @@ def _is_unchanged(entry_points: EntryPoints) -> bool:
     return digest_of_sources(entry_points.package) == entry_points.sources
 
 
-def _announce_compilation(store: ObjectCache) -> None:
+def _announce_compilation(store: ObjectCache, spec: Spec, entry_points: EntryPoints) -> None:
     """Explain the slow start where no progress bar does, as in a log or a pipe."""
     if not shows_progress():
+        purpose = "training"
+        if entry_points == INFERENCE:
+            purpose = f"{spec.weights} weights, {spec.cache} KV cache"
         print(
-            "nanovllm: compiling kernels for this CPU, which takes 10 to 20 s and happens once; "
-            f"they are kept in {store.folder}",
+            f"nanovllm: compiling kernels for this CPU ({purpose}), which takes 10 to 20 s and "
+            f"happens once; they are kept in {store.folder}",
             file=sys.stderr,
             flush=True,
         )

@@ -30,6 +30,7 @@ from nanovllm.training.data.tokenizer import (
 )
 
 _TOKEN_SUFFIXES = (".npy", ".bin")
+_FEW_VALIDATION_TOKENS = 100  # the loss of fewer is mostly chance
 _CHUNK = 2**22  # tokens of a memory-mapped file that are read together
 
 
@@ -90,16 +91,19 @@ def prepare_data(
     train, validation, files, warnings = _read_splits(
         paths, validation_paths, pattern, validation_fraction
     )
-    # A character that occurs in the validation text alone must have a token, as in nanoGPT.
-    learned_from = [*train, *validation] if tokenizer == "char" else train
-    library = make_tokenizer(tokenizer, learned_from, vocab_size)
-    if end_of_text_id is None:
-        end_of_text_id = library.token_to_id(END_OF_TEXT)
-    train_tokens = encode_texts(library, train, end_of_text_id, "Encoding the training text")
-    validation_tokens = encode_texts(
-        library, validation, end_of_text_id, "Encoding the validation text"
-    )
-    _check_lengths(train_tokens, validation_tokens, context)
+    try:
+        # A character that occurs in the validation text alone must have a token, as in nanoGPT.
+        learned_from = [*train, *validation] if tokenizer == "char" else train
+        library = make_tokenizer(tokenizer, learned_from, vocab_size)
+        if end_of_text_id is None:
+            end_of_text_id = library.token_to_id(END_OF_TEXT)
+        train_tokens = encode_texts(library, train, end_of_text_id, "Encoding the training text")
+        validation_tokens = encode_texts(
+            library, validation, end_of_text_id, "Encoding the validation text"
+        )
+        few = _check_lengths(train_tokens, validation_tokens, context)
+    except TrainingError as error:  # files that were skipped may be the reason
+        raise TrainingError("\n".join([*warnings, str(error)])) from error
     return PreparedData(
         library,
         Dataset(train_tokens, context),
@@ -107,7 +111,7 @@ def prepare_data(
         end_of_text_id,
         sum(len(text.encode()) for text in validation),
         files,
-        warnings,
+        (*warnings, *few),
     )
 
 
@@ -188,7 +192,7 @@ def _from_token_files(
     else:
         boundary = int(len(train) * (1 - validation_fraction))
         train, validation = train[:boundary], train[boundary:]
-    _check_lengths(train, validation, context)
+    few = _check_lengths(train, validation, context)
     return PreparedData(
         tokenizer,
         Dataset(train, context),
@@ -196,7 +200,7 @@ def _from_token_files(
         tokenizer.token_to_id(END_OF_TEXT),
         sum(int(lengths[chunk].sum()) for chunk in _chunks(validation)),
         files,
-        (),
+        few,
     )
 
 
@@ -222,8 +226,8 @@ def _check_lengths(
     train: Integer[np.ndarray, " train"],
     validation: Integer[np.ndarray, " validation"],
     context: int,
-) -> None:
-    """Raise TrainingError if a split has no window."""
+) -> tuple[str, ...]:
+    """Return a warning if there are few validation tokens; raise TrainingError for no window."""
     if len(train) <= context:
         raise TrainingError(
             f"the training text has {len(train):,} tokens, but a context of {context:,} needs at "
@@ -234,3 +238,10 @@ def _check_lengths(
             f"the validation text has {len(validation)} tokens, but needs at least 2: give more "
             "text, or raise the part that is held out (--validation-fraction)"
         )
+    if len(validation) < _FEW_VALIDATION_TOKENS:
+        warning = (
+            f"the validation text has {len(validation)} tokens; a loss of fewer than "
+            f"{_FEW_VALIDATION_TOKENS} is mostly chance"
+        )
+        return (warning,)
+    return ()

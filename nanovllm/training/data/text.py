@@ -14,6 +14,9 @@ from nanovllm.errors import TrainingError
 from nanovllm.progress import progress_bar
 
 _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+_BYTE_ORDER_MARK = "\ufeff"
+_SKIPPED_FOLDERS = ("__pycache__", "node_modules")
+_VIRTUAL_ENVIRONMENT = "pyvenv.cfg"  # the file that marks one
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +44,10 @@ def read_documents(paths: Sequence[Path], pattern: str = "*.txt") -> Corpus:
     """Read text files, and the files of folders whose names match a glob pattern.
 
     Folders are searched recursively, without following links to folders; their files are sorted by
-    path. A file that several paths lead to is read once. Empty files of folders are left out. Files
-    of folders that are unreadable or not UTF-8 text are skipped and counted in a warning.
+    path. Folders in them are skipped that are hidden (.git), hold no sources (__pycache__,
+    node_modules), or are virtual environments. A file that several paths lead to is read once.
+    Empty files of folders are left out. Files of folders that are unreadable or not UTF-8 text are
+    skipped and counted in a warning.
 
     Raises:
         TrainingError: a path does not exist, a named file is empty, unreadable or not UTF-8 text, a
@@ -168,10 +173,10 @@ def _files_of(path: Path, pattern: str) -> list[Path]:
         if not path.is_dir():
             check_is_regular(path)
             return [path]
-        files = sorted(file for file in path.rglob(pattern) if _is_file(file))
+        files = sorted(_search(path, pattern))
     except FileNotFoundError:
         raise TrainingError(
-            f"{path} does not exist; give a text file, a folder or a token file"
+            f"{path} does not exist; give a text file, or a folder of text files"
         ) from None
     except OSError as error:
         raise TrainingError(f"{path} cannot be read: {error.strerror or error}") from None
@@ -182,7 +187,7 @@ def _files_of(path: Path, pattern: str) -> list[Path]:
             f"pattern is {pattern!r} but must be a glob pattern such as *.txt or *.py: {error}"
         ) from None
     if not files:
-        suffixes = Counter(file.suffix for file in path.rglob("*.*") if _is_file(file))
+        suffixes = Counter(file.suffix for file in _search(path, "*.*"))
         listed = ", ".join(f"{count:,} *{name}" for name, count in suffixes.most_common(5))
         raise TrainingError(
             f"{path} has no file that matches {pattern!r}"
@@ -190,6 +195,24 @@ def _files_of(path: Path, pattern: str) -> list[Path]:
             + "; set the pattern (--pattern)"
         )
     return files
+
+
+def _search(folder: Path, pattern: str) -> Iterator[Path]:
+    """Yield the files that match, except those in skipped folders below `folder`."""
+    skipped = {folder: False}
+
+    def is_skipped(inner: Path) -> bool:
+        if inner not in skipped:
+            skipped[inner] = is_skipped(inner.parent) or (
+                inner.name.startswith(".")
+                or inner.name in _SKIPPED_FOLDERS
+                or _is_file(inner / _VIRTUAL_ENVIRONMENT)
+            )
+        return skipped[inner]
+
+    return (
+        file for file in folder.rglob(pattern) if _is_file(file) and not is_skipped(file.parent)
+    )
 
 
 def _is_file(path: Path) -> bool:
@@ -215,11 +238,11 @@ def _read_text(file: Path) -> str:
     if nul >= 0:
         raise TrainingError(f"{file} is binary data: byte {nul} is zero; give UTF-8 text")
     try:
-        text = data.decode("utf-8-sig")
+        text = data.decode()
     except UnicodeDecodeError as error:
-        # utf-8-sig counts from the end of the byte order mark.
-        offset = error.start + len(data) - len(error.object)
+        offset = error.start
         raise TrainingError(
             f"{file} is not UTF-8: byte {offset} is 0x{data[offset]:02x}; convert it to UTF-8"
         ) from None
+    text = text.lstrip(_BYTE_ORDER_MARK)  # files that were joined may begin with several
     return text.replace("\r\n", "\n").replace("\r", "\n")

@@ -74,8 +74,8 @@ def load_tokenizer(path: Path) -> Tokenizer:
         raise TrainingError(str(error)) from None
     if tokenizer is None:
         raise TrainingError(
-            f"there is no tokenizer {str(path)!r}: give char, bpe, a tokenizer.json, or a folder "
-            "with tokenizer.json or with vocab.json and merges.txt"
+            f"there is no tokenizer {str(path)!r}: give char, bpe, gpt2, a tokenizer.json, or a "
+            "folder with tokenizer.json or with vocab.json and merges.txt"
         )
     return tokenizer
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from nanovllm.errors import TrainingError
 from nanovllm.training.atomic_files import write_bytes, write_json
+from nanovllm.training.commands import resume_command
 from nanovllm.training.metrics import METRICS_FILE, RUN_FILE, SAMPLES_FILE, Evaluation, parse_object
 from nanovllm.training.report import REPORT_FILE, write_report
 from nanovllm.training.run.checkpoint import LAST, RESUME_FILE
@@ -43,8 +44,8 @@ class RunFiles:
             raise TrainingError(f"{existing} is a file; --output needs a folder")
         if (folder / RESUME_FILE).exists():
             raise TrainingError(
-                f"{folder} holds a run already: continue it with --resume {folder}, or choose "
-                "another --output"
+                f"{folder} holds a run already: continue it with `{resume_command(folder)}`, or "
+                "choose another --output"
             )
         taken = [name for name in _WRITTEN if os.path.lexists(folder / name)]
         if taken or (folder / LAST).is_file():

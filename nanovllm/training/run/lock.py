@@ -45,6 +45,13 @@ def lock_folder(folder: Path) -> Iterator[None]:
         lock.release()
 
 
+def check_is_idle(folder: Path) -> None:
+    """Raise TrainingError if a process is writing to the folder."""
+    if (folder / _LOCK_FILE).exists():
+        with lock_folder(folder):
+            pass
+
+
 def _read_owner(file: Path) -> str:
     with suppress(OSError, ValueError):
         return f" ({file.read_text(encoding='utf-8')})"

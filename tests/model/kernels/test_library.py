@@ -27,6 +27,7 @@ from nanovllm.model.kernels.build.target import KernelTarget, Spec, host_target
 from nanovllm.model.kernels.library import ENTRIES, cache_key, load_image, load_library
 from nanovllm.model.kernels.simd.move import load_int
 from nanovllm.model.kernels.threads import worker
+from nanovllm.training.kernels.library import TRAINING
 from tests.support.cache_processes import KEY, compile_unless_there, save_and_load
 
 SPEC = Spec(KernelTarget(16))
@@ -362,9 +363,13 @@ def test_the_first_start_is_told_where_no_bar_shows_it(
     store = ObjectCache(tmp_path / "good")
     assert load_image(SPEC, store) == load_image(SPEC, store) == b"code"
     told = capsys.readouterr().err
-    assert told.startswith("nanovllm: compiling kernels for this CPU")
+    assert told.startswith(
+        "nanovllm: compiling kernels for this CPU (float32 weights, float32 KV cache), which"
+    )
     assert told.count("\n") == 1, "once, and in one line"
     assert str(store.folder) in told
+    load_image(SPEC, store, TRAINING)
+    assert "for this CPU (training), which" in capsys.readouterr().err
     monkeypatch.setattr(library_module, "shows_progress", lambda: True)
     assert load_image(SPEC, ObjectCache(tmp_path / "other")) == b"code"
     assert capsys.readouterr().err == ""

@@ -127,6 +127,7 @@ def test_validation_data_replaces_the_end_of_the_training_text(tmp_path: Path) -
     assert data.validation_bytes == 3
     assert [file.name for file in data.files] == ["1.txt", "2.txt"]
     assert "1 of 2 files are validation data and left out" in data.warnings[0]
+    assert "the validation text has 2 tokens" in data.warnings[1]
     with pytest.raises(TrainingError, match="all other training text is validation data"):
         prepare_data([tmp_path], validation_paths=[tmp_path], tokenizer="char", context=3)
     with pytest.raises(TrainingError, match="does not exist"):

@@ -43,6 +43,31 @@ def test_files_of_a_folder_that_are_not_text_are_skipped_with_a_warning(tmp_path
         read_documents([tmp_path])
 
 
+def test_hidden_folders_and_virtual_environments_in_a_folder_are_skipped(tmp_path: Path) -> None:
+    root = tmp_path / ".notes"  # a hidden folder that is named is searched
+    for name in (
+        "a.py",
+        "src/b.py",
+        "src/.git/hook.py",
+        "src/__pycache__/c.py",
+        "src/node_modules/deep/d.py",
+        "env/lib/site-packages/e.py",
+    ):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text("pass")
+    (root / "env" / "pyvenv.cfg").touch()
+    corpus = read_documents([root], "*.py")
+    assert [document.path.name for document in corpus.documents] == ["a.py", "b.py"]
+    with pytest.raises(TrainingError, match=r"\(it has 2 \*\.py\)"):
+        read_documents([root])
+
+
+def test_byte_order_marks_at_the_beginning_are_no_text(tmp_path: Path) -> None:
+    path = tmp_path / "joined.txt"
+    path.write_text("\ufeff\ufeffa\ufeffb", encoding="utf-8")
+    assert read_documents([path]).texts == ["a\ufeffb"]
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [
