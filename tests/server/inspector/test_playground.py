@@ -42,11 +42,12 @@ def labels(page: "Page") -> list[str]:
 def test_generation_streams_into_tokens_with_their_figures(
     browser: "Browser", server: RunningServer
 ) -> None:
-    answer = server.complete("the end", max_tokens=8, temperature=0, logprobs=1)["choices"][0]
+    body: Any = {"max_tokens": 8, "temperature": 0, "logprobs": 10}
+    answer = server.complete("the end", **body, return_tokens_as_token_ids=True)["choices"][0]
     with open_page(browser, server.url) as page:
         with page.expect_request("**/v1/completions") as request:
             tokens = run(page, "the end")
-        body: Any = request.value.post_data_json
+        body = request.value.post_data_json
         assert body["stream"] is True
         assert (body["prompt"], body["max_tokens"], body["logprobs"]) == ("the end", 8, 10)
         assert tokens.count() == 8
@@ -65,6 +66,13 @@ def test_generation_streams_into_tokens_with_their_figures(
         assert float(value.replace("\u2212", "-")) == pytest.approx(math.log(chance), rel=1e-2)
         assert unit == shown["Entropy, at least"].split("\u2009")[1] == "nats"
         assert shown["Rank"] == "1", "greedy"
+        top = list(answer["logprobs"]["top_logprobs"][2].values())
+        listed = sum(-math.exp(logprob) * logprob for logprob in top)
+        rest = 1 - sum(map(math.exp, top))
+        least = listed + rest * max(-min(top), -math.log(rest))
+        assert least > listed - rest * math.log(rest), "other tokens count as several"
+        entropy = float(shown["Entropy, at least"].split("\u2009")[0])
+        assert entropy == pytest.approx(least, abs=0.051), "of two digits"
         assert tooltip.locator(".bars li").count() == 5
 
 
@@ -182,7 +190,7 @@ def test_scoring_shows_where_the_probability_of_a_prompt_collapses(
         assert byte_values == ["\\xC3", "\\xA9"], "each is half of a character"
         assert page.locator(".choice .tokens").text_content() == "in the \\xC3\\xA9é end"
         page.locator(".segment", has_text="Entropy").click()
-        page.get_by_text("Entropy, lower bound").wait_for()
+        page.get_by_text("Entropy, at least").wait_for()
 
 
 def test_copied_requests_work_where_they_are_pasted(

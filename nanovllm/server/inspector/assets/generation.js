@@ -201,17 +201,21 @@ export function rankText(token, count) {
 }
 
 /**
- * Return a lower bound of the entropy at a position, in nats: of the alternatives, and all other
- * tokens counted as one.
+ * Return a lower bound of the entropy at a position, in nats.
+ *
+ * The response lists the tokens of the highest probabilities. Each other token is at most as likely
+ * as the least of these, and as all others together, so that -ln p is at least that of this bound.
  * @param {Token} token
+ * @param {number} count number of alternatives that the request asked for
  */
-export function entropyNats(token) {
+export function entropyNats(token, count) {
   if (!token.alternatives.length) return null;
   const probabilities = token.alternatives.map((other) => Math.exp(other.logprob));
-  const rest = 1 - probabilities.reduce((sum, value) => sum + value, 0);
-  return [...probabilities, rest]
-    .filter((value) => value > 0)
-    .reduce((sum, value) => sum - value * Math.log(value), 0);
+  const rest = Math.max(0, 1 - probabilities.reduce((sum, value) => sum + value, 0));
+  // The sampled token may be listed below the alternatives.
+  const least = probabilities[Math.min(count, probabilities.length) - 1] ?? 1;
+  const listed = probabilities.reduce((sum, p) => sum - (p > 0 ? p * Math.log(p) : 0), 0);
+  return listed - (rest > 0 ? rest * Math.log(Math.min(least, rest)) : 0);
 }
 
 /**

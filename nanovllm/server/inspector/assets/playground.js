@@ -252,7 +252,8 @@ class Playground {
     this.controller?.abort();
     const choices = run.choices.map((other) => (other === choice ? branch : other));
     const note = at ? `from ${this.vocabulary.label(at.id)}` : "continued";
-    this.#show({ ...run, mode: "generate", body: fields, choices, note });
+    const numAlternatives = Math.min(run.numAlternatives, fields.logprobs ?? 0);
+    this.#show({ ...run, mode: "generate", body: fields, choices, numAlternatives, note });
     this.#send({ ...fields, prompt }, [branch]);
   }
 
