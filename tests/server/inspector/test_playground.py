@@ -76,6 +76,23 @@ def test_generation_streams_into_tokens_with_their_figures(
         assert tooltip.locator(".bars li").count() == 5
 
 
+def test_speed_leaves_out_tokens_read_with_the_first_unless_all_were(
+    browser: "Browser", server: RunningServer
+) -> None:
+    times = {"startedMs": 1000, "firstTokenMs": 1500, "firstNewToken": 0, "status": "done"}
+    read = {**times, "tokens": [0] * 10, "lastTokenMs": 2500, "numFirst": 4}
+    with open_page(browser, server.url) as page:
+        shown = page.evaluate(
+            """async (choices) => {
+                const main = document.querySelector("script[type=module]").src;
+                const { speed } = await import(new URL("generation.js", main).href);
+                return choices.map((choice) => speed(choice).tokensPerS);
+            }""",
+            [read, {**read, "lastTokenMs": 1500, "numFirst": 10}, {**read, "firstTokenMs": None}],
+        )
+    assert shown == [6, 20, None]
+
+
 def facts(parent: "Locator") -> dict[str, str]:
     """Return the figures of a tooltip or popover by name."""
     names = parent.locator("dt").all_text_contents()
