@@ -81,6 +81,11 @@ def run_embeddings(parsed: argparse.Namespace) -> int:
 
 
 def _load(parsed: argparse.Namespace) -> InspectedModel:
+    folder = parsed.output.parent
+    if not folder.is_dir():
+        raise InvalidRequestError(
+            f"{parsed.output} cannot be written: the folder {folder} does not exist"
+        )
     if not _is_html(parsed):
         pictures.check_packages()
     return InspectedModel.load(resolve_model(parsed.model))

@@ -108,6 +108,16 @@ def test_an_error_is_one_line(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_missing_folder_is_named_before_the_model_is_loaded(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "missing"
+    output = ("--prompt", "a", "--output", folder / "a.html")
+    _, err = run(capsys, "visualize", "attention", tmp_path / "no model", *output, code=1)
+    message = f"{folder / 'a.html'} cannot be written: the folder {folder} does not exist"
+    assert err == f"nanovllm: {message}\n"
+
+
 @needs_matplotlib
 def test_a_picture_of_the_lens_has_room_for_so_many_tokens(
     capsys: pytest.CaptureFixture[str], tiny_model: Path, tmp_path: Path

@@ -42,11 +42,12 @@ def labels(page: "Page") -> list[str]:
 def test_generation_streams_into_tokens_with_their_figures(
     browser: "Browser", server: RunningServer
 ) -> None:
-    answer = server.complete("the end", max_tokens=8, temperature=0, logprobs=1)["choices"][0]
+    body: Any = {"max_tokens": 8, "temperature": 0, "logprobs": 10}
+    answer = server.complete("the end", **body, return_tokens_as_token_ids=True)["choices"][0]
     with open_page(browser, server.url) as page:
         with page.expect_request("**/v1/completions") as request:
             tokens = run(page, "the end")
-        body: Any = request.value.post_data_json
+        body = request.value.post_data_json
         assert body["stream"] is True
         assert (body["prompt"], body["max_tokens"], body["logprobs"]) == ("the end", 8, 10)
         assert tokens.count() == 8
@@ -65,7 +66,31 @@ def test_generation_streams_into_tokens_with_their_figures(
         assert float(value.replace("\u2212", "-")) == pytest.approx(math.log(chance), rel=1e-2)
         assert unit == shown["Entropy, at least"].split("\u2009")[1] == "nats"
         assert shown["Rank"] == "1", "greedy"
+        top = list(answer["logprobs"]["top_logprobs"][2].values())
+        listed = sum(-math.exp(logprob) * logprob for logprob in top)
+        rest = 1 - sum(map(math.exp, top))
+        least = listed + rest * max(-min(top), -math.log(rest))
+        assert least > listed - rest * math.log(rest), "other tokens count as several"
+        entropy = float(shown["Entropy, at least"].split("\u2009")[0])
+        assert entropy == pytest.approx(least, abs=0.051), "of two digits"
         assert tooltip.locator(".bars li").count() == 5
+
+
+def test_speed_leaves_out_tokens_read_with_the_first_unless_all_were(
+    browser: "Browser", server: RunningServer
+) -> None:
+    times = {"startedMs": 1000, "firstTokenMs": 1500, "firstNewToken": 0, "status": "done"}
+    read = {**times, "tokens": [0] * 10, "lastTokenMs": 2500, "numFirst": 4}
+    with open_page(browser, server.url) as page:
+        shown = page.evaluate(
+            """async (choices) => {
+                const main = document.querySelector("script[type=module]").src;
+                const { speed } = await import(new URL("generation.js", main).href);
+                return choices.map((choice) => speed(choice).tokensPerS);
+            }""",
+            [read, {**read, "lastTokenMs": 1500, "numFirst": 10}, {**read, "firstTokenMs": None}],
+        )
+    assert shown == [6, 20, None]
 
 
 def facts(parent: "Locator") -> dict[str, str]:
@@ -182,7 +207,46 @@ def test_scoring_shows_where_the_probability_of_a_prompt_collapses(
         assert byte_values == ["\\xC3", "\\xA9"], "each is half of a character"
         assert page.locator(".choice .tokens").text_content() == "in the \\xC3\\xA9é end"
         page.locator(".segment", has_text="Entropy").click()
-        page.get_by_text("Entropy, lower bound").wait_for()
+        page.locator(".scale-title", has_text="Entropy, at least").wait_for()
+
+
+def test_errors_are_shown_beside_the_button_and_at_their_setting(
+    browser: "Browser", server: RunningServer
+) -> None:
+    size = {"width": 1280, "height": 500}
+    with open_page(browser, server.url, viewport=size, expected_errors=2) as page:
+        start = page.get_by_role("button", name="Generate", exact=True)
+        message = page.locator(".playground-main > div > .message.error")
+        page.locator(".prompt-input").fill("a" * 200)
+        page.locator("[name=seed]").fill("7")
+        start.click()
+        message.wait_for()
+        box = message.bounding_box()
+        assert box is not None
+        assert 0 <= box["y"] <= 500 - box["height"], "in sight"
+        assert page.locator(".choice:visible").count() == 0, "the prompt is not repeated"
+        failed = page.locator(".history-item", has_text="generate · failed")
+        assert failed.locator("span").last.inner_text().endswith(" · seed 7")
+
+        temperature = page.locator("[name=temperature]")
+        temperature.fill("-1")
+        start.click()
+        page.locator("[name=temperature][aria-invalid=true]").wait_for()
+        temperature.fill("0")
+        page.evaluate("""() => {
+            const real = window.fetch;
+            window.restore = () => { window.fetch = real; };
+            window.fetch = () => Promise.reject(new TypeError("refused"));
+        }""")
+        start.click()
+        page.get_by_text("The server cannot be reached.").locator("visible=true").first.wait_for()
+        assert page.locator("[aria-invalid]").count() == 0
+        page.locator(".dot.unreachable").wait_for()
+        page.evaluate("restore(); document.dispatchEvent(new Event('visibilitychange'))")
+        page.locator(".dot.ready").wait_for()
+        message.wait_for(state="detached")
+        page.locator(".history-item", has_text="failed").first.click()
+        page.get_by_text("This run failed: The server cannot be reached.").wait_for()
 
 
 def test_copied_requests_work_where_they_are_pasted(
@@ -201,6 +265,17 @@ def test_copied_requests_work_where_they_are_pasted(
             page.get_by_role("button", name=f"Copy as {name}").click()
             page.locator(".toast", has_text=name).wait_for()
             copied[name] = page.evaluate(COPIED)
+        page.locator(".history-item", has_text="seed 7 · temperature 1").wait_for()
+
+        page.locator(".choice .token").nth(1).click()
+        with page.expect_request("**/v1/completions") as request:
+            page.locator(".bar-button").nth(1).click()
+        page.get_by_role("button", name="Copy as curl").click()
+        continued: Any = request.value.post_data_json
+        fields = {name: continued[name] for name in continued if name not in STREAMING}
+        page.wait_for_function(f"async () => (await ({COPIED})()).includes('\"prompt\": [')")
+        body = page.evaluate(COPIED).partition("-d '")[2].rpartition("'")[0]
+        assert json.loads(body) == fields, "the prompt with the kept tokens"
     fields = {"prompt": prompt, "top_k": 5, "logit_bias": {"5": 2.5}, "stop": ["\n"], "seed": 7}
     assert {name: sent[name] for name in fields} == fields
     expected = server.complete(**{name: sent[name] for name in sent if name not in STREAMING})

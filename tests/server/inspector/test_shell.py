@@ -85,6 +85,7 @@ def test_a_declined_key_is_asked_for_again_only_by_the_reader(
 ) -> None:
     with open_page(browser, guarded.url, expected_errors=1) as page:
         page.get_by_role("dialog").get_by_role("button", name="Cancel").click()
+        page.locator(".status-text", has_text="needs a key").wait_for()
         button = page.get_by_role("button", name="Enter an API key")
         button.click()
         page.get_by_role("dialog").get_by_label("Key").fill(KEY)

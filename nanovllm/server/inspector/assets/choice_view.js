@@ -1,6 +1,6 @@
 /** One choice of a run: its text, figures and chart. */
 
-import { button, copyText, errorMessage } from "./components.js";
+import { button, copyText } from "./components.js";
 import { append, h, replace } from "./dom.js";
 import { formatDuration, formatNumber, formatPercent } from "./format.js";
 import { endText, speed } from "./generation.js";
@@ -35,7 +35,6 @@ export class ChoiceView {
     this.note = h("p", { class: "secondary small-text", text: TIMES_NOTE });
     this.badges = h("div", { class: "row" });
     this.actions = h("div", { class: "row" });
-    this.problem = h("div");
     this.text = new TokenText({
       vocabulary, label, onbranch, onpoint: (position) => this.chart.mark(position),
     });
@@ -48,7 +47,7 @@ export class ChoiceView {
     this.element = h(
       "article",
       { class: "choice", "aria-label": label },
-      this.badges, this.text.element, this.problem, this.chart.element, this.figures,
+      this.badges, this.text.element, this.chart.element, this.figures,
       this.note, this.actions,
     );
   }
@@ -74,8 +73,6 @@ export class ChoiceView {
       end && h("span", { class: isRunning ? "badge accent" : "badge", text: end }),
     );
     this.badges.hidden = !this.badges.childElementCount;
-    replace(this.problem, choice.error && errorMessage(choice.error));
-    this.problem.hidden = !choice.error;
     const figures = appearance.isScore ? scoreFigures(choice) : speedFigures(choice);
     replace(
       this.figures,
@@ -116,12 +113,12 @@ export class ChoiceView {
 
 /** @param {import("./generation.js").Choice} choice */
 function speedFigures(choice) {
-  const { count, ttftS, tokensPerS } = speed(choice);
-  const unknown = choice.status === "done" && count > 1 ? "all tokens came at once" : "–";
+  const { count, ttftS, tokensPerS, isWhole } = speed(choice);
+  const range = isWhole ? ", with the time to the first token" : "";
   return [
     ["Tokens", choice.firstNewToken ? `${count} new, ${choice.tokens.length} in all` : `${count}`],
     ["Time to first token, browser", ttftS === null ? "–" : formatDuration(ttftS)],
-    ["Speed", tokensPerS === null ? unknown : `${formatNumber(tokensPerS)}\u2009tokens/s`],
+    ["Speed", tokensPerS === null ? "–" : `${formatNumber(tokensPerS)}\u2009tokens/s${range}`],
     ...textFigures(choice),
   ];
 }

@@ -10,7 +10,8 @@
  * @typedef {{promptIndex: number, index: number, promptIds: number[], tokens: Token[],
  *   firstNewToken: number, status: "waiting" | "running" | "done" | "stopped" | "failed",
  *   finishReason: string | null, stopReason: string | number | null, error: string | null,
- *   startedMs: number, firstTokenMs: number | null, lastTokenMs: number | null}} Choice
+ *   startedMs: number, firstTokenMs: number | null, lastTokenMs: number | null,
+ *   numFirst: number}} Choice `numFirst` tokens arrived together with the first
  */
 
 /**
@@ -23,7 +24,7 @@ export function newChoice(promptIndex, index) {
   return {
     promptIndex, index, promptIds: [], tokens: [], firstNewToken: 0, status: "waiting",
     finishReason: null, stopReason: null, error: null,
-    startedMs: performance.now(), firstTokenMs: null, lastTokenMs: null,
+    startedMs: performance.now(), firstTokenMs: null, lastTokenMs: null, numFirst: 0,
   };
 }
 
@@ -33,12 +34,13 @@ export function newChoice(promptIndex, index) {
  * @param {object} body the request without the fields about streaming
  * @param {Choice[]} choices by the index of the response
  * @param {{signal: AbortSignal, onchange: (choice: Choice) => void}} options
+ * @returns {Promise<Error | null>} why it failed
  */
 export async function generate({ api, vocabulary }, body, choices, { signal, onchange }) {
   const request = {
     ...body, stream: true, return_token_ids: true, return_tokens_as_token_ids: true,
   };
-  await finish(choices, onchange, async () => {
+  return finish(choices, onchange, async () => {
     for await (const events of api.stream("v1/completions", { body: request, signal })) {
       const pieces = events.flatMap((event) => event.data.choices);
       const arrivedMs = performance.now();
@@ -60,9 +62,10 @@ export async function generate({ api, vocabulary }, body, choices, { signal, onc
  * @param {object} body
  * @param {Choice[]} choices by the index of the response
  * @param {{signal: AbortSignal, onchange: (choice: Choice) => void}} options
+ * @returns {Promise<Error | null>} why it failed
  */
 export async function score({ api, vocabulary }, body, choices, { signal, onchange }) {
-  await finish(choices, onchange, async () => {
+  return finish(choices, onchange, async () => {
     const response = await api.post("v1/completions", body, { signal });
     await vocabulary.load();
     for (const scored of response.choices) {
@@ -78,26 +81,27 @@ export async function score({ api, vocabulary }, body, choices, { signal, onchan
 }
 
 /**
- * Run a request; its end or error becomes that of the choices that are not done.
+ * Run a request and return its error; its end becomes that of the choices that are not done.
  * @param {Choice[]} choices
  * @param {(choice: Choice) => void} onchange
  * @param {() => Promise<void>} run
  */
 async function finish(choices, onchange, run) {
   let status = /** @type {Choice["status"]} */ ("done");
-  let message = null;
+  let failure = null;
   try {
     await run();
   } catch (error) {
     status = error.name === "AbortError" ? "stopped" : "failed";
-    if (status === "failed") message = error.message;
+    if (status === "failed") failure = error;
   }
   for (const choice of choices) {
     if (choice.status === "done") continue;
     choice.status = status;
-    choice.error = message;
+    choice.error = failure?.message ?? null;
     onchange(choice);
   }
+  return failure;
 }
 
 /** @param {string} name such as "token_id:12" */
@@ -117,6 +121,7 @@ function addPiece(choice, piece, arrivedMs) {
     choice.tokens.push(sampledToken(id, logprob, piece.logprobs?.top_logprobs[index]));
     choice.firstTokenMs ??= arrivedMs;
     choice.lastTokenMs = arrivedMs;
+    if (arrivedMs === choice.firstTokenMs) choice.numFirst += 1;
   });
   choice.status = "running";
   if (piece.finish_reason) {
@@ -201,35 +206,46 @@ export function rankText(token, count) {
 }
 
 /**
- * Return a lower bound of the entropy at a position, in nats: of the alternatives, and all other
- * tokens counted as one.
+ * Return a lower bound of the entropy at a position, in nats.
+ *
+ * The response lists the tokens of the highest probabilities. Each other token is at most as likely
+ * as the least of these, and as all others together, so that -ln p is at least that of this bound.
  * @param {Token} token
+ * @param {number} count number of alternatives that the request asked for
  */
-export function entropyNats(token) {
+export function entropyNats(token, count) {
   if (!token.alternatives.length) return null;
   const probabilities = token.alternatives.map((other) => Math.exp(other.logprob));
-  const rest = 1 - probabilities.reduce((sum, value) => sum + value, 0);
-  return [...probabilities, rest]
-    .filter((value) => value > 0)
-    .reduce((sum, value) => sum - value * Math.log(value), 0);
+  const rest = Math.max(0, 1 - probabilities.reduce((sum, value) => sum + value, 0));
+  // The sampled token may be listed below the alternatives.
+  const least = probabilities[Math.min(count, probabilities.length) - 1] ?? 1;
+  const listed = probabilities.reduce((sum, p) => sum - (p > 0 ? p * Math.log(p) : 0), 0);
+  return listed - (rest > 0 ? rest * Math.log(Math.min(least, rest)) : 0);
 }
 
 /**
  * Return what the response says about its speed.
+ *
+ * Tokens that arrived with the first have no time of their own. Where all did, the speed is that of
+ * the whole response (`isWhole`).
  * @param {Choice} choice
  */
 export function speed(choice) {
   const count = choice.tokens.length - choice.firstNewToken;
-  const { startedMs, firstTokenMs, lastTokenMs } = choice;
-  if (firstTokenMs === null) return { count, ttftS: null, tokensPerS: null };
-  const ttftS = (firstTokenMs - startedMs) / 1000;
-  const decodeS = (lastTokenMs - firstTokenMs) / 1000;
-  return { count, ttftS, tokensPerS: count > 1 && decodeS > 0 ? (count - 1) / decodeS : null };
+  const { startedMs, firstTokenMs, lastTokenMs, numFirst } = choice;
+  if (firstTokenMs === null) return { count, ttftS: null, tokensPerS: null, isWhole: false };
+  const isWhole = count === numFirst;
+  const seconds = (lastTokenMs - (isWhole ? startedMs : firstTokenMs)) / 1000;
+  const numTimed = isWhole ? count : count - numFirst;
+  const isKnown = seconds > 0 && (!isWhole || (count > 1 && choice.status !== "running"));
+  const tokensPerS = isKnown ? numTimed / seconds : null;
+  return { count, ttftS: (firstTokenMs - startedMs) / 1000, tokensPerS, isWhole };
 }
 
 /** Return why a choice ended, in words. @param {Choice} choice */
 export function endText(choice) {
   if (choice.status === "stopped") return "stopped by you";
+  if (choice.status === "failed") return "failed";
   if (choice.finishReason === "length") return "length: max_tokens reached";
   if (choice.finishReason !== "stop") return choice.finishReason ?? "";
   const { stopReason } = choice;

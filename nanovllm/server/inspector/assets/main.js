@@ -28,7 +28,9 @@ const VIEWS = [
 ];
 const HEALTH_INTERVAL_MS = 5000;
 const TABS_PADDING_PX = 12; // more than the padding beside the first and the last tab
-const HEALTH_TEXTS = { ready: "ready", loading: "loading the model", unreachable: "unreachable" };
+const HEALTH_TEXTS = {
+  ready: "ready", loading: "loading the model", unreachable: "unreachable", locked: "needs a key",
+};
 
 const store = createStore({ health: null, model: null, maxModelLen: null, prompt: "" });
 
@@ -36,6 +38,9 @@ const store = createStore({ health: null, model: null, maxModelLen: null, prompt
 function announce(text) {
   document.getElementById("live").textContent = text;
 }
+
+/** Whether the server has asked for a key. */
+let isKeyNeeded = false;
 
 /** @type {Context} */
 const context = { api, store, announce };
@@ -125,6 +130,8 @@ function addThemeButton() {
 
 /** Ask for an API key; resolves to it, or to null where the dialog is closed without one. */
 function askForKey() {
+  isKeyNeeded = true;
+  store.set("health", "locked");
   const input = h("input", {
     type: "password", class: "input", autocomplete: "off", spellcheck: "false", required: true,
     name: "key",
@@ -177,6 +184,7 @@ function updateKeyButton(isSet) {
       if (isSet) {
         api.setKey(null);
         updateKeyButton(false);
+        setReady();
         announce("The API key is forgotten.");
       } else {
         api.setKey(await askForKey());
@@ -212,10 +220,15 @@ function addStatus() {
   check();
 }
 
+/** Show that the server is ready for a request, or for the key. */
+function setReady() {
+  store.set("health", isKeyNeeded && !api.hasKey() ? "locked" : "ready");
+}
+
 async function checkHealth() {
   try {
     await api.get("health");
-    store.set("health", "ready");
+    setReady();
   } catch (error) {
     store.set("health", error.status ? "loading" : "unreachable");
     return;
@@ -225,6 +238,7 @@ async function checkHealth() {
     const [model] = (await api.get("v1/models", { isBackground: true })).data;
     store.set("maxModelLen", model.max_model_len);
     store.set("model", model.id);
+    setReady();
   } catch (error) {
     if (error.status !== 401) console.error(error);
   }

@@ -1,5 +1,6 @@
 /** The view "Playground": prompts side by side, generated or scored token by token. */
 
+import { ApiError } from "./api.js";
 import { ChoiceView } from "./choice_view.js";
 import { button, copyText, emptyState, errorMessage, segmented, toast } from "./components.js";
 import { h, replace } from "./dom.js";
@@ -23,13 +24,19 @@ const QUESTIONS = [
 /**
  * @typedef {{mode: "generate" | "score", prompts: string[], body: Record<string, any>,
  *   choices: import("./generation.js").Choice[], settings: Record<string, any>,
- *   numAlternatives: number, note: string}} Run
+ *   numAlternatives: number, sent: Record<string, any>, started: Date, note: string}} Run `sent` is
+ *   the request, which has the kept tokens in its prompt where a choice is continued
  */
 
 /** @param {import("./main.js").Context} context */
 export function create(context) {
   const playground = new Playground(context);
   return { element: playground.element, show() {}, hide: hideTooltip };
+}
+
+/** Return whether a run failed before its first token. @param {Run} run */
+function hasFailedEmpty({ choices }) {
+  return choices.every((choice) => choice.status === "failed" && !choice.tokens.length);
 }
 
 /** Return links to the views that answer what a first visitor may ask. */
@@ -63,6 +70,10 @@ class Playground {
     this.coloring = /** @type {import("./token_text.js").Coloring} */ ("probability");
     this.element = this.#build();
     this.prompts.replace([FIRST_PROMPT]);
+    this.isOffline = false;
+    this.store.subscribe("health", (health) => {
+      if (this.isOffline && health !== "unreachable") this.#fail(null);
+    });
   }
 
   #build() {
@@ -165,7 +176,8 @@ class Playground {
    */
   #copyButton(label, what, write) {
     const onclick = () => {
-      const body = this.#readBody();
+      const isShown = this.run && this.#formText() === this.shownForm;
+      const body = isShown ? this.run.sent : this.#readBody();
       if (body) copyText(write(this.api.address(""), body, this.api.hasKey()), what);
     };
     return button({ label, icon: "copy", kind: "quiet", small: true, onclick });
@@ -204,10 +216,26 @@ class Playground {
     return { ...common, ...options, prompt_logprobs: fields.logprobs ?? 0 };
   }
 
+  /** Return what the prompts and settings are, to notice a change. */
+  #formText() {
+    return JSON.stringify([this.mode, this.prompts.texts(), this.settings.values()]);
+  }
+
   /** Show an error of the whole request, or none. @param {string | null} message */
   #fail(message) {
+    this.isOffline = false;
     replace(this.problem, message && errorMessage(message));
     this.problem.hidden = !message;
+    if (message) this.problem.scrollIntoView({ block: "nearest" });
+  }
+
+  /** Show why a request failed. @param {Error} error */
+  #failRequest(error) {
+    this.#fail(error.message);
+    if (!(error instanceof ApiError)) return;
+    this.settings.mark(error.param);
+    this.isOffline = error.status === 0;
+    if (this.isOffline) this.store.set("health", "unreachable");
   }
 
   #start() {
@@ -221,7 +249,7 @@ class Playground {
     const numAlternatives = body.logprobs ?? body.prompt_logprobs ?? 0;
     const values = this.settings.values();
     const run = { mode: this.mode, prompts, body, choices, settings: values, numAlternatives };
-    this.#show({ ...run, note: "" });
+    this.#show({ ...run, sent: body, started: new Date(), note: "" });
     this.#send(body, choices);
   }
 
@@ -252,8 +280,12 @@ class Playground {
     this.controller?.abort();
     const choices = run.choices.map((other) => (other === choice ? branch : other));
     const note = at ? `from ${this.vocabulary.label(at.id)}` : "continued";
-    this.#show({ ...run, mode: "generate", body: fields, choices, note });
-    this.#send({ ...fields, prompt }, [branch]);
+    const numAlternatives = Math.min(run.numAlternatives, fields.logprobs ?? 0);
+    const sent = { ...fields, prompt };
+    const changed = { body: fields, choices, numAlternatives, sent, started: new Date(), note };
+    this.#fail(null);
+    this.#show({ ...run, mode: "generate", ...changed });
+    this.#send(sent, [branch]);
   }
 
   /**
@@ -270,11 +302,12 @@ class Playground {
       if (!this.changed.size) requestAnimationFrame(() => this.#flush());
       this.changed.add(choice);
     };
-    await action(this, body, choices, { signal: controller.signal, onchange });
-    const failed = choices.find((choice) => choice.status === "failed");
-    this.announce(failed ? failed.error : `Finished with ${countTokens(choices)} tokens.`);
+    const error = await action(this, body, choices, { signal: controller.signal, onchange });
+    this.announce(error ? error.message : `Finished with ${countTokens(choices)} tokens.`);
     if (this.controller === controller) {
       this.controller = null;
+      this.resultGrid.hidden = hasFailedEmpty(this.run);
+      if (error) this.#failRequest(error);
       this.stopButton.disabled = true;
     }
     this.history.update();
@@ -306,7 +339,8 @@ class Playground {
     this.history.add(run);
     this.views.clear();
     this.hint.hidden = true;
-    this.resultGrid.hidden = false;
+    this.shownForm = this.#formText();
+    this.resultGrid.hidden = hasFailedEmpty(run);
     const cards = run.prompts.map((_, index) => {
       const label = run.prompts.length === 1 ? "Tokens" : `Tokens of prompt ${index + 1}`;
       const title = h("h3", { class: "result-title", text: label });
@@ -341,5 +375,7 @@ class Playground {
     this.settings.restore(run.settings);
     this.prompts.replace(run.prompts);
     this.#show(run);
+    const { error } = run.choices.find((choice) => choice.status === "failed") ?? { error: null };
+    this.#fail(error && `This run failed: ${error}`);
   }
 }

@@ -44,7 +44,11 @@ export class RunHistory {
    * @param {boolean} isShown
    */
   #item(run, isShown) {
-    const what = [run.mode, run.note, `${countTokens(run.choices)} tokens`];
+    const hasFailed = run.choices.some((choice) => choice.status === "failed");
+    const end = hasFailed ? "failed" : `${countTokens(run.choices)} tokens`;
+    const named = (/** @type {string} */ name) => name in run.body && `${name} ${run.body[name]}`;
+    const what = [run.mode, run.note, end].filter(Boolean);
+    const which = [run.started.toLocaleTimeString(), named("seed"), named("temperature")];
     return h(
       "button",
       {
@@ -52,7 +56,8 @@ export class RunHistory {
         onclick: () => this.onselect(run),
       },
       h("span", { class: "history-prompt", text: run.prompts.join(" | ") }),
-      h("span", { class: "history-what", text: what.filter(Boolean).join(" · ") }),
+      h("span", { class: "history-what", text: what.join(" · ") }),
+      h("span", { class: "history-what", text: which.filter(Boolean).join(" · ") }),
     );
   }
 }

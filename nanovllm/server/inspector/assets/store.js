@@ -1,8 +1,9 @@
 /**
  * Values that views share, with subscriptions.
  *
- * Keys of the page: `health` ("ready", "loading", "unreachable"), `model` (name), `maxModelLen`
- * (tokens), `prompt` (the text that the Playground hands to Attention and Logit lens).
+ * Keys of the page: `health` ("ready", "locked" without the API key, "loading", "unreachable"),
+ * `model` (name), `maxModelLen` (tokens), `prompt` (the text that the Playground hands to Attention
+ * and Logit lens).
  *
  * @typedef {ReturnType<typeof createStore>} Store
  */

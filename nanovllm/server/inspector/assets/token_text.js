@@ -21,13 +21,14 @@ const ENTROPY_STEPS = [4, 3.5, 3, 2.5, 2, 1.5, 1, 0.5];
  * Return the number of a token's colour in the sequential scale, or null.
  * @param {Token} token
  * @param {Coloring} coloring
+ * @param {number} [count] number of alternatives that the request asked for
  */
-export function colorIndex(token, coloring) {
+export function colorIndex(token, coloring, count = 0) {
   if (coloring === "probability" && token.logprob !== null) {
     const probability = Math.exp(token.logprob);
     return PROBABILITY_STEPS.filter((step) => probability >= step).length;
   }
-  const nats = coloring === "entropy" ? entropyNats(token) : null;
+  const nats = coloring === "entropy" ? entropyNats(token, count) : null;
   return nats === null ? null : ENTROPY_STEPS.filter((step) => nats <= step).length;
 }
 
@@ -43,7 +44,7 @@ export function legend(coloring) {
     { class: "scale-legend" },
     h("span", {
       class: "scale-title",
-      text: isProbability ? "Probability of the token" : "Entropy, lower bound",
+      text: isProbability ? "Probability of the token" : "Entropy, at least",
     }),
     h(
       "ol",
@@ -133,7 +134,7 @@ export class TokenText {
   #span(token, position) {
     const bytes = this.vocabulary.bytes(token.id);
     const text = decode(bytes);
-    const color = colorIndex(token, this.coloring);
+    const color = colorIndex(token, this.coloring, this.numAlternatives);
     const classes = ["token", color === null ? "plain" : `seq-${color}`];
     if (token.origin === "chosen") classes.push("chosen");
     const chance = token.logprob === null ? "" : `, ${formatPercent(Math.exp(token.logprob))}`;
@@ -184,7 +185,7 @@ export class TokenText {
 
   /** Return a token's figures, for a tooltip. @param {Token} token */
   details(token) {
-    const nats = entropyNats(token);
+    const nats = entropyNats(token, this.numAlternatives);
     const has = token.logprob !== null;
     const facts = [
       has && ["Probability", formatPercent(Math.exp(token.logprob))],
