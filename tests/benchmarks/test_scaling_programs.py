@@ -60,7 +60,9 @@ def test_answers_are_comparable(deployment: Deployment) -> None:
 
 def test_a_load_is_measured(deployment: Deployment) -> None:
     figures = replicas.bench(deployment, 2, Namespace(input_tokens=8, output_tokens=4))
-    assert all(value > 0 for value in figures.values())
+    assert figures["output_throughput"] > 0
+    assert 0 < figures["median_ttft_ms"] <= figures["p99_ttft_ms"]
+    assert figures["median_tpot_ms"] >= 0  # 0 where all tokens come at once
 
 
 def test_replicas_are_compared_within_a_round() -> None:

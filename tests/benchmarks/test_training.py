@@ -183,7 +183,7 @@ def test_training_fails_where_ours_fails(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_the_recipe_is_nanogpts() -> None:
     settings = read_toml(nanogpt.RECIPE)
-    config = TrainingConfig.from_dict(settings)
+    config = TrainingConfig.from_dict({**settings, "data": ["input.txt"], "output": "run"})
     assert (config.layers, config.heads, config.width, config.context) == (4, 4, 128, 64)
     assert (config.batch_size, config.steps, config.tokenizer) == (12, 2000, "char")
     assert set(settings) >= {"lr", "min_lr", "warmup_steps", "weight_decay", "grad_clip"}
