@@ -190,7 +190,9 @@ def _update_points(
     if metric not in _UPDATE_METRICS:
         return []
     values = ((one.step, getattr(one, metric)) for one in run.updates)
-    pairs = [(step, None if y is None else y * scale) for step, y in values]
+    pairs: list[tuple[float, float | None]] = [
+        (step, None if y is None else y * scale) for step, y in values
+    ]
     if position.metric == "step":
         return pairs
     knots = [
@@ -199,7 +201,7 @@ def _update_points(
         if (x := getattr(one, position.metric)) is not None
     ]
     steps = [step for step, _ in knots]
-    points = []
+    points: list[tuple[float, float | None]] = []
     for step, y in pairs:
         after = bisect_left(steps, step)
         if after == len(knots) or (after == 0 and steps[0] != step):
