@@ -332,6 +332,17 @@ class TrainingConfig:
         network = asdict(self.network) if self.init_from is None else {}
         return replace(self, **network, lr=self.peak_lr)
 
+    def unchanged(self) -> tuple[str, ...]:
+        """Return the names of the settings that have their defaults."""
+        defaults = TrainingConfig(preset=self.preset, init_from=self.init_from).resolved()
+        names = (field.name for field in fields(self))
+        follows = {"steps"} if self.epochs is not None else set()
+        return tuple(
+            name
+            for name in names
+            if name not in follows and getattr(self, name) == getattr(defaults, name)
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as JSON values."""
         return {**asdict(self), **{name: list(getattr(self, name)) for name in _PATHS}}

@@ -6,6 +6,7 @@ from typing import Any
 
 RUN_FILE = "run.json"
 METRICS_FILE = "metrics.jsonl"
+STEPS_FILE = "steps.jsonl"
 SAMPLES_FILE = "samples.jsonl"
 
 
@@ -36,11 +37,34 @@ class Evaluation:
 
 
 @dataclass(frozen=True, slots=True)
+class StepRecord:
+    """A line of steps.jsonl: one update. None is a value that is not known.
+
+    Attributes:
+        step: updates before this one.
+        train_loss: loss of the update's batch, before the update, in nats per token.
+        lr: learning rate of the update.
+        grad_norm: norm of the gradient before clipping.
+    """
+
+    step: int
+    train_loss: float | None = None
+    lr: float | None = None
+    grad_norm: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Sample:
-    """A line of samples.jsonl: text that the model generated after `step` steps."""
+    """A line of samples.jsonl: text that the model generated after `step` steps.
+
+    Attributes:
+        text: the prompt and the generated text.
+        prompt: the beginning of `text` that is validation text.
+    """
 
     step: int
     text: str
+    prompt: str = ""
 
 
 def parse_object(text: bytes) -> dict[str, Any] | None:

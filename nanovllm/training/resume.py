@@ -33,6 +33,7 @@ _CHANGEABLE = (
     "max_eval_batches",
 )
 """Settings that a resumed run may change: none of them changes an update."""
+_PATHS = ("data", "validation_data")
 
 
 def resumed_config(folder: Path, changes: Mapping[str, Any]) -> TrainingConfig:
@@ -93,6 +94,7 @@ def save_run(folder: Path, setup: Setup, optimizer: AdamW, counters: Counters) -
         "config": setup.config.absolute().to_dict(),
         "data_digest": setup.data_digest,
         "started": setup.facts["started"],
+        "given_paths": {name: setup.facts["config"][name] for name in _PATHS},
     }
     save_state(folder, _arrays(setup, optimizer), state)
     setup.save_weights(folder / LAST)
@@ -117,6 +119,10 @@ def load_run(folder: Path, setup: Setup, optimizer: AdamW) -> Counters:
         raise TrainingError(f"{folder / RESUME_FILE} is damaged: it has no counters") from None
     optimizer.updates = counters.step
     setup.facts["started"] = saved.get("started", setup.facts["started"])
+    # run.json keeps the paths as they were given, until others are given.
+    for name, given in saved.get("given_paths", {}).items():
+        if saved["config"][name] == setup.config.to_dict()[name]:
+            setup.facts["config"][name] = given
     return counters
 
 

@@ -1,6 +1,7 @@
 """Everything that a run needs before its first step: data, tokenizer, network and operations."""
 
 import hashlib
+import os
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -17,6 +18,7 @@ from nanovllm.training.config import NetworkSettings, TrainingConfig
 from nanovllm.training.data.dataset import Dataset
 from nanovllm.training.data.prepare import PreparedData, prepare_data
 from nanovllm.training.data.tokenizer import save_tokenizer
+from nanovllm.training.metrics import Sample
 from nanovllm.training.network.operations import NumpyOperations
 from nanovllm.training.network.parameters import Parameters, initialize
 from nanovllm.training.run import samples
@@ -81,13 +83,18 @@ class Setup:
         """Write the parameters as model.safetensors."""
         save_weights(folder, self.model, self.parameters.arrays())
 
-    def sample(self, tokens: int, seed: int) -> str | None:
-        """Return text that the network generates after the first words of the validation text."""
+    def sample(self, step: int, tokens: int, seed: int) -> Sample | None:
+        """Return text that the network generates after the first tokens of the validation text."""
         if tokens == 0:
             return None
         prompt = self.validation.tokens[: min(8, self.context)].astype(np.int64).tolist()
         drawn = samples.generate(self.model, self.parameters.arrays(), prompt, tokens, seed=seed)
-        return str(self.data.tokenizer.decode(prompt + drawn, skip_special_tokens=False))
+        given, text = (
+            str(self.data.tokenizer.decode(ids, skip_special_tokens=False))
+            for ids in (prompt, prompt + drawn)
+        )
+        # The last token of the prompt may end inside a character.
+        return Sample(step, text, os.path.commonprefix([given, text]))  # noqa: RUF071 - of texts
 
     def close(self) -> None:
         """End the threads of the operations."""
@@ -146,7 +153,7 @@ def prepare(config: TrainingConfig, *, resumes: bool) -> Setup:
         checkpoint=source,
         tokenizer_folder=folder,
         data_digest=_digest(data),
-        facts=_facts(config, model, data),
+        facts=_facts(config, model, data, context),
         notices=notices,
     )
 
@@ -228,8 +235,22 @@ def _digest(data: PreparedData) -> str:
     return digest.hexdigest()
 
 
-def _facts(config: TrainingConfig, model: GPT2Config, data: PreparedData) -> dict[str, Any]:
+def _facts(
+    config: TrainingConfig, model: GPT2Config, data: PreparedData, context: int
+) -> dict[str, Any]:
+    threads = config.num_threads or default_threads()
+    in_effect = {
+        "layers": model.layers,
+        "heads": model.heads,
+        "width": model.d_model,
+        "context": context,
+        "activation": model.activation,
+        "vocab_size": model.vocab,
+        "num_threads": threads,
+    }
     return {
+        "config": config.to_dict() | in_effect,
+        "defaults": config.unchanged(),
         "model": {
             "layers": model.layers,
             "heads": model.heads,
@@ -246,6 +267,6 @@ def _facts(config: TrainingConfig, model: GPT2Config, data: PreparedData) -> dic
         },
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "backend": config.backend,
-        "threads": config.num_threads or default_threads(),
+        "threads": threads,
         "cpu": cpu_name(),
     }

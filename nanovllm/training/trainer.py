@@ -25,7 +25,7 @@ from nanovllm.stop_signal import StopSignal
 from nanovllm.training.commands import resume_command
 from nanovllm.training.config import TrainingConfig
 from nanovllm.training.counters import Counters
-from nanovllm.training.metrics import Evaluation
+from nanovllm.training.metrics import Evaluation, StepRecord
 from nanovllm.training.network.model import Dropout, batch_loss
 from nanovllm.training.network.optimizer import AdamW, Schedule
 from nanovllm.training.resume import is_current, load_run, resumed_config, save_run
@@ -35,6 +35,7 @@ from nanovllm.training.run.files import RunFiles
 from nanovllm.training.run.lock import check_is_idle, lock_folder
 from nanovllm.training.setup import Setup, prepare
 
+_MAX_STEP_RECORDS = 1000
 _T = TypeVar("_T", bound="Trainer")  # Self, which beartype does not check in a method
 
 
@@ -98,14 +99,16 @@ class Trainer:
             beta1=config.beta1,
             beta2=config.beta2,
         )
-        settings = config.schedule(self._steps)
+        in_effect = config.schedule(self._steps)
         self._schedule = Schedule(
-            config.peak_lr, settings["min_lr"], settings["warmup_steps"], self._steps
+            config.peak_lr, in_effect["min_lr"], in_effect["warmup_steps"], self._steps
         )
-        self._eval_every = settings["eval_every"]
+        self._eval_every = in_effect["eval_every"]
+        self._record_every = math.ceil(self._steps / _MAX_STEP_RECORDS)
         if resume:
             self._counters = load_run(self.folder, self._setup, self._optimizer)
-        self._files = RunFiles(self.folder, {**self._setup.facts, "config": config.to_dict()})
+        self._setup.facts["config"] |= in_effect
+        self._files = RunFiles(self.folder, self._setup.facts)
 
     @classmethod
     def resume(cls: type[_T], folder: str | Path, **changes: Any) -> _T:
@@ -235,10 +238,12 @@ class Trainer:
             self._save_state()
         self._resumes = True
         self._setup.save_static_files(self.folder)
-        self._files.drop_after(self._counters.evaluated_step)
+        counters = self._counters
+        self._files.drop_after(evaluated_step=counters.evaluated_step, step=counters.step)
         self._write_summary("running")
 
     def _save_state(self) -> None:
+        self._files.write_steps()
         save_run(self.folder, self._setup, self._optimizer, self._counters)
 
     def _save_after(self, error: BaseException) -> None:
@@ -248,6 +253,7 @@ class Trainer:
                 return
             if not isinstance(error, TrainingError) and not self._is_changing:
                 self._save_state()
+            self._files.write_steps()
             state = "failed" if isinstance(error, Exception) else "stopped"
             self._write_summary(state, message=f"{type(error).__name__}: {error}".rstrip(": "))
 
@@ -308,12 +314,15 @@ class Trainer:
             )
         loss = total / tokens
         self._is_changing = True
-        norm = self._optimizer.update(self._schedule.learning_rate(counters.step))
+        lr = self._schedule.learning_rate(counters.step)
+        norm = self._optimizer.update(lr)
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise TrainingError(
                 f"the loss is {loss:.3g} and the gradient norm {norm:.3g} at step "
                 f"{counters.step}: {self._divergence_advice()}"
             )
+        if counters.step % self._record_every == 0:
+            self._files.add_step(StepRecord(counters.step, loss, lr, norm))
         counters.add_update(loss, norm, self._clock.read_s() - started_s)
         self._is_changing = False
         return loss, norm
@@ -323,7 +332,7 @@ class Trainer:
         counters = self._counters
         started_s = self._clock.read_s()
         val_loss = self.validation_loss()
-        sample = self._setup.sample(self.config.sample_tokens, self.config.seed)
+        sample = self._setup.sample(counters.step, self.config.sample_tokens, self.config.seed)
         self._is_changing = True
         if counters.is_best(val_loss):
             self._setup.save_weights(self.folder)
@@ -336,7 +345,7 @@ class Trainer:
         self._files.add_evaluation(evaluation, sample)
         self._is_changing = False
         self._write_summary("running")
-        report(evaluation, sample)
+        report(evaluation, None if sample is None else sample.text)
 
     def validation_loss(self) -> float:
         """Return the mean loss of the validation split, in nats per token."""

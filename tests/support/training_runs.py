@@ -39,10 +39,12 @@ def write_run(
     rows: Iterable[Mapping[str, Any]] = (),
     samples: Iterable[Mapping[str, Any]] = (),
     info: Mapping[str, Any] | None = INFO,
+    updates: Iterable[Mapping[str, Any]] = (),
 ) -> Path:
     """Write the files of a run, without run.json if `info` is None, and return the folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, lines in (("metrics.jsonl", rows), ("samples.jsonl", samples)):
+    files = {"metrics.jsonl": rows, "samples.jsonl": samples, "steps.jsonl": updates}
+    for name, lines in files.items():
         text = "".join(json.dumps(line) + "\n" for line in lines)
         if text:
             (folder / name).write_text(text, encoding="utf-8")

@@ -92,6 +92,62 @@ def test_a_resumed_run_ends_with_the_same_bits(
             line[name] for line in lines(whole / "metrics.jsonl")
         ]
 
+    assert lines(parts / "steps.jsonl") == lines(whole / "steps.jsonl")
+
+
+def test_every_update_of_a_short_run_is_recorded(text: Path, tmp_path: Path) -> None:
+    train(text, tmp_path / "run")
+    metrics, steps = (lines(tmp_path / "run" / f"{name}.jsonl") for name in ("metrics", "steps"))
+    assert [line["step"] for line in steps] == list(range(12))
+    assert [line["lr"] for line in steps[::4]] == [line["lr"] for line in metrics[:3]]
+    assert metrics[1]["train_loss"] == pytest.approx(
+        sum(line["train_loss"] for line in steps[:4]) / 4
+    )
+    assert all(line["grad_norm"] > 0 for line in steps)
+
+
+def test_the_records_of_updates_are_few(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainer_module, "_MAX_STEP_RECORDS", 5)
+    train(text, tmp_path / "run")
+    assert [line["step"] for line in lines(tmp_path / "run" / "steps.jsonl")] == [0, 3, 6, 9]
+
+
+def test_the_settings_in_effect_are_recorded(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Resuming changes none of them, nor the paths of the data."""
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "run"
+    unset = {"steps": None, "eval_every": None, "warmup_steps": None}
+    trainer = Trainer(config(Path(text.name), folder, stop_after=1, **unset))
+    trainer.train()
+    before = json.loads((folder / "run.json").read_text())
+    assert before["config"] | {
+        "steps": 2000, "min_lr": 0.001, "warmup_steps": 100, "eval_every": 200,
+        "vocab_size": before["model"]["vocab"], "data": ["text.txt"],
+    } == before["config"]  # fmt: skip
+    assert {"steps", "min_lr", "warmup_steps", "vocab_size", "weight_decay"} <= {
+        *before["defaults"]
+    }
+    assert not {"lr", "layers", "batch_size", "data", "output"} & {*before["defaults"]}
+    Trainer.resume(folder, stop_after=2).train()
+    after = json.loads((folder / "run.json").read_text())
+    assert after["config"] == before["config"] | {"stop_after": 2}
+    text.rename(tmp_path / "moved.txt")
+    Trainer.resume(folder, stop_after=3, data="moved.txt").train()
+    assert json.loads((folder / "run.json").read_text())["config"]["data"] == ["moved.txt"]
+
+
+def test_a_sample_begins_with_its_prompt(text: Path, tmp_path: Path) -> None:
+    train(text, tmp_path / "run", stop_after=4)
+    for sample in lines(tmp_path / "run" / "samples.jsonl"):
+        assert len(sample["prompt"]) == 8  # characters are tokens here
+        assert sample["prompt"] in TEXT
+        assert sample["text"].startswith(sample["prompt"])
+        assert len(sample["text"]) == 8 + 6
+
 
 def test_lines_after_the_last_saved_state_are_dropped(text: Path, tmp_path: Path) -> None:
     """A process may be killed between writing a line and saving the state."""
@@ -99,8 +155,13 @@ def test_lines_after_the_last_saved_state_are_dropped(text: Path, tmp_path: Path
     train(text, folder, stop_after=4)
     with (folder / "metrics.jsonl").open("a") as file:
         file.write('{"step": 8, "val_loss": 1.0}\n{"step": null}\n[[\n{"step": 12, "val_lo')
+    with (folder / "steps.jsonl").open("a") as file:
+        file.write('{"step": 4, "train_loss": 9.0}\n{"step": 5, "train_lo')
     Trainer.resume(folder).train()
     assert [line["step"] for line in lines(folder / "metrics.jsonl")] == [0, 4, 8, 12]
+    steps = lines(folder / "steps.jsonl")
+    assert [line["step"] for line in steps] == list(range(12))
+    assert steps[4]["train_loss"] != 9.0
 
 
 def test_an_interrupt_ends_after_the_step_and_saves(text: Path, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ _X_TICKS, _Y_TICKS = 5, 5
 _MAX_POINTS_PER_LINE = 400
 _MIN_POINTS_PER_LINE = 60
 _MAX_POINTS_PER_CHART = 4000
+MAX_MARKERS = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,14 +27,22 @@ class Line:
     """One line of a chart: points (x, y) by rising x; a y of None leaves a gap.
 
     `color` is an index; after `NUM_COLORS` they repeat with another dash. A `is_minor` line is
-    thinner. `mark` is a point to emphasize, with its label.
+    thin and pale. `has_markers` draws the points as dots, if they are few; `has_line` draws lines
+    between them. `mark` is a point to emphasize, with its label.
     """
 
     name: str
     points: Sequence[tuple[float, float | None]]
     color: int = 0
     is_minor: bool = False
+    has_line: bool = True
+    has_markers: bool = False
     mark: tuple[float, float, str] | None = None
+
+    @property
+    def is_dotted(self) -> bool:
+        """Return whether each point is a dot."""
+        return not self.has_line or (self.has_markers and len(self.points) <= MAX_MARKERS)
 
     @property
     def style(self) -> str:
@@ -131,19 +140,26 @@ def _render_legend(lines: Sequence[Line]) -> Markup:
     items = [
         element(
             "li",
-            element(
-                "svg",
-                element("path", d="M1 5H25", class_=line.style),
-                class_="key",
-                aria_hidden="true",
-                width=26,
-                height=10,
-            ),
+            render_key(line),
             line.name,
         )
         for line in lines
     ]
     return element("ul", *items, class_="legend")
+
+
+def render_key(line: Line) -> Markup:
+    """Return the piece of a line, or the dot, that stands for it in a legend."""
+    dot = element("path", d="M13 5h.01", class_=f"{line.style} single")
+    return element(
+        "svg",
+        element("path", d="M1 5H25", class_=line.style) if line.has_line else "",
+        dot if line.is_dotted else "",
+        class_="key lines-key",
+        aria_hidden="true",
+        width=26,
+        height=10,
+    )
 
 
 def _render_panel(chart: Chart, axis: Axis, lines: Sequence[Line], y_scale: Scale) -> Markup:
@@ -205,7 +221,7 @@ def _render_labels(scale: Scale, ticks: list[float], kind: str) -> Markup:
 
 def _render_line(line: Line, x_scale: Scale, y_scale: Scale, limit: int) -> Markup:
     """Return the path of a line, with its values for the read-out; points without neighbours and
-    the marked point are dots.
+    the marked point are dots, and markers.
     """
     points = [line.points[index] for index in downsample([y for _, y in line.points], limit)]
     pieces: list[list[str]] = [[]]
@@ -214,18 +230,20 @@ def _render_line(line: Line, x_scale: Scale, y_scale: Scale, limit: int) -> Mark
             pieces.append([])
         else:
             pieces[-1].append(f"{_x(x_scale, x)} {_y(y_scale, y)}")
+    outline = "".join(f"M{'L'.join(piece)}" for piece in pieces if len(piece) > 1)
     drawn = element(
         "path",
-        d="".join(f"M{'L'.join(piece)}" for piece in pieces if len(piece) > 1),
+        d=outline if line.has_line else "",
         class_=line.style,
         data_name=line.name,
         data_x=" ".join(f"{x:.7g}" for x, y in points if y is not None),
         data_y=" ".join(f"{y:.5g}" for _, y in points if y is not None),
     )
     parts = [drawn]
-    if any(len(piece) == 1 for piece in pieces):
+    dotted = [point for piece in pieces if line.is_dotted or len(piece) == 1 for point in piece]
+    if dotted:
         # A short stroke with round ends is a dot, also in a stretched view box.
-        dots = "".join(f"M{piece[0]}h.01" for piece in pieces if len(piece) == 1)
+        dots = "".join(f"M{point}h.01" for point in dotted)
         parts.append(element("path", d=dots, class_=f"{line.style} single"))
     if line.mark is not None:
         x, y, label = line.mark

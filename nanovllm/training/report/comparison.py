@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from nanovllm.training.report.chart import Line
+from nanovllm.training.report.chart import Line, render_key
 from nanovllm.training.report.curves import has_different_tokens, render_compared_curves
 from nanovllm.training.report.formatting import (
     MISSING,
@@ -18,7 +18,9 @@ from nanovllm.training.report.settings import differing_settings
 from nanovllm.training.report.summary import (
     render_commands,
     render_notices,
+    render_prompt_note,
     render_sample,
+    render_scrollable,
     render_state,
 )
 
@@ -26,16 +28,24 @@ from nanovllm.training.report.summary import (
 def render_comparison(runs: Sequence[Run]) -> Markup:
     """Return the header and the sections of several runs."""
     names = unique_names(runs)
-    notices = [
-        element("div", element("p", name, class_="run-name"), render_notices(run))
-        for run, name in zip(runs, names, strict=True)
-        if run.notices or run.message
+    states = [
+        element(
+            "li",
+            render_key(Line("", [], color=index)),
+            element("span", name, class_="run-name"),
+            " ",
+            render_state(run),
+            " ",
+            element("span", f"step {_format_steps(run)}", class_="note"),
+            render_notices(run),
+        )
+        for index, (run, name) in enumerate(zip(runs, names, strict=True))
     ]
     header = element(
         "header",
         element("p", "nanovllm training report", class_="eyebrow"),
         element("h1", f"{len(runs)} runs compared"),
-        *notices,
+        element("ul", *states, class_="runs"),
     )
     return join(
         (
@@ -66,20 +76,17 @@ def _render_results(runs: Sequence[Run], names: Sequence[str]) -> Markup:
         shown_bits = _highlight_lowest(bits, shown_bits)
         if not has_different_tokens(runs):
             shown_losses = _highlight_lowest(losses, shown_losses)
-    steps = [
-        format_count(run.step)
-        + ("" if run.total_steps is None else f" of {format_count(run.total_steps)}")
-        for run in runs
-    ]
     columns = {
-        "Run": [join((_render_key(index), name)) for index, name in enumerate(names)],
+        "Run": [
+            join((render_key(Line("", [], color=index)), name)) for index, name in enumerate(names)
+        ],
         "State": [render_state(run) for run in runs],
         "Best validation loss": shown_losses,
         "at step": ["" if run.best is None else format_count(run.best.step) for run in runs],
         "Perplexity": list(map(format_perplexity, losses)),
         "Bits per byte": shown_bits,
         "Parameters": [format_compact(run.number("model", "parameters")) for run in runs],
-        "Steps": steps,
+        "Steps": list(map(_format_steps, runs)),
         "Tokens": [format_compact(run.last("tokens")) for run in runs],
         "Tokens per second": [format_count(run.tokens_per_s) for run in runs],
         "Time": [format_duration(run.last("elapsed_s")) for run in runs],
@@ -95,7 +102,7 @@ def _render_results(runs: Sequence[Run], names: Sequence[str]) -> Markup:
     return element(
         "section",
         element("h2", "Results"),
-        element("div", table, class_="scroll card", tabindex="0"),
+        render_scrollable(table),
         _render_warning(runs),
     )
 
@@ -114,10 +121,9 @@ def _render_best_commands(runs: Sequence[Run], names: Sequence[str]) -> Markup:
     return render_commands(runs[best], f"Use the best model, {names[best]}")
 
 
-def _render_key(index: int) -> Markup:
-    """Return the piece of line that stands for a run in the charts."""
-    path = element("path", d="M1 5H25", class_=Line("", [], color=index).style)
-    return element("svg", path, class_="key", aria_hidden="true", width=26, height=10)
+def _format_steps(run: Run) -> str:
+    total = "" if run.total_steps is None else f" of {format_count(run.total_steps)}"
+    return f"{format_count(run.step)}{total}"
 
 
 def _format_bits(bits: float | None) -> str:
@@ -162,7 +168,7 @@ def _render_differences(runs: Sequence[Run], names: Sequence[str]) -> Markup:
             for name, values in rows
         )
         table = element("table", element("thead", head), element("tbody", *lines))
-        body = element("div", table, class_="scroll card", tabindex="0")
+        body = render_scrollable(table)
     return element("section", element("h2", "Settings that differ"), body)
 
 
@@ -182,5 +188,6 @@ def _render_samples(runs: Sequence[Run], names: Sequence[str]) -> Markup:
     return element(
         "section",
         element("h2", "Last samples"),
+        render_prompt_note([run.samples[-1] for run in runs if run.samples]),
         element("div", *articles, class_="samples compared"),
     )

@@ -75,7 +75,16 @@ def format_ticks(ticks: list[float]) -> list[str]:
     return ["0" if tick == 0 else _short_exponent(f"{tick / unit:.6g}") + suffix for tick in ticks]
 
 
-def quote_path(path: Path) -> str:
+def quote_folder(path: Path) -> str:
+    """Return a folder as the name of a model on the command line; a bare name may be a bundled one.
+
+    The folder `tiny-books` is ./tiny-books.
+    """
+    is_bare = len(path.parts) == 1 and not path.is_absolute() and path.parts[0] != ".."
+    return quote_path(f"./{path}" if is_bare else path)
+
+
+def quote_path(path: str | Path) -> str:
     """Return a path as an argument on this system's command line."""
     text = str(path)
     if os.name != "nt":

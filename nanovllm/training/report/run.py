@@ -1,4 +1,4 @@
-"""A run's folder as `nanovllm train` writes it: run.json, metrics.jsonl and samples.jsonl.
+"""A run's folder as `nanovllm train` writes it: run.json and the files in JSON Lines.
 
 A run may have been killed at any moment. A last line that is cut off is ignored; other lines that
 cannot be read are counted in a notice. After a resume, the evaluations that the new process repeats
@@ -16,8 +16,10 @@ from nanovllm.training.metrics import (
     METRICS_FILE,
     RUN_FILE,
     SAMPLES_FILE,
+    STEPS_FILE,
     Evaluation,
     Sample,
+    StepRecord,
     parse_object,
 )
 
@@ -33,13 +35,17 @@ _ROUNDING = 1e-3  # by which a loss in metrics.jsonl may differ from the one in 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What the folder of a run contains. `notices` lists what could not be read."""
+    """What the folder of a run contains. `notices` lists what could not be read.
+
+    `updates` are the records of steps.jsonl; none in a run of an older version.
+    """
 
     folder: Path
     info: Mapping[str, Any]
     evaluations: tuple[Evaluation, ...]
     samples: tuple[Sample, ...] = ()
     notices: tuple[str, ...] = ()
+    updates: tuple[StepRecord, ...] = ()
 
     @property
     def name(self) -> str:
@@ -148,7 +154,8 @@ def load_run(folder: Path) -> Run:
     info = _read_info(folder / RUN_FILE, notices)
     evaluations = _read_rows(folder / METRICS_FILE, _MAX_METRICS_BYTES, _evaluation, notices)
     samples = _read_rows(folder / SAMPLES_FILE, _MAX_SAMPLES_BYTES, _sample, notices)
-    return Run(folder, info, tuple(evaluations), tuple(samples), tuple(notices))
+    updates = _read_rows(folder / STEPS_FILE, _MAX_METRICS_BYTES, _update, notices)
+    return Run(folder, info, tuple(evaluations), tuple(samples), tuple(notices), tuple(updates))
 
 
 class _Row(Protocol):
@@ -218,9 +225,19 @@ def _evaluation(row: dict[str, Any]) -> Evaluation | None:
     return Evaluation(step, *(_number(row.get(field.name)) for field in fields(Evaluation)[1:]))
 
 
+def _update(row: dict[str, Any]) -> StepRecord | None:
+    step = _step(row)
+    if step is None:
+        return None
+    return StepRecord(step, *(_number(row.get(field.name)) for field in fields(StepRecord)[1:]))
+
+
 def _sample(row: dict[str, Any]) -> Sample | None:
-    step, text = _step(row), row.get("text")
-    return None if step is None or not isinstance(text, str) else Sample(step, text)
+    step, text, prompt = _step(row), row.get("text"), row.get("prompt")
+    if step is None or not isinstance(text, str):
+        return None
+    is_known = isinstance(prompt, str) and text.startswith(prompt)
+    return Sample(step, text, prompt if isinstance(prompt, str) and is_known else "")
 
 
 def _step(row: Mapping[str, Any]) -> int | None:

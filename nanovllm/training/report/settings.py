@@ -28,8 +28,12 @@ _MAX_ITEMS = 8
 
 def render_settings(run: Run) -> Markup:
     """Return a table for each group of run.json; empty if there is none."""
+    listed = run.info.get("defaults")
+    defaults = listed if isinstance(listed, list) else []
     tables = [
-        _render_table(title, settings) for title, settings in _groups(run).items() if settings
+        _render_table(title, settings, defaults if title == _GROUPS["config"] else [])
+        for title, settings in _groups(run).items()
+        if settings
     ]
     if not tables:
         return Markup()
@@ -80,16 +84,24 @@ def _groups(run: Run) -> dict[str, Mapping[str, Any]]:
 
 def _other(run: Run) -> dict[str, Any]:
     """Return the settings that run.json has outside of its groups, such as the backend."""
-    return {name: value for name, value in run.info.items() if name not in {*_GROUPS, *_PROGRESS}}
+    return {
+        name: value
+        for name, value in run.info.items()
+        if name not in {*_GROUPS, *_PROGRESS, "defaults"}
+    }
 
 
-def _render_table(title: str, settings: Mapping[str, Any]) -> Markup:
+def _render_table(title: str, settings: Mapping[str, Any], defaults: Sequence[Any]) -> Markup:
     shown = list(settings.items())[:_MAX_ROWS]
     rows = [
         element(
             "tr",
             element("th", str(name)[:_MAX_CHARACTERS], scope="row"),
-            element("td", format_setting(value)),
+            element(
+                "td",
+                format_setting(value),
+                element("span", " default", class_="note") if name in defaults else "",
+            ),
         )
         for name, value in shown
     ]

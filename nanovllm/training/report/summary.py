@@ -13,6 +13,7 @@ from nanovllm.training.report.formatting import (
     format_loss,
     format_number,
     format_perplexity,
+    quote_folder,
     quote_path,
 )
 from nanovllm.training.report.markup import Markup, element, join
@@ -90,12 +91,23 @@ def select(items: Sequence[_T], limit: int) -> list[_T]:
 
 
 def render_sample(sample: Sample) -> Markup:
-    """Return the text of a sample, cut at a bounded length."""
+    """Return the text of a sample, cut at a bounded length, with its prompt marked."""
     text = sample.text
     if len(text) > _MAX_SAMPLE_CHARACTERS:
         text = f"{text[:_MAX_SAMPLE_CHARACTERS]}…"
+    size = min(len(sample.prompt), _MAX_SAMPLE_CHARACTERS)
+    prompt = element("mark", text[:size]) if size else ""
     # The parser drops a line break that follows <pre>.
-    return element("pre", f"\n{text}", dir="auto", class_="sample-text")
+    return element("pre", "\n", prompt, text[size:], dir="auto", class_="sample-text")
+
+
+def render_prompt_note(samples: Sequence[Sample]) -> Markup:
+    """Return the caption of marked prompts; empty if no sample has one."""
+    if not any(sample.prompt for sample in samples):
+        return Markup()
+    prompt = element("mark", "marked")
+    text = " beginning of a sample is its prompt, the first tokens of the validation text."
+    return element("p", "The ", prompt, text, class_="note")
 
 
 def _render_header(run: Run) -> Markup:
@@ -166,6 +178,12 @@ def _render_tiles(run: Run) -> Markup:
     )
 
 
+def render_scrollable(table: Markup) -> Markup:
+    """Return a table that scrolls sideways where the page is narrow, with a hint there."""
+    hint = element("p", "Scroll the table sideways to see all columns.", class_="note scroll-hint")
+    return join((hint, element("div", table, class_="scroll card", tabindex="0")))
+
+
 def render_samples(run: Run) -> Markup:
     """Return the samples over time, the last first; the script shows one at a time."""
     if not run.samples:
@@ -187,6 +205,7 @@ def render_samples(run: Run) -> Markup:
         "section",
         element("h2", "Samples over time"),
         element("p", f"Text that the model generated at each evaluation: {count}.", class_="note"),
+        render_prompt_note(shown),
         element("div", *articles, class_="samples", id="samples"),
     )
 
@@ -195,13 +214,13 @@ def render_commands(run: Run, title: str = "Use the model") -> Markup:
     """Return the commands that use the checkpoint; empty if there is none yet."""
     if run.best is None:
         return Markup()
-    folder = quote_path(run.folder)
+    model = quote_folder(run.folder)
     commands = {
-        "Serve the best checkpoint over HTTP": f"nanovllm serve {folder}",
-        "Continue a prompt on the terminal": f"nanovllm generate --model {folder}",
+        "Serve the best checkpoint over HTTP": f"nanovllm serve {model}",
+        "Continue a prompt on the terminal": f"nanovllm generate --model {model}",
     }
     if run.state in _RESUME_LABELS:
-        commands[_RESUME_LABELS[run.state]] = f"nanovllm train --resume {folder}"
+        commands[_RESUME_LABELS[run.state]] = f"nanovllm train --resume {quote_path(run.folder)}"
     rows = [
         part
         for label, command in commands.items()
@@ -230,12 +249,14 @@ def _render_table(evaluations: Sequence[Evaluation]) -> Markup:
     summary += f"; {len(shown)} are shown)" if len(evaluations) > len(shown) else ")"
     head = element("tr", *(element("th", title, scope="col") for title in _HEADINGS))
     table = element("table", element("thead", head), element("tbody", *rows), class_="numbers")
+    note = "A training loss is the mean over the steps since the evaluation before."
     return element(
         "section",
         element(
             "details",
             element("summary", element("h2", summary)),
-            element("div", table, class_="scroll card", tabindex="0"),
+            element("p", note, class_="note"),
+            render_scrollable(table),
             id="evaluations",
         ),
     )

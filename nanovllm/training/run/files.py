@@ -1,8 +1,8 @@
-"""The records of a run: metrics.jsonl, samples.jsonl, run.json and report.html."""
+"""The records of a run: metrics.jsonl, steps.jsonl, samples.jsonl, run.json and report.html."""
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,16 @@ from typing import Any
 from nanovllm.errors import TrainingError
 from nanovllm.training.atomic_files import write_bytes, write_json
 from nanovllm.training.commands import resume_command
-from nanovllm.training.metrics import METRICS_FILE, RUN_FILE, SAMPLES_FILE, Evaluation, parse_object
+from nanovllm.training.metrics import (
+    METRICS_FILE,
+    RUN_FILE,
+    SAMPLES_FILE,
+    STEPS_FILE,
+    Evaluation,
+    Sample,
+    StepRecord,
+    parse_object,
+)
 from nanovllm.training.report import REPORT_FILE, write_report
 from nanovllm.training.run.checkpoint import LAST, RESUME_FILE
 
@@ -22,6 +31,7 @@ _WRITTEN = (
     "tokenizer_config.json",
     RUN_FILE,
     METRICS_FILE,
+    STEPS_FILE,
     SAMPLES_FILE,
     REPORT_FILE,
 )
@@ -35,6 +45,7 @@ class RunFiles:
         """Take the folder and what run.json says of the whole run."""
         self.folder = folder
         self._facts = dict(facts)
+        self._steps: list[StepRecord] = []  # not written yet
 
     @staticmethod
     def check_is_new(folder: Path) -> None:
@@ -56,21 +67,39 @@ class RunFiles:
         if not os.access(existing, os.W_OK):
             raise TrainingError(f"{existing} is not writable; choose another --output")
 
-    def drop_after(self, step: int) -> None:
-        """Drop evaluations of later steps, which a killed run wrote after its last saved state."""
-        for name in (METRICS_FILE, SAMPLES_FILE):
+    def drop_after(self, *, evaluated_step: int, step: int) -> None:
+        """Drop the lines that a killed run wrote after its last saved state.
+
+        Args:
+            evaluated_step: step of the last evaluation that is kept.
+            step: updates of the saved state.
+        """
+        self._steps.clear()
+        last_steps = {METRICS_FILE: evaluated_step, SAMPLES_FILE: evaluated_step}
+        for name, last_step in {**last_steps, STEPS_FILE: step - 1}.items():
             path = self.folder / name
             if path.exists():
                 rows = map(parse_object, _read(path).split(b"\n"))
-                kept = [row for row in rows if _is_until(row, step)]
+                kept = [row for row in rows if _is_until(row, last_step)]
                 text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept)
                 write_bytes(path, text.encode())
 
-    def add_evaluation(self, evaluation: Evaluation, sample: str | None) -> None:
+    def add_evaluation(self, evaluation: Evaluation, sample: Sample | None) -> None:
         """Append an evaluation and a sample."""
-        _append(self.folder / METRICS_FILE, asdict(evaluation))
+        self.write_steps()
+        _append(self.folder / METRICS_FILE, [asdict(evaluation)])
         if sample is not None:
-            _append(self.folder / SAMPLES_FILE, {"step": evaluation.step, "text": sample})
+            _append(self.folder / SAMPLES_FILE, [asdict(sample)])
+
+    def add_step(self, record: StepRecord) -> None:
+        """Keep the record of an update until `write_steps`."""
+        self._steps.append(record)
+
+    def write_steps(self) -> None:
+        """Append the records of updates that are not written yet."""
+        if self._steps:
+            _append(self.folder / STEPS_FILE, list(map(asdict, self._steps)))
+            self._steps.clear()
 
     def write_summary(self, state: str, **facts: Any) -> None:
         """Write run.json and the report; `state` is running, stopped, finished or failed."""
@@ -79,10 +108,11 @@ class RunFiles:
         write_report(self.folder)
 
 
-def _append(path: Path, value: Mapping[str, Any]) -> None:
+def _append(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    lines = [json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows]
     try:
         with path.open("a", encoding="utf-8", newline="\n") as file:
-            file.write(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n")
+            file.write("".join(lines))
     except OSError as error:
         raise TrainingError(f"{path} cannot be written: {error}") from None
 

@@ -11,6 +11,7 @@ from nanovllm.training.report.formatting import (
     format_loss,
     format_number,
     format_perplexity,
+    quote_folder,
     quote_path,
 )
 
@@ -65,3 +66,11 @@ def test_a_path_with_spaces_is_quoted(monkeypatch: pytest.MonkeyPatch) -> None:
     assert quote_path(path) == "'my runs'"
     monkeypatch.setattr("nanovllm.training.report.formatting.os.name", "nt")
     assert quote_path(path) == '"my runs"'
+
+
+@pytest.mark.parametrize(
+    ("folder", "shown"),
+    [("tiny-books", "./tiny-books"), ("runs/a", "runs/a"), ("../a", "../a"), (".", ".")],
+)
+def test_a_bare_folder_is_no_name_of_a_model(folder: str, shown: str) -> None:
+    assert quote_folder(Path(folder)) == quote_path(shown)

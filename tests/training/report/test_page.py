@@ -81,14 +81,55 @@ def test_lines_have_the_values(tmp_path: Path) -> None:
 
 
 def test_a_missing_value_is_a_gap_and_a_lone_point_a_dot(tmp_path: Path) -> None:
-    rows = metrics(range(0, 60, 10))
+    rows = metrics(range(0, 700, 10))  # too many for markers
     rows[1]["val_loss"] = rows[3]["val_loss"] = None
     page = page_of(tmp_path, rows)
     line = lines_of(page, "validation")[0]
-    assert line["data-x"] == "0 20 40 50"
+    assert (line["data-x"] or "").startswith("0 20 40 50 ")
     assert (line["d"] or "").count("M") == 1
     dots = [path for path in page.all("path") if "single" in (path["class"] or "")]
     assert (dots[0]["d"] or "").count("h.01") == 2
+
+
+def test_few_evaluations_are_markers(tmp_path: Path) -> None:
+    page = page_of(tmp_path, metrics([0, 10, 20]))
+    dots = [path for path in page.all("path") if "color-0" in (path["class"] or "")]
+    assert any((path["d"] or "").count("h.01") == 3 for path in dots)
+
+
+def test_the_curves_have_the_records_of_updates(tmp_path: Path) -> None:
+    """Tokens and time are interpolated; updates after the last evaluation have neither."""
+    updates = [
+        {"step": step, "train_loss": 5.0 - step, "lr": step / 10, "grad_norm": 2.0}
+        for step in (0, 1, 3, 5)
+    ]
+    page = page_of(tmp_path / "run", metrics([0, 4]), updates=updates)
+    drawn = [(line["data-x"], line["data-y"]) for line in lines_of(page, "training, one step")]
+    assert drawn == [
+        ("0 1 3 5", "5 4 2 0"), ("0 100 300", "5 4 2"), ("0 0.1 0.3", "5 4 2")
+    ]  # fmt: skip
+    assert lines_of(page, "training, mean since the last evaluation")[0]["d"] == ""
+    assert [(line["data-x"], line["data-y"]) for line in lines_of(page, "run")][:2] == [
+        ("0 1 3 5", "0 0.1 0.3 0.5"), ("0 1 3 5", "2 2 2 2")
+    ]  # fmt: skip
+    assert any("mean over the steps since" in text for text in page.texts["p"])
+
+
+def test_settings_with_their_defaults_are_marked(tmp_path: Path) -> None:
+    page = page_of(tmp_path, info={**INFO, "defaults": ["lr"]})
+    assert [text for text in page.texts["span"] if "default" in text] == [" default"]
+    cells = page.texts["td"]
+    assert "0.001" in cells
+    assert "defaults" not in page.texts["th"]
+
+
+def test_the_prompt_of_a_sample_is_marked(tmp_path: Path) -> None:
+    samples = [{"step": 0, "text": "She <sells", "prompt": "She <"}]
+    page = page_of(tmp_path / "a", metrics([0]), samples)
+    assert page.texts["mark"] == ["marked", "She <"]
+    assert page.texts["pre"] == ["\n", "sells"]
+    samples[0]["prompt"] = "not its beginning"
+    assert "mark" not in page_of(tmp_path / "b", metrics([0]), samples).texts
 
 
 def test_a_single_evaluation_is_shown(tmp_path: Path) -> None:
@@ -225,6 +266,33 @@ def test_the_message_of_a_finished_run_says_why_it_ended_early(tmp_path: Path) -
     info = {**INFO, "message": "no lower loss in 5 evaluations"}
     assert info["message"] in page_of(tmp_path / "early", metrics([0, 20]), info=info).texts["p"]
     assert info["message"] not in page_of(tmp_path, metrics([0, 40]), info=info).texts["p"]
+
+
+def test_each_compared_run_has_a_line_with_its_state(tmp_path: Path) -> None:
+    infos = [INFO, {**INFO, "state": "failed", "message": "the loss is NaN"}]
+    folders = [
+        write_run(tmp_path / str(number), metrics([0, 20]), info=info)
+        for number, info in enumerate(infos)
+    ]
+    text = render_report(list(map(load_run, folders)))
+    header = text[text.index("<header>") : text.index("</header>")]
+    items = re.findall(r"<li>.*?</li>", header)
+    assert [re.findall(r"run-name\">(.*?)<", item)[0] for item in items] == ["0", "1"]
+    assert ["Finished" in item for item in items] == [True, False]
+    assert "Failed" in items[1]
+    assert "the loss is NaN" in items[1]
+
+
+def test_a_learning_rate_far_above_the_others_is_named_not_drawn(tmp_path: Path) -> None:
+    names = ["low", "wild", "high"]
+    rates = dict(zip(names, [1e-4, 1e9, 1e-3], strict=True))
+    runs = [
+        load_run(write_run(tmp_path / name, metrics([0, 20], lr=rate)))
+        for name, rate in rates.items()
+    ]
+    page = Page(render_report(runs))
+    assert [len(lines_of(page, name)) for name in names] == [9, 8, 9]
+    assert "Not drawn, far above the others: wild (up to 1,000,000,000)." in page.texts["p"]
 
 
 @pytest.mark.parametrize("count", [0, 25])
