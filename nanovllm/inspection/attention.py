@@ -17,6 +17,8 @@ from nanovllm.inspection.observe import InspectedModel
 from nanovllm.model.config import GPT2Config
 
 MAX_WEIGHTS_BYTES = 64 << 20
+MIN_KIND_TOKENS = 4  # minimum prompt length for the kinds of head
+_SKIPPED_QUERIES = 2  # the previous token of query 1 is the first one
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,16 +31,18 @@ class HeadStatistics:
         layer: from 0.
         head: from 0.
         entropy: -sum_k A[q, k] ln A[q, k], in nats; 0 for a head that reads one token.
-        previous_token: A[q, q - 1].
-        first_token: A[q, 0], the "attention sink" (Xiao et al. 2024, arXiv:2309.17453).
-        self: A[q, q].
+        previous_token: A[q, q - 1], mean over q >= 2: for q = 1 this is A[q, 0].
+        first_token: A[q, 0], mean over q >= 2, the "attention sink" (Xiao et al. 2024,
+            arXiv:2309.17453).
+        self: A[q, q], mean over q >= 2.
         distance: sum_k A[q, k] (q - k), in tokens.
         induction: sum of A[q, k] over keys 1 <= k < q with x[k - 1] = x[q]: the weight on tokens
             that followed earlier occurrences of the query's token (the prefix matching score of
             Olsson et al. 2022, arXiv:2209.11895). Mean over the queries with such keys; None
             without any.
 
-    All but `layer`, `head` and `induction` are None for a prompt of one token.
+    `previous_token`, `first_token` and `self` are None for a prompt of fewer than MIN_KIND_TOKENS
+    tokens, `entropy` and `distance` for one of one token.
     """
 
     layer: int
@@ -119,7 +123,6 @@ def describe_heads(
         )
         return [HeadStatistics(layer, head, **none) for head in range(len(weights))]
     seen = weights[:, 1:].astype(np.float64)  # without the first query
-    rows = positions[:-1]
     with np.errstate(divide="ignore", invalid="ignore"):
         entropies = 0.0 - np.where(seen > 0, seen * np.log(seen), 0.0).sum(axis=2)
     distances = seen @ -positions.astype(np.float64) + seen.sum(axis=2) * positions[1:]
@@ -130,11 +133,16 @@ def describe_heads(
         if has_repeat.any()
         else [None] * len(weights)
     )
+    kinds: list[list[float | None]] = [[None] * len(weights)] * 3
+    if count >= MIN_KIND_TOKENS:
+        queries = positions[_SKIPPED_QUERIES:]
+        columns = (queries - 1, np.zeros_like(queries), queries)
+        kinds = [
+            weights[:, queries, keys].mean(axis=1, dtype=np.float64).tolist() for keys in columns
+        ]
     means = zip(
         entropies.mean(axis=1).tolist(),
-        seen[:, rows, rows].mean(axis=1).tolist(),
-        seen[:, :, 0].mean(axis=1).tolist(),
-        seen[:, rows, rows + 1].mean(axis=1).tolist(),
+        *kinds,
         distances.mean(axis=1).tolist(),
         induction,
         strict=True,

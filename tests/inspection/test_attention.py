@@ -91,13 +91,13 @@ def test_statistics_of_a_head_that_reads_the_previous_token() -> None:
     head = one_head([[1], [1, 0], [0, 1, 0], [0, 0, 1, 0]], [5, 6, 7, 8])
     assert (head.layer, head.head) == (3, 0)
     assert (head.entropy, head.previous_token, head.self, head.distance) == (0.0, 1.0, 0.0, 1.0)
-    assert head.first_token == pytest.approx(1 / 3)
+    assert head.first_token == 0.0  # without query 1, whose previous token is the first
     assert head.induction is None  # no token occurs twice
 
 
 def test_statistics_of_a_head_with_equal_weights() -> None:
     head = one_head([[1], [1 / 2] * 2, [1 / 3] * 3, [1 / 4] * 4], [5, 6, 7, 8])
-    mean = (1 / 2 + 1 / 3 + 1 / 4) / 3
+    mean = (1 / 3 + 1 / 4) / 2
     assert head.entropy == pytest.approx(np.log([2, 3, 4]).mean())
     assert [head.previous_token, head.first_token, head.self] == pytest.approx([mean] * 3)
     assert head.distance == pytest.approx((0.5 + 1 + 1.5) / 3)
@@ -109,6 +109,12 @@ def test_induction_is_the_weight_on_tokens_after_earlier_occurrences() -> None:
     assert head.induction == pytest.approx((0.7 + 0.5) / 2)
     # A token that follows itself is its own successor, which does not count.
     assert one_head([[1], [0, 1]], [5, 5]).induction is None
+
+
+def test_three_tokens_are_too_few_for_the_kinds_of_head() -> None:
+    head = one_head([[1], [1, 0], [0, 1, 0]], [5, 6, 7])
+    assert [head.previous_token, head.first_token, head.self] == [None] * 3
+    assert head.distance == 1.0
 
 
 def test_a_single_token_has_no_statistics(model: InspectedModel) -> None:

@@ -70,9 +70,9 @@ export function attentionExplorer({ attention, overview, loadLayer, onExample })
   const kinds = h("p", { class: "secondary" });
   const reading = h("p", { class: "v-reading", "aria-live": "polite" });
   const map = heatMap({
-    onRead(newQuery, key, isKept) {
+    onRead(newQuery, key) {
       query = newQuery;
-      describeRow(key, isKept);
+      describeRow(key);
     },
   });
   const strip = tokenStrip(tokens, {
@@ -117,7 +117,7 @@ export function attentionExplorer({ attention, overview, loadLayer, onExample })
     }
   }
 
-  function describeRow(key, isKept) {
+  function describeRow(key) {
     const name = (index) => `${tokenLabel(tokens[index])} (${index})`;
     replace(
       reading,
@@ -135,7 +135,6 @@ export function attentionExplorer({ attention, overview, loadLayer, onExample })
           : `${name(index)}: later than the chosen token`,
       query,
     );
-    if (!isKept) return;
     const keys = Array.from({ length: query + 1 }, (_, index) => index);
     keys.sort((a, b) => weightAt(query, b) - weightAt(query, a));
     const texts = keys
@@ -165,8 +164,8 @@ export function attentionExplorer({ attention, overview, loadLayer, onExample })
       h("p", {
         class: "secondary v-lead",
         text:
-          "The strongest head of each kind in this prompt, with its mean " +
-          "attention weight. Layers and heads are counted from 0.",
+          "The strongest head of each kind in this prompt, with its mean attention weight from " +
+          "the third token on. Layers and heads are counted from 0.",
       }),
       h(
         "div",

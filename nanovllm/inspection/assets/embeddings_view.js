@@ -46,19 +46,25 @@ export function embeddingsExplorer({
   const chosen = h("div", { class: "stack tight" });
   let points = [];
   let selected = null;
+  let wanted = null;
 
   async function showMethod(method) {
-    if (!known.has(method)) {
-      replace(message, busy(`Computing ${METHOD_NAMES[method]}`));
-      try {
-        known.set(method, await load(method));
-      } catch (error) {
-        replace(message, errorMessage(error.message));
-        return;
-      }
+    wanted = method;
+    let projection;
+    try {
+      if (!known.has(method)) known.set(method, load(method));
+      replace(message, busy(BUSY_TEXTS[method]));
+      note.textContent = "";
+      plot.element.classList.add("v-outdated");
+      projection = await known.get(method);
+    } catch (error) {
+      known.delete(method);
+      if (wanted === method) replace(message, errorMessage(error.message));
+      return;
     }
+    if (wanted !== method) return;
     replace(message);
-    const projection = known.get(method);
+    plot.element.classList.remove("v-outdated");
     points = projection.points;
     note.textContent = method === "pca" ? explainedText(projection) : TSNE_NOTE;
     extent.textContent = extentText(projection, marked);
@@ -182,6 +188,7 @@ export function embeddingsExplorer({
 }
 
 const METHOD_NAMES = { pca: "PCA", tsne: "t-SNE" };
+const BUSY_TEXTS = { pca: "Computing PCA", tsne: "Computing t-SNE, some seconds" };
 
 /** Return whether a token contains a text; one with a backslash may also be an escape. */
 function isMatch(point, text) {

@@ -5,8 +5,12 @@ import { h } from "./dom.js";
 import { formatNumber, formatPercent, formatThings } from "./format.js";
 
 const CHIP_SHARE = 0.4; // minimum mean weight of a kind for its label
-const CLEAR_SHARE = 0.2; // minimum mean weight of a head that does it clearly
+const CLEAR_SHARE = 0.3; // minimum mean weight of a head that does it clearly
+const MIN_TOKENS = 4; // minimum prompt length for the statistics of the other kinds
 const MIN_REPEATS = 5; // minimum number of repeated tokens for the statistic of induction
+
+const CLEAR_TEXT = formatPercent(CLEAR_SHARE);
+const SHORT_PROMPT = `The prompt is too short: this needs at least ${MIN_TOKENS} tokens.`;
 
 /** The kinds of head that the overview finds; the statistics are mean weights over the prompt. */
 export const HEAD_KINDS = [
@@ -70,7 +74,7 @@ export function finderCard({ key, name, what }, head, { numRepeats, onSelect, on
   const note = (text) => h("span", { class: "secondary", text });
   if (!head) {
     const isInduction = key === "induction";
-    const text = isInduction ? inductionNeed(numRepeats) : "Needs a prompt of at least two tokens.";
+    const text = isInduction ? inductionNeed(numRepeats) : SHORT_PROMPT;
     const example = isInduction && onExample
       && button({ label: "Show an example", small: true, onclick: onExample });
     const element = h("div", { class: "card v-finder" }, title, note(text), example);
@@ -86,7 +90,7 @@ export function finderCard({ key, name, what }, head, { numRepeats, onSelect, on
       class: isClear ? "v-finder-head" : "v-finder-head secondary",
       text: `Layer ${head.layer}, head ${head.head}`,
     }),
-    note(isClear ? share : `Only ${share}: no head does this clearly.`),
+    note(isClear ? share : `Only ${share}, less than ${CLEAR_TEXT}: no head does this clearly.`),
   );
   return { element, mark: (now) => element.setAttribute("aria-pressed", String(now === head)) };
 }

@@ -11,9 +11,11 @@ import { tokenLabel, tokenText } from "./format.js";
 
 /** @typedef {{id: number, text: string, bytes?: string}} Token */
 
-const MIN_CELL_PX = 2;
+const MIN_CELL_PX = 1;
+const WHOLE_CELL_PX = 2; // smaller cells need not be whole pixels
 const MAX_CELL_PX = 30;
 const MAX_SIDE_PX = 640;
+const FRAME_PADDING_PX = 4; // of both sides of .v-map-frame
 const LABEL_STEP_PX = 13;
 const LABEL_FONT = "11px ui-monospace, Menlo, Consolas, monospace";
 const LEGEND_WEIGHTS = [0, 0.05, 0.25, 0.5, 1];
@@ -93,8 +95,9 @@ export function weightLegend() {
 /**
  * Return a heat map whose rows are queries and whose columns are keys.
  *
- * Pointer or arrow keys choose a cell; `onRead` receives it. A click or a key keeps its row.
- * @param {{onRead: (query: number, key: number, isKept: boolean) => void}} options
+ * Pointer or arrow keys choose a cell; `onRead` receives it. A click or a key keeps its row, to
+ * which the map returns when the pointer leaves.
+ * @param {{onRead: (query: number, key: number) => void}} options
  */
 export function heatMap({ onRead }) {
   const help = uniqueId("heat-map-help");
@@ -134,8 +137,10 @@ export function heatMap({ onRead }) {
     context.font = LABEL_FONT;
     const longest = Math.max(...labels.map((label) => context.measureText(label).width));
     margin = Math.ceil(Math.min(frame.clientWidth < 480 ? 64 : 104, longest + 10));
-    const room = (Math.min(frame.clientWidth, MAX_SIDE_PX + margin) - margin - 2) / labels.length;
-    cell = Math.min(Math.max(Math.floor(room), MIN_CELL_PX), MAX_CELL_PX);
+    const width = frame.clientWidth - FRAME_PADDING_PX - margin - 1;
+    const room = Math.min(width, MAX_SIDE_PX) / labels.length;
+    const fitting = room < WHOLE_CELL_PX ? room : Math.floor(room);
+    cell = Math.min(Math.max(fitting, MIN_CELL_PX), MAX_CELL_PX);
     const side = margin + cell * labels.length + 1;
     resizeCanvas(canvas, side, side);
     context.imageSmoothingEnabled = false;
@@ -200,7 +205,7 @@ export function heatMap({ onRead }) {
     hovered = isKept ? null : cellAt;
     const { query, key } = hovered ?? kept;
     canvas.setAttribute("aria-label", describe(query, key));
-    onRead(query, key, isKept);
+    onRead(query, key);
     schedule();
   }
 

@@ -11,6 +11,7 @@ import { promptForm } from "./prompt_form.js";
 
 const NUM_SURPRISES = 3;
 const TOP = 5;
+const MOVES = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
 
 /**
  * Return an explorer of a response of POST /v1/inspect/logit_lens.
@@ -46,8 +47,9 @@ export function lensExplorer(lens) {
         class: "secondary v-lead",
         text:
           "Below each token, the most likely next token if the forward pass ended after that " +
-          "layer. The last row is the model's prediction. Choose a cell for its " +
-          `${TOP} most likely tokens.`,
+          "layer. The row embeddings mostly repeats the input token where the output head is the " +
+          "token embedding, as in GPT-2. The last row is the model's prediction. Choose a cell " +
+          `for its ${TOP} most likely tokens.`,
       }),
       h(
         "div",
@@ -169,7 +171,7 @@ function lensTable(lens) {
       ),
     ),
   );
-    const table = h(
+  const table = h(
     "table",
     { class: "v-lens", role: "grid", "aria-label": "Most likely next token by layer and position" },
     h(
@@ -229,11 +231,22 @@ function lensTable(lens) {
   function open(target) {
     hideTooltip();
     const { row, position } = placeOf(target);
-    openPopover({
+    focus(row, position);
+    const close = openPopover({
       anchor: target,
       label: "Most likely next tokens",
       content: cellDetails(lens, row, position),
+      onkey(event) {
+        if (!MOVES[event.key]) return;
+        event.preventDefault();
+        close();
+        move(target, event.key);
+      },
     });
+  }
+  function move(from, key) {
+    const { row, position } = placeOf(from);
+    focus(row + MOVES[key][0], Math.max(position + MOVES[key][1], 0));
   }
   function focus(row, position) {
     const target = cellAt(row, position);
@@ -249,12 +262,10 @@ function lensTable(lens) {
   });
   table.addEventListener("keydown", (event) => {
     const target = event.target.closest("td");
-    const moves = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
-    if (!target || (!moves[event.key] && event.key !== "Enter" && event.key !== " ")) return;
+    if (!target || (!MOVES[event.key] && event.key !== "Enter" && event.key !== " ")) return;
     event.preventDefault();
-    if (!moves[event.key]) return open(target);
-    const { row, position } = placeOf(target);
-    focus(row + moves[event.key][0], Math.max(position + moves[event.key][1], 0));
+    if (!MOVES[event.key]) return open(target);
+    move(target, event.key);
   });
   table.addEventListener("pointerover", (event) => {
     const target = event.target.closest("td");

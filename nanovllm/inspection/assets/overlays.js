@@ -41,9 +41,9 @@ let closePopover = null;
  * Open a popover at an element. It closes on Escape, on a click elsewhere and on another popover.
  * Escape returns the focus to the element. Return the function that closes it.
  * @param {{anchor: HTMLElement, label: string, content: Child | Child[],
- *   onclose?: () => void}} options
+ *   onclose?: () => void, onkey?: (event: KeyboardEvent) => void}} options
  */
-export function openPopover({ anchor, label, content, onclose }) {
+export function openPopover({ anchor, label, content, onclose, onkey }) {
   closePopover?.();
   hideTooltip();
   const attributes = { class: "popover", role: "dialog", "aria-label": label, tabindex: "-1" };
@@ -55,6 +55,7 @@ export function openPopover({ anchor, label, content, onclose }) {
   const keys = (/** @type {KeyboardEvent} */ event) => {
     if (event.key === "Escape") close(true);
     if (event.key === "Tab") keepFocus(element, event);
+    onkey?.(event);
   };
   /** @param {boolean} returnFocus */
   function close(returnFocus) {

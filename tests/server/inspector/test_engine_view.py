@@ -54,6 +54,37 @@ def status(page: "Page", text: str) -> None:
     page.locator(".v-live", has_text=text).wait_for()
 
 
+def step_record(state: dict[str, Any], step: int) -> dict[str, Any]:
+    return {
+        "step": step,
+        "time_s": 0.0,
+        "duration_s": 0.001,
+        "num_tokens": 1,
+        "num_prompt_tokens": 0,
+        "num_decode_tokens": 1,
+        "sequences": [],
+        "admitted": ["r0"],
+        "finished": [],
+        "preempted": [{"id": "r0", "reason": "no block was free"}],
+        "num_copies": 0,
+        "cache_hits": [{"id": "r0", "tokens": 96}],
+        "blocks": state["blocks"],
+    }
+
+
+def stream_once(page: "Page", frames: list[dict[str, Any]]) -> None:
+    """Answer the first request for events with frames, and no later one."""
+    events = "".join(f"event: state\ndata: {json.dumps(frame)}\n\n" for frame in frames)
+    streams: list[Any] = []
+
+    def answer_once(route: Any) -> None:
+        streams.append(route)
+        if len(streams) == 1:
+            route.fulfill(body=events, content_type="text/event-stream")
+
+    page.route("**/v1/engine/events", answer_once)
+
+
 def test_the_view_follows_concurrent_requests_and_replays_their_steps(
     browser: "Browser", watched: RunningServer
 ) -> None:
@@ -109,35 +140,13 @@ def test_a_replay_shows_no_state_of_a_later_step(
 ) -> None:
     """Steps 1, 2, 5 and 6 are recorded, with snapshots after steps 2 and 6."""
     state = {**watched.http.get("/v1/engine/state").json(), "last_step": None}
-    record = {
-        "time_s": 0.0,
-        "duration_s": 0.001,
-        "num_tokens": 1,
-        "num_prompt_tokens": 0,
-        "num_decode_tokens": 1,
-        "sequences": [],
-        "admitted": ["r0"],
-        "finished": [],
-        "preempted": [{"id": "r0", "reason": "no block was free"}],
-        "num_copies": 0,
-        "cache_hits": [{"id": "r0", "tokens": 96}],
-        "blocks": state["blocks"],
-    }
-    steps = [{**record, "step": number} for number in (1, 2, 5, 6)]
+    steps = [step_record(state, number) for number in (1, 2, 5, 6)]
     frames = [
         {**state, "step": number, "blocks": {**state["blocks"], "used": number}}
         for number in (2, 6)
     ]
-    events = "".join(f"event: state\ndata: {json.dumps(frame)}\n\n" for frame in frames)
-    streams: list[Any] = []
-
-    def answer_once(route: Any) -> None:
-        streams.append(route)
-        if len(streams) == 1:
-            route.fulfill(body=events, content_type="text/event-stream")
-
     with open_page(browser, watched.url) as page:
-        page.route("**/v1/engine/events", answer_once)
+        stream_once(page, frames)
         page.route("**/v1/engine/steps?*", lambda route: route.fulfill(json={"steps": steps}))
         page.get_by_role("tab", name="Engine").click()
         status(page, "Live")
@@ -148,6 +157,9 @@ def test_a_replay_shows_no_state_of_a_later_step(
             click(page, "Previous step")
             status(page, f"Replay of step {step}")
             seen.append((figure(page, "blocks"), banner.is_visible()))
+            is_stale = page.get_by_text("figures are those after step 2, the nearest").is_visible()
+            marked = page.locator("[data-after='after step 2']:visible").count()
+            assert (is_stale, marked) == ((False, 0) if step == 2 else (True, 6))
             assert ("2 steps not recorded" in log.inner_text()) == (step == 5)
         assert seen == [(2, False), (2, False), (2, True)]
         assert "v-faded" in (page.locator(".v-tiles").get_attribute("class") or "")
@@ -156,6 +168,54 @@ def test_a_replay_shows_no_state_of_a_later_step(
         status(page, "Replay of step 2")
         assert "admitted again" in log.inner_text()
         assert "resumed: 96 of its tokens were still cached" in log.inner_text()
+
+
+def test_a_pause_loads_the_steps_that_the_stream_has_omitted(
+    browser: "Browser", watched: RunningServer
+) -> None:
+    state = {**watched.http.get("/v1/engine/state").json(), "last_step": None, "is_paused": False}
+    steps = [step_record(state, number) for number in range(1, 7)]
+    request = {
+        "id": "r0",
+        "choice": 0,
+        "state": "waiting",
+        "phase": "queued",
+        "reason": None,
+        "prompt_tokens": 4,
+        "computed_tokens": 0,
+        "reused_tokens": 0,
+        "output_tokens": 0,
+        "max_tokens": 8,
+        "num_blocks": 0,
+        "preemptions": 0,
+        "age_s": 5.5,
+    }
+    frames = [
+        {**state, "step": 2, "steps": []},
+        {**state, "step": 6, "steps": steps[5:], "steps_omitted": 3},
+        {**state, "step": 6, "is_paused": True, "requests": [request]},
+    ]
+    loads: list[Any] = []
+
+    def answer_first(route: Any) -> None:
+        loads.append(route)
+        if len(loads) == 1:
+            route.fulfill(json={"steps": steps[:2]})
+
+    with open_page(browser, watched.url) as page:
+        stream_once(page, frames)
+        page.route("**/v1/engine/steps?*", answer_first)
+        page.get_by_role("tab", name="Engine").click()
+        status(page, "Paused after step 6")
+        log = page.get_by_role("region", name="Events, newest first")
+        gap = log.get_by_text("… 3 steps not shown")
+        wait_until(lambda: gap.count() == 1 and len(loads) == 2)
+        loads[1].fulfill(json={"steps": steps})
+        gap.wait_for(state="detached")
+        log.get_by_label("Replay step 4").first.wait_for()
+        age = page.locator("[data-label=Age]")
+        first = age.inner_text()
+        wait_until(lambda: age.inner_text() != first)
 
 
 def test_the_stream_is_open_only_while_the_view_is_shown(

@@ -1,5 +1,6 @@
 """Attention, logit lens and embeddings in Chromium: the views show what the model computes."""
 
+import base64
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ from nanovllm.inspection.observe import InspectedModel
 from tests.reference.cases import attention_prompt, options_of
 from tests.support.browser import open_page
 from tests.support.checkpoints import write_checkpoint, write_tokenizer
-from tests.support.serving import RunningServer
+from tests.support.serving import RunningServer, wait_until
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page, Route
@@ -71,7 +72,7 @@ def test_weights_on_the_page_equal_those_of_transformers(
         np.testing.assert_allclose(weights, recorded, atol=1e-5, rtol=0)
         np.testing.assert_allclose(weights.sum(axis=3), 1, atol=1e-5)
 
-        diagonals = recorded.diagonal(offset=-1, axis1=2, axis2=3).mean(axis=2)
+        diagonals = recorded.diagonal(offset=-1, axis1=2, axis2=3)[..., 1:].mean(axis=2)
         layer, head = np.unravel_index(diagonals.argmax(), diagonals.shape)
         card = page.get_by_role("button", name="Previous token").locator("visible=true")
         assert f"Layer {layer}, head {head}" in (card.text_content() or "")
@@ -85,6 +86,22 @@ def test_weights_on_the_page_equal_those_of_transformers(
         page.keyboard.press("ArrowUp")
         shown = f"{recorded[layer, head, -2, key]:.4f}"
         page.locator(".v-reading strong", has_text=shown).wait_for()
+
+        largest = page.get_by_text("Largest weights of this row")
+        kept = largest.text_content()
+        labels = page.locator(".v-token").evaluate_all("tokens => tokens.map((t) => t.title)")
+        assert len(labels) == size
+        box = page.locator(".v-map-canvas").bounding_box()
+        assert box is not None
+        page.mouse.move(box["x"] + box["width"] - 3, box["y"] + box["height"] - 3)
+        row = recorded[layer, head, -1]
+        expected = [f"{weight:.4f}" for weight in np.sort(row)[::-1][:5]]
+        page.wait_for_function(
+            "kept => !document.querySelector('.v-text-card').textContent.includes(kept)", arg=kept
+        )
+        assert all(weight in (largest.text_content() or "") for weight in expected)
+        page.mouse.move(0, 0)
+        page.get_by_text(kept or "", exact=True).wait_for()
 
 
 def test_the_logit_lens_marks_where_the_probability_of_the_prompt_collapses(
@@ -106,6 +123,11 @@ def test_the_logit_lens_marks_where_the_probability_of_the_prompt_collapses(
         assert f"position {lowest}" in (details.text_content() or "")
         page.keyboard.press("Escape")
         assert chosen.evaluate("cell => cell === document.activeElement")
+        chosen.click()
+        page.keyboard.press("ArrowLeft" if lowest else "ArrowRight")
+        assert details.count() == 0
+        moved = page.evaluate("Number(document.activeElement.dataset.position)")
+        assert moved == (lowest - 1 if lowest else 1)
         page.get_by_label("Rank of next").check(force=True)
         page.get_by_text("rank of the token that follows").wait_for()
         page.get_by_role("textbox", name="Prompt").fill("")
@@ -129,7 +151,11 @@ def test_an_induction_head_is_named_only_for_a_prompt_that_repeats(
     browser: "Browser", server: RunningServer
 ) -> None:
     with open_page(browser, f"{server.url}/#attention") as page:
+        show(page, "abc", "Show attention")
+        short = page.locator(".v-finder", has_text="The prompt is too short")
+        assert short.count() == 3
         show(page, "abcab", "Show attention")
+        assert short.count() == 0
         card = page.locator(".v-finder", has_text="Induction")
         assert "this one repeats 2 tokens, fewer than 5" in (card.text_content() or "")
         page.locator("summary", has_text="Statistics of all heads").click()
@@ -141,8 +167,24 @@ def test_an_induction_head_is_named_only_for_a_prompt_that_repeats(
 
 
 def test_embeddings_are_searched_by_text(browser: "Browser", server: RunningServer) -> None:
+    held: list[Route] = []
+
+    def hold(route: "Route") -> None:
+        held.append(route)
+
     with open_page(browser, f"{server.url}/#embeddings") as page:
-        page.get_by_text("of the variance").first.wait_for()
+        explained = page.get_by_text("of the variance; the picture")
+        explained.wait_for()
+        page.route("**/v1/inspect/embeddings?method=tsne*", hold)
+        page.get_by_label("t-SNE").check(force=True)
+        page.get_by_text("Computing t-SNE, some seconds").wait_for()
+        wait_until(lambda: explained.count() == 0 and len(held) == 1)
+        assert page.locator(".v-outdated").count() == 1
+        page.get_by_label("PCA").check(force=True)
+        explained.wait_for()
+        assert page.locator(".v-outdated").count() == 0
+        held[0].fulfill(json={})
+        assert explained.is_visible()
         page.get_by_label("Search tokens").fill("the")
         result = page.locator(".v-results .v-result").first
         result.wait_for()
@@ -158,6 +200,28 @@ def test_embeddings_are_searched_by_text(browser: "Browser", server: RunningServ
         for name in ("\\xFF", "\\x1F"):  # no character, and one that is not visible
             page.get_by_label("Search tokens").fill(name)
             page.locator(".v-results .v-result", has_text=name).wait_for()
+
+
+def test_the_map_of_a_long_prompt_fits_its_box(browser: "Browser", server: RunningServer) -> None:
+    size = 320
+    kinds = ("previous_token", "first_token", "self", "distance", "entropy")
+    head = {"layer": 0, "head": 0, **dict.fromkeys(kinds, 0.5), "induction": None}
+    weights = base64.b64encode(bytes(size * (size + 1) // 2 * 4)).decode()
+    answer = {
+        "tokens": [{"id": index, "text": "a"} for index in range(size)],
+        "heads": [head],
+        "dtype": "float32",
+        "weights": weights,
+    }
+    with open_page(browser, server.url) as page:
+        page.set_viewport_size({"width": 1280, "height": 800})
+        page.route("**/v1/inspect/*", lambda route: route.fulfill(json=answer))
+        page.get_by_role("tab", name="Attention").click()
+        page.locator(".v-reading strong", has_text="0.0000").wait_for()
+        page.wait_for_function("document.querySelector('.v-map-canvas').clientWidth > 320")
+        assert (
+            page.locator(".v-map-frame").evaluate("box => box.scrollWidth - box.clientWidth") == 0
+        )
 
 
 def test_errors_of_the_server_are_shown(browser: "Browser", server: RunningServer) -> None:

@@ -56,7 +56,6 @@ export function controlBar({ act, move, watch }) {
   const banner = h("p", {
     class: "v-banner",
     role: "status",
-    text: "No snapshot at or before this step. The faded parts are of a later one.",
     hidden: true,
   });
   const element = h(
@@ -83,9 +82,9 @@ export function controlBar({ act, move, watch }) {
     /**
      * @param {ReturnType<typeof import("./replay.js").createHistory>} history
      * @param {any} newest
-     * @param {boolean} isEarlier whether the shown step is older than all states
+     * @param {string} note which state the page shows with the step, if another
      */
-    update(history, newest, isEarlier) {
+    update(history, newest, note) {
       const { is_paused: isPaused, can_control: canControl } = newest;
       const watched = history.watched;
       const mode = watched !== null ? "replay" : isPaused ? "paused" : "on";
@@ -107,7 +106,8 @@ export function controlBar({ act, move, watch }) {
         : "Pause and step are off on this server. The flag --inspector-controls turns them on.";
       hint.textContent = texts;
       hint.hidden = !texts;
-      banner.hidden = !isEarlier;
+      banner.textContent = note;
+      banner.hidden = !note;
       numbers = history.steps().map(({ step: number }) => number);
       const last = Math.max(numbers.length - 1, 0);
       const shown = watched === null ? last : Math.max(numbers.indexOf(watched), 0);

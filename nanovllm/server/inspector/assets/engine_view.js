@@ -18,6 +18,7 @@ import { requestList } from "./request_list.js";
 import { stepTimeline } from "./step_timeline.js";
 
 const RETRY_MS = 2000;
+const CLOCK_MS = 1000; // between two updates of the ages in a pause, which has no frames
 const MAX_STEPS = 512;
 const MAX_FINISHED = 20;
 const SAMPLE_PREFIX =
@@ -45,6 +46,7 @@ export function create({ api, store, announce }) {
   let connection = null;
   const renderSoon = oncePerFrame(render);
   let isShown = false;
+  let clock = 0;
   let selected = null;
   /** @type {Map<string, string>} prompts of unfinished requests by id */
   let prompts = new Map();
@@ -123,7 +125,6 @@ export function create({ api, store, announce }) {
   });
   const noRunning = h("p", { class: "secondary", text: "No request runs." });
   const noWaiting = h("p", { class: "secondary" });
-  const stateNote = h("p", { class: "secondary small-text", hidden: true });
   const omitted = h("p", { class: "secondary small-text", hidden: true });
   const content = h(
     "div",
@@ -135,7 +136,7 @@ export function create({ api, store, announce }) {
       { class: "v-engine-columns" },
       h(
         "section",
-        { class: "card", "aria-label": "Running requests" },
+        { class: "card v-of-state", "aria-label": "Running requests" },
         h("div", { class: "card-header" }, h("h2", { text: "Running requests" }), requestLegend()),
         noRunning,
         running.element,
@@ -145,15 +146,14 @@ export function create({ api, store, announce }) {
         { class: "stack" },
         h(
           "section",
-          { class: "card", "aria-label": "KV cache blocks" },
+          { class: "card v-of-state", "aria-label": "KV cache blocks" },
           h("h2", { text: "KV cache blocks" }),
           figures.blockNote,
-          stateNote,
           blocks.element,
         ),
         h(
           "section",
-          { class: "card", "aria-label": "Waiting requests" },
+          { class: "card v-of-state", "aria-label": "Waiting requests" },
           h("h2", { text: "Waiting requests" }),
           h("p", {
             class: "secondary v-lead",
@@ -191,6 +191,12 @@ export function create({ api, store, announce }) {
     ),
   );
   const element = h("div", { class: "stack v-engine" }, controls.element, message, content);
+  const statePanels = [
+    figures.element,
+    ttft.element,
+    itl.element,
+    ...content.querySelectorAll(".v-of-state"),
+  ];
 
   element.addEventListener("keydown", (event) => {
     const count = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
@@ -220,11 +226,15 @@ export function create({ api, store, announce }) {
     const { signal } = controller;
     while (!signal.aborted) {
       let hasSteps = false;
+      let wasPaused = false;
       try {
         for await (const events of api.stream("v1/engine/events", { signal })) {
           if (!hasSteps) await loadSteps(signal);
           hasSteps = true;
           for (const { event, data } of events) if (event === "state") history.addFrame(data);
+          const isPaused = Boolean(history.frames().at(-1)?.is_paused);
+          if (isPaused && !wasPaused && history.hasUnloadedGap()) fillGaps();
+          wasPaused = isPaused;
           replace(message);
           schedule();
         }
@@ -265,8 +275,12 @@ export function create({ api, store, announce }) {
     keepFinishedPrompts();
     content.hidden = false;
     figures.update(state, history.frames());
-    running.update(state.requests);
-    waiting.update(state.requests);
+    const isHeld = history.watched === null && state.is_paused;
+    const pausedS = isHeld ? history.ageOfNewestS() : 0;
+    running.update(state.requests, pausedS);
+    waiting.update(state.requests, pausedS);
+    clearTimeout(clock);
+    if (isHeld) clock = setTimeout(schedule, CLOCK_MS);
     blocks.update(state);
     timeline.update({
       records: history.steps(),
@@ -277,17 +291,23 @@ export function create({ api, store, announce }) {
     log.update(history.steps(), history.watched, history.loadedUntil());
     ttft.update(state.ttft_s);
     itl.update(state.itl_s);
-    controls.update(history, history.frames().at(-1), isEarlier);
-    for (const part of [figures, running, waiting, blocks])
-      part.element.classList.toggle("v-faded", isEarlier);
+    const isOtherStep = history.watched !== null && state.step !== history.watched;
+    controls.update(
+      history,
+      history.frames().at(-1),
+      isOtherStep ? otherStepText(state, isEarlier) : "",
+    );
+    for (const panel of statePanels) {
+      panel.classList.toggle("v-faded", isEarlier);
+      if (isOtherStep) panel.dataset.after = `after step ${state.step}`;
+      else delete panel.dataset.after;
+    }
     noRequests.hidden = state.requests.length > 0;
     noRunning.hidden = !running.element.hidden;
     noWaiting.hidden = !waiting.element.hidden;
     noWaiting.textContent = noWaitingText(state.config);
     omitted.hidden = !state.requests_omitted;
     omitted.textContent = `${state.requests_omitted} more requests wait.`;
-    stateNote.hidden = history.watched === null || isEarlier || state.step === history.watched;
-    stateNote.textContent = `Requests and blocks as recorded after step ${state.step}.`;
   }
 
   /** Offer the prompts of finished requests to the other views, where the server shows prompts. */
@@ -337,6 +357,13 @@ function noWaitingText({ max_num_seqs: sequences, max_num_batched_tokens: tokens
     `No request waits. One would if ${formatCount(sequences)} sequences ran, if it needed more ` +
     `blocks than are free, or if the ${formatCount(tokens)} tokens of a step were used up.`
   );
+}
+
+/** Say which state the page shows with a replayed step that has none of its own. */
+function otherStepText({ step }, isEarlier) {
+  const nearest =
+    `Requests, blocks and figures are those after step ${step}, the nearest recorded state.`;
+  return isEarlier ? `No snapshot at or before this step. ${nearest}` : nearest;
 }
 
 function requestLegend() {

@@ -1,7 +1,7 @@
 /** The log of admissions, cache hits, preemptions and ends of requests, newest first. */
 
 import { h, replace } from "./dom.js";
-import { formatCount } from "./format.js";
+import { formatCount, formatThings } from "./format.js";
 
 const MAX_LINES = 60;
 
@@ -90,12 +90,12 @@ export function eventLog({ names, onSelect, onWatch }) {
         const { step } = record;
         if (watched !== null && step > watched) return;
         const missing = index ? step - records[index - 1].step - 1 : 0;
-        if (missing && step <= loadedUntil) allLines.push(gapLine(step, missing));
+        if (missing) addGap(allLines, step, missing, step <= loadedUntil);
         allLines.push(...linesOf(record, preempted));
         for (const { id } of record.preempted) preempted.add(id);
       });
       lines = allLines.slice(-MAX_LINES).reverse();
-      const key = lines.map(({ step, kind }) => `${step} ${kind}`).join();
+      const key = lines.map(({ step, kind, text }) => `${step} ${kind} ${text}`).join();
       if (key === drawn) return;
       drawn = key;
       render();
@@ -114,7 +114,12 @@ function cacheHitText(tokens, isResumed) {
     : `found ${formatCount(tokens)} prompt tokens in the prefix cache`;
 }
 
-function gapLine(step, count) {
-  const text = count === 1 ? "1 step not recorded" : `${formatCount(count)} steps not recorded`;
-  return { step, kind: "gap", id: null, text };
+/** Add a line for omitted steps; gaps without an event between them are one line. */
+function addGap(lines, step, missing, isLoaded) {
+  const last = lines.at(-1);
+  const isSame = last?.kind === "gap" && last.isLoaded === isLoaded;
+  const count = missing + (isSame ? lines.pop().count : 0);
+  const steps = formatThings(count, "step");
+  const text = isLoaded ? `${steps} not recorded` : `… ${steps} not shown`;
+  lines.push({ step, kind: "gap", id: null, text, count, isLoaded });
 }

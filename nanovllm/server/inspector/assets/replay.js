@@ -15,6 +15,7 @@ export function createHistory() {
   /** @type {number | null} */
   let watched = null;
   let loadedUntil = 0;
+  let newestMs = 0; // when the newest frame came
 
   /** @param {any[]} records */
   function addSteps(records) {
@@ -32,6 +33,15 @@ export function createHistory() {
     },
     /** The last of the steps whose gaps are steps that the server has not recorded. */
     loadedUntil: () => loadedUntil,
+    /** Whether frames have omitted steps that have not been loaded since. */
+    hasUnloadedGap() {
+      const numbers = [...steps.keys()];
+      return numbers.some(
+        (step, index) => index && step > loadedUntil && step > numbers[index - 1] + 1,
+      );
+    },
+    /** The time since the newest frame came. */
+    ageOfNewestS: () => (performance.now() - newestMs) / 1000,
     /** Keep a frame of the event stream. A restarted server begins a new history. */
     addFrame(frame) {
       const last = frames.at(-1);
@@ -43,6 +53,7 @@ export function createHistory() {
       }
       if (last && frame.step === last.step && frames.length) frames.pop();
       frames.push(frame);
+      newestMs = performance.now();
       if (frames.length > MAX_FRAMES) frames.shift();
       const records = frame.steps ?? [];
       addSteps(frame.last_step ? [...records, frame.last_step] : records);

@@ -41,8 +41,8 @@ export function requestList({ names, label, includes, onSelect, inspect }) {
   let selected = null;
   return {
     element,
-    /** @param {any[]} requests */
-    update(requests) {
+    /** @param {any[]} requests @param {number} pausedS time to add to their ages */
+    update(requests, pausedS) {
       const shown = requests.filter(includes);
       const keys = new Set();
       element.hidden = shown.length === 0;
@@ -51,7 +51,7 @@ export function requestList({ names, label, includes, onSelect, inspect }) {
         keys.add(key);
         if (!rows.has(key)) rows.set(key, requestRow(names, request, onSelect, inspect));
         const row = rows.get(key);
-        row.update(request, selected);
+        row.update({ ...request, age_s: request.age_s + pausedS }, selected);
         if (list.children[index] !== row.element)
           list.insertBefore(row.element, list.children[index]);
       });
