@@ -334,14 +334,12 @@ class TrainingConfig:
 
     def unchanged(self) -> tuple[str, ...]:
         """Return the names of the settings that have their defaults."""
-        defaults = TrainingConfig(preset=self.preset, init_from=self.init_from).resolved()
-        names = (field.name for field in fields(self))
-        follows = {"steps"} if self.epochs is not None else set()
-        return tuple(
-            name
-            for name in names
-            if name not in follows and getattr(self, name) == getattr(defaults, name)
-        )
+        defaults = TrainingConfig(
+            data=self.data, output=self.output, preset=self.preset, init_from=self.init_from
+        ).resolved()
+        given = {"data", "output"} | ({"steps"} if self.epochs is not None else set())
+        names = [field.name for field in fields(self) if field.name not in given]
+        return tuple(name for name in names if getattr(self, name) == getattr(defaults, name))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as JSON values."""
