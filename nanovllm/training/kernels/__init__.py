@@ -5,6 +5,7 @@ line imports only from lines below it (the contract in pyproject.toml):
 
     operations            CompiledOperations, the subclass of NumpyOperations
     attention_operations  its operations of attention
+    replay                passes that repeat the operations of an earlier pass
     runner                calls a compiled operation with its arguments on the threads
     array_pool            arrays whose memory is used again
     work_memory           the working memory of an operation

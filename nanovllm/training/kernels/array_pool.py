@@ -21,13 +21,18 @@ _MAX_WASTE = 1.5  # memory may be this factor larger than the array that takes i
 
 
 class ArrayPool:
-    """Makes arrays aligned to a cache line, and keeps the memory of those no longer used."""
+    """Makes arrays aligned to a cache line, and keeps the memory of those no longer used.
+
+    Attributes:
+        allocated_bytes: memory of the pool and its arrays.
+        num_arrays: number of arrays that are used.
+    """
 
     def __init__(self) -> None:
         """Begin without memory."""
         self._sizes: list[tuple[int, int]] = []  # bytes and address of unused memory, ascending
         self._unused: dict[int, np.ndarray] = {}
-        self.allocated_bytes = 0
+        self.allocated_bytes = self.num_arrays = 0
 
     def empty(self, *shape: int, dtype: np.dtype[Any] = _FLOAT32) -> np.ndarray:
         """Return an array with arbitrary contents."""
@@ -40,10 +45,12 @@ class ArrayPool:
             memory = aligned_zeros(size_bytes // _FLOAT32.itemsize)
             address = memory.ctypes.data  # takes longer than the rest of this function
             self.allocated_bytes += size_bytes
+        self.num_arrays += 1
         return np.asarray(Lease(self, address, memory, shape, dtype))
 
     def give_back(self, address: int, memory: np.ndarray) -> None:
-        """Keep memory at an address for a later array."""
+        """Keep memory at an address, of an array no longer used, for a later array."""
+        self.num_arrays -= 1
         self._unused[address] = memory
         insort(self._sizes, (memory.nbytes, address))
 

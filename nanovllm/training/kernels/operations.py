@@ -1,10 +1,12 @@
 """The operations of training on compiled kernels; the ones not listed here are NumPy's."""
 
+from collections.abc import Hashable
+
 import numpy as np
 from jaxtyping import Int64
 
 from nanovllm.model.activation import ACTIVATIONS
-from nanovllm.model.kernels.build.packing import round_up
+from nanovllm.model.kernels.build.packing import aligned_zeros, round_up
 from nanovllm.model.kernels.build.target import KernelTarget, host_target
 from nanovllm.model.kernels.threads.cores import default_threads
 from nanovllm.training.kernels.attention_operations import (
@@ -22,11 +24,13 @@ from nanovllm.training.kernels.records import (
     MAX_PIECE,
     SCRATCH_FLOATS,
 )
+from nanovllm.training.kernels.replay import PassReplayer
 from nanovllm.training.kernels.runner import OperationRunner
 from nanovllm.training.kernels.work_memory import WorkArray
 from nanovllm.training.network.operations import (
     AdamWStep,
     Array,
+    Pass,
     Rows,
     TokenIds,
 )
@@ -48,6 +52,7 @@ class CompiledOperations(AttentionOperations):
             target: what to compile for; the default is this CPU.
         """
         super().__init__(OperationRunner(num_threads or default_threads(), target or host_target()))
+        self._replayer = PassReplayer(self._runner)
 
     @property
     def num_threads(self) -> int:
@@ -58,9 +63,15 @@ class CompiledOperations(AttentionOperations):
         """End the helper threads."""
         self._runner.close()
 
+    def run_pass(
+        self, key: Hashable, compute: Pass, token_ids: TokenIds, targets: TokenIds
+    ) -> float:
+        """Return compute(token_ids, targets); an earlier pass with this key may be replayed."""
+        return self._replayer.run(key, compute, token_ids, targets)
+
     def embed(self, token_ids: TokenIds, token_embedding: Array, position_embedding: Array) -> Rows:
         """Return token_embedding[token] + position_embedding[position] of each token."""
-        _check_tokens("token", token_ids, len(token_embedding))
+        self._check_tokens("token", token_ids, len(token_embedding))
         d_model = token_embedding.shape[1]
         out = self._empty(token_ids.size, d_model)
         self._runner.run(
@@ -84,7 +95,7 @@ class CompiledOperations(AttentionOperations):
         grad_position_embedding: Array | None,
     ) -> None:
         """Add each row's gradient to its token's embedding, and to its position's if learned."""
-        _check_tokens("token", token_ids, len(grad_token_embedding))
+        self._check_tokens("token", token_ids, len(grad_token_embedding))
         self._runner.run(
             "embed_backward",
             2 * grad_out.size,
@@ -261,7 +272,7 @@ class CompiledOperations(AttentionOperations):
         grad_hidden: Rows | None,
     ) -> float:
         tokens, (vocab, d_model) = len(targets), head.shape
-        _check_tokens("target", targets, vocab)
+        self._check_tokens("target", targets, vocab)
         self._work.clear()
         transposed_panels = self._panels(d_model, vocab)
         panels = None if grad_head is None else self._panels(vocab, d_model)
@@ -277,7 +288,8 @@ class CompiledOperations(AttentionOperations):
         chunk_rows = min(tokens, max(1, LOGITS_FLOATS // (vocab * MAX_PIECE)) * MAX_PIECE)
         logits, scratch = self._work.take(chunk_rows * vocab), self._scratch()
         hidden_panels = None if grad_head is None else self._panels(chunk_rows, d_model)
-        sums, target_logits = self._empty(tokens), self._empty(tokens)
+        # Not the pool's, because a replayed pass reads them in Python.
+        sums, target_logits = aligned_zeros(tokens), aligned_zeros(tokens)
         for first in range(0, tokens, chunk_rows):
             rows = slice(first, first + chunk_rows)
             count = len(targets[rows])
@@ -300,7 +312,11 @@ class CompiledOperations(AttentionOperations):
                 d_model=d_model,
                 scale=scale,
             )
-        return float((np.log(sums) - target_logits).sum(dtype=np.float64))
+
+        def total_loss() -> float:
+            return float((np.log(sums) - target_logits).sum(dtype=np.float64))
+
+        return self._runner.call(total_loss)
 
     def sum_of_squares(self, array: Array) -> float:
         """Return the sum of the squares of all elements, in float64."""
@@ -341,6 +357,15 @@ class CompiledOperations(AttentionOperations):
             epsilon=settings.epsilon,
         )
 
+    def _check_tokens(self, kind: str, token_ids: Int64[np.ndarray, "..."], vocab: int) -> None:
+        """Raise IndexError for a token, an input or a target, that is not in the vocabulary."""
+
+        def check() -> None:
+            if token_ids.min() < 0 or token_ids.max() >= vocab:
+                raise IndexError(f"a {kind} is not in the vocabulary of {vocab} tokens")
+
+        self._runner.call(check)
+
     def _panels(self, steps: int, columns: int) -> WorkArray:
         """Return memory for the panels of a matrix [steps, columns]."""
         return self._work.take(steps * round_up(columns, self._runner.target.panel_width))
@@ -348,12 +373,6 @@ class CompiledOperations(AttentionOperations):
     def _scratch(self) -> WorkArray:
         """Return the working memory of the threads in a matmul."""
         return self._work.take(self._runner.threads * SCRATCH_FLOATS)
-
-
-def _check_tokens(kind: str, token_ids: Int64[np.ndarray, "..."], vocab: int) -> None:
-    """Raise IndexError for a token, an input or a target, that is not in the vocabulary."""
-    if token_ids.min() < 0 or token_ids.max() >= vocab:
-        raise IndexError(f"a {kind} is not in the vocabulary of {vocab} tokens")
 
 
 _FUNCTION_NAMES = {name: function.__name__ for name, function in ACTIVATIONS.items()}

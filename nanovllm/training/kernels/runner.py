@@ -1,8 +1,11 @@
 """Calls of compiled operations: their records, the threads, and the memory of their results."""
 
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from ctypes import addressof, c_char
+from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
@@ -19,6 +22,31 @@ _SHARED_WORK = 500_000
 _FLOAT32 = np.dtype(np.float32)
 
 Argument = np.ndarray | WorkArray | float | None
+_THREADS_FIELD = 2  # of a record: job_ptr, phases_ptr, threads
+
+
+@dataclass(frozen=True, slots=True)
+class OperationCall:
+    """A call of an operation that can be repeated.
+
+    Attributes:
+        work: about how many arithmetic operations it has.
+        entry: address of the compiled function.
+        integers: its record.
+        address: of the record.
+        owners: arrays to whose memory the record refers, except that of the pool.
+    """
+
+    name: str
+    work: int
+    entry: int
+    integers: np.ndarray
+    address: int
+    owners: tuple[np.ndarray, ...]
+
+
+RecordedCall = OperationCall | Callable[[], float | None]
+_T = TypeVar("_T", bound=float | None)
 
 
 class OperationRunner:
@@ -39,6 +67,7 @@ class OperationRunner:
         self._pool = ThreadPool(num_threads, self._library, phases=MAX_PHASES)
         self._records = {name: _Record(dtype) for name, dtype in RECORDS.items()}
         self._phases_ptr = self._pool.phases
+        self._calls: list[RecordedCall] | None = None
 
     @property
     def threads(self) -> int:
@@ -57,18 +86,50 @@ class OperationRunner:
             TypeError: an array has another type than the operation reads, or is not C-contiguous.
         """
         pool, record = self._pool, self._records[name]
-        threads = pool.choose_threads(name, work) if work >= _SHARED_WORK else 1
+        threads = self._choose_threads(name, work)
         record.write(pool.job, self._phases_ptr, threads, arguments)
         entry = self._library.addresses[name]
+        if self._calls is not None:
+            integers = record.integers.copy()
+            owners = _owners(arguments)
+            address = integers.ctypes.data
+            self._calls.append(OperationCall(name, work, entry, integers, address, owners))
         if not self.target.check:
             pool.run(entry, record.address, threads)
             return
         with watch(self.target, name, self._memory(record, arguments)):
             pool.run(entry, record.address, threads)
 
+    def call(self, function: Callable[[], _T]) -> _T:
+        """Call a function of Python that is part of a pass, between its operations."""
+        if self._calls is not None:
+            self._calls.append(function)
+        return function()
+
+    @contextmanager
+    def recording(self, calls: list[RecordedCall]) -> Iterator[None]:
+        """Append all calls to `calls` meanwhile."""
+        self._calls = calls
+        try:
+            yield
+        finally:
+            self._calls = None
+
+    def repeat(self, call: RecordedCall) -> float | None:
+        """Repeat a recorded call; return the result of one of Python."""
+        if not isinstance(call, OperationCall):
+            return call()
+        threads = self._choose_threads(call.name, call.work)
+        call.integers[_THREADS_FIELD] = threads
+        self._pool.run(call.entry, call.address, threads)
+        return None
+
     def close(self) -> None:
         """End the helper threads."""
         self._pool.close()
+
+    def _choose_threads(self, name: str, work: int) -> int:
+        return self._pool.choose_threads(name, work) if work >= _SHARED_WORK else 1
 
     def _memory(
         self, record: "_Record", arguments: Mapping[str, Argument]
@@ -108,6 +169,21 @@ class _Record:
             for name, dtype in self._fields
         ]
         self._struct.pack_into(self.integers.data, 0, job_ptr, phases_ptr, threads, *values)
+
+
+def _owners(arguments: Mapping[str, Argument]) -> tuple[np.ndarray, ...]:
+    """Return the arrays that keep the memory of arguments, except that of the pool."""
+    owners = []
+    for argument in arguments.values():
+        if isinstance(argument, WorkArray):
+            owners.append(argument.block)
+        elif isinstance(argument, np.ndarray):
+            base: object = argument
+            while isinstance(base, np.ndarray):
+                base = base.base
+            if not isinstance(base, Lease):
+                owners.append(argument)
+    return tuple(owners)
 
 
 def _address(name: str, array: Argument, dtype: np.dtype) -> int:

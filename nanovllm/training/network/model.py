@@ -121,22 +121,34 @@ def batch_loss(
     groups of up to GROUP_TOKENS tokens, and only the activations of one group are in memory. The
     groups depend on the shape of the batch alone, so every run adds in the same order.
     """
+
+    def group_loss(
+        token_ids: TokenIds, targets: TokenIds, group_dropout: Dropout = NO_DROPOUT
+    ) -> float:
+        tape = Tape(operations, records=scale is not None)
+        loss = loss_sum(
+            tape,
+            config,
+            parameters,
+            token_ids,
+            targets,
+            scale=scale or 0.0,
+            dropout=group_dropout,
+        )
+        tape.backward()
+        return loss
+
     batch, context = token_ids.shape
     groups = -(-batch // max(1, GROUP_TOKENS // context))
     total = 0.0
     for group in range(groups):
         sequences = slice(batch * group // groups, batch * (group + 1) // groups)
-        tape = Tape(operations, records=scale is not None)
-        total += loss_sum(
-            tape,
-            config,
-            parameters,
-            token_ids[sequences],
-            targets[sequences],
-            scale=scale or 0.0,
-            dropout=replace(dropout, group=group),
-        )
-        tape.backward()
+        group_ids, group_targets = token_ids[sequences], targets[sequences]
+        if dropout.rate:  # each pass has keys of its own
+            total += group_loss(group_ids, group_targets, replace(dropout, group=group))
+        else:
+            key = (parameters, config, scale)
+            total += operations.run_pass(key, group_loss, group_ids, group_targets)
     return total
 
 

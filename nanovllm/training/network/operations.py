@@ -12,6 +12,7 @@ because a step may accumulate several batches. All arrays have one float type: f
 to check gradients.
 """
 
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,6 +36,9 @@ PositionTable = Float[np.ndarray, "positions d_model"]
 LogSumExp = Float[np.ndarray, "batch heads context"]
 Targets = Int64[np.ndarray, " tokens"]
 TokenIds = Int64[np.ndarray, "batch context"]
+
+Pass = Callable[[TokenIds, TokenIds], float]
+"""Returns the loss of a batch's token ids and targets, and may add its gradients."""
 
 _CHUNK_ROWS = 256  # rows of logits in memory at a time
 
@@ -80,6 +84,16 @@ class NumpyOperations:
 
     def close(self) -> None:
         """Release what the operations hold, such as threads; here nothing."""
+
+    def run_pass(
+        self, key: Hashable, compute: Pass, token_ids: TokenIds, targets: TokenIds
+    ) -> float:
+        """Return compute(token_ids, targets).
+
+        Equal keys mean that `compute` runs the same operations on batches of one shape, and nothing
+        else, so that a subclass may repeat those of an earlier pass.
+        """
+        return compute(token_ids, targets)
 
     def embed(
         self, token_ids: TokenIds, token_embedding: TokenTable, position_embedding: PositionTable
