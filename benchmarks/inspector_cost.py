@@ -2,18 +2,19 @@
 
 Run: python benchmarks/inspector_cost.py --threads 1
 
-A server process has a steady load of concurrent streams. In each round it is measured twice, with
-and without one reader of GET /v1/engine/events, in alternating order. The cost of a round is the
-ratio of the server's processor time per token. It varies by some 10%, mostly because the processor
-does, so measurements are short, so that both of a round see the same processor, and rounds are
-many. The result is the geometric mean of all rounds, with its standard error. The server ends
-recording LEASE_S after its last reader, 10 s in production. The last line is JSON.
+A server process has a steady load of concurrent streams, without a break. In each round it is
+measured twice, with and without one reader of GET /v1/engine/events, in random order. The cost of a
+round is the ratio of the server's processor time per token. It varies by some 10%, mostly because
+the processor does, so measurements are short, so that both of a round see the same processor, and
+rounds are many. The result is the geometric mean of all rounds, with its standard error. The server
+ends recording LEASE_S after its last reader, 10 s in production. The last line is JSON.
 """
 
 import argparse
 import contextlib
 import json
 import math
+import random
 import statistics
 import sys
 import threading
@@ -31,6 +32,7 @@ from benchmarks.options import add_run_options, finish, heading, tell
 from nanovllm.cli.argument_types import positive, positive_number
 
 LEASE_S = 0.1
+SETTLE_S = 0.2  # until the last reader's recording has ended, or the first event has been sent
 _TIMEOUT_S = 120.0
 _JSON = {"Content-Type": "application/json"}
 
@@ -56,9 +58,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         default=[1, 16],
         help="numbers of concurrent streams (1,16)",
     )
-    parser.add_argument("--rounds", type=positive, default=100, help="rounds of each (%(default)s)")
+    parser.add_argument("--rounds", type=positive, default=400, help="rounds of each (%(default)s)")
     parser.add_argument(
-        "--seconds", type=positive_number, default=1.0, help="time of a measurement (%(default)s)"
+        "--seconds", type=positive_number, default=0.5, help="time of a measurement (%(default)s)"
     )
     parser.add_argument(
         "--tokens", type=positive, default=256, help="tokens of a response (%(default)s)"
@@ -87,17 +89,21 @@ def measure(server: ServerProcess, streams: int, parsed: argparse.Namespace) -> 
     times: dict[bool, list[float]] = {False: [], True: []}
     frames_per_s: list[float] = []
     frame_bytes: list[float] = []
-    run_load(server, streams, parsed.tokens, min(1.0, parsed.seconds))  # warm up
-    for number in range(parsed.rounds):
-        tell(f"{streams} streams: round {number + 1} of {parsed.rounds}")
-        for is_watched in (number % 2 == 0, number % 2 == 1):
-            time.sleep(2 * LEASE_S)
-            began_s = time.monotonic()
-            with watching(server.port) if is_watched else contextlib.nullcontext() as reader:
-                times[is_watched].append(run_load(server, streams, parsed.tokens, parsed.seconds))
-            if reader is not None:
-                frames_per_s.append(reader.frames / (time.monotonic() - began_s))
-                frame_bytes.append(reader.num_bytes / max(reader.frames, 1))
+    orders = random.Random(parsed.seed)
+    with steady_load(server.port, streams, parsed.tokens):
+        time.sleep(min(1.0, parsed.seconds))  # warm up
+        for number in range(parsed.rounds):
+            tell(f"{streams} streams: round {number + 1} of {parsed.rounds}")
+            for is_watched in orders.sample((False, True), 2):
+                watch = watching(server.port) if is_watched else contextlib.nullcontext(Reader())
+                with watch as reader:
+                    time.sleep(SETTLE_S)
+                    frames, num_bytes, began_s = reader.frames, reader.num_bytes, time.monotonic()
+                    times[is_watched].append(cpu_s_per_token(server, parsed.seconds))
+                    if is_watched:
+                        frames = reader.frames - frames
+                        frames_per_s.append(frames / (time.monotonic() - began_s))
+                        frame_bytes.append((reader.num_bytes - num_bytes) / max(frames, 1))
     ratios = [watched / alone for watched, alone in zip(times[True], times[False], strict=True)]
     logarithms = [math.log(ratio) for ratio in ratios]
     deviation = statistics.stdev(logarithms) if len(ratios) > 1 else math.inf
@@ -107,14 +113,15 @@ def measure(server: ServerProcess, streams: int, parsed: argparse.Namespace) -> 
         "ratios": ratios,
         "cpu_s_per_token": statistics.median(times[False]),
         "watched_cpu_s_per_token": statistics.median(times[True]),
-        "frames_per_s": statistics.median(frames_per_s),
-        "frame_bytes": statistics.median(frame_bytes),
+        "frames_per_s": statistics.fmean(frames_per_s),
+        "frame_bytes": statistics.fmean(frame_bytes),
     }
 
 
-def run_load(server: ServerProcess, streams: int, tokens: int, seconds: float) -> float:
-    """Keep `streams` streams busy; return the server's processor time per generated token."""
-    end_s = time.monotonic() + seconds
+@contextlib.contextmanager
+def steady_load(port: int, streams: int, tokens: int) -> Iterator[None]:
+    """Keep `streams` streams busy meanwhile; raises the first error of one at the end."""
+    is_ended = threading.Event()
     errors: list[BaseException] = []
 
     def stream(number: int) -> None:
@@ -125,21 +132,36 @@ def run_load(server: ServerProcess, streams: int, tokens: int, seconds: float) -
             "stream": True,
         }
         try:
-            while time.monotonic() < end_s:
-                fetch(server.port, "POST", "/v1/completions", body)
+            while not is_ended.is_set():
+                fetch(port, "POST", "/v1/completions", body)
         except BaseException as error:  # noqa: BLE001 - raised below
             errors.append(error)
 
-    before = counters(server)
     threads = [threading.Thread(target=stream, args=(number,)) for number in range(streams)]
     for thread in threads:
         thread.start()
-    for thread in threads:
-        thread.join()
-    after = counters(server)
+    try:
+        yield
+    finally:
+        is_ended.set()
+        for thread in threads:
+            thread.join()
     if errors:
         raise errors[0]
-    return (after["cpu_s"] - before["cpu_s"]) / (after["tokens"] - before["tokens"])
+
+
+def cpu_s_per_token(server: ServerProcess, seconds: float) -> float:
+    """Return the server's processor time per generated token, in the next `seconds`.
+
+    Raises RuntimeError if none is generated.
+    """
+    before = counters(server)
+    time.sleep(seconds)
+    after = counters(server)
+    tokens = after["tokens"] - before["tokens"]
+    if tokens == 0:
+        raise RuntimeError(f"no token was generated in {seconds:g} s; set longer --seconds")
+    return (after["cpu_s"] - before["cpu_s"]) / tokens
 
 
 @contextlib.contextmanager
@@ -165,8 +187,7 @@ def watching(port: int) -> Iterator[Reader]:
         yield reader
     finally:
         reader.is_ended.set()
-        fetch(port, "POST", "/v1/completions", {"prompt": [1], "max_tokens": 1})  # a last event
-        thread.join()
+        thread.join()  # a next event comes, because there is load
         response.close()
         connection.close()
 

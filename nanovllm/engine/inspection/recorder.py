@@ -1,11 +1,13 @@
 """StepRecorder: the last steps of an engine as tuples.
 
-A recorder is the observer of a scheduler while somebody watches. Recording a step takes a few
-microseconds, because a small model computes a step in 300 us. A record contains only immutable
-values, so other threads may read it.
+A recorder is the observer of a scheduler while somebody watches. A small model computes a step in
+300 us, and code that runs once a step finds cold caches, so recording a step only keeps its plan
+and a few numbers. Records are made of them when they are asked for. They contain only immutable
+values, so other threads may read them.
 """
 
 from collections import deque
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Literal, NamedTuple, TypeAlias
 
@@ -104,6 +106,10 @@ class StepRecord(NamedTuple):
         )
 
 
+_Entry: TypeAlias = tuple[int, float, float, int, int, StepPlan, _Events, int, int, int, int, int]
+"""A recorded step: the fields of StepRecord, with the plan in place of the sequences and copies."""
+
+
 class StepRecorder:
     """Records the last MAX_RECORDS steps of a scheduler. For the thread of its engine.
 
@@ -117,14 +123,14 @@ class StepRecorder:
         self.num_steps = num_steps
         self.preemptions: dict[str, Preemption] = {}
         self._scheduler = scheduler
-        self._records: deque[StepRecord] = deque(maxlen=MAX_RECORDS)
+        self._blocks = scheduler.kv_cache.blocks
+        self._entries: deque[_Entry] = deque(maxlen=MAX_RECORDS)
         self._events = _NO_EVENTS
-        self._requests: list[Request] = []  # those that decoded in the last step
-        self._decoding: tuple[tuple[str, int], ...] = ()
 
     def last(self, count: int) -> tuple[StepRecord, ...]:
         """Return at most `count` of the latest records, oldest first."""
-        return tuple(islice(reversed(self._records), count))[::-1]
+        entries = tuple(islice(reversed(self._entries), count))
+        return tuple(_records(entries[::-1]))
 
     def on_admitted(self, request: Request) -> None:
         """Record an admission, and the tokens that it found in computed blocks."""
@@ -171,39 +177,59 @@ class StepRecorder:
     ) -> None:
         """Record a step and the events since the step before it."""
         self.num_steps += 1
-        sequences = plan.sequences
-        mixed: tuple[StepSequence, ...] = ()
-        if num_decode_tokens < len(sequences):
-            mixed = tuple(map(_step_sequence, sequences))
-            sequences = ()
-        requests = [sequence.request for sequence in sequences]
-        if requests != self._requests:
-            self._requests = requests
-            self._decoding = tuple(
-                [(request.request_id, request.choice_index) for request in requests]
-            )
-        scheduler, blocks = self._scheduler, self._scheduler.kv_cache.blocks
-        num_free, num_cached = blocks.num_free, blocks.num_cached
-        self._records.append(
-            StepRecord(
+        scheduler, blocks = self._scheduler, self._blocks
+        self._entries.append(
+            (
                 self.num_steps,
                 started_s,
                 duration_s,
                 num_tokens,
                 num_decode_tokens,
-                mixed,
-                self._decoding,
-                tuple([sequence.start for sequence in sequences]),
+                plan,
                 self._events,
-                len(plan.copies),
                 len(scheduler.running),
                 scheduler.num_waiting,
-                blocks.num_blocks - num_free,
-                num_cached,
-                num_free - num_cached,
+                blocks.num_used,
+                blocks.num_cached,
+                blocks.num_free,
             )
         )
         self._events = _NO_EVENTS
+
+
+def _records(entries: Iterable[_Entry]) -> Iterator[StepRecord]:
+    """Yield the records of consecutive entries."""
+    last_requests: list[Request] = []
+    decoding: tuple[tuple[str, int], ...] = ()
+    for entry in entries:
+        step, started_s, duration_s, num_tokens, num_decode_tokens, plan, events, *counts = entry
+        num_running, num_waiting, num_used, num_cached, num_free = counts
+        mixed: tuple[StepSequence, ...] = ()
+        sequences = plan.sequences
+        if num_decode_tokens < len(sequences):
+            mixed = tuple(map(_step_sequence, sequences))
+            sequences = ()
+        requests = [sequence.request for sequence in sequences]
+        if requests != last_requests:
+            last_requests = requests
+            decoding = tuple([(request.request_id, request.choice_index) for request in requests])
+        yield StepRecord(
+            step,
+            started_s,
+            duration_s,
+            num_tokens,
+            num_decode_tokens,
+            mixed,
+            decoding,
+            tuple([sequence.start for sequence in sequences]),
+            events,
+            len(plan.copies),
+            num_running,
+            num_waiting,
+            num_used,
+            num_cached,
+            num_free - num_cached,
+        )
 
 
 def _step_sequence(sequence: PlannedSequence) -> StepSequence:
