@@ -67,7 +67,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("flags", nargs="*", help="options of `nanovllm serve`, after --")
     add_run_options(parser)
-    return parser.parse_args(arguments)
+    parsed = parser.parse_args(arguments)
+    if parsed.rounds < 2:
+        parser.error("--rounds is 1, but a standard error needs at least 2")
+    return parsed
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -106,10 +109,9 @@ def measure(server: ServerProcess, streams: int, parsed: argparse.Namespace) -> 
                         frame_bytes.append((reader.num_bytes - num_bytes) / max(frames, 1))
     ratios = [watched / alone for watched, alone in zip(times[True], times[False], strict=True)]
     logarithms = [math.log(ratio) for ratio in ratios]
-    deviation = statistics.stdev(logarithms) if len(ratios) > 1 else math.inf
     return {
         "cost": math.expm1(statistics.fmean(logarithms)),
-        "standard_error": deviation / math.sqrt(len(ratios)),
+        "standard_error": statistics.stdev(logarithms) / math.sqrt(len(ratios)),
         "ratios": ratios,
         "cpu_s_per_token": statistics.median(times[False]),
         "watched_cpu_s_per_token": statistics.median(times[True]),

@@ -238,7 +238,8 @@ def test_http_cost_compares_the_same_tokens(run: Run) -> None:
 def test_inspector_cost_compares_watched_with_unwatched_loads(
     model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    flags = ("--streams", "2", "--rounds", "2", "--seconds", "0.2", "--tokens", "60")
+    # An event comes at least once a second.
+    flags = ("--streams", "2", "--rounds", "2", "--seconds", "1.2", "--tokens", "60")
     arguments = ["--model", str(model), "--threads", "1", *flags, "--", "--backend", "numpy"]
     assert inspector_cost.main(arguments) == 0
     record = json.loads(capsys.readouterr().out.splitlines()[-1])

@@ -20,11 +20,11 @@ from nanovllm.server.inspector.documents import StateDescriber, step_json, write
 from nanovllm.server.inspector.response_types import EngineStateEvent
 
 MIN_INTERVAL_S, MAX_INTERVAL_S = 0.1, 1.0
-MAX_SHARE = 0.003
+MAX_SHARE = 0.002
 """Maximum processor time of making frames, as a fraction of that of the process.
 
 Sending them and recording the steps takes about as much again."""
-MAX_STEPS = 32
+MAX_STEPS = 16
 _LARGE = 4096
 """Items from which a frame is written on a worker thread."""
 _CLIENT = "inspector"  # the feed's queue among those of the clients

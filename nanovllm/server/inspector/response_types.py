@@ -196,7 +196,7 @@ class EngineStateEvent(TypedDict):
     steps: NotRequired[
         Annotated[
             list[Step],
-            Field(description="events only: the newest 32 steps since the last event"),
+            Field(description="events only: the newest 16 steps since the last event"),
         ]
     ]
     steps_omitted: NotRequired[

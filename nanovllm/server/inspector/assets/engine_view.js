@@ -252,7 +252,7 @@ export function create({ api, store, announce }) {
     history.loadSteps(steps);
   }
 
-  /** Load the steps that frames have omitted: a frame contains the newest 32. */
+  /** Load the steps that frames have omitted: a frame contains only the newest ones. */
   async function fillGaps() {
     if (!connection) return;
     try {
