@@ -84,21 +84,6 @@ async def respond(
     Chunks that come within `interval_s` of the one before, after the beginning, are joined. Closing
     the generator tells the application that the client has disconnected.
     """
-    scope: dict[str, Any] = {
-        "type": "http",
-        "asgi": {"version": "3.0", "spec_version": "2.3"},
-        "http_version": "1.1",
-        "method": request.method,
-        "scheme": "http",
-        "path": request.path,
-        "raw_path": request.path.encode(),
-        "root_path": "",
-        "query_string": request.query,
-        "headers": [(bytes(name), bytes(value)) for name, value in request.headers],
-        "client": request.client,
-        "server": None,
-        "state": {},
-    }
     body: list[Message] = [{"type": "http.request", "body": request.body, "more_body": False}]
     disconnected, hurry = asyncio.Event(), asyncio.Event()
     sent: asyncio.Queue[Message | None] = asyncio.Queue(_MAX_CHUNKS)
@@ -116,7 +101,7 @@ async def respond(
 
     async def run() -> None:
         try:
-            await app(scope, receive, send)
+            await app(_scope(request), receive, send)
         finally:
             hurry.set()
             if not disconnected.is_set():
@@ -141,6 +126,25 @@ async def respond(
     finally:
         disconnected.set()
         await _end(task, sent)
+
+
+def _scope(request: HttpRequest) -> dict[str, Any]:
+    """Return the connection scope of a request."""
+    return {
+        "type": "http",
+        "asgi": {"version": "3.0", "spec_version": "2.3"},
+        "http_version": "1.1",
+        "method": request.method,
+        "scheme": "http",
+        "path": request.path,
+        "raw_path": request.path.encode(),
+        "root_path": "",
+        "query_string": request.query,
+        "headers": [(bytes(name), bytes(value)) for name, value in request.headers],
+        "client": request.client,
+        "server": None,
+        "state": {},
+    }
 
 
 def _join(body: bytes, sent: "asyncio.Queue[Message | None]") -> bytes:
