@@ -2,12 +2,11 @@
 
 A recorder is the observer of a scheduler while somebody watches. A small model computes a step in
 300 us, and code that runs once a step finds cold caches, so recording a step only keeps its plan
-and a few numbers. Records are made of them when they are asked for. They contain only immutable
-values, so other threads may read them.
+and a few numbers. Records are made of them a few steps at a time, which also releases the requests
+of the plans. They contain only immutable values, so other threads may read them.
 """
 
 from collections import deque
-from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Literal, NamedTuple, TypeAlias
 
@@ -17,6 +16,7 @@ from nanovllm.engine.scheduling.scheduler import Scheduler
 from nanovllm.engine.scheduling.step_plan import PlannedSequence, StepPlan
 
 MAX_RECORDS = 512
+_MAX_ENTRIES = 32
 Kind: TypeAlias = Literal["prefill", "chunk", "decode", "fork"]
 
 
@@ -124,13 +124,16 @@ class StepRecorder:
         self.preemptions: dict[str, Preemption] = {}
         self._scheduler = scheduler
         self._blocks = scheduler.kv_cache.blocks
-        self._entries: deque[_Entry] = deque(maxlen=MAX_RECORDS)
+        self._entries: list[_Entry] = []  # the last steps, of which no records are made yet
+        self._records: deque[StepRecord] = deque(maxlen=MAX_RECORDS)
         self._events = _NO_EVENTS
+        self._requests: list[Request] = []  # those that decoded in the last recorded step
+        self._decoding: tuple[tuple[str, int], ...] = ()
 
     def last(self, count: int) -> tuple[StepRecord, ...]:
         """Return at most `count` of the latest records, oldest first."""
-        entries = tuple(islice(reversed(self._entries), count))
-        return tuple(_records(entries[::-1]))
+        self._make_records()
+        return tuple(islice(reversed(self._records), count))[::-1]
 
     def on_admitted(self, request: Request) -> None:
         """Record an admission, and the tokens that it found in computed blocks."""
@@ -195,13 +198,15 @@ class StepRecorder:
             )
         )
         self._events = _NO_EVENTS
+        if len(self._entries) >= _MAX_ENTRIES:
+            self._make_records()
 
+    def _make_records(self) -> None:
+        """Make records of the entries."""
+        entries, self._entries = self._entries, []
+        self._records.extend(map(self._record, entries))
 
-def _records(entries: Iterable[_Entry]) -> Iterator[StepRecord]:
-    """Yield the records of consecutive entries."""
-    last_requests: list[Request] = []
-    decoding: tuple[tuple[str, int], ...] = ()
-    for entry in entries:
+    def _record(self, entry: _Entry) -> StepRecord:
         step, started_s, duration_s, num_tokens, num_decode_tokens, plan, events, *counts = entry
         num_running, num_waiting, num_used, num_cached, num_free = counts
         mixed: tuple[StepSequence, ...] = ()
@@ -210,17 +215,19 @@ def _records(entries: Iterable[_Entry]) -> Iterator[StepRecord]:
             mixed = tuple(map(_step_sequence, sequences))
             sequences = ()
         requests = [sequence.request for sequence in sequences]
-        if requests != last_requests:
-            last_requests = requests
-            decoding = tuple([(request.request_id, request.choice_index) for request in requests])
-        yield StepRecord(
+        if requests != self._requests:
+            self._requests = requests
+            self._decoding = tuple(
+                [(request.request_id, request.choice_index) for request in requests]
+            )
+        return StepRecord(
             step,
             started_s,
             duration_s,
             num_tokens,
             num_decode_tokens,
             mixed,
-            decoding,
+            self._decoding,
             tuple([sequence.start for sequence in sequences]),
             events,
             len(plan.copies),

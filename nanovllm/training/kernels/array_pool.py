@@ -2,13 +2,13 @@
 
 The operating system clears each new page on its first write, which takes longer than most
 elementwise operations. Here the memory of an array returns to the pool when the last reference to
-the array and its views ends, and the next array of about that size takes it.
+the array and its views ends, and the next array of about that size takes it. The pool owns all
+memory until its own end, whatever interrupts it.
 """
 
 import math
 import sys
 from bisect import bisect_left, insort
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -25,13 +25,13 @@ class ArrayPool:
 
     Attributes:
         allocated_bytes: memory of the pool and its arrays.
-        num_arrays: number of arrays that are used.
+        num_arrays: number of arrays in use.
     """
 
     def __init__(self) -> None:
         """Begin without memory."""
         self._sizes: list[tuple[int, int]] = []  # bytes and address of unused memory, ascending
-        self._unused: dict[int, np.ndarray] = {}
+        self._memory: dict[int, np.ndarray] = {}  # all memory, by address; none is ever removed
         self.allocated_bytes = self.num_arrays = 0
 
     def empty(self, *shape: int, dtype: np.dtype[Any] = _FLOAT32) -> np.ndarray:
@@ -39,24 +39,19 @@ class ArrayPool:
         size_bytes = round_up(max(math.prod(shape), 1) * dtype.itemsize, LINE_BYTES)
         index = bisect_left(self._sizes, (size_bytes, 0))
         if index < len(self._sizes) and self._sizes[index][0] <= _MAX_WASTE * size_bytes:
-            _, address = self._sizes.pop(index)
-            memory = self._unused.pop(address)
+            size_bytes, address = self._sizes.pop(index)
         else:
             memory = aligned_zeros(size_bytes // _FLOAT32.itemsize)
             address = memory.ctypes.data  # takes longer than the rest of this function
+            self._memory[address] = memory
             self.allocated_bytes += size_bytes
         self.num_arrays += 1
-        return np.asarray(Lease(self, address, memory, shape, dtype))
+        return np.asarray(Lease(self, address, size_bytes, shape, dtype))
 
-    def give_back(self, address: int, memory: np.ndarray) -> None:
+    def give_back(self, address: int, size_bytes: int) -> None:
         """Keep memory at an address, of an array no longer used, for a later array."""
         self.num_arrays -= 1
-        self._unused[address] = memory
-        insort(self._sizes, (memory.nbytes, address))
-
-    def unused(self) -> Iterator[np.ndarray]:
-        """Yield the memory that no array has."""
-        yield from self._unused.values()
+        insort(self._sizes, (size_bytes, address))
 
 
 class Lease:
@@ -70,11 +65,11 @@ class Lease:
         self,
         pool: ArrayPool,
         address: int,
-        memory: np.ndarray,
+        size_bytes: int,
         shape: tuple[int, ...],
         dtype: np.dtype[Any],
     ) -> None:
-        self._pool, self.address, self._memory = pool, address, memory
+        self._pool, self.address, self._size_bytes = pool, address, size_bytes
         self.__array_interface__ = {
             "version": 3,
             "shape": shape,
@@ -84,4 +79,4 @@ class Lease:
 
     def __del__(self) -> None:
         if not sys.is_finalizing():  # then modules that the pool uses may be gone
-            self._pool.give_back(self.address, self._memory)
+            self._pool.give_back(self.address, self._size_bytes)

@@ -60,7 +60,8 @@ class CompiledOperations(AttentionOperations):
         return self._runner.threads
 
     def close(self) -> None:
-        """End the helper threads."""
+        """End the helper threads, and release recorded passes."""
+        self._replayer.clear()
         self._runner.close()
 
     def run_pass(

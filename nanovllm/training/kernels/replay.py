@@ -9,9 +9,9 @@ to its arrays and repeat its calls. A graph of CUDA operations saves the same ti
 The addresses in a recorded call stay valid:
 
     parameters, gradients, tokens  the recorded pass refers to their arrays
-    results                        memory of the pool, which keeps it; both passes begin and end
-                                   when no array has any memory of the pool
-    working memory                 the recorded pass refers to its block
+    results                        the pool owns all memory that it has given to arrays; no array is
+                                   in use before and after a pass that is recorded or replayed
+    working memory                 the recorded pass refers to its block, and ends with it
 """
 
 from collections import OrderedDict
@@ -30,21 +30,30 @@ class PassReplayer:
         """Replay the operations of `runner`."""
         self._runner = runner
         self._passes: OrderedDict[Hashable, _RecordedPass | None] = OrderedDict()
+        self._work_bytes = 0
+
+    def clear(self) -> None:
+        """Release all recorded passes, and the networks to which they belong."""
+        self._passes.clear()
 
     def run(self, key: Hashable, compute: Pass, token_ids: TokenIds, targets: TokenIds) -> float:
         """Return compute(token_ids, targets), replayed where a pass of this kind is recorded.
 
         Args:
-            key: equal keys mean that `compute` runs the same operations on batches of one shape.
+            key: equal keys mean that `compute` runs the same operations, on the same arrays, on
+                batches of one shape.
         """
         runner, passes = self._runner, self._passes
         if runner.target.check or runner.arrays.num_arrays:
             return compute(token_ids, targets)
-        key = (key, token_ids.shape)
+        if runner.work.size_bytes != self._work_bytes:  # recorded passes refer to a smaller block
+            self._work_bytes = runner.work.size_bytes
+            passes.update(dict.fromkeys(passes))
+        key = (key, token_ids.shape, token_ids.dtype, targets.shape, targets.dtype)
         recorded = passes.get(key)
         if recorded is not None:
             passes.move_to_end(key)
-            return recorded.replay(runner, token_ids, targets)
+            return recorded.replay(token_ids, targets)
         if key not in passes:  # the first pass allocates the memory
             total = compute(token_ids, targets)
         else:
@@ -52,6 +61,7 @@ class PassReplayer:
             total = recorded.record(runner, compute)
             recorded = None if runner.arrays.num_arrays else recorded
         passes[key] = recorded
+        passes.move_to_end(key)
         if len(passes) > _MAX_PASSES:
             passes.popitem(last=False)
         return total
@@ -68,11 +78,11 @@ class _RecordedPass:
         with runner.recording(self._calls):
             return compute(self._token_ids, self._targets)
 
-    def replay(self, runner: OperationRunner, token_ids: TokenIds, targets: TokenIds) -> float:
+    def replay(self, token_ids: TokenIds, targets: TokenIds) -> float:
         """Return the result of the last call of Python, which is that of the pass."""
         self._token_ids[:], self._targets[:] = token_ids, targets
         total = 0.0
         for call in self._calls:
-            value = runner.repeat(call)
+            value = call()
             total = total if value is None else value
         return total

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from ctypes import addressof, c_char
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -26,8 +27,8 @@ _THREADS_FIELD = 2  # of a record: job_ptr, phases_ptr, threads
 
 
 @dataclass(frozen=True, slots=True)
-class OperationCall:
-    """A call of an operation that can be repeated.
+class _OperationCall:
+    """A recorded call of an operation.
 
     Attributes:
         work: about how many arithmetic operations it has.
@@ -45,7 +46,7 @@ class OperationCall:
     owners: tuple[np.ndarray, ...]
 
 
-RecordedCall = OperationCall | Callable[[], float | None]
+RecordedCall = Callable[[], float | None]
 _T = TypeVar("_T", bound=float | None)
 
 
@@ -93,7 +94,8 @@ class OperationRunner:
             integers = record.integers.copy()
             owners = _owners(arguments)
             address = integers.ctypes.data
-            self._calls.append(OperationCall(name, work, entry, integers, address, owners))
+            call = _OperationCall(name, work, entry, integers, address, owners)
+            self._calls.append(partial(self._repeat, call))
         if not self.target.check:
             pool.run(entry, record.address, threads)
             return
@@ -108,25 +110,21 @@ class OperationRunner:
 
     @contextmanager
     def recording(self, calls: list[RecordedCall]) -> Iterator[None]:
-        """Append all calls to `calls` meanwhile."""
+        """Append all calls within the context to `calls`; calling them repeats them."""
         self._calls = calls
         try:
             yield
         finally:
             self._calls = None
 
-    def repeat(self, call: RecordedCall) -> float | None:
-        """Repeat a recorded call; return the result of one of Python."""
-        if not isinstance(call, OperationCall):
-            return call()
-        threads = self._choose_threads(call.name, call.work)
-        call.integers[_THREADS_FIELD] = threads
-        self._pool.run(call.entry, call.address, threads)
-        return None
-
     def close(self) -> None:
         """End the helper threads."""
         self._pool.close()
+
+    def _repeat(self, call: _OperationCall) -> None:
+        threads = self._choose_threads(call.name, call.work)
+        call.integers[_THREADS_FIELD] = threads
+        self._pool.run(call.entry, call.address, threads)
 
     def _choose_threads(self, name: str, work: int) -> int:
         return self._pool.choose_threads(name, work) if work >= _SHARED_WORK else 1

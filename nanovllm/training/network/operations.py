@@ -90,8 +90,8 @@ class NumpyOperations:
     ) -> float:
         """Return compute(token_ids, targets).
 
-        Equal keys mean that `compute` runs the same operations on batches of one shape, and nothing
-        else, so that a subclass may repeat those of an earlier pass.
+        Equal keys mean that `compute` runs the same operations, on the same arrays, on batches of
+        one shape, and nothing else. So a subclass may repeat the operations of an earlier pass.
         """
         return compute(token_ids, targets)
 

@@ -47,7 +47,7 @@ class Group:
 
 
 class Parameters:
-    """A network's parameters and their gradients.
+    """A network's parameters and their gradients. Arrays are changed in place and never replaced.
 
     Attributes:
         values, gradients: flat arrays.

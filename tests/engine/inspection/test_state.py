@@ -1,5 +1,6 @@
 """The copied state agrees with the scheduler and its blocks, and records replay to the same."""
 
+import gc
 from collections import Counter
 from collections.abc import Iterable
 
@@ -183,6 +184,25 @@ def test_records_are_the_last_ones_and_in_order() -> None:
     assert [record.step for record in records] == list(range(11, MAX_RECORDS + 11))
     assert recorder.last(3) == records[-3:]
     assert records[-1].decoding is records[-2].decoding, "a long decode shares its ids"
+
+
+def test_finished_requests_are_released() -> None:
+    """A recorder holds no request longer than some steps, and none after its records are read."""
+    scheduler = make_scheduler()
+    recorder = recorded(scheduler)
+
+    def count_requests() -> int:
+        return sum(
+            isinstance(each, Request) and each.request_id.startswith("finished-")
+            for each in gc.get_objects()
+        )
+
+    for number in range(100):
+        scheduler.add(make_request(f"finished-{number}", 3, 1))
+        record_step(scheduler, recorder)
+    assert count_requests() < 50
+    assert len(recorder.last(MAX_RECORDS)) == 100
+    assert count_requests() <= 1  # those of the last step
 
 
 def test_reused_tokens_are_recorded() -> None:

@@ -131,6 +131,21 @@ def test_a_pass_beside_an_array_of_the_pool_runs_in_python(
     assert losses == [losses[0]] * 5
 
 
+def test_recorded_passes_end_with_the_working_memory_that_they_used(
+    replayed: CompiledOperations, tapes: list[Tape]
+) -> None:
+    """Evaluation needs less of it than the training after it."""
+    config = make_config()
+    parameters = make_parameters(config)
+    small, large = make_batch(config, 2, 8, seed=0), make_batch(config, 16, 24, seed=0)
+    losses = [batch_loss(replayed, config, parameters, *small) for _ in range(3)]
+    assert len(tapes) == 2
+    batch_loss(replayed, config, parameters, *large, scale=0.1)
+    losses += [batch_loss(replayed, config, parameters, *small) for _ in range(3)]
+    assert len(tapes) == 4  # the larger pass, and one that is recorded again
+    assert losses == [losses[0]] * 6
+
+
 def test_tokens_are_checked_in_replayed_passes(replayed: CompiledOperations) -> None:
     config = make_config()
     parameters = make_parameters(config)
