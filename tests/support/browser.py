@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import pytest
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser, Locator, Page
 
 TIMEOUT_MS = 120_000
 _NAMES = ("chromium", "chromium-browser", "google-chrome")
@@ -74,3 +74,22 @@ def open_page(
     assert errors == []
     assert strangers == []
     assert len(failed_loads) == expected_errors, failed_loads
+
+
+def is_beside(popup: "Locator", other: "Locator") -> bool:
+    """Return whether a popup is inside of the window and outside of another element."""
+    box, covered = popup.bounding_box(), other.bounding_box()
+    size = popup.page.viewport_size
+    assert box is not None
+    assert covered is not None
+    assert size is not None
+    is_inside = all(
+        0 <= box[start] <= size[extent] - box[extent]
+        for start, extent in (("x", "width"), ("y", "height"))
+    )
+    is_outside = any(
+        first[start] + first[extent] <= second[start]
+        for first, second in ((box, covered), (covered, box))
+        for start, extent in (("x", "width"), ("y", "height"))
+    )
+    return is_inside and is_outside

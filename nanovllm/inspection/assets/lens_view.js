@@ -11,7 +11,10 @@ import { promptForm } from "./prompt_form.js";
 
 const NUM_SURPRISES = 3;
 const TOP = 5;
-const MOVES = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
+const MOVES = {
+  ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1],
+  Home: [0, -Infinity], End: [0, Infinity],
+};
 
 /**
  * Return an explorer of a response of POST /v1/inspect/logit_lens.
@@ -49,7 +52,7 @@ export function lensExplorer(lens) {
           "Below each token, the most likely next token if the forward pass ended after that " +
           "layer. The row embeddings mostly repeats the input token where the output head is the " +
           "token embedding, as in GPT-2. The last row is the model's prediction. Choose a cell " +
-          `for its ${TOP} most likely tokens.`,
+          `for its ${TOP} most likely tokens. Home and End move to the first and the last token.`,
       }),
       h(
         "div",
@@ -210,7 +213,7 @@ function lensTable(lens) {
       ),
     ),
   );
-  const scroller = h("div", { class: "v-lens-scroll" }, table);
+  const scroller = h("div", { class: "v-lens-scroll", dataset: { around: "" } }, table);
   const cellAt = (row, position) => rows[row]?.children[position + 1];
   const placeOf = (target) => ({
     row: Number(target.dataset.row),
@@ -246,7 +249,8 @@ function lensTable(lens) {
   }
   function move(from, key) {
     const { row, position } = placeOf(from);
-    focus(row + MOVES[key][0], Math.max(position + MOVES[key][1], 0));
+    const [down, right] = MOVES[key];
+    focus(row + down, Math.max(Math.min(position + right, tokens.length - 1), 0));
   }
   function focus(row, position) {
     const target = cellAt(row, position);

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pytest
 
 from nanovllm.inspection import responses
 from nanovllm.inspection.observe import InspectedModel
 from tests.reference.cases import attention_prompt, options_of
-from tests.support.browser import open_page
+from tests.support.browser import is_beside, open_page
 from tests.support.checkpoints import write_checkpoint, write_tokenizer
 from tests.support.serving import RunningServer, wait_until
 
@@ -112,6 +113,15 @@ def test_the_logit_lens_marks_where_the_probability_of_the_prompt_collapses(
     lowest = int(np.argmin(of_next))
     with open_page(browser, f"{server.url}/#lens") as page:
         show(page, PROMPT, "Show logit lens")
+        table = page.locator(".v-lens-scroll")
+        assert table.evaluate("table => table.scrollLeft") == 0, "it opens at the first token"
+        page.locator("td").first.press("End")
+        last = len(of_next)
+        assert page.evaluate("Number(document.activeElement.dataset.position)") == last
+        scrolled = "table => table.scrollLeft + table.clientWidth - table.scrollWidth"
+        assert table.evaluate(scrolled) == pytest.approx(0, abs=4)
+        page.keyboard.press("Home")
+        assert page.evaluate("Number(document.activeElement.dataset.position)") == 0
         first = page.locator(".v-surprise").first
         assert f"position {lowest + 1} (from 0)" in (first.text_content() or "")
         first.click()
@@ -120,6 +130,7 @@ def test_the_logit_lens_marks_where_the_probability_of_the_prompt_collapses(
         page.keyboard.press("Enter")
         details = page.get_by_role("dialog", name="Most likely next tokens")
         assert details.locator("li").count() == 5
+        assert is_beside(details, table)
         assert f"position {lowest}" in (details.text_content() or "")
         page.keyboard.press("Escape")
         assert chosen.evaluate("cell => cell === document.activeElement")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.support.browser import open_page
+from tests.support.browser import is_beside, open_page
 from tests.support.serving import TIMEOUT_S, RunningServer, wait_until
 
 if TYPE_CHECKING:
@@ -111,6 +111,7 @@ def test_an_alternative_continues_by_keyboard_and_keeps_the_text_before(
         page.keyboard.press("Enter")
         popover = page.get_by_role("dialog", name="Alternatives of the token")
         popover.wait_for()
+        assert is_beside(popover, page.locator(".choice .token-text"))
         page.keyboard.press("Escape")
         popover.wait_for(state="detached")
         page.keyboard.press("Enter")  # the focus is on the token again
