@@ -5,6 +5,7 @@ import { append, h, replace } from "./dom.js";
 import { formatDuration, formatNumber, formatPercent } from "./format.js";
 import { endText, speed } from "./generation.js";
 import { ProbabilityChart } from "./probability_chart.js";
+import { shortId } from "./request_ids.js";
 import { TokenText } from "./token_text.js";
 
 const TIMES_NOTE =
@@ -23,9 +24,10 @@ export class ChoiceView {
   /**
    * @param {{vocabulary: import("./vocabulary.js").Vocabulary, label: string, title: string | null,
    *   onbranch: (position: number, id: number) => void, onextend: () => void,
+   *   onfollow: (request: import("./generation.js").Choice["request"]) => void,
    *   oninspect: (view: "attention" | "lens", text: string) => void}} options
    */
-  constructor({ vocabulary, label, title, onbranch, onextend, oninspect }) {
+  constructor({ vocabulary, label, title, onbranch, onextend, onfollow, oninspect }) {
     this.vocabulary = vocabulary;
     this.title = title;
     this.onextend = onextend;
@@ -34,6 +36,11 @@ export class ChoiceView {
     this.figures = h("dl", { class: "figures" });
     this.note = h("p", { class: "secondary small-text", text: TIMES_NOTE });
     this.badges = h("div", { class: "row" });
+    /** @type {import("./generation.js").Choice["request"]} */
+    this.request = null;
+    this.link = h("a", {
+      class: "small-text", href: "#engine", onclick: () => onfollow(this.request),
+    });
     this.actions = h("div", { class: "row" });
     this.text = new TokenText({
       vocabulary, label, onbranch, onpoint: (position) => this.chart.mark(position),
@@ -47,7 +54,8 @@ export class ChoiceView {
     this.element = h(
       "article",
       { class: "choice", "aria-label": label },
-      this.badges, this.text.element, this.chart.element, this.figures,
+      h("div", { class: "row between choice-header" }, this.badges, this.link),
+      this.text.element, this.chart.element, this.figures,
       this.note, this.actions,
     );
   }
@@ -72,7 +80,7 @@ export class ChoiceView {
       this.title && h("span", { class: "badge", text: this.title }),
       end && h("span", { class: isRunning ? "badge accent" : "badge", text: end }),
     );
-    this.badges.hidden = !this.badges.childElementCount;
+    this.#updateLink(choice);
     const figures = appearance.isScore ? scoreFigures(choice) : speedFigures(choice);
     replace(
       this.figures,
@@ -84,6 +92,15 @@ export class ChoiceView {
     this.figures.hidden = !choice.tokens.length;
     this.note.hidden = this.figures.hidden || appearance.isScore;
     this.#updateActions(choice, appearance, isRunning);
+  }
+
+  /** Link to the request in the engine view. @param {import("./generation.js").Choice} choice */
+  #updateLink({ request, status }) {
+    this.link.hidden = !request || status === "failed";
+    if (this.request === request || !request) return;
+    this.request = request;
+    this.link.textContent = `${shortId(request.id)} in Engine`;
+    this.link.title = `Show the request ${request.id} in the engine view`;
   }
 
   /**

@@ -357,6 +357,7 @@ class Playground {
         label: `${card.getAttribute("aria-label")}${number ? `, ${number.toLowerCase()}` : ""}`,
         onbranch: (position, id) => this.#branch(choice, { position, id }),
         onextend: () => this.#branch(choice, null),
+        onfollow: (request) => this.store.set("engineRequest", request),
         oninspect: (name, text) => {
           this.store.set("prompt", text);
           location.hash = name;

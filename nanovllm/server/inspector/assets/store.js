@@ -3,7 +3,8 @@
  *
  * Keys of the page: `health` ("ready", "locked" without the API key, "loading", "unreachable"),
  * `model` (name), `maxModelLen` (tokens), `prompt` (the text that the Playground hands to Attention
- * and Logit lens).
+ * and Logit lens), `finished` (prompts of finished requests, for these), `engineRequest` (the
+ * request that the Playground hands to Engine).
  *
  * @typedef {ReturnType<typeof createStore>} Store
  */
