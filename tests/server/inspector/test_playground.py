@@ -45,6 +45,8 @@ def test_generation_streams_into_tokens_with_their_figures(
     body: Any = {"max_tokens": 8, "temperature": 0, "logprobs": 10}
     answer = server.complete("the end", **body, return_tokens_as_token_ids=True)["choices"][0]
     with open_page(browser, server.url) as page:
+        for name, value in {"temperature": "1", "top_k": "0 (all)", "min_p": "0"}.items():
+            page.locator(f"[name={name}][placeholder='{value}']").wait_for()
         with page.expect_request("**/v1/completions") as request:
             tokens = run(page, "the end")
         body = request.value.post_data_json

@@ -56,6 +56,7 @@ class Playground {
     this.announce = announce;
     this.vocabulary = new Vocabulary(api);
     this.settings = createSettings();
+    store.subscribe("samplingDefaults", (values) => this.settings.showDefaults(values ?? {}));
     this.prompts = new PromptColumns({ onsubmit: () => this.#start() });
     /** @type {Run | null} */
     this.run = null;
