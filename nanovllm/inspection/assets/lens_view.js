@@ -1,9 +1,9 @@
 /** Logit lens: what each layer would predict, and the probability of each token that follows. */
 
 import { colorScale, onThemeChange } from "./colors.js";
-import { segmented } from "./components.js";
+import { segmented, tokenInWord } from "./components.js";
 import { h, replace } from "./dom.js";
-import { formatCount, formatNumber, formatPercent, tokenLabel } from "./format.js";
+import { formatCount, formatNumber, formatPercent, tokenLabel, wordAround } from "./format.js";
 import { scaleLegend } from "./heatmap.js";
 import { nextProbabilities, nextTokenChart } from "./next_token_chart.js";
 import { hideTooltip, openPopover, showTooltip } from "./overlays.js";
@@ -132,7 +132,7 @@ function summary(lens, onChoose) {
       h(
         "button",
         { type: "button", class: "pill v-surprise", onclick: () => onChoose(position) },
-        h("code", { text: tokenLabel(lens.tokens[position + 1]) }),
+        tokenInWord(wordOf(lens.tokens, position + 1)),
         h("strong", { text: formatPercent(probabilities[position]) }),
         h("span", { class: "secondary", text: `position ${position + 1} (from 0)` }),
       ),
@@ -150,6 +150,14 @@ function summary(lens, onChoose) {
     }),
     h("p", { class: "v-surprises" }, h("span", { text: "Least expected:" }), surprises),
   );
+}
+
+/** Return a token of a prompt in its word. @param {{text: string, bytes?: string}[]} tokens */
+function wordOf(tokens, index) {
+  return wordAround(index, tokens.length, (each) => ({
+    text: tokens[each].bytes ? null : tokens[each].text,
+    label: tokenLabel(tokens[each]),
+  }));
 }
 
 function lensTable(lens) {

@@ -1,6 +1,6 @@
 /** One choice of a run: its text, figures and chart. */
 
-import { button, copyText } from "./components.js";
+import { button, copyText, tokenInWord } from "./components.js";
 import { append, h, replace } from "./dom.js";
 import { formatDuration, formatNumber, formatPercent } from "./format.js";
 import { endText, speed } from "./generation.js";
@@ -81,12 +81,15 @@ export class ChoiceView {
       end && h("span", { class: isRunning ? "badge accent" : "badge", text: end }),
     );
     this.#updateLink(choice);
-    const figures = appearance.isScore ? scoreFigures(choice) : speedFigures(choice);
+    const figures = [
+      ...(appearance.isScore ? scoreFigures(choice) : speedFigures(choice)),
+      ...textFigures(choice, this.vocabulary),
+    ];
     replace(
       this.figures,
       choice.tokens.length > 0
         && figures.map(([name, value]) =>
-          h("div", { class: "figure" }, h("dt", { text: name }), h("dd", { text: value })),
+          h("div", { class: "figure" }, h("dt", { text: name }), h("dd", {}, value)),
         ),
     );
     this.figures.hidden = !choice.tokens.length;
@@ -136,7 +139,6 @@ function speedFigures(choice) {
     ["Tokens", choice.firstNewToken ? `${count} new, ${choice.tokens.length} in all` : `${count}`],
     ["Time to first token, browser", ttftS === null ? "–" : formatDuration(ttftS)],
     ["Speed", tokensPerS === null ? "–" : `${formatNumber(tokensPerS)}\u2009tokens/s${range}`],
-    ...textFigures(choice),
   ];
 }
 
@@ -147,23 +149,25 @@ function scoreFigures(choice) {
   return [
     ["Tokens", String(choice.tokens.length)],
     ["Log-probability", formatNumber(total, 4)],
-    ...textFigures(choice),
   ];
 }
 
 /**
  * Return the perplexity and the token of the lowest probability.
  * @param {import("./generation.js").Choice} choice
+ * @param {import("./vocabulary.js").Vocabulary} vocabulary
  */
-function textFigures(choice) {
+function textFigures(choice, vocabulary) {
   const scored = choice.tokens.filter((token) => token.logprob !== null);
   if (!scored.length) return [];
   const mean = scored.reduce((sum, token) => sum + token.logprob, 0) / scored.length;
   const lowest = scored.reduce((low, token) => (token.logprob < low.logprob ? token : low));
-  const position = choice.promptIds.length + choice.tokens.indexOf(lowest);
+  const index = choice.tokens.indexOf(lowest);
+  const word = vocabulary.word(choice.tokens.map((token) => token.id), index);
+  const position = choice.promptIds.length + index;
   const chance = formatPercent(Math.exp(lowest.logprob));
   return [
     ["Perplexity", formatNumber(Math.exp(-mean))],
-    ["Lowest probability", `${chance}, position ${position} (from 0)`],
+    ["Lowest probability", [`${chance}, `, tokenInWord(word), `, position ${position} (from 0)`]],
   ];
 }

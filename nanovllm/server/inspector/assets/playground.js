@@ -126,8 +126,13 @@ class Playground {
       h(
         "aside",
         { class: "playground-side stack", "aria-label": "Settings and history" },
-        h("section", { class: "card side-card" }, h("h3", { text: "Settings" }),
-          this.settings.element),
+        h(
+          "section",
+          { class: "card side-card" },
+          h("h3", { text: "Settings" }),
+          h("p", { class: "secondary small-text", text: "An empty field shows its default." }),
+          this.settings.element,
+        ),
         h("section", { class: "card side-card" }, h("h3", { text: "History" }),
           this.history.element),
       ),

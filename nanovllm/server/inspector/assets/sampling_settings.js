@@ -90,10 +90,7 @@ export class SettingError extends Error {}
 export function createSettings() {
   /** @type {Map<string, {setting: Setting, control: any}>} */
   const controls = new Map();
-  const note = h("p", {
-    class: "secondary small-text", text: "An empty field has the default that is shown in it.",
-  });
-  const element = h("div", { class: "settings" }, note);
+  const element = h("div", { class: "settings" });
   for (const { title, isOpen, settings } of SECTIONS) {
     const grid = h("div", { class: "settings-grid" });
     for (const setting of settings) {
