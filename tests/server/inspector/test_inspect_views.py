@@ -213,6 +213,34 @@ def test_embeddings_are_searched_by_text(browser: "Browser", server: RunningServ
             page.locator(".v-results .v-result", has_text=name).wait_for()
 
 
+def test_labels_of_points_do_not_overlap(browser: "Browser", server: RunningServer) -> None:
+    random = np.random.default_rng(0)
+    points = [
+        {"x": x, "y": y, "isMarked": index < 20, "isRequired": index == 0}
+        for index, (x, y) in enumerate((random.random((300, 2)) * 300).tolist())
+    ]
+    with open_page(browser, server.url) as page:
+        placed = page.evaluate(
+            """async (points) => {
+                const main = document.querySelector("script[type=module]").src;
+                const { placeLabels } = await import(new URL("labels.js", main).href);
+                const options = { width: 300, height: 300, most: 40, widthOf: () => 50 };
+                return placeLabels(points, options)
+                    .map(({ candidate, x, y }) => [points.indexOf(candidate), x, y]);
+            }""",
+            points,
+        )
+    indices = [index for index, _, _ in placed]
+    assert indices[0] == 0, "the required label"
+    assert 10 < len(placed) <= 40
+    assert indices == sorted(indices), "in the order of the points"
+    for first, (_, x, y) in enumerate(placed):
+        assert 0 <= x <= 250
+        assert 11 <= y <= 300
+        others = placed[first + 1 :]
+        assert not [other for other in others if abs(other[1] - x) < 50 and abs(other[2] - y) < 15]
+
+
 def test_the_map_of_a_long_prompt_fits_its_box(browser: "Browser", server: RunningServer) -> None:
     size = 320
     kinds = ("previous_token", "first_token", "self", "distance", "entropy")
