@@ -78,18 +78,16 @@ def open_page(
 
 def is_beside(popup: "Locator", other: "Locator") -> bool:
     """Return whether a popup is inside of the window and outside of another element."""
-    box, covered = popup.bounding_box(), other.bounding_box()
+    box, covered = _edges(popup), _edges(other)
     size = popup.page.viewport_size
-    assert box is not None
-    assert covered is not None
     assert size is not None
-    is_inside = all(
-        0 <= box[start] <= size[extent] - box[extent]
-        for start, extent in (("x", "width"), ("y", "height"))
-    )
-    is_outside = any(
-        first[start] + first[extent] <= second[start]
-        for first, second in ((box, covered), (covered, box))
-        for start, extent in (("x", "width"), ("y", "height"))
-    )
-    return is_inside and is_outside
+    is_inside = min(box) >= 0 and box[2] <= size["width"] and box[3] <= size["height"]
+    is_beside = box[2] <= covered[0] or covered[2] <= box[0]
+    return is_inside and (is_beside or box[3] <= covered[1] or covered[3] <= box[1])
+
+
+def _edges(locator: "Locator") -> tuple[float, float, float, float]:
+    """Return the left, top, right and bottom edges of an element."""
+    box = locator.bounding_box()
+    assert box is not None
+    return box["x"], box["y"], box["x"] + box["width"], box["y"] + box["height"]
