@@ -74,7 +74,7 @@ function spaceOf({ x, y }) {
   return { left: x - SPACE_PX, top: y - SPACE_PX, right: x + SPACE_PX, bottom: y + SPACE_PX };
 }
 
-/** Return the boxes of a label right and left of its point and, if it is marked, above and below. */
+/** Return boxes of a label: right and left of its point and, if it is marked, above and below. */
 function sidesOf({ x, y, isMarked }, width) {
   const half = (ASCENT_PX + DESCENT_PX) / 2;
   const boxAt = (left, middle) => ({

@@ -170,7 +170,8 @@ function sides(box, anchor, { width, height }) {
       distance: anchor.top - above - roomAbove },
     { ...beside, left: right, isInside: right + width <= innerWidth - EDGE_PX,
       distance: right - anchor.right },
-    { ...beside, left: before, isInside: before >= EDGE_PX, distance: anchor.left - before - width },
+    { ...beside, left: before, isInside: before >= EDGE_PX,
+      distance: anchor.left - before - width },
   ];
 }
 
