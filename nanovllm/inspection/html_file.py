@@ -35,6 +35,7 @@ _ASSETS = Path(__file__).parent / "assets"
 _STYLES = (
     "style.css",
     "components.css",
+    "overlays.css",
     "views.css",
     "attention.css",
     "lens.css",

@@ -26,7 +26,9 @@ from starlette.types import ASGIApp
 from nanovllm import __version__
 from nanovllm.engine.async_engine import AsyncEngine
 from nanovllm.engine.chat.template import ChatTemplate
+from nanovllm.engine.generation_defaults import SamplingDefaults
 from nanovllm.inspection.worker_process import InspectionWorker
+from nanovllm.sampling_params import SamplingParams
 from nanovllm.server import openapi
 from nanovllm.server.http import errors
 from nanovllm.server.http.auth import OPEN_PATHS, ApiKeyMiddleware, TrustedHostMiddleware
@@ -225,9 +227,13 @@ def _add_models(app: FastAPI, engine: AsyncEngine, settings: ServerSettings) -> 
     created = int(time.time())
 
     def describe(name: str) -> Model:
+        params = SamplingParams(**engine.engine.sampling_defaults)
         return {
             "id": name, "object": "model", "created": created, "owned_by": "nanovllm",
             "root": settings.model_names[0], "max_model_len": engine.engine.max_model_len,
+            "sampling_defaults": {
+                field: getattr(params, field) for field in SamplingDefaults.__annotations__
+            },
         }  # fmt: skip
 
     @app.get("/v1/models", responses=responses(503, whole=ModelList))

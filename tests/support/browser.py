@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import pytest
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser, Locator, Page
 
 TIMEOUT_MS = 120_000
 _NAMES = ("chromium", "chromium-browser", "google-chrome")
@@ -74,3 +74,20 @@ def open_page(
     assert errors == []
     assert strangers == []
     assert len(failed_loads) == expected_errors, failed_loads
+
+
+def is_beside(popup: "Locator", other: "Locator") -> bool:
+    """Return whether a popup is inside of the window and outside of another element."""
+    box, covered = _edges(popup), _edges(other)
+    size = popup.page.viewport_size
+    assert size is not None
+    is_inside = min(box) >= 0 and box[2] <= size["width"] and box[3] <= size["height"]
+    is_beside = box[2] <= covered[0] or covered[2] <= box[0]
+    return is_inside and (is_beside or box[3] <= covered[1] or covered[3] <= box[1])
+
+
+def _edges(locator: "Locator") -> tuple[float, float, float, float]:
+    """Return the left, top, right and bottom edges of an element."""
+    box = locator.bounding_box()
+    assert box is not None
+    return box["x"], box["y"], box["x"] + box["width"], box["y"] + box["height"]

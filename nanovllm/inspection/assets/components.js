@@ -120,6 +120,15 @@ export function emptyState({ title, text, action }) {
   );
 }
 
+/**
+ * Return a token in its word, of which the rest is grey.
+ * @param {{before: string, token: string, after: string}} word of `wordAround`
+ */
+export function tokenInWord({ before, token, after }) {
+  const rest = (text) => text && h("span", { class: "word-rest", text });
+  return h("code", {}, rest(before), h("span", { class: "word-token", text: token }), rest(after));
+}
+
 /** Return an error message that screen readers announce. @param {string} text */
 export function errorMessage(text) {
   return h("p", { class: "message error", role: "alert", text });

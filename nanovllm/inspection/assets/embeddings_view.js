@@ -8,6 +8,7 @@ import { scatterPlot } from "./scatter_plot.js";
 const MAX_RESULTS = 30;
 const NUM_NEIGHBORS = 10;
 const LIMIT = 2500;
+const MAX_POINTS = 5000; // of nanovllm/inspection/embeddings.py
 
 const TSNE_NOTE =
   "t-SNE keeps near neighbours near. Distances between groups, their sizes and the axes have " +
@@ -34,6 +35,7 @@ export function embeddingsExplorer({
   const plot = scatterPlot({ onSelect: (point) => select(point) });
   const note = h("p", { class: "secondary v-lead" });
   const extent = h("p", { class: "secondary v-lead" });
+  const more = load ? null : moreText(known);
   const message = h("div", {});
   const search = h("input", {
     type: "search",
@@ -173,6 +175,7 @@ export function embeddingsExplorer({
       ),
       note,
       extent,
+      more,
       message,
       plot.element,
     ),
@@ -205,6 +208,26 @@ function extentText({ points, vocab }, marked) {
     `lowest ids${marked.length ? " and those of the prompt" : ""}. A BPE vocabulary is numbered ` +
     "in the order of its merges, so low ids are frequent tokens; more points would cover each " +
     "other. Nearest neighbours are among all tokens."
+  );
+}
+
+/** Return how a file gets more tokens and projections. @param {Map<string, any>} projections */
+function moreText(projections) {
+  const [{ points, vocab }] = projections.values();
+  const hasMost = points.length >= Math.min(vocab, MAX_POINTS);
+  const option = (text) => h("code", { text });
+  const ways = [
+    !hasMost && ["tokens with ", option("--limit N"), `, up to ${formatCount(MAX_POINTS)}`],
+    !projections.has("tsne") && ["t-SNE with ", option("--method tsne")],
+  ].filter(Boolean);
+  if (!ways.length) return null;
+  return h(
+    "p",
+    { class: "secondary v-lead" },
+    option("nanovllm visualize embeddings"),
+    " adds ",
+    ways.flatMap((way, index) => [index ? ", and " : "", ...way]),
+    ".",
   );
 }
 

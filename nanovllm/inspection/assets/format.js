@@ -1,6 +1,7 @@
 /** Numbers with their units, and tokens, as text. */
 
 const THIN_SPACE = "\u2009";
+const MAX_NEIGHBORS = 4; // tokens of a word that are shown on each side of one of them
 
 /** Return an integer with thin spaces between thousands. @param {number} value */
 export function formatCount(value) {
@@ -85,4 +86,29 @@ export function tokenLabel({ text, bytes }) {
  */
 export function tokenText(token) {
   return token.bytes || !token.text.trim() ? tokenLabel(token) : readableText(token.text);
+}
+
+/**
+ * Return a token in the word that contains it: a word ends at white space.
+ * @param {number} index of the token
+ * @param {number} count number of tokens
+ * @param {(index: number) => {text: string | null, label: string}} read a token's text, null if it
+ *   is not valid UTF-8, and the token in one line
+ * @returns {{before: string, token: string, after: string}}
+ */
+export function wordAround(index, count, read) {
+  const isJoined = (left) =>
+    left >= 0 && left + 1 < count
+    && !/\s$/.test(read(left).text ?? "") && !/^\s/.test(read(left + 1).text ?? "");
+  let [first, last] = [index, index];
+  while (isJoined(first - 1) && index - first < MAX_NEIGHBORS) first -= 1;
+  while (isJoined(last) && last - index < MAX_NEIGHBORS) last += 1;
+  const labels = (from, to) =>
+    Array.from({ length: to - from }, (_, offset) => read(from + offset).label).join("");
+  const start = isJoined(first - 1) ? "…" : "";
+  return {
+    before: first < index ? `${start}${labels(first, index).replace(/^␣+/, "")}` : start,
+    token: read(index).label,
+    after: `${labels(index + 1, last + 1)}${isJoined(last) ? "…" : ""}`,
+  };
 }

@@ -1,9 +1,9 @@
 /** Logit lens: what each layer would predict, and the probability of each token that follows. */
 
 import { colorScale, onThemeChange } from "./colors.js";
-import { segmented } from "./components.js";
+import { segmented, tokenInWord } from "./components.js";
 import { h, replace } from "./dom.js";
-import { formatCount, formatNumber, formatPercent, tokenLabel } from "./format.js";
+import { formatCount, formatNumber, formatPercent, tokenLabel, wordAround } from "./format.js";
 import { scaleLegend } from "./heatmap.js";
 import { nextProbabilities, nextTokenChart } from "./next_token_chart.js";
 import { hideTooltip, openPopover, showTooltip } from "./overlays.js";
@@ -11,7 +11,10 @@ import { promptForm } from "./prompt_form.js";
 
 const NUM_SURPRISES = 3;
 const TOP = 5;
-const MOVES = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
+const MOVES = {
+  ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1],
+  Home: [0, -Infinity], End: [0, Infinity],
+};
 
 /**
  * Return an explorer of a response of POST /v1/inspect/logit_lens.
@@ -49,7 +52,7 @@ export function lensExplorer(lens) {
           "Below each token, the most likely next token if the forward pass ended after that " +
           "layer. The row embeddings mostly repeats the input token where the output head is the " +
           "token embedding, as in GPT-2. The last row is the model's prediction. Choose a cell " +
-          `for its ${TOP} most likely tokens.`,
+          `for its ${TOP} most likely tokens. Home and End move to the first and the last token.`,
       }),
       h(
         "div",
@@ -129,7 +132,7 @@ function summary(lens, onChoose) {
       h(
         "button",
         { type: "button", class: "pill v-surprise", onclick: () => onChoose(position) },
-        h("code", { text: tokenLabel(lens.tokens[position + 1]) }),
+        tokenInWord(wordOf(lens.tokens, position + 1)),
         h("strong", { text: formatPercent(probabilities[position]) }),
         h("span", { class: "secondary", text: `position ${position + 1} (from 0)` }),
       ),
@@ -147,6 +150,14 @@ function summary(lens, onChoose) {
     }),
     h("p", { class: "v-surprises" }, h("span", { text: "Least expected:" }), surprises),
   );
+}
+
+/** Return a token of a prompt in its word. @param {{text: string, bytes?: string}[]} tokens */
+function wordOf(tokens, index) {
+  return wordAround(index, tokens.length, (each) => ({
+    text: tokens[each].bytes ? null : tokens[each].text,
+    label: tokenLabel(tokens[each]),
+  }));
 }
 
 function lensTable(lens) {
@@ -210,7 +221,7 @@ function lensTable(lens) {
       ),
     ),
   );
-  const scroller = h("div", { class: "v-lens-scroll" }, table);
+  const scroller = h("div", { class: "v-lens-scroll", dataset: { around: "" } }, table);
   const cellAt = (row, position) => rows[row]?.children[position + 1];
   const placeOf = (target) => ({
     row: Number(target.dataset.row),
@@ -246,7 +257,8 @@ function lensTable(lens) {
   }
   function move(from, key) {
     const { row, position } = placeOf(from);
-    focus(row + MOVES[key][0], Math.max(position + MOVES[key][1], 0));
+    const [down, right] = MOVES[key];
+    focus(row + down, Math.max(Math.min(position + right, tokens.length - 1), 0));
   }
   function focus(row, position) {
     const target = cellAt(row, position);

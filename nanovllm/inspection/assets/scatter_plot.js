@@ -5,14 +5,13 @@ import { oncePerFrame, resizeCanvas } from "./canvas.js";
 import { button } from "./components.js";
 import { h } from "./dom.js";
 import { tokenLabel } from "./format.js";
+import { placeLabels } from "./labels.js";
 
 const POINT_PX = 2.5;
 const MARGIN_PX = 24;
 const HIT_PX = 10;
 const MAX_ZOOM = 60;
 const MAX_LABELS = 160;
-const LABEL_GAP_PX = 8;
-const LABEL_HEIGHT_PX = 18;
 const LABEL_FONT_OF_POINTS = "12px ui-monospace, Menlo, Consolas, monospace";
 
 /** Kinds of token; the first that matches counts. */
@@ -104,30 +103,37 @@ export function scatterPlot({ onSelect }) {
     dot(context, selected, POINT_PX + 3, token("--accent"));
   }
 
-  /** Write the chosen tokens, and others where there is room. */
+  /** Write labels where there is room: of the tokens that stand out first, then of others. */
   function drawTexts(context, shown) {
-    const isSpecial = ({ id }) => id === selectedId || id === hovered?.id || linked.has(id);
-    const others = shown.filter(
-      (point) => !isSpecial(point) && (!highlighted.size || highlighted.has(point.id)),
-    );
-    const order = [...points.filter(isSpecial), ...others];
-    const taken = [];
+    const rankOf = ({ id }) =>
+      [id === hovered?.id, id === selectedId, linked.has(id), highlighted.has(id)].indexOf(true);
+    const special = shown.filter((point) => rankOf(point) >= 0);
+    special.sort((a, b) => rankOf(a) - rankOf(b));
+    const others = highlighted.size ? [] : shown.filter((point) => rankOf(point) < 0);
+    const candidates = [...special, ...others]
+      .map((point, index) => ({
+        point,
+        x: screenX(point.x),
+        y: screenY(point.y),
+        isMarked: index < special.length,
+        isRequired: point === hovered,
+      }))
+      .filter(({ x, y }) => x >= 0 && x <= width() && y >= 0 && y <= height());
     context.font = LABEL_FONT_OF_POINTS;
     context.lineWidth = 3;
     context.lineJoin = "round";
     context.strokeStyle = token("--surface");
     const [strong, weak] = [token("--text"), token("--text-2")];
-    for (const point of order) {
-      if (taken.length >= MAX_LABELS) break;
-      const label = tokenLabel(point);
-      const labelWidth = context.measureText(label).width;
-      const x = Math.min(screenX(point.x) + 6, width() - labelWidth - 2);
-      const y = screenY(point.y) + 4;
-      const box = { x, y, width: labelWidth + LABEL_GAP_PX };
-      const isNamed = point.id === selectedId || point.id === hovered?.id;
-      if (!isNamed && taken.some((other) => overlaps(box, other))) continue;
-      taken.push(box);
-      context.fillStyle = isSpecial(point) ? strong : weak;
+    const labels = placeLabels(candidates, {
+      width: width(),
+      height: height(),
+      most: MAX_LABELS,
+      widthOf: ({ point }) => context.measureText(tokenLabel(point)).width,
+      obstacles: [boxOf(zoomButtons)],
+    });
+    for (const { candidate, x, y } of labels) {
+      const label = tokenLabel(candidate.point);
+      context.fillStyle = candidate.isMarked ? strong : weak;
       context.strokeText(label, x, y);
       context.fillText(label, x, y);
     }
@@ -315,10 +321,9 @@ function listenToPointers(canvas, { zoomBy, moveBy, hover, click }) {
   canvas.addEventListener("pointerleave", () => hover(-100, -100));
 }
 
-/** Return whether two labels overlap. */
-function overlaps(a, b) {
-  const isApart = a.x + a.width <= b.x || b.x + b.width <= a.x;
-  return !isApart && Math.abs(a.y - b.y) < LABEL_HEIGHT_PX;
+/** Return where an element stands in its parent. @param {HTMLElement} element */
+function boxOf({ offsetLeft: left, offsetTop: top, offsetWidth, offsetHeight }) {
+  return { left, top, right: left + offsetWidth, bottom: top + offsetHeight };
 }
 
 function kindOf(point) {

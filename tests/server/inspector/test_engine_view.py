@@ -135,6 +135,35 @@ def test_the_view_follows_concurrent_requests_and_replays_their_steps(
         assert "finished: length" in events.inner_text()
 
 
+def test_a_run_of_the_playground_links_to_its_row(
+    browser: "Browser", watched: RunningServer
+) -> None:
+    with (
+        open_page(browser, f"{watched.url}/#engine") as watching,
+        open_page(browser, watched.url) as page,
+    ):
+        click(watching, "Pause")  # which lasts while this page is open
+        status(watching, "Paused")
+        page.locator("[name=n]").fill("2")
+        page.locator("[name=max_tokens]").fill("4")
+        with page.expect_request("**/v1/completions") as request:
+            click(page, "Generate")
+        body: Any = request.value.post_data_json
+        links = page.locator(".choice a:visible")
+        wait_until(lambda: links.count() == 2 and rows(watching, "Waiting") == 2)
+        links.nth(1).click()
+        row = page.locator("[aria-pressed=true]")
+        row.wait_for()
+        name = f"cmpl-{body['request_id']}"
+        assert (row.get_attribute("title") or "").endswith(f"-{name}-1")
+        assert row.locator(".v-id").inner_text() == f"{name[:13]}\u2026"
+        click(watching, "Resume")
+        wait_until(lambda: rows(page, "Running") == rows(page, "Waiting") == 0)
+        page.get_by_role("tab", name="Playground").click()
+        links.first.click()
+        page.get_by_text(f"({name[:13]}\u2026) has ended.").wait_for()
+
+
 def test_a_replay_shows_no_state_of_a_later_step(
     browser: "Browser", watched: RunningServer
 ) -> None:

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pytest
 
 from nanovllm.inspection import responses
 from nanovllm.inspection.observe import InspectedModel
 from tests.reference.cases import attention_prompt, options_of
-from tests.support.browser import open_page
+from tests.support.browser import is_beside, open_page
 from tests.support.checkpoints import write_checkpoint, write_tokenizer
 from tests.support.serving import RunningServer, wait_until
 
@@ -112,6 +113,15 @@ def test_the_logit_lens_marks_where_the_probability_of_the_prompt_collapses(
     lowest = int(np.argmin(of_next))
     with open_page(browser, f"{server.url}/#lens") as page:
         show(page, PROMPT, "Show logit lens")
+        table = page.locator(".v-lens-scroll")
+        assert table.evaluate("table => table.scrollLeft") == 0, "it opens at the first token"
+        page.locator("td").first.press("End")
+        last = len(of_next)
+        assert page.evaluate("Number(document.activeElement.dataset.position)") == last
+        scrolled = "table => table.scrollLeft + table.clientWidth - table.scrollWidth"
+        assert table.evaluate(scrolled) == pytest.approx(0, abs=4)
+        page.keyboard.press("Home")
+        assert page.evaluate("Number(document.activeElement.dataset.position)") == 0
         first = page.locator(".v-surprise").first
         assert f"position {lowest + 1} (from 0)" in (first.text_content() or "")
         first.click()
@@ -120,6 +130,7 @@ def test_the_logit_lens_marks_where_the_probability_of_the_prompt_collapses(
         page.keyboard.press("Enter")
         details = page.get_by_role("dialog", name="Most likely next tokens")
         assert details.locator("li").count() == 5
+        assert is_beside(details, table)
         assert f"position {lowest}" in (details.text_content() or "")
         page.keyboard.press("Escape")
         assert chosen.evaluate("cell => cell === document.activeElement")
@@ -200,6 +211,34 @@ def test_embeddings_are_searched_by_text(browser: "Browser", server: RunningServ
         for name in ("\\xFF", "\\x1F"):  # no character, and one that is not visible
             page.get_by_label("Search tokens").fill(name)
             page.locator(".v-results .v-result", has_text=name).wait_for()
+
+
+def test_labels_of_points_do_not_overlap(browser: "Browser", server: RunningServer) -> None:
+    random = np.random.default_rng(0)
+    points = [
+        {"x": x, "y": y, "isMarked": index < 20, "isRequired": index == 0}
+        for index, (x, y) in enumerate((random.random((300, 2)) * 300).tolist())
+    ]
+    with open_page(browser, server.url) as page:
+        placed = page.evaluate(
+            """async (points) => {
+                const main = document.querySelector("script[type=module]").src;
+                const { placeLabels } = await import(new URL("labels.js", main).href);
+                const options = { width: 300, height: 300, most: 40, widthOf: () => 50 };
+                return placeLabels(points, options)
+                    .map(({ candidate, x, y }) => [points.indexOf(candidate), x, y]);
+            }""",
+            points,
+        )
+    indices = [index for index, _, _ in placed]
+    assert indices[0] == 0, "the required label"
+    assert 10 < len(placed) <= 40
+    assert indices == sorted(indices), "in the order of the points"
+    for first, (_, x, y) in enumerate(placed):
+        assert 0 <= x <= 250
+        assert 11 <= y <= 300
+        others = placed[first + 1 :]
+        assert not [other for other in others if abs(other[1] - x) < 50 and abs(other[2] - y) < 15]
 
 
 def test_the_map_of_a_long_prompt_fits_its_box(browser: "Browser", server: RunningServer) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.support.browser import open_page
+from tests.support.browser import is_beside, open_page
 from tests.support.serving import TIMEOUT_S, RunningServer, wait_until
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 DONE = ".choice:not(.running) .figures:not([hidden])"
 COPIED = "() => navigator.clipboard.readText()"
-STREAMING = {"stream", "return_token_ids", "return_tokens_as_token_ids"}
+STREAMING = {"stream", "return_token_ids", "return_tokens_as_token_ids", "request_id"}
 
 
 def run(page: "Page", prompt: str, *, action: str = "Generate", **settings: Any) -> "Locator":
@@ -45,6 +45,8 @@ def test_generation_streams_into_tokens_with_their_figures(
     body: Any = {"max_tokens": 8, "temperature": 0, "logprobs": 10}
     answer = server.complete("the end", **body, return_tokens_as_token_ids=True)["choices"][0]
     with open_page(browser, server.url) as page:
+        for name, value in {"temperature": "1", "top_k": "0 (all)", "min_p": "0"}.items():
+            page.locator(f"[name={name}][placeholder='{value}']").wait_for()
         with page.expect_request("**/v1/completions") as request:
             tokens = run(page, "the end")
         body = request.value.post_data_json
@@ -93,6 +95,34 @@ def test_speed_leaves_out_tokens_read_with_the_first_unless_all_were(
     assert shown == [6, 20, None]
 
 
+def test_a_token_is_shown_in_the_word_that_contains_it(
+    browser: "Browser", server: RunningServer
+) -> None:
+    texts = ["The", " str", "ang", "ers", ":\n", None, "x", *"abcdef"]
+    with open_page(browser, server.url) as page:
+        shown = page.evaluate(
+            """async (texts) => {
+                const main = document.querySelector("script[type=module]").src;
+                const { visibleText, wordAround } = await import(new URL("format.js", main).href);
+                const read = (index) =>
+                    ({ text: texts[index], label: visibleText(texts[index] ?? "byte") });
+                return texts.map((_, index) => {
+                    const { before, token, after } = wordAround(index, texts.length, read);
+                    return `${before}[${token}]${after}`;
+                });
+            }""",
+            texts,
+        )
+    assert shown[:4] == [
+        "[The]",
+        "[\u2423str]angers:\u21b5",
+        "str[ang]ers:\u21b5",
+        "strang[ers]:\u21b5",
+    ]
+    assert shown[5] == "[byte]xabc\u2026"
+    assert shown[-1] == "\u2026bcde[f]"
+
+
 def facts(parent: "Locator") -> dict[str, str]:
     """Return the figures of a tooltip or popover by name."""
     names = parent.locator("dt").all_text_contents()
@@ -111,6 +141,7 @@ def test_an_alternative_continues_by_keyboard_and_keeps_the_text_before(
         page.keyboard.press("Enter")
         popover = page.get_by_role("dialog", name="Alternatives of the token")
         popover.wait_for()
+        assert is_beside(popover, page.locator(".choice .token-text"))
         page.keyboard.press("Escape")
         popover.wait_for(state="detached")
         page.keyboard.press("Enter")  # the focus is on the token again

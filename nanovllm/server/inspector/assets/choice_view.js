@@ -1,10 +1,11 @@
 /** One choice of a run: its text, figures and chart. */
 
-import { button, copyText } from "./components.js";
+import { button, copyText, tokenInWord } from "./components.js";
 import { append, h, replace } from "./dom.js";
 import { formatDuration, formatNumber, formatPercent } from "./format.js";
 import { endText, speed } from "./generation.js";
 import { ProbabilityChart } from "./probability_chart.js";
+import { shortId } from "./request_ids.js";
 import { TokenText } from "./token_text.js";
 
 const TIMES_NOTE =
@@ -23,9 +24,10 @@ export class ChoiceView {
   /**
    * @param {{vocabulary: import("./vocabulary.js").Vocabulary, label: string, title: string | null,
    *   onbranch: (position: number, id: number) => void, onextend: () => void,
+   *   onfollow: (request: import("./generation.js").Choice["request"]) => void,
    *   oninspect: (view: "attention" | "lens", text: string) => void}} options
    */
-  constructor({ vocabulary, label, title, onbranch, onextend, oninspect }) {
+  constructor({ vocabulary, label, title, onbranch, onextend, onfollow, oninspect }) {
     this.vocabulary = vocabulary;
     this.title = title;
     this.onextend = onextend;
@@ -34,6 +36,11 @@ export class ChoiceView {
     this.figures = h("dl", { class: "figures" });
     this.note = h("p", { class: "secondary small-text", text: TIMES_NOTE });
     this.badges = h("div", { class: "row" });
+    /** @type {import("./generation.js").Choice["request"]} */
+    this.request = null;
+    this.link = h("a", {
+      class: "small-text", href: "#engine", onclick: () => onfollow(this.request),
+    });
     this.actions = h("div", { class: "row" });
     this.text = new TokenText({
       vocabulary, label, onbranch, onpoint: (position) => this.chart.mark(position),
@@ -47,7 +54,8 @@ export class ChoiceView {
     this.element = h(
       "article",
       { class: "choice", "aria-label": label },
-      this.badges, this.text.element, this.chart.element, this.figures,
+      h("div", { class: "row between choice-header" }, this.badges, this.link),
+      this.text.element, this.chart.element, this.figures,
       this.note, this.actions,
     );
   }
@@ -72,18 +80,30 @@ export class ChoiceView {
       this.title && h("span", { class: "badge", text: this.title }),
       end && h("span", { class: isRunning ? "badge accent" : "badge", text: end }),
     );
-    this.badges.hidden = !this.badges.childElementCount;
-    const figures = appearance.isScore ? scoreFigures(choice) : speedFigures(choice);
+    this.#updateLink(choice);
+    const figures = [
+      ...(appearance.isScore ? scoreFigures(choice) : speedFigures(choice)),
+      ...textFigures(choice, this.vocabulary),
+    ];
     replace(
       this.figures,
       choice.tokens.length > 0
         && figures.map(([name, value]) =>
-          h("div", { class: "figure" }, h("dt", { text: name }), h("dd", { text: value })),
+          h("div", { class: "figure" }, h("dt", { text: name }), h("dd", {}, value)),
         ),
     );
     this.figures.hidden = !choice.tokens.length;
     this.note.hidden = this.figures.hidden || appearance.isScore;
     this.#updateActions(choice, appearance, isRunning);
+  }
+
+  /** Link to the request in the engine view. @param {import("./generation.js").Choice} choice */
+  #updateLink({ request, status }) {
+    this.link.hidden = !request || status === "failed";
+    if (this.request === request || !request) return;
+    this.request = request;
+    this.link.textContent = `${shortId(request.id)} in Engine`;
+    this.link.title = `Show the request ${request.id} in the engine view`;
   }
 
   /**
@@ -119,7 +139,6 @@ function speedFigures(choice) {
     ["Tokens", choice.firstNewToken ? `${count} new, ${choice.tokens.length} in all` : `${count}`],
     ["Time to first token, browser", ttftS === null ? "–" : formatDuration(ttftS)],
     ["Speed", tokensPerS === null ? "–" : `${formatNumber(tokensPerS)}\u2009tokens/s${range}`],
-    ...textFigures(choice),
   ];
 }
 
@@ -130,23 +149,25 @@ function scoreFigures(choice) {
   return [
     ["Tokens", String(choice.tokens.length)],
     ["Log-probability", formatNumber(total, 4)],
-    ...textFigures(choice),
   ];
 }
 
 /**
  * Return the perplexity and the token of the lowest probability.
  * @param {import("./generation.js").Choice} choice
+ * @param {import("./vocabulary.js").Vocabulary} vocabulary
  */
-function textFigures(choice) {
+function textFigures(choice, vocabulary) {
   const scored = choice.tokens.filter((token) => token.logprob !== null);
   if (!scored.length) return [];
   const mean = scored.reduce((sum, token) => sum + token.logprob, 0) / scored.length;
   const lowest = scored.reduce((low, token) => (token.logprob < low.logprob ? token : low));
-  const position = choice.promptIds.length + choice.tokens.indexOf(lowest);
+  const index = choice.tokens.indexOf(lowest);
+  const word = vocabulary.word(choice.tokens.map((token) => token.id), index);
+  const position = choice.promptIds.length + index;
   const chance = formatPercent(Math.exp(lowest.logprob));
   return [
     ["Perplexity", formatNumber(Math.exp(-mean))],
-    ["Lowest probability", `${chance}, position ${position} (from 0)`],
+    ["Lowest probability", [`${chance}, `, tokenInWord(word), `, position ${position} (from 0)`]],
   ];
 }

@@ -15,6 +15,7 @@ import { formatCount } from "./format.js";
 import { timeHistogram } from "./histogram.js";
 import { createHistory, createNames } from "./replay.js";
 import { requestList } from "./request_list.js";
+import { requestLookup } from "./request_lookup.js";
 import { stepTimeline } from "./step_timeline.js";
 
 const RETRY_MS = 2000;
@@ -51,10 +52,19 @@ export function create({ api, store, announce }) {
   /** @type {Map<string, string>} prompts of unfinished requests by id */
   let prompts = new Map();
 
-  const select = (id) => {
-    selected = selected === id ? null : id;
+  const choose = (id) => {
+    selected = id;
     for (const part of [running, waiting, blocks, timeline, log]) part.select(selected);
   };
+  const select = (id) => choose(selected === id ? null : id);
+  const lookup = requestLookup({
+    store,
+    names,
+    choose(id) {
+      choose(id);
+      for (const list of [running, waiting]) list.reveal();
+    },
+  });
   const watch = (step) => {
     if (history.watched === null) fillGaps();
     history.watch(step);
@@ -142,28 +152,24 @@ export function create({ api, store, announce }) {
         running.element,
       ),
       h(
-        "div",
-        { class: "stack" },
-        h(
-          "section",
-          { class: "card v-of-state", "aria-label": "KV cache blocks" },
-          h("h2", { text: "KV cache blocks" }),
-          figures.blockNote,
-          blocks.element,
-        ),
-        h(
-          "section",
-          { class: "card v-of-state", "aria-label": "Waiting requests" },
-          h("h2", { text: "Waiting requests" }),
-          h("p", {
-            class: "secondary v-lead",
-            text: "In queue order, with the reason why each waits.",
-          }),
-          noWaiting,
-          waiting.element,
-          omitted,
-        ),
+        "section",
+        { class: "card v-of-state", "aria-label": "Waiting requests" },
+        h("h2", { text: "Waiting requests" }),
+        h("p", {
+          class: "secondary v-lead",
+          text: "In queue order, with the reason why each waits.",
+        }),
+        noWaiting,
+        waiting.element,
+        omitted,
       ),
+    ),
+    h(
+      "section",
+      { class: "card v-of-state", "aria-label": "KV cache blocks" },
+      h("h2", { text: "KV cache blocks" }),
+      figures.blockNote,
+      blocks.element,
     ),
     h(
       "section",
@@ -190,7 +196,14 @@ export function create({ api, store, announce }) {
       itl.element,
     ),
   );
-  const element = h("div", { class: "stack v-engine" }, controls.element, message, content);
+  const element = h(
+    "div",
+    { class: "stack v-engine" },
+    controls.element,
+    message,
+    lookup.element,
+    content,
+  );
   const statePanels = [
     figures.element,
     ttft.element,
@@ -232,6 +245,7 @@ export function create({ api, store, announce }) {
           if (!hasSteps) await loadSteps(signal);
           hasSteps = true;
           for (const { event, data } of events) if (event === "state") history.addFrame(data);
+          lookup.addFrame();
           const isPaused = Boolean(history.frames().at(-1)?.is_paused);
           if (isPaused && !wasPaused && history.hasUnloadedGap()) fillGaps();
           wasPaused = isPaused;
@@ -308,6 +322,7 @@ export function create({ api, store, announce }) {
     noWaiting.textContent = noWaitingText(state.config);
     omitted.hidden = !state.requests_omitted;
     omitted.textContent = `${state.requests_omitted} more requests wait.`;
+    lookup.finish(state);
   }
 
   /** Offer the prompts of finished requests to the other views, where the server shows prompts. */
@@ -342,6 +357,8 @@ export function create({ api, store, announce }) {
     element,
     show() {
       isShown = true;
+      lookup.begin();
+      if (lookup.isPending()) history.watch(null);
       update();
       schedule();
     },

@@ -11,8 +11,11 @@
  *   firstNewToken: number, status: "waiting" | "running" | "done" | "stopped" | "failed",
  *   finishReason: string | null, stopReason: string | number | null, error: string | null,
  *   startedMs: number, firstTokenMs: number | null, lastTokenMs: number | null,
- *   numFirst: number}} Choice `numFirst` tokens arrived together with the first
+ *   numFirst: number, request: {id: string, prompt: number, choice: number} | null}} Choice
+ *   `numFirst` tokens arrived together with the first; `request` is the last one of the choice
  */
+
+import { newRequestId } from "./request_ids.js";
 
 /**
  * Return a choice that has no tokens yet.
@@ -25,6 +28,7 @@ export function newChoice(promptIndex, index) {
     promptIndex, index, promptIds: [], tokens: [], firstNewToken: 0, status: "waiting",
     finishReason: null, stopReason: null, error: null,
     startedMs: performance.now(), firstTokenMs: null, lastTokenMs: null, numFirst: 0,
+    request: null,
   };
 }
 
@@ -38,7 +42,8 @@ export function newChoice(promptIndex, index) {
  */
 export async function generate({ api, vocabulary }, body, choices, { signal, onchange }) {
   const request = {
-    ...body, stream: true, return_token_ids: true, return_tokens_as_token_ids: true,
+    ...named(body, choices, onchange), stream: true, return_token_ids: true,
+    return_tokens_as_token_ids: true,
   };
   return finish(choices, onchange, async () => {
     for await (const events of api.stream("v1/completions", { body: request, signal })) {
@@ -66,7 +71,7 @@ export async function generate({ api, vocabulary }, body, choices, { signal, onc
  */
 export async function score({ api, vocabulary }, body, choices, { signal, onchange }) {
   return finish(choices, onchange, async () => {
-    const response = await api.post("v1/completions", body, { signal });
+    const response = await api.post("v1/completions", named(body, choices, onchange), { signal });
     await vocabulary.load();
     for (const scored of response.choices) {
       const choice = choices[scored.index];
@@ -78,6 +83,23 @@ export async function score({ api, vocabulary }, body, choices, { signal, onchan
       onchange(choice);
     }
   });
+}
+
+/**
+ * Return a request with an id, and note it in the choices: the engine view finds them by it.
+ * @param {Record<string, any>} body
+ * @param {Choice[]} choices
+ * @param {(choice: Choice) => void} onchange
+ */
+function named(body, choices, onchange) {
+  const id = body.request_id ?? newRequestId();
+  const perPrompt = body.n ?? 1;
+  choices.forEach((choice, index) => {
+    const prompt = Math.floor(index / perPrompt);
+    choice.request = { id: `cmpl-${id}`, prompt, choice: index % perPrompt };
+    onchange(choice);
+  });
+  return { ...body, request_id: id };
 }
 
 /**

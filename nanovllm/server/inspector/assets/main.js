@@ -237,6 +237,7 @@ async function checkHealth() {
   try {
     const [model] = (await api.get("v1/models", { isBackground: true })).data;
     store.set("maxModelLen", model.max_model_len);
+    store.set("samplingDefaults", model.sampling_defaults);
     store.set("model", model.id);
     setReady();
   } catch (error) {

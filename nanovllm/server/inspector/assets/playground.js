@@ -56,6 +56,7 @@ class Playground {
     this.announce = announce;
     this.vocabulary = new Vocabulary(api);
     this.settings = createSettings();
+    store.subscribe("samplingDefaults", (values) => this.settings.showDefaults(values ?? {}));
     this.prompts = new PromptColumns({ onsubmit: () => this.#start() });
     /** @type {Run | null} */
     this.run = null;
@@ -125,8 +126,13 @@ class Playground {
       h(
         "aside",
         { class: "playground-side stack", "aria-label": "Settings and history" },
-        h("section", { class: "card side-card" }, h("h3", { text: "Settings" }),
-          this.settings.element),
+        h(
+          "section",
+          { class: "card side-card" },
+          h("h3", { text: "Settings" }),
+          h("p", { class: "secondary small-text", text: "An empty field shows its default." }),
+          this.settings.element,
+        ),
         h("section", { class: "card side-card" }, h("h3", { text: "History" }),
           this.history.element),
       ),
@@ -357,6 +363,7 @@ class Playground {
         label: `${card.getAttribute("aria-label")}${number ? `, ${number.toLowerCase()}` : ""}`,
         onbranch: (position, id) => this.#branch(choice, { position, id }),
         onextend: () => this.#branch(choice, null),
+        onfollow: (request) => this.store.set("engineRequest", request),
         oninspect: (name, text) => {
           this.store.set("prompt", text);
           location.hash = name;

@@ -190,19 +190,24 @@ export class ProbabilityChart {
    */
   #labels(points, y) {
     const placed = [];
+    const ids = this.tokens.map((token) => token.id);
     const order = [...points].sort((first, second) => first.logprob - second.logprob);
     for (const point of order.slice(0, NUM_LABELS)) {
       const x = this.#x(point.position);
       let height = y(point.logprob);
-      const overlaps = (other) => Math.abs(other.x - x) < 80 && Math.abs(other.y - height) < 13;
+      const overlaps = (other) => Math.abs(other.x - x) < 120 && Math.abs(other.y - height) < 13;
       const shift = height > HEIGHT / 3 ? -13 : 13;
       while (placed.some(overlaps)) height += shift;
-      placed.push({ x, y: height, name: this.vocabulary.label(point.token.id) });
+      placed.push({ x, y: height, word: this.vocabulary.word(ids, point.position) });
     }
-    return placed.map(({ x, y: height, name }) => {
-      const isRight = x > this.width - 60;
+    return placed.map(({ x, y: height, word: { before, token, after } }) => {
+      const isRight = x > this.width - 110;
       const text = { x: isRight ? x - 8 : x + 8, y: height + 4 };
-      return s("text", { ...text, class: "mark", "text-anchor": isRight ? "end" : "start" }, name);
+      return s("text", { ...text, class: "mark", "text-anchor": isRight ? "end" : "start" },
+        before && s("tspan", { class: "word-rest" }, before),
+        token,
+        after && s("tspan", { class: "word-rest" }, after),
+      );
     });
   }
 }

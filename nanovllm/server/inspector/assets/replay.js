@@ -111,6 +111,8 @@ export function createNames() {
     return numbers.get(id);
   };
   return {
+    /** Return the ids of the requests that have a name. */
+    ids: () => numbers.keys(),
     /** Return the number of the request's colour. @param {string} id */
     color: (id) => (numberOf(id) - 1) % 8,
     /** Return a short name such as #12, or #12.1 for the second choice. */

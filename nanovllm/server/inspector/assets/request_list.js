@@ -3,6 +3,7 @@
 import { button as actionButton } from "./components.js";
 import { h } from "./dom.js";
 import { formatCount, formatDuration } from "./format.js";
+import { shortId } from "./request_ids.js";
 
 const PHASE_TEXTS = {
   prefill: "prefill",
@@ -66,6 +67,10 @@ export function requestList({ names, label, includes, onSelect, inspect }) {
       selected = id;
       for (const row of rows.values()) row.mark(id);
     },
+    /** Scroll the selected row into view. */
+    reveal() {
+      list.querySelector("[aria-pressed='true']")?.scrollIntoView({ block: "center" });
+    },
   };
 }
 
@@ -89,7 +94,12 @@ function requestRow(names, { id, choice, prompt: text }, onSelect, inspect) {
       onclick: () => onSelect(id),
       vars: { "--owner": `var(--cat-${names.color(id)})` },
     },
-    h("span", { class: "v-name", text: names.name(id, choice) }),
+    h(
+      "span",
+      { class: "v-title" },
+      h("span", { class: "v-name", text: names.name(id, choice) }),
+      h("code", { class: "v-id", text: shortId(id) }),
+    ),
     phase,
     bar,
     cells,

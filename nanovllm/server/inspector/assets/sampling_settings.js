@@ -20,14 +20,16 @@ const SECTIONS = [
       { name: "top_k", label: "Top-k", kind: "number", min: -1, step: 1 },
       { name: "min_p", label: "Min-p", kind: "number", min: 0, max: 1, step: 0.01 },
       { name: "seed", label: "Seed", kind: "number", step: 1, placeholder: "random" },
-      { name: "logprobs", label: "Alternatives", kind: "number", min: 0, max: 20, value: "10" },
+      { name: "logprobs", label: "Alternatives", kind: "number", min: 0, max: 20, value: "10",
+        placeholder: "none" },
     ],
   },
   {
     title: "Length",
     isOpen: true,
     settings: [
-      { name: "max_tokens", label: "Max. tokens", kind: "number", min: 1, step: 1, value: "64" },
+      { name: "max_tokens", label: "Max. tokens", kind: "number", min: 1, step: 1, value: "64",
+        placeholder: "16" },
       { name: "n", label: "Choices", kind: "number", min: 1, max: 8, step: 1, placeholder: "1" },
       { name: "min_tokens", label: "Min. tokens", kind: "number", min: 0, step: 1,
         placeholder: "0" },
@@ -47,17 +49,20 @@ const SECTIONS = [
   {
     title: "Stop",
     settings: [
-      { name: "stop", label: "Stop strings", kind: "lines", hint: "One a line; \\n is a newline." },
-      { name: "stop_token_ids", label: "Stop token ids", kind: "ids", placeholder: "0, 13" },
+      { name: "stop", label: "Stop strings", kind: "lines", hint: "One a line; \\n is a newline.",
+        placeholder: "none" },
+      { name: "stop_token_ids", label: "Stop token ids", kind: "ids", placeholder: "none",
+        hint: "Separated by commas or spaces." },
       { name: "include_stop_str_in_output", label: "Keep the stop string", kind: "checkbox" },
     ],
   },
   {
     title: "Tokens",
     settings: [
-      { name: "logit_bias", label: "Logit bias", kind: "bias",
+      { name: "logit_bias", label: "Logit bias", kind: "bias", placeholder: "none",
         hint: "A token id and a bias a line, such as 13: -5." },
-      { name: "bad_words", label: "Banned texts", kind: "lines", hint: "One a line." },
+      { name: "bad_words", label: "Banned texts", kind: "lines", hint: "One a line.",
+        placeholder: "none" },
       { name: "allowed_token_ids", label: "Allowed token ids", kind: "ids", placeholder: "all" },
     ],
   },
@@ -66,11 +71,12 @@ const SECTIONS = [
     settings: [
       { name: "priority", label: "Priority", kind: "number", step: 1, placeholder: "0",
         hint: "Lower runs first." },
-      { name: "truncate_prompt_tokens", label: "Truncate prompt", kind: "number", min: -1 },
-      { name: "cache_salt", label: "Cache salt", kind: "text",
+      { name: "truncate_prompt_tokens", label: "Truncate prompt", kind: "number", min: -1,
+        placeholder: "no" },
+      { name: "cache_salt", label: "Cache salt", kind: "text", placeholder: "none",
         hint: "Prefixes are shared within a salt." },
       { name: "extra", label: "Other fields", kind: "json",
-        placeholder: '{"structured_outputs": …}', hint: "A JSON object, added to the request." },
+        placeholder: "none", hint: 'A JSON object, such as {"structured_outputs": {…}}.' },
     ],
   },
 ];
@@ -110,6 +116,13 @@ export function createSettings() {
         }
       }
       return fields;
+    },
+    /** Show the model's defaults in empty fields. @param {Record<string, number>} defaults */
+    showDefaults(defaults) {
+      for (const [name, value] of Object.entries(defaults)) {
+        const text = name === "top_k" && value <= 0 ? `${value} (all)` : String(value);
+        controls.get(name)?.control.setAttribute("placeholder", text);
+      }
     },
     /** Mark the field that an error is about. @param {string | null} name */
     mark(name) {

@@ -2,8 +2,10 @@
  * Values that views share, with subscriptions.
  *
  * Keys of the page: `health` ("ready", "locked" without the API key, "loading", "unreachable"),
- * `model` (name), `maxModelLen` (tokens), `prompt` (the text that the Playground hands to Attention
- * and Logit lens).
+ * `model` (name), `maxModelLen` (tokens), `samplingDefaults` (values of fields that a
+ * request leaves out), `prompt` (the text that the Playground hands to Attention and Logit lens),
+ * `finished` (prompts of finished requests, for these), `engineRequest` (the request that the
+ * Playground hands to Engine).
  *
  * @typedef {ReturnType<typeof createStore>} Store
  */

@@ -74,7 +74,9 @@ export class TokenText {
     this.openBytes = [];
     this.prompt = h("span", { class: "prompt-text" });
     this.list = h("span", { class: "tokens", role: "group", "aria-label": label });
-    this.element = h("div", { class: "token-text" }, this.prompt, this.list);
+    this.element = h(
+      "div", { class: "token-text", dataset: { around: "" } }, this.prompt, this.list,
+    );
     rovingFocus(this.list, ".token");
     for (const event of ["pointerover", "focusin"]) {
       this.list.addEventListener(event, (/** @type {Event} */ at) => this.#point(at.target));

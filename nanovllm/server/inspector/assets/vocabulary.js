@@ -5,7 +5,7 @@
  * byte as one printable character. The server spells ids; this module turns spellings into bytes.
  */
 
-import { escapedBytes, visibleText } from "./format.js";
+import { escapedBytes, visibleText, wordAround } from "./format.js";
 
 const BYTE_OF = byteAlphabet();
 const encoder = new TextEncoder();
@@ -70,6 +70,13 @@ export class Vocabulary {
   label(id) {
     const text = this.text(id);
     return text === null ? escapedBytes(this.bytes(id)) : visibleText(text);
+  }
+
+  /** Return a token of some in its word. @param {number[]} ids @param {number} index */
+  word(ids, index) {
+    return wordAround(index, ids.length, (each) => ({
+      text: this.text(ids[each]), label: this.label(ids[each]),
+    }));
   }
 
   /** Return the text of tokens; bytes that are no UTF-8 become U+FFFD. @param {number[]} ids */
