@@ -3,11 +3,12 @@
 Run: python benchmarks/inspector_cost.py --threads 1
 
 A server process has a steady load of concurrent streams, without a break. In each round it is
-measured twice, with and without one reader of GET /v1/engine/events, in random order. The cost of a
-round is the ratio of the server's processor time per token. It varies by some 10%, mostly because
-the processor does, so measurements are short, so that both of a round see the same processor, and
-rounds are many. The result is the geometric mean of all rounds, with its standard error. The server
-ends recording LEASE_S after its last reader, 10 s in production. The last line is JSON.
+measured twice, with and without one reader of GET /v1/engine/events, in random order, each after a
+random delay. The cost of a round is the ratio of the server's processor time per token. It varies
+by some 10%, mostly because the processor does, so measurements are short, so that both of a round
+see the same processor, and rounds are many. The result is the geometric mean of all rounds, with
+its standard error. The server ends recording LEASE_S after its last reader, 10 s in production. The
+last line is JSON.
 """
 
 import argparse
@@ -32,7 +33,9 @@ from benchmarks.options import add_run_options, finish, heading, tell
 from nanovllm.cli.argument_types import positive, positive_number
 
 LEASE_S = 0.1
-SETTLE_S = 0.2  # until the last reader's recording has ended, or the first event has been sent
+SETTLE_S = 0.2
+"""Time until the last reader's recording has ended, or the first event has been sent."""
+_MAX_DELAY_S = 1.0  # the longest time between two events
 _TIMEOUT_S = 120.0
 _JSON = {"Content-Type": "application/json"}
 
@@ -91,22 +94,22 @@ def measure(server: ServerProcess, streams: int, parsed: argparse.Namespace) -> 
     """Return the processor times per token, and the mean ratio of all rounds with its error."""
     times: dict[bool, list[float]] = {False: [], True: []}
     frames_per_s: list[float] = []
-    frame_bytes: list[float] = []
-    orders = random.Random(parsed.seed)
+    num_frames = num_bytes = 0
+    generator = random.Random(parsed.seed)
     with steady_load(server.port, streams, parsed.tokens):
         time.sleep(min(1.0, parsed.seconds))  # warm up
         for number in range(parsed.rounds):
             tell(f"{streams} streams: round {number + 1} of {parsed.rounds}")
-            for is_watched in orders.sample((False, True), 2):
+            for is_watched in generator.sample((False, True), 2):
                 watch = watching(server.port) if is_watched else contextlib.nullcontext(Reader())
                 with watch as reader:
-                    time.sleep(SETTLE_S)
-                    frames, num_bytes, began_s = reader.frames, reader.num_bytes, time.monotonic()
+                    time.sleep(SETTLE_S + _MAX_DELAY_S * generator.random())
+                    before, began_s = reader.frames, time.monotonic()
                     times[is_watched].append(cpu_s_per_token(server, parsed.seconds))
                     if is_watched:
-                        frames = reader.frames - frames
-                        frames_per_s.append(frames / (time.monotonic() - began_s))
-                        frame_bytes.append((reader.num_bytes - num_bytes) / max(frames, 1))
+                        frames_per_s.append((reader.frames - before) / (time.monotonic() - began_s))
+                num_frames += reader.frames
+                num_bytes += reader.num_bytes
     ratios = [watched / alone for watched, alone in zip(times[True], times[False], strict=True)]
     logarithms = [math.log(ratio) for ratio in ratios]
     return {
@@ -116,7 +119,7 @@ def measure(server: ServerProcess, streams: int, parsed: argparse.Namespace) -> 
         "cpu_s_per_token": statistics.median(times[False]),
         "watched_cpu_s_per_token": statistics.median(times[True]),
         "frames_per_s": statistics.fmean(frames_per_s),
-        "frame_bytes": statistics.fmean(frame_bytes),
+        "frame_bytes": num_bytes / num_frames,
     }
 
 
