@@ -107,6 +107,10 @@ def _generate(page: Page) -> None:
 def _prepare_engine(page: Page) -> None:
     page.locator("#panel-engine canvas:visible, #panel-engine svg:visible").first.wait_for()
     page.wait_for_timeout(4000)  # until the figures of the last seconds are filled
+    size = page.viewport_size
+    if size is not None and size["width"] > size["height"]:  # the blocks are below the requests
+        page.set_viewport_size({"width": size["width"], "height": size["width"]})
+        page.wait_for_timeout(500)
 
 
 def _prepare_inspection(page: Page) -> None:
@@ -176,9 +180,14 @@ def record_playground(recording: Recording, url: str) -> None:
 
 
 def record_engine(recording: Recording) -> None:
-    """Record the engine at work on several requests."""
-    recording.page.get_by_role("tab", name="Engine").click()
-    recording.take_for(6.0)
+    """Record the engine at work on several requests, and its blocks."""
+    page = recording.page
+    page.get_by_role("tab", name="Engine").click()
+    recording.take_for(3.5)
+    page.get_by_role("heading", name="KV cache blocks").evaluate(
+        "element => scrollTo(0, scrollY + element.getBoundingClientRect().top - 340)"
+    )
+    recording.take_for(3.5)
 
 
 def _viewport(size: tuple[int, int]) -> ViewportSize:
