@@ -1,6 +1,6 @@
 /** Numbers with their units, and tokens, as text. */
 
-const THIN_SPACE = "\u2009";
+const THIN_SPACE = "\u202F";
 const MAX_NEIGHBORS = 4; // tokens of a word that are shown on each side of one of them
 
 /** Return an integer with thin spaces between thousands. @param {number} value */

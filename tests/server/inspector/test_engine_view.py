@@ -28,7 +28,7 @@ def watched(tiny_model: Path, backend: str) -> Iterator[RunningServer]:
 
 
 def figure(page: "Page", name: str) -> int:
-    return int(page.locator(f"[data-figure={name}]").inner_text().replace("\u2009", ""))
+    return int(page.locator(f"[data-figure={name}]").inner_text().replace("\u202f", ""))
 
 
 def rows(page: "Page", state: str) -> int:
@@ -154,6 +154,7 @@ def test_a_run_of_the_playground_links_to_its_row(
         links.nth(1).click()
         row = page.locator("[aria-pressed=true]")
         row.wait_for()
+        assert row.evaluate("element => element === document.activeElement")
         name = f"cmpl-{body['request_id']}"
         assert (row.get_attribute("title") or "").endswith(f"-{name}-1")
         assert row.locator(".v-id").inner_text() == f"{name[:13]}\u2026"
@@ -162,6 +163,25 @@ def test_a_run_of_the_playground_links_to_its_row(
         page.get_by_role("tab", name="Playground").click()
         links.first.click()
         page.get_by_text(f"({name[:13]}\u2026) has ended.").wait_for()
+        assert row.count() == 0, "nothing is dimmed for a request without a row"
+
+
+def test_a_link_never_leads_to_another_prompt(browser: "Browser", server: RunningServer) -> None:
+    with open_page(browser, server.url) as page:
+        found = page.evaluate(
+            """async () => {
+                const main = document.querySelector("script[type=module]").src;
+                const { findEngineId } = await import(new URL("request_ids.js", main).href);
+                const find = (ids, prompt, numPrompts, choice = 0) =>
+                    findEngineId(ids, { id: "cmpl-a", prompt, numPrompts, choice });
+                const all = ["10-cmpl-a", "9-cmpl-a", "11-cmpl-b", "12-cmpl-ab"];
+                return [
+                    find(all, 0, 2), find(all, 1, 2), find(all, 0, 3), find(all, 2, 3),
+                    find(all, 0, 1), find(["3-cmpl-a-0", "4-cmpl-a-1"], 0, 1, 1), find([], 0, 1),
+                ];
+            }"""
+        )
+    assert found == ["9-cmpl-a", "10-cmpl-a", None, None, "10-cmpl-a", "4-cmpl-a-1", None]
 
 
 def test_a_replay_shows_no_state_of_a_later_step(

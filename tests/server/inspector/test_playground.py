@@ -64,16 +64,16 @@ def test_generation_streams_into_tokens_with_their_figures(
         tooltip = page.locator("#tooltip")
         chance = math.exp(answer["logprobs"]["token_logprobs"][2])
         shown = facts(tooltip)
-        value, unit = shown["Log-probability"].split("\u2009")
+        value, unit = shown["Log-probability"].split("\u202f")
         assert float(value.replace("\u2212", "-")) == pytest.approx(math.log(chance), rel=1e-2)
-        assert unit == shown["Entropy, at least"].split("\u2009")[1] == "nats"
+        assert unit == shown["Entropy, at least"].split("\u202f")[1] == "nats"
         assert shown["Rank"] == "1", "greedy"
         top = list(answer["logprobs"]["top_logprobs"][2].values())
         listed = sum(-math.exp(logprob) * logprob for logprob in top)
         rest = 1 - sum(map(math.exp, top))
         least = listed + rest * max(-min(top), -math.log(rest))
         assert least > listed - rest * math.log(rest), "other tokens count as several"
-        entropy = float(shown["Entropy, at least"].split("\u2009")[0])
+        entropy = float(shown["Entropy, at least"].split("\u202f")[0])
         assert entropy == pytest.approx(least, abs=0.051), "of two digits"
         assert tooltip.locator(".bars li").count() == 5
 
@@ -168,7 +168,7 @@ def test_an_alternative_continues_by_keyboard_and_keeps_the_text_before(
         assert len(body["prompt"]) == len(ids) + 4
         expected = server.complete(body["prompt"], max_tokens=8, temperature=0, logprobs=0)
         logprobs = expected["choices"][0]["logprobs"]["token_logprobs"]
-        shown = [float(label.rsplit(", ", 1)[1].rstrip("\u2009%")) for label in labels(page)[4:]]
+        shown = [float(label.rsplit(", ", 1)[1].rstrip("\u202f%")) for label in labels(page)[4:]]
         assert shown == pytest.approx([100 * math.exp(value) for value in logprobs], rel=0.1)
 
         page.locator(".history-item", has_text="generate · 8 tokens").click()
@@ -264,6 +264,10 @@ def test_errors_are_shown_beside_the_button_and_at_their_setting(
         start.click()
         page.locator("[name=temperature][aria-invalid=true]").wait_for()
         temperature.fill("0")
+        page.locator("[name=n]").fill("20000")
+        start.click()
+        page.get_by_text("Choices is 20000, but must be at most 128.").wait_for()
+        page.locator("[name=n]").fill("")
         page.evaluate("""() => {
             const real = window.fetch;
             window.restore = () => { window.fetch = real; };
@@ -278,6 +282,12 @@ def test_errors_are_shown_beside_the_button_and_at_their_setting(
         message.wait_for(state="detached")
         page.locator(".history-item", has_text="failed").first.click()
         page.get_by_text("This run failed: The server cannot be reached.").wait_for()
+
+        page.locator(".prompt-input").fill("a")
+        page.locator("[name=logprobs]").fill("")
+        page.locator("[name=max_tokens]").fill("2")
+        start.click()
+        page.locator(DONE).wait_for()
 
 
 def test_copied_requests_work_where_they_are_pasted(

@@ -78,12 +78,12 @@ export async function post(path, body, options = {}) {
  *
  * EventSource cannot send a key, so the response is read here. `[DONE]` ends the stream.
  * @param {string} path
- * @param {{body?: object, signal?: AbortSignal}} [options] with a body it is a POST
+ * @param {{body?: object, signal?: AbortSignal, isBackground?: boolean}} [options] a body: POST
  * @returns {AsyncGenerator<{event: string, data: any}[]>}
  */
 export async function* stream(path, options = {}) {
   const init = options.body ? postInit(options.body, options.signal) : { signal: options.signal };
-  const response = await send(path, init);
+  const response = await send(path, init, options.isBackground);
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
   try {

@@ -138,7 +138,7 @@ function speedFigures(choice) {
   return [
     ["Tokens", choice.firstNewToken ? `${count} new, ${choice.tokens.length} in all` : `${count}`],
     ["Time to first token, browser", ttftS === null ? "–" : formatDuration(ttftS)],
-    ["Speed", tokensPerS === null ? "–" : `${formatNumber(tokensPerS)}\u2009tokens/s${range}`],
+    ["Speed", tokensPerS === null ? "–" : `${formatNumber(tokensPerS)}\u202Ftokens/s${range}`],
   ];
 }
 

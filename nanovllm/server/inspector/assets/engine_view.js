@@ -237,11 +237,11 @@ export function create({ api, store, announce }) {
     const controller = new AbortController();
     connection = controller;
     const { signal } = controller;
-    while (!signal.aborted) {
+    for (let isBackground = false; !signal.aborted; isBackground = true) {
       let hasSteps = false;
       let wasPaused = false;
       try {
-        for await (const events of api.stream("v1/engine/events", { signal })) {
+        for await (const events of api.stream("v1/engine/events", { signal, isBackground })) {
           if (!hasSteps) await loadSteps(signal);
           hasSteps = true;
           for (const { event, data } of events) if (event === "state") history.addFrame(data);

@@ -11,7 +11,8 @@
  *   firstNewToken: number, status: "waiting" | "running" | "done" | "stopped" | "failed",
  *   finishReason: string | null, stopReason: string | number | null, error: string | null,
  *   startedMs: number, firstTokenMs: number | null, lastTokenMs: number | null,
- *   numFirst: number, request: {id: string, prompt: number, choice: number} | null}} Choice
+ *   numFirst: number,
+ *   request: import("./request_ids.js").PromptOfRequest | null}} Choice
  *   `numFirst` tokens arrived together with the first; `request` is the last one of the choice
  */
 
@@ -43,7 +44,7 @@ export function newChoice(promptIndex, index) {
 export async function generate({ api, vocabulary }, body, choices, { signal, onchange }) {
   const request = {
     ...named(body, choices, onchange), stream: true, return_token_ids: true,
-    return_tokens_as_token_ids: true,
+    ...(body.logprobs == null ? {} : { return_tokens_as_token_ids: true }),
   };
   return finish(choices, onchange, async () => {
     for await (const events of api.stream("v1/completions", { body: request, signal })) {
@@ -94,9 +95,10 @@ export async function score({ api, vocabulary }, body, choices, { signal, onchan
 function named(body, choices, onchange) {
   const id = body.request_id ?? newRequestId();
   const perPrompt = body.n ?? 1;
+  const numPrompts = choices.length / perPrompt;
   choices.forEach((choice, index) => {
     const prompt = Math.floor(index / perPrompt);
-    choice.request = { id: `cmpl-${id}`, prompt, choice: index % perPrompt };
+    choice.request = { id: `cmpl-${id}`, prompt, numPrompts, choice: index % perPrompt };
     onchange(choice);
   });
   return { ...body, request_id: id };

@@ -13,6 +13,7 @@ import { curlCommand, pythonProgram } from "./snippets.js";
 import { legend } from "./token_text.js";
 import { Vocabulary } from "./vocabulary.js";
 
+const MAX_CHOICES = 128; // as in the API
 const FIRST_PROMPT = "Once upon a time, there was a";
 const QUESTIONS = [
   ["lens", "Where does the probability of a prompt collapse?"],
@@ -249,6 +250,10 @@ class Playground {
     if (!body) return;
     const prompts = this.prompts.texts();
     const numChoices = body.n ?? 1;
+    if (numChoices > MAX_CHOICES) {
+      this.#fail(`Choices is ${numChoices}, but must be at most ${MAX_CHOICES}.`);
+      return;
+    }
     const choices = prompts.flatMap((_, prompt) =>
       Array.from({ length: numChoices }, (__, index) => newChoice(prompt, index)),
     );

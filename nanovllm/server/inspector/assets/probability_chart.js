@@ -155,7 +155,7 @@ export class ProbabilityChart {
     for (let decade = 0; decade <= decades; decade += decades > 4 ? 2 : 1) {
       const height = y(-decade * Math.LN10);
       const bound = decade === MAX_DECADES ? "≤ " : "";
-      const label = `${bound}${Number((100 / 10 ** decade).toPrecision(1))}\u2009%`;
+      const label = `${bound}${Number((100 / 10 ** decade).toPrecision(1))}\u202F%`;
       parts.push(
         s("line", { class: "grid", x1: MARGIN.left, x2: right, y1: height, y2: height }),
         s("text", { x: MARGIN.left - 8, y: height + 4, "text-anchor": "end" }, label),

@@ -1,6 +1,9 @@
 /**
  * Ids of requests. A completion "cmpl-ID" runs in the engine as "NUMBER-cmpl-ID" for each of its
  * prompts, with "-CHOICE" at the end where a prompt has several choices.
+ *
+ * @typedef {{id: string, prompt: number, numPrompts: number, choice: number}} PromptOfRequest
+ *   index of the prompt, of the number in the request
  */
 
 const NUM_SHOWN = 8;
@@ -19,16 +22,16 @@ export function shortId(id) {
 }
 
 /**
- * Return the engine's id of a completion's prompt and choice, or null if there is none.
+ * Return the engine's id of a completion's prompt and choice, or null if it is unknown.
  *
- * Of several prompts, those that ended before the page could see them are unknown. A prompt that
- * is not found stands for the first that is.
+ * Prompts are told apart by their order. So all of them are unknown where one ended before the page
+ * could see it. Where several requests have the id, it is that of the newest.
  * @param {Iterable<string>} engineIds
- * @param {{id: string, prompt: number, choice: number}} wanted
+ * @param {PromptOfRequest} wanted
  */
-export function findEngineId(engineIds, { id, prompt, choice }) {
+export function findEngineId(engineIds, { id, prompt, numPrompts, choice }) {
   const names = [id, `${id}-${choice}`];
   const found = [...engineIds].filter((each) => names.includes(each.replace(/^\d+-/, "")));
   found.sort((first, second) => parseInt(first, 10) - parseInt(second, 10));
-  return found[prompt] ?? found[0] ?? null;
+  return found.length < numPrompts ? null : found.at(prompt - numPrompts);
 }

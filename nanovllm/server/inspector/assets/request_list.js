@@ -67,9 +67,11 @@ export function requestList({ names, label, includes, onSelect, inspect }) {
       selected = id;
       for (const row of rows.values()) row.mark(id);
     },
-    /** Scroll the selected row into view. */
+    /** Scroll the selected row into view, and focus it. */
     reveal() {
-      list.querySelector("[aria-pressed='true']")?.scrollIntoView({ block: "center" });
+      const row = list.querySelector("[aria-pressed='true']");
+      row?.scrollIntoView({ block: "center" });
+      row?.focus({ preventScroll: true });
     },
   };
 }

@@ -10,7 +10,7 @@ import { findEngineId, shortId } from "./request_ids.js";
  */
 export function requestLookup({ store, names, choose }) {
   const note = h("p", { class: "message", role: "status", hidden: true });
-  /** @type {{id: string, prompt: number, choice: number} | null} */
+  /** @type {import("./request_ids.js").PromptOfRequest | null} */
   let wanted = null;
   let hasNewFrame = false;
   return {
@@ -31,10 +31,10 @@ export function requestLookup({ store, names, choose }) {
     finish(state) {
       if (!wanted || !hasNewFrame) return;
       const id = findEngineId(names.ids(), wanted);
-      if (id) choose(id);
       const hasRow = state.requests.some((request) => request.id === id);
+      if (hasRow) choose(id);
       note.hidden = hasRow;
-      note.textContent = id ? endedText(names.name(id), id) : unknownText(wanted.id, state);
+      note.textContent = id ? endedText(names.name(id), id) : unknownText(wanted, state);
       wanted = null;
       if (!hasRow) note.scrollIntoView({ block: "center" });
     },
@@ -45,11 +45,12 @@ function endedText(name, id) {
   return `${name} (${shortId(id)}) has ended. Steps and Events below have what is recorded of it.`;
 }
 
-function unknownText(id, { requests_omitted: omitted, can_control: canControl }) {
+function unknownText({ id, numPrompts }, { requests_omitted: omitted, can_control: canControl }) {
   if (omitted) return `${shortId(id)} is not among the requests that are listed.`;
   const hint = canControl ? " To follow a request, pause the engine, generate, and step." : "";
+  const what = numPrompts > 1 ? `A prompt of ${shortId(id)}` : shortId(id);
   return (
-    `${shortId(id)} has ended. Requests are recorded while this view is open, here or in another ` +
+    `${what} has ended. Requests are recorded while this view is open, here or in another ` +
     `window.${hint}`
   );
 }

@@ -191,9 +191,9 @@ export class TokenText {
     const has = token.logprob !== null;
     const facts = [
       has && ["Probability", formatPercent(Math.exp(token.logprob))],
-      has && ["Log-probability", `${formatNumber(token.logprob)}\u2009nats`],
+      has && ["Log-probability", `${formatNumber(token.logprob)}\u202Fnats`],
       has && ["Rank", rankText(token, this.numAlternatives)],
-      nats !== null && ["Entropy, at least", `${formatNumber(nats, 2)}\u2009nats`],
+      nats !== null && ["Entropy, at least", `${formatNumber(nats, 2)}\u202Fnats`],
       ["Token id", String(token.id)],
     ].filter(Boolean);
     return h(
