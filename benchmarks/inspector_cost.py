@@ -31,11 +31,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.load.server_process import ServerProcess
 from benchmarks.options import add_run_options, finish, heading, tell
 from nanovllm.cli.argument_types import positive, positive_number
+from nanovllm.server.inspector.event_stream import MAX_INTERVAL_S
 
 LEASE_S = 0.1
 SETTLE_S = 0.2
 """Time until the last reader's recording has ended, or the first event has been sent."""
-_MAX_DELAY_S = 1.0  # the longest time between two events
 _TIMEOUT_S = 120.0
 _JSON = {"Content-Type": "application/json"}
 
@@ -103,7 +103,7 @@ def measure(server: ServerProcess, streams: int, parsed: argparse.Namespace) -> 
             for is_watched in generator.sample((False, True), 2):
                 watch = watching(server.port) if is_watched else contextlib.nullcontext(Reader())
                 with watch as reader:
-                    time.sleep(SETTLE_S + _MAX_DELAY_S * generator.random())
+                    time.sleep(SETTLE_S + MAX_INTERVAL_S * generator.random())
                     before, began_s = reader.frames, time.monotonic()
                     times[is_watched].append(cpu_s_per_token(server, parsed.seconds))
                     if is_watched:
@@ -125,7 +125,7 @@ def measure(server: ServerProcess, streams: int, parsed: argparse.Namespace) -> 
 
 @contextlib.contextmanager
 def steady_load(port: int, streams: int, tokens: int) -> Iterator[None]:
-    """Keep `streams` streams busy meanwhile; raises the first error of one at the end."""
+    """Keep `streams` streams busy in the context; at its end, raise the first error of one."""
     is_ended = threading.Event()
     errors: list[BaseException] = []
 
@@ -151,8 +151,8 @@ def steady_load(port: int, streams: int, tokens: int) -> Iterator[None]:
         is_ended.set()
         for thread in threads:
             thread.join()
-    if errors:
-        raise errors[0]
+        if errors:  # it explains an error of the measurement, too
+            raise errors[0]
 
 
 def cpu_s_per_token(server: ServerProcess, seconds: float) -> float:

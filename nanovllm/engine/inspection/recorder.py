@@ -17,6 +17,7 @@ from nanovllm.engine.scheduling.step_plan import PlannedSequence, StepPlan
 
 MAX_RECORDS = 512
 _MAX_ENTRIES = 32
+"""Recorded steps of which records are made together."""
 Kind: TypeAlias = Literal["prefill", "chunk", "decode", "fork"]
 
 

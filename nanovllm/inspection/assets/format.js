@@ -1,11 +1,11 @@
 /** Numbers with their units, and tokens, as text. */
 
-const THIN_SPACE = "\u202F";
+const NARROW_SPACE = "\u202F";
 const MAX_NEIGHBORS = 4; // tokens of a word that are shown on each side of one of them
 
 /** Return an integer with thin spaces between thousands. @param {number} value */
 export function formatCount(value) {
-  return Math.round(value).toString().replace(/\B(?=(\d{3})+$)/g, THIN_SPACE);
+  return Math.round(value).toString().replace(/\B(?=(\d{3})+$)/g, NARROW_SPACE);
 }
 
 /** Return a number with so many significant digits. @param {number} value */
@@ -18,10 +18,10 @@ export function formatNumber(value, digits = 3) {
 /** Return a probability in percent; small ones keep two digits. @param {number} value 0 to 1 */
 export function formatPercent(value) {
   const percent = value * 100;
-  if (percent >= 99.95 && value < 1) return `>99.9${THIN_SPACE}%`;
-  if (percent >= 10) return `${percent.toFixed(1)}${THIN_SPACE}%`;
-  if (percent >= 1e-4) return `${Number(percent.toPrecision(2))}${THIN_SPACE}%`;
-  return `${percent > 0 ? percent.toExponential(0) : "0"}${THIN_SPACE}%`;
+  if (percent >= 99.95 && value < 1) return `>99.9${NARROW_SPACE}%`;
+  if (percent >= 10) return `${percent.toFixed(1)}${NARROW_SPACE}%`;
+  if (percent >= 1e-4) return `${Number(percent.toPrecision(2))}${NARROW_SPACE}%`;
+  return `${percent > 0 ? percent.toExponential(0) : "0"}${NARROW_SPACE}%`;
 }
 
 /** Return a number of things, such as "1 token". @param {number} count @param {string} noun */
@@ -32,10 +32,10 @@ export function formatThings(count, noun) {
 /** Return a duration with its unit. @param {number} seconds */
 export function formatDuration(seconds) {
   if (!Number.isFinite(seconds)) return "–";
-  if (seconds < 1e-3) return `${formatNumber(seconds * 1e6)}${THIN_SPACE}µs`;
-  if (seconds < 1) return `${formatNumber(seconds * 1e3)}${THIN_SPACE}ms`;
-  if (seconds < 120) return `${formatNumber(seconds)}${THIN_SPACE}s`;
-  return `${formatNumber(seconds / 60)}${THIN_SPACE}min`;
+  if (seconds < 1e-3) return `${formatNumber(seconds * 1e6)}${NARROW_SPACE}µs`;
+  if (seconds < 1) return `${formatNumber(seconds * 1e3)}${NARROW_SPACE}ms`;
+  if (seconds < 120) return `${formatNumber(seconds)}${NARROW_SPACE}s`;
+  return `${formatNumber(seconds / 60)}${NARROW_SPACE}min`;
 }
 
 const CONTROL = /(?![\n\t])\p{Cc}/gu;

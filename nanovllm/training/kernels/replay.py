@@ -11,7 +11,8 @@ The addresses in a recorded call stay valid:
     parameters, gradients, tokens  the recorded pass refers to their arrays
     results                        the pool owns all memory that it has given to arrays; no array is
                                    in use before and after a pass that is recorded or replayed
-    working memory                 the recorded pass refers to its block, and ends with it
+    working memory                 the recorded pass refers to its block, and is dropped when a
+                                   larger block replaces it
 """
 
 from collections import OrderedDict

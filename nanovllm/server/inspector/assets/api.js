@@ -78,7 +78,8 @@ export async function post(path, body, options = {}) {
  *
  * EventSource cannot send a key, so the response is read here. `[DONE]` ends the stream.
  * @param {string} path
- * @param {{body?: object, signal?: AbortSignal, isBackground?: boolean}} [options] a body: POST
+ * @param {{body?: object, signal?: AbortSignal, isBackground?: boolean}} [options] as for `get`;
+ *   with a body it is a POST
  * @returns {AsyncGenerator<{event: string, data: any}[]>}
  */
 export async function* stream(path, options = {}) {

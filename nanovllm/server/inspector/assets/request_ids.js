@@ -3,7 +3,7 @@
  * prompts, with "-CHOICE" at the end where a prompt has several choices.
  *
  * @typedef {{id: string, prompt: number, numPrompts: number, choice: number}} PromptOfRequest
- *   index of the prompt, of the number in the request
+ *   `prompt` is an index among the `numPrompts` prompts of the request
  */
 
 const NUM_SHOWN = 8;
