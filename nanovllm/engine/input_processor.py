@@ -118,6 +118,7 @@ class InputProcessor:
         *,
         priority: int = 0,
         cache_salt: str = "",
+        client: str = "",
         check_length: Callable[[int], None] | None = None,
     ) -> PreparedRequest:
         """Check a prompt and its settings; raises InvalidRequestError.
@@ -133,7 +134,7 @@ class InputProcessor:
         max_new_tokens = self.limits.max_new_tokens(len(token_ids), params)
         rules = self._rules(params)
         seed = self._random.getrandbits(64) if params.seed is None else params.seed
-        self._check_queue_fields(priority, cache_salt)
+        self._check_queue_fields(priority, cache_salt, client)
         if check_length is not None:
             check_length(len(token_ids))
         grammar = (
@@ -151,6 +152,7 @@ class InputProcessor:
             seed=seed,
             priority=priority,
             cache_salt=cache_salt,
+            client=client,
         )
         sequence_ids = [request.request_id for request in requests]
         output_processor = OutputProcessor(
@@ -170,6 +172,7 @@ class InputProcessor:
         seed: int,
         priority: int,
         cache_salt: str,
+        client: str,
     ) -> tuple[Request, ...]:
         """Return a request for each sequence of a prompt."""
         ends_text = frozenset(self.model.eos_token_ids)
@@ -196,6 +199,7 @@ class InputProcessor:
                 grammar=None if grammar is None else grammar.start(),
                 priority=priority,
                 cache_salt=cache_salt,
+                client=client,
                 parent_id="" if is_single or max_new_tokens == 0 else request_id,
             )
             for choice in range(params.num_sequences)
@@ -210,6 +214,7 @@ class InputProcessor:
         normalize: bool = True,
         priority: int = 0,
         cache_salt: str = "",
+        client: str = "",
         add_special_tokens: bool = True,
         truncate_prompt_tokens: int | None = None,
         truncation_side: TruncationSide = "right",
@@ -225,7 +230,7 @@ class InputProcessor:
                 "normalize true or false",
                 param="pooling",
             )
-        self._check_queue_fields(priority, cache_salt)
+        self._check_queue_fields(priority, cache_salt, client)
         params = SamplingParams(
             max_tokens=0,
             add_special_tokens=add_special_tokens,
@@ -245,6 +250,7 @@ class InputProcessor:
             pooling=pooling,
             priority=priority,
             cache_salt=cache_salt,
+            client=client,
         )
         pooler = Pooler(normalize=normalize)
         output_processor = OutputProcessor(
@@ -349,12 +355,13 @@ class InputProcessor:
                 param="prompt",
             )
 
-    def _check_queue_fields(self, priority: int, cache_salt: str) -> None:
+    def _check_queue_fields(self, priority: int, cache_salt: str, client: str) -> None:
         self.limits.check_priority(priority)
-        if not isinstance(cache_salt, str):
-            raise InvalidRequestError(
-                f"cache_salt is {describe_value(cache_salt)} but must be text", param="cache_salt"
-            )
+        for name, value in (("cache_salt", cache_salt), ("client", client)):
+            if not isinstance(value, str):
+                raise InvalidRequestError(
+                    f"{name} is {describe_value(value)} but must be text", param=name
+                )
 
     def _check_ids(self, name: str, token_ids: Iterable[int]) -> None:
         outside = [i for i in token_ids if not 0 <= i < self.model.vocab]

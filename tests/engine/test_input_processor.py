@@ -498,9 +498,9 @@ def test_the_best_of_more_is_found_by_their_log_probabilities(
 def test_priority_and_salt_are_passed_on(tokenizer: Tokenizer) -> None:
     input_processor = make_intake(tokenizer, has_priorities=True)
     (request,) = input_processor.submit(
-        "r", "hi", SamplingParams(), priority=-3, cache_salt="salt"
+        "r", "hi", SamplingParams(), priority=-3, cache_salt="salt", client="key"
     ).requests
-    assert (request.priority, request.cache_salt) == (-3, "salt")
+    assert (request.priority, request.cache_salt, request.client) == (-3, "salt", "key")
 
 
 def test_a_priority_is_refused_where_requests_are_served_by_arrival(

@@ -60,6 +60,7 @@ class Request:
         seed: 64-bit seed, random unless the caller sets one.
         priority: lower runs first. `arrival`, which the scheduler sets, breaks ties.
         cache_salt: requests share cached prefixes only with requests of the same salt.
+        client: identity of who sent the request, for fair scheduling; empty for one caller.
         parent_id: id that all choices of a prompt have in common; empty for a single choice.
         pooling: how to embed the prompt, with max_new_tokens 0; None to generate.
         tokens: prompt and output so far.
@@ -91,6 +92,7 @@ class Request:
     bad_words: tuple[tuple[int, ...], ...] = ()
     priority: int = 0
     cache_salt: str = ""
+    client: str = ""
     parent_id: str = ""
     pooling: Pooling | None = None
 

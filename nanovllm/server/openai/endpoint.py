@@ -165,14 +165,18 @@ def prepare_call(
     engine: Engine,
     chat_template: ChatTemplate | None,
     model: str,
+    client: str = "",
 ) -> PreparedCall:
-    """Parse and check a body; raises InvalidRequestError in the client's names of fields."""
+    """Parse and check a body; raises InvalidRequestError in the client's names of fields.
+
+    `client` is the identity of who sent it.
+    """
     searches: tuple[BeamSearch, ...] = ()
     prepared: tuple[PreparedRequest, ...] = ()
     with client_field_names(body):
         request = endpoint.parse(body, engine, chat_template)
         request_id = endpoint.id_prefix + (body.requested_id or uuid.uuid4().hex)
-        request = replace(request, request_id=request_id)
+        request = replace(request, request_id=request_id, client=client)
         if isinstance(request.params, BeamSearchParams):
             processor = engine.input_processor
             searches = tuple(begin_searches(request.prompts, request.params, processor))
@@ -223,7 +227,13 @@ async def _respond(endpoint: Endpoint[B], request: Request, service: ModelServic
     record.note_prompts(body.logged_prompts)
     async_engine.check_room(body.num_choices)  # before time is spent on the prompts
     prepare = partial(
-        prepare_call, endpoint, body, async_engine.engine, service.chat_template, model
+        prepare_call,
+        endpoint,
+        body,
+        async_engine.engine,
+        service.chat_template,
+        model,
+        record.client,
     )
     call = await work.read(request, num_bytes, prepare, is_guarded=endpoint.is_guarded(body))
     record.answer_id = call.request.request_id if endpoint.has_id else None
