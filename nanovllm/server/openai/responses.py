@@ -26,7 +26,7 @@ from nanovllm.errors import InvalidRequestError
 from nanovllm.outputs import RequestOutput
 from nanovllm.prompts import Prompt
 from nanovllm.sampling_params import MAX_PROMPT_TOKENS
-from nanovllm.server.http.bounds import BoundedModel
+from nanovllm.server.http.bounds import BoundedModel, JSONObject
 from nanovllm.server.http.errors import error_of, shorten
 from nanovllm.server.http.problems import quote
 from nanovllm.server.openai.chat_prompt import encode_prompt, stop_token_ids
@@ -88,7 +88,7 @@ class TextFormat(BoundedModel):
     type: Literal["text", "json_object", "json_schema"]
     name: str | None = Field(None, max_length=64)
     description: str | None = Field(None, max_length=1024)
-    schema_: dict[str, Any] | None = Field(None, alias="schema")
+    schema_: JSONObject | None = Field(None, alias="schema")
     strict: bool | None = None
 
 
@@ -266,7 +266,7 @@ class ResponseRenderer(Renderer[RequestOutput]):
     def _event(self, event_type: str, **fields: Any) -> bytes:
         event = {"type": event_type, "sequence_number": self._num_events, **fields}
         self._num_events += 1
-        data = json.dumps(event, ensure_ascii=False, separators=(",", ":"))
+        data = json.dumps(event, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
         return f"event: {event_type}\ndata: {data}\n\n".encode()
 
     def _text_event(self, event_type: str, **fields: Any) -> bytes:

@@ -34,7 +34,7 @@ from nanovllm.sampling_params import (
     MIN_SEED,
     TruncationSide,
 )
-from nanovllm.server.http.bounds import INTEGERS, BoundedModel, at_most
+from nanovllm.server.http.bounds import INTEGERS, BoundedModel, JSONObject, at_most
 from nanovllm.server.openai.prompts import Prompts, check_prompts, list_prompts
 from nanovllm.server.openai.structured import (
     ResponseFormat,
@@ -102,7 +102,7 @@ Stops = Annotated[
 LogitBias = Annotated[dict[str, float], at_most(MAX_LOGIT_EDITS), WithJsonSchema(_BIAS_SCHEMA)]
 NotSupported = WithJsonSchema({"type": "null", "description": "not supported"})
 Metadata = Annotated[
-    dict[str, Any],
+    JSONObject,
     at_most(MAX_METADATA),
     WithJsonSchema({"type": "object", "maxProperties": MAX_METADATA}),
 ]
