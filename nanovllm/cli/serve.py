@@ -14,6 +14,7 @@ import socket
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import NoReturn
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -41,6 +42,7 @@ from nanovllm.hub import resolve_model
 from nanovllm.server.app import ServerSettings, create_app
 from nanovllm.server.http.protocol import watched_protocol
 from nanovllm.server.http.request_log import write_log_to
+from nanovllm.server.http.work import Work
 from nanovllm.server.metrics import ServerMetrics
 
 _SWITCH_INTERVAL_S = 0.0005
@@ -59,6 +61,7 @@ class LoadedServer:
     app: ASGIApp
     settings: ServerSettings
     metrics: ServerMetrics
+    work: Work
 
 
 def load_server(parsed: argparse.Namespace) -> LoadedServer:
@@ -83,7 +86,9 @@ def load_server(parsed: argparse.Namespace) -> LoadedServer:
         on_step=metrics.on_step,
     )
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
-    return LoadedServer(engine, create_app(engine, settings, metrics), settings, metrics)
+    work = Work(engine)
+    app = create_app(engine, settings, metrics, work)
+    return LoadedServer(engine, app, settings, metrics, work)
 
 
 def run(parsed: argparse.Namespace) -> int:
@@ -115,7 +120,23 @@ def run(parsed: argparse.Namespace) -> int:
     server = _Server(
         http, engine, parsed.shutdown_timeout_s, min(settings.stalled_client_s, _MAX_HANDSHAKE_S)
     )
-    return asyncio.run(_serve(server, engine, name, shell_key(parsed, len(settings.api_keys))))
+    key = shell_key(parsed, len(settings.api_keys))
+    code = asyncio.run(_serve(server, engine, name, key))
+    if loaded.work.is_busy or engine.has_thread:
+        _end_process(code)
+    return code
+
+
+def _end_process(code: int) -> NoReturn:
+    """End the process beside threads that still run.
+
+    Before Python 3.14 the end of the interpreter unwinds the stack of each thread, and a library in
+    Rust or C++ in between, such as pydantic, aborts the process.
+    """
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def server_settings(parsed: argparse.Namespace) -> ServerSettings:

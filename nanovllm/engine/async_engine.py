@@ -133,6 +133,11 @@ class AsyncEngine:
         self._check_ready()
         return self._inspector
 
+    @property
+    def has_thread(self) -> bool:
+        """Whether the engine's thread runs: `stop` does not wait for one that loads the model."""
+        return self._thread.is_alive
+
     def _check_ready(self) -> None:
         if self._state is not EngineState.READY:
             raise EngineNotReadyError(

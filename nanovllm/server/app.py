@@ -117,10 +117,13 @@ _DOCUMENTED = (
 )
 
 
-def create_app(engine: AsyncEngine, settings: ServerSettings, metrics: ServerMetrics) -> ASGIApp:
+def create_app(
+    engine: AsyncEngine, settings: ServerSettings, metrics: ServerMetrics, work: Work | None = None
+) -> ASGIApp:
     """Return the application with its middleware.
 
-    `engine` must not be started yet; its `on_step` feeds `metrics`.
+    `engine` must not be started yet; its `on_step` feeds `metrics`. `work` has the worker threads,
+    by default new ones.
     """
 
     @asynccontextmanager
@@ -143,7 +146,7 @@ def create_app(engine: AsyncEngine, settings: ServerSettings, metrics: ServerMet
     app.state.request_timeout_s = settings.request_timeout_s
     metrics.watch(engine)
     errors.install(app)
-    work = Work(engine)
+    work = work or Work(engine)
     engine.when_stopped(work.close)
     app.add_middleware(
         BodyLimitMiddleware,

@@ -111,6 +111,38 @@ def test_a_signal_ends_it_with_0(tiny_model: Path) -> None:
         assert "Traceback" not in errors
 
 
+_ENDLESS_CHECK = """
+import pathlib, time
+from nanovllm.server.openai import schemas
+
+def check(value):
+    pathlib.Path({path!r}).touch()
+    while True:
+        time.sleep(0.001)
+
+schemas.check_prompts = check
+"""
+
+
+def test_a_signal_ends_it_with_0_while_a_large_body_is_checked(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    """pydantic, in Rust, has frames below the check, which the interpreter cannot unwind."""
+    begun = tmp_path / "begun"
+    startup = _ENDLESS_CHECK.format(path=str(begun))
+    (tmp_path / "sitecustomize.py").write_text(startup, encoding="utf-8")
+    flags = (str(tiny_model), "--shutdown-timeout-s", "1")
+    with Serving(*flags, variables={"PYTHONPATH": str(tmp_path)}) as serving:
+        content = json.dumps({"prompt": "a" * 10_000})
+        head = f"POST /v1/completions HTTP/1.1\r\nHost: [::1]\r\nContent-Length: {len(content)}\r\n"
+        with socket.create_connection(("127.0.0.1", serving.port), TIMEOUT_S) as connection:
+            connection.sendall(f"{head}Content-Type: application/json\r\n\r\n{content}".encode())
+            wait_until(begun.exists)
+            code, errors = serving.end(signal.SIGTERM)
+            assert code == 0, errors
+            assert b" 503 " in connection.recv(1000)
+
+
 def read_stream(port: int, begun: threading.Event, **body: Any) -> bytes:
     """A streamed answer, as it came; `begun` is set when the first of it is there."""
     content = json.dumps({"prompt": "Once upon a time", "stream": True, "ignore_eos": True, **body})
