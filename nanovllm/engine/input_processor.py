@@ -26,6 +26,8 @@ from nanovllm.sampling_params import SamplingParams, TruncationSide, check_unico
 
 MAX_TRUNCATED_BYTES = 1 << 18
 """Maximum bytes of a text that is truncated. All of it is tokenized, in 200 times its memory."""
+_USUAL_GROWTH = 4
+"""Growth of a text in a tokenizer up to which the maximum holds; it is less for others."""
 
 _MAX_CHECKED_CONTEXTS = 16
 """Contexts of token ids that are checked; a longer prompt is refused before."""
@@ -95,6 +97,8 @@ class InputProcessor:
         self.limits = limits
         self._random = random.Random(seed)  # noqa: S311 - seeds for sampling, no secrets
         self._max_token_bytes = tokenizer.max_token_bytes
+        growth = max(tokenizer.growth, _USUAL_GROWTH)
+        self._max_truncated_bytes = MAX_TRUNCATED_BYTES * _USUAL_GROWTH // growth
         self.grammars = Grammars(tokenizer, model.vocab, model.eos_token_ids)
         self._ids = itertools.count()
         self._latest_rules: tuple[SamplingParams, _Rules] | None = None
@@ -340,10 +344,11 @@ class InputProcessor:
             )
         check_unicode("prompt", text)
         num_bytes = len(text.encode())
-        if num_bytes > MAX_TRUNCATED_BYTES and (is_truncated or self._max_token_bytes is None):
+        limit = self._max_truncated_bytes
+        if num_bytes > limit and (is_truncated or self._max_token_bytes is None):
             kind = "one that is to be truncated" if is_truncated else "this model's tokenizer"
             raise InvalidRequestError(
-                f"the prompt has {num_bytes} bytes, the limit for {kind} is {MAX_TRUNCATED_BYTES}; "
+                f"the prompt has {num_bytes} bytes, the limit for {kind} is {limit}; "
                 "send the part to be read",
                 param="prompt",
             )

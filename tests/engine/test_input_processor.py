@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -284,6 +285,17 @@ def test_text_that_is_to_be_truncated_has_a_limit(input_processor: InputProcesso
     with pytest.raises(InvalidRequestError, match=said) as caught:
         submit(input_processor, "é" * MAX_TRUNCATED_BYTES, truncate_prompt_tokens=3)
     assert caught.value.param == "prompt"
+
+
+def test_the_limit_counts_what_the_tokenizer_makes_of_a_text(tokenizer: Tokenizer) -> None:
+    library = tokenizers.Tokenizer.from_str(tokenizer.as_json())
+    library.normalizer = tokenizers.normalizers.Replace("a", "b" * 16)
+    growing = make_intake(Tokenizer(library))
+    limit = MAX_TRUNCATED_BYTES * 4 // growing.tokenizer.growth
+    assert limit <= MAX_TRUNCATED_BYTES // 4
+    growing.check_text("a" * limit, is_truncated=True)
+    with pytest.raises(InvalidRequestError, match=f"has {limit + 1} bytes, the limit .* {limit};"):
+        growing.check_text("a" * (limit + 1), is_truncated=True)
 
 
 # Length -------------------------------------------------------------------------------------------
