@@ -29,6 +29,7 @@ KEEP_ALIVE_S = 10.0
 """Time without an event after which a stream sends a comment. Proxies wait for 30 s or more."""
 KEEP_ALIVE_COMMENT = b": keep-alive\n\n"
 MAX_WRITE_BYTES = 1 << 18  # that are sent in one call
+MAX_TURN_S = 0.005  # of the event loop, for pieces that follow each other without a wait
 
 
 async def unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) -> T:
@@ -123,10 +124,14 @@ class PieceResponse(Response):
         await self._send({"type": "http.response.start", **start}, send)
         keep_alive = asyncio.ensure_future(self._keep_alive(send))
         try:
+            yielded_s = time.monotonic()
             async with aclosing(self._pieces) as pieces:
                 async for piece in pieces:
                     async with self._sending:
                         await self._write_piece(piece, send)
+                    if time.monotonic() - yielded_s > MAX_TURN_S:  # many pieces are ready at once
+                        await asyncio.sleep(0)
+                        yielded_s = time.monotonic()
         finally:
             keep_alive.cancel()
             await asyncio.gather(keep_alive, return_exceptions=True)
