@@ -81,6 +81,7 @@ class ServerSettings:
         max_body_bytes: largest request body.
         stalled_client_s: time after which a client that stops reading its response, or sending its
             request, is disconnected.
+        keep_alive_s: time after which a stream without an event sends blank lines; None for never.
         request_timeout_s: maximum time from a request's arrival to the end of its response; None
             for no limit.
         chat_template: renders messages as a prompt; without one, chats are refused.
@@ -98,6 +99,7 @@ class ServerSettings:
     allowed_origins: tuple[str, ...] = ()
     max_body_bytes: int = 4 << 20
     stalled_client_s: float = 60.0
+    keep_alive_s: float | None = None
     request_timeout_s: float | None = None
     chat_template: ChatTemplate | None = None
     log_requests: bool = False
@@ -154,7 +156,12 @@ def create_app(engine: AsyncEngine, settings: ServerSettings, metrics: ServerMet
         open_paths = OPEN_PATHS | (page.public_paths() if settings.has_inspector else frozenset())
         app.add_middleware(ApiKeyMiddleware, api_keys=settings.api_keys, open_paths=open_paths)
     service = ModelService(
-        engine, settings.model_names, settings.chat_template, settings.stalled_client_s, work
+        engine,
+        settings.model_names,
+        settings.chat_template,
+        settings.stalled_client_s,
+        settings.keep_alive_s,
+        work,
     )
     add_status_routes(app, engine, metrics)
     _add_models(app, engine, settings)

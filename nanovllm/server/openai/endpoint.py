@@ -110,6 +110,7 @@ class ModelService:
         model_names: names that requests may use for the model.
         chat_template: renders messages; None where the model has none.
         stalled_client_s: time after which a client that reads nothing counts as disconnected.
+        keep_alive_s: time after which a stream without an event sends blank lines; None for never.
         work: the worker threads.
     """
 
@@ -117,6 +118,7 @@ class ModelService:
     model_names: Sequence[str]
     chat_template: ChatTemplate | None
     stalled_client_s: float
+    keep_alive_s: float | None
     work: Work
 
 
@@ -246,7 +248,7 @@ async def _respond(endpoint: Endpoint[B], request: Request, service: ModelServic
 
     if body.is_streamed:
         events = _events(call, body, handle, write)
-        return EventStream(events, release, service.stalled_client_s)
+        return EventStream(events, release, service.stalled_client_s, service.keep_alive_s)
     try:
         with client_field_names(body):
             await unless_disconnected(request, handle.wait())

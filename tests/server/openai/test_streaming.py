@@ -1,18 +1,21 @@
 """Streams: the fields of every chunk, their sum being the unstreamed answer, and usage."""
 
 import itertools
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from openai import OpenAI
 
 from nanovllm import LLM
-from nanovllm.server.http import event_stream
-from nanovllm.server.http.event_stream import KEEP_ALIVE_COMMENT
+from nanovllm.server.http.event_stream import KEEP_ALIVE
+from tests.support.load_tools import READERS
 from tests.support.serving import (
     MODEL,
     RunningServer,
     join_choices,
+    loader,
     read_events,
     whole_choices,
 )
@@ -240,24 +243,36 @@ def test_what_was_not_asked_for_is_null_for_the_official_client(client: OpenAI) 
         assert (sent["service_tier"], sent["system_fingerprint"]) == (None, None)
 
 
-def test_comments_keep_a_stream_alive_that_has_nothing_to_send(
-    slow_server: RunningServer, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture(scope="module")
+def blank_line_server(tiny_model: Path, backend: str) -> Iterator[RunningServer]:
+    """A server that sends a blank line after each millisecond without an event."""
+    with RunningServer(loader(tiny_model, step_s=0.005), keep_alive_s=0.001) as running:
+        yield running
+
+
+def test_blank_lines_keep_a_stream_alive_that_has_nothing_to_send(
+    slow_server: RunningServer, blank_line_server: RunningServer
 ) -> None:
     """A step takes 5 ms here, and a request in the queue waits as one between two steps."""
     settings: dict[str, Any] = {"max_tokens": 10, "temperature": 0, **FORCED}
     quiet = slow_server.post({"prompt": "the", "stream": True, **settings}).content
-    monkeypatch.setattr(event_stream, "KEEP_ALIVE_S", 0.001)
-    kept = slow_server.post({"prompt": "the", "stream": True, **settings}).content
-    assert KEEP_ALIVE_COMMENT in kept
+    assert b"\n\n\n" not in quiet
+    text = join_choices(read_events(quiet))[0].text
+    with blank_line_server.http.stream(
+        "POST", "/v1/completions", json={"prompt": "the", "stream": True, **settings}
+    ) as response:
+        reads = list(response.iter_raw())
+    kept = b"".join(reads)
+    assert KEEP_ALIVE * 2 in kept
     assert join_choices(read_events(kept)) == join_choices(read_events(quiet))
+    assert [read(reads) for read in READERS] == [text, text]
     with (
-        OpenAI(base_url=f"{slow_server.url}/v1", api_key="none", max_retries=0) as opened,
+        OpenAI(base_url=f"{blank_line_server.url}/v1", api_key="none", max_retries=0) as opened,
         opened.completions.create(
             model=MODEL, prompt="the", stream=True, max_tokens=10, temperature=0, extra_body=FORCED
         ) as stream,
     ):
-        text = "".join(chunk.choices[0].text for chunk in stream)
-    assert text == join_choices(read_events(quiet))[0].text
+        assert "".join(chunk.choices[0].text for chunk in stream) == text
 
 
 def test_a_stream_may_be_asked_for_with_false(server: RunningServer) -> None:
