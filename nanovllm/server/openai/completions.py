@@ -136,19 +136,17 @@ class CompletionRenderer(ChoicesRenderer):
                 formatter = ChoiceFormatter(self._request, self.context.tokenizer, output)
                 yield formatter.choice(self._choice_index(index, choice), choice, output)
 
-    def delta_choices(self, index: int, output: RequestOutput) -> list[CompletionChoice]:
-        """Return what is new of the choices of the prompt at `index`."""
-        choices = []
-        for delta in output.outputs:
-            choice_index = self._choice_index(index, delta)
-            if choice_index not in self._formatters:
-                self._formatters[choice_index] = ChoiceFormatter(
-                    self._request, self.context.tokenizer, output
-                )
-            choice = self._formatters[choice_index].choice(choice_index, delta, output)
-            if any(value for name, value in choice.items() if name != "index"):
-                choices.append(choice)
-        return choices
+    def pieces(
+        self, index: int, delta: CompletionOutput, output: RequestOutput
+    ) -> list[CompletionChoice]:
+        """Return what is new of a choice of the prompt at `index`; nothing if that is empty."""
+        choice_index = self._choice_index(index, delta)
+        if choice_index not in self._formatters:
+            self._formatters[choice_index] = ChoiceFormatter(
+                self._request, self.context.tokenizer, output
+            )
+        choice = self._formatters[choice_index].choice(choice_index, delta, output)
+        return [choice] if any(value for name, value in choice.items() if name != "index") else []
 
     def _choice_index(self, prompt_index: int, choice: CompletionOutput) -> int:
         return prompt_index * (self._request.n or 1) + choice.index

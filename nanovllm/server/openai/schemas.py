@@ -126,7 +126,7 @@ class StreamOptions(BoundedModel):
 
     include_usage: bool = False
     continuous_usage_stats: bool = Field(
-        False, description="usage on every chunk; needs include_usage"
+        False, description="usage of the choice so far on every chunk; needs include_usage"
     )
     include_obfuscation: bool = Field(False, description=NO_EFFECT)
 

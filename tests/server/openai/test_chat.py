@@ -203,7 +203,10 @@ def test_a_stream_adds_up_to_the_answer_that_is_not_streamed(
         )
         if is_first:
             assert choice["delta"] == {"role": "assistant", "content": ""}
-            assert (choice["logprobs"], choice["finish_reason"]) == (None, None)
+            no_token: dict[str, Any] | None = (
+                {"content": [], "refusal": None} if "logprobs" in body else None
+            )
+            assert (choice["logprobs"], choice["finish_reason"]) == (no_token, None)
         assert before["finish_reason"] is None, "a chunk came after the last of its choice"
         assert ("role" in choice["delta"]) == (before["message"]["role"] is None)
         before["message"]["role"] = choice["delta"].get("role", before["message"]["role"])
@@ -225,9 +228,14 @@ def test_a_stream_adds_up_to_the_answer_that_is_not_streamed(
     )
     if "stream_options" in body:
         assert events[-1]["choices"] == []
-        counts = [event["usage"]["completion_tokens"] for event in events]
-        assert counts == sorted(counts)
-        assert counts[-1] == whole["usage"]["completion_tokens"]
+        counts: dict[int, list[int]] = {}
+        for event in events[:-1]:
+            (choice,) = event["choices"]
+            counts.setdefault(choice["index"], []).append(event["usage"]["completion_tokens"])
+        assert all(own[0] == 0 and own[1:] == sorted(set(own[1:])) for own in counts.values())
+        total = events[-1]["usage"]["completion_tokens"]
+        assert total == sum(own[-1] for own in counts.values())
+        assert total == whole["usage"]["completion_tokens"]
     else:
         assert all("usage" not in event for event in events)
 
@@ -513,7 +521,7 @@ def test_a_fault_in_the_middle_of_a_stream_is_an_event_before_the_end(
     def fail(*_: object) -> None:
         raise LookupError("the reason is for the log")
 
-    monkeypatch.setattr(ChatRenderer, "delta_choices", fail)
+    monkeypatch.setattr(ChatRenderer, "pieces", fail)
     (event,) = stream(chat_server, max_tokens=5)
     assert event["error"]["code"] == 500
     assert "for the log" not in event["error"]["message"]
