@@ -1,6 +1,6 @@
 """create_app(engine): the HTTP application around an AsyncEngine.
 
-    GET  / /docs /openapi.json /health /version /metrics /load /v1/models /v1/models/{id}
+    GET  / /docs /openapi.json /health /ping /version /metrics /load /v1/models /v1/models/{id}
          /tokenizer_info
          /v1/engine/state /v1/engine/events /v1/engine/steps
     POST /v1/completions /v1/chat/completions /v1/responses /v1/embeddings /tokenize /detokenize
@@ -41,6 +41,7 @@ from nanovllm.server.http.event_stream import json_response
 from nanovllm.server.http.head import HeadMiddleware
 from nanovllm.server.http.json_writer import write_json
 from nanovllm.server.http.request_log import RequestLogMiddleware
+from nanovllm.server.http.trailing_slash import TrailingSlashMiddleware
 from nanovllm.server.http.work import Work
 from nanovllm.server.inspector import inspect_routes, page
 from nanovllm.server.inspector.response_types import ControlRequest, EngineStateEvent
@@ -196,7 +197,7 @@ def _with_outer_middleware(
     named = RequestLogMiddleware(
         shared, log_requests=settings.log_requests, log_prompts=settings.log_prompts
     )
-    return HttpMetricsMiddleware(named, app.routes, metrics)
+    return TrailingSlashMiddleware(HttpMetricsMiddleware(named, app.routes, metrics))
 
 
 def _add_inspector(
