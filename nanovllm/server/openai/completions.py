@@ -8,7 +8,7 @@ from nanovllm.engine.chat.template import ChatTemplate
 from nanovllm.engine.engine import Engine
 from nanovllm.engine.generation_request import GenerationRequest
 from nanovllm.engine.tokenizer import Tokenizer
-from nanovllm.errors import InvalidRequestError
+from nanovllm.errors import InvalidRequestError, listed
 from nanovllm.outputs import CompletionOutput, PositionLogprobs, RequestOutput
 from nanovllm.prompts import Prompt
 from nanovllm.sampling_params import SamplingParams
@@ -96,7 +96,8 @@ def _logit_bias(bias: dict[str, float] | None) -> dict[int, float] | None:
     wrong = [key for key in bias if not key.isascii() or not key.isdigit() or len(key) > 12]
     if wrong:
         raise InvalidRequestError(
-            f"logit_bias has the key {quote(wrong[0][:40])} but its keys must be token ids",
+            "logit_bias has keys that are not token ids: "
+            + listed(quote(key[:40]) for key in wrong),
             param="logit_bias",
         )
     return {int(key): value for key, value in bias.items()}

@@ -84,7 +84,6 @@ class Endpoint(Generic[B]):
         ends_with_done: whether a stream ends with [DONE], with any error as the event before it;
             otherwise its events have names, and the last one reports an error.
         is_guarded: whether parsing a body waits for a process, such as a template's.
-        has_id: whether responses have the request's id.
     """
 
     path: str
@@ -98,7 +97,6 @@ class Endpoint(Generic[B]):
     event: Any = None
     ends_with_done: bool = True
     is_guarded: Callable[[B], bool] = lambda _: False
-    has_id: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,7 +226,7 @@ async def _respond(endpoint: Endpoint[B], request: Request, service: ModelServic
         prepare_call, endpoint, body, async_engine.engine, service.chat_template, model
     )
     call = await work.read(request, num_bytes, prepare, is_guarded=endpoint.is_guarded(body))
-    record.answer_id = call.request.request_id if endpoint.has_id else None
+    record.answer_id = call.request.request_id
     record.prompt_tokens = call.prompt_tokens
     write = work.writer(request)
     if call.searches:

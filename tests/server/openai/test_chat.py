@@ -117,13 +117,17 @@ def test_fields_of_openai_that_change_nothing_are_accepted(
     unused: dict[str, Any] = {
         "store": True, "metadata": {"run": "7"}, "service_tier": "auto", "safety_identifier": "u",
         "prompt_cache_key": "k", "user": "u", "modalities": ["text"], "tools": [],
-        "tool_choice": "none", "parallel_tool_calls": False,
+        "tool_choice": "auto", "parallel_tool_calls": False, "functions": [],
+        "function_call": "none", "prediction": {"type": "content", "content": "the"},
+        "verbosity": "medium", "prompt_cache_retention": "24h",
+        "extra_body": {"chat_template_kwargs": {}},
     }  # fmt: skip
     settings: dict[str, Any] = {"model": MODEL, "messages": MESSAGES, "max_tokens": 4, "seed": 1}
     answer = chat_client.chat.completions.create(**settings, **unused)
     assert answer.choices[0].message.content == content_of(ask(chat_server, **settings))
     nothing = {"tools": None, "audio": None, "functions": None, "prediction": None, "top_a": None}
     assert content_of(ask(chat_server, **settings, **nothing)) == answer.choices[0].message.content
+    unused |= unused.pop("extra_body")
     searched = ask(chat_server, use_beam_search=True, **{**settings, **unused, "seed": None})
     assert searched.keys() == ask(chat_server, **settings).keys()
     assert searched["choices"][0].keys() == ask(chat_server, **settings)["choices"][0].keys()
@@ -344,7 +348,7 @@ BAD: dict[str, tuple[dict[str, Any], str, str]] = {
     "role": ({"messages": [{"role": "wizard", "content": "a"}]}, "messages", "assistant"),
     "no content": ({"messages": [{"role": "user"}]}, "messages", "content"),
     "content null": (
-        {"messages": [{"role": "assistant", "content": None}]}, "messages",
+        {"messages": [{"role": "user", "content": None}]}, "messages",
         "messages.0.content: must be text (given: null)",
     ),
     "an image": (
@@ -395,7 +399,14 @@ BAD: dict[str, tuple[dict[str, Any], str, str]] = {
     "tools": (
         {"tools": [{"type": "function"}]}, "tools", "not supported: this server calls no tools",
     ),
-    "a choice of tools": ({"tool_choice": "auto"}, "tool_choice", 'must be "none"'),
+    "a choice of tools": ({"tool_choice": "required"}, "tool_choice", 'must be "none"'),
+    "functions": ({"functions": [{"name": "f"}]}, "functions", "calls no tools"),
+    "a choice of functions": ({"function_call": {"name": "f"}}, "function_call", 'be "none"'),
+    "a short answer": ({"verbosity": "low"}, "verbosity", 'must be "medium"'),
+    "arguments of the template": (
+        {"chat_template_kwargs": {"enable_thinking": False}}, "chat_template_kwargs",
+        "takes no arguments",
+    ),
     "sound": ({"modalities": ["text", "audio"]}, "modalities", "at most 1"),
     "sound alone": ({"modalities": ["audio"]}, "modalities", 'must be "text"'),
     "a field of another spelling": (
