@@ -157,6 +157,7 @@ def server_settings(parsed: argparse.Namespace) -> ServerSettings:
         if parsed.request_timeout_s == math.inf
         else parsed.request_timeout_s,
         stalled_client_s=parsed.stalled_client_s,
+        keep_alive_s=parsed.keep_alive_s,
         log_requests=parsed.log_requests,
         log_prompts=parsed.log_prompts,
         has_inspector=parsed.inspector,

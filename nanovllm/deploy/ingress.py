@@ -3,7 +3,7 @@
 It reads the model's name and the prefix from a request's body, and passes the request on as it is.
 Every answer is a replica's, except:
 
-    /health       200 while each model has a running replica
+    /health       200 while each model has a running replica; /ping is the same
     /metrics      the metrics of all replicas
     /v1/models    all models, where the application has several
 
@@ -40,6 +40,7 @@ from nanovllm.server.http.body_limit import BodyLimitMiddleware
 from nanovllm.server.http.errors import ClientDisconnectedError, error_response, shorten
 from nanovllm.server.http.event_stream import unless_disconnected
 from nanovllm.server.http.request_log import RequestLogMiddleware
+from nanovllm.server.http.trailing_slash import TrailingSlashMiddleware
 from nanovllm.server.metrics import METRICS_MEDIA_TYPE
 
 INGRESS = "ingress"
@@ -90,17 +91,18 @@ class Ingress:
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """Return the application that Ray Serve runs."""
         settings = [served.settings for served in self._served]
-        limited = BodyLimitMiddleware(
+        limited: ASGIApp = BodyLimitMiddleware(
             self.respond,
             max_body_bytes=max(each.max_body_bytes for each in settings),
             max_body_s=max(each.stalled_client_s for each in settings),
         )
+        served = TrailingSlashMiddleware(limited)
 
         async def app(scope: Scope, receive: Receive, send: Send) -> None:  # not a method: see
             if scope["type"] == "lifespan":  # how uvicorn tells ASGI 2 from 3
                 await _follow_lifespan(receive, send)
             elif scope["type"] == "http":
-                await limited(scope, receive, _without_request_id(send))
+                await served(scope, receive, _without_request_id(send))
             else:
                 await send({"type": "websocket.close"})  # which refuses the connection
 
@@ -117,7 +119,8 @@ class Ingress:
         served = self._by_name.get(name) if isinstance(name, str) else self._served[0]
         own: Callable[[], Awaitable[Response]] | None = None
         if request.method in _READ_METHODS:
-            own = {"/health": self._health, "/metrics": self._merge_metrics}.get(request.path)
+            health = dict.fromkeys(("/health", "/ping"), self._health)
+            own = {**health, "/metrics": self._merge_metrics}.get(request.path)
             if request.path == "/v1/models" and len(self._served) > 1:
                 own = partial(self._list_models, request)
         if served is None and own is None:

@@ -19,7 +19,7 @@ from nanovllm.engine.request_limits import Limits
 from nanovllm.engine.scheduling.request import Pooling, Request
 from nanovllm.engine.scheduling.token_rules import TokenRules
 from nanovllm.engine.tokenizer import Tokenizer
-from nanovllm.errors import ContextLengthError, InvalidRequestError, describe_value
+from nanovllm.errors import ContextLengthError, InvalidRequestError, describe_value, listed
 from nanovllm.model.config import GPT2Config
 from nanovllm.prompts import Prompt, to_list, to_python_ids
 from nanovllm.sampling_params import SamplingParams, TruncationSide, check_unicode
@@ -371,12 +371,9 @@ class InputProcessor:
     def _check_ids(self, name: str, token_ids: Iterable[int]) -> None:
         outside = [i for i in token_ids if not 0 <= i < self.model.vocab]
         if outside:
-            shown = ", ".join(str(i)[:24] for i in outside[:5]) + (
-                ", ..." if len(outside) > 5 else ""
-            )
             raise InvalidRequestError(
                 f"{name} has token ids outside the vocabulary of 0 to {self.model.vocab - 1}: "
-                f"{shown}",
+                f"{listed(str(i)[:24] for i in outside)}",
                 param=name,
             )
 

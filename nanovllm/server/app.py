@@ -1,6 +1,6 @@
 """create_app(engine): the HTTP application around an AsyncEngine.
 
-    GET  / /docs /openapi.json /health /version /metrics /load /v1/models /v1/models/{id}
+    GET  / /docs /openapi.json /health /ping /version /metrics /load /v1/models /v1/models/{id}
          /tokenizer_info
          /v1/engine/state /v1/engine/events /v1/engine/steps
     POST /v1/completions /v1/chat/completions /v1/responses /v1/embeddings /tokenize /detokenize
@@ -41,6 +41,7 @@ from nanovllm.server.http.event_stream import json_response
 from nanovllm.server.http.head import HeadMiddleware
 from nanovllm.server.http.json_writer import write_json
 from nanovllm.server.http.request_log import RequestLogMiddleware
+from nanovllm.server.http.trailing_slash import TrailingSlashMiddleware
 from nanovllm.server.http.work import Work
 from nanovllm.server.inspector import inspect_routes, page
 from nanovllm.server.inspector.response_types import ControlRequest, EngineStateEvent
@@ -81,6 +82,7 @@ class ServerSettings:
         max_body_bytes: largest request body.
         stalled_client_s: time after which a client that stops reading its response, or sending its
             request, is disconnected.
+        keep_alive_s: time after which a stream without an event sends blank lines; None for never.
         request_timeout_s: maximum time from a request's arrival to the end of its response; None
             for no limit.
         chat_template: renders messages as a prompt; without one, chats are refused.
@@ -98,6 +100,7 @@ class ServerSettings:
     allowed_origins: tuple[str, ...] = ()
     max_body_bytes: int = 4 << 20
     stalled_client_s: float = 60.0
+    keep_alive_s: float | None = None
     request_timeout_s: float | None = None
     chat_template: ChatTemplate | None = None
     log_requests: bool = False
@@ -157,7 +160,12 @@ def create_app(
         open_paths = OPEN_PATHS | (page.public_paths() if settings.has_inspector else frozenset())
         app.add_middleware(ApiKeyMiddleware, api_keys=settings.api_keys, open_paths=open_paths)
     service = ModelService(
-        engine, settings.model_names, settings.chat_template, settings.stalled_client_s, work
+        engine,
+        settings.model_names,
+        settings.chat_template,
+        settings.stalled_client_s,
+        settings.keep_alive_s,
+        work,
     )
     add_status_routes(app, engine, metrics)
     _add_models(app, engine, settings)
@@ -192,7 +200,7 @@ def _with_outer_middleware(
     named = RequestLogMiddleware(
         shared, log_requests=settings.log_requests, log_prompts=settings.log_prompts
     )
-    return HttpMetricsMiddleware(named, app.routes, metrics)
+    return TrailingSlashMiddleware(HttpMetricsMiddleware(named, app.routes, metrics))
 
 
 def _add_inspector(

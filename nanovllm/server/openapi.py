@@ -71,7 +71,7 @@ def responses(
         )
         documented[200]["description"] = (
             "The response, whole or with `stream` as server-sent events. "
-            f"{end} Comments (`: keep-alive`) may stand between events."
+            f"{end} Blank lines may stand between events."
         )
         schema = _event_schema(event) if ends_with_done else _named_event_schema(event)
         documented[200]["content"] = {"text/event-stream": {"itemSchema": schema}}

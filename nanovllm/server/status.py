@@ -1,4 +1,4 @@
-"""GET /health, /version, /metrics and /load."""
+"""GET /health and its other name /ping, /version, /metrics and /load."""
 
 from typing import Annotated, Literal
 
@@ -41,6 +41,7 @@ class Load(TypedDict):
 def add_status_routes(app: FastAPI, engine: AsyncEngine, metrics: ServerMetrics) -> None:
     """Add the routes; only /load needs an engine that is ready."""
 
+    @app.get("/ping", include_in_schema=False)
     @app.get("/health", responses=responses(503, whole=Health))
     async def health() -> Response:
         """200 once the model is loaded and a step has run, 503 before and after."""

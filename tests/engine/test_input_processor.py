@@ -108,7 +108,7 @@ def test_every_form_of_prompt_is_read(
         ([-1], "vocabulary of 0 to 266: -1"),
         (
             [10**40, *range(300, 310)],
-            r"vocabulary of 0 to 266: 1000\d*, 300, 301, 302, 303, \.\.\.$",
+            r"vocabulary of 0 to 266: 1000\d*, 300, 301, .*, 308, \.\.\.$",
         ),
         ("a\ud800b", r"half of a surrogate pair.*send valid Unicode"),
         ("\udc00", r"has '\\udc00' at character 0"),

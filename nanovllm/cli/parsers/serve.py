@@ -102,6 +102,13 @@ def _add_limits(group: "argparse._ArgumentGroup") -> None:
         help="close a connection whose client sends or reads nothing for this many seconds",
     )
     group.add_argument(
+        "--keep-alive-s",
+        type=positive_number,
+        metavar="SECONDS",
+        help="send a blank line to a stream after this many seconds without an event, for proxies "
+        "that close idle connections (default: send nothing)",
+    )
+    group.add_argument(
         "--shutdown-timeout-s",
         type=not_negative,
         default=10,

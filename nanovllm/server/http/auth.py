@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from nanovllm.server.http.docs_page import PUBLIC_PATHS
 from nanovllm.server.http.errors import error_response, shorten
 
-OPEN_PATHS = PUBLIC_PATHS | {"/health"}
+OPEN_PATHS = PUBLIC_PATHS | {"/health", "/ping"}
 """Paths that need no API key."""
 _HOST = re.compile(r"(?:\[([^\[\]]*)\]|([^\[\]:]*))(?::[0-9]*)?")
 

@@ -28,6 +28,9 @@ from nanovllm.server.metrics import ServerMetrics
 from nanovllm.server.openapi import event_responses, query_parameter, request_body, responses
 
 MAX_FRAMES = 1_000_000
+_KEEP_ALIVE_S = 10.0
+"""Time after which a stream without an event sends blank lines, which keep a proxy from closing it
+and reveal a watcher that has gone. Only watchers of events read it, never load tools."""
 _FIRST_RATES_S = 0.1
 """Time between the two states of which the first response has its rates."""
 
@@ -109,7 +112,9 @@ def _add_watch_routes(
         if request.scope.get("is_head"):
             count = 0
         reader = feed.open()
-        return EventStream(reader.frames(count), reader.close, settings.stalled_client_s)
+        return EventStream(
+            reader.frames(count), reader.close, settings.stalled_client_s, _KEEP_ALIVE_S
+        )
 
 
 def _add_step_routes(

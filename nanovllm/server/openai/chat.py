@@ -113,29 +113,27 @@ class ChatRenderer(ChoicesRenderer):
                 "token_ids": choice.token_ids if self._request.return_token_ids else None,
             }  # fmt: skip
 
-    def delta_choices(self, index: int, output: RequestOutput) -> list[ChatChunkChoice]:
-        """Return what is new of the choices."""
-        chunks: list[ChatChunkChoice] = []
-        for delta in output.outputs:
-            is_first = delta.index not in self._begun
-            chunk = self._chunk(delta, is_first=is_first)
-            if chunk is None:
-                continue
-            if is_first:
-                self._begun.add(delta.index)
-                chunks.append(self._role_chunk(delta.index))
-            chunks.append(chunk)
-        return chunks
+    def pieces(
+        self, index: int, delta: CompletionOutput, output: RequestOutput
+    ) -> list[ChatChunkChoice]:
+        """Return what is new of a choice, after its role; nothing if that is empty."""
+        is_first = delta.index not in self._begun
+        piece = self._piece(delta, is_first=is_first)
+        if piece is None:
+            return []
+        self._begun.add(delta.index)
+        return [self._role_piece(delta.index), piece] if is_first else [piece]
 
-    def _role_chunk(self, index: int) -> ChatChunkChoice:
-        """Return the first chunk of a choice."""
+    def _role_piece(self, index: int) -> ChatChunkChoice:
+        """Return the first piece of a choice, which has no token."""
         return {
-            "index": index, "delta": {"role": self._request.role, "content": ""}, "logprobs": None,
+            "index": index, "delta": {"role": self._request.role, "content": ""},
+            "logprobs": {"content": [], "refusal": None} if self._request.logprobs else None,
             "finish_reason": None, "stop_reason": None,
             "token_ids": [] if self._request.return_token_ids else None,
         }  # fmt: skip
 
-    def _chunk(self, delta: CompletionOutput, *, is_first: bool) -> ChatChunkChoice | None:
+    def _piece(self, delta: CompletionOutput, *, is_first: bool) -> ChatChunkChoice | None:
         """Return a piece of a choice; None if it has nothing to show."""
         request = self._request
         text = (request.echoed_text if is_first else "") + delta.text

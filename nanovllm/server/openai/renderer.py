@@ -6,12 +6,13 @@ chunks with one choice each.
 
 import json
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
 from nanovllm.engine.tokenizer import Tokenizer
-from nanovllm.outputs import EmbeddingRequestOutput, RequestOutput
+from nanovllm.outputs import CompletionOutput, EmbeddingRequestOutput, RequestOutput
 from nanovllm.server.http.errors import response_for
 from nanovllm.server.http.json_writer import write_json
 from nanovllm.server.openai.response_types import Usage
@@ -83,6 +84,7 @@ class ChoicesRenderer(Renderer[RequestOutput]):
         self.context = context
         self._stream_options = request.stream_options
         self._usage = UsageCounter(context.prompt_tokens)
+        self._num_tokens: Counter[tuple[int, int]] = Counter()  # by prompt and choice
         self._is_first_chunk = True
 
     @abstractmethod
@@ -90,8 +92,13 @@ class ChoicesRenderer(Renderer[RequestOutput]):
         """Yield the choices of a whole response; one may be large."""
 
     @abstractmethod
-    def delta_choices(self, index: int, output: RequestOutput) -> Sequence[Mapping[str, Any]]:
-        """Return what is new of the choices of the prompt at `index`."""
+    def pieces(
+        self, index: int, delta: CompletionOutput, output: RequestOutput
+    ) -> Sequence[Mapping[str, Any]]:
+        """Return what is new of a choice of the prompt at `index`, a piece for each chunk.
+
+        The last piece has the tokens of `delta`; those before it have none.
+        """
 
     def prompt_fields(self, output: RequestOutput) -> Mapping[str, Any]:
         """Return the fields about the prompt beside the choices; null if not requested."""
@@ -110,16 +117,29 @@ class ChoicesRenderer(Renderer[RequestOutput]):
         self._usage.add(index, output)
         encode = write_json if is_large([output]) else _dumps
         chunks = []
-        for choice in self.delta_choices(index, output):
-            chunk = {**self._head(self.chunk_type), "choices": [choice]}
-            if self._has_usage:
-                chunk["usage"] = self._usage.usage() if self._has_continuous_usage else None
-            if self._is_first_chunk:
-                fields = self.prompt_fields(output)
-                chunk |= {name: value for name, value in fields.items() if value is not None}
-                self._is_first_chunk = False
-            chunks.append(b"data: " + encode(chunk) + b"\n\n")
+        for delta in output.outputs:
+            self._num_tokens[index, delta.index] += len(delta.token_ids)
+            pieces = self.pieces(index, delta, output)
+            for piece in pieces:
+                num_tokens = self._num_tokens[index, delta.index] if piece is pieces[-1] else 0
+                chunks.append(b"data: " + encode(self._chunk(piece, output, num_tokens)) + b"\n\n")
         return b"".join(chunks)
+
+    def _chunk(
+        self, piece: Mapping[str, Any], output: RequestOutput, num_tokens: int
+    ) -> dict[str, Any]:
+        """Return a chunk whose choice has `num_tokens` tokens so far."""
+        chunk = {**self._head(self.chunk_type), "choices": [piece]}
+        if self._has_usage:
+            chunk["usage"] = None
+        if self._has_usage and self._has_continuous_usage:
+            num_prompt_tokens = len(output.prompt_token_ids)
+            chunk["usage"] = make_usage(num_prompt_tokens, num_tokens, output.num_cached_tokens)
+        if self._is_first_chunk:
+            fields = self.prompt_fields(output)
+            chunk |= {name: value for name, value in fields.items() if value is not None}
+            self._is_first_chunk = False
+        return chunk
 
     def end(self) -> bytes:
         """Return the usage, if requested, and [DONE]."""

@@ -94,7 +94,9 @@ class Embedding(TypedDict):
 class EmbeddingList(TypedDict):
     """The response of POST /v1/embeddings."""
 
+    id: str
     object: Literal["list"]
+    created: Time
     data: list[Embedding]
     model: str
     usage: EmbeddingUsage

@@ -38,7 +38,6 @@ from nanovllm.server.openai.chat_schemas import (
     Tools,
     content_schema,
     join_parts,
-    refuse,
 )
 from nanovllm.server.openai.endpoint import Endpoint, sampling_params
 from nanovllm.server.openai.renderer import Renderer, ResponseContext, usage_of
@@ -49,7 +48,7 @@ from nanovllm.server.openai.response_types import (
     ResponseEvent,
     ResponseStatus,
 )
-from nanovllm.server.openai.schemas import NO_EFFECT, GenerationBody, UnusedFields
+from nanovllm.server.openai.schemas import NO_EFFECT, GenerationBody, UnusedFields, refuse
 from nanovllm.structured_outputs import StructuredOutputs
 
 _ID_PREFIX = "resp_"
@@ -58,6 +57,8 @@ _join_parts = partial(join_parts, part_type="input_text", answer_type="output_te
 
 class InputMessage(ChatMessage):
     """One item of `input`; an assistant's may be an output item of an earlier response."""
+
+    unused_keys: ClassVar[tuple[str, ...]] = (*ChatMessage.unused_keys, "status")
 
     type: Literal["message"] | None = None
     content: Annotated[

@@ -11,7 +11,7 @@ from nanovllm.errors import InvalidRequestError
 from nanovllm.server.http.body import check_body, parse_body
 from nanovllm.server.openai.chat_schemas import ChatRequest
 from nanovllm.server.openai.embeddings import EmbeddingRequest
-from nanovllm.server.openai.responses import ResponsesRequest
+from nanovllm.server.openai.responses import InputMessage, ResponsesRequest
 from nanovllm.server.openai.schemas import CompletionRequest, SamplingBody
 from nanovllm.server.openai.tokenization import DetokenizeRequest, TokenizeRequest
 from tests.support.serving import MODEL, RunningServer, read_error
@@ -90,10 +90,27 @@ def test_extra_fields_of_an_assistant_message_are_accepted() -> None:
         "role": "assistant",
         "content": "b",
     }
+    for content in ({"content": None}, {}):
+        empty = {"role": "assistant", "tool_calls": None, **content}
+        (message,) = check_body({"messages": [empty]}, ChatRequest).messages
+        assert message.content == ""
     wrongs: list[Any] = [[{"id": "1"}], {}, False, "x"]
     for wrong in wrongs:
         with pytest.raises(InvalidRequestError, match="tool_calls is not supported"):
             check_body({"messages": [{**answer, "tool_calls": wrong}]}, ChatRequest)
+
+
+def test_keys_of_a_message_without_effect_are_accepted() -> None:
+    part = {"type": "text", "text": "a", "cache_control": {"type": "ephemeral"}}
+    message = {"role": "user", "content": [part], "id": "msg_1"}
+    (checked,) = check_body({"messages": [message]}, ChatRequest).messages
+    assert checked.model_dump(exclude_none=True) == {"role": "user", "content": "a"}
+    item = {**message, "content": [{**part, "type": "input_text"}], "status": "completed"}
+    (checked_item,) = check_body({"input": [item]}, ResponsesRequest).input
+    assert isinstance(checked_item, InputMessage)
+    assert checked_item.content == "a"
+    with pytest.raises(InvalidRequestError, match="status: not supported"):
+        check_body({"messages": [{**message, "status": "completed"}]}, ChatRequest)
 
 
 def test_fields_of_openai_that_change_nothing_are_accepted(
@@ -101,7 +118,8 @@ def test_fields_of_openai_that_change_nothing_are_accepted(
 ) -> None:
     unused: dict[str, Any] = {
         "store": False, "metadata": {"run": "7"}, "service_tier": "default",
-        "safety_identifier": "u", "prompt_cache_key": "k", "user": "u",
+        "safety_identifier": "u", "prompt_cache_key": "k", "user": "u", "suffix": "",
+        "prompt_cache_retention": "in_memory",
     }  # fmt: skip
     settings: dict[str, Any] = {"max_tokens": 5, "temperature": 0}
     expected = server.complete("the", **settings)["choices"][0]["text"]

@@ -55,7 +55,9 @@ WRONG_KEYS: dict[str, dict[bytes, bytes]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("path", ["/v1/models", "/metrics", "/version", "/load", "/docs/", "/nope"])
+@pytest.mark.parametrize(
+    "path", ["/v1/models", "/v1/models/", "/metrics", "/version", "/docs/", "/nope"]
+)
 @pytest.mark.parametrize("name", WRONG_KEYS)
 def test_without_the_key_everything_is_closed(guarded: RunningServer, name: str, path: str) -> None:
     response = guarded.http.get(path, headers=WRONG_KEYS[name])
@@ -68,17 +70,19 @@ def test_without_the_key_everything_is_closed(guarded: RunningServer, name: str,
 
 
 def test_health_is_open(guarded: RunningServer) -> None:
-    assert guarded.http.get("/health").status_code == 200
+    for path in ("/health", "/health/", "/ping"):
+        assert guarded.http.get(path).status_code == 200
 
 
 @pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER"])
 def test_with_the_key_everything_is_open(guarded: RunningServer, scheme: str) -> None:
-    for path in ("/v1/models", "/metrics", "/version", "/load"):
+    for path in ("/v1/models", "/v1/models/", "/metrics", "/version", "/load"):
         assert guarded.http.get(path, headers=bearer(KEY, scheme)).status_code == 200
-    response = guarded.http.post(
-        "/v1/completions", json={"prompt": "a", "max_tokens": 1}, headers=bearer(KEY, scheme)
-    )
-    assert response.status_code == 200
+    for path in ("/v1/completions", "/v1/completions/"):
+        response = guarded.http.post(
+            path, json={"prompt": "a", "max_tokens": 1}, headers=bearer(KEY, scheme)
+        )
+        assert response.status_code == 200
 
 
 @pytest.mark.parametrize("key", KEYS)
