@@ -261,16 +261,32 @@ def test_a_second_run_does_not_overwrite_the_first(text: Path, tmp_path: Path) -
     train(text, folder, steps=1, warmup_steps=0)
     with pytest.raises(TrainingError, match=r"holds a run already.*--resume"):
         Trainer(config(text, folder))
-    other = tmp_path / "model"
+    with pytest.raises(TrainingError, match="is a file"):
+        Trainer(config(text, text))
+
+
+def test_a_folder_with_other_files_is_no_output(text: Path, tmp_path: Path) -> None:
+    """Only an empty folder is, or that of a run which was killed before it saved a state."""
+    names = (".lock", ".lock-owner", "last/config.json", "last/tokenizer.json")
+    unfinished = tmp_path / "unfinished"
+    for name in names:
+        (unfinished / name).parent.mkdir(parents=True, exist_ok=True)
+        (unfinished / name).touch()
+    Trainer(config(text, unfinished)).close()
+    (unfinished / "last" / "model.safetensors").touch()
+    with pytest.raises(TrainingError, match="is not empty and holds no run: it has last;"):
+        Trainer(config(text, unfinished))
+    other = tmp_path / "other"
     other.mkdir()
-    (other / "config.json").write_text("{}")
-    with pytest.raises(
-        TrainingError, match=r"holds a checkpoint .*\(config\.json\), which a run would"
-    ):
+    for number, name in enumerate(("notes.md", "last", "a.txt", "config.json"), start=1):
+        (other / name).touch()
+        with pytest.raises(TrainingError, match=r"it has .*; choose a new folder \(--output\)"):
+            Trainer(config(text, other))
+        assert len(list(other.iterdir())) == number
+    with pytest.raises(TrainingError, match=r"it has a\.txt, config\.json, last and 1 more;"):
         Trainer(config(text, other))
-    (other / "config.json").rename(other / "report.html")
-    with pytest.raises(TrainingError, match=r"report\.html"):
-        Trainer(config(text, other))
+    with pytest.raises(TrainingError, match=r"it has other, text\.txt, unfinished;"):
+        Trainer(config(text, tmp_path))
 
 
 def test_validation_data_is_recorded_and_checked_when_resuming(text: Path, tmp_path: Path) -> None:

@@ -54,7 +54,12 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
         metavar="PATH",
         help="text or a token file to validate on (default: the end of --data)",
     )
-    _add(group, "--output", metavar="DIR", help="folder to make for checkpoint, metrics and report")
+    _add(
+        group,
+        "--output",
+        metavar="DIR",
+        help="new or empty folder for checkpoint, metrics and report",
+    )
     _add(
         group,
         "--pattern",

@@ -23,6 +23,7 @@ from nanovllm.training.atomic_files import write_atomically
 from nanovllm.training.network.parameters import INITIAL_STD
 
 RESUME_FILE = "resume.safetensors"
+WEIGHTS_FILE = "model.safetensors"
 LAST = "last"
 _PREFIX = "transformer."
 
@@ -62,7 +63,7 @@ def save_weights(folder: Path, config: GPT2Config, arrays: Mapping[str, np.ndarr
         for name, array in arrays.items()
     }
     write_atomically(
-        folder / "model.safetensors",
+        folder / WEIGHTS_FILE,
         lambda path: save_file(tensors, path, metadata={"format": "pt"}),
     )
 
