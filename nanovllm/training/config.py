@@ -12,6 +12,7 @@ from typing import Any
 from nanovllm.config import BACKENDS
 from nanovllm.errors import TrainingError
 from nanovllm.model.activation import ACTIVATIONS
+from nanovllm.model.config import POSITIONS
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -21,8 +22,6 @@ else:
 _PATHS = ("data", "validation_data")
 _VALIDATION_FRACTION = 0.1
 _DEFAULT_STEPS = 2000
-
-POSITIONS = ("learned", "sinusoidal")
 
 
 @dataclass(frozen=True, slots=True)

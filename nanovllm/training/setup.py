@@ -189,13 +189,11 @@ def _prepare_data(
 
 def _parameters(config: TrainingConfig, model: GPT2Config, source: Path | None) -> Parameters:
     """Return the weights in `source`, or else initial weights."""
-    positions = config.network.positions
     parameters = Parameters(
-        expected_shapes(model),
-        constant=frozenset({"wpe.weight"} if positions == "sinusoidal" else ()),
+        expected_shapes(model), constant_positions=model.positions == "sinusoidal"
     )
     if source is None:
-        initialize(parameters, model, positions, config.seed)
+        initialize(parameters, model, config.seed)
     else:
         for name, array in load_arrays(source, model).items():
             parameters.tensors[name].data[...] = array
@@ -215,6 +213,7 @@ def _new_model(network: NetworkSettings, vocab: int, eos_token_id: int | None) -
         heads=network.heads,
         d_ff=4 * network.width,
         activation=network.activation,
+        positions=network.positions,
         eos_token_ids=() if eos_token_id is None else (eos_token_id,),
     )
 
@@ -245,6 +244,7 @@ def _facts(
         "width": model.d_model,
         "context": context,
         "activation": model.activation,
+        "positions": model.positions,
         "vocab_size": model.vocab,
         "num_threads": threads,
     }

@@ -13,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from nanovllm.errors import TrainingError
 from nanovllm.llm import LLM
+from nanovllm.model.config import GPT2Config
 from nanovllm.model.kernels.threads.cores import cpu_name
 from nanovllm.sampling_params import SamplingParams
 from nanovllm.training import trainer as trainer_module
@@ -380,10 +381,21 @@ def test_an_epoch_is_every_window_once(text: Path, tmp_path: Path) -> None:
 
 
 def test_sinusoidal_positions_are_saved_and_stay(text: Path, tmp_path: Path) -> None:
+    """Also when the run is resumed, and when its checkpoint is fine-tuned."""
     folder = tmp_path / "run"
-    train(text, folder, positions="sinusoidal")
-    table = weights(folder)["transformer.wpe.weight"]
-    expected = trainer_module.Trainer(
-        config(text, tmp_path / "new", positions="sinusoidal")
-    ).setup.parameters.arrays()["wpe.weight"]
-    np.testing.assert_array_equal(table, expected)
+    train(text, folder, positions="sinusoidal", stop_after=4)
+    with Trainer.resume(folder) as resumed:
+        resumed.train()
+    assert GPT2Config.load(folder).positions == "sinusoidal"
+    settings = TrainingConfig(
+        data=text, init_from=folder, output=tmp_path / "tuned", steps=3, lr=1e-2, backend="numpy"
+    )
+    with Trainer(settings) as tuned:
+        tuned.train()
+    with Trainer(config(text, tmp_path / "new", positions="sinusoidal")) as new:
+        expected = new.setup.parameters.arrays()["wpe.weight"]
+    for name in ("run", "tuned"):
+        np.testing.assert_array_equal(weights(tmp_path / name)["transformer.wpe.weight"], expected)
+    run = json.loads((tmp_path / "tuned" / "run.json").read_text())
+    assert run["config"]["positions"] == "sinusoidal"
+    assert GPT2_files(tmp_path / "tuned") == GPT2_files(folder)

@@ -46,6 +46,7 @@ def hugging_face_config(config: GPT2Config, *, dropout: float) -> dict[str, Any]
         "scale_attn_weights": config.scale_attn_weights,
         "scale_attn_by_inverse_layer_idx": config.scale_attn_by_inverse_layer_idx,
         "tie_word_embeddings": config.tied_head,
+        **({} if config.positions == "learned" else {"position_embedding": config.positions}),
         "embd_pdrop": dropout,
         "attn_pdrop": dropout,
         "resid_pdrop": dropout,
