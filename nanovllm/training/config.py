@@ -145,7 +145,8 @@ class TrainingConfig:
         validation_fraction: part of the text, at its end, that is held out for validation.
         sample_tokens: tokens to generate at each evaluation; 0 for no samples.
         backend: "numba" for compiled kernels, "numpy" for the readable operations.
-        num_threads: threads of the compiled kernels; None for all usable cores.
+        num_threads: threads of the compiled kernels, and of NumPy in `train`; None for all usable
+            cores.
     """
 
     data: str | Path | Sequence[str | Path] = ()

@@ -66,6 +66,11 @@ class Setup:
         """Training tokens of an update."""
         return self.config.batch_size * self.config.grad_accumulation * self.context
 
+    @property
+    def num_threads(self) -> int:
+        """Threads of the compiled kernels, and of NumPy's BLAS while the run trains."""
+        return _num_threads(self.config)
+
     def save_static_files(self, folder: Path) -> None:
         """Write the files of a checkpoint that do not change during the run."""
         settings = hugging_face_config(self.model, dropout=self.config.dropout)
@@ -223,7 +228,11 @@ def _operations(config: TrainingConfig) -> NumpyOperations:
         return NumpyOperations()
     from nanovllm.training.kernels.operations import CompiledOperations  # noqa: PLC0415
 
-    return CompiledOperations(config.num_threads)
+    return CompiledOperations(_num_threads(config))
+
+
+def _num_threads(config: TrainingConfig) -> int:
+    return config.num_threads or default_threads()
 
 
 def _digest(data: PreparedData) -> str:
@@ -237,7 +246,7 @@ def _digest(data: PreparedData) -> str:
 def _facts(
     config: TrainingConfig, model: GPT2Config, data: PreparedData, context: int
 ) -> dict[str, Any]:
-    threads = config.num_threads or default_threads()
+    threads = _num_threads(config)
     in_effect = {
         "layers": model.layers,
         "heads": model.heads,

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from threadpoolctl import ThreadpoolController
 
 from nanovllm.errors import TrainingError
 from nanovllm.llm import LLM
@@ -139,6 +140,21 @@ def test_the_settings_in_effect_are_recorded(
     text.rename(tmp_path / "moved.txt")
     Trainer.resume(folder, stop_after=3, data="moved.txt").train()
     assert json.loads((folder / "run.json").read_text())["config"]["data"] == ["moved.txt"]
+
+
+def test_numpy_uses_the_threads_of_the_run(text: Path, tmp_path: Path) -> None:
+    """Samples are NumPy's with any backend; afterwards, the process has its own number again."""
+
+    def count(*_: object) -> None:
+        pools = ThreadpoolController().select(user_api="blas").info()
+        counts.append(max(pool["num_threads"] for pool in pools))
+
+    counts: list[int] = []
+    with ThreadpoolController().limit(limits=2, user_api="blas"):
+        Trainer(config(text, tmp_path / "run", num_threads=1, steps=4)).train(count)
+        count()
+    assert counts == [1, 1, 2]
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["threads"] == 1
 
 
 def test_a_sample_begins_with_its_prompt(text: Path, tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """The training forward pass: the same function as the server's, with the right gradients."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -117,6 +119,22 @@ def test_groups_of_sequences_add_up_to_the_batch(
     else:
         assert losses == pytest.approx([losses[0]] * 3, rel=1e-12)
         np.testing.assert_allclose(gradients[1:], [gradients[0]] * 2, atol=1e-12)
+
+
+def test_evaluation_computes_no_slope() -> None:
+    class Recording(NumpyOperations):
+        def linear(self, *arguments: Any, **options: Any) -> tuple[np.ndarray, np.ndarray | None]:
+            out, slope = super().linear(*arguments, **options)
+            slopes.append(slope is not None)
+            return out, slope
+
+    config = small_config(layers=1)
+    parameters = random_parameters(config)
+    batch = random_tokens(config, 2, 8)
+    for scale, expected in ((None, [False] * 4), (1.0, [False, False, True, False])):
+        slopes: list[bool] = []
+        batch_loss(Recording(), config, parameters, *batch, scale=scale)
+        assert slopes == expected
 
 
 def test_initial_weights_are_those_of_gpt2() -> None:
