@@ -89,7 +89,9 @@ _ENGINE_OPTIONS: dict[str, tuple[Callable[[str], Any], str]] = {
     "block_size": (int, "tokens in a block of the KV cache"),
     "max_num_seqs": (int, "maximum sequences in one step"),
     "max_num_batched_tokens": (int, "maximum tokens computed in one step"),
-    "kv_cache_memory": (str, "memory of the KV cache, such as 512MiB"),
+    "kv_cache_memory": (
+        str, "memory of the KV cache, such as 512MiB; auto is 1GiB, less where memory is limited",
+    ),
     "num_threads": (int, "compute threads (default: the cores this process may use)"),
     "max_logprobs": (int, "maximum log-probabilities per position that a request may ask for"),
 }  # fmt: skip

@@ -35,10 +35,12 @@ from nanovllm.cli.security_options import (
     read_hosts,
     read_origins,
 )
-from nanovllm.config import parse_bytes
+from nanovllm.config import format_bytes, parse_bytes
 from nanovllm.engine.async_engine import AsyncEngine, EngineState
 from nanovllm.engine.engine import Engine
+from nanovllm.engine.memory import MemoryPlan
 from nanovllm.hub import resolve_model
+from nanovllm.model.memory_limit import PHYSICAL_MEMORY
 from nanovllm.server.app import ServerSettings, create_app
 from nanovllm.server.http.protocol import watched_protocol
 from nanovllm.server.http.request_log import write_log_to
@@ -290,12 +292,22 @@ def describe(engine: Engine, name: str) -> str:
         "context": f"{engine.max_model_len:,} tokens",
         "KV cache": f"{engine.cache_tokens:,} tokens in {blocks.num_blocks:,} blocks of "
         f"{blocks.block_size} (up to {cache_bytes / 2**20:,.0f} MiB)",
+        **_describe_limit(engine.memory),
         "computes in": f"{backend.weight_dtype} (cache {backend.cache_dtype}), "
         f"backend {engine.config.backend}, {threads}",
     }
     return f"{name}, GPT-2 architecture\n" + "\n".join(
         f"  {label:12} {value}" for label, value in rows.items()
     )
+
+
+def _describe_limit(memory: MemoryPlan) -> dict[str, str]:
+    """Return a row for a limit below the machine's memory, if there is one."""
+    limit = memory.limit
+    if limit is None or limit.name == PHYSICAL_MEMORY:
+        return {}
+    planned = format_bytes(memory.other_bytes + memory.cache_bytes)
+    return {"memory": f"up to {planned} of {format_bytes(limit.num_bytes)} ({limit.name})"}
 
 
 def shell_key(parsed: argparse.Namespace, num_keys: int) -> str | None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from nanovllm.config import EngineConfig, format_bytes
 from nanovllm.engine.generation_defaults import SamplingDefaults, load_sampling_defaults
 from nanovllm.engine.input_processor import InputProcessor, PreparedRequest
+from nanovllm.engine.memory import check_weights, plan_memory
 from nanovllm.engine.metrics import EngineSnapshot, StepStats
 from nanovllm.engine.output_processor import SequenceUpdate
 from nanovllm.engine.request_limits import Limits
@@ -29,9 +30,11 @@ from nanovllm.engine.scheduling.scheduler import Scheduler
 from nanovllm.engine.scheduling.step_plan import SequenceResult, StepPlan
 from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.errors import EngineFaultError
-from nanovllm.model.backend import LoadOptions
+from nanovllm.model.backend import Backend, LoadOptions
 from nanovllm.model.checkpoint import stored_dtype
 from nanovllm.model.config import GPT2Config
+from nanovllm.model.memory_limit import MemoryLimit
+from nanovllm.model.memory_limit import memory_limit as process_memory_limit
 from nanovllm.runner.native_model_runner import NativeModelRunner
 from nanovllm.sampling_params import SamplingParams
 
@@ -62,8 +65,13 @@ class Engine:
         runner: NativeModelRunner,
         tokenizer: Tokenizer,
         sampling_defaults: SamplingDefaults | None = None,
+        memory_limit: MemoryLimit | None = None,
     ) -> None:
-        """Allocate the KV cache; raises ValueError if the settings do not fit the model."""
+        """Allocate the KV cache.
+
+        Raises ValueError if the settings do not fit the model or the memory, whose limit is by
+        default that of this process.
+        """
         model = runner.config
         self.config = config
         self.model = model
@@ -71,8 +79,11 @@ class Engine:
         self.tokenizer = tokenizer
         self.sampling_defaults: SamplingDefaults = sampling_defaults or {}
         self.runner = runner
+        self.memory = plan_memory(
+            config, runner.backend, self.max_model_len, memory_limit or process_memory_limit()
+        )
         self.blocks = BlockManager(
-            _allocate_cache(config, runner),
+            _allocate_cache(self.memory.num_blocks, config.block_size, runner.backend),
             config.block_size,
             enable_prefix_caching=config.enable_prefix_caching,
         )
@@ -119,7 +130,9 @@ class Engine:
     @staticmethod
     def check(folder: Path, config: EngineConfig) -> None:
         """Raise those errors of `load` that need no weights."""
-        _max_model_len(config, GPT2Config.load(folder))
+        model = GPT2Config.load(folder)
+        _max_model_len(config, model)
+        check_weights(config, model, process_memory_limit())
         load_sampling_defaults(folder)
 
     @property
@@ -324,20 +337,14 @@ def _max_model_len(config: EngineConfig, model: GPT2Config) -> int:
     return config.max_model_len
 
 
-def _allocate_cache(config: EngineConfig, runner: NativeModelRunner) -> int:
+def _allocate_cache(num_blocks: int, block_size: int, backend: Backend) -> int:
     """Allocate the KV cache and return its number of blocks; raises ValueError if it cannot."""
-    block_bytes = runner.backend.block_bytes(config.block_size)
-    num_blocks = config.num_blocks or config.kv_cache_bytes // block_bytes
-    if num_blocks == 0:
-        raise ValueError(
-            f"kv_cache_memory is {config.kv_cache_bytes} bytes, less than one block of "
-            f"{config.block_size} tokens ({block_bytes} bytes); raise it or lower block_size"
-        )
     try:
-        runner.backend.allocate_cache(num_blocks, config.block_size)
+        backend.allocate_cache(num_blocks, block_size)
     except MemoryError:
         raise ValueError(
-            f"the operating system cannot provide {format_bytes(num_blocks * block_bytes)} for the "
-            "KV cache; lower kv_cache_memory"
+            f"the operating system cannot provide "
+            f"{format_bytes(num_blocks * backend.block_bytes(block_size))} for the KV cache; lower "
+            "kv_cache_memory"
         ) from None
     return num_blocks
