@@ -474,7 +474,7 @@ def test_the_curl_command_quotes_any_model_name(
         Path(flags[1]).write_text(keys, encoding="utf-8")
     parsed = build_parser().parse_args(["serve", *flags])
     key = shell_key(parsed, variable.count(",") + 1)
-    line = startup_message("http://127.0.0.1:1", name, key).splitlines()[-1].strip()
+    line = startup_message("http://127.0.0.1:1", name, 64, key).splitlines()[-1].strip()
     script = f"curl() {{ printf '%s\\0' \"$@\"; }}\n{line}"
     done = subprocess.run(
         ["sh", "-c", script],
@@ -489,6 +489,7 @@ def test_the_curl_command_quotes_any_model_name(
         "Content-Type: application/json",
     )
     assert json.loads(body)["model"] == name
+    assert json.loads(body)["max_tokens"] == 32  # half of the context, beside a short prompt
 
 
 def test_flags_are_the_settings_names() -> None:

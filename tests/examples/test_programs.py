@@ -41,7 +41,7 @@ def test_the_index_lists_every_program() -> None:
 @pytest.mark.parametrize(
     ("program", "expected"),
     [
-        ("batch.py", ["Once upon a time", "The old man", "[length]"]),
+        ("batch.py", ["She smiled and said", "The old man", "[length]"]),
         ("streaming.py", ["'The old man': 40 tokens", "'In the garden': 40 tokens"]),
         ("chat.py", ["user: Tell me about the sea.\nassistant:", "user: And what did the old man"]),
         ("forward.py", ["He opened the door"]),

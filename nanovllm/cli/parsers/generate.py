@@ -10,9 +10,9 @@ _DESCRIPTION = """
 Continue a prompt on the terminal. Without a prompt, read prompts from the terminal or from standard
 input, one a line; on a terminal, /help lists the commands.
 
-  nanovllm generate "Once upon a time"
-  nanovllm generate --model gpt2 "Once upon a time"
-  nanovllm generate gpt2 "Once upon a time"
+  nanovllm generate "She smiled and said"
+  nanovllm generate --model gpt2 "She smiled and said"
+  nanovllm generate gpt2 "She smiled and said"
 """
 
 
