@@ -215,9 +215,8 @@ def add_chat_template(group: "argparse._ActionsContainer") -> None:
     """Add --chat-template."""
     group.add_argument(
         "--chat-template",
-        type=Path,
         metavar="FILE",
-        help="Jinja chat template (default: the model's own)",
+        help="Jinja chat template, or plain for the bundled one (default: the model's own)",
     )
 
 

@@ -569,6 +569,9 @@ def test_the_chat_template_is_the_flags_or_the_models(
     assert (own.source, own.special_tokens["eos_token"]) == ("{% of the model", "</s>"), (
         "a server goes on without chat where it is damaged"
     )
+    plain = chat_template_of(monkeypatch, str(folder), "--chat-template", "plain")
+    assert plain is not None
+    assert plain.stop_strings == ("\nUser:",)
     file = tmp_path / "template.jinja"
     file.write_text("{{ messages[0].content }}")
     given = chat_template_of(monkeypatch, str(folder), "--chat-template", str(file))
