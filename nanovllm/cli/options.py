@@ -213,13 +213,12 @@ def _option(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def add_chat_template(group: "argparse._ActionsContainer") -> None:
-    """Add --chat-template."""
+def add_chat_template(group: "argparse._ActionsContainer", more: str = "") -> None:
+    """Add --chat-template; `more` is added to its help."""
     group.add_argument(
         "--chat-template",
-        type=Path,
         metavar="FILE",
-        help="Jinja chat template (default: the model's own)",
+        help=f"Jinja chat template, or plain for the bundled one{more} (default: the model's own)",
     )
 
 

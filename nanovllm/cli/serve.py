@@ -51,6 +51,7 @@ _SWITCH_INTERVAL_S = 0.0005
 """Interval of GIL hand-overs. The event loop releases the GIL at each system call; with Python's
 default of 5 ms it would wait that long for it while another thread parses a body."""
 _MAX_HANDSHAKE_S = 3600.0
+_EXAMPLE_PROMPT, _EXAMPLE_TOKENS = "She smiled and said", 40
 _DRAIN_S = 2
 """Time to send the last bytes after the engine has stopped; then connections are closed."""
 
@@ -249,10 +250,8 @@ async def _serve(server: _Server, engine: AsyncEngine, name: str, key: str | Non
     await asyncio.wait({serving, ready}, return_when=asyncio.FIRST_COMPLETED)
     await asyncio.wait({serving, listening}, return_when=asyncio.FIRST_COMPLETED)
     if engine.state is EngineState.READY and server.started and not server.should_exit:
-        print(
-            f"{describe(engine.engine, name)}\n\n{startup_message(server.address, name, key)}\n",
-            flush=True,
-        )
+        hint = startup_message(server.address, name, engine.engine.max_model_len, key)
+        print(f"{describe(engine.engine, name)}\n\n{hint}\n", flush=True)
     elif engine.state is EngineState.FAILED:
         print_message(f"the model cannot be loaded: {engine.failure}")
         server.should_exit = True
@@ -320,10 +319,14 @@ def shell_key(parsed: argparse.Namespace, num_keys: int) -> str | None:
     return f"${{{API_KEY_VARIABLE}%%,*}}" if is_list else f"${API_KEY_VARIABLE}"
 
 
-def startup_message(address: str, name: str, key: str | None = None) -> str:
-    """Return the server's URL and a curl command; `key` is a shell expression for an API key."""
+def startup_message(address: str, name: str, max_model_len: int, key: str | None = None) -> str:
+    """Return the server's URL and a curl command that fits a context of `max_model_len` tokens.
+
+    `key` is a shell expression for an API key.
+    """
+    max_tokens = max(1, min(_EXAMPLE_TOKENS, max_model_len // 2))
     body = json.dumps(
-        {"model": name, "prompt": "Once upon a time", "max_tokens": 32}, ensure_ascii=False
+        {"model": name, "prompt": _EXAMPLE_PROMPT, "max_tokens": max_tokens}, ensure_ascii=False
     )
     header = f' -H "Authorization: Bearer {key}"' if key is not None else ""
     content_type = "-H 'Content-Type: application/json'"

@@ -24,6 +24,8 @@ from nanovllm.training.network.parameters import Parameters, initialize
 from nanovllm.training.run import samples
 from nanovllm.training.run.checkpoint import LAST, hugging_face_config, save_weights
 
+_SAMPLING = {"do_sample": True, "temperature": samples.TEMPERATURE, "top_p": samples.TOP_P}
+
 
 @dataclass(slots=True)
 class Setup:
@@ -75,11 +77,13 @@ class Setup:
         """Write the files of a checkpoint that do not change during the run."""
         settings = hugging_face_config(self.model, dropout=self.config.dropout)
         ids = ("bos_token_id", "eos_token_id", "pad_token_id")
-        generation = {name: settings[name] for name in ids if name in settings}
+        generation: dict[str, Any] = {name: settings[name] for name in ids if name in settings}
         if self.checkpoint is not None:
             kept = read_json(self.checkpoint / "config.json")
             settings |= {name: kept[name] for name in ids if name in kept}
             generation = load_generation_config(self.checkpoint) or generation
+        if _SAMPLING.keys().isdisjoint(generation):
+            generation |= _SAMPLING
         write_json(folder / "config.json", settings)
         write_json(folder / "generation_config.json", generation)
         save_tokenizer(self.data.tokenizer, folder, self.tokenizer_folder)

@@ -506,7 +506,7 @@ def test_the_curl_command_quotes_any_model_name(
         Path(flags[1]).write_text(keys, encoding="utf-8")
     parsed = build_parser().parse_args(["serve", *flags])
     key = shell_key(parsed, variable.count(",") + 1)
-    line = startup_message("http://127.0.0.1:1", name, key).splitlines()[-1].strip()
+    line = startup_message("http://127.0.0.1:1", name, 64, key).splitlines()[-1].strip()
     script = f"curl() {{ printf '%s\\0' \"$@\"; }}\n{line}"
     done = subprocess.run(
         ["sh", "-c", script],
@@ -521,6 +521,7 @@ def test_the_curl_command_quotes_any_model_name(
         "Content-Type: application/json",
     )
     assert json.loads(body)["model"] == name
+    assert json.loads(body)["max_tokens"] == 32  # half of the context, beside a short prompt
 
 
 def test_flags_are_the_settings_names() -> None:
@@ -600,6 +601,9 @@ def test_the_chat_template_is_the_flags_or_the_models(
     assert (own.source, own.special_tokens["eos_token"]) == ("{% of the model", "</s>"), (
         "a server goes on without chat where it is damaged"
     )
+    plain = chat_template_of(monkeypatch, str(folder), "--chat-template", "plain")
+    assert plain is not None
+    assert plain.stop_strings == ("\nUser:",)
     file = tmp_path / "template.jinja"
     file.write_text("{{ messages[0].content }}")
     given = chat_template_of(monkeypatch, str(folder), "--chat-template", str(file))

@@ -52,6 +52,7 @@ def test_models_lists_the_model_under_each_of_its_names(
         assert (model["object"], model["max_model_len"]) == ("model", 128)
         defaults = {"temperature": 1, "top_k": 0, "top_p": 1, "min_p": 0, "repetition_penalty": 1}
         assert model["sampling_defaults"] == defaults
+        assert model["has_chat_template"] is True
     assert [model.id for model in client.models.list()] == [MODEL, "alias"]
 
 

@@ -76,6 +76,7 @@ def test_a_run_learns_and_its_folder_is_a_checkpoint(text: Path, tmp_path: Path)
     with LLM(folder, backend="numpy") as llm:
         sampling = SamplingParams(max_tokens=5, temperature=0)
         assert llm.generate("on the s", sampling)[0].outputs[0].text == "ea sh"
+        assert llm.default_sampling_params() == SamplingParams(temperature=0.7, top_p=0.9)
 
 
 @pytest.mark.parametrize("changes", [{}, {"dropout": 0.2, "grad_accumulation": 2}])

@@ -2,7 +2,7 @@
 
 import argparse
 
-from nanovllm.cli.argument_types import not_negative, positive, positive_number
+from nanovllm.cli.argument_types import not_negative, port_number, positive, positive_number
 from nanovllm.cli.environment import API_KEY_VARIABLE, ENGINE_VARIABLES
 from nanovllm.cli.options import (
     add_chat_template,
@@ -33,7 +33,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 for all interfaces"
     )
     group.add_argument(
-        "--port", type=_port, default=8000, help="port to listen on; 0 for a free one"
+        "--port", type=port_number, default=8000, help="port to listen on; 0 for a free one"
     )
     add_served_model_name(group)
     add_chat_template(group)
@@ -135,9 +135,3 @@ def _add_inspector(parser: argparse.ArgumentParser) -> None:
         action=argparse.BooleanOptionalAction,
         help="allow clients to pause and step the engine (default: only on a loopback address)",
     )
-
-
-def _port(text: str) -> int:
-    if not (text.isascii() and text.isdigit()) or int(text) > 65535:
-        raise argparse.ArgumentTypeError(f"{text} is no port; it must be from 0 to 65535")
-    return int(text)

@@ -29,7 +29,7 @@ from nanovllm.sampling_params import MAX_PROMPT_TOKENS
 from nanovllm.server.http.bounds import BoundedModel, JSONObject
 from nanovllm.server.http.errors import error_of, shorten
 from nanovllm.server.http.problems import quote
-from nanovllm.server.openai.chat_prompt import encode_prompt, stop_token_ids
+from nanovllm.server.openai.chat_prompt import encode_prompt, end_turn
 from nanovllm.server.openai.chat_schemas import (
     MAX_MESSAGES,
     NO_ITEMS,
@@ -183,9 +183,9 @@ def parse_response(
         max_tokens=body.max_output_tokens,
         temperature=body.temperature,
         top_p=body.top_p,
-        stop_token_ids=stop_token_ids(template, engine),
         structured_outputs=_structured_outputs(body.text),
     )
+    params = end_turn(params, template, engine)
     return GenerationRequest(prompts=[prompt], params=params, must_fit=True)
 
 
