@@ -30,6 +30,7 @@ from nanovllm.engine.generation_defaults import SamplingDefaults
 from nanovllm.inspection.worker_process import InspectionWorker
 from nanovllm.sampling_params import SamplingParams
 from nanovllm.server import openapi
+from nanovllm.server.control import ServerControl
 from nanovllm.server.http import errors
 from nanovllm.server.http.auth import OPEN_PATHS, ApiKeyMiddleware, TrustedHostMiddleware
 from nanovllm.server.http.body import read_body
@@ -117,11 +118,18 @@ _DOCUMENTED = (
 )
 
 
-def create_app(engine: AsyncEngine, settings: ServerSettings, metrics: ServerMetrics) -> ASGIApp:
+def create_app(
+    engine: AsyncEngine,
+    settings: ServerSettings,
+    metrics: ServerMetrics,
+    control: ServerControl | None = None,
+) -> ASGIApp:
     """Return the application with its middleware.
 
-    `engine` must not be started yet; its `on_step` feeds `metrics`.
+    `engine` must not be started yet; its `on_step` feeds `metrics`. `control` changes the
+    application while it runs; its keys are those of the settings.
     """
+    control = control or ServerControl(settings.api_keys)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -152,11 +160,11 @@ def create_app(engine: AsyncEngine, settings: ServerSettings, metrics: ServerMet
     )
     if settings.api_keys:
         open_paths = OPEN_PATHS | (page.public_paths() if settings.has_inspector else frozenset())
-        app.add_middleware(ApiKeyMiddleware, api_keys=settings.api_keys, open_paths=open_paths)
+        app.add_middleware(ApiKeyMiddleware, api_keys=control.api_keys, open_paths=open_paths)
     service = ModelService(
         engine, settings.model_names, settings.chat_template, settings.stalled_client_s, work
     )
-    add_status_routes(app, engine, metrics)
+    add_status_routes(app, engine, metrics, control)
     _add_models(app, engine, settings)
     for endpoint in ENDPOINTS:
         add_endpoint(app, endpoint, service)
