@@ -107,16 +107,15 @@ def _add_limits(group: "argparse._ArgumentGroup") -> None:
         type=not_negative,
         default=0,
         metavar="SECONDS",
-        help="seconds for load balancers to notice after a signal: /health is 503 while requests "
-        "are still served; a second signal ends the delay",
+        help="seconds after a signal in which /health is 503 but requests are served, so that load "
+        "balancers go elsewhere",
     )
     group.add_argument(
         "--shutdown-timeout-s",
         type=not_negative,
         default=10,
         metavar="SECONDS",
-        help="seconds for running requests to finish after a signal and the drain delay; 0 aborts "
-        "them at once",
+        help="seconds for running requests to finish after that; 0 aborts them at once",
     )
 
 
