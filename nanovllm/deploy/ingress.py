@@ -35,7 +35,7 @@ from nanovllm.deploy.relay import DisconnectedError, ask, read_request, relay
 from nanovllm.deploy.replica import parse_arguments
 from nanovllm.hub import resolve_model
 from nanovllm.server.app import ServerSettings
-from nanovllm.server.http.auth import ApiKeyMiddleware, TrustedHostMiddleware
+from nanovllm.server.http.auth import ApiKeyMiddleware, ApiKeys, TrustedHostMiddleware
 from nanovllm.server.http.body_limit import BodyLimitMiddleware
 from nanovllm.server.http.errors import ClientDisconnectedError, error_response, shorten
 from nanovllm.server.http.event_stream import unless_disconnected
@@ -145,7 +145,7 @@ class Ingress:
 
         keys = {key for served in self._served for key in served.settings.api_keys}
         hosts = [served.settings.allowed_hosts for served in self._served]
-        checked: ASGIApp = ApiKeyMiddleware(app, sorted(keys)) if keys else app
+        checked: ASGIApp = ApiKeyMiddleware(app, ApiKeys(sorted(keys))) if keys else app
         if any(names is not None for names in hosts):
             allowed = [name for names in hosts for name in names or ()]
             checked = TrustedHostMiddleware(checked, allowed)

@@ -30,6 +30,7 @@ from nanovllm.engine.generation_defaults import SamplingDefaults
 from nanovllm.inspection.worker_process import InspectionWorker
 from nanovllm.sampling_params import SamplingParams
 from nanovllm.server import openapi
+from nanovllm.server.control import ServerControl
 from nanovllm.server.http import errors
 from nanovllm.server.http.auth import OPEN_PATHS, ApiKeyMiddleware, TrustedHostMiddleware
 from nanovllm.server.http.body import read_body
@@ -121,13 +122,20 @@ _DOCUMENTED = (
 
 
 def create_app(
-    engine: AsyncEngine, settings: ServerSettings, metrics: ServerMetrics, work: Work | None = None
+    engine: AsyncEngine,
+    settings: ServerSettings,
+    metrics: ServerMetrics,
+    *,
+    work: Work | None = None,
+    control: ServerControl | None = None,
 ) -> ASGIApp:
     """Return the application with its middleware.
 
     `engine` must not be started yet; its `on_step` feeds `metrics`. `work` has the worker threads,
-    by default new ones.
+    by default new ones. `control` changes the application while it runs; its keys are those of the
+    settings.
     """
+    control = control or ServerControl(settings.api_keys)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -158,7 +166,7 @@ def create_app(
     )
     if settings.api_keys:
         open_paths = OPEN_PATHS | (page.public_paths() if settings.has_inspector else frozenset())
-        app.add_middleware(ApiKeyMiddleware, api_keys=settings.api_keys, open_paths=open_paths)
+        app.add_middleware(ApiKeyMiddleware, api_keys=control.api_keys, open_paths=open_paths)
     service = ModelService(
         engine,
         settings.model_names,
@@ -167,7 +175,7 @@ def create_app(
         settings.keep_alive_s,
         work,
     )
-    add_status_routes(app, engine, metrics)
+    add_status_routes(app, engine, metrics, control)
     _add_models(app, engine, settings)
     for endpoint in ENDPOINTS:
         add_endpoint(app, endpoint, service)

@@ -360,13 +360,16 @@ def test_over_tls_with_keys_from_a_file_every_request_is_logged(
         with socket.create_connection(("127.0.0.1", serving.port), timeout=TIMEOUT_S) as plain:
             plain.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
             assert b"200" not in plain.recv(100), "it answers without TLS too"
+        if hasattr(signal, "SIGHUP"):
+            renew_certificate(serving, tmp_path)
         code, errors = serving.end(signal.SIGTERM)
     assert code == 0, errors
     assert "Traceback" not in errors
-    lines = [json.loads(line) for line in errors.splitlines() if line.startswith('{"time"')]
+    lines = [json.loads(line) for line in serving.printed().splitlines()]
     assert [
         (line["request_id"], line["path"], line["status"], line["completion_tokens"])
         for line in lines
+        if line["path"] != "/health"
     ] == [
         ("tls", "/v1/completions", 200, 3),
         ("tls", "/v1/completions", 200, 3),
@@ -374,7 +377,37 @@ def test_over_tls_with_keys_from_a_file_every_request_is_logged(
     ]
     for hidden in ("secret", "private"):
         assert hidden not in errors
-        assert hidden not in "".join(serving.startup_lines)
+
+
+def renew_certificate(serving: Serving, folder: Path) -> None:
+    """Replace certificate and key, reload, and expect the new one, without and with a name."""
+    old = ssl.create_default_context(cafile=folder / "certificate.pem")
+    with ssl_connection(serving.port, old) as connected_before:
+        (folder / "key.pem").write_text("damaged", encoding="utf-8")
+        serving.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: "the old API keys and certificate stay in use" in serving.errors)
+        ssl_connection(serving.port, old).close()
+        made = make_certificate(folder)
+        serving.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: "read 2 API keys and the TLS certificate again" in serving.errors)
+        new = ssl.create_default_context(cafile=made.certfile)
+        ssl_connection(serving.port, new).close()
+        new.check_hostname = False
+        ssl_connection(serving.port, new, "other.example").close()
+        with pytest.raises(ssl.SSLCertVerificationError):
+            ssl_connection(serving.port, old)
+        connected_before.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert connected_before.recv(12) == b"HTTP/1.1 200"
+
+
+def ssl_connection(port: int, context: ssl.SSLContext, name: str = "127.0.0.1") -> ssl.SSLSocket:
+    """A connection whose handshake is complete."""
+    connection = socket.create_connection(("127.0.0.1", port), timeout=TIMEOUT_S)
+    try:
+        return context.wrap_socket(connection, server_hostname=name)
+    except ssl.SSLError:
+        connection.close()
+        raise
 
 
 def ended(*flags: str) -> tuple[int, str]:

@@ -47,7 +47,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     group.add_argument(
         "--log-requests",
         action="store_true",
-        help="log each request as a line of JSON on standard error (default: uvicorn's access log)",
+        help="log each request as a line of JSON on standard output, which then has no other lines "
+        "(default: uvicorn's access log)",
     )
     group.add_argument(
         "--log-prompts",
@@ -109,11 +110,19 @@ def _add_limits(group: "argparse._ArgumentGroup") -> None:
         "that close idle connections (default: send nothing)",
     )
     group.add_argument(
+        "--drain-delay-s",
+        type=not_negative,
+        default=0,
+        metavar="SECONDS",
+        help="seconds after a signal in which /health is 503 but requests are served, so that load "
+        "balancers go elsewhere",
+    )
+    group.add_argument(
         "--shutdown-timeout-s",
         type=not_negative,
         default=10,
         metavar="SECONDS",
-        help="seconds for running requests to finish after a signal; 0 aborts them at once",
+        help="seconds for running requests to finish after that; 0 aborts them at once",
     )
 
 
