@@ -181,7 +181,8 @@ def server_settings(parsed: argparse.Namespace) -> ServerSettings:
         log_prompts=parsed.log_prompts,
         has_inspector=parsed.inspector,
         inspector_shows_prompts=parsed.inspector_shows_prompts,
-        inspector_controls=is_loopback(parsed.host)
+        # A proxy makes every client local, so that the address tells nothing where there are keys.
+        inspector_controls=is_loopback(parsed.host) and not api_keys
         if parsed.inspector_controls is None
         else parsed.inspector_controls,
     )

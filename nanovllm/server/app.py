@@ -2,7 +2,7 @@
 
     GET  / /docs /openapi.json /health /ping /version /metrics /load /v1/models /v1/models/{id}
          /tokenizer_info
-         /v1/engine/state /v1/engine/events /v1/engine/steps
+         /v1/engine/state /v1/engine/events /v1/engine/steps /v1/engine/vocabulary
     POST /v1/completions /v1/chat/completions /v1/responses /v1/embeddings /tokenize /detokenize
          /v1/engine/control
 
@@ -45,6 +45,7 @@ from nanovllm.server.http.request_log import RequestLogMiddleware
 from nanovllm.server.http.trailing_slash import TrailingSlashMiddleware
 from nanovllm.server.http.work import Work
 from nanovllm.server.inspector import inspect_routes, page
+from nanovllm.server.inspector.paused_header import PausedHeaderMiddleware
 from nanovllm.server.inspector.response_types import ControlRequest, EngineStateEvent
 from nanovllm.server.inspector.state_routes import InspectorSettings, add_state_routes
 from nanovllm.server.metrics import HttpMetricsMiddleware, ServerMetrics
@@ -92,7 +93,8 @@ class ServerSettings:
         has_inspector: serve the inspector's page at `/`, and its endpoints.
         inspected_folder: the model's folder, for /v1/inspect; None to leave these routes out.
         inspector_shows_prompts: include prompts in the state of the engine.
-        inspector_controls: allow clients to pause and step the engine.
+        inspector_controls: allow all clients, with a key where there are some, to pause and step
+            the engine.
     """
 
     model_names: tuple[str, ...]
@@ -164,6 +166,8 @@ def create_app(
         max_body_bytes=settings.max_body_bytes,
         max_body_s=settings.stalled_client_s,
     )
+    if settings.has_inspector and settings.inspector_controls:
+        app.add_middleware(PausedHeaderMiddleware, engine=engine)
     if settings.api_keys:
         open_paths = OPEN_PATHS | (page.public_paths() if settings.has_inspector else frozenset())
         app.add_middleware(ApiKeyMiddleware, api_keys=control.api_keys, open_paths=open_paths)
@@ -250,6 +254,7 @@ def _add_models(app: FastAPI, engine: AsyncEngine, settings: ServerSettings) -> 
         return {
             "id": name, "object": "model", "created": created, "owned_by": "nanovllm",
             "root": settings.model_names[0], "max_model_len": engine.engine.max_model_len,
+            "has_chat_template": settings.chat_template is not None,
             "sampling_defaults": {
                 field: getattr(params, field) for field in SamplingDefaults.__annotations__
             },

@@ -584,10 +584,12 @@ def test_priorities_count_only_where_a_flag_says_so() -> None:
         (("--host", "0.0.0.0"), (True, False, False)),
         (("--host", "0.0.0.0", "--inspector-controls"), (True, False, True)),
         (("--no-inspector-controls",), (True, False, False)),
+        (("--api-key", "k"), (True, False, False)),
+        (("--api-key", "k", "--inspector-controls"), (True, False, True)),
         (("--no-inspector", "--inspector-shows-prompts"), (False, True, True)),
     ],
 )
-def test_controls_need_a_loopback_address_or_a_flag(
+def test_controls_need_a_loopback_address_without_keys_or_a_flag(
     flags: tuple[str, ...], inspector: tuple[bool, bool, bool]
 ) -> None:
     settings = server_settings(build_parser().parse_args(["serve", *flags]))

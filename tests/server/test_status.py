@@ -50,6 +50,7 @@ def test_models_lists_the_model_under_each_of_its_names(
     for model in body["data"]:
         assert model.keys() >= {"id", "object", "created", "owned_by", "root", "max_model_len"}
         assert (model["object"], model["max_model_len"]) == ("model", 128)
+        assert model["has_chat_template"] is True, "of the shared server"
         defaults = {"temperature": 1, "top_k": 0, "top_p": 1, "min_p": 0, "repetition_penalty": 1}
         assert model["sampling_defaults"] == defaults
         assert model["has_chat_template"] is True

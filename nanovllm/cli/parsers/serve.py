@@ -142,5 +142,6 @@ def _add_inspector(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--inspector-controls",
         action=argparse.BooleanOptionalAction,
-        help="allow clients to pause and step the engine (default: only on a loopback address)",
+        help="allow all clients to pause and step the engine (default: only on a loopback address "
+        "without API keys)",
     )

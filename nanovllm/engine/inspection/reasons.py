@@ -16,6 +16,7 @@ from nanovllm.engine.scheduling.siblings import waits_for_sibling
 
 _WAITS_FOR_MASK = "waits for its grammar's mask"
 _IS_ADMITTED = "will be admitted in the next step"
+_IS_PAUSED = "the engine is paused; "
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,17 +73,21 @@ def find_obstacle(scheduler: Scheduler, waiting: Sequence[Request]) -> Obstacle:
     return Obstacle(None, _WAITS_FOR_MASK, holds_back=False, num_admitted=len(ready))
 
 
-def waiting_reason(request: Request, position: int, obstacle: Obstacle) -> str:
+def waiting_reason(
+    request: Request, position: int, obstacle: Obstacle, *, is_paused: bool = False
+) -> str:
     """Return why a waiting request waits.
 
     Args:
         position: number of waiting requests before it that do not wait for a grammar.
         obstacle: what keeps the first of the queue from running.
+        is_paused: whether the engine is paused, which is then what a request with room waits for.
     """
     if request.is_blocked:
         return _WAITS_FOR_MASK
     if position < obstacle.num_admitted:
-        return _IS_ADMITTED + (f", together with the {position} ahead of it" if position else "")
+        ahead = f", together with the {position} ahead of it" if position else ""
+        return (_IS_PAUSED if is_paused else "") + _IS_ADMITTED + ahead
     first = obstacle.request
     assert first is not None
     if request is first and not (obstacle.holds_back and position):

@@ -129,6 +129,7 @@ def inspect_engine(
         scheduler,
         recorder,
         age_s=lambda request_id: now - engine.arrival_s(request_id),
+        is_paused=is_paused,
         shows_prompts=shows_prompts,
     )
     return InspectedEngine(
@@ -150,6 +151,7 @@ def inspect_requests(
     recorder: StepRecorder | None,
     *,
     age_s: Callable[[str], float],
+    is_paused: bool = False,
     shows_prompts: bool = False,
 ) -> tuple[InspectedRequest, ...]:
     """Copy the first MAX_REQUESTS unfinished requests; `age_s` returns the age of an id."""
@@ -165,7 +167,7 @@ def inspect_requests(
         inspected.append(_inspect_request(request, phase, reason, age_s, shows_prompts))
     position = 0  # in the queue
     for request in islice(waiting, MAX_REQUESTS - len(inspected)):
-        reason = waiting_reason(request, position, obstacle)
+        reason = waiting_reason(request, position, obstacle, is_paused=is_paused)
         preemption = None if recorder is None else recorder.preemptions.get(request.request_id)
         if preemption is not None:
             reason = f"{preemption_reason(preemption)}; now: {reason}"

@@ -187,12 +187,14 @@ class EventStream(PieceResponse):
         )
 
 
-def json_response(content: bytes, stalled_after_s: float) -> Response:
+def json_response(
+    content: bytes, stalled_after_s: float, headers: Mapping[str, str] | None = None
+) -> Response:
     """Return a response with JSON content; a large one is sent as the client takes it."""
     if len(content) <= MAX_WRITE_BYTES:
-        return Response(content, media_type="application/json")
+        return Response(content, media_type="application/json", headers=headers)
 
     async def pieces() -> AsyncGenerator[bytes, None]:
         yield content
 
-    return PieceResponse(pieces(), "application/json", stalled_after_s)
+    return PieceResponse(pieces(), "application/json", stalled_after_s, headers=headers)
