@@ -19,12 +19,14 @@ from nanovllm.engine.scheduling.observer import PreemptionCause, SchedulerObserv
 from nanovllm.engine.scheduling.request import FinishReason, Request, RequestState
 from nanovllm.engine.scheduling.siblings import forks, siblings, waits_for_sibling
 from nanovllm.engine.scheduling.step_plan import (
+    NO_MASKS_MISSING,
+    MaskStates,
     PlannedSequence,
     SequenceResult,
     StepPlan,
     apply_result,
 )
-from nanovllm.errors import InvalidRequestError, NanovllmError
+from nanovllm.errors import InvalidRequestError
 
 
 class Scheduler:
@@ -41,7 +43,6 @@ class Scheduler:
         self.num_preemptions = 0
         self.observer: SchedulerObserver | None = None
         self._requests: dict[str, Request] = {}
-        self._structured: dict[str, Request] = {}  # requests with a grammar
         # A heap. Requests that were aborted while waiting stay in it until they reach the top.
         self._queue: list[tuple[tuple[int, int], Request]] = []
         self._num_arrivals = 0
@@ -56,19 +57,6 @@ class Scheduler:
     def has_work(self) -> bool:
         """Whether any request is unfinished."""
         return bool(self._requests)
-
-    @property
-    def num_deferred(self) -> int:
-        """Number of requests in the state WAITING that wait for the mask of their grammar."""
-        return sum(
-            request.state is RequestState.WAITING and request.is_blocked
-            for request in self._structured.values()
-        )
-
-    @property
-    def has_blocked(self) -> bool:
-        """Whether any request, running or not, waits for the mask of its grammar."""
-        return any(request.is_blocked for request in self._structured.values())
 
     @property
     def requests(self) -> Collection[Request]:
@@ -89,15 +77,6 @@ class Scheduler:
         """
         return sum(map(self._blocks_needed, self.running)) + len(self.running)
 
-    def failed_grammars(self) -> list[tuple[Request, NanovllmError]]:
-        """Return the requests whose grammar has failed, each with the error."""
-        grammars = [(request, request.grammar) for request in self._structured.values()]
-        return [
-            (request, grammar.error)
-            for request, grammar in grammars
-            if grammar is not None and grammar.error is not None
-        ]
-
     def add(self, request: Request) -> None:
         """Queue a checked request; raises InvalidRequestError if its id is in use."""
         if request.request_id in self._requests:
@@ -107,8 +86,6 @@ class Scheduler:
         request.arrival = self._num_arrivals
         self._num_arrivals += 1
         self._requests[request.request_id] = request
-        if request.grammar is not None:
-            self._structured[request.request_id] = request
         heapq.heappush(self._queue, (request.sort_key, request))
 
     def finish(self, request_id: str, reason: FinishReason) -> Request | None:
@@ -124,24 +101,25 @@ class Scheduler:
             heapq.heapify(self._queue)
         return request
 
-    def schedule(self) -> StepPlan:
+    def schedule(self, masks: MaskStates = NO_MASKS_MISSING) -> StepPlan:
         """Plan the next step and allocate its blocks; the plan is empty if no request can run."""
         preemptions = self.num_preemptions
         planned: dict[str, PlannedSequence] = {}
         self.kv_cache.begin_step()
         in_order = sorted(self.running, key=_sort_key)
         for request in in_order:
-            is_ready = request.is_decoding and not request.is_blocked
+            is_ready = request.is_decoding and request.request_id not in masks.blocked
             if is_ready and self._allocate_slots(request, 1, planned):
                 self._plan(request, 1, planned)
         for request in in_order:
-            if request.state is RequestState.RUNNING and not request.is_decoding:
+            is_ready = not request.is_decoding and request.request_id not in masks.blocked
+            if is_ready and request.state is RequestState.RUNNING:
                 self._continue_prompt(request, planned)
         if self.num_preemptions == preemptions:
-            self._admit(planned)
+            self._admit(planned, masks)
         self._use_leftover_budget(planned)
         plan = StepPlan((*planned.values(), *forks(planned, self.running)), self.kv_cache.copies)
-        assert plan.sequences or not self._requests or self.has_blocked, (
+        assert plan.sequences or not self._requests or masks.blocked, (
             "requests are unfinished, but none can run"
         )
         return plan
@@ -227,7 +205,7 @@ class Scheduler:
 
     def _continue_prompt(self, request: Request, planned: dict[str, PlannedSequence]) -> None:
         """Plan the next chunk of a running request's prompt."""
-        if request.is_blocked or waits_for_sibling(request, self.running):
+        if waits_for_sibling(request, self.running):
             return
         num_computed_tokens = request.num_computed_tokens
         self.kv_cache.take_computed(request, siblings(request, self.running))
@@ -244,31 +222,28 @@ class Scheduler:
         sequence = planned[request.request_id] = PlannedSequence.of(request, count)
         self.kv_cache.cache_blocks(request, sequence.start + count)
 
-    def _admit(self, planned: dict[str, PlannedSequence]) -> None:
+    def _admit(self, planned: dict[str, PlannedSequence], masks: MaskStates) -> None:
         """Admit waiting requests in order, except those that wait for the mask of a grammar.
 
-        While others wait, running requests whose mask is late (`Request.is_late`) are preempted.
+        While others wait, running requests whose mask is late are preempted.
         """
-        blocked = self._remove_blocked()
+        blocked = self._remove_blocked(masks)
         self._admit_unblocked(planned)
-        late = sorted((request for request in self.running if request.is_late), key=_sort_key)
+        late = sorted((r for r in self.running if r.request_id in masks.late), key=_sort_key)
         while late and self._queue and self._tokens_left(planned) > 0:
             self._preempt(late.pop(), planned, PreemptionCause.LATE_MASK)
-            blocked |= self._remove_blocked()
+            blocked += self._remove_blocked(masks)
             self._admit_unblocked(planned)
-        for request in blocked.values():
+        for request in blocked:
             heapq.heappush(self._queue, (request.sort_key, request))
 
-    def _remove_blocked(self) -> dict[str, Request]:
+    def _remove_blocked(self, masks: MaskStates) -> list[Request]:
         """Remove and return the queued requests that wait for the mask of a grammar."""
-        blocked = {
-            request_id: request
-            for request_id, request in self._structured.items()
-            if request.state is RequestState.WAITING and request.is_blocked
-        }
-        if blocked:
-            self._queue = [entry for entry in self._queue if entry[1].request_id not in blocked]
-            heapq.heapify(self._queue)
+        if not masks.blocked:
+            return []
+        blocked = [r for _, r in self._queue if r.request_id in masks.blocked]
+        self._queue = [entry for entry in self._queue if entry[1].request_id not in masks.blocked]
+        heapq.heapify(self._queue)
         return blocked
 
     def _admit_unblocked(self, planned: dict[str, PlannedSequence]) -> None:
@@ -382,7 +357,6 @@ class Scheduler:
             self.observer.on_finished(request)
         self.kv_cache.free(request)
         del self._requests[request.request_id]
-        self._structured.pop(request.request_id, None)
 
 
 def _sort_key(request: Request) -> tuple[int, int]:

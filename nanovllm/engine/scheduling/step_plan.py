@@ -1,6 +1,6 @@
 """The scheduler's plan of a step, and the result of the step for each sequence."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -8,6 +8,32 @@ import numpy.typing as npt
 
 from nanovllm.engine.scheduling.request import FinishReason, Request
 from nanovllm.model.sampling import TokenLogprobs
+
+
+@dataclass(frozen=True, slots=True)
+class MaskStates:
+    """Ids of the requests whose grammar's next mask is missing when a step is planned.
+
+    Masks arrive on other threads. The step has one view of them, taken before it is planned.
+
+    Attributes:
+        blocked: requests that cannot run in this step.
+        late: those of them that have been blocked for so long that they may be preempted.
+    """
+
+    blocked: frozenset[str] = frozenset()
+    late: frozenset[str] = frozenset()
+
+    @classmethod
+    def read(cls, requests: Iterable[Request], now_s: float) -> "MaskStates":
+        """Return the states of `requests` at the time `now_s`, by `time.monotonic()`."""
+        blocked = {
+            request.request_id: request.grammar
+            for request in requests
+            if request.grammar is not None and not request.grammar.is_ready
+        }
+        late = [request_id for request_id, grammar in blocked.items() if grammar.is_late(now_s)]
+        return cls(frozenset(blocked), frozenset(late))
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,4 +146,5 @@ def apply_result(sequence: PlannedSequence, result: SequenceResult) -> SequenceR
     return result
 
 
+NO_MASKS_MISSING = MaskStates()
 _NO_POSITIONS = range(0)
