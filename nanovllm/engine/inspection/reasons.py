@@ -12,7 +12,6 @@ from nanovllm.engine.inspection.recorder import Preemption
 from nanovllm.engine.scheduling.observer import PreemptionCause
 from nanovllm.engine.scheduling.request import Request
 from nanovllm.engine.scheduling.scheduler import Scheduler
-from nanovllm.engine.scheduling.siblings import waits_for_sibling
 from nanovllm.engine.scheduling.step_plan import MaskStates
 
 _WAITS_FOR_MASK = "waits for its grammar's mask"
@@ -102,8 +101,9 @@ def running_reason(request: Request, scheduler: Scheduler, masks: MaskStates) ->
     """Return why a running request is not part of every step; None if it is."""
     if request.request_id in masks.blocked:
         return _WAITS_FOR_MASK
-    if waits_for_sibling(request, scheduler.running):
-        return f"waits for the prompt of choice {_first_choice(request, scheduler)} of its request"
+    if scheduler.siblings.must_wait(request):
+        first = scheduler.siblings.first(request)
+        return f"waits for the prompt of choice {first.choice_index} of its request"
     return None
 
 
@@ -146,12 +146,6 @@ def _slots_reason(max_num_seqs: int, num_ahead: int) -> str:
     if num_ahead:
         return f"the requests ahead fill {slots} (--max-num-seqs {max_num_seqs})"
     return f"{slots} {'is' if is_one else 'are'} running (--max-num-seqs {max_num_seqs})"
-
-
-def _first_choice(request: Request, scheduler: Scheduler) -> int:
-    """Return the index of the choice that computes the prompt of a request."""
-    siblings = [other for other in scheduler.running if other.parent_id == request.parent_id]
-    return min(siblings, key=lambda sibling: sibling.sort_key).choice_index
 
 
 def _blocks(count: int) -> str:

@@ -97,6 +97,36 @@ class StepPlan:
         return sum(sequence.count for sequence in self.sequences)
 
 
+class StepDraft:
+    """A step while it is being planned.
+
+    Attributes:
+        sequences: what is planned so far, by request id.
+        tokens_left: the remaining token budget.
+        num_prompts: number of prompts that share the budget.
+    """
+
+    __slots__ = ("num_prompts", "sequences", "tokens_left")
+
+    def __init__(self, max_tokens: int, num_prompts: int) -> None:
+        """Start with a budget of `max_tokens` tokens."""
+        self.sequences: dict[str, PlannedSequence] = {}
+        self.tokens_left = max_tokens
+        self.num_prompts = num_prompts
+
+    def put(self, sequence: PlannedSequence) -> None:
+        """Plan a sequence, or plan it with another number of tokens."""
+        planned = self.sequences.get(sequence.request.request_id)
+        self.tokens_left += (0 if planned is None else planned.count) - sequence.count
+        self.sequences[sequence.request.request_id] = sequence
+
+    def remove(self, request: Request) -> PlannedSequence | None:
+        """Remove a request and return its planned sequence; None if it is not planned."""
+        planned = self.sequences.pop(request.request_id, None)
+        self.tokens_left += 0 if planned is None else planned.count
+        return planned
+
+
 @dataclass(frozen=True, slots=True)
 class SequenceResult:
     """The result of a step for one sequence.
