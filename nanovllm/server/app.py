@@ -258,7 +258,6 @@ def _add_models(app: FastAPI, engine: AsyncEngine, settings: ServerSettings) -> 
             "sampling_defaults": {
                 field: getattr(params, field) for field in SamplingDefaults.__annotations__
             },
-            "has_chat_template": settings.chat_template is not None,
         }  # fmt: skip
 
     @app.get("/v1/models", responses=responses(503, whole=ModelList))

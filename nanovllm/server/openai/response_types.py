@@ -31,7 +31,6 @@ class Model(TypedDict):
     sampling_defaults: Annotated[
         dict[str, float], Field(description="values of fields that a request leaves out")
     ]
-    has_chat_template: Annotated[bool, Field(description="whether chats are answered")]
 
 
 class ModelList(TypedDict):
