@@ -38,7 +38,7 @@ from nanovllm.cli.security_options import (
     read_hosts,
     read_origins,
 )
-from nanovllm.cli.service_manager import has_terminal, notify
+from nanovllm.cli.service_manager import Terminal, notify
 from nanovllm.config import format_bytes, parse_bytes
 from nanovllm.engine.async_engine import AsyncEngine, EngineState
 from nanovllm.engine.engine import Engine
@@ -216,7 +216,8 @@ class _Server(uvicorn.Server):
         self._drain_delay_s = drain_delay_s
         self._shutdown_timeout_s = shutdown_timeout_s
         self._hangup = asyncio.Event()
-        self._has_terminal = False
+        self._terminal = Terminal()
+        self._ignores_hangup = False
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         limit_accept_errors(self._loop)
@@ -252,8 +253,7 @@ class _Server(uvicorn.Server):
         while True:
             await self._hangup.wait()
             self._hangup.clear()
-            if self._has_terminal and not has_terminal():
-                self._has_terminal = False
+            if self._terminal.was_closed() and not self._ignores_hangup:
                 _logger.warning("The terminal was closed")
                 self.handle_exit(signal.SIGHUP, None)
                 continue
@@ -295,8 +295,7 @@ class _Server(uvicorn.Server):
         handlers: dict[int, Any] = dict.fromkeys((signal.SIGINT, signal.SIGTERM), self.handle_exit)
         if hasattr(signal, "SIGHUP"):  # Windows has none
             # Under nohup, which ignores the signal, the server outlives its terminal.
-            is_ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
-            self._has_terminal = has_terminal() and not is_ignored
+            self._ignores_hangup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
             handlers[signal.SIGHUP] = self._handle_hangup
         previous = {number: signal.signal(number, handlers[number]) for number in handlers}
         reloading = self._loop.create_task(self._reload_on_hangup())
@@ -326,8 +325,10 @@ async def _serve(
     await asyncio.wait({serving, ready}, return_when=asyncio.FIRST_COMPLETED)
     await asyncio.wait({serving, listening}, return_when=asyncio.FIRST_COMPLETED)
     if engine.state is EngineState.READY and server.started and not server.should_exit:
+        summary = describe(engine.engine, name)
         hint = startup_message(server.address, name, engine.engine.max_model_len, key)
-        print(f"{describe(engine.engine, name)}\n\n{hint}\n", file=output, flush=True)
+        with contextlib.suppress(OSError):  # the terminal was closed
+            print(f"{summary}\n\n{hint}\n", file=output, flush=True)
         notify("READY=1")
     elif engine.state is EngineState.FAILED:
         print_message(f"the model cannot be loaded: {engine.failure}")
