@@ -6,6 +6,7 @@ from typing import Any, Literal, TypeAlias, get_args
 
 from nanovllm.errors import InvalidRequestError
 from nanovllm.structured_outputs import StructuredOutputs
+from nanovllm.vllm_settings import suggests_fields
 
 GREEDY_TEMPERATURE = 1e-5  # below this, logits / temperature may overflow float32
 MAX_BEST_OF = 20  # as OpenAI: most of the choices are discarded
@@ -23,6 +24,7 @@ MAX_REPETITION_PENALTY = 100.0
 TruncationSide: TypeAlias = Literal["left", "right"]
 
 
+@suggests_fields
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
     """Settings of one request; raises InvalidRequestError naming the value and the limit.
