@@ -9,6 +9,7 @@ from nanovllm.structured_outputs import StructuredOutputs
 from nanovllm.vllm_settings import suggests_fields
 
 GREEDY_TEMPERATURE = 1e-5  # below this, logits / temperature may overflow float32
+MAX_TEMPERATURE = 2.0  # as OpenAI: above it, text is noise
 MAX_BEST_OF = 20  # as OpenAI: most of the choices are discarded
 MAX_STOP_STRINGS = 16
 MAX_STOP_CHARACTERS = 1000  # per stop string
@@ -152,7 +153,7 @@ class SamplingParams:
             if getattr(self, name) is not None:
                 _check_int(name, getattr(self, name), low, high)
         real = {
-            "temperature": (0.0, 100.0),
+            "temperature": (0.0, MAX_TEMPERATURE),
             "top_p": (0.0, 1.0),
             "min_p": (0.0, 1.0),
             "repetition_penalty": (MIN_REPETITION_PENALTY, MAX_REPETITION_PENALTY),

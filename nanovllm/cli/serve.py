@@ -3,7 +3,6 @@
 import argparse
 import asyncio
 import contextlib
-import errno
 import json
 import logging
 import math
@@ -21,6 +20,7 @@ from starlette.types import ASGIApp
 from nanovllm.cli.argument_types import print_message
 from nanovllm.cli.environment import API_KEY_VARIABLE
 from nanovllm.cli.listening import (
+    bind,
     connection_limits,
     limit_accept_errors,
     listening_options,
@@ -43,6 +43,7 @@ from nanovllm.server.http.protocol import watched_protocol
 from nanovllm.server.http.request_log import write_log_to
 from nanovllm.server.metrics import ServerMetrics
 
+_LOG = logging.getLogger("uvicorn.error")
 _SWITCH_INTERVAL_S = 0.0005
 """Interval of GIL hand-overs. The event loop releases the GIL at each system call; with Python's
 default of 5 ms it would wait that long for it while another thread parses a body."""
@@ -113,10 +114,12 @@ def run(parsed: argparse.Namespace) -> int:
             f"warning: {parsed.host} can be reached from other machines and there are no API keys, "
             f"so that anybody may use this server; set {API_KEY_VARIABLE}, or leave --host out"
         )
+    sockets = bind(parsed.host, parsed.port)
     server = _Server(
         http, engine, parsed.shutdown_timeout_s, min(settings.stalled_client_s, _MAX_HANDSHAKE_S)
     )
-    return asyncio.run(_serve(server, engine, name, shell_key(parsed, len(settings.api_keys))))
+    key = shell_key(parsed, len(settings.api_keys))
+    return asyncio.run(_serve(server, sockets, engine, name, key))
 
 
 def server_settings(parsed: argparse.Namespace) -> ServerSettings:
@@ -172,6 +175,7 @@ class _Server(uvicorn.Server):
         tls = {"ssl_handshake_timeout": self._handshake_timeout_s} if self.config.is_ssl else {}
         with listening_options(**tls):
             await super().startup(sockets)
+        _LOG.info("Listening on %s, loading the model", self.address)
         self.listening.set()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -187,8 +191,7 @@ class _Server(uvicorn.Server):
         """Stop the engine and give clients _DRAIN_S to read its error."""
         tasks = {asyncio.create_task(self._engine.stop()), *self.server_state.tasks}
         await asyncio.wait(tasks, timeout=_DRAIN_S)
-        # uvicorn logs each aborted request as an error.
-        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
+        _LOG.setLevel(logging.CRITICAL)  # uvicorn logs each aborted request as an error
 
     async def _stop_engine_later(self) -> None:
         await asyncio.sleep(self._shutdown_timeout_s)
@@ -219,8 +222,14 @@ class _Server(uvicorn.Server):
         return f"{'https' if self.config.is_ssl else 'http'}://{shown}:{port}"
 
 
-async def _serve(server: _Server, engine: AsyncEngine, name: str, key: str | None) -> int:
-    serving = asyncio.create_task(_listen(server))
+async def _serve(
+    server: _Server,
+    sockets: list[socket.socket],
+    engine: AsyncEngine,
+    name: str,
+    key: str | None,
+) -> int:
+    serving = asyncio.create_task(server.serve(sockets))
     ready = asyncio.create_task(engine.wait_until_ready())
     listening = asyncio.create_task(server.listening.wait())
     await asyncio.wait({serving, ready}, return_when=asyncio.FIRST_COMPLETED)
@@ -234,22 +243,8 @@ async def _serve(server: _Server, engine: AsyncEngine, name: str, key: str | Non
     for task in (ready, listening):
         task.cancel()
     await asyncio.gather(ready, listening, return_exceptions=True)
-    code = await serving
-    return 1 if engine.failure is not None else code
-
-
-async def _listen(server: _Server) -> int:
-    try:
-        await server.serve()
-    except SystemExit as end:  # raised by uvicorn if it cannot bind
-        config, reason = server.config, end.__context__
-        remedy = "choose an address of this machine by --host, or another port by --port"
-        if isinstance(reason, OSError) and reason.errno == errno.EADDRINUSE:
-            remedy = "stop the process that listens there, or choose another by --port"
-        detail = f": {reason.strerror or reason}" if isinstance(reason, OSError) else ""
-        print_message(f"cannot listen on {config.host} port {config.port}{detail}; {remedy}")
-        return 1
-    return 0 if server.started else 1
+    await serving
+    return 1 if engine.failure is not None or not server.started else 0
 
 
 def describe(engine: Engine, name: str) -> str:
