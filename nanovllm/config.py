@@ -20,7 +20,8 @@ PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 """Types of the weights, by dtype or by quantization."""
 
 BUNDLED_MODEL = "tiny-books"
-BUNDLED_MODELS = (BUNDLED_MODEL, "tiny-books-draft")
+DRAFT_MODEL = "tiny-books-draft"
+BUNDLED_MODELS = (BUNDLED_MODEL, DRAFT_MODEL)
 """The default model, and a smaller one with its tokenizer, for speculative decoding."""
 
 _AUTO_CACHE_BYTES = 1 << 30

@@ -3,7 +3,6 @@
 import argparse
 import asyncio
 import contextlib
-import errno
 import json
 import logging
 import math
@@ -23,6 +22,7 @@ from starlette.types import ASGIApp
 from nanovllm.cli.argument_types import print_message
 from nanovllm.cli.environment import API_KEY_VARIABLE
 from nanovllm.cli.listening import (
+    bind,
     connection_limits,
     limit_accept_errors,
     listening_options,
@@ -129,6 +129,7 @@ def run(parsed: argparse.Namespace) -> int:
         )
     if warning := numa_warning():
         print_message(warning)
+    sockets = bind(parsed.host, parsed.port)
     server = _Server(
         http,
         engine,
@@ -140,7 +141,7 @@ def run(parsed: argparse.Namespace) -> int:
     )
     hint_key = shell_key(parsed, len(settings.api_keys))
     output = sys.stderr if settings.log_requests else sys.stdout
-    code = asyncio.run(_serve(server, engine, name, hint_key, output))
+    code = asyncio.run(_serve(server, sockets, engine, name, hint_key, output))
     if loaded.work.is_busy or engine.has_thread:
         _end_process(code)
     return code
@@ -224,6 +225,7 @@ class _Server(uvicorn.Server):
         tls = {"ssl_handshake_timeout": self._handshake_timeout_s} if self.config.is_ssl else {}
         with listening_options(**tls):
             await super().startup(sockets)
+        _logger.info("Listening on %s, loading the model", self.address)
         self.listening.set()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -317,9 +319,14 @@ class _Server(uvicorn.Server):
 
 
 async def _serve(
-    server: _Server, engine: AsyncEngine, name: str, key: str | None, output: TextIO
+    server: _Server,
+    sockets: list[socket.socket],
+    engine: AsyncEngine,
+    name: str,
+    key: str | None,
+    output: TextIO,
 ) -> int:
-    serving = asyncio.create_task(_listen(server))
+    serving = asyncio.create_task(server.serve(sockets))
     ready = asyncio.create_task(engine.wait_until_ready())
     listening = asyncio.create_task(server.listening.wait())
     await asyncio.wait({serving, ready}, return_when=asyncio.FIRST_COMPLETED)
@@ -336,22 +343,8 @@ async def _serve(
     for task in (ready, listening):
         task.cancel()
     await asyncio.gather(ready, listening, return_exceptions=True)
-    code = await serving
-    return 1 if engine.failure is not None else code
-
-
-async def _listen(server: _Server) -> int:
-    try:
-        await server.serve()
-    except SystemExit as end:  # raised by uvicorn if it cannot bind
-        config, reason = server.config, end.__context__
-        remedy = "choose an address of this machine by --host, or another port by --port"
-        if isinstance(reason, OSError) and reason.errno == errno.EADDRINUSE:
-            remedy = "stop the process that listens there, or choose another by --port"
-        detail = f": {reason.strerror or reason}" if isinstance(reason, OSError) else ""
-        print_message(f"cannot listen on {config.host} port {config.port}{detail}; {remedy}")
-        return 1
-    return 0 if server.started else 1
+    await serving
+    return 1 if engine.failure is not None or not server.started else 0
 
 
 def describe(engine: Engine, name: str) -> str:

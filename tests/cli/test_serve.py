@@ -423,6 +423,8 @@ def test_a_port_in_use_is_an_error(tiny_model: Path) -> None:
     assert code == 1
     assert "address already in use" in errors
     assert "choose another by --port" in errors
+    assert "startup complete" not in errors, "the port is checked before the model"
+    assert errors.count("address already in use") == 1
     assert "Traceback" not in errors
     assert "cannot be loaded" not in errors
 

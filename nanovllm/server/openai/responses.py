@@ -25,7 +25,7 @@ from nanovllm.engine.generation_request import GenerationRequest
 from nanovllm.errors import InvalidRequestError
 from nanovllm.outputs import RequestOutput
 from nanovllm.prompts import Prompt
-from nanovllm.sampling_params import MAX_PROMPT_TOKENS
+from nanovllm.sampling_params import MAX_PROMPT_TOKENS, MAX_TEMPERATURE
 from nanovllm.server.http.bounds import BoundedModel, JSONObject
 from nanovllm.server.http.errors import error_of, shorten
 from nanovllm.server.http.problems import quote
@@ -123,7 +123,7 @@ class ResponsesRequest(UnusedFields, GenerationBody):
         le=MAX_PROMPT_TOKENS,
         description="maximum tokens to generate; by default what the context has room for",
     )
-    temperature: float | None = Field(None, ge=0, le=2)
+    temperature: float | None = Field(None, ge=0, le=MAX_TEMPERATURE)
     top_p: float | None = Field(None, gt=0, le=1)
     stream: bool | None = False
     text: TextOptions | None = None
