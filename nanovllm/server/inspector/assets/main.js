@@ -13,7 +13,10 @@ import * as api from "./api.js";
 import { button, errorMessage, field, icon } from "./components.js";
 import { h, replace, rovingFocus } from "./dom.js";
 import { createStore } from "./store.js";
+import { pausedBanner } from "./paused_banner.js";
+import { startTour } from "./tour.js";
 import * as attention from "./attention_view.js";
+import * as chat from "./chat.js";
 import * as embeddings from "./embeddings_view.js";
 import * as engine from "./engine_view.js";
 import * as lens from "./lens_view.js";
@@ -21,6 +24,7 @@ import * as playground from "./playground.js";
 
 const VIEWS = [
   { name: "playground", label: "Playground", module: playground },
+  { name: "chat", label: "Chat", module: chat },
   { name: "engine", label: "Engine", module: engine },
   { name: "attention", label: "Attention", module: attention },
   { name: "lens", label: "Logit lens", module: lens },
@@ -32,7 +36,9 @@ const HEALTH_TEXTS = {
   ready: "ready", loading: "loading the model", unreachable: "unreachable", locked: "needs a key",
 };
 
-const store = createStore({ health: null, model: null, maxModelLen: null, prompt: "" });
+const store = createStore({
+  health: null, model: null, maxModelLen: null, hasChatTemplate: null, isPaused: false, prompt: "",
+});
 
 /** Have screen readers say a text. @param {string} text */
 function announce(text) {
@@ -71,7 +77,7 @@ function addTabs() {
   fadeEdges(list);
 
   function open() {
-    const hash = location.hash.slice(1);
+    const [hash] = location.hash.slice(1).split("?");
     const view = VIEWS.find(({ name }) => name === hash) ?? VIEWS[0];
     if (view.name === current) return;
     if (current) opened.get(current)?.hide();
@@ -110,6 +116,13 @@ function fadeEdges(list) {
   };
   list.addEventListener("scroll", update, { passive: true });
   new ResizeObserver(update).observe(list);
+}
+
+function addTourButton() {
+  document.getElementById("actions").append(button({
+    label: "Take the tour", icon: "info", iconOnly: true, kind: "quiet", small: true,
+    onclick: startTour,
+  }));
 }
 
 function addThemeButton() {
@@ -238,6 +251,7 @@ async function checkHealth() {
     const [model] = (await api.get("v1/models", { isBackground: true })).data;
     store.set("maxModelLen", model.max_model_len);
     store.set("samplingDefaults", model.sampling_defaults);
+    store.set("hasChatTemplate", model.has_chat_template);
     store.set("model", model.id);
     setReady();
   } catch (error) {
@@ -246,6 +260,9 @@ async function checkHealth() {
 }
 
 api.onKeyNeeded(askForKey);
+api.onPause((isPaused) => store.set("isPaused", isPaused));
+document.getElementById("main").before(pausedBanner(context));
+addTourButton();
 addThemeButton();
 addTabs();
 addStatus();
