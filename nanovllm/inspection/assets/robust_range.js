@@ -1,18 +1,17 @@
-/** The range of an axis: a few values far out do not squeeze the others. */
+/** The range of an axis: values far out do not squeeze the others (Tukey 1977, outer fences). */
 
-const PART = 0.01; // of the values on each side that may lie outside
-const MARGIN = 0.5; // of the range of the others, added on each side
+const FENCE = 3; // times the distance of the quartiles, beyond them
 
 /**
- * Return the range of the values, or that of all but the outermost with a margin if it is smaller.
+ * Return the range of the values that are not far out.
  * @param {number[]} values
  * @returns {[number, number]}
  */
 export function robustRange(values) {
   const sorted = Float64Array.from(values).sort();
-  const last = sorted.length - 1;
-  const skipped = Math.floor(PART * last);
-  const [low, high] = [sorted[skipped], sorted[last - skipped]];
-  const margin = MARGIN * (high - low);
-  return [Math.max(sorted[0], low - margin), Math.min(sorted[last], high + margin)];
+  const at = (/** @type {number} */ part) => sorted[Math.round(part * (sorted.length - 1))];
+  const reach = FENCE * (at(0.75) - at(0.25));
+  const isIn = (/** @type {number} */ value) =>
+    value >= at(0.25) - reach && value <= at(0.75) + reach;
+  return [sorted.find(isIn), sorted.findLast(isIn)];
 }

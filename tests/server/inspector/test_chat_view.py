@@ -31,9 +31,10 @@ def send(page: "Page", text: str) -> dict[str, Any]:
     page.get_by_role("textbox", name="Message", exact=True).fill(text)
     with page.expect_request("**/v1/chat/completions") as request:
         page.keyboard.press("Enter")
-    page.locator(ANSWERED).last.wait_for()
-    body: dict[str, Any] = request.value.post_data_json
-    return body
+    num_questions = page.locator(".chat-turn.user").count()
+    page.locator(ANSWERED).nth(num_questions - 1).wait_for()
+    body: Any = request.value.post_data_json
+    return dict(body)
 
 
 def messages(page: "Page") -> list[str]:
@@ -76,9 +77,12 @@ def test_a_conversation_is_streamed_kept_edited_and_continued(
         with page.expect_request("**/v1/chat/completions") as request:
             choice.click()
         wait_until(lambda: page.locator(ANSWERED).last.locator(".token").count() == 9)
-        body = request.value.post_data_json
-        assert (body["continue_final_message"], body["add_generation_prompt"]) == (True, False)
-        kept = body["messages"][-1]
+        continued: Any = request.value.post_data_json
+        assert (continued["continue_final_message"], continued["add_generation_prompt"]) == (
+            True,
+            False,
+        )
+        kept = continued["messages"][-1]
         assert kept["role"] == "assistant"
         assert kept["content"].endswith((chosen or "").replace("\u2423", " "))
         assert messages(page)[3].startswith(kept["content"])

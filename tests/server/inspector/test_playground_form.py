@@ -31,8 +31,8 @@ def sent_by(page: "Page", name: str) -> dict[str, Any]:
     with page.expect_response("**/v1/completions") as response:
         page.get_by_role("button", name=name, exact=True).click()
     assert response.value.ok
-    body: dict[str, Any] = response.value.request.post_data_json
-    return body
+    body: Any = response.value.request.post_data_json
+    return dict(body)
 
 
 def test_lengths_fit_into_the_context_of_the_served_model(
@@ -90,7 +90,7 @@ def test_a_reload_keeps_prompt_settings_and_results_until_they_are_cleared(
 def test_a_link_fills_in_the_form_runs_nothing_and_gives_the_same_text(
     browser: "Browser", server: RunningServer
 ) -> None:
-    rights = {"permissions": ["clipboard-read", "clipboard-write"]}
+    rights: dict[str, Any] = {"permissions": ["clipboard-read", "clipboard-write"]}
     with open_page(browser, server.url, **rights) as page:
         run(page, "it's & the\n+ end#", temperature=1, top_k=50)
         texts = token_texts(page)

@@ -13,7 +13,7 @@ let askForKey = null;
 let keyQuestion = null;
 /** Whether the last question was answered without a key: only the user's own calls ask again. */
 let wasDeclined = false;
-/** Called with whether the engine was paused when a response began. @type {(is: boolean) => void} */
+/** Called with whether the engine was paused when a response began. @type {(is: any) => void} */
 let onPaused = () => {};
 
 /** An error response of the server, or `status` 0 where the server cannot be reached. */
@@ -71,8 +71,8 @@ export function address(path) {
  *   browser, which asks the server whether it has changed
  */
 export async function get(path, { signal, isBackground, isCacheable } = {}) {
-  const init = /** @type {RequestInit} */ ({ signal, cache: isCacheable ? "no-cache" : "no-store" });
-  return (await send(path, init, isBackground)).json();
+  const cache = isCacheable ? "no-cache" : "no-store";
+  return (await send(path, { signal, cache }, isBackground)).json();
 }
 
 /**

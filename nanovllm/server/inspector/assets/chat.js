@@ -10,9 +10,9 @@ import { hideTooltip } from "./overlays.js";
 import { createSettings } from "./sampling_settings.js";
 import { MAX_CHARACTERS, ended, forget, load, store, write } from "./saved.js";
 import { settingsCard } from "./settings_card.js";
-import { Vocabulary } from "./vocabulary.js";
 
 const NAME = "chat";
+const END_PX = 60; // from the end of the page, within which it follows an answer
 const SKIPPED = ["n", "truncate_prompt_tokens"]; // one answer; the server keeps the whole chat
 const COMMAND = "nanovllm serve MODEL --chat-template plain";
 
@@ -30,11 +30,11 @@ export function create(context) {
 
 class Chat {
   /** @param {import("./main.js").Context} context */
-  constructor({ api, store: shared, announce }) {
+  constructor({ api, store: shared, announce, vocabulary }) {
     this.api = api;
     this.shared = shared;
     this.announce = announce;
-    this.vocabulary = new Vocabulary(api);
+    this.vocabulary = vocabulary;
     this.settings = createSettings({ skipped: SKIPPED });
     shared.subscribe("samplingDefaults", (values) => this.settings.showDefaults(values ?? {}));
     /** @type {Turn[]} */
@@ -129,11 +129,17 @@ class Chat {
   }
 
   #clear() {
-    this.controller?.abort();
-    this.turns = [];
+    this.#rewind(0);
     this.#show();
     this.#fail(null);
     this.input.focus();
+  }
+
+  /** Drop the turns from this one on. @param {number} index */
+  #rewind(index) {
+    this.controller?.abort();
+    this.#end();
+    this.turns = this.turns.slice(0, index);
   }
 
   /** Send the message of the form. */
@@ -142,6 +148,7 @@ class Chat {
     if (!text.trim() || this.controller) return;
     this.input.value = "";
     this.turns.push({ role: "user", text, choice: null, numAlternatives: 0 });
+    this.#show();
     this.#answer(newChoice(0, 0));
   }
 
@@ -168,6 +175,7 @@ class Chat {
     const numAlternatives = body.top_logprobs ?? 0;
     this.turns.push({ role: "assistant", text: "", choice, numAlternatives });
     this.#show();
+    if (choice.tokens.length) this.views.at(-1).text.focus(choice.tokens.length - 1);
     this.stopButton.disabled = false;
     const error = await generate(this, body, [choice], {
       signal: controller.signal, onchange: () => this.#drawSoon(),
@@ -204,7 +212,7 @@ class Chat {
     const ending = kept ? { continue_final_message: true, add_generation_prompt: false } : {};
     const server = { api: this.api, maxModelLen: this.shared.get("maxModelLen") };
     const input = { messages, add_generation_prompt: !kept, continue_final_message: kept };
-    const maxTokens = await fitMaxTokens(server, [input], wanted, { signal });
+    const maxTokens = await fitMaxTokens(server, [input], { wanted }, { signal });
     const model = this.shared.get("model");
     const top = count === undefined ? {} : { logprobs: true, top_logprobs: count };
     return { ...(model ? { model } : {}), messages, ...ending, ...fields, ...top,
@@ -222,7 +230,10 @@ class Chat {
     this.isDrawing = true;
     requestAnimationFrame(() => {
       this.isDrawing = false;
+      const page = document.documentElement;
+      const isAtEnd = innerHeight + scrollY >= page.scrollHeight - END_PX;
       this.views.at(-1)?.update(this.coloring.value);
+      if (isAtEnd) scrollTo(0, page.scrollHeight);
     });
   }
 
@@ -235,7 +246,10 @@ class Chat {
     hideTooltip();
     this.views = this.turns.map((turn) =>
       this.views.find((view) => view.turn === turn) ?? this.#view(turn));
-    replace(this.log, this.views.map(({ element }) => element));
+    const elements = this.views.map(({ element }) => element);
+    const isSame = elements.length === this.log.childElementCount
+      && elements.every((element, index) => element === this.log.children[index]);
+    if (!isSame) replace(this.log, elements); // which would lose the focus
     this.hint.hidden = this.turns.length > 0;
     this.coloring.element.hidden = !this.turns.length;
     this.clearButton.hidden = !this.turns.length;
@@ -245,16 +259,11 @@ class Chat {
 
   /** @param {Turn} turn */
   #view(turn) {
-    /** Drop this turn and those after it. */
-    const rewind = () => {
-      this.controller?.abort();
-      this.turns = this.turns.slice(0, this.turns.indexOf(turn));
-    };
+    const rewind = () => this.#rewind(this.turns.indexOf(turn));
     return new ChatTurn(turn, {
       vocabulary: this.vocabulary,
       onedit: () => {
         rewind();
-        this.controller = null;
         this.#show();
         this.input.value = turn.text;
         this.input.focus();

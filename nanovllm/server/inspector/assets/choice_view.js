@@ -22,7 +22,8 @@ const CHART_INTERVAL_MS = 200;
 /** Shows a choice, which grows while it is generated. */
 export class ChoiceView {
   /**
-   * @param {{vocabulary: import("./vocabulary.js").Vocabulary, label: string, title: string | null, toolbar: HTMLElement | null,
+   * @param {{vocabulary: import("./vocabulary.js").Vocabulary, label: string, title: string | null,
+   *   toolbar: HTMLElement | null,
    *   onbranch: (position: number, id: number) => void, onextend: () => void,
    *   onfollow: (request: import("./generation.js").Choice["request"]) => void,
    *   oninspect: (view: "attention" | "lens", text: string) => void}} options

@@ -102,8 +102,8 @@ export function controlBar({ act, move, watch }) {
       step.disabled = !canControl || !isPaused;
       const texts = canControl
         ? isPaused
-          ? "No request makes progress while the engine is paused. Step runs one step. The pause " +
-            `ends in ${formatDuration(leftS)}, or when no page watches.`
+          ? "Step runs one step. The pause ends in " +
+            `${formatDuration(leftS)}, or when no page watches.`
           : ""
         : "Pause and step are off on this server: it has API keys, or listens on an address that " +
           "other machines reach. The flag --inspector-controls turns them on.";

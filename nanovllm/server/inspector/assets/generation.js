@@ -99,9 +99,10 @@ function named(body, choices, onchange) {
   const id = body.request_id ?? newRequestId();
   const perPrompt = body.n ?? 1;
   const numPrompts = choices.length / perPrompt;
+  const prefix = "messages" in body ? "chatcmpl" : "cmpl";
   choices.forEach((choice, index) => {
     const prompt = Math.floor(index / perPrompt);
-    choice.request = { id: `${"messages" in body ? "chatcmpl" : "cmpl"}-${id}`, prompt, numPrompts, choice: index % perPrompt };
+    choice.request = { id: `${prefix}-${id}`, prompt, numPrompts, choice: index % perPrompt };
     onchange(choice);
   });
   return { ...body, request_id: id };

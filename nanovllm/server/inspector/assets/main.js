@@ -2,17 +2,18 @@
  * The shell of the page: tabs, theme, API key and the state of the server.
  *
  * A view module exports `create(context)`, which returns `{element, show(), hide()}`. It is called
- * when its tab is first opened. `context` is `{api, store, announce}`.
+ * when its tab is first opened. `context` is what all views share.
  *
  * @typedef {{element: HTMLElement, show: () => void, hide: () => void}} View
  * @typedef {{api: typeof import("./api.js"), store: import("./store.js").Store,
- *   announce: (text: string) => void}} Context
+ *   announce: (text: string) => void, vocabulary: Vocabulary}} Context
  */
 
 import * as api from "./api.js";
 import { button, errorMessage, field, icon } from "./components.js";
 import { h, replace, rovingFocus } from "./dom.js";
 import { createStore } from "./store.js";
+import { Vocabulary } from "./vocabulary.js";
 import { pausedBanner } from "./paused_banner.js";
 import { startTour } from "./tour.js";
 import * as attention from "./attention_view.js";
@@ -49,7 +50,7 @@ function announce(text) {
 let isKeyNeeded = false;
 
 /** @type {Context} */
-const context = { api, store, announce };
+const context = { api, store, announce, vocabulary: new Vocabulary(api) };
 
 function addTabs() {
   const list = document.getElementById("tabs");
@@ -57,6 +58,8 @@ function addTabs() {
   replace(main);
   /** @type {Map<string, View>} */
   const opened = new Map();
+  /** How far each view was scrolled. @type {Map<string, number>} */
+  const scrolled = new Map();
   /** @type {string | null} */
   let current = null;
 
@@ -80,7 +83,10 @@ function addTabs() {
     const [hash] = location.hash.slice(1).split("?");
     const view = VIEWS.find(({ name }) => name === hash) ?? VIEWS[0];
     if (view.name === current) return;
-    if (current) opened.get(current)?.hide();
+    if (current) {
+      scrolled.set(current, scrollY);
+      opened.get(current)?.hide();
+    }
     current = view.name;
     for (const { name } of VIEWS) {
       const isSelected = name === current;
@@ -97,6 +103,7 @@ function addTabs() {
         opened.set(current, view.module.create(context));
         replace(panel, opened.get(current).element);
       }
+      scrollTo(0, scrolled.get(current) ?? 0);
       opened.get(current).show();
     } catch (error) {
       replace(panel, errorMessage(`This view failed: ${error.message}`));
@@ -261,7 +268,7 @@ async function checkHealth() {
 
 api.onKeyNeeded(askForKey);
 api.onPause((isPaused) => store.set("isPaused", isPaused));
-document.getElementById("main").before(pausedBanner(context));
+document.getElementById("top").append(pausedBanner(context));
 addTourButton();
 addThemeButton();
 addTabs();

@@ -21,8 +21,7 @@ export function pausedBanner({ api, store, announce }) {
     },
   });
   const text = h("p", {
-    text: "The engine is paused: no request of any client makes progress. "
-      + "Step it in Engine, or resume it.",
+    text: "The engine is paused: no request of any client makes progress.",
   });
   const element = h("div", { class: "paused-banner", role: "status", hidden: true }, text, resume);
   store.subscribe("isPaused", (isPaused) => {

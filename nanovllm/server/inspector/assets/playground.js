@@ -11,7 +11,6 @@ import { RunHistory, countTokens } from "./run_history.js";
 import { settingsCard } from "./settings_card.js";
 import { curlCommand, pythonProgram } from "./snippets.js";
 import { tourOffer } from "./tour.js";
-import { Vocabulary } from "./vocabulary.js";
 
 const MAX_CHOICES = 128; // as in the API
 const MAX_SEED = 2 ** 31; // of a seed that the page draws
@@ -26,7 +25,7 @@ const QUESTIONS = [
  * @typedef {{mode: "generate" | "score", prompts: string[], body: Record<string, any>,
  *   choices: import("./generation.js").Choice[], settings: Record<string, any>,
  *   numAlternatives: number, sent: Record<string, any>, started: Date, note: string}} Run `sent` is
- *   the request, which has the kept tokens in its prompt where a choice is continued
+ *   the request, which has a seed, and the kept tokens in its prompt where a choice is continued
  */
 
 /** @param {import("./main.js").Context} context */
@@ -38,6 +37,14 @@ export function create(context) {
 /** Return whether a run failed before its first token. @param {Run} run */
 function hasFailedEmpty({ choices }) {
   return choices.every((choice) => choice.status === "failed" && !choice.tokens.length);
+}
+
+/**
+ * Return a request with a seed, so that the link of its run gives the same text. Scores need none.
+ * @param {Record<string, any>} body
+ */
+function seeded(body) {
+  return body.echo ? body : { seed: Math.floor(Math.random() * MAX_SEED), ...body };
 }
 
 /** Return links to the views that answer what a first visitor may ask. */
@@ -55,7 +62,7 @@ class Playground {
     this.api = context.api;
     this.shared = context.store;
     this.announce = context.announce;
-    this.vocabulary = new Vocabulary(this.api);
+    this.vocabulary = context.vocabulary;
     this.form = new PlaygroundForm(context);
     /** @type {Run | null} */
     this.run = null;
@@ -142,7 +149,7 @@ class Playground {
   }
 
   #copyLink() {
-    const link = this.form.link(this.#shownRun()?.body.seed);
+    const link = this.form.link(this.#shownRun()?.sent.seed);
     if (link) copyText(link, "link");
     else toast("The prompts are too long for a link.", "error");
   }
@@ -173,16 +180,15 @@ class Playground {
     const controller = this.#begin();
     const body = await this.form.fitted(read, controller.signal);
     if (controller.signal.aborted) return;
-    // A seed that is drawn here is part of the run, so that its link gives the same text.
-    if (mode === "generate") body.seed ??= Math.floor(Math.random() * MAX_SEED);
     const choices = prompts.flatMap((_, prompt) =>
       Array.from({ length: numChoices }, (__, index) => newChoice(prompt, index)),
     );
     const numAlternatives = body.logprobs ?? body.prompt_logprobs ?? 0;
     const run = { mode, prompts, body, choices, settings, numAlternatives };
     const shown = this.run;
-    this.#show({ ...run, sent: body, started: new Date(), note: "" });
-    this.#send(controller, body, choices, shown);
+    const sent = seeded(body);
+    this.#show({ ...run, sent, started: new Date(), note: "" });
+    this.#send(controller, sent, choices, shown);
   }
 
   /**
@@ -208,7 +214,7 @@ class Playground {
     const choices = run.choices.map((other) => (other === choice ? branch : other));
     const note = at ? `from ${this.vocabulary.label(at.id)}` : "continued";
     const numAlternatives = Math.min(run.numAlternatives, fields.logprobs ?? 0);
-    const sent = { ...fields, prompt };
+    const sent = seeded({ ...fields, prompt });
     const changed = { body: fields, choices, numAlternatives, sent, started: new Date(), note };
     this.form.fail(null);
     const controller = this.#begin();

@@ -102,10 +102,11 @@ export class PlaygroundForm {
    * @param {AbortSignal} [signal]
    */
   async fitted(body, signal) {
-    if (!body || body.echo || body.truncate_prompt_tokens) return body;
+    if (!body || body.echo) return body;
     const server = { api: this.api, maxModelLen: this.shared.get("maxModelLen") };
     const inputs = [body.prompt].flat().map((prompt) => ({ prompt }));
-    const maxTokens = await fitMaxTokens(server, inputs, body.max_tokens, { signal });
+    const limits = { wanted: body.max_tokens, truncated: body.truncate_prompt_tokens };
+    const maxTokens = await fitMaxTokens(server, inputs, limits, { signal });
     return { ...body, max_tokens: maxTokens };
   }
 

@@ -85,7 +85,7 @@ export class RunHistory {
   #item(run, isShown) {
     const hasFailed = run.choices.some((choice) => choice.status === "failed");
     const end = hasFailed ? "failed" : `${countTokens(run.choices)} tokens`;
-    const named = (/** @type {string} */ name) => name in run.body && `${name} ${run.body[name]}`;
+    const named = (/** @type {string} */ name) => name in run.sent && `${name} ${run.sent[name]}`;
     const what = [run.mode, run.note, end].filter(Boolean);
     const which = [run.started.toLocaleTimeString(), named("seed"), named("temperature")];
     return h(

@@ -5,9 +5,9 @@ import { append, h } from "./dom.js";
 import { lines, toBias, toInteger, toObject } from "./setting_values.js";
 
 /**
- * @typedef {{name: string, label: string, kind: "number" | "slider" | "checkbox" | "lines" | "ids" |
- *   "bias" | "text" | "json" | "schema" | "regex" | "choice", min?: number, max?: number, step?: number | "any", value?: string,
- *   hint?: string, placeholder?: string}} Setting
+ * @typedef {{name: string, label: string, kind: "number" | "slider" | "checkbox" | "lines" |
+ *   "ids" | "bias" | "text" | "json" | "schema" | "regex" | "choice", min?: number, max?: number,
+ *   step?: number | "any", value?: string, hint?: string, placeholder?: string}} Setting
  */
 
 /** @type {{title: string | null, settings: Setting[]}[]} the first section is always open */

@@ -103,7 +103,9 @@ export function startTour() {
     back.disabled = step === 0;
     replace(next, h("span", { text: step + 1 < STEPS.length ? "Next" : "Finish" }));
     // The view of another tab is made when the address has changed.
-    setTimeout(() => element.isConnected && mark(document.querySelector(`#panel-${view} ${target}`)));
+    setTimeout(() => {
+      if (element.isConnected) mark(document.querySelector(`#panel-${view} ${target}`));
+    });
     title.focus(); // screen readers read the step
   }
 
