@@ -96,7 +96,7 @@ class Chat {
     this.talk = h(
       "div",
       { class: "playground" },
-      h("div", { class: "chat-main stack" }, this.log, this.hint, this.coloring.element,
+      h("div", { class: "chat-main stack" }, this.coloring.element, this.log, this.hint,
         this.problem, composer),
       settingsCard(
         h("div", { class: "system-field" }, field({ label: "System message",
