@@ -513,6 +513,20 @@ def never_serve(monkeypatch: pytest.MonkeyPatch) -> list[ServerSettings]:
     return given
 
 
+def test_forwarded_addresses_are_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[dict[str, Any]] = []
+
+    def stop(*_: object, **options: Any) -> None:
+        given.append(options)
+        raise ServedError
+
+    monkeypatch.setattr("nanovllm.cli.serve.uvicorn.Config", stop)
+    parsed = build_parser().parse_args(["serve"])
+    with pytest.raises(ServedError):
+        parsed.run(parsed)
+    assert given[0]["proxy_headers"] is False
+
+
 @pytest.mark.parametrize("name", WRONG_FLAGS)
 def test_an_invalid_option_is_an_error(
     name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
