@@ -124,6 +124,11 @@ class ResponseRenderer(Renderer[RequestOutput]):
         self._request = request
         self._item_id = MESSAGE_PREFIX + context.id.removeprefix(RESPONSE_PREFIX)
         self._is_stored = context.stored.is_kept and request.store is not False
+        self._conversation = (  # here, because this runs on a worker thread
+            [message.model_dump(exclude_none=True) for message in request.messages]
+            if self._is_stored
+            else []
+        )
         self._num_events = 0
         self._text = ""
         self._last_output: RequestOutput | None = None
@@ -211,11 +216,8 @@ class ResponseRenderer(Renderer[RequestOutput]):
             "total_tokens": usage["total_tokens"],
         }
         if self._is_stored:
-            own = ChatMessage(role="assistant", content=text, name=None)
-            messages = [*self._request.messages, own]
-            self._context.stored.add(
-                response, [message.model_dump(exclude_none=True) for message in messages]
-            )
+            own = {"role": "assistant", "content": text}
+            self._context.stored.add(response, [*self._conversation, own])
         return response
 
     def _response(self, status: ResponseStatus) -> ModelResponse:
