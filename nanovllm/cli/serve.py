@@ -178,6 +178,7 @@ def server_settings(parsed: argparse.Namespace) -> ServerSettings:
         else parsed.request_timeout_s,
         stalled_client_s=parsed.stalled_client_s,
         keep_alive_s=parsed.keep_alive_s,
+        has_response_store=parsed.response_store,
         log_requests=parsed.log_requests,
         log_prompts=parsed.log_prompts,
         has_inspector=parsed.inspector,

@@ -208,7 +208,7 @@ class RunningServer:
         }
         self.engine = AsyncEngine(self._load, **limits, on_step=self.metrics.on_step)  # type: ignore[arg-type]
         self.control = ServerControl(self.settings.api_keys)
-        self.app = create_app(self.engine, self.settings, self.metrics, self.control)
+        self.app = create_app(self.engine, self.settings, self.metrics, control=self.control)
         config = uvicorn.Config(
             self.app,
             port=0,

@@ -37,6 +37,13 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     )
     add_served_model_name(group)
     add_chat_template(group)
+    group.add_argument(
+        "--response-store",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="keep the newest responses of /v1/responses in memory, for previous_response_id and "
+        "item_reference",
+    )
     _add_limits(group)
     group.add_argument(
         "--log-level",

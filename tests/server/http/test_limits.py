@@ -94,6 +94,18 @@ def test_each_of_several_keys_opens(guarded: RunningServer, key: str) -> None:
     read_error(guarded.http.post("/tokenize", json={"prompt": "a"}), 401)
 
 
+def test_stored_responses_are_those_of_the_key(guarded: RunningServer) -> None:
+    body = {"input": "a", "max_output_tokens": 1}
+    created = guarded.http.post("/v1/responses", json=body, headers=bearer(KEY)).json()
+    path, more = f"/v1/responses/{created['id']}", {**body, "previous_response_id": created["id"]}
+    read_error(guarded.http.get(path), 401)
+    for method in ("GET", "DELETE"):
+        read_error(guarded.http.request(method, path, headers=bearer(KEYS[0])), 404)
+    error = read_error(guarded.http.post("/v1/responses", json=more, headers=bearer(KEYS[0])), 400)
+    assert error["param"] == "previous_response_id"
+    assert guarded.http.get(path, headers=bearer(KEY)).json() == created
+
+
 def test_every_request_is_compared_with_every_key(
     guarded: RunningServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -271,7 +283,8 @@ def preflight(
 
 @pytest.mark.parametrize("origin", [PAGE, "http://localhost:3000"])
 @pytest.mark.parametrize(
-    ("path", "method"), [("/v1/completions", "POST"), ("/v1/models", "GET"), ("/tokenize", "POST")]
+    ("path", "method"),
+    [("/v1/completions", "POST"), ("/v1/models", "GET"), ("/v1/responses/x", "DELETE")],
 )
 def test_a_browser_may_ask_without_a_key(
     guarded: RunningServer, origin: str, path: str, method: str
@@ -306,7 +319,7 @@ def test_other_pages_may_not(guarded: RunningServer, origin: str) -> None:
 
 
 def test_a_preflight_for_another_method_is_refused(guarded: RunningServer) -> None:
-    assert "method" in read_error(preflight(guarded, PAGE, method="DELETE"), 400)["message"]
+    assert "method" in read_error(preflight(guarded, PAGE, method="PUT"), 400)["message"]
 
 
 def test_pages_may_read_answers_errors_and_streams(
