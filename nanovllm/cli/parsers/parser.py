@@ -160,11 +160,15 @@ class CommandParser(argparse.ArgumentParser):
 
 
 def suggestion(name: str, known: Collection[str]) -> str | None:
-    """Return the known name closest to `name` or beginning with it; None if there is none."""
-    plain = name.replace("_", "-").lower()
-    near = difflib.get_close_matches(plain, known, n=1, cutoff=_MIN_SIMILARITY)
-    longer = [one for one in known if len(plain.strip("-")) > 2 and one.startswith(plain)]
-    return next(iter([*near, *longer]), None)
+    """Return the known name closest to `name` or beginning with it; None if there is none.
+
+    Dashes before a name do not make it similar to others.
+    """
+    plain = name.replace("_", "-").lower().lstrip("-")
+    names = {one.lstrip("-"): one for one in known}
+    near = difflib.get_close_matches(plain, names, n=1, cutoff=_MIN_SIMILARITY)
+    longer = [one for one in names if len(plain) > 2 and one.startswith(plain)]
+    return next((names[one] for one in [*near, *longer]), None)
 
 
 def _alternatives(names: Sequence[str]) -> str:
