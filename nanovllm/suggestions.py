@@ -25,7 +25,7 @@ def suggest(name: str, known: Iterable[str], *, min_similarity: float = 0.6) -> 
     """Return the known name that `name` may mean; None if there is none.
 
     It is the name in OTHER_NAMES, else the most similar one, else one that begins with `name`.
-    Upper case, dashes and underscores do not count.
+    Upper case does not count, nor do underscores, and dashes before a name.
 
     Args:
         name: what somebody wrote.
@@ -36,10 +36,10 @@ def suggest(name: str, known: Iterable[str], *, min_similarity: float = 0.6) -> 
     plain = _plain(name)
     other = _plain(OTHER_NAMES.get(name, ""))
     near = difflib.get_close_matches(plain, by_plain, n=1, cutoff=min_similarity)
-    longer = [one for one in by_plain if len(plain.strip("-")) > 2 and one.startswith(plain)]
+    longer = [one for one in by_plain if len(plain) > 2 and one.startswith(plain)]
     found = next((one for one in (other, *near, *longer) if one in by_plain), None)
     return None if found is None else by_plain[found]
 
 
 def _plain(name: str) -> str:
-    return name.replace("_", "-").lower()
+    return name.replace("_", "-").lower().lstrip("-")

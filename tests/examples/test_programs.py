@@ -44,7 +44,7 @@ def test_the_index_lists_every_program() -> None:
         ("batch.py", ["She smiled and said", "The old man looked", "[length]"]),
         ("streaming.py", ["'The old man': 40 tokens", "'In the garden': 40 tokens"]),
         ("chat.py", ["You: How are you this morning?\nModel: ", "You: And what did the old man"]),
-        ("forward.py", ["He opened the door"]),
+        ("forward.py", ["attention_scores: 'He' -1.", "weights: 'He' 0.", "opened the door"]),
         ("structured_output.py", ["The story has a ", "The year was 1", "{'name': "]),
     ],
 )
