@@ -14,13 +14,13 @@ one long call into C, such as json.loads of megabytes, stops the event loop too.
 
 import asyncio
 import threading
-from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 from starlette.requests import Request
 
 from nanovllm.engine.async_engine import AsyncEngine
+from nanovllm.engine.shares import FairQueue
 from nanovllm.errors import EngineFaultError, EngineNotReadyError, NanovllmError, QueueFullError
 from nanovllm.server.http.deadlines import deadline_of
 from nanovllm.server.http.event_stream import unless_disconnected
@@ -165,15 +165,16 @@ class FairThreadPool:
     """
 
     def __init__(self, name: str, num_threads: int, max_waiting: int) -> None:
-        """Start no thread before the first call; refuse calls beyond `max_waiting`."""
+        """Start no thread before the first call; at most `max_waiting` calls wait.
+
+        One more is refused, or displaces the newest call of the client with most.
+        """
         self._name = name
         self._num_threads = num_threads
-        self._max_waiting = max_waiting
-        self._queues: OrderedDict[str, deque[_Job]] = OrderedDict()
+        self._waiting: FairQueue[_Job] = FairQueue(max_waiting)
         self._running: set[_Job] = set()
         self._changed = threading.Condition()
         self._num_started = 0
-        self._num_waiting = 0
         self._is_closed = False
 
     async def run(
@@ -193,7 +194,7 @@ class FairThreadPool:
             timeout_error: returns the error to raise then.
 
         Raises:
-            QueueFullError: too many calls wait.
+            QueueFullError: too many calls wait, most of them this client's.
             EngineNotReadyError: the pool is closed.
         """
         job = _Job(call)
@@ -221,39 +222,34 @@ class FairThreadPool:
         """
         with self._changed:
             self._is_closed = True
-            jobs = [*self._running, *(job for queue in self._queues.values() for job in queue)]
-            self._queues.clear()
-            self._num_waiting = 0
+            jobs = [*self._running, *self._waiting.clear()]
             self._changed.notify_all()
         for job in jobs:
             job.fail(EngineNotReadyError("the server is stopping"))
 
     def _put(self, client: str, job: _Job) -> None:
+        """Queue a job; fail the job that has no place, which may be another client's."""
         with self._changed:
             if self._is_closed:
                 raise EngineNotReadyError("the server is stopping")
-            if self._num_waiting >= self._max_waiting:
-                raise QueueFullError(
-                    f"{self._num_waiting} requests wait to be read, the limit; try again in 1 s"
-                )
-            self._queues.setdefault(client, deque()).append(job)
-            self._num_waiting += 1
+            refused = self._waiting.put(client, job)
             if self._num_started < self._num_threads:
                 self._num_started += 1
                 threading.Thread(
                     target=self._run_jobs, name=f"{self._name}-{self._num_started}", daemon=True
                 ).start()
             self._changed.notify()
+        if refused is not None:
+            refused.fail(
+                QueueFullError(
+                    f"{len(self._waiting)} requests wait to be read, the limit; try again in 1 s"
+                )
+            )
 
     def _remove(self, client: str, job: _Job) -> None:
         """Remove a job from its queue if no thread has taken it."""
         with self._changed:
-            queue = self._queues.get(client)
-            if queue is not None and job in queue:
-                queue.remove(job)
-                self._num_waiting -= 1
-                if not queue:
-                    del self._queues[client]
+            self._waiting.remove(client, job)
 
     def _run_jobs(self) -> None:
         """Run jobs until the pool is closed; the main function of its threads."""
@@ -265,14 +261,10 @@ class FairThreadPool:
     def _take(self) -> _Job | None:
         """Return the next client's first job and move the client last; None once closed."""
         with self._changed:
-            while not self._queues and not self._is_closed:
+            while not self._waiting and not self._is_closed:
                 self._changed.wait()
             if self._is_closed:
                 return None
-            client, queue = self._queues.popitem(last=False)
-            job = queue.popleft()
-            if queue:
-                self._queues[client] = queue
-            self._num_waiting -= 1
+            job = self._waiting.take()
             self._running.add(job)
             return job

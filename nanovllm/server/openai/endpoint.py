@@ -225,7 +225,9 @@ async def _respond(endpoint: Endpoint[B], request: Request, service: ModelServic
     model = served_name(body.model, service.model_names)
     record = record_of(request)
     record.note_prompts(body.logged_prompts)
-    async_engine.check_room(body.num_choices)  # before time is spent on the prompts
+    async_engine.check_room(
+        body.num_choices, client=record.client
+    )  # before time is spent on the prompts
     prepare = partial(
         prepare_call,
         endpoint,

@@ -20,6 +20,7 @@ from nanovllm.engine.scheduling.request import Request as Sequence
 from nanovllm.server.app import ServerSettings
 from nanovllm.server.http import auth
 from nanovllm.server.http.body_limit import FREE_BODY_BYTES, BodyLimitMiddleware
+from nanovllm.server.http.request_log import RequestRecord
 from tests.support.serving import MODEL, RunningServer, loader, read_error, wait_until
 
 KEY = "secret key-1é"
@@ -108,6 +109,20 @@ def test_every_request_is_compared_with_every_key(
         assert len({length for pair in compared for length in pair}) == 1, (
             "the time it takes depends on how long a key is"
         )
+
+
+def test_a_key_that_fills_the_queue_leaves_room_to_another(guarded: RunningServer) -> None:
+    digest = hashlib.sha256(KEYS[0].encode()).hexdigest()
+    held = guarded.engine.reserve(guarded.max_queued_requests, 1, client=digest)
+    try:
+        answers = [
+            guarded.http.post("/v1/completions", json={"prompt": "a"}, headers=bearer(key))
+            for key in KEYS[:2]
+        ]
+    finally:
+        held.release()
+    assert [answer.status_code for answer in answers] == [429, 200]
+    assert answers[0].headers["retry-after"]
 
 
 def test_settings_do_not_show_the_keys() -> None:
@@ -373,7 +388,7 @@ async def hold_bodies() -> None:
     counted = BODY_BYTES - FREE_BODY_BYTES
     guard = BodyLimitMiddleware(app, BODY_BYTES, 60.0, max_bodies_bytes=3 * counted)
 
-    async def post(num_bytes: int) -> int:
+    async def post(num_bytes: int, client: str = "a") -> int:
         parts = [b" " * 10_000] * (num_bytes // 10_000)
         statuses: list[int] = []
 
@@ -386,7 +401,8 @@ async def hold_bodies() -> None:
             if message["type"] == "http.response.start":
                 statuses.append(message["status"])
 
-        scope = {"type": "http", "method": "POST", "path": "/", "headers": [], "state": {}}
+        state = {"record": RequestRecord("id", client)}
+        scope = {"type": "http", "method": "POST", "path": "/", "headers": [], "state": state}
         await guard(scope, receive, send)
         return statuses[0]
 
@@ -396,8 +412,9 @@ async def hold_bodies() -> None:
         for _ in range(50):
             await asyncio.sleep(0)
         assert await post(BODY_BYTES) == 429
+        newcomer = asyncio.ensure_future(post(BODY_BYTES // 5 * 4, "b"))
         small = asyncio.ensure_future(post(10_000))
         for _ in range(10):
             await asyncio.sleep(0)
         may_end.set()
-        assert await asyncio.gather(*held, small) == [200] * 4
+        assert await asyncio.gather(*held, small, newcomer) == [200] * 5

@@ -101,11 +101,28 @@ def test_calls_beyond_the_limit_are_refused() -> None:
             tasks = [held.submit("a", f"{i}") for i in range(2)]
             await asyncio.sleep(0)
             with pytest.raises(QueueFullError, match="2 requests wait"):
-                await held.submit("b", "one more")
+                await held.submit("a", "one more")
             held.let_go()
             await asyncio.gather(*tasks)
 
     asyncio.run(run())
+
+
+def test_a_newcomer_displaces_the_newest_call_of_the_client_with_most() -> None:
+    async def run() -> list[str]:
+        async with Held(max_waiting=4) as held:
+            tasks = [held.submit("a", f"a{i}") for i in range(3)] + [held.submit("b", "b0")]
+            await asyncio.sleep(0)
+            tasks.append(held.submit("c", "c0"))
+            with pytest.raises(QueueFullError, match="4 requests wait"):
+                await tasks[2]
+            with pytest.raises(QueueFullError, match="4 requests wait"):
+                await held.submit("a", "a3")
+            held.let_go()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            return held.begun[1:]
+
+    assert asyncio.run(run()) == ["a0", "b0", "c0", "a1"]
 
 
 def test_a_deadline_holds_while_a_call_waits_and_while_it_runs() -> None:
