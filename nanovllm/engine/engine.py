@@ -24,9 +24,9 @@ from nanovllm.engine.request_tracker import STEP_FAILED, RequestTracker
 from nanovllm.engine.scheduling import batching
 from nanovllm.engine.scheduling.block_manager import BlockManager
 from nanovllm.engine.scheduling.kv_cache_manager import KVCacheManager
-from nanovllm.engine.scheduling.request import FinishReason, Request
+from nanovllm.engine.scheduling.request import FinishReason, Request, RequestState
 from nanovllm.engine.scheduling.scheduler import Scheduler
-from nanovllm.engine.scheduling.step_plan import SequenceResult, StepPlan
+from nanovllm.engine.scheduling.step_plan import MaskStates, SequenceResult, StepPlan
 from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.errors import EngineFaultError
 from nanovllm.model.backend import LoadOptions
@@ -135,10 +135,14 @@ class Engine:
     def stats(self) -> EngineSnapshot:
         """Return a snapshot of the statistics. Call it on the engine's thread; any may read it."""
         scheduler, tracker = self.scheduler, self._tracker
+        blocked = self.mask_states().blocked
         return EngineSnapshot(
             num_requests_running=len(scheduler.running),
             num_requests_waiting=scheduler.num_waiting,
-            num_requests_deferred=scheduler.num_deferred,
+            num_requests_deferred=sum(
+                tracker.structured[request_id].state is RequestState.WAITING
+                for request_id in blocked
+            ),
             kv_cache_usage=self.blocks.usage,
             prompt_tokens=tracker.prompt_tokens,
             prompt_tokens_cached=tracker.prompt_tokens_cached,
@@ -162,7 +166,11 @@ class Engine:
         """
         self.scheduler.add(request)
         arrival_s = time.monotonic() if arrival_s is None else arrival_s
-        self._tracker.add(request.request_id, arrival_s, deadline_s)
+        self._tracker.add(request, arrival_s, deadline_s)
+
+    def mask_states(self) -> MaskStates:
+        """Return which masks of unfinished sequences are missing now."""
+        return MaskStates.read(self._tracker.structured.values(), time.monotonic())
 
     def arrival_s(self, request_id: str) -> float:
         """Return the arrival of an unfinished sequence, by `time.monotonic()`."""
@@ -194,9 +202,10 @@ class Engine:
         started = time.monotonic()
         self._abort_overdue(started)
         failed = self._finish_failed_grammars()
-        plan = self.scheduler.schedule()
+        masks = self.mask_states()
+        plan = self.scheduler.schedule(masks)
         if not plan.sequences:
-            if self.scheduler.has_blocked and not failed:
+            if masks.blocked and not failed:
                 self.input_processor.grammars.wait(_BLOCKED_WAIT_S)
             return StepOutput(failed, StepStats(0, 0, 0, 0.0))
         if on_planned is not None:
@@ -305,9 +314,11 @@ class Engine:
         grace_s = min(max(_MASK_GRACE * self._last_step_s, _MIN_MASK_GRACE_S), _MAX_MASK_GRACE_S)
         self.input_processor.grammars.poll(grace_s)
         updates = []
-        for request, error in self.scheduler.failed_grammars():
-            update = self.finish_request(request.request_id, FinishReason.ERROR)
-            if update is not None:
+        for request_id, request in list(self._tracker.structured.items()):
+            error = None if request.grammar is None else request.grammar.error
+            if error is not None:
+                update = self.finish_request(request_id, FinishReason.ERROR)
+                assert update is not None
                 updates.append(replace(update, error=error))
         return tuple(updates)
 

@@ -25,6 +25,7 @@ from nanovllm.engine.metrics import EngineSnapshot
 from nanovllm.engine.scheduling.block_manager import BlockManager
 from nanovllm.engine.scheduling.request import Request, RequestState
 from nanovllm.engine.scheduling.scheduler import Scheduler
+from nanovllm.engine.scheduling.step_plan import NO_MASKS_MISSING, MaskStates
 
 MAX_REQUESTS = 256
 MAX_CELLS = 4096
@@ -128,6 +129,7 @@ def inspect_engine(
     requests = inspect_requests(
         scheduler,
         recorder,
+        engine.mask_states(),
         age_s=lambda request_id: now - engine.arrival_s(request_id),
         shows_prompts=shows_prompts,
     )
@@ -148,6 +150,7 @@ def inspect_engine(
 def inspect_requests(
     scheduler: Scheduler,
     recorder: StepRecorder | None,
+    masks: MaskStates = NO_MASKS_MISSING,
     *,
     age_s: Callable[[str], float],
     shows_prompts: bool = False,
@@ -156,23 +159,24 @@ def inspect_requests(
     running = sorted(scheduler.running, key=_sort_key)
     waiting = [request for request in scheduler.requests if request.state is RequestState.WAITING]
     waiting.sort(key=_sort_key)
-    obstacle = find_obstacle(scheduler, waiting)
+    obstacle = find_obstacle(scheduler, waiting, masks)
     inspected = []
     for request in islice(running, MAX_REQUESTS):
-        reason = running_reason(request, scheduler)
+        reason = running_reason(request, scheduler, masks)
         phase: Phase = "decode" if request.is_decoding else "prefill"
         phase = phase if reason is None else "blocked"
         inspected.append(_inspect_request(request, phase, reason, age_s, shows_prompts))
     position = 0  # in the queue
     for request in islice(waiting, MAX_REQUESTS - len(inspected)):
-        reason = waiting_reason(request, position, obstacle)
+        reason = waiting_reason(request, position, obstacle, masks)
         preemption = None if recorder is None else recorder.preemptions.get(request.request_id)
         if preemption is not None:
             reason = f"{preemption_reason(preemption)}; now: {reason}"
         phase = "preempted" if request.num_preemptions else "queued"
-        phase = "blocked" if request.is_blocked else phase
+        is_blocked = request.request_id in masks.blocked
+        phase = "blocked" if is_blocked else phase
         inspected.append(_inspect_request(request, phase, reason, age_s, shows_prompts))
-        position += not request.is_blocked
+        position += not is_blocked
     return tuple(inspected)
 
 

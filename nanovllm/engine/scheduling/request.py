@@ -180,16 +180,6 @@ class Request:
         """Whether every prompt token must be computed, because an output of each is reported."""
         return self.wants_prompt_logprobs or self.pooling == "mean"
 
-    @property
-    def is_blocked(self) -> bool:
-        """Whether the request cannot run because its grammar's next mask is not computed yet."""
-        return self.grammar is not None and not self.grammar.is_ready
-
-    @property
-    def is_late(self) -> bool:
-        """Whether the request has been blocked for so long that it may be preempted."""
-        return self.grammar is not None and self.grammar.is_late
-
     def move_to(self, state: RequestState) -> None:
         """Change the state to one that ALLOWED_MOVES permits."""
         assert state in ALLOWED_MOVES[self.state], (
