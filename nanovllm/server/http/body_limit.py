@@ -12,7 +12,7 @@ from nanovllm.engine.shares import Shares
 from nanovllm.server.http.errors import error_response
 from nanovllm.server.http.request_log import RequestRecord
 
-MAX_BODIES_BYTES = 256 << 20
+MAX_BODIES_BYTES = 128 << 20
 """Memory for the bodies of a client's requests, not counting the first FREE_BODY_BYTES of each."""
 FREE_BODY_BYTES = 1 << 16
 _RETRY_AFTER_S = 5
@@ -37,6 +37,7 @@ class BodyLimitMiddleware:
         self._app = app
         self._max_bytes = max_body_bytes
         self._max_s = max_body_s
+        self._turn = asyncio.Lock()
         self._held = Shares(max(max_bodies_bytes, max_body_bytes))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -50,6 +51,11 @@ class BodyLimitMiddleware:
         async def limited_receive() -> Message:
             message = await body.receive(self._max_s)
             self._check(body, client)
+            if body.held_bytes:
+                # One part of all large bodies in a turn of the event loop: the parts of a hundred
+                # connections, read in each turn, would delay everybody else by seconds.
+                async with self._turn:
+                    await asyncio.sleep(0)
             return message
 
         declared = dict(scope["headers"]).get(b"content-length", b"")

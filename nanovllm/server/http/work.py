@@ -15,6 +15,7 @@ one long call into C, such as json.loads of megabytes, stops the event loop too.
 import asyncio
 import threading
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from starlette.requests import Request
@@ -112,14 +113,19 @@ class Work:
 
 
 class _Job:
-    """A call and the future of its result."""
+    """A call and the future of its result.
+
+    The frames of an error's traceback lead to those of the thread, and the error to the future. So
+    a job keeps nothing once it has ended: a cycle would keep the body until the garbage collector
+    runs.
+    """
 
     __slots__ = ("call", "future", "loop")
 
     def __init__(self, call: Callable[[], Any]) -> None:
         self.call = call
         self.loop = asyncio.get_running_loop()
-        self.future: asyncio.Future[Any] = self.loop.create_future()
+        self.future: asyncio.Future[Any] | None = self.loop.create_future()
 
     def run(self) -> None:
         """Run the call on this thread and set the future; raises nothing."""
@@ -127,26 +133,27 @@ class _Job:
             result, error = self.call(), None
         except BaseException as raised:  # noqa: BLE001 - raised again by the future
             result, error = None, _as_exception(raised)
-        try:
-            self.loop.call_soon_threadsafe(self._finish, result, error)
-        except RuntimeError:
-            return  # the event loop is closed: nobody waits
-
-    def _finish(self, result: Any, error: Exception | None) -> None:
-        if error is not None:
-            self.fail(error)
-        elif not self.future.done():
-            self.future.set_result(result)
+        with suppress(RuntimeError):  # the event loop is closed: nobody waits
+            self.loop.call_soon_threadsafe(self._end, result, error)
+        del result, error, self.call
 
     def fail(self, error: Exception) -> None:
         """Fail the future, on the event loop."""
-        if not self.future.done():
-            self.future.set_exception(error)
+        self._end(None, error)
 
     def expire(self, timeout_error: Callable[[], NanovllmError]) -> None:
         """Fail the future at the deadline, on the event loop."""
-        if not self.future.done():
-            self.future.set_exception(timeout_error())
+        if self.future is not None and not self.future.done():
+            self.fail(timeout_error())
+
+    def _end(self, result: Any, error: Exception | None) -> None:
+        future, self.future = self.future, None
+        if future is None or future.done():
+            return
+        if error is None:
+            future.set_result(result)
+        else:
+            future.set_exception(error)
 
 
 def _as_exception(raised: BaseException) -> Exception:
@@ -198,17 +205,20 @@ class FairThreadPool:
             EngineNotReadyError: the pool is closed.
         """
         job = _Job(call)
+        assert job.future is not None
+        future = job.future
         self._put(client, job)
         timer = None
         if deadline_s is not None and timeout_error is not None:
             timer = job.loop.call_at(deadline_s, job.expire, timeout_error)
         try:
-            result: T = await job.future
+            result: T = await future
             return result
         finally:
             self._remove(client, job)
             if timer is not None:
                 timer.cancel()
+            del future  # whose error's traceback has this frame
 
     @property
     def is_busy(self) -> bool:

@@ -418,3 +418,40 @@ async def hold_bodies() -> None:
             await asyncio.sleep(0)
         may_end.set()
         assert await asyncio.gather(*held, small, newcomer) == [200] * 5
+
+
+def test_large_bodies_share_the_turns_of_the_event_loop() -> None:
+    """A turn reads a part of one of them, however many there are."""
+    num_turns, num_parts = 0, 0
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        while (await receive())["more_body"]:
+            pass
+        await PlainTextResponse("read")(scope, receive, send)
+
+    guard = BodyLimitMiddleware(app, 1 << 24, 60.0)
+
+    async def post() -> None:
+        left = 10
+
+        async def receive() -> Message:
+            nonlocal left, num_parts
+            left -= 1
+            num_parts += 1
+            return {"type": "http.request", "body": b" " * FREE_BODY_BYTES, "more_body": left > 0}
+
+        async def send(message: Message) -> None:
+            pass
+
+        await guard({"type": "http", "headers": []}, receive, send)
+
+    async def run() -> None:
+        nonlocal num_turns
+        bodies = asyncio.gather(*(post() for _ in range(20)))
+        while not bodies.done():
+            await asyncio.sleep(0)
+            num_turns += 1
+
+    asyncio.run(run())
+    assert num_parts == 200
+    assert num_turns >= 180, "but for the first part of each"

@@ -1,18 +1,23 @@
 """FairThreadPool: clients take turns, cancelled calls never begin, closing waits for no thread."""
 
 import asyncio
+import gc
 import threading
+import weakref
 from collections.abc import Callable
 from functools import partial
 
 import pytest
+from starlette.requests import Request
 
 from nanovllm.errors import (
     EngineFaultError,
     EngineNotReadyError,
+    InvalidRequestError,
     QueueFullError,
     RequestTimeoutError,
 )
+from nanovllm.server.http.event_stream import unless_disconnected
 from nanovllm.server.http.work import FairThreadPool
 from tests.support.serving import TIMEOUT_S
 
@@ -157,6 +162,44 @@ def test_closing_fails_waiting_and_running_calls_at_once() -> None:
             with pytest.raises(EngineNotReadyError, match="stopping"):
                 await held.submit("a", "too late")
             assert held.begun == ["first"]
+
+    asyncio.run(run())
+
+
+class Body:
+    """What a call reads."""
+
+
+def test_nothing_of_a_failed_call_waits_for_the_garbage_collector() -> None:
+    """Dozens of bodies of megabytes would stay, in the frames of their errors' tracebacks."""
+    kept: list[weakref.ref[Body]] = []
+
+    def fail() -> None:
+        body = Body()
+        kept.append(weakref.ref(body))
+        raise InvalidRequestError("wrong")
+
+    async def answer(pool: FairThreadPool) -> str:
+        request = Request({"type": "http"}, receive=asyncio.Event().wait)  # type: ignore[arg-type]
+        try:
+            await unless_disconnected(request, pool.run("a", fail))
+        except InvalidRequestError as error:
+            return str(error)
+        return "no error"
+
+    async def run() -> None:
+        pool = FairThreadPool("test", 1, 10)
+        gc.disable()
+        try:
+            assert await answer(pool) == "wrong"
+            for _ in range(1000):
+                if kept[0]() is None:
+                    return
+                await asyncio.sleep(0.001)  # the thread is at its last lines
+            raise AssertionError("the body is still there")
+        finally:
+            gc.enable()
+            pool.close()
 
     asyncio.run(run())
 
