@@ -93,7 +93,7 @@ class GrammarPool:
         self._commands.post(lambda: self._thread.check_lost(grammar, worker))
 
     def close(self, *, waits: bool = True) -> None:
-        """End all workers, and with `waits` wait for the thread. Idempotent."""
+        """End all workers, and with `waits` wait for the thread, for a while. Idempotent."""
         self._table.close()
         self._thread.end()
         if waits:

@@ -35,6 +35,9 @@ from nanovllm.errors import EngineFaultError, NanovllmError, QueueFullError
 logger = logging.getLogger(__name__)
 
 _CHECK_S = 0.25  # interval between timeout checks while grammars wait or compile
+END_S = 2.0
+"""Longest wait for the thread. The tokens of a large vocabulary may take as long to be sent to a
+fork server on a busy machine; the processes end without it, when their sockets close."""
 _MAX_ENDS = 3  # ends of the fork server, with no grammar compiled between, until waiting ones fail
 
 
@@ -85,10 +88,10 @@ class PoolThread:
                 self._selector.close()
 
     def join(self) -> None:
-        """Wait until the thread has ended."""
+        """Wait until the thread has ended, for END_S at most: it may be starting a process."""
         thread = self._thread
         if thread is not None and thread is not threading.current_thread():
-            thread.join()
+            thread.join(END_S)
 
     def abandon(self) -> None:
         """Close all descriptors without a message to the workers, in a forked process.

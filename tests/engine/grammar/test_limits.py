@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ from nanovllm.engine.grammar import pool_thread as grammar_pool_thread
 from nanovllm.engine.grammar.grammar import CompiledGrammar, Grammar, Grammars
 from nanovllm.engine.grammar.limits import GrammarLimits
 from nanovllm.engine.grammar.table import GrammarState
-from nanovllm.engine.sandbox.launcher import SpawnLauncher
+from nanovllm.engine.sandbox.launcher import SpawnLauncher, Tokens
 from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.errors import (
     EngineNotReadyError,
@@ -179,6 +179,31 @@ def test_only_so_many_wait(tokenizer: Tokenizer) -> None:
     grammars.close()
     with pytest.raises(EngineNotReadyError):
         grammars.begin(StructuredOutputs(regex="a"))
+
+
+def test_closing_does_not_wait_for_a_process_that_starts_slowly(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that is sent a large vocabulary on a busy machine: a signal must end the server."""
+    begun, may_go_on = threading.Event(), threading.Event()
+
+    def start_slowly(tokens: Tokens) -> NoReturn:
+        begun.set()
+        may_go_on.wait(WAIT_S)
+        raise OSError("too late")
+
+    monkeypatch.setattr(grammar_pool_thread, "make_launcher", start_slowly)
+    monkeypatch.setattr(grammar_pool_thread, "END_S", 0.01)
+    grammars = make(tokenizer)
+    waiting = grammars.begin(StructuredOutputs(regex="[ab]*m"))
+    assert begun.wait(WAIT_S)
+    closer = threading.Thread(target=grammars.close, daemon=True)
+    closer.start()
+    closer.join(WAIT_S / 2)
+    has_ended = not closer.is_alive()
+    may_go_on.set()
+    assert has_ended
+    wait_until(lambda: waiting.error is not None)
 
 
 def endless(number: int) -> StructuredOutputs:
