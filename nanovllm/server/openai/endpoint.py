@@ -233,7 +233,8 @@ async def _respond(endpoint: Endpoint[B], request: Request, service: ModelServic
     model = served_name(body.model, service.model_names)
     record = record_of(request)
     record.note_prompts(body.logged_prompts)
-    async_engine.check_room(body.num_choices)  # before time is spent on the prompts
+    # Before time is spent on the prompts.
+    async_engine.check_room(body.num_choices, client=record.client)
     stored = ClientResponses(service.response_store, record.api_key_digest)
     prepare = partial(
         prepare_call,

@@ -20,6 +20,7 @@ from nanovllm.engine.scheduling.request import Request as Sequence
 from nanovllm.server.app import ServerSettings
 from nanovllm.server.http import auth
 from nanovllm.server.http.body_limit import FREE_BODY_BYTES, BodyLimitMiddleware
+from nanovllm.server.http.request_log import RequestRecord
 from tests.support.serving import MODEL, RunningServer, loader, read_error, wait_until
 
 KEY = "secret key-1é"
@@ -124,6 +125,20 @@ def test_every_request_is_compared_with_every_key(
         assert len({length for pair in compared for length in pair}) == 1, (
             "the time it takes depends on how long a key is"
         )
+
+
+def test_a_key_that_fills_the_queue_leaves_room_to_another(guarded: RunningServer) -> None:
+    digest = hashlib.sha256(KEYS[0].encode()).hexdigest()
+    held = guarded.engine.reserve(guarded.max_queued_requests, 1, client=digest)
+    try:
+        answers = [
+            guarded.http.post("/v1/completions", json={"prompt": "a"}, headers=bearer(key))
+            for key in KEYS[:2]
+        ]
+    finally:
+        held.release()
+    assert [answer.status_code for answer in answers] == [429, 200]
+    assert answers[0].headers["retry-after"]
 
 
 def test_settings_do_not_show_the_keys() -> None:
@@ -390,7 +405,7 @@ async def hold_bodies() -> None:
     counted = BODY_BYTES - FREE_BODY_BYTES
     guard = BodyLimitMiddleware(app, BODY_BYTES, 60.0, max_bodies_bytes=3 * counted)
 
-    async def post(num_bytes: int) -> int:
+    async def post(num_bytes: int, client: str = "a") -> int:
         parts = [b" " * 10_000] * (num_bytes // 10_000)
         statuses: list[int] = []
 
@@ -403,7 +418,8 @@ async def hold_bodies() -> None:
             if message["type"] == "http.response.start":
                 statuses.append(message["status"])
 
-        scope = {"type": "http", "method": "POST", "path": "/", "headers": [], "state": {}}
+        state = {"record": RequestRecord("id", client)}
+        scope = {"type": "http", "method": "POST", "path": "/", "headers": [], "state": state}
         await guard(scope, receive, send)
         return statuses[0]
 
@@ -413,8 +429,46 @@ async def hold_bodies() -> None:
         for _ in range(50):
             await asyncio.sleep(0)
         assert await post(BODY_BYTES) == 429
+        newcomer = asyncio.ensure_future(post(BODY_BYTES // 5 * 4, "b"))
         small = asyncio.ensure_future(post(10_000))
         for _ in range(10):
             await asyncio.sleep(0)
         may_end.set()
-        assert await asyncio.gather(*held, small) == [200] * 4
+        assert await asyncio.gather(*held, small, newcomer) == [200] * 5
+
+
+def test_large_bodies_share_the_turns_of_the_event_loop() -> None:
+    """A turn reads a part of one of them, however many there are."""
+    num_turns, num_parts = 0, 0
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        while (await receive())["more_body"]:
+            pass
+        await PlainTextResponse("read")(scope, receive, send)
+
+    guard = BodyLimitMiddleware(app, 1 << 24, 60.0)
+
+    async def post() -> None:
+        left = 10
+
+        async def receive() -> Message:
+            nonlocal left, num_parts
+            left -= 1
+            num_parts += 1
+            return {"type": "http.request", "body": b" " * FREE_BODY_BYTES, "more_body": left > 0}
+
+        async def send(message: Message) -> None:
+            pass
+
+        await guard({"type": "http", "headers": []}, receive, send)
+
+    async def run() -> None:
+        nonlocal num_turns
+        bodies = asyncio.gather(*(post() for _ in range(20)))
+        while not bodies.done():
+            await asyncio.sleep(0)
+            num_turns += 1
+
+    asyncio.run(run())
+    assert num_parts == 200
+    assert num_turns >= 180, "but for the first part of each"
