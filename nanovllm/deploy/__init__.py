@@ -8,7 +8,9 @@ replica         one replica: the unchanged server, called by the ingress
 prefix          the block hashes of a prompt in a request
 relay           calling a replica for one HTTP request, and what a client sees when that fails
 merged_metrics  /metrics of all replicas as one page
+health          /health, from the replicas that run now or did when last known
 ingress         the HTTP side: finds the model and the prefix of a request, answers /metrics
+proxy           closes the paths of Ray Serve's proxy that list its applications
 scaling         the autoscaling policy: ongoing requests, and the replicas' own admission
 ray_serve       build(args): the application for `serve run`
 """

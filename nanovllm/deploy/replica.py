@@ -12,6 +12,7 @@ from ray import serve
 from nanovllm.cli.main import build_parser
 from nanovllm.cli.serve import load_server
 from nanovllm.deploy.asgi import HttpRequest, Lifespan, ResponseStart, respond
+from nanovllm.deploy.prefix_policy import NUM_BLOCKS
 from nanovllm.engine.async_engine import EngineState
 
 WAITING_METRIC = "waiting_requests"
@@ -70,6 +71,10 @@ class EngineReplica:
         """Raise RuntimeError once the engine has failed; Ray Serve then replaces the replica."""
         if self._engine.state is not EngineState.READY:
             raise RuntimeError(f"the engine is {self._engine.state.value}")
+
+    def record_routing_stats(self) -> dict[str, int]:
+        """Return the number of blocks of the KV cache; Ray Serve passes it to the routers."""
+        return {NUM_BLOCKS: self._engine.engine.blocks.num_blocks}
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Return the admission controller's measure: the share of the queue's room that is taken.
