@@ -23,6 +23,7 @@ BUNDLED_MODEL = "tiny-books"
 BUNDLED_MODELS = (BUNDLED_MODEL, "tiny-books-draft")
 """The default model, and a smaller one with its tokenizer, for speculative decoding."""
 
+_AUTO_CACHE_BYTES = 1 << 30
 _UNITS = {
     "": 1,
     "b": 1,
@@ -80,7 +81,8 @@ class EngineConfig:
         max_num_seqs: maximum number of sequences per step.
         max_num_batched_tokens: maximum number of tokens per step; longer prompts are prefilled in
             chunks.
-        kv_cache_memory: size of the KV cache in bytes, a number or text such as "1GiB".
+        kv_cache_memory: size of the KV cache in bytes, a number or text such as "512MiB". "auto" is
+            1 GiB, or less where the memory of the process is limited.
         num_blocks: size of the KV cache in blocks, instead of kv_cache_memory.
         enable_prefix_caching: reuse the keys and values of common prompt prefixes.
         batch_invariant: make a request's result bit-identical in every batch. "numba" always is;
@@ -100,7 +102,7 @@ class EngineConfig:
     block_size: int = 32
     max_num_seqs: int = 32
     max_num_batched_tokens: int = 512
-    kv_cache_memory: int | str = "1GiB"
+    kv_cache_memory: int | str = "auto"
     num_blocks: int | None = None
     enable_prefix_caching: bool = True
     batch_invariant: bool = False
@@ -146,7 +148,7 @@ class EngineConfig:
             raise ValueError(
                 f"max_logprobs is {self.max_logprobs!r} but must be an integer of at least 0"
             )
-        parse_bytes(self.kv_cache_memory)
+        _cache_bytes(self.kv_cache_memory)
 
     def _check_numpy_types(self) -> None:
         for name, allowed in (
@@ -163,8 +165,13 @@ class EngineConfig:
 
     @property
     def kv_cache_bytes(self) -> int:
-        """`kv_cache_memory` as a number of bytes."""
-        return parse_bytes(self.kv_cache_memory)
+        """`kv_cache_memory` as a number of bytes, for "auto" the largest."""
+        return _cache_bytes(self.kv_cache_memory)
+
+    @property
+    def has_default_cache(self) -> bool:
+        """Whether the size of the KV cache is left to the engine."""
+        return self.kv_cache_memory == "auto" and self.num_blocks is None
 
 
 def parse_bytes(size: int | str) -> int:
@@ -183,6 +190,10 @@ def parse_bytes(size: int | str) -> int:
             "'512MiB' or '1.5GB'"
         )
     return count
+
+
+def _cache_bytes(size: int | str) -> int:
+    return _AUTO_CACHE_BYTES if size == "auto" else parse_bytes(size)
 
 
 def format_bytes(count: int) -> str:

@@ -13,7 +13,13 @@ NanovllmError
     └── EngineFaultError               a step with this request failed
 """
 
+from collections.abc import Iterable
+from itertools import islice
+
 from typing_extensions import Self
+
+MAX_LISTED = 10
+"""Invalid values that a message lists."""
 
 
 class NanovllmError(Exception):
@@ -99,3 +105,9 @@ def describe_value(value: object) -> str:
     """Return an invalid value for a message: its repr where that is short, otherwise its type."""
     text = repr(value) if isinstance(value, str | int | float | None) else ""
     return text if 0 < len(text) <= 40 else f"a {type(value).__name__}"
+
+
+def listed(values: Iterable[str]) -> str:
+    """Return invalid values for a message, with commas between, the first MAX_LISTED of them."""
+    first = list(islice(values, MAX_LISTED + 1))
+    return ", ".join(first[:MAX_LISTED]) + (", ..." if len(first) > MAX_LISTED else "")

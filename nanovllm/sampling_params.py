@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal, TypeAlias, get_args
 
-from nanovllm.errors import InvalidRequestError
+from nanovllm.errors import InvalidRequestError, listed
 from nanovllm.structured_outputs import StructuredOutputs
 
 GREEDY_TEMPERATURE = 1e-5  # below this, logits / temperature may overflow float32
@@ -375,11 +375,12 @@ def _checked_bias(bias: Mapping[int, float]) -> dict[int, float]:
             param="logit_bias",
         )
     bias = {_to_python(token_id): _to_python(value) for token_id, value in bias.items()}
+    wrong = [key for key in bias if isinstance(key, bool) or not isinstance(key, int) or key < 0]
+    if wrong:
+        raise InvalidRequestError(
+            f"logit_bias has keys that are not token ids: {listed(map(_short, wrong))}",
+            param="logit_bias",
+        )
     for token_id, value in bias.items():
-        if isinstance(token_id, bool) or not isinstance(token_id, int) or token_id < 0:
-            raise InvalidRequestError(
-                f"logit_bias has the key {_short(token_id)} but its keys must be token ids",
-                param="logit_bias",
-            )
         _check_real("logit_bias", value, -100.0, 100.0, f" of token {token_id}")
     return {token_id: float(value) for token_id, value in bias.items()}

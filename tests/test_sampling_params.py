@@ -193,6 +193,7 @@ def test_logit_bias() -> None:
     assert SamplingParams(logit_bias={}).logit_bias == {}
     for key in (-1, "3", True, 1.0, None):
         assert "token ids" in refuse("logit_bias", {key: 1.0})
+    assert "token ids: -1, 'a'" in refuse("logit_bias", {-1: 1.0, 3: 1.0, "a": 1.0})
     for value in (100.1, -101, math.nan, math.inf, "1", None, True, HUGE):
         assert "from -100.0 to 100.0" in refuse("logit_bias", {3: value})
     assert "must map" in refuse("logit_bias", [3])

@@ -161,13 +161,13 @@ def first_difference(expected: Any, actual: Any, path: str = "") -> str:
 def read_events(body: bytes) -> Iterator[dict[str, Any]]:
     """Yield the JSON of a complete stream's events; raises WrongAnswerError.
 
-    Comments, which keep the connection of a queued request alive, are skipped.
+    Blank lines, which keep the connection of a queued request alive, are skipped.
     """
     *events, rest = body.split(b"\n\n")
     if rest or not events or events[-1] != b"data: [DONE]":
         raise WrongAnswerError(f"a stream without its end: {body[-200:]!r}")
     for event in events[:-1]:
-        if event.startswith(b":"):
+        if not event:
             continue
         event_body = json.loads(event.removeprefix(b"data: "))
         if "error" in event_body:

@@ -89,7 +89,9 @@ _ENGINE_OPTIONS: dict[str, tuple[Callable[[str], Any], str]] = {
     "block_size": (int, "tokens in a block of the KV cache"),
     "max_num_seqs": (int, "maximum sequences in one step"),
     "max_num_batched_tokens": (int, "maximum tokens computed in one step"),
-    "kv_cache_memory": (str, "memory of the KV cache, such as 512MiB"),
+    "kv_cache_memory": (
+        str, "memory of the KV cache, such as 512MiB; auto is 1GiB, less where memory is limited",
+    ),
     "num_threads": (int, "compute threads (default: the cores this process may use)"),
     "max_logprobs": (int, "maximum log-probabilities per position that a request may ask for"),
 }  # fmt: skip
@@ -211,13 +213,12 @@ def _option(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def add_chat_template(group: "argparse._ActionsContainer") -> None:
-    """Add --chat-template."""
+def add_chat_template(group: "argparse._ActionsContainer", more: str = "") -> None:
+    """Add --chat-template; `more` is added to its help."""
     group.add_argument(
         "--chat-template",
-        type=Path,
         metavar="FILE",
-        help="Jinja chat template (default: the model's own)",
+        help=f"Jinja chat template, or plain for the bundled one{more} (default: the model's own)",
     )
 
 

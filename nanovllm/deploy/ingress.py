@@ -3,7 +3,7 @@
 It checks hosts, origins and API keys, then reads the model's name and the prefix from a request's
 body, and passes the request on as it is. Every answer is a replica's, except:
 
-    /health       200 while each model has a running replica (health.py)
+    /health       200 while each model has a running replica (health.py); /ping is the same
     /metrics      the metrics of all replicas
     /v1/models    all models, where the application has several
 
@@ -39,12 +39,13 @@ from nanovllm.deploy.relay import DisconnectedError, ask, read_request, relay
 from nanovllm.deploy.replica import parse_arguments
 from nanovllm.hub import resolve_model
 from nanovllm.server.app import ServerSettings
-from nanovllm.server.http.auth import OPEN_PATHS, ApiKeyMiddleware, TrustedHostMiddleware
+from nanovllm.server.http.auth import OPEN_PATHS, ApiKeyMiddleware, ApiKeys, TrustedHostMiddleware
 from nanovllm.server.http.body_limit import BodyLimitMiddleware
 from nanovllm.server.http.cors import CORSMiddleware
 from nanovllm.server.http.errors import ClientDisconnectedError, error_response, shorten
 from nanovllm.server.http.event_stream import unless_disconnected
 from nanovllm.server.http.request_log import RequestLogMiddleware
+from nanovllm.server.http.trailing_slash import TrailingSlashMiddleware
 from nanovllm.server.inspector import page
 from nanovllm.server.metrics import METRICS_MEDIA_TYPE
 
@@ -119,7 +120,7 @@ class Ingress:
         served = self._by_name.get(name) if isinstance(name, str) else self._served[0]
         own: Callable[[], Awaitable[Response]] | None = None
         if request.method in _READ_METHODS:
-            if request.path == "/health":
+            if request.path in ("/health", "/ping"):
                 own = partial(self._health.response, is_deep=_is_deep(request.query))
             elif request.path == "/metrics":
                 own = self._merge_metrics
@@ -188,14 +189,14 @@ def _checked(app: ASGIApp, models: Sequence[ServerSettings]) -> ASGIApp:
     if keys:
         has_page = any(model.has_inspector for model in models)
         open_paths = OPEN_PATHS | (page.public_paths() if has_page else frozenset())
-        app = ApiKeyMiddleware(app, sorted(keys), open_paths)
+        app = ApiKeyMiddleware(app, ApiKeys(sorted(keys)), open_paths)
     origins = {origin for model in models for origin in model.allowed_origins}
     if origins:
         app = CORSMiddleware(app, sorted(origins))
     hosts = [model.allowed_hosts for model in models]
     if None not in hosts:
         app = TrustedHostMiddleware(app, [name for names in hosts for name in names or ()])
-    return RequestLogMiddleware(app, log_requests=False)
+    return TrailingSlashMiddleware(RequestLogMiddleware(app, log_requests=False))
 
 
 def _running_replicas() -> list[int]:

@@ -87,7 +87,8 @@ class AsyncEngine:
                 discards, count too.
             max_queued_tokens: maximum total tokens (prompt + max_tokens of every choice) over all
                 unfinished requests; by default 16 times the capacity of the KV cache.
-            max_logprobs_bytes: maximum memory for log-probabilities of unwritten responses.
+            max_logprobs_bytes: maximum memory for log-probabilities of unwritten responses; less
+                where the memory of the process is limited (`MemoryPlan.free_bytes`).
             on_step: called on the event loop with the statistics of each step.
         """
         self._thread = EngineThread(
@@ -132,6 +133,11 @@ class AsyncEngine:
         """Watches, pauses and steps the engine; raises EngineNotReadyError unless it is ready."""
         self._check_ready()
         return self._inspector
+
+    @property
+    def has_thread(self) -> bool:
+        """Whether the engine's thread runs: `stop` does not wait for one that loads the model."""
+        return self._thread.is_alive
 
     def _check_ready(self) -> None:
         if self._state is not EngineState.READY:
@@ -358,6 +364,8 @@ class AsyncEngine:
             self._engine, self._state = engine, EngineState.READY
             if self._admission.max_tokens is None:
                 self._admission.max_tokens = QUEUED_CACHES * engine.cache_tokens
+            if engine.memory.free_bytes is not None:
+                self._logprobs.max_bytes = min(self._logprobs.max_bytes, engine.memory.free_bytes)
         self._changed.set()
 
     def _fail(self, error: BaseException) -> None:

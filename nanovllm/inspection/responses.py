@@ -11,7 +11,14 @@ from typing import Any, TypeAlias
 
 from nanovllm.errors import InvalidRequestError
 from nanovllm.inspection.attention import HeadStatistics, attention_weights, head_statistics
-from nanovllm.inspection.embeddings import DEFAULT_POINTS, Method, Projection, neighbors, project
+from nanovllm.inspection.embeddings import (
+    DEFAULT_POINTS,
+    Method,
+    Projection,
+    available_methods,
+    neighbors,
+    project,
+)
 from nanovllm.inspection.logit_lens import DEFAULT_TOP, LogitLens, Prediction, logit_lens
 from nanovllm.inspection.memory import MAX_MEMORY_BYTES, check_memory
 from nanovllm.inspection.observe import InspectedModel
@@ -84,8 +91,9 @@ def embeddings(
     method: Method = "pca",
     limit: int = DEFAULT_POINTS,
 ) -> JSON:
-    """Return the points of tokens in the plane."""
-    return projection_entry(model, method, project(model, method, limit))
+    """Return the points of tokens in the plane, and the methods that can be asked for."""
+    entry = projection_entry(model, method, project(model, method, limit))
+    return {**entry, "methods": available_methods()}
 
 
 def projection_entry(model: InspectedModel, method: str, result: Projection) -> JSON:

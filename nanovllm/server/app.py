@@ -1,8 +1,8 @@
 """create_app(engine): the HTTP application around an AsyncEngine.
 
-    GET  / /docs /openapi.json /health /version /metrics /load /v1/models /v1/models/{id}
+    GET  / /docs /openapi.json /health /ping /version /metrics /load /v1/models /v1/models/{id}
          /tokenizer_info
-         /v1/engine/state /v1/engine/events /v1/engine/steps
+         /v1/engine/state /v1/engine/events /v1/engine/steps /v1/engine/vocabulary
     POST /v1/completions /v1/chat/completions /v1/responses /v1/embeddings /tokenize /detokenize
          /v1/engine/control
 
@@ -30,6 +30,7 @@ from nanovllm.engine.generation_defaults import SamplingDefaults
 from nanovllm.inspection.worker_process import InspectionWorker
 from nanovllm.sampling_params import SamplingParams
 from nanovllm.server import openapi
+from nanovllm.server.control import ServerControl
 from nanovllm.server.http import errors
 from nanovllm.server.http.auth import OPEN_PATHS, ApiKeyMiddleware, TrustedHostMiddleware
 from nanovllm.server.http.body import read_body
@@ -41,8 +42,10 @@ from nanovllm.server.http.event_stream import json_response
 from nanovllm.server.http.head import HeadMiddleware
 from nanovllm.server.http.json_writer import write_json
 from nanovllm.server.http.request_log import RequestLogMiddleware
+from nanovllm.server.http.trailing_slash import TrailingSlashMiddleware
 from nanovllm.server.http.work import Work
 from nanovllm.server.inspector import inspect_routes, page
+from nanovllm.server.inspector.paused_header import PausedHeaderMiddleware
 from nanovllm.server.inspector.response_types import ControlRequest, EngineStateEvent
 from nanovllm.server.inspector.state_routes import InspectorSettings, add_state_routes
 from nanovllm.server.metrics import HttpMetricsMiddleware, ServerMetrics
@@ -81,6 +84,7 @@ class ServerSettings:
         max_body_bytes: largest request body.
         stalled_client_s: time after which a client that stops reading its response, or sending its
             request, is disconnected.
+        keep_alive_s: time after which a stream without an event sends blank lines; None for never.
         request_timeout_s: maximum time from a request's arrival to the end of its response; None
             for no limit.
         chat_template: renders messages as a prompt; without one, chats are refused.
@@ -89,7 +93,8 @@ class ServerSettings:
         has_inspector: serve the inspector's page at `/`, and its endpoints.
         inspected_folder: the model's folder, for /v1/inspect; None to leave these routes out.
         inspector_shows_prompts: include prompts in the state of the engine.
-        inspector_controls: allow clients to pause and step the engine.
+        inspector_controls: allow all clients, with a key where there are some, to pause and step
+            the engine.
     """
 
     model_names: tuple[str, ...]
@@ -98,6 +103,7 @@ class ServerSettings:
     allowed_origins: tuple[str, ...] = ()
     max_body_bytes: int = 4 << 20
     stalled_client_s: float = 60.0
+    keep_alive_s: float | None = None
     request_timeout_s: float | None = None
     chat_template: ChatTemplate | None = None
     log_requests: bool = False
@@ -117,11 +123,21 @@ _DOCUMENTED = (
 )
 
 
-def create_app(engine: AsyncEngine, settings: ServerSettings, metrics: ServerMetrics) -> ASGIApp:
+def create_app(
+    engine: AsyncEngine,
+    settings: ServerSettings,
+    metrics: ServerMetrics,
+    *,
+    work: Work | None = None,
+    control: ServerControl | None = None,
+) -> ASGIApp:
     """Return the application with its middleware.
 
-    `engine` must not be started yet; its `on_step` feeds `metrics`.
+    `engine` must not be started yet; its `on_step` feeds `metrics`. `work` has the worker threads,
+    by default new ones. `control` changes the application while it runs; its keys are those of the
+    settings.
     """
+    control = control or ServerControl(settings.api_keys)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -143,20 +159,27 @@ def create_app(engine: AsyncEngine, settings: ServerSettings, metrics: ServerMet
     app.state.request_timeout_s = settings.request_timeout_s
     metrics.watch(engine)
     errors.install(app)
-    work = Work(engine)
+    work = work or Work(engine)
     engine.when_stopped(work.close)
     app.add_middleware(
         BodyLimitMiddleware,
         max_body_bytes=settings.max_body_bytes,
         max_body_s=settings.stalled_client_s,
     )
+    if settings.has_inspector and settings.inspector_controls:
+        app.add_middleware(PausedHeaderMiddleware, engine=engine)
     if settings.api_keys:
         open_paths = OPEN_PATHS | (page.public_paths() if settings.has_inspector else frozenset())
-        app.add_middleware(ApiKeyMiddleware, api_keys=settings.api_keys, open_paths=open_paths)
+        app.add_middleware(ApiKeyMiddleware, api_keys=control.api_keys, open_paths=open_paths)
     service = ModelService(
-        engine, settings.model_names, settings.chat_template, settings.stalled_client_s, work
+        engine,
+        settings.model_names,
+        settings.chat_template,
+        settings.stalled_client_s,
+        settings.keep_alive_s,
+        work,
     )
-    add_status_routes(app, engine, metrics)
+    add_status_routes(app, engine, metrics, control)
     _add_models(app, engine, settings)
     for endpoint in ENDPOINTS:
         add_endpoint(app, endpoint, service)
@@ -189,7 +212,7 @@ def _with_outer_middleware(
     named = RequestLogMiddleware(
         shared, log_requests=settings.log_requests, log_prompts=settings.log_prompts
     )
-    return HttpMetricsMiddleware(named, app.routes, metrics)
+    return TrailingSlashMiddleware(HttpMetricsMiddleware(named, app.routes, metrics))
 
 
 def _add_inspector(
@@ -231,6 +254,7 @@ def _add_models(app: FastAPI, engine: AsyncEngine, settings: ServerSettings) -> 
         return {
             "id": name, "object": "model", "created": created, "owned_by": "nanovllm",
             "root": settings.model_names[0], "max_model_len": engine.engine.max_model_len,
+            "has_chat_template": settings.chat_template is not None,
             "sampling_defaults": {
                 field: getattr(params, field) for field in SamplingDefaults.__annotations__
             },

@@ -111,7 +111,7 @@ _Family: TypeAlias = type[CounterMetricFamily] | type[GaugeMetricFamily]
 _METHODS = frozenset(
     ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "CONNECT", "TRACE")
 )
-_NOT_COUNTED = frozenset(("/metrics", "/health", "/load", "/version"))
+_NOT_COUNTED = frozenset(("/metrics", "/health", "/ping", "/load", "/version"))
 _CLIENT_DISCONNECTED = 499
 _NO_ROUTE = "none"
 

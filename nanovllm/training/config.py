@@ -12,6 +12,7 @@ from typing import Any
 from nanovllm.config import BACKENDS
 from nanovllm.errors import TrainingError
 from nanovllm.model.activation import ACTIVATIONS
+from nanovllm.model.config import POSITIONS
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -21,8 +22,6 @@ else:
 _PATHS = ("data", "validation_data")
 _VALIDATION_FRACTION = 0.1
 _DEFAULT_STEPS = 2000
-
-POSITIONS = ("learned", "sinusoidal")
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +145,8 @@ class TrainingConfig:
         validation_fraction: part of the text, at its end, that is held out for validation.
         sample_tokens: tokens to generate at each evaluation; 0 for no samples.
         backend: "numba" for compiled kernels, "numpy" for the readable operations.
-        num_threads: threads of the compiled kernels; None for all usable cores.
+        num_threads: threads of the compiled kernels, and of NumPy in `train`; None for all usable
+            cores.
     """
 
     data: str | Path | Sequence[str | Path] = ()

@@ -19,6 +19,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, TypeVar
 
+from threadpoolctl import ThreadpoolController
+
 from nanovllm.errors import TrainingError
 from nanovllm.progress import step_progress
 from nanovllm.stop_signal import StopSignal
@@ -180,7 +182,9 @@ class Trainer:
                 a file cannot be written. The last checkpoints stay. After any other error the state
                 is saved.
         """
-        with lock_folder(self.folder):
+        # NumPy generates the samples, and computes everything with the backend "numpy".
+        blas = ThreadpoolController().limit(limits=self._setup.num_threads, user_api="blas")
+        with lock_folder(self.folder), blas:
             return self._train(on_evaluation)
 
     def _train(

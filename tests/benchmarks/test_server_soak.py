@@ -207,9 +207,7 @@ def test_a_stream_and_a_whole_answer_have_one_essence() -> None:
     assert essence(ask, stream, streamed=True) == essence(
         ask, json.dumps(whole).encode(), streamed=False
     )
-    assert essence(ask, b": keep-alive\n\n" * 2 + stream, streamed=True) == essence(
-        ask, stream, streamed=True
-    )
+    assert essence(ask, b"\n\n" * 2 + stream, streamed=True) == essence(ask, stream, streamed=True)
     with pytest.raises(WrongAnswerError, match="without its end"):
         essence(ask, stream[:-20], streamed=True)
     with pytest.raises(WrongAnswerError, match="an error"):

@@ -217,6 +217,12 @@ def test_the_request_timeout_is_read(flags: list[str], timeout_s: float | None) 
     )
 
 
+def test_streams_are_silent_unless_a_keep_alive_is_given() -> None:
+    parse = build_parser().parse_args
+    assert server_settings(parse(["serve"])).keep_alive_s is None
+    assert server_settings(parse(["serve", "--keep-alive-s", "15"])).keep_alive_s == 15
+
+
 @pytest.mark.parametrize(
     "flags",
     [["--request-timeout-s", "0"], ["--max-queued-tokens", "0"], ["--max-queued-tokens", "many"]],

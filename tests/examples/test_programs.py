@@ -41,9 +41,9 @@ def test_the_index_lists_every_program() -> None:
 @pytest.mark.parametrize(
     ("program", "expected"),
     [
-        ("batch.py", ["Once upon a time", "The old man", "[length]"]),
+        ("batch.py", ["She smiled and said", "The old man", "[length]"]),
         ("streaming.py", ["'The old man': 40 tokens", "'In the garden': 40 tokens"]),
-        ("chat.py", ["user: Tell me about the sea.\nassistant:", "user: And what did the old man"]),
+        ("chat.py", ["You: How are you this morning?\nModel: ", "You: And what did the old man"]),
         ("forward.py", ["He opened the door"]),
         ("structured_output.py", ["The story has a ", "The year was 1", "{'name': "]),
     ],

@@ -50,8 +50,10 @@ def test_models_lists_the_model_under_each_of_its_names(
     for model in body["data"]:
         assert model.keys() >= {"id", "object", "created", "owned_by", "root", "max_model_len"}
         assert (model["object"], model["max_model_len"]) == ("model", 128)
+        assert model["has_chat_template"] is True, "of the shared server"
         defaults = {"temperature": 1, "top_k": 0, "top_p": 1, "min_p": 0, "repetition_penalty": 1}
         assert model["sampling_defaults"] == defaults
+        assert model["has_chat_template"] is True
     assert [model.id for model in client.models.list()] == [MODEL, "alias"]
 
 
@@ -61,7 +63,7 @@ def test_a_model_is_found_by_each_of_its_names(server: RunningServer, client: Op
     assert client.models.retrieve("alias").id == "alias"
 
 
-@pytest.mark.parametrize("name", ["other", "tin", "tiny/alias", "", "TINY", "x" * 5000, "%ff"])
+@pytest.mark.parametrize("name", ["other", "tin", "tiny/alias", "/", "TINY", "x" * 5000, "%ff"])
 def test_a_model_that_is_not_served_is_not_found(server: RunningServer, name: str) -> None:
     error = read_error(server.http.get(f"/v1/models/{name}"), 404)
     assert error["type"] == "NotFoundError"
@@ -128,12 +130,13 @@ def test_version_is_that_of_the_package(server: RunningServer) -> None:
 
 
 def test_health_is_200_when_the_model_is_loaded(server: RunningServer) -> None:
-    assert server.http.get("/health").status_code == 200
+    for path in ("/health", "/health/", "/ping"):
+        assert server.http.get(path).json() == {"status": "ready"}
 
 
 GET_PATHS = (
     *("/health", "/metrics", "/version", "/load", "/tokenizer_info", "/v1/models", "/docs"),
-    *(f"/v1/models/{MODEL}", "/v1/models/other", "/nope"),
+    *(f"/v1/models/{MODEL}", "/v1/models/other", "/nope", "/version/", "/nope/"),
 )
 
 
@@ -263,7 +266,9 @@ def test_http_requests_are_counted_by_route(server: RunningServer) -> None:
     server.http.get("/v1/models/tiny-is-not-served")
     server.http.get("/nowhere/at/all")
     server.http.request("BREW", "/v1/completions")
-    server.http.get("/health")
+    server.http.get("/v1/models/")
+    for path in ("/health", "/health/", "/ping"):
+        server.http.get(path)
     now = {name: value - before.get(name, 0) for name, value in server.samples().items()}
     counted = {
         name.removeprefix("http_requests_total"): value
@@ -273,6 +278,7 @@ def test_http_requests_are_counted_by_route(server: RunningServer) -> None:
     assert counted == {
         "{handler=/v1/models/{model_id:path}}{method=GET}{status=4xx}": 1,
         "{handler=none}{method=GET}{status=4xx}": 1,
+        "{handler=/v1/models}{method=GET}{status=2xx}": 1,
         "{handler=/v1/completions}{method=other}{status=4xx}": 1,
     }
 

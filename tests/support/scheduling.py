@@ -9,7 +9,7 @@ from nanovllm.engine.scheduling.block_manager import BlockManager
 from nanovllm.engine.scheduling.kv_cache_manager import KVCacheManager
 from nanovllm.engine.scheduling.request import Request
 from nanovllm.engine.scheduling.scheduler import Scheduler
-from nanovllm.engine.scheduling.step_plan import SequenceResult, StepPlan
+from nanovllm.engine.scheduling.step_plan import MaskStates, SequenceResult, StepPlan
 from nanovllm.model.sampling import TokenLogprobs
 from nanovllm.sampling_params import SamplingParams
 
@@ -89,7 +89,7 @@ def uncached_free_blocks(blocks: BlockManager) -> list[int]:
 
 
 def step(scheduler: Scheduler) -> StepPlan:
-    plan = scheduler.schedule()
+    plan = scheduler.schedule(MaskStates.read(scheduler.requests, 0.0))
     scheduler.commit(plan, answers(plan))
     scheduler.check_integrity()
     return plan

@@ -25,7 +25,6 @@ from nanovllm.model.sampling import SamplingSettings
 from nanovllm.runner.logit_rows import LogitRows
 from nanovllm.runner.native_model_runner import NativeModelRunner, RunnerOutput
 from nanovllm.server.app import ServerSettings, create_app
-from nanovllm.server.http.event_stream import KEEP_ALIVE_COMMENT
 from nanovllm.server.http.protocol import watched_protocol
 from nanovllm.server.metrics import ServerMetrics
 
@@ -248,10 +247,10 @@ class Answer:
 
 
 def read_events(content: bytes) -> list[dict[str, Any]]:
-    """The JSON of every server-sent event; the last must be [DONE]. Comments are left out."""
+    """The JSON of every server-sent event; the last must be [DONE]. Blank lines are skipped."""
     *parts, rest = content.split(b"\n\n")
     assert rest == b""
-    events = [part for part in parts if part != KEEP_ALIVE_COMMENT.strip()]
+    events = [part for part in parts if part]
     assert all(event.startswith(b"data: ") for event in events)
     assert events[-1] == b"data: [DONE]"
     return [json.loads(event.removeprefix(b"data: ")) for event in events[:-1]]

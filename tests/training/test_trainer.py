@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from threadpoolctl import ThreadpoolController
 
 from nanovllm.errors import TrainingError
 from nanovllm.llm import LLM
+from nanovllm.model.config import GPT2Config
 from nanovllm.model.kernels.threads.cores import cpu_name
 from nanovllm.sampling_params import SamplingParams
 from nanovllm.training import trainer as trainer_module
@@ -74,6 +76,7 @@ def test_a_run_learns_and_its_folder_is_a_checkpoint(text: Path, tmp_path: Path)
     with LLM(folder, backend="numpy") as llm:
         sampling = SamplingParams(max_tokens=5, temperature=0)
         assert llm.generate("on the s", sampling)[0].outputs[0].text == "ea sh"
+        assert llm.default_sampling_params() == SamplingParams(temperature=0.7, top_p=0.9)
 
 
 @pytest.mark.parametrize("changes", [{}, {"dropout": 0.2, "grad_accumulation": 2}])
@@ -138,6 +141,21 @@ def test_the_settings_in_effect_are_recorded(
     text.rename(tmp_path / "moved.txt")
     Trainer.resume(folder, stop_after=3, data="moved.txt").train()
     assert json.loads((folder / "run.json").read_text())["config"]["data"] == ["moved.txt"]
+
+
+def test_numpy_uses_the_threads_of_the_run(text: Path, tmp_path: Path) -> None:
+    """Samples are NumPy's with any backend; afterwards, the process has its own number again."""
+
+    def count(*_: object) -> None:
+        pools = ThreadpoolController().select(user_api="blas").info()
+        counts.append(max(pool["num_threads"] for pool in pools))
+
+    counts: list[int] = []
+    with ThreadpoolController().limit(limits=2, user_api="blas"):
+        Trainer(config(text, tmp_path / "run", num_threads=1, steps=4)).train(count)
+        count()
+    assert counts == [1, 1, 2]
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["threads"] == 1
 
 
 def test_a_sample_begins_with_its_prompt(text: Path, tmp_path: Path) -> None:
@@ -261,16 +279,32 @@ def test_a_second_run_does_not_overwrite_the_first(text: Path, tmp_path: Path) -
     train(text, folder, steps=1, warmup_steps=0)
     with pytest.raises(TrainingError, match=r"holds a run already.*--resume"):
         Trainer(config(text, folder))
-    other = tmp_path / "model"
+    with pytest.raises(TrainingError, match="is a file"):
+        Trainer(config(text, text))
+
+
+def test_a_folder_with_other_files_is_no_output(text: Path, tmp_path: Path) -> None:
+    """Only an empty folder is, or that of a run which was killed before it saved a state."""
+    names = (".lock", ".lock-owner", "last/config.json", "last/tokenizer.json")
+    unfinished = tmp_path / "unfinished"
+    for name in names:
+        (unfinished / name).parent.mkdir(parents=True, exist_ok=True)
+        (unfinished / name).touch()
+    Trainer(config(text, unfinished)).close()
+    (unfinished / "last" / "model.safetensors").touch()
+    with pytest.raises(TrainingError, match="is not empty and holds no run: it has last;"):
+        Trainer(config(text, unfinished))
+    other = tmp_path / "other"
     other.mkdir()
-    (other / "config.json").write_text("{}")
-    with pytest.raises(
-        TrainingError, match=r"holds a checkpoint .*\(config\.json\), which a run would"
-    ):
+    for number, name in enumerate(("notes.md", "last", "a.txt", "config.json"), start=1):
+        (other / name).touch()
+        with pytest.raises(TrainingError, match=r"it has .*; choose a new folder \(--output\)"):
+            Trainer(config(text, other))
+        assert len(list(other.iterdir())) == number
+    with pytest.raises(TrainingError, match=r"it has a\.txt, config\.json, last and 1 more;"):
         Trainer(config(text, other))
-    (other / "config.json").rename(other / "report.html")
-    with pytest.raises(TrainingError, match=r"report\.html"):
-        Trainer(config(text, other))
+    with pytest.raises(TrainingError, match=r"it has other, text\.txt, unfinished;"):
+        Trainer(config(text, tmp_path))
 
 
 def test_validation_data_is_recorded_and_checked_when_resuming(text: Path, tmp_path: Path) -> None:
@@ -364,10 +398,21 @@ def test_an_epoch_is_every_window_once(text: Path, tmp_path: Path) -> None:
 
 
 def test_sinusoidal_positions_are_saved_and_stay(text: Path, tmp_path: Path) -> None:
+    """Also when the run is resumed, and when its checkpoint is fine-tuned."""
     folder = tmp_path / "run"
-    train(text, folder, positions="sinusoidal")
-    table = weights(folder)["transformer.wpe.weight"]
-    expected = trainer_module.Trainer(
-        config(text, tmp_path / "new", positions="sinusoidal")
-    ).setup.parameters.arrays()["wpe.weight"]
-    np.testing.assert_array_equal(table, expected)
+    train(text, folder, positions="sinusoidal", stop_after=4)
+    with Trainer.resume(folder) as resumed:
+        resumed.train()
+    assert GPT2Config.load(folder).positions == "sinusoidal"
+    settings = TrainingConfig(
+        data=text, init_from=folder, output=tmp_path / "tuned", steps=3, lr=1e-2, backend="numpy"
+    )
+    with Trainer(settings) as tuned:
+        tuned.train()
+    with Trainer(config(text, tmp_path / "new", positions="sinusoidal")) as new:
+        expected = new.setup.parameters.arrays()["wpe.weight"]
+    for name in ("run", "tuned"):
+        np.testing.assert_array_equal(weights(tmp_path / name)["transformer.wpe.weight"], expected)
+    run = json.loads((tmp_path / "tuned" / "run.json").read_text())
+    assert run["config"]["positions"] == "sinusoidal"
+    assert GPT2_files(tmp_path / "tuned") == GPT2_files(folder)

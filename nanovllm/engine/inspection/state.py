@@ -25,6 +25,7 @@ from nanovllm.engine.metrics import EngineSnapshot
 from nanovllm.engine.scheduling.block_manager import BlockManager
 from nanovllm.engine.scheduling.request import Request, RequestState
 from nanovllm.engine.scheduling.scheduler import Scheduler
+from nanovllm.engine.scheduling.step_plan import NO_MASKS_MISSING, MaskStates
 
 MAX_REQUESTS = 256
 MAX_CELLS = 4096
@@ -128,7 +129,9 @@ def inspect_engine(
     requests = inspect_requests(
         scheduler,
         recorder,
+        engine.mask_states(),
         age_s=lambda request_id: now - engine.arrival_s(request_id),
+        is_paused=is_paused,
         shows_prompts=shows_prompts,
     )
     return InspectedEngine(
@@ -148,31 +151,34 @@ def inspect_engine(
 def inspect_requests(
     scheduler: Scheduler,
     recorder: StepRecorder | None,
+    masks: MaskStates = NO_MASKS_MISSING,
     *,
     age_s: Callable[[str], float],
+    is_paused: bool = False,
     shows_prompts: bool = False,
 ) -> tuple[InspectedRequest, ...]:
     """Copy the first MAX_REQUESTS unfinished requests; `age_s` returns the age of an id."""
     running = sorted(scheduler.running, key=_sort_key)
     waiting = [request for request in scheduler.requests if request.state is RequestState.WAITING]
     waiting.sort(key=_sort_key)
-    obstacle = find_obstacle(scheduler, waiting)
+    obstacle = find_obstacle(scheduler, waiting, masks)
     inspected = []
     for request in islice(running, MAX_REQUESTS):
-        reason = running_reason(request, scheduler)
+        reason = running_reason(request, scheduler, masks)
         phase: Phase = "decode" if request.is_decoding else "prefill"
         phase = phase if reason is None else "blocked"
         inspected.append(_inspect_request(request, phase, reason, age_s, shows_prompts))
     position = 0  # in the queue
     for request in islice(waiting, MAX_REQUESTS - len(inspected)):
-        reason = waiting_reason(request, position, obstacle)
+        reason = waiting_reason(request, position, obstacle, masks, is_paused=is_paused)
         preemption = None if recorder is None else recorder.preemptions.get(request.request_id)
         if preemption is not None:
             reason = f"{preemption_reason(preemption)}; now: {reason}"
         phase = "preempted" if request.num_preemptions else "queued"
-        phase = "blocked" if request.is_blocked else phase
+        is_blocked = request.request_id in masks.blocked
+        phase = "blocked" if is_blocked else phase
         inspected.append(_inspect_request(request, phase, reason, age_s, shows_prompts))
-        position += not request.is_blocked
+        position += not is_blocked
     return tuple(inspected)
 
 

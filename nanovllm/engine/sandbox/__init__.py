@@ -12,6 +12,7 @@ main             entry point of a child                                     chil
 fork_server      loads llguidance and the tokenizer, forks grammar workers  child
 grammar_worker   compiles one grammar, then computes token masks            child
 gbnf             translates GBNF, llama.cpp's grammar notation, to Lark     child
+json_digits      limits the digits of the numbers of JSON                   child
 json_schemas     forbids properties that a JSON schema does not declare     child
 template_worker  compiles one chat template, then renders messages          child
 provenance       strings that track which characters the template wrote     child

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 from nanovllm.engine.sandbox import limits
 from nanovllm.engine.sandbox.gbnf import gbnf_to_lark, is_gbnf
+from nanovllm.engine.sandbox.json_digits import DigitLimitedMatcher
 from nanovllm.engine.sandbox.json_schemas import close_objects
 from nanovllm.engine.sandbox.messages import Channel
 
@@ -114,6 +115,8 @@ def _compile(channel: Channel, library: Library, header: dict[str, Any]) -> Any:
     try:
         text = _notation(matcher_of, header["grammar"])
         matcher = matcher_of(library.tokenizer, text, log_level=0, limits=parser_limits)
+        if header["grammar"].keys() & {"json", "closed_json"}:
+            matcher = DigitLimitedMatcher(matcher, library.tokenizer)
     except ValueError as error:
         channel.send({"op": "invalid", "message": describe_error(str(error))})
         return None

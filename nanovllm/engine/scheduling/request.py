@@ -60,6 +60,7 @@ class Request:
         seed: 64-bit seed, random unless the caller sets one.
         priority: lower runs first. `arrival`, which the scheduler sets, breaks ties.
         cache_salt: requests share cached prefixes only with requests of the same salt.
+        client: identity of who sent the request, for fair scheduling; empty for one caller.
         parent_id: id that all choices of a prompt have in common; empty for a single choice.
         pooling: how to embed the prompt, with max_new_tokens 0; None to generate.
         tokens: prompt and output so far.
@@ -91,6 +92,7 @@ class Request:
     bad_words: tuple[tuple[int, ...], ...] = ()
     priority: int = 0
     cache_salt: str = ""
+    client: str = ""
     parent_id: str = ""
     pooling: Pooling | None = None
 
@@ -177,16 +179,6 @@ class Request:
     def needs_whole_prompt(self) -> bool:
         """Whether every prompt token must be computed, because an output of each is reported."""
         return self.wants_prompt_logprobs or self.pooling == "mean"
-
-    @property
-    def is_blocked(self) -> bool:
-        """Whether the request cannot run because its grammar's next mask is not computed yet."""
-        return self.grammar is not None and not self.grammar.is_ready
-
-    @property
-    def is_late(self) -> bool:
-        """Whether the request has been blocked for so long that it may be preempted."""
-        return self.grammar is not None and self.grammar.is_late
 
     def move_to(self, state: RequestState) -> None:
         """Change the state to one that ALLOWED_MOVES permits."""

@@ -104,14 +104,19 @@ class _LimitedBody:
         if self._is_complete:
             return await self._receive()  # waits for the client to disconnect
         remaining_s = self._deadline_s - asyncio.get_running_loop().time()
+        # Until Python 3.12, asyncio.wait_for ignores a cancellation once its future is done.
+        receiving = asyncio.ensure_future(self._receive())
         try:
-            message = await asyncio.wait_for(self._receive(), remaining_s)
-        except asyncio.TimeoutError as error:
+            done, _ = await asyncio.wait({receiving}, timeout=remaining_s)
+        finally:
+            receiving.cancel()
+        if not done:
             text = (
                 f"the request's body was not complete after {max_s:g} s; "
                 "send it faster, or less at once"
             )
-            raise _BodyRefusedError(408, text, {"connection": "close"}) from error
+            raise _BodyRefusedError(408, text, {"connection": "close"})
+        message = receiving.result()
         self._is_complete = not message.get("more_body", False)
         self.num_bytes += len(message.get("body", b""))
         return message

@@ -2,8 +2,8 @@
 
 A client that closes its connection ends its request: whatever waits for it is cancelled. A slow
 client gets larger pieces and delays nobody; one that takes nothing for `stalled_after_s` counts as
-disconnected. A stream that has nothing to send, because its request is queued, sends comments:
-proxies close connections that are idle.
+disconnected. A stream that has nothing to send, because its request is queued, sends nothing or,
+for proxies that close idle connections, blank lines.
 """
 
 import asyncio
@@ -25,10 +25,11 @@ Write: TypeAlias = Callable[[Callable[[], Any]], Awaitable[Any]]
 
 logger = logging.getLogger(__name__)
 
-KEEP_ALIVE_S = 10.0
-"""Time without an event after which a stream sends a comment. Proxies wait for 30 s or more."""
-KEEP_ALIVE_COMMENT = b": keep-alive\n\n"
+KEEP_ALIVE = b"\n\n"
+"""Blank lines, which are no event. Load tools that strip each read, such as `vllm bench serve`,
+would take a comment for the beginning of the next event."""
 MAX_WRITE_BYTES = 1 << 18  # that are sent in one call
+MAX_TURN_S = 0.005  # of the event loop, for pieces that follow each other without a wait
 
 
 async def unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) -> T:
@@ -73,7 +74,7 @@ class PieceResponse(Response):
             stalled_after_s: time after which a client that takes nothing counts as disconnected;
                 it is found within twice this time.
             on_close: called at the end in any case, even if no piece was taken.
-            keep_alive_s: time without a piece after which a comment is sent; None for never.
+            keep_alive_s: time without a piece after which blank lines are sent; None for never.
         """
         super().__init__(media_type=media_type, headers=headers)
         del self.headers["content-length"]
@@ -81,7 +82,7 @@ class PieceResponse(Response):
         self._on_close = on_close
         self._stalled_after_s = stalled_after_s
         self._keep_alive_s = keep_alive_s
-        self._sending = asyncio.Lock()  # held while a piece or a comment is sent
+        self._sending = asyncio.Lock()  # held while a piece or KEEP_ALIVE is sent
         self._sending_since_s: float | None = None
         self._sent_at_s = time.monotonic()
 
@@ -123,10 +124,14 @@ class PieceResponse(Response):
         await self._send({"type": "http.response.start", **start}, send)
         keep_alive = asyncio.ensure_future(self._keep_alive(send))
         try:
+            yielded_s = time.monotonic()
             async with aclosing(self._pieces) as pieces:
                 async for piece in pieces:
                     async with self._sending:
                         await self._write_piece(piece, send)
+                    if time.monotonic() - yielded_s > MAX_TURN_S:  # many pieces are ready at once
+                        await asyncio.sleep(0)
+                        yielded_s = time.monotonic()
         finally:
             keep_alive.cancel()
             await asyncio.gather(keep_alive, return_exceptions=True)
@@ -146,13 +151,13 @@ class PieceResponse(Response):
         self._sent_at_s = time.monotonic()
 
     async def _keep_alive(self, send: Send) -> None:
-        """Send a comment between pieces whenever nothing was sent for `keep_alive_s`."""
+        """Send KEEP_ALIVE between pieces whenever nothing was sent for `keep_alive_s`."""
         limit_s = self._keep_alive_s
         while limit_s is not None:
             async with self._sending:
                 idle_s = time.monotonic() - self._sent_at_s
                 if idle_s >= limit_s:
-                    await self._send(_body_part(KEEP_ALIVE_COMMENT), send)
+                    await self._send(_body_part(KEEP_ALIVE), send)
                     idle_s = 0.0
             await asyncio.sleep(limit_s - idle_s)
 
@@ -162,13 +167,14 @@ def _body_part(content: bytes) -> Message:
 
 
 class EventStream(PieceResponse):
-    """A stream of server-sent events, with comments while there are none."""
+    """A stream of server-sent events."""
 
     def __init__(
         self,
         events: AsyncGenerator[bytes, None],
         on_close: Callable[[], None],
         stalled_after_s: float,
+        keep_alive_s: float | None,
     ) -> None:
         """Send `events` in order; the arguments are those of PieceResponse."""
         super().__init__(
@@ -177,16 +183,18 @@ class EventStream(PieceResponse):
             stalled_after_s,
             headers={"cache-control": "no-cache", "x-accel-buffering": "no"},
             on_close=on_close,
-            keep_alive_s=KEEP_ALIVE_S,
+            keep_alive_s=keep_alive_s,
         )
 
 
-def json_response(content: bytes, stalled_after_s: float) -> Response:
+def json_response(
+    content: bytes, stalled_after_s: float, headers: Mapping[str, str] | None = None
+) -> Response:
     """Return a response with JSON content; a large one is sent as the client takes it."""
     if len(content) <= MAX_WRITE_BYTES:
-        return Response(content, media_type="application/json")
+        return Response(content, media_type="application/json", headers=headers)
 
     async def pieces() -> AsyncGenerator[bytes, None]:
         yield content
 
-    return PieceResponse(pieces(), "application/json", stalled_after_s)
+    return PieceResponse(pieces(), "application/json", stalled_after_s, headers=headers)

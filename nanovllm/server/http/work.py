@@ -49,6 +49,9 @@ class Work:
         self._guarded = FairThreadPool("nanovllm-guarded", _NUM_GUARDED, MAX_WAITING)
         self._writers = FairThreadPool("nanovllm-writer", _NUM_WRITERS, MAX_WAITING)
         self._inspections = FairThreadPool("nanovllm-inspection", 1, MAX_WAITING_INSPECTIONS)
+        self._pools = (
+            self._small, self._large, self._guarded, self._writers, self._inspections,
+        )  # fmt: skip
 
     async def read(
         self, request: Request, num_bytes: int, call: Callable[[], T], *, is_guarded: bool = False
@@ -97,15 +100,14 @@ class Work:
         """Return the result of a call that writes a response, in the queue of `client`."""
         return await self._writers.run(client, call)
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether a thread runs a call, which goes on after `close`."""
+        return any(pool.is_busy for pool in self._pools)
+
     def close(self) -> None:
         """Close all pools; waits for no thread."""
-        for pool in (
-            self._small,
-            self._large,
-            self._guarded,
-            self._writers,
-            self._inspections,
-        ):
+        for pool in self._pools:
             pool.close()
 
 
@@ -206,6 +208,11 @@ class FairThreadPool:
             self._remove(client, job)
             if timer is not None:
                 timer.cancel()
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a thread runs a call."""
+        return bool(self._running)
 
     def close(self) -> None:
         """Fail all waiting, running and later calls with EngineNotReadyError.

@@ -179,6 +179,7 @@ class EmbeddingPoints(TypedDict):
     """Tokens in the plane; `explained` are parts of the variance, null for t-SNE."""
 
     method: str
+    methods: Annotated[list[str], Field(description="projections that this server can compute")]
     explained: list[float] | None
     vocab: int
     points: list[EmbeddingPoint]

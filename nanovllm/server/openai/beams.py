@@ -25,7 +25,7 @@ from nanovllm.server.openai.schemas import SamplingBody
 _BEAM_FIELDS = frozenset(
     {
         *("model", "prompt", "max_tokens", "n", "best_of", "use_beam_search", "length_penalty"),
-        *("ignore_eos", "priority", "cache_salt", "request_id"),
+        *("ignore_eos", "priority", "cache_salt", "request_id", "suffix"),
         *("messages", "max_completion_tokens", "add_generation_prompt", "continue_final_message"),
         *UnusedChatFields.model_fields,
     }

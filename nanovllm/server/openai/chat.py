@@ -13,7 +13,7 @@ from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.errors import ContextLengthError, InvalidRequestError
 from nanovllm.outputs import CompletionOutput, Logprob, RequestOutput
 from nanovllm.server.openai.beams import beam_search_params, check_beam_fields
-from nanovllm.server.openai.chat_prompt import encode_prompt, stop_token_ids
+from nanovllm.server.openai.chat_prompt import encode_prompt, end_turn
 from nanovllm.server.openai.chat_schemas import ChatRequest
 from nanovllm.server.openai.completions import generation_request, sampling_fields
 from nanovllm.server.openai.endpoint import Endpoint, sampling_params
@@ -64,13 +64,11 @@ def parse_chat(
             f"top_logprobs is {body.top_logprobs}, the limit is {limit} (max_logprobs)",
             param="top_logprobs",
         )
-    ends = [] if body.ignore_eos else stop_token_ids(template, engine)
     fields = sampling_fields(body) | {
-        "logprobs": (body.top_logprobs or 0) if body.logprobs else None,
-        "stop_token_ids": [*(body.stop_token_ids or ()), *ends],
+        "logprobs": (body.top_logprobs or 0) if body.logprobs else None
     }
     settings = sampling_params(engine, max_tokens=max_tokens, **fields)
-    return generation_request(body, [prompt], settings)
+    return generation_request(body, [prompt], end_turn(settings, template, engine))
 
 
 class ChatRenderer(ChoicesRenderer):
@@ -113,29 +111,27 @@ class ChatRenderer(ChoicesRenderer):
                 "token_ids": choice.token_ids if self._request.return_token_ids else None,
             }  # fmt: skip
 
-    def delta_choices(self, index: int, output: RequestOutput) -> list[ChatChunkChoice]:
-        """Return what is new of the choices."""
-        chunks: list[ChatChunkChoice] = []
-        for delta in output.outputs:
-            is_first = delta.index not in self._begun
-            chunk = self._chunk(delta, is_first=is_first)
-            if chunk is None:
-                continue
-            if is_first:
-                self._begun.add(delta.index)
-                chunks.append(self._role_chunk(delta.index))
-            chunks.append(chunk)
-        return chunks
+    def pieces(
+        self, index: int, delta: CompletionOutput, output: RequestOutput
+    ) -> list[ChatChunkChoice]:
+        """Return what is new of a choice, after its role; nothing if that is empty."""
+        is_first = delta.index not in self._begun
+        piece = self._piece(delta, is_first=is_first)
+        if piece is None:
+            return []
+        self._begun.add(delta.index)
+        return [self._role_piece(delta.index), piece] if is_first else [piece]
 
-    def _role_chunk(self, index: int) -> ChatChunkChoice:
-        """Return the first chunk of a choice."""
+    def _role_piece(self, index: int) -> ChatChunkChoice:
+        """Return the first piece of a choice, which has no token."""
         return {
-            "index": index, "delta": {"role": self._request.role, "content": ""}, "logprobs": None,
+            "index": index, "delta": {"role": self._request.role, "content": ""},
+            "logprobs": {"content": [], "refusal": None} if self._request.logprobs else None,
             "finish_reason": None, "stop_reason": None,
             "token_ids": [] if self._request.return_token_ids else None,
         }  # fmt: skip
 
-    def _chunk(self, delta: CompletionOutput, *, is_first: bool) -> ChatChunkChoice | None:
+    def _piece(self, delta: CompletionOutput, *, is_first: bool) -> ChatChunkChoice | None:
         """Return a piece of a choice; None if it has nothing to show."""
         request = self._request
         text = (request.echoed_text if is_first else "") + delta.text

@@ -21,11 +21,12 @@ from nanovllm.server.openai.schemas import (
     Body,
     SamplingBody,
     UnusedFields,
+    refuse,
 )
 
 MAX_MESSAGES = 2048
 _CALLS = ("tool_calls", "function_call")
-_PART = ("type", "text")
+_PART = ("type", "text", "cache_control")  # the last one is for servers that ask where to cache
 
 
 def join_parts(value: object, part_type: str = "text", answer_type: str | None = None) -> object:
@@ -61,9 +62,13 @@ def _part_fault(part: object, part_type: str, answer_type: str | None) -> str | 
 
 def content_schema(part_type: str) -> dict[str, Any]:
     """Return the JSON schema of a message's content."""
+    fields = {
+        "type": {"const": part_type}, "text": {"type": "string"},
+        "cache_control": {"description": NO_EFFECT},
+    }  # fmt: skip
     part = {
-        "type": "object", "properties": {"type": {"const": part_type}, "text": {"type": "string"}},
-        "required": ["type", "text"], "additionalProperties": {"type": "null"},
+        "type": "object", "properties": fields, "required": ["type", "text"],
+        "additionalProperties": {"type": "null"},
     }  # fmt: skip
     return {"oneOf": [{"type": "string"}, {"type": "array", "items": part}]}
 
@@ -74,16 +79,20 @@ Content = Annotated[str, BeforeValidator(join_parts), WithJsonSchema(content_sch
 def _describe_message(schema: dict[str, Any]) -> None:
     allow_nulls(schema)
     no_call = {"anyOf": [NO_ITEMS, {"type": "null"}]}
-    schema["properties"] |= dict.fromkeys(_CALLS, no_call)
+    schema["properties"] |= {**dict.fromkeys(_CALLS, no_call), "id": {"description": NO_EFFECT}}
     schema["additionalProperties"] = {
         "description": "ignored in an assistant's message; in others only null is accepted"
     }
 
 
 class ChatMessage(BoundedModel):
-    """One message; an assistant's may be sent back as any server sent it."""
+    """One message; an assistant's may be sent back as any server sent it.
+
+    An assistant's may have no content, as other servers answer with calls alone.
+    """
 
     model_config = ConfigDict(json_schema_extra=_describe_message)
+    unused_keys: ClassVar[tuple[str, ...]] = (*_CALLS, "id")
 
     role: Role
     content: Content
@@ -92,29 +101,24 @@ class ChatMessage(BoundedModel):
     @model_validator(mode="before")
     @classmethod
     def _drop_extras(cls, message: Any) -> Any:
-        """Drop unknown keys of an assistant's message; raises ValueError for a tool call."""
+        """Drop keys without effect, and all unknown ones of an assistant's message.
+
+        Raises ValueError for a tool call.
+        """
         if not isinstance(message, dict):
             return message
         for name in _CALLS:
             if message.get(name) not in (None, []):
                 raise ValueError(f"{name} is not supported: this server calls no tools")
         is_answer = message.get("role") == "assistant"
-        return {
+        kept = {
             name: item
             for name, item in message.items()
-            if name in cls.model_fields or not (is_answer or name in _CALLS)
+            if name in cls.model_fields or not (is_answer or name in cls.unused_keys)
         }
-
-
-def refuse(reason: str, accepted: object = None) -> BeforeValidator:
-    """Return the validator of a field that must be null or `accepted`."""
-
-    def check(value: object) -> object:
-        if value is not None and (type(value) is not type(accepted) or value != accepted):
-            raise ValueError(f"not supported: {reason}; leave it out")
-        return value
-
-    return BeforeValidator(check)
+        if is_answer and kept.get("content") is None:
+            kept["content"] = ""
+        return kept
 
 
 NO_ITEMS = {"type": "array", "maxItems": 0}
@@ -126,6 +130,11 @@ Tools = Annotated[
 ]
 
 
+NoArguments = Annotated[
+    dict[str, Any],
+    refuse("the chat template takes no arguments", {}),
+    WithJsonSchema({"type": "object", "maxProperties": 0}),
+]
 Messages = Annotated[
     list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)
 ]
@@ -169,8 +178,13 @@ class UnusedChatFields(UnusedFields):
         None, description=NO_EFFECT
     )
     tools: Tools | None = Field(None, description=NO_EFFECT)
-    tool_choice: Literal["none"] | None = Field(None, description=NO_EFFECT)
+    tool_choice: Literal["none", "auto"] | None = Field(None, description=NO_EFFECT)
     parallel_tool_calls: bool | None = Field(None, description=NO_EFFECT)
+    functions: Tools | None = Field(None, description=NO_EFFECT)
+    function_call: Literal["none", "auto"] | None = Field(None, description=NO_EFFECT)
+    chat_template_kwargs: NoArguments | None = Field(None, description=NO_EFFECT)
+    prediction: dict[str, Any] | None = Field(None, description=NO_EFFECT)
+    verbosity: Literal["medium"] | None = Field(None, description=NO_EFFECT)
 
 
 class ChatRequest(SamplingBody, UnusedChatFields, PromptFields):

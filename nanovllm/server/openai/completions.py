@@ -8,7 +8,7 @@ from nanovllm.engine.chat.template import ChatTemplate
 from nanovllm.engine.engine import Engine
 from nanovllm.engine.generation_request import GenerationRequest
 from nanovllm.engine.tokenizer import Tokenizer
-from nanovllm.errors import InvalidRequestError
+from nanovllm.errors import InvalidRequestError, listed
 from nanovllm.outputs import CompletionOutput, PositionLogprobs, RequestOutput
 from nanovllm.prompts import Prompt
 from nanovllm.sampling_params import SamplingParams
@@ -96,7 +96,8 @@ def _logit_bias(bias: dict[str, float] | None) -> dict[int, float] | None:
     wrong = [key for key in bias if not key.isascii() or not key.isdigit() or len(key) > 12]
     if wrong:
         raise InvalidRequestError(
-            f"logit_bias has the key {quote(wrong[0][:40])} but its keys must be token ids",
+            "logit_bias has keys that are not token ids: "
+            + listed(quote(key[:40]) for key in wrong),
             param="logit_bias",
         )
     return {int(key): value for key, value in bias.items()}
@@ -136,19 +137,17 @@ class CompletionRenderer(ChoicesRenderer):
                 formatter = ChoiceFormatter(self._request, self.context.tokenizer, output)
                 yield formatter.choice(self._choice_index(index, choice), choice, output)
 
-    def delta_choices(self, index: int, output: RequestOutput) -> list[CompletionChoice]:
-        """Return what is new of the choices of the prompt at `index`."""
-        choices = []
-        for delta in output.outputs:
-            choice_index = self._choice_index(index, delta)
-            if choice_index not in self._formatters:
-                self._formatters[choice_index] = ChoiceFormatter(
-                    self._request, self.context.tokenizer, output
-                )
-            choice = self._formatters[choice_index].choice(choice_index, delta, output)
-            if any(value for name, value in choice.items() if name != "index"):
-                choices.append(choice)
-        return choices
+    def pieces(
+        self, index: int, delta: CompletionOutput, output: RequestOutput
+    ) -> list[CompletionChoice]:
+        """Return what is new of a choice of the prompt at `index`; nothing if that is empty."""
+        choice_index = self._choice_index(index, delta)
+        if choice_index not in self._formatters:
+            self._formatters[choice_index] = ChoiceFormatter(
+                self._request, self.context.tokenizer, output
+            )
+        choice = self._formatters[choice_index].choice(choice_index, delta, output)
+        return [choice] if any(value for name, value in choice.items() if name != "index") else []
 
     def _choice_index(self, prompt_index: int, choice: CompletionOutput) -> int:
         return prompt_index * (self._request.n or 1) + choice.index

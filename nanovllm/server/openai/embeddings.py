@@ -108,7 +108,9 @@ class EmbeddingRenderer(Renderer[EmbeddingRequestOutput]):
         """Return the body of the whole response."""
         tokens = self._context.prompt_tokens
         return {
+            "id": self._context.id,
             "object": "list",
+            "created": self._context.created,
             "data": list(self._data(outputs)),
             "model": self._context.model,
             "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
@@ -138,5 +140,4 @@ EMBEDDINGS = Endpoint(
     parse=parse_embeddings,
     renderer=EmbeddingRenderer,
     response=EmbeddingList,
-    has_id=False,
 )

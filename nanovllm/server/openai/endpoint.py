@@ -84,7 +84,6 @@ class Endpoint(Generic[B]):
         ends_with_done: whether a stream ends with [DONE], with any error as the event before it;
             otherwise its events have names, and the last one reports an error.
         is_guarded: whether parsing a body waits for a process, such as a template's.
-        has_id: whether responses have the request's id.
     """
 
     path: str
@@ -98,7 +97,6 @@ class Endpoint(Generic[B]):
     event: Any = None
     ends_with_done: bool = True
     is_guarded: Callable[[B], bool] = lambda _: False
-    has_id: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +108,7 @@ class ModelService:
         model_names: names that requests may use for the model.
         chat_template: renders messages; None where the model has none.
         stalled_client_s: time after which a client that reads nothing counts as disconnected.
+        keep_alive_s: time after which a stream without an event sends blank lines; None for never.
         work: the worker threads.
     """
 
@@ -117,6 +116,7 @@ class ModelService:
     model_names: Sequence[str]
     chat_template: ChatTemplate | None
     stalled_client_s: float
+    keep_alive_s: float | None
     work: Work
 
 
@@ -165,14 +165,18 @@ def prepare_call(
     engine: Engine,
     chat_template: ChatTemplate | None,
     model: str,
+    client: str = "",
 ) -> PreparedCall:
-    """Parse and check a body; raises InvalidRequestError in the client's names of fields."""
+    """Parse and check a body; raises InvalidRequestError in the client's names of fields.
+
+    `client` is the identity of who sent it.
+    """
     searches: tuple[BeamSearch, ...] = ()
     prepared: tuple[PreparedRequest, ...] = ()
     with client_field_names(body):
         request = endpoint.parse(body, engine, chat_template)
         request_id = endpoint.id_prefix + (body.requested_id or uuid.uuid4().hex)
-        request = replace(request, request_id=request_id)
+        request = replace(request, request_id=request_id, client=client)
         if isinstance(request.params, BeamSearchParams):
             processor = engine.input_processor
             searches = tuple(begin_searches(request.prompts, request.params, processor))
@@ -223,10 +227,16 @@ async def _respond(endpoint: Endpoint[B], request: Request, service: ModelServic
     record.note_prompts(body.logged_prompts)
     async_engine.check_room(body.num_choices)  # before time is spent on the prompts
     prepare = partial(
-        prepare_call, endpoint, body, async_engine.engine, service.chat_template, model
+        prepare_call,
+        endpoint,
+        body,
+        async_engine.engine,
+        service.chat_template,
+        model,
+        record.client,
     )
     call = await work.read(request, num_bytes, prepare, is_guarded=endpoint.is_guarded(body))
-    record.answer_id = call.request.request_id if endpoint.has_id else None
+    record.answer_id = call.request.request_id
     record.prompt_tokens = call.prompt_tokens
     write = work.writer(request)
     if call.searches:
@@ -246,7 +256,7 @@ async def _respond(endpoint: Endpoint[B], request: Request, service: ModelServic
 
     if body.is_streamed:
         events = _events(call, body, handle, write)
-        return EventStream(events, release, service.stalled_client_s)
+        return EventStream(events, release, service.stalled_client_s, service.keep_alive_s)
     try:
         with client_field_names(body):
             await unless_disconnected(request, handle.wait())

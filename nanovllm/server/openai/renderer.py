@@ -6,12 +6,13 @@ chunks with one choice each.
 
 import json
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
 from nanovllm.engine.tokenizer import Tokenizer
-from nanovllm.outputs import EmbeddingRequestOutput, RequestOutput
+from nanovllm.outputs import CompletionOutput, EmbeddingRequestOutput, RequestOutput
 from nanovllm.server.http.errors import response_for
 from nanovllm.server.http.json_writer import write_json
 from nanovllm.server.openai.response_types import Usage
@@ -19,6 +20,7 @@ from nanovllm.server.openai.schemas import SamplingBody
 
 OutputT = TypeVar("OutputT", RequestOutput, EmbeddingRequestOutput)
 MANY_POSITIONS = 128  # with 20 log-probabilities each, writing them takes about 20 ms
+TOKENS_PER_POSITION = 128  # whose ids take as long as the log-probabilities of a position
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +84,7 @@ class ChoicesRenderer(Renderer[RequestOutput]):
         self.context = context
         self._stream_options = request.stream_options
         self._usage = UsageCounter(context.prompt_tokens)
+        self._num_tokens: Counter[tuple[int, int]] = Counter()  # by prompt and choice
         self._is_first_chunk = True
 
     @abstractmethod
@@ -89,8 +92,13 @@ class ChoicesRenderer(Renderer[RequestOutput]):
         """Yield the choices of a whole response; one may be large."""
 
     @abstractmethod
-    def delta_choices(self, index: int, output: RequestOutput) -> Sequence[Mapping[str, Any]]:
-        """Return what is new of the choices of the prompt at `index`."""
+    def pieces(
+        self, index: int, delta: CompletionOutput, output: RequestOutput
+    ) -> Sequence[Mapping[str, Any]]:
+        """Return what is new of a choice of the prompt at `index`, a piece for each chunk.
+
+        The last piece has the tokens of `delta`; those before it have none.
+        """
 
     def prompt_fields(self, output: RequestOutput) -> Mapping[str, Any]:
         """Return the fields about the prompt beside the choices; null if not requested."""
@@ -109,16 +117,29 @@ class ChoicesRenderer(Renderer[RequestOutput]):
         self._usage.add(index, output)
         encode = write_json if is_large([output]) else _dumps
         chunks = []
-        for choice in self.delta_choices(index, output):
-            chunk = {**self._head(self.chunk_type), "choices": [choice]}
-            if self._has_usage:
-                chunk["usage"] = self._usage.usage() if self._has_continuous_usage else None
-            if self._is_first_chunk:
-                fields = self.prompt_fields(output)
-                chunk |= {name: value for name, value in fields.items() if value is not None}
-                self._is_first_chunk = False
-            chunks.append(b"data: " + encode(chunk) + b"\n\n")
+        for delta in output.outputs:
+            self._num_tokens[index, delta.index] += len(delta.token_ids)
+            pieces = self.pieces(index, delta, output)
+            for piece in pieces:
+                num_tokens = self._num_tokens[index, delta.index] if piece is pieces[-1] else 0
+                chunks.append(b"data: " + encode(self._chunk(piece, output, num_tokens)) + b"\n\n")
         return b"".join(chunks)
+
+    def _chunk(
+        self, piece: Mapping[str, Any], output: RequestOutput, num_tokens: int
+    ) -> dict[str, Any]:
+        """Return a chunk whose choice has `num_tokens` tokens so far."""
+        chunk = {**self._head(self.chunk_type), "choices": [piece]}
+        if self._has_usage:
+            chunk["usage"] = None
+        if self._has_usage and self._has_continuous_usage:
+            num_prompt_tokens = len(output.prompt_token_ids)
+            chunk["usage"] = make_usage(num_prompt_tokens, num_tokens, output.num_cached_tokens)
+        if self._is_first_chunk:
+            fields = self.prompt_fields(output)
+            chunk |= {name: value for name, value in fields.items() if value is not None}
+            self._is_first_chunk = False
+        return chunk
 
     def end(self) -> bytes:
         """Return the usage, if requested, and [DONE]."""
@@ -193,17 +214,23 @@ def make_usage(prompt_tokens: int, completion_tokens: int, cached_tokens: int) -
 
 
 def is_large(outputs: Sequence[RequestOutput]) -> bool:
-    """Return whether outputs must be written on a worker thread.
+    """Return whether outputs, or deltas, must be written on a worker thread.
 
-    Writing the log-probabilities of many positions takes too long for the event loop.
+    Writing the log-probabilities of many positions, or many texts or token ids, takes too long for
+    the event loop. The prompt is written with the first output of each choice.
     """
     prompts = sum(len(output.prompt_logprobs or ()) * len(output.outputs) for output in outputs)
     choices = sum(len(choice.logprobs or ()) for output in outputs for choice in output.outputs)
-    return prompts + choices > MANY_POSITIONS
+    tokens = 0
+    for output in outputs:
+        new = sum(len(choice.token_ids) for choice in output.outputs)
+        is_first = output.finished or output.num_generated_tokens == new
+        tokens += new + is_first * len(output.prompt_token_ids) * len(output.outputs)
+    return prompts + choices + tokens // TOKENS_PER_POSITION > MANY_POSITIONS
 
 
 _DONE = b"data: [DONE]\n\n"
 
 
 def _dumps(value: Mapping[str, Any]) -> bytes:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()

@@ -26,10 +26,10 @@ from nanovllm.errors import InvalidRequestError
 from nanovllm.outputs import RequestOutput
 from nanovllm.prompts import Prompt
 from nanovllm.sampling_params import MAX_PROMPT_TOKENS
-from nanovllm.server.http.bounds import BoundedModel
+from nanovllm.server.http.bounds import BoundedModel, JSONObject
 from nanovllm.server.http.errors import error_of, shorten
 from nanovllm.server.http.problems import quote
-from nanovllm.server.openai.chat_prompt import encode_prompt, stop_token_ids
+from nanovllm.server.openai.chat_prompt import encode_prompt, end_turn
 from nanovllm.server.openai.chat_schemas import (
     MAX_MESSAGES,
     NO_ITEMS,
@@ -38,7 +38,6 @@ from nanovllm.server.openai.chat_schemas import (
     Tools,
     content_schema,
     join_parts,
-    refuse,
 )
 from nanovllm.server.openai.endpoint import Endpoint, sampling_params
 from nanovllm.server.openai.renderer import Renderer, ResponseContext, usage_of
@@ -49,7 +48,7 @@ from nanovllm.server.openai.response_types import (
     ResponseEvent,
     ResponseStatus,
 )
-from nanovllm.server.openai.schemas import NO_EFFECT, GenerationBody, UnusedFields
+from nanovllm.server.openai.schemas import NO_EFFECT, GenerationBody, UnusedFields, refuse
 from nanovllm.structured_outputs import StructuredOutputs
 
 _ID_PREFIX = "resp_"
@@ -58,6 +57,8 @@ _join_parts = partial(join_parts, part_type="input_text", answer_type="output_te
 
 class InputMessage(ChatMessage):
     """One item of `input`; an assistant's may be an output item of an earlier response."""
+
+    unused_keys: ClassVar[tuple[str, ...]] = (*ChatMessage.unused_keys, "status")
 
     type: Literal["message"] | None = None
     content: Annotated[
@@ -88,7 +89,7 @@ class TextFormat(BoundedModel):
     type: Literal["text", "json_object", "json_schema"]
     name: str | None = Field(None, max_length=64)
     description: str | None = Field(None, max_length=1024)
-    schema_: dict[str, Any] | None = Field(None, alias="schema")
+    schema_: JSONObject | None = Field(None, alias="schema")
     strict: bool | None = None
 
 
@@ -182,9 +183,9 @@ def parse_response(
         max_tokens=body.max_output_tokens,
         temperature=body.temperature,
         top_p=body.top_p,
-        stop_token_ids=stop_token_ids(template, engine),
         structured_outputs=_structured_outputs(body.text),
     )
+    params = end_turn(params, template, engine)
     return GenerationRequest(prompts=[prompt], params=params, must_fit=True)
 
 
@@ -266,7 +267,7 @@ class ResponseRenderer(Renderer[RequestOutput]):
     def _event(self, event_type: str, **fields: Any) -> bytes:
         event = {"type": event_type, "sequence_number": self._num_events, **fields}
         self._num_events += 1
-        data = json.dumps(event, ensure_ascii=False, separators=(",", ":"))
+        data = json.dumps(event, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
         return f"event: {event_type}\ndata: {data}\n\n".encode()
 
     def _text_event(self, event_type: str, **fields: Any) -> bytes:

@@ -34,7 +34,7 @@ from nanovllm.sampling_params import (
     MIN_SEED,
     TruncationSide,
 )
-from nanovllm.server.http.bounds import INTEGERS, BoundedModel, at_most
+from nanovllm.server.http.bounds import INTEGERS, BoundedModel, JSONObject, at_most
 from nanovllm.server.openai.prompts import Prompts, check_prompts, list_prompts
 from nanovllm.server.openai.structured import (
     ResponseFormat,
@@ -102,7 +102,7 @@ Stops = Annotated[
 LogitBias = Annotated[dict[str, float], at_most(MAX_LOGIT_EDITS), WithJsonSchema(_BIAS_SCHEMA)]
 NotSupported = WithJsonSchema({"type": "null", "description": "not supported"})
 Metadata = Annotated[
-    dict[str, Any],
+    JSONObject,
     at_most(MAX_METADATA),
     WithJsonSchema({"type": "object", "maxProperties": MAX_METADATA}),
 ]
@@ -121,12 +121,23 @@ Side = Annotated[
 ]
 
 
+def refuse(reason: str, accepted: object = None) -> BeforeValidator:
+    """Return the validator of a field that must be null or `accepted`."""
+
+    def check(value: object) -> object:
+        if value is not None and (type(value) is not type(accepted) or value != accepted):
+            raise ValueError(f"not supported: {reason}; leave it out")
+        return value
+
+    return BeforeValidator(check)
+
+
 class StreamOptions(BoundedModel):
     """`stream_options`: usage at the end of a stream, or also in every chunk."""
 
     include_usage: bool = False
     continuous_usage_stats: bool = Field(
-        False, description="usage on every chunk; needs include_usage"
+        False, description="usage of the choice so far on every chunk; needs include_usage"
     )
     include_obfuscation: bool = Field(False, description=NO_EFFECT)
 
@@ -188,6 +199,9 @@ class UnusedFields(Body):
     )
     prompt_cache_key: str | None = Field(
         None, max_length=MAX_USER_CHARACTERS, description=NO_EFFECT
+    )
+    prompt_cache_retention: Literal["in_memory", "in-memory", "24h"] | None = Field(
+        None, description=NO_EFFECT
     )
 
 
@@ -309,7 +323,9 @@ class CompletionRequest(SamplingBody):
     )
     logprobs: int | None = Field(None, ge=0, le=MAX_PROMPT_TOKENS)
     echo: bool | None = False
-    suffix: Annotated[str | None, NotSupported] = None
+    suffix: Annotated[str, refuse("GPT-2 cannot fill in the middle", "")] | None = Field(
+        None, description=NO_EFFECT, json_schema_extra={"maxLength": 0}
+    )
 
     add_special_tokens: bool = Field(True, description=SPECIAL_TOKENS)
 
@@ -320,11 +336,6 @@ class CompletionRequest(SamplingBody):
 
     @model_validator(mode="after")
     def _check_together(self) -> "CompletionRequest":
-        if self.suffix is not None:
-            raise InvalidRequestError(
-                "suffix is not supported: GPT-2 cannot fill in the middle; leave it out",
-                param="suffix",
-            )
         self.check_against_logprobs(self.logprobs)
         if self.max_tokens == 0 and not self.echo:
             raise InvalidRequestError(

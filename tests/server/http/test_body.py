@@ -8,17 +8,19 @@ from openai import OpenAI
 from pydantic import BaseModel
 
 from nanovllm.errors import InvalidRequestError
-from nanovllm.server.http.body import check_body
+from nanovllm.server.http.body import check_body, parse_body
 from nanovllm.server.openai.chat_schemas import ChatRequest
 from nanovllm.server.openai.embeddings import EmbeddingRequest
+from nanovllm.server.openai.responses import InputMessage, ResponsesRequest
 from nanovllm.server.openai.schemas import CompletionRequest, SamplingBody
 from nanovllm.server.openai.tokenization import DetokenizeRequest, TokenizeRequest
-from tests.support.serving import MODEL, RunningServer
+from tests.support.serving import MODEL, RunningServer, read_error
 
 MESSAGE = {"role": "user", "content": "a"}
 REQUIRED: dict[type[BaseModel], dict[str, Any]] = {
     CompletionRequest: {"prompt": "a"},
     ChatRequest: {"messages": [MESSAGE]},
+    ResponsesRequest: {"input": "a"},
     EmbeddingRequest: {"input": "a"},
     TokenizeRequest: {"prompt": "a"},
     DetokenizeRequest: {"tokens": [1]},
@@ -88,10 +90,27 @@ def test_extra_fields_of_an_assistant_message_are_accepted() -> None:
         "role": "assistant",
         "content": "b",
     }
+    for content in ({"content": None}, {}):
+        empty = {"role": "assistant", "tool_calls": None, **content}
+        (message,) = check_body({"messages": [empty]}, ChatRequest).messages
+        assert message.content == ""
     wrongs: list[Any] = [[{"id": "1"}], {}, False, "x"]
     for wrong in wrongs:
         with pytest.raises(InvalidRequestError, match="tool_calls is not supported"):
             check_body({"messages": [{**answer, "tool_calls": wrong}]}, ChatRequest)
+
+
+def test_keys_of_a_message_without_effect_are_accepted() -> None:
+    part = {"type": "text", "text": "a", "cache_control": {"type": "ephemeral"}}
+    message = {"role": "user", "content": [part], "id": "msg_1"}
+    (checked,) = check_body({"messages": [message]}, ChatRequest).messages
+    assert checked.model_dump(exclude_none=True) == {"role": "user", "content": "a"}
+    item = {**message, "content": [{**part, "type": "input_text"}], "status": "completed"}
+    (checked_item,) = check_body({"input": [item]}, ResponsesRequest).input
+    assert isinstance(checked_item, InputMessage)
+    assert checked_item.content == "a"
+    with pytest.raises(InvalidRequestError, match="status: not supported"):
+        check_body({"messages": [{**message, "status": "completed"}]}, ChatRequest)
 
 
 def test_fields_of_openai_that_change_nothing_are_accepted(
@@ -99,7 +118,8 @@ def test_fields_of_openai_that_change_nothing_are_accepted(
 ) -> None:
     unused: dict[str, Any] = {
         "store": False, "metadata": {"run": "7"}, "service_tier": "default",
-        "safety_identifier": "u", "prompt_cache_key": "k", "user": "u",
+        "safety_identifier": "u", "prompt_cache_key": "k", "user": "u", "suffix": "",
+        "prompt_cache_retention": "in_memory",
     }  # fmt: skip
     settings: dict[str, Any] = {"max_tokens": 5, "temperature": 0}
     expected = server.complete("the", **settings)["choices"][0]["text"]
@@ -114,3 +134,36 @@ def test_nulls_and_whole_floats_are_accepted_over_http(server: RunningServer) ->
     body = {**nulls, "max_tokens": 5.0, "n": 2.0, "temperature": 0, "seed": 3.0}
     assert len(server.complete([116.0, 104], **body)["choices"]) == 2
     assert server.http.post("/detokenize", json={"tokens": [71.0], "new": None}).status_code == 200
+
+
+@pytest.mark.parametrize("kind", [k for k in REQUIRED if "metadata" in k.model_fields])
+@pytest.mark.parametrize(
+    ("item", "fault"),
+    [
+        ("NaN", "NaN or infinity"),
+        ("-Infinity", "NaN or infinity"),
+        ("[{}, [1e999]]", "NaN or infinity"),
+        ('"\\ud800"', "surrogate"),
+        ('[{"\\udc00": 1}]', "surrogate"),
+    ],
+)
+def test_what_json_cannot_express_is_refused_in_objects_of_any_fields(
+    kind: type[BaseModel], item: str, fault: str
+) -> None:
+    body = f'{json.dumps(REQUIRED[kind])[:-1]}, "metadata": {{"a": {item}}}}}'
+    with pytest.raises(InvalidRequestError, match=f"metadata: has .*{fault}") as refused:
+        parse_body(body.encode(), "application/json", kind)
+    assert refused.value.param == "metadata"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_response_never_echoes_what_json_cannot_express(
+    server: RunningServer, *, stream: bool
+) -> None:
+    schema = {"a": float("inf"), "b": "\ud800"}
+    formats = {"format": {"type": "text", "schema": schema}}
+    for name, fields in (("metadata", {"metadata": schema}), ("text", {"text": formats})):
+        content = json.dumps({"input": "a", "stream": stream, **fields}).encode()
+        headers = {"content-type": "application/json"}
+        response = server.http.post("/v1/responses", content=content, headers=headers)
+        assert read_error(response, 400)["param"] == name

@@ -118,8 +118,17 @@ BAD_FIELDS: dict[str, tuple[dict[str, Any], str | None, str]] = {
         {"logit_bias": [1]}, "logit_bias", "must be an object (given: a list of 1)",
     ),
     "logit_bias for a word": ({"logit_bias": {"the": 1}}, "logit_bias", '"the"'),
+    "logit_bias for two words": (
+        {"logit_bias": {"the": 1, "3": 1, "": 1}}, "logit_bias", '"the", ""',
+    ),
+    "logit_bias for many words": (
+        {"logit_bias": {f"w{n}": 1 for n in range(11)}}, "logit_bias", '"w8", "w9", ...',
+    ),
     "logit_bias below 0": ({"logit_bias": {"-1": 1}}, "logit_bias", '"-1"'),
-    "logit_bias outside the vocabulary": ({"logit_bias": {"267": 1}}, "logit_bias", "0 to 266"),
+    "logit_bias outside the vocabulary": (
+        {"logit_bias": {str(token): 1 for token in range(266, 273)}}, "logit_bias",
+        "0 to 266: 267, 268, 269, 270, 271, 272",
+    ),
     "logit_bias for a very large id": ({"logit_bias": {"9" * 400: 1}}, "logit_bias", "99999"),
     "logit_bias of digits of another script": ({"logit_bias": {"٣": 1}}, "logit_bias", "token ids"),
     "logit_bias too large": (
@@ -389,7 +398,7 @@ def test_an_unknown_path_is_not_found(server: RunningServer, path: str) -> None:
     assert len(response.content) < LONGEST_ANSWER_BYTES
 
 
-@pytest.mark.parametrize("path", ["/completions", "/v1/v1/completions", "/v1/completions/"])
+@pytest.mark.parametrize("path", ["/completions", "/v1/v1/completions", "/v1/completions//"])
 def test_the_path_that_a_wrong_base_url_misses_is_named(server: RunningServer, path: str) -> None:
     error = read_error(server.http.post(path, json={"prompt": "a"}), 404)
     assert error["message"].endswith("did you mean /v1/completions?")

@@ -1,4 +1,4 @@
-"""PieceResponse: comments between events, and clients that take nothing."""
+"""PieceResponse: blank lines between events, and clients that take nothing."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -7,10 +7,11 @@ import pytest
 from starlette.types import Message
 
 from nanovllm.server.http import event_stream
-from nanovllm.server.http.event_stream import KEEP_ALIVE_COMMENT, PieceResponse
+from nanovllm.server.http.event_stream import KEEP_ALIVE, PieceResponse
+from tests.support.load_tools import READERS
 
 
-def collect(pieces: list[bytes], keep_alive_s: float) -> bytes:
+def collect(pieces: list[bytes], keep_alive_s: float | None) -> bytes:
     """Return what a response sends whose pieces come when other tasks have had their turn."""
     sent: list[bytes] = []
 
@@ -32,18 +33,29 @@ def collect(pieces: list[bytes], keep_alive_s: float) -> bytes:
     return b"".join(sent)
 
 
-def test_comments_stand_between_events_only(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blank_lines_stand_between_events_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(event_stream, "MAX_WRITE_BYTES", 4)
     events = [f"data: {number:020}\n\n".encode() for number in range(20)]
-    parts = collect(events, keep_alive_s=0.0).split(b"\n\n")
-    assert [part for part in parts if part and not part.startswith(b":")] == [
-        event.strip() for event in events
-    ]
-    assert parts.count(KEEP_ALIVE_COMMENT.strip()) >= len(events)
-    assert collect(events, keep_alive_s=100.0) == b"".join(events)
+    kept = collect(events, keep_alive_s=0.0)
+    parts = kept.split(b"\n\n")
+    assert [part for part in parts if part] == [event.strip() for event in events]
+    assert kept.count(KEEP_ALIVE * 2) >= len(events)
+    for keep_alive_s in (100.0, None):
+        assert collect(events, keep_alive_s) == b"".join(events)
 
 
-def test_a_client_that_takes_no_comment_counts_as_disconnected() -> None:
+@pytest.mark.parametrize("count", range(1, 6))
+def test_load_tools_lose_nothing_for_blank_lines(count: int) -> None:
+    """`count` pieces of a stream arrive in one read."""
+    events = [f'data: {{"choices": [{{"text": "{number} "}}]}}\n\n' for number in range(5)]
+    events.append("data: [DONE]\n\n")
+    pieces = [piece for event in events for piece in (KEEP_ALIVE, event.encode(), KEEP_ALIVE)]
+    reads = [b"".join(pieces[at : at + count]) for at in range(0, len(pieces), count)]
+    for read in READERS:
+        assert read(reads) == "0 1 2 3 4 "
+
+
+def test_a_client_that_takes_no_blank_line_counts_as_disconnected() -> None:
     ends: list[str] = []
 
     async def make() -> AsyncGenerator[bytes, None]:
@@ -64,3 +76,28 @@ def test_a_client_that_takes_no_comment_counts_as_disconnected() -> None:
     response = PieceResponse(make(), "text/event-stream", 0.02, on_close=close, keep_alive_s=0.01)
     asyncio.run(asyncio.wait_for(response({"type": "http"}, wait, wait), 30))  # type: ignore[arg-type]
     assert ends == ["requests", "source"]
+
+
+def test_pieces_that_are_ready_at_once_let_other_tasks_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A prompt has an event, and a thousand of them may be ready after one step."""
+    monkeypatch.setattr(event_stream, "MAX_TURN_S", -1.0)
+    num_sent, num_seen = 0, list[int]()
+
+    async def make() -> AsyncGenerator[bytes, None]:
+        for _ in range(20):
+            yield b"data: 1\n\n"
+
+    async def receive() -> Message:
+        while num_sent < 20:
+            num_seen.append(num_sent)
+            await asyncio.sleep(0)
+        return await asyncio.Future()
+
+    async def send(message: Message) -> None:
+        nonlocal num_sent
+        num_sent += 1
+
+    asyncio.run(PieceResponse(make(), "text/event-stream", 30.0)({"type": "http"}, receive, send))
+    assert len(set(num_seen)) > 10

@@ -1,10 +1,12 @@
 """API keys, the limits of request bodies, and CORS: auth.py, body_limit.py and cors.py."""
 
 import asyncio
+import hashlib
 import socket
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import httpx
 import openai
@@ -13,6 +15,8 @@ from openai import OpenAI
 from starlette.responses import PlainTextResponse
 from starlette.types import Message, Receive, Scope, Send
 
+from nanovllm.engine.chat.template import ChatTemplate
+from nanovllm.engine.scheduling.request import Request as Sequence
 from nanovllm.server.app import ServerSettings
 from nanovllm.server.http import auth
 from nanovllm.server.http.body_limit import FREE_BODY_BYTES, BodyLimitMiddleware
@@ -29,7 +33,11 @@ def guarded(tiny_model: Path, backend: str) -> Iterator[RunningServer]:
     """A server with keys, a small limit, and two web pages that may use it."""
     origins = (PAGE, "http://localhost:3000")
     with RunningServer(
-        loader(tiny_model), api_keys=KEYS, max_body_bytes=LIMIT, allowed_origins=origins
+        loader(tiny_model),
+        api_keys=KEYS,
+        max_body_bytes=LIMIT,
+        allowed_origins=origins,
+        chat_template=ChatTemplate("{{ messages[0].content }}", "the test's"),
     ) as running:
         yield running
 
@@ -47,7 +55,9 @@ WRONG_KEYS: dict[str, dict[bytes, bytes]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("path", ["/v1/models", "/metrics", "/version", "/load", "/docs/", "/nope"])
+@pytest.mark.parametrize(
+    "path", ["/v1/models", "/v1/models/", "/metrics", "/version", "/docs/", "/nope"]
+)
 @pytest.mark.parametrize("name", WRONG_KEYS)
 def test_without_the_key_everything_is_closed(guarded: RunningServer, name: str, path: str) -> None:
     response = guarded.http.get(path, headers=WRONG_KEYS[name])
@@ -60,17 +70,19 @@ def test_without_the_key_everything_is_closed(guarded: RunningServer, name: str,
 
 
 def test_health_is_open(guarded: RunningServer) -> None:
-    assert guarded.http.get("/health").status_code == 200
+    for path in ("/health", "/health/", "/ping"):
+        assert guarded.http.get(path).status_code == 200
 
 
 @pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER"])
 def test_with_the_key_everything_is_open(guarded: RunningServer, scheme: str) -> None:
-    for path in ("/v1/models", "/metrics", "/version", "/load"):
+    for path in ("/v1/models", "/v1/models/", "/metrics", "/version", "/load"):
         assert guarded.http.get(path, headers=bearer(KEY, scheme)).status_code == 200
-    response = guarded.http.post(
-        "/v1/completions", json={"prompt": "a", "max_tokens": 1}, headers=bearer(KEY, scheme)
-    )
-    assert response.status_code == 200
+    for path in ("/v1/completions", "/v1/completions/"):
+        response = guarded.http.post(
+            path, json={"prompt": "a", "max_tokens": 1}, headers=bearer(KEY, scheme)
+        )
+        assert response.status_code == 200
 
 
 @pytest.mark.parametrize("key", KEYS)
@@ -116,6 +128,37 @@ def test_the_key_comes_before_the_body(guarded: RunningServer) -> None:
         guarded.http.post("/v1/completions", json={"prompt": ""}, headers=bearer(KEY)), 400
     )
     assert (error["type"], error["param"]) == ("BadRequestError", "prompt")
+
+
+GENERATING: dict[str, dict[str, Any]] = {
+    "/v1/completions": {"prompt": ["a", "b"], "max_tokens": 1},
+    "/v1/chat/completions": {"messages": [{"role": "user", "content": "a"}], "max_tokens": 1},
+    "/v1/responses": {"input": "a", "max_output_tokens": 1},
+    "/v1/embeddings": {"input": "a"},
+    "a beam search": {"prompt": "a", "max_tokens": 2, "use_beam_search": True, "n": 2},
+}
+
+
+@pytest.mark.parametrize("name", GENERATING)
+def test_the_engine_knows_whose_request_it_runs(
+    guarded: RunningServer, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of every endpoint: the key's digest, the same for all requests of the key."""
+    engine = guarded.engine.engine
+    clients: list[str] = []
+    add = engine.scheduler.add
+
+    def note(request: Sequence) -> None:
+        clients.append(request.client)
+        add(request)
+
+    monkeypatch.setattr(engine.scheduler, "add", note)
+    path = name if name.startswith("/") else "/v1/completions"
+    for key in (KEY, "first"):
+        clients.clear()
+        response = guarded.http.post(path, json=GENERATING[name], headers=bearer(key))
+        assert response.status_code == 200, response.text
+        assert set(clients) == {hashlib.sha256(key.encode()).hexdigest()}
 
 
 def test_the_official_client_sends_the_key(tiny_model: Path) -> None:

@@ -159,7 +159,7 @@ def test_tokens_of_every_kind_of_answer_are_logged(
         completion_tokens,
     )
     assert answer["usage"].get("completion_tokens", 0) == completion_tokens
-    assert line["answer_id"] == answer.get("id")
+    assert line["answer_id"] == answer["id"]
 
 
 @pytest.mark.parametrize("name", [name for name in OTHERS if name != "embeddings"])

@@ -1,14 +1,17 @@
 """POST and GET /v1/inspect/*."""
 
 import base64
+import threading
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 
+from nanovllm.inspection.worker_process import InspectionWorker
 from nanovllm.server.http import work
-from tests.support.serving import RunningServer, read_error
+from tests.support.serving import TIMEOUT_S, RunningServer, read_error, run_threads
 
 PROMPT = "the cat in the hall"
 PATHS = ("attention", "overview", "logit_lens")
@@ -148,3 +151,30 @@ def test_more_jobs_than_the_queue_holds_are_refused(
         statuses = [future.result() for future in [pool.submit(status) for _ in range(16)]]
     assert set(statuses) <= {200, 429}
     assert statuses.count(200) >= work.MAX_WAITING_INSPECTIONS
+
+
+def test_a_query_beyond_the_queue_is_refused(
+    server: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GET has no body to be read, so its disconnect is awaited from the first message on."""
+    may_end = threading.Event()
+    run = InspectionWorker.run
+
+    def blocked(*arguments: Any) -> bytes:
+        may_end.wait(TIMEOUT_S)
+        return run(*arguments)
+
+    def status(number: int) -> int:
+        try:
+            return server.http.get(f"/v1/inspect/neighbors?token={number}").status_code
+        finally:
+            if len(refused) < num_refused - 1:
+                refused.append(number)
+            else:
+                may_end.set()
+
+    num_refused, refused = 3, list[int]()
+    monkeypatch.setattr(InspectionWorker, "run", blocked)
+    num_kept = 1 + work.MAX_WAITING_INSPECTIONS
+    statuses = run_threads([partial(status, number) for number in range(num_kept + num_refused)])
+    assert sorted(statuses) == [200] * num_kept + [429] * num_refused

@@ -117,13 +117,17 @@ def test_fields_of_openai_that_change_nothing_are_accepted(
     unused: dict[str, Any] = {
         "store": True, "metadata": {"run": "7"}, "service_tier": "auto", "safety_identifier": "u",
         "prompt_cache_key": "k", "user": "u", "modalities": ["text"], "tools": [],
-        "tool_choice": "none", "parallel_tool_calls": False,
+        "tool_choice": "auto", "parallel_tool_calls": False, "functions": [],
+        "function_call": "none", "prediction": {"type": "content", "content": "the"},
+        "verbosity": "medium", "prompt_cache_retention": "24h",
+        "extra_body": {"chat_template_kwargs": {}},
     }  # fmt: skip
     settings: dict[str, Any] = {"model": MODEL, "messages": MESSAGES, "max_tokens": 4, "seed": 1}
     answer = chat_client.chat.completions.create(**settings, **unused)
     assert answer.choices[0].message.content == content_of(ask(chat_server, **settings))
     nothing = {"tools": None, "audio": None, "functions": None, "prediction": None, "top_a": None}
     assert content_of(ask(chat_server, **settings, **nothing)) == answer.choices[0].message.content
+    unused |= unused.pop("extra_body")
     searched = ask(chat_server, use_beam_search=True, **{**settings, **unused, "seed": None})
     assert searched.keys() == ask(chat_server, **settings).keys()
     assert searched["choices"][0].keys() == ask(chat_server, **settings)["choices"][0].keys()
@@ -203,7 +207,10 @@ def test_a_stream_adds_up_to_the_answer_that_is_not_streamed(
         )
         if is_first:
             assert choice["delta"] == {"role": "assistant", "content": ""}
-            assert (choice["logprobs"], choice["finish_reason"]) == (None, None)
+            no_token: dict[str, Any] | None = (
+                {"content": [], "refusal": None} if "logprobs" in body else None
+            )
+            assert (choice["logprobs"], choice["finish_reason"]) == (no_token, None)
         assert before["finish_reason"] is None, "a chunk came after the last of its choice"
         assert ("role" in choice["delta"]) == (before["message"]["role"] is None)
         before["message"]["role"] = choice["delta"].get("role", before["message"]["role"])
@@ -225,9 +232,14 @@ def test_a_stream_adds_up_to_the_answer_that_is_not_streamed(
     )
     if "stream_options" in body:
         assert events[-1]["choices"] == []
-        counts = [event["usage"]["completion_tokens"] for event in events]
-        assert counts == sorted(counts)
-        assert counts[-1] == whole["usage"]["completion_tokens"]
+        counts: dict[int, list[int]] = {}
+        for event in events[:-1]:
+            (choice,) = event["choices"]
+            counts.setdefault(choice["index"], []).append(event["usage"]["completion_tokens"])
+        assert all(own[0] == 0 and own[1:] == sorted(set(own[1:])) for own in counts.values())
+        total = events[-1]["usage"]["completion_tokens"]
+        assert total == sum(own[-1] for own in counts.values())
+        assert total == whole["usage"]["completion_tokens"]
     else:
         assert all("usage" not in event for event in events)
 
@@ -336,7 +348,7 @@ BAD: dict[str, tuple[dict[str, Any], str, str]] = {
     "role": ({"messages": [{"role": "wizard", "content": "a"}]}, "messages", "assistant"),
     "no content": ({"messages": [{"role": "user"}]}, "messages", "content"),
     "content null": (
-        {"messages": [{"role": "assistant", "content": None}]}, "messages",
+        {"messages": [{"role": "user", "content": None}]}, "messages",
         "messages.0.content: must be text (given: null)",
     ),
     "an image": (
@@ -387,7 +399,14 @@ BAD: dict[str, tuple[dict[str, Any], str, str]] = {
     "tools": (
         {"tools": [{"type": "function"}]}, "tools", "not supported: this server calls no tools",
     ),
-    "a choice of tools": ({"tool_choice": "auto"}, "tool_choice", 'must be "none"'),
+    "a choice of tools": ({"tool_choice": "required"}, "tool_choice", 'must be "none"'),
+    "functions": ({"functions": [{"name": "f"}]}, "functions", "calls no tools"),
+    "a choice of functions": ({"function_call": {"name": "f"}}, "function_call", 'be "none"'),
+    "a short answer": ({"verbosity": "low"}, "verbosity", 'must be "medium"'),
+    "arguments of the template": (
+        {"chat_template_kwargs": {"enable_thinking": False}}, "chat_template_kwargs",
+        "takes no arguments",
+    ),
     "sound": ({"modalities": ["text", "audio"]}, "modalities", "at most 1"),
     "sound alone": ({"modalities": ["audio"]}, "modalities", 'must be "text"'),
     "a field of another spelling": (
@@ -475,7 +494,7 @@ def test_without_a_template_it_says_what_to_do(llm: LLM) -> None:
         prepare_call(CHAT, body, llm.engine, None, MODEL)
     assert caught.value.param == "messages"
     assert "/v1/completions" in str(caught.value)
-    assert "--chat-template FILE" in str(caught.value)
+    assert "--chat-template plain" in str(caught.value)
 
 
 def test_a_template_that_is_damaged_says_so_and_completions_go_on(
@@ -487,7 +506,7 @@ def test_a_template_that_is_damaged_says_so_and_completions_go_on(
     ) as running:
         message = read_error(post(running), 400)["message"]
         assert "the chat template the/file is not valid" in message
-        assert "--chat-template FILE" in message
+        assert "--chat-template plain" in message
         running.complete("the", max_tokens=1)
 
 
@@ -513,7 +532,7 @@ def test_a_fault_in_the_middle_of_a_stream_is_an_event_before_the_end(
     def fail(*_: object) -> None:
         raise LookupError("the reason is for the log")
 
-    monkeypatch.setattr(ChatRenderer, "delta_choices", fail)
+    monkeypatch.setattr(ChatRenderer, "pieces", fail)
     (event,) = stream(chat_server, max_tokens=5)
     assert event["error"]["code"] == 500
     assert "for the log" not in event["error"]["message"]

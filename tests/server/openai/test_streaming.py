@@ -1,18 +1,21 @@
 """Streams: the fields of every chunk, their sum being the unstreamed answer, and usage."""
 
-import itertools
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from openai import OpenAI
 
 from nanovllm import LLM
-from nanovllm.server.http import event_stream
-from nanovllm.server.http.event_stream import KEEP_ALIVE_COMMENT
+from nanovllm.server.http.event_stream import KEEP_ALIVE
+from tests.support.load_tools import READERS
 from tests.support.serving import (
     MODEL,
     RunningServer,
     join_choices,
+    loader,
     read_events,
     whole_choices,
 )
@@ -150,6 +153,7 @@ def test_usage_comes_where_it_is_asked_for(
         "max_tokens": 10,
         "ignore_eos": True,
         "cache_salt": "none",
+        "return_token_ids": True,
     }
     events = server.stream(**body, **({"stream_options": options} if options is not None else {}))
     chunks = [event for event in events if event["choices"]]
@@ -159,7 +163,8 @@ def test_usage_comes_where_it_is_asked_for(
     assert all(len(event["choices"]) == 1 for event in chunks), (
         "programs look at the first choice of a chunk alone"
     )
-    prompt_tokens = server.complete(**body)["usage"]["prompt_tokens"]
+    whole = server.complete(**body)
+    prompt_tokens = whole["usage"]["prompt_tokens"]
     expected = {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": 40,
@@ -172,19 +177,15 @@ def test_usage_comes_where_it_is_asked_for(
     elif usage_in_chunks == "null":
         assert all(event["usage"] is None for event in chunks)
     else:
-        counts = [event["usage"]["completion_tokens"] for event in chunks]
-        assert all(event["usage"]["prompt_tokens"] == prompt_tokens for event in chunks)
-        assert all(before <= after for before, after in itertools.pairwise(counts))
-        said = [
-            (event["usage"]["completion_tokens"], event["choices"][0]["index"]) for event in chunks
-        ]
-        assert len(set(said)) == len(said), "only the choices of a step have the same count"
-        assert all(counts.count(count) <= body["n"] for count in counts)
-        assert counts[-1] == 40
-        assert all(
-            event["usage"]["total_tokens"] == prompt_tokens + count
-            for event, count in zip(chunks, counts, strict=True)
-        )
+        counts: Counter[int] = Counter()
+        own_prompt_tokens = [len(choice["prompt_token_ids"]) for choice in whole["choices"]]
+        for event in chunks:
+            index, usage = event["choices"][0]["index"], event["usage"]
+            counts[index] += len(event["choices"][0]["token_ids"])
+            assert usage["completion_tokens"] == counts[index], "of another choice"
+            assert usage["prompt_tokens"] == own_prompt_tokens[index]
+            assert usage["total_tokens"] == usage["prompt_tokens"] + counts[index]
+        assert counts == dict.fromkeys(range(4), 10)
 
 
 def test_the_official_client_reads_streamed_usage(client: OpenAI) -> None:
@@ -240,24 +241,36 @@ def test_what_was_not_asked_for_is_null_for_the_official_client(client: OpenAI) 
         assert (sent["service_tier"], sent["system_fingerprint"]) == (None, None)
 
 
-def test_comments_keep_a_stream_alive_that_has_nothing_to_send(
-    slow_server: RunningServer, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture(scope="module")
+def blank_line_server(tiny_model: Path, backend: str) -> Iterator[RunningServer]:
+    """A server that sends a blank line after each millisecond without an event."""
+    with RunningServer(loader(tiny_model, step_s=0.005), keep_alive_s=0.001) as running:
+        yield running
+
+
+def test_blank_lines_keep_a_stream_alive_that_has_nothing_to_send(
+    slow_server: RunningServer, blank_line_server: RunningServer
 ) -> None:
     """A step takes 5 ms here, and a request in the queue waits as one between two steps."""
     settings: dict[str, Any] = {"max_tokens": 10, "temperature": 0, **FORCED}
     quiet = slow_server.post({"prompt": "the", "stream": True, **settings}).content
-    monkeypatch.setattr(event_stream, "KEEP_ALIVE_S", 0.001)
-    kept = slow_server.post({"prompt": "the", "stream": True, **settings}).content
-    assert KEEP_ALIVE_COMMENT in kept
+    assert b"\n\n\n" not in quiet
+    text = join_choices(read_events(quiet))[0].text
+    with blank_line_server.http.stream(
+        "POST", "/v1/completions", json={"prompt": "the", "stream": True, **settings}
+    ) as response:
+        reads = list(response.iter_raw())
+    kept = b"".join(reads)
+    assert KEEP_ALIVE * 2 in kept
     assert join_choices(read_events(kept)) == join_choices(read_events(quiet))
+    assert [read(reads) for read in READERS] == [text, text]
     with (
-        OpenAI(base_url=f"{slow_server.url}/v1", api_key="none", max_retries=0) as opened,
+        OpenAI(base_url=f"{blank_line_server.url}/v1", api_key="none", max_retries=0) as opened,
         opened.completions.create(
             model=MODEL, prompt="the", stream=True, max_tokens=10, temperature=0, extra_body=FORCED
         ) as stream,
     ):
-        text = "".join(chunk.choices[0].text for chunk in stream)
-    assert text == join_choices(read_events(quiet))[0].text
+        assert "".join(chunk.choices[0].text for chunk in stream) == text
 
 
 def test_a_stream_may_be_asked_for_with_false(server: RunningServer) -> None:
