@@ -1,6 +1,7 @@
 """Replicas of the server on several machines, by Ray Serve (the extra `nanovllm[ray]`).
 
 settings        the models of an application, from the `args` of a Ray Serve config file
+check           checks a config file before it is deployed, as a command and at the start
 prefix_policy   which replica a request goes to; no Ray, so that the simulator uses it too
 ray_router      the policy as a request router of Ray Serve
 asgi            running an ASGI application without a socket

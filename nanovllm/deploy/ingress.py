@@ -32,11 +32,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from nanovllm.cli.options import load_chat_template
 from nanovllm.cli.serve import server_settings
 from nanovllm.deploy.asgi import HttpRequest
+from nanovllm.deploy.check import parse_arguments
 from nanovllm.deploy.health import ReplicaHealth
 from nanovllm.deploy.merged_metrics import merge_metrics
 from nanovllm.deploy.prefix import MAX_BODY_BYTES, PrefixReader
 from nanovllm.deploy.relay import DisconnectedError, ask, read_request, relay
-from nanovllm.deploy.replica import parse_arguments
 from nanovllm.hub import resolve_model
 from nanovllm.server.app import ServerSettings
 from nanovllm.server.http.auth import OPEN_PATHS, ApiKeyMiddleware, ApiKeys, TrustedHostMiddleware
