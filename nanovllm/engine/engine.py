@@ -17,7 +17,7 @@ from pathlib import Path
 from nanovllm.config import EngineConfig, format_bytes
 from nanovllm.engine.generation_defaults import SamplingDefaults, load_sampling_defaults
 from nanovllm.engine.input_processor import InputProcessor, PreparedRequest
-from nanovllm.engine.memory import check_weights, plan_memory
+from nanovllm.engine.memory import check_sizes, plan_memory
 from nanovllm.engine.metrics import EngineSnapshot, StepStats
 from nanovllm.engine.output_processor import SequenceUpdate
 from nanovllm.engine.request_limits import Limits
@@ -132,7 +132,7 @@ class Engine:
         """Raise those errors of `load` that need no weights."""
         model = GPT2Config.load(folder)
         _max_model_len(config, model)
-        check_weights(config, model, process_memory_limit())
+        check_sizes(config, model, process_memory_limit())
         load_sampling_defaults(folder)
 
     @property

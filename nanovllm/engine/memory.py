@@ -52,16 +52,31 @@ class MemoryPlan:
         return self.limit.num_bytes - self.other_bytes - self.cache_bytes
 
 
-def check_weights(config: EngineConfig, model: GPT2Config, limit: MemoryLimit | None) -> None:
-    """Raise ValueError if the weights alone exceed the limit; before they are read."""
+def weights_bytes(config: EngineConfig, model: GPT2Config) -> int:
+    """Return the memory of the weights."""
+    return _WEIGHT_BYTES[config.quantization or config.dtype] * model.num_parameters
+
+
+def check_sizes(config: EngineConfig, model: GPT2Config, limit: MemoryLimit | None) -> None:
+    """Raise ValueError if the weights, or they and a KV cache of a set size, exceed the limit.
+
+    This needs no weights. `plan_memory` checks the rest.
+    """
+    if limit is None:
+        return
+    needed = weights_bytes(config, model)
+    remedy = "raise it, set a narrower dtype or quantization, or choose a smaller model"
     kind = config.quantization or config.dtype
-    weights_bytes = _WEIGHT_BYTES[kind] * model.num_parameters
-    if limit is not None and weights_bytes > limit.free_bytes:
+    text = f"the weights need {format_bytes(needed)} in {'bfloat16' if kind == 'auto' else kind}"
+    is_cache_set = not config.has_default_cache and config.num_blocks is None
+    if needed <= limit.free_bytes and is_cache_set:
+        needed += config.kv_cache_bytes
+        remedy = "lower kv_cache_memory, or raise the limit"
+        text += f" and the KV cache {format_bytes(config.kv_cache_bytes)}"
+    if needed > limit.free_bytes:
         raise ValueError(
-            f"the weights need {format_bytes(weights_bytes)} in "
-            f"{'bfloat16' if kind == 'auto' else kind}, but {limit.name} is "
-            f"{format_bytes(limit.num_bytes)}, of which {format_bytes(limit.used_bytes)} are used; "
-            "raise it, set a narrower dtype or quantization, or choose a smaller model"
+            f"{text}, but {limit.name} is {format_bytes(limit.num_bytes)}, of which "
+            f"{format_bytes(limit.used_bytes)} are used; {remedy}"
         )
 
 

@@ -14,7 +14,7 @@ from nanovllm.engine.admission import MAX_LOGPROBS_BYTES
 from nanovllm.engine.async_engine import AsyncEngine
 from nanovllm.engine.engine import Engine
 from nanovllm.engine.generation_request import GenerationRequest
-from nanovllm.engine.memory import RESERVE_BYTES, check_weights, plan_memory
+from nanovllm.engine.memory import RESERVE_BYTES, check_sizes, plan_memory
 from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.errors import InvalidRequestError
 from nanovllm.model.backend import Backend, LoadOptions
@@ -110,11 +110,15 @@ def test_weights_above_the_limit_are_refused_before_they_are_read() -> None:
     with pytest.raises(
         ValueError, match=r"the weights need 475 MiB in float32, but memory\.max is 400 MiB, of wh"
     ):
-        check_weights(EngineConfig(), model, limit)
+        check_sizes(EngineConfig(), model, limit)
     for dtype in ("bfloat16", "auto"):
-        check_weights(EngineConfig(dtype=dtype), model, limit)
+        check_sizes(EngineConfig(dtype=dtype), model, limit)
     with pytest.raises(ValueError, match="need 119 MiB in int8"):
-        check_weights(EngineConfig(quantization="int8"), model, replace(limit, num_bytes=160 * MIB))
+        check_sizes(EngineConfig(quantization="int8"), model, replace(limit, num_bytes=160 * MIB))
+    with pytest.raises(
+        ValueError, match=r"and the KV cache 900 GiB, but .*; lower kv_cache_memory"
+    ):
+        check_sizes(EngineConfig(dtype="auto", kv_cache_memory="900GiB"), model, limit)
 
 
 @pytest.mark.parametrize("kind", [NumpyBackend, NumbaBackend])
