@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from contextlib import closing
 from pathlib import Path
@@ -22,11 +23,14 @@ pty = pytest.importorskip("pty", reason="needs pseudoterminals and SIGHUP")
 def test_it_reloads_keys_and_drains_before_it_stops(tiny_model: Path, tmp_path: Path) -> None:
     keys = tmp_path / "keys"
     keys.write_text("first\n", encoding="utf-8")
-    with closing(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)) as manager:
+    with (
+        tempfile.TemporaryDirectory() as folder,  # a short name: that of a socket is limited
+        closing(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)) as manager,
+    ):
         manager.settimeout(TIMEOUT_S)
-        manager.bind(str(tmp_path / "notify"))
+        manager.bind(f"{folder}/notify")
         flags = ("--api-key-file", str(keys), "--drain-delay-s", "600", "--num-threads", "1")
-        variables = {"NOTIFY_SOCKET": str(tmp_path / "notify")}
+        variables = {"NOTIFY_SOCKET": f"{folder}/notify"}
         with Serving(str(tiny_model), *flags, variables=variables) as serving:
             assert manager.recv(100) == b"READY=1"
             check_reload(serving, keys)
@@ -87,6 +91,7 @@ def check_drain(serving: Serving) -> None:
     assert received[-1].endswith(b"data: [DONE]\n\n")
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="needs the hangup of Linux's terminals")
 @pytest.mark.parametrize("is_ignored", [False, True])
 def test_it_stops_when_its_terminal_is_closed(
     tiny_model: Path, tmp_path: Path, is_ignored: bool
