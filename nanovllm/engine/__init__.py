@@ -4,6 +4,7 @@ In reading order:
 
 engine               Engine.step(): scheduler, batching, runner
 scheduling/          selects the requests of each step and allocates their KV cache blocks
+memory               plans the KV cache within the memory of the process
 generation_request   prompts and settings of a request, the same for all endpoints and AsyncLLM
 input_processor      checks prompts and settings, and prepares requests
 request_limits       limits that a request must fit

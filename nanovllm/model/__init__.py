@@ -18,5 +18,7 @@ backend          the protocol of a backend, and LoadOptions
 numpy_backend    backend="numpy": gpt2.py behind that protocol
 quantization     int8 weights: scales, multipliers, outliers
 kernels          backend="numba": the compiled forward pass and sampler
+memory_limit     the limit of this process's memory
+control_groups   the control groups of this process
 free_memory      returns freed memory to the operating system
 """
