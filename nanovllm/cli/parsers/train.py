@@ -77,7 +77,7 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
         "--num-threads",
         type=int,
         metavar="THREADS",
-        help="threads of the compiled kernels (default: all usable cores)",
+        help="threads of the compiled kernels (default: all usable physical cores)",
     )
 
 
