@@ -71,20 +71,12 @@ def test_every_exported_name_is_on_the_page() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "made"),
-    [
-        (EngineConfig, EngineConfig()),
-        (SamplingParams, SamplingParams()),
-        (BeamSearchParams, BeamSearchParams(beam_width=1)),
-        (StructuredOutputs, StructuredOutputs(json_object=True)),
-    ],
+    "kind", [EngineConfig, SamplingParams, BeamSearchParams, StructuredOutputs]
 )
-def test_every_setting_is_on_the_page_with_its_default(kind: Any, made: Any) -> None:
+def test_every_setting_is_on_the_page_with_its_default(kind: Any) -> None:
     cells = rows()
     for field in fields(kind):
-        is_required = field.default is MISSING
-        default = field.default if kind is StructuredOutputs else getattr(made, field.name)
-        cell = "|" if is_required else f"`{default!r}` |"
+        cell = "|" if field.default is MISSING else f"`{field.default!r}` |"
         assert any(row.startswith(cell) for row in cells[field.name]), field.name
 
 

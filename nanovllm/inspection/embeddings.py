@@ -100,7 +100,7 @@ def tsne(rows: Float32[np.ndarray, "tokens d_model"]) -> Float32[np.ndarray, "to
         from sklearn.manifold import TSNE  # noqa: PLC0415 - an extra, and slow to import
     except ImportError:
         raise InvalidRequestError(
-            "t-SNE needs scikit-learn; pip install 'nanovllm[visualize]', or use pca",
+            "t-SNE needs scikit-learn; pip install scikit-learn, or use pca",
             param="method",
         ) from None
     inputs, _ = pca(rows, _TSNE_INPUTS)

@@ -82,7 +82,7 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
         "--num-threads",
         type=int,
         metavar="THREADS",
-        help="threads of the kernels and of NumPy (default: all usable cores)",
+        help="threads of the kernels and of NumPy (default: all usable physical cores)",
     )
 
 

@@ -12,7 +12,7 @@ from nanovllm.cli.parsers.parser import add_command
 _DESCRIPTION = """
 Draw the attention, the logit lens or the token embeddings of a model. The ending of --output
 chooses the form: .html is an interactive page in a single file of at most 3 MB, .png and .svg are
-static pictures, which need pip install 'nanovllm[visualize]'.
+static pictures, which need pip install matplotlib.
 """
 _ATTENTION = """
 Draw the attention weights of a prompt: which tokens each head reads. A .png or .svg shows one head
