@@ -9,20 +9,29 @@
 #   docker build --target built-in --build-arg CPU=x86-64-v3 -t nanovllm:x86-64-v3 .
 
 # With EXTRAS=ray the image has Ray Serve too (deploy/kubernetes/ray).
+#
+# The versions of all packages are those of deploy/constraints.txt. A tag of the base image moves;
+# for the same image again, name the base by its digest (docs/operations.md):
+#
+#   docker build --build-arg BASE=python:3.12-slim@sha256:DIGEST -t nanovllm .
 
-ARG PYTHON=3.12
+ARG BASE=python:3.12-slim
 
-FROM python:${PYTHON}-slim AS build
+FROM ${BASE} AS build
 ARG EXTRAS=
 WORKDIR /source
 COPY pyproject.toml README.md LICENSE ./
+COPY deploy/constraints.txt deploy/constraints.txt
 COPY nanovllm nanovllm
-RUN python -m venv /opt/nanovllm \
+# Newer versions of pip read the versions of build tools from a variable of their own.
+RUN export PIP_CONSTRAINT=/source/deploy/constraints.txt \
+    && export PIP_BUILD_CONSTRAINT=$PIP_CONSTRAINT \
+    && python -m venv /opt/nanovllm \
     && /opt/nanovllm/bin/pip install --no-cache-dir ".${EXTRAS:+[$EXTRAS]}" \
     && find /opt/nanovllm -name tests -type d -prune -exec rm -rf {} + \
     && /opt/nanovllm/bin/pip uninstall --yes pip
 
-FROM python:${PYTHON}-slim AS runtime
+FROM ${BASE} AS runtime
 ARG EXTRAS=
 # The probes of the KubeRay operator call wget.
 RUN if [ "$EXTRAS" = ray ]; then apt-get update && apt-get install -y --no-install-recommends wget \

@@ -18,7 +18,7 @@ DEV := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
 .PHONY: help install serve test fuzz check format bench compare compare-training charts soak attack
-.PHONY: clients screenshots ray wheel build clean
+.PHONY: clients screenshots ray image constraints wheel build clean
 .NOTPARALLEL:
 
 help:  ## list the targets
@@ -75,6 +75,13 @@ clients: $(TEST)  ## run client libraries, write docs/clients.md; ONLY=litellm,o
 ray: $(RUN)  ## serve two replicas by Ray Serve; CONFIG=examples/ray/two-replicas.yaml
 	@$(PIP) -e ".[ray]"
 	@$(BIN)/serve run $(or $(CONFIG),examples/ray/two-replicas.yaml)
+
+image:  ## build the container image with docker, podman or buildah; ARGS="--build-arg EXTRAS=ray"
+	@deploy/build_image.sh $(ARGS)
+
+constraints: $(RUN)  ## renew the versions of the packages in the image, deploy/constraints.txt
+	@$(PIP) uv
+	@UV=$(abspath $(BIN))/uv deploy/update_constraints.sh
 
 wheel: $(TEST)  ## build the source archive and the wheel into dist/
 	@$(BIN)/python -m build --outdir dist .

@@ -25,10 +25,10 @@ PICTURE = ROOT / "docs" / "images" / "terminal.svg"
 COMMANDS = (
     (
         "curl -s localhost:8000/v1/completions -H 'Content-Type: application/json' \\\n"
-        """     -d '{"prompt": "Once upon a time", "max_tokens": 32, "temperature": 0.6,"""
-        """ "seed": 20}' | jq .choices[0].text"""
+        """     -d '{"prompt": "She smiled and said", "max_tokens": 40, "seed": 56}' \\\n"""
+        "     | jq .choices[0].text"
     ),
-    'nanovllm generate "The old man" --max-tokens 32 --temperature 0',
+    'nanovllm generate "The old man looked at her and" --max-tokens 34 --seed 5',
 )
 _COLUMNS = 98
 _PAUSE_S, _LONGEST_PAUSE_S, _TYPING_S = 0.8, 1.0, 0.5

@@ -1,31 +1,29 @@
-"""Stream a conversation of two turns, with a chat template passed as an argument.
+"""Stream a conversation with the bundled model, which answers like a person in an old novel.
 
-The bundled model was trained on books and has no chat template. A checkpoint that has one
-(tokenizer_config.json or chat_template.jinja) needs no `chat_template` argument.
+Its chat template writes messages as quoted speech, since the model was trained on novels. For a
+base model without a template, such as GPT-2, pass `chat_template="plain"`.
 
 Run: python examples/chat.py
 """
 
-from nanovllm import LLM, SamplingParams
+from nanovllm import LLM
 
-TEMPLATE = """{% for message in messages %}{{ message.role }}: {{ message.content }}
-{% endfor %}assistant:"""
-QUESTIONS = ["Tell me about the sea.", "And what did the old man say?"]
+QUESTIONS = ["How are you this morning?", "And what did the old man say?"]
 
 
 def main() -> None:
-    params = SamplingParams(temperature=0.7, max_tokens=40, seed=7, stop="\nuser:")
-    messages = [{"role": "system", "content": "You tell stories."}]
+    messages = []
     with LLM("tiny-books") as llm:
+        params = llm.default_sampling_params().clone(max_tokens=60, seed=3)
         for question in QUESTIONS:
             messages.append({"role": "user", "content": question})
-            print(f"user: {question}\nassistant:", end="")
+            print(f"You: {question}\nModel: ", end="")
             answer = ""
-            for output in llm.stream_chat(messages, params, chat_template=TEMPLATE):
+            for output in llm.stream_chat(messages, params):
                 print(output.outputs[0].text, end="", flush=True)
                 answer += output.outputs[0].text
-            print()
-            messages.append({"role": "assistant", "content": answer.strip()})
+            print("\n")
+            messages.append({"role": "assistant", "content": answer})
 
 
 if __name__ == "__main__":

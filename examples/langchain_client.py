@@ -18,11 +18,11 @@ MODEL = os.environ.get("NANOVLLM_MODEL", "tiny-books")
 
 
 def main() -> None:
-    llm = OpenAI(base_url=BASE_URL, api_key=API_KEY, model=MODEL, max_tokens=32, temperature=0.8)
+    llm = OpenAI(base_url=BASE_URL, api_key=API_KEY, model=MODEL, max_tokens=32, temperature=0.7)
     chain = PromptTemplate.from_template("The {animal} said to the {person}:") | llm
     print(chain.invoke({"animal": "fox", "person": "king"}))
 
-    for piece in llm.stream("Once upon a time"):
+    for piece in llm.stream("She smiled and said"):
         print(piece, end="", flush=True)
     print()
 

@@ -20,7 +20,7 @@ def main() -> None:
 
     completion = client.completions.create(
         model=model,
-        prompt="Once upon a time",
+        prompt="She smiled and said",
         max_tokens=32,
         seed=7,
         extra_body={"top_k": 40},  # parameters of vLLM that OpenAI lacks

@@ -7,13 +7,13 @@ import asyncio
 
 from nanovllm import LLM, AsyncLLM, SamplingParams
 
-PARAMS = SamplingParams(temperature=0.8, max_tokens=40, seed=7)
+PARAMS = SamplingParams(temperature=0.7, top_p=0.9, max_tokens=40, seed=10)
 
 
 def stream_in_a_loop() -> None:
     """Print the new text of each output. Leaving the loop early aborts the request."""
     with LLM("tiny-books") as llm:
-        for output in llm.stream("Once upon a time", PARAMS):
+        for output in llm.stream("She smiled and said", PARAMS):
             print(output.outputs[0].text, end="", flush=True)
     print("\n")
 

@@ -8,7 +8,7 @@ BackendName: TypeAlias = Literal["numba", "numpy"]
 DType: TypeAlias = Literal["float32", "bfloat16", "auto"]
 Quantization: TypeAlias = Literal["int8"]
 KVCacheDType: TypeAlias = Literal["auto", "float32", "bfloat16", "int8"]
-SchedulingPolicy: TypeAlias = Literal["fcfs", "priority"]
+SchedulingPolicy: TypeAlias = Literal["fcfs", "priority", "fair"]
 Precision: TypeAlias = Literal["float32", "bfloat16", "int8"]
 
 BACKENDS: tuple[BackendName, ...] = get_args(BackendName)
@@ -20,9 +20,11 @@ PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 """Types of the weights, by dtype or by quantization."""
 
 BUNDLED_MODEL = "tiny-books"
-BUNDLED_MODELS = (BUNDLED_MODEL, "tiny-books-draft")
+DRAFT_MODEL = "tiny-books-draft"
+BUNDLED_MODELS = (BUNDLED_MODEL, DRAFT_MODEL)
 """The default model, and a smaller one with its tokenizer, for speculative decoding."""
 
+_AUTO_CACHE_BYTES = 1 << 30
 _UNITS = {
     "": 1,
     "b": 1,
@@ -80,7 +82,8 @@ class EngineConfig:
         max_num_seqs: maximum number of sequences per step.
         max_num_batched_tokens: maximum number of tokens per step; longer prompts are prefilled in
             chunks.
-        kv_cache_memory: size of the KV cache in bytes, a number or text such as "1GiB".
+        kv_cache_memory: size of the KV cache in bytes, a number or text such as "512MiB". "auto" is
+            1 GiB, or less where the memory of the process is limited.
         num_blocks: size of the KV cache in blocks, instead of kv_cache_memory.
         enable_prefix_caching: reuse the keys and values of common prompt prefixes.
         batch_invariant: make a request's result bit-identical in every batch. "numba" always is;
@@ -89,7 +92,8 @@ class EngineConfig:
         seed: seed of the requests that have none; None for a new one in each process.
         max_logprobs: maximum number of log-probabilities per position that a request may have.
         scheduling_policy: "fcfs" orders requests by arrival, "priority" by priority and arrival.
-            Any client may choose its priority.
+            Any client may choose its priority. "fair" gives clients that need more than they get
+            equal shares.
     """
 
     dtype: DType = "float32"
@@ -100,7 +104,7 @@ class EngineConfig:
     block_size: int = 32
     max_num_seqs: int = 32
     max_num_batched_tokens: int = 512
-    kv_cache_memory: int | str = "1GiB"
+    kv_cache_memory: int | str = "auto"
     num_blocks: int | None = None
     enable_prefix_caching: bool = True
     batch_invariant: bool = False
@@ -146,7 +150,7 @@ class EngineConfig:
             raise ValueError(
                 f"max_logprobs is {self.max_logprobs!r} but must be an integer of at least 0"
             )
-        parse_bytes(self.kv_cache_memory)
+        _cache_bytes(self.kv_cache_memory)
 
     def _check_numpy_types(self) -> None:
         for name, allowed in (
@@ -163,8 +167,13 @@ class EngineConfig:
 
     @property
     def kv_cache_bytes(self) -> int:
-        """`kv_cache_memory` as a number of bytes."""
-        return parse_bytes(self.kv_cache_memory)
+        """`kv_cache_memory` as a number of bytes, for "auto" the largest."""
+        return _cache_bytes(self.kv_cache_memory)
+
+    @property
+    def has_default_cache(self) -> bool:
+        """Whether the size of the KV cache is left to the engine."""
+        return self.kv_cache_memory == "auto" and self.num_blocks is None
 
 
 def parse_bytes(size: int | str) -> int:
@@ -183,6 +192,10 @@ def parse_bytes(size: int | str) -> int:
             "'512MiB' or '1.5GB'"
         )
     return count
+
+
+def _cache_bytes(size: int | str) -> int:
+    return _AUTO_CACHE_BYTES if size == "auto" else parse_bytes(size)
 
 
 def format_bytes(count: int) -> str:

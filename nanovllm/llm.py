@@ -178,8 +178,8 @@ class LLM:
                 are system, developer, user and assistant.
             sampling_params: for all conversations, or one for each.
             use_tqdm: show progress.
-            chat_template: text of a Jinja template, or path of a file with one, in place of the
-                model's own.
+            chat_template: "plain" for the bundled one, text of a Jinja template, or path of a file
+                with one, in place of the model's own.
             add_generation_prompt: end the prompt with the start of the assistant's turn.
             continue_final_message: continue the last message; only without add_generation_prompt.
 

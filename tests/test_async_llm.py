@@ -94,6 +94,23 @@ def test_tasks_share_a_batch_and_leaving_a_loop_aborts_its_request(tiny_model: P
     run(test)
 
 
+def test_masks_that_arrive_while_steps_are_planned_end_no_engine(tiny_model: Path) -> None:
+    """The first mask of a new grammar frees all of its choices at once, on another thread."""
+
+    async def test() -> None:
+        async with opened(tiny_model) as llm:
+            for turn in range(4):
+                params = SamplingParams(
+                    n=32,
+                    max_tokens=2,
+                    structured_outputs=StructuredOutputs(regex=f"(a|the) {turn}[ab]*"),
+                )
+                answers = await asyncio.gather(*(llm.complete("the", params) for _ in range(8)))
+                assert {len(answer.outputs) for answer in answers} == {32}
+
+    run(test)
+
+
 def test_a_model_that_cannot_be_loaded_is_told(tiny_model: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"folder without config\.json"):
         AsyncLLM(tmp_path)

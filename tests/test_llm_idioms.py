@@ -115,6 +115,9 @@ def test_chat_takes_the_models_own_template_or_that_of_a_file(tmp_path: Path, ll
     (model / "chat_template.jinja").write_text(TEMPLATE)
     with LLM(model, **SETTINGS) as own:
         assert own.chat(TALK, GREEDY, use_tqdm=False)[0].outputs == expected.outputs
+    (plain,) = llm.chat(TALK, GREEDY, use_tqdm=False, chat_template="plain")
+    assert plain.prompt is not None
+    assert plain.prompt.endswith("User: the end\nAssistant:")
 
 
 def test_the_last_message_can_be_continued(llm: LLM) -> None:

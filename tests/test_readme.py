@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import comparison_chart
-from nanovllm import LLM, SamplingParams
+from nanovllm import LLM
 from nanovllm.cli.main import build_parser
 
 ROOT = Path(__file__).parents[1]
@@ -41,7 +41,8 @@ def test_the_completion_is_the_one_that_is_shown() -> None:
     shown = json.loads(next(code for language, code in BLOCKS if language == "json"))
     request = json.loads(body)
     prompt = request.pop("prompt")
-    (output,) = LLM().generate(prompt, SamplingParams(**request))
+    llm = LLM()
+    (output,) = llm.generate(prompt, llm.default_sampling_params().clone(**request))
     (choice,) = shown["choices"]
     assert output.outputs[0].text == choice["text"]
     assert output.outputs[0].finish_reason == choice["finish_reason"]

@@ -39,7 +39,7 @@ def load(
         d_ff=4 * setting.width,
     )
     parameters = Parameters(expected_shapes(config))
-    initialize(parameters, config, "learned", seed)
+    initialize(parameters, config, seed)
     optimizer = AdamW(
         parameters,
         operations,

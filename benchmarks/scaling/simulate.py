@@ -26,7 +26,7 @@ from benchmarks.scaling.trace import Arrivals, TraceSettings, draw
 from nanovllm.cli.argument_types import positive, positive_number
 from nanovllm.config import BUNDLED_MODEL, EngineConfig
 from nanovllm.engine.engine import Engine
-from nanovllm.engine.scheduling.step_plan import StepPlan
+from nanovllm.engine.scheduling.step_plan import NO_MASKS_MISSING, MaskStates, StepPlan
 from nanovllm.hub import resolve_model
 from nanovllm.sampling_params import SamplingParams
 
@@ -90,8 +90,8 @@ def measure(
     plans: list[StepPlan] = []
     schedule = engine.scheduler.schedule
 
-    def recorded() -> StepPlan:
-        plans.append(schedule())
+    def recorded(masks: MaskStates = NO_MASKS_MISSING) -> StepPlan:
+        plans.append(schedule(masks))
         return plans[-1]
 
     engine.scheduler.schedule = recorded  # type: ignore[method-assign]

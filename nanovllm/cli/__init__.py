@@ -11,6 +11,9 @@ table             tables on standard output
 serve             `nanovllm serve`
 listening         connection limits and sockets of the server
 security_options  API keys, hosts, origins and TLS of the server
+reload            API keys and TLS read again at SIGHUP
+service_manager   messages to systemd, and the controlling terminal
+numa              a warning for processors on several NUMA nodes
 generate          `nanovllm generate`
 repl              the interactive prompt of `generate`
 run_batch         `nanovllm run-batch`

@@ -31,6 +31,13 @@ def positive_number(text: str) -> float:
     return number
 
 
+def port_number(text: str) -> int:
+    """Parse a TCP port; 0 is any free one."""
+    if not (text.isascii() and text.isdigit()) or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"{text} is no port; it must be from 0 to 65535")
+    return int(text)
+
+
 def read_lines(path: Path) -> list[tuple[int, str]]:
     """Return the non-blank lines of a UTF-8 file with their numbers; raises ValueError."""
     try:

@@ -18,6 +18,7 @@ from nanovllm.model.kernels.build.codegen import host_cpu
 from nanovllm.model.kernels.build.object_cache import user_cache
 from nanovllm.model.kernels.build.target import host_target
 from nanovllm.model.kernels.threads.cores import default_threads, usable_cpus
+from nanovllm.model.memory_limit import PHYSICAL_MEMORY, memory_limit
 
 _PACKAGES = (
     "numpy", "numba", "llvmlite", "tokenizers", "safetensors", "huggingface-hub", "fastapi",
@@ -56,15 +57,15 @@ def _machine() -> dict[str, str]:
 
 
 def _memory() -> str:
-    """Return the machine's memory, its free part, and the limit of this control group."""
+    """Return the machine's memory, its free part, and the limit of this process."""
     parts = []
     with suppress(AttributeError, ValueError, OSError):  # Windows
         page_bytes = os.sysconf("SC_PAGE_SIZE")
         parts.append(format_bytes(page_bytes * os.sysconf("SC_PHYS_PAGES")))
         parts.append(f"{format_bytes(page_bytes * os.sysconf('SC_AVPHYS_PAGES'))} unused")
-    with suppress(OSError, ValueError):  # "max": no limit
-        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
-        parts.append(f"limit {format_bytes(limit)}")
+    limit = memory_limit()
+    if limit is not None and limit.name != PHYSICAL_MEMORY:
+        parts.append(f"limit {format_bytes(limit.num_bytes)} ({limit.name})")
     return ", ".join(parts) or "unknown"
 
 

@@ -89,12 +89,18 @@ _ENGINE_OPTIONS: dict[str, tuple[Callable[[str], Any], str]] = {
     "block_size": (int, "tokens in a block of the KV cache"),
     "max_num_seqs": (int, "maximum sequences in one step"),
     "max_num_batched_tokens": (int, "maximum tokens computed in one step"),
-    "kv_cache_memory": (str, "memory of the KV cache, such as 512MiB"),
+    "kv_cache_memory": (
+        str, "memory of the KV cache, such as 512MiB; auto is 1GiB, less where memory is limited",
+    ),
     "num_threads": (int, "compute threads (default: the cores this process may use)"),
     "max_logprobs": (int, "maximum log-probabilities per position that a request may ask for"),
 }  # fmt: skip
 
 
+_POLICY_HELP = (
+    "order of requests: by arrival, by priority, or equal shares of the clients (default: fair for "
+    "a server with several API keys, else fcfs)"
+)
 _ENGINE_CHOICES: dict[str, tuple[tuple[str, ...], str]] = {
     "backend": (BACKENDS, "implementation of the forward pass; numpy is the readable one"),
     "dtype": (DTYPES, "type of the weights in memory"),
@@ -103,10 +109,7 @@ _ENGINE_CHOICES: dict[str, tuple[tuple[str, ...], str]] = {
         KV_CACHE_DTYPES,
         "type of the KV cache; auto is float32 for float32 weights, else bfloat16",
     ),
-    "scheduling_policy": (
-        SCHEDULING_POLICIES,
-        "order of requests: by arrival, or by priority and then arrival",
-    ),
+    "scheduling_policy": (SCHEDULING_POLICIES, _POLICY_HELP),
 }
 
 
@@ -121,6 +124,7 @@ def _add_engine_option(group: "argparse._ArgumentGroup", name: str) -> None:
     (default,) = (field.default for field in fields(EngineConfig) if field.name == name)
     if name in _ENGINE_CHOICES:
         choices, text = _ENGINE_CHOICES[name]
+        default = None if name == "scheduling_policy" else default
         group.add_argument(_option(name), choices=choices, default=default, help=text)
     else:
         kind, text = _ENGINE_OPTIONS[name]
@@ -156,9 +160,10 @@ def add_engine_options(
 
 
 def engine_config(parsed: argparse.Namespace) -> EngineConfig:
-    """Return the settings of `add_engine_options`."""
+    """Return the settings of `add_engine_options`; those that are None have their defaults."""
     names = {field.name for field in fields(EngineConfig)}
-    return EngineConfig(**{name: value for name, value in vars(parsed).items() if name in names})
+    given = {name: value for name, value in vars(parsed).items() if value is not None}
+    return EngineConfig(**{name: value for name, value in given.items() if name in names})
 
 
 _SAMPLING_OPTIONS: dict[str, tuple[Callable[[str], Any], str]] = {
@@ -211,13 +216,12 @@ def _option(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def add_chat_template(group: "argparse._ActionsContainer") -> None:
-    """Add --chat-template."""
+def add_chat_template(group: "argparse._ActionsContainer", more: str = "") -> None:
+    """Add --chat-template; `more` is added to its help."""
     group.add_argument(
         "--chat-template",
-        type=Path,
         metavar="FILE",
-        help="Jinja chat template (default: the model's own)",
+        help=f"Jinja chat template, or plain for the bundled one{more} (default: the model's own)",
     )
 
 

@@ -6,16 +6,17 @@ Windows has no readline, but its console edits lines and keeps a history by itse
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
 from nanovllm.cli.environment import HISTORY_VARIABLE
-from nanovllm.cli.parsers.parser import suggestion
 from nanovllm.errors import InvalidRequestError
 from nanovllm.model.kernels.build.object_cache import user_cache_folder
 from nanovllm.sampling_params import SamplingParams
+from nanovllm.suggestions import suggest
 
 _HISTORY_LINES = 1000
 _SETTABLE = (
@@ -23,18 +24,20 @@ _SETTABLE = (
     "presence_penalty", "frequency_penalty", "seed", "stop", "ignore_eos",
 )  # fmt: skip
 _TRUTH = {"true": True, "yes": True, "false": False, "no": False}
-_WELCOME = (
-    "Type the beginning of a text. /help lists the commands. "
-    "Ctrl-C stops a completion, Ctrl-D exits."
-)
+_WELCOME = "Type a prompt. /help lists the commands. Ctrl-C stops a completion, Ctrl-D exits."
 _HELP = """\
+/retry                  repeat the last prompt, with another sample unless a seed is set
+/continue               continue the last completion
+/clear                  forget the last prompt, and with --chat the conversation
 /set                    show the settings
 /set NAME VALUE         change a setting, such as /set temperature 0.8; VALUE default resets it
 /help                   show this help
 /exit                   exit, like Ctrl-D
-Any other line is a prompt; // begins a prompt that starts with a slash.
+Any other line is a prompt, and so are several lines between \"\"\" and \"\"\". // begins a prompt
+that starts with a slash.
 Arrow keys edit the line and browse the history, Ctrl-R searches it."""
-_COMMANDS = ("/set", "/help", "/exit", "/quit", "/bye", "/?")
+_COMMANDS = ("/retry", "/continue", "/clear", "/set", "/help", "/exit", "/quit", "/bye", "/?")
+_QUOTES = '"""'
 
 
 class Answering(Protocol):
@@ -46,6 +49,15 @@ class Answering(Protocol):
 
     def answer(self, prompt: str) -> None:
         """Print the prompt and its completion."""
+
+    def retry(self) -> None:
+        """Print another completion of the last prompt."""
+
+    def extend(self) -> None:
+        """Print more of the last completion."""
+
+    def clear(self) -> None:
+        """Forget the last prompt."""
 
 
 class Repl:
@@ -65,7 +77,8 @@ class Repl:
                     if self.run_command(line) is False:
                         return
                 else:
-                    self._answer(line[1:] if line.startswith("//") else line)
+                    prompt = line[1:] if line.startswith("//") else line
+                    self._run(partial(self._writer.answer, prompt))
 
     def run_command(self, line: str) -> bool:
         """Run a command; return False to exit."""
@@ -76,9 +89,18 @@ class Repl:
             print(_HELP)
         elif name == "/set":
             self._set(rest.split(maxsplit=1))
+        elif name == "/retry":
+            self._run(self._writer.retry)
+        elif name == "/continue":
+            self._run(self._writer.extend)
+        elif name == "/clear":
+            self._writer.clear()
         else:
-            near = suggestion(name, _COMMANDS)
+            setting = name[1:].replace("-", "_")
+            near = suggest(name, _COMMANDS)
             hint = f"did you mean {near}?" if near else "/help lists the commands"
+            if setting in _SETTABLE:
+                hint = f"did you mean {' '.join(('/set', setting, rest)).strip()}?"
             print(f"there is no command {name}; {hint}", file=sys.stderr)
         return True
 
@@ -88,8 +110,8 @@ class Repl:
             return
         name = words[0].replace("-", "_")
         if name not in _SETTABLE:
-            near = suggestion(name.replace("_", "-"), [one.replace("_", "-") for one in _SETTABLE])
-            hint = f"; did you mean {near.replace('-', '_')}?" if near else "; /set shows them"
+            near = suggest(name, _SETTABLE)
+            hint = f"; did you mean {near}?" if near else "; /set shows them"
             print(f"there is no setting {words[0]}{hint}", file=sys.stderr)
             return
         if len(words) == 1:
@@ -118,9 +140,10 @@ class Repl:
     def _value(self, name: str) -> object:
         return getattr(SamplingParams(**self._writer.settings), name)
 
-    def _answer(self, prompt: str) -> None:
+    def _run(self, action: Callable[[], None]) -> None:
+        """Print a completion and its speed, or an error."""
         try:
-            self._writer.answer(prompt)
+            action()
         except InvalidRequestError as error:
             print(f"{error}", file=sys.stderr)
             return
@@ -149,8 +172,26 @@ def _typed_lines() -> Iterator[str]:
         except KeyboardInterrupt:
             print()
             continue
+        if line.lstrip().startswith(_QUOTES):
+            text = _quoted_lines(line.lstrip())
+            line = f"/{text}" if text.startswith("/") else text
         if line.strip():
             yield line
+
+
+def _quoted_lines(line: str) -> str:
+    """Return the text between three quotes and three quotes; empty after Ctrl-C."""
+    text = line.removeprefix(_QUOTES)
+    while not text.rstrip().endswith(_QUOTES):
+        try:
+            text += "\n" + input("... ")
+        except EOFError:
+            print()
+            return text
+        except KeyboardInterrupt:
+            print()
+            return ""
+    return text.rstrip().removesuffix(_QUOTES).removeprefix("\n").removesuffix("\n")
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 import argparse
 import asyncio
 import contextlib
-import errno
 import json
 import logging
 import math
@@ -12,8 +11,10 @@ import shlex
 import signal
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from types import FrameType
+from typing import Any, NoReturn, TextIO
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -21,12 +22,15 @@ from starlette.types import ASGIApp
 from nanovllm.cli.argument_types import print_message
 from nanovllm.cli.environment import API_KEY_VARIABLE
 from nanovllm.cli.listening import (
+    bind,
     connection_limits,
     limit_accept_errors,
     listening_options,
     raise_open_files_limit,
 )
+from nanovllm.cli.numa import numa_warning
 from nanovllm.cli.options import engine_config, load_chat_template, served_names
+from nanovllm.cli.reload import credential_reloader
 from nanovllm.cli.security_options import (
     check_certificate,
     is_loopback,
@@ -34,20 +38,27 @@ from nanovllm.cli.security_options import (
     read_hosts,
     read_origins,
 )
-from nanovllm.config import parse_bytes
+from nanovllm.cli.service_manager import Terminal, notify
+from nanovllm.config import format_bytes, parse_bytes
 from nanovllm.engine.async_engine import AsyncEngine, EngineState
 from nanovllm.engine.engine import Engine
+from nanovllm.engine.memory import MemoryPlan
 from nanovllm.hub import resolve_model
+from nanovllm.model.memory_limit import PHYSICAL_MEMORY
 from nanovllm.server.app import ServerSettings, create_app
+from nanovllm.server.control import ServerControl
 from nanovllm.server.http.protocol import watched_protocol
 from nanovllm.server.http.request_log import write_log_to
+from nanovllm.server.http.work import Work
 from nanovllm.server.metrics import ServerMetrics
 
+_logger = logging.getLogger("uvicorn.error")
 _SWITCH_INTERVAL_S = 0.0005
 """Interval of GIL hand-overs. The event loop releases the GIL at each system call; with Python's
 default of 5 ms it would wait that long for it while another thread parses a body."""
 _MAX_HANDSHAKE_S = 3600.0
-_DRAIN_S = 2
+_EXAMPLE_PROMPT, _EXAMPLE_TOKENS = "She smiled and said", 40
+_CLOSE_S = 2
 """Time to send the last bytes after the engine has stopped; then connections are closed."""
 
 
@@ -59,6 +70,8 @@ class LoadedServer:
     app: ASGIApp
     settings: ServerSettings
     metrics: ServerMetrics
+    work: Work
+    control: ServerControl
 
 
 def load_server(parsed: argparse.Namespace) -> LoadedServer:
@@ -68,12 +81,14 @@ def load_server(parsed: argparse.Namespace) -> LoadedServer:
     """
     config = engine_config(parsed)
     settings = server_settings(parsed)
+    if parsed.scheduling_policy is None and len(settings.api_keys) > 1:
+        config = replace(config, scheduling_policy="fair")
     folder = resolve_model(parsed.model)
     Engine.check(folder, config)  # report errors before a port is opened
     template = load_chat_template(folder, parsed)
     settings = replace(settings, chat_template=template, inspected_folder=folder)
     if settings.log_requests:
-        write_log_to(sys.stderr)
+        write_log_to(sys.stdout)  # all other messages go to standard error
     metrics = ServerMetrics(settings.model_names[0])
     engine = AsyncEngine(
         lambda: Engine.load(folder, config),
@@ -83,7 +98,9 @@ def load_server(parsed: argparse.Namespace) -> LoadedServer:
         on_step=metrics.on_step,
     )
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
-    return LoadedServer(engine, create_app(engine, settings, metrics), settings, metrics)
+    work, control = Work(engine), ServerControl(settings.api_keys)
+    app = create_app(engine, settings, metrics, work=work, control=control)
+    return LoadedServer(engine, app, settings, metrics, work, control)
 
 
 def run(parsed: argparse.Namespace) -> int:
@@ -102,7 +119,7 @@ def run(parsed: argparse.Namespace) -> int:
         port=parsed.port,
         log_level=parsed.log_level,
         access_log=not settings.log_requests,
-        timeout_graceful_shutdown=parsed.shutdown_timeout_s + 3 * _DRAIN_S,
+        timeout_graceful_shutdown=parsed.shutdown_timeout_s + 3 * _CLOSE_S,
         server_header=False,
         ssl_certfile=parsed.ssl_certfile,
         ssl_keyfile=parsed.ssl_keyfile,
@@ -112,10 +129,36 @@ def run(parsed: argparse.Namespace) -> int:
             f"warning: {parsed.host} can be reached from other machines and there are no API keys, "
             f"so that anybody may use this server; set {API_KEY_VARIABLE}, or leave --host out"
         )
+    if warning := numa_warning():
+        print_message(warning)
+    sockets = bind(parsed.host, parsed.port)
     server = _Server(
-        http, engine, parsed.shutdown_timeout_s, min(settings.stalled_client_s, _MAX_HANDSHAKE_S)
+        http,
+        engine,
+        loaded.control,
+        credential_reloader(parsed, http, loaded.control),
+        drain_delay_s=parsed.drain_delay_s,
+        shutdown_timeout_s=parsed.shutdown_timeout_s,
+        handshake_timeout_s=min(settings.stalled_client_s, _MAX_HANDSHAKE_S),
     )
-    return asyncio.run(_serve(server, engine, name, shell_key(parsed, len(settings.api_keys))))
+    hint_key = shell_key(parsed, len(settings.api_keys))
+    output = sys.stderr if settings.log_requests else sys.stdout
+    code = asyncio.run(_serve(server, sockets, engine, name, hint_key, output))
+    if loaded.work.is_busy or engine.has_thread:
+        _end_process(code)
+    return code
+
+
+def _end_process(code: int) -> NoReturn:
+    """End the process beside threads that still run.
+
+    Before Python 3.14 the end of the interpreter unwinds the stack of each thread, and a library in
+    Rust or C++ in between, such as pydantic, aborts the process.
+    """
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def server_settings(parsed: argparse.Namespace) -> ServerSettings:
@@ -142,7 +185,8 @@ def server_settings(parsed: argparse.Namespace) -> ServerSettings:
         log_prompts=parsed.log_prompts,
         has_inspector=parsed.inspector,
         inspector_shows_prompts=parsed.inspector_shows_prompts,
-        inspector_controls=is_loopback(parsed.host)
+        # A proxy makes every client local, so that the address tells nothing where there are keys.
+        inspector_controls=is_loopback(parsed.host) and not api_keys
         if parsed.inspector_controls is None
         else parsed.inspector_controls,
     )
@@ -151,14 +195,19 @@ def server_settings(parsed: argparse.Namespace) -> ServerSettings:
 class _Server(uvicorn.Server):
     """uvicorn's server with exit code 0 after a signal; uvicorn raises the signal again.
 
-    Running requests have `shutdown_timeout_s` after the signal. Then the engine stops, which fails
-    the remaining requests, and after _DRAIN_S their connections are aborted.
+    After SIGTERM or SIGINT the server drains for `drain_delay_s`: it serves requests, but /health
+    is 503. Running requests then have `shutdown_timeout_s`. Then the engine stops, which fails the
+    remaining requests, and after _CLOSE_S their connections are aborted. SIGHUP calls `reload`.
     """
 
     def __init__(
         self,
         config: uvicorn.Config,
         engine: AsyncEngine,
+        control: ServerControl,
+        reload: Callable[[], str],
+        *,
+        drain_delay_s: float,
         shutdown_timeout_s: float,
         handshake_timeout_s: float,
     ) -> None:
@@ -166,16 +215,64 @@ class _Server(uvicorn.Server):
         self._handshake_timeout_s = handshake_timeout_s
         self.listening = asyncio.Event()
         self._engine = engine
+        self._control = control
+        self._reload = reload
+        self._drain_delay_s = drain_delay_s
         self._shutdown_timeout_s = shutdown_timeout_s
+        self._hangup = asyncio.Event()
+        self._terminal = Terminal()
+        self._ignores_hangup = False
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        limit_accept_errors(asyncio.get_running_loop())
+        limit_accept_errors(self._loop)
         tls = {"ssl_handshake_timeout": self._handshake_timeout_s} if self.config.is_ssl else {}
         with listening_options(**tls):
             await super().startup(sockets)
+        _logger.info("Listening on %s, loading the model", self.address)
         self.listening.set()
 
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Stop: after the drain delay if this is the first signal, otherwise now."""
+        is_first = not self.should_exit and not self._control.is_draining
+        if is_first and self._drain_delay_s and self._engine.state is EngineState.READY:
+            self._control.is_draining = True
+            self._loop.call_soon_threadsafe(self._drain)
+        else:
+            super().handle_exit(sig, frame)
+
+    def _drain(self) -> None:
+        """Let every response close its connection, and stop after the delay."""
+        _logger.info(
+            "Draining for %g s: /health is 503, requests are served; a second signal ends this",
+            self._drain_delay_s,
+        )
+        for headers in (self.config.encoded_headers, self.server_state.default_headers):
+            headers.append((b"connection", b"close"))
+        self._loop.call_later(self._drain_delay_s, setattr, self, "should_exit", True)
+
+    def _handle_hangup(self, sig: int, frame: FrameType | None) -> None:
+        self._loop.call_soon_threadsafe(self._hangup.set)
+
+    async def _reload_on_hangup(self) -> None:
+        """Reload after each SIGHUP; stop if it says that the terminal was closed."""
+        while True:
+            await self._hangup.wait()
+            self._hangup.clear()
+            if self._terminal.was_closed() and not self._ignores_hangup:
+                _logger.warning("The terminal was closed")
+                self.handle_exit(signal.SIGHUP, None)
+                continue
+            try:
+                done = await asyncio.to_thread(self._reload)
+            except (OSError, ValueError) as error:
+                _logger.error("SIGHUP: %s; the old API keys and certificate stay in use", error)
+            else:
+                _logger.info(
+                    "SIGHUP: %s", f"read {done} again" if done else "there is nothing to reload"
+                )
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        notify("STOPPING=1")
         if self._engine.state is EngineState.READY:
             self._engine.inspector.release()  # end its streams, and a pause
         stopping = asyncio.create_task(self._stop_engine_later())
@@ -185,28 +282,32 @@ class _Server(uvicorn.Server):
             await self._abort_requests()
 
     async def _abort_requests(self) -> None:
-        """Stop the engine and give clients _DRAIN_S to read its error."""
+        """Stop the engine and give clients _CLOSE_S to read its error."""
         tasks = {asyncio.create_task(self._engine.stop()), *self.server_state.tasks}
-        await asyncio.wait(tasks, timeout=_DRAIN_S)
-        # uvicorn logs each aborted request as an error.
-        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
+        await asyncio.wait(tasks, timeout=_CLOSE_S)
+        _logger.setLevel(logging.CRITICAL)  # uvicorn logs each aborted request as an error
 
     async def _stop_engine_later(self) -> None:
         await asyncio.sleep(self._shutdown_timeout_s)
         await self._engine.stop()
-        await asyncio.sleep(_DRAIN_S)
+        await asyncio.sleep(_CLOSE_S)
         for connection in list(self.server_state.connections):
             connection.transport.abort()  # uvicorn would wait for its client, then log an error
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        previous = {
-            number: signal.signal(number, self.handle_exit)
-            for number in (signal.SIGINT, signal.SIGTERM)
-        }
+        self._loop = asyncio.get_running_loop()
+        handlers: dict[int, Any] = dict.fromkeys((signal.SIGINT, signal.SIGTERM), self.handle_exit)
+        if hasattr(signal, "SIGHUP"):  # Windows has none
+            # Under nohup, which ignores the signal, the server outlives its terminal.
+            self._ignores_hangup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+            handlers[signal.SIGHUP] = self._handle_hangup
+        previous = {number: signal.signal(number, handlers[number]) for number in handlers}
+        reloading = self._loop.create_task(self._reload_on_hangup())
         try:
             yield
         finally:
+            reloading.cancel()
             for number, handler in previous.items():
                 signal.signal(number, handler)
 
@@ -220,39 +321,33 @@ class _Server(uvicorn.Server):
         return f"{'https' if self.config.is_ssl else 'http'}://{shown}:{port}"
 
 
-async def _serve(server: _Server, engine: AsyncEngine, name: str, key: str | None) -> int:
-    serving = asyncio.create_task(_listen(server))
+async def _serve(
+    server: _Server,
+    sockets: list[socket.socket],
+    engine: AsyncEngine,
+    name: str,
+    key: str | None,
+    output: TextIO,
+) -> int:
+    serving = asyncio.create_task(server.serve(sockets))
     ready = asyncio.create_task(engine.wait_until_ready())
     listening = asyncio.create_task(server.listening.wait())
     await asyncio.wait({serving, ready}, return_when=asyncio.FIRST_COMPLETED)
     await asyncio.wait({serving, listening}, return_when=asyncio.FIRST_COMPLETED)
     if engine.state is EngineState.READY and server.started and not server.should_exit:
-        print(
-            f"{describe(engine.engine, name)}\n\n{startup_message(server.address, name, key)}\n",
-            flush=True,
-        )
+        summary = describe(engine.engine, name)
+        hint = startup_message(server.address, name, engine.engine.max_model_len, key)
+        with contextlib.suppress(OSError):  # the terminal was closed
+            print(f"{summary}\n\n{hint}\n", file=output, flush=True)
+        notify("READY=1")
     elif engine.state is EngineState.FAILED:
         print_message(f"the model cannot be loaded: {engine.failure}")
         server.should_exit = True
     for task in (ready, listening):
         task.cancel()
     await asyncio.gather(ready, listening, return_exceptions=True)
-    code = await serving
-    return 1 if engine.failure is not None else code
-
-
-async def _listen(server: _Server) -> int:
-    try:
-        await server.serve()
-    except SystemExit as end:  # raised by uvicorn if it cannot bind
-        config, reason = server.config, end.__context__
-        remedy = "choose an address of this machine by --host, or another port by --port"
-        if isinstance(reason, OSError) and reason.errno == errno.EADDRINUSE:
-            remedy = "stop the process that listens there, or choose another by --port"
-        detail = f": {reason.strerror or reason}" if isinstance(reason, OSError) else ""
-        print_message(f"cannot listen on {config.host} port {config.port}{detail}; {remedy}")
-        return 1
-    return 0 if server.started else 1
+    await serving
+    return 1 if engine.failure is not None or not server.started else 0
 
 
 def describe(engine: Engine, name: str) -> str:
@@ -270,12 +365,22 @@ def describe(engine: Engine, name: str) -> str:
         "context": f"{engine.max_model_len:,} tokens",
         "KV cache": f"{engine.cache_tokens:,} tokens in {blocks.num_blocks:,} blocks of "
         f"{blocks.block_size} (up to {cache_bytes / 2**20:,.0f} MiB)",
+        **_describe_limit(engine.memory),
         "computes in": f"{backend.weight_dtype} (cache {backend.cache_dtype}), "
         f"backend {engine.config.backend}, {threads}",
     }
     return f"{name}, GPT-2 architecture\n" + "\n".join(
         f"  {label:12} {value}" for label, value in rows.items()
     )
+
+
+def _describe_limit(memory: MemoryPlan) -> dict[str, str]:
+    """Return a row for a limit below the machine's memory, if there is one."""
+    limit = memory.limit
+    if limit is None or limit.name == PHYSICAL_MEMORY:
+        return {}
+    planned = format_bytes(memory.other_bytes + memory.cache_bytes)
+    return {"memory": f"up to {planned} of {format_bytes(limit.num_bytes)} ({limit.name})"}
 
 
 def shell_key(parsed: argparse.Namespace, num_keys: int) -> str | None:
@@ -288,10 +393,14 @@ def shell_key(parsed: argparse.Namespace, num_keys: int) -> str | None:
     return f"${{{API_KEY_VARIABLE}%%,*}}" if is_list else f"${API_KEY_VARIABLE}"
 
 
-def startup_message(address: str, name: str, key: str | None = None) -> str:
-    """Return the server's URL and a curl command; `key` is a shell expression for an API key."""
+def startup_message(address: str, name: str, max_model_len: int, key: str | None = None) -> str:
+    """Return the server's URL and a curl command that fits a context of `max_model_len` tokens.
+
+    `key` is a shell expression for an API key.
+    """
+    max_tokens = max(1, min(_EXAMPLE_TOKENS, max_model_len // 2))
     body = json.dumps(
-        {"model": name, "prompt": "Once upon a time", "max_tokens": 32}, ensure_ascii=False
+        {"model": name, "prompt": _EXAMPLE_PROMPT, "max_tokens": max_tokens}, ensure_ascii=False
     )
     header = f' -H "Authorization: Bearer {key}"' if key is not None else ""
     content_type = "-H 'Content-Type: application/json'"

@@ -1,13 +1,15 @@
 """Ingress: the HTTP side of the application. It runs no model.
 
-It reads the model's name and the prefix from a request's body, and passes the request on as it is.
-Every answer is a replica's, except:
+It checks hosts, origins and API keys, then reads the model's name and the prefix from a request's
+body, and passes the request on as it is. Every answer is a replica's, except:
 
-    /health       200 while each model has a running replica; /ping is the same
+    /health       200 while each model has a running replica (health.py); /ping is the same
     /metrics      the metrics of all replicas
     /v1/models    all models, where the application has several
 
-and the ingress's own errors. /health and /metrics do not wait behind the requests of full replicas.
+and the ingress's own errors. A host, an origin or a key that one model accepts passes the ingress;
+the replica checks it again for its own model. /health and /metrics do not wait behind the requests
+of full replicas.
 """
 
 import asyncio
@@ -17,6 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
+from urllib.parse import parse_qs
 
 from ray import serve
 from ray.exceptions import RayError
@@ -29,24 +32,26 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from nanovllm.cli.options import load_chat_template
 from nanovllm.cli.serve import server_settings
 from nanovllm.deploy.asgi import HttpRequest
+from nanovllm.deploy.check import parse_arguments
+from nanovllm.deploy.health import ReplicaHealth
 from nanovllm.deploy.merged_metrics import merge_metrics
 from nanovllm.deploy.prefix import MAX_BODY_BYTES, PrefixReader
 from nanovllm.deploy.relay import DisconnectedError, ask, read_request, relay
-from nanovllm.deploy.replica import parse_arguments
 from nanovllm.hub import resolve_model
 from nanovllm.server.app import ServerSettings
-from nanovllm.server.http.auth import ApiKeyMiddleware, TrustedHostMiddleware
+from nanovllm.server.http.auth import OPEN_PATHS, ApiKeyMiddleware, ApiKeys, TrustedHostMiddleware
 from nanovllm.server.http.body_limit import BodyLimitMiddleware
+from nanovllm.server.http.cors import CORSMiddleware
 from nanovllm.server.http.errors import ClientDisconnectedError, error_response, shorten
 from nanovllm.server.http.event_stream import unless_disconnected
 from nanovllm.server.http.request_log import RequestLogMiddleware
 from nanovllm.server.http.trailing_slash import TrailingSlashMiddleware
+from nanovllm.server.inspector import page
 from nanovllm.server.metrics import METRICS_MEDIA_TYPE
 
 INGRESS = "ingress"
 """Name of the ingress's deployment; all others are models."""
 _METRICS_TIMEOUT_S = 3.0
-_CONTROLLER_TIMEOUT_S = 3.0
 _READ_METHODS = ("GET", "HEAD")
 
 
@@ -86,30 +91,26 @@ class Ingress:
             name: served for served in self._served for name in served.settings.model_names
         }
         self._pages: dict[int, list[tuple[str, str]]] = {}
-        self._replicas: asyncio.Future[list[int]] | None = None
+        self._health = ReplicaHealth(_running_replicas)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """Return the application that Ray Serve runs."""
-        settings = [served.settings for served in self._served]
-        limited: ASGIApp = BodyLimitMiddleware(
-            self.respond,
-            max_body_bytes=max(each.max_body_bytes for each in settings),
-            max_body_s=max(each.stalled_client_s for each in settings),
-        )
-        served = TrailingSlashMiddleware(limited)
+        checked = _checked(self.respond, [served.settings for served in self._served])
 
         async def app(scope: Scope, receive: Receive, send: Send) -> None:  # not a method: see
             if scope["type"] == "lifespan":  # how uvicorn tells ASGI 2 from 3
                 await _follow_lifespan(receive, send)
             elif scope["type"] == "http":
-                await served(scope, receive, _without_request_id(send))
+                path = scope["path"].removeprefix(scope.get("root_path", "")) or "/"
+                inner = {**scope, "path": path, "root_path": ""}
+                await checked(inner, receive, _without_request_id(send))
             else:
                 await send({"type": "websocket.close"})  # which refuses the connection
 
         return app
 
     async def respond(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request, whose body BodyLimitMiddleware limits."""
+        """Answer one request that has passed the checks of `_checked`."""
         try:
             request = await read_request(scope, receive)
         except DisconnectedError:
@@ -119,14 +120,16 @@ class Ingress:
         served = self._by_name.get(name) if isinstance(name, str) else self._served[0]
         own: Callable[[], Awaitable[Response]] | None = None
         if request.method in _READ_METHODS:
-            health = dict.fromkeys(("/health", "/ping"), self._health)
-            own = {**health, "/metrics": self._merge_metrics}.get(request.path)
-            if request.path == "/v1/models" and len(self._served) > 1:
+            if request.path in ("/health", "/ping"):
+                own = partial(self._health.response, is_deep=_is_deep(request.query))
+            elif request.path == "/metrics":
+                own = self._merge_metrics
+            elif request.path == "/v1/models" and len(self._served) > 1:
                 own = partial(self._list_models, request)
         if served is None and own is None:
             own = partial(self._unknown_model, str(name))
         if own is not None:
-            await self._answer(own)(scope, receive, send)
+            await (await own())(scope, receive, send)
             return
         assert served is not None
         hashes: tuple[bytes, ...] = ()
@@ -136,32 +139,6 @@ class Ingress:
             await unless_disconnected(
                 Request({"type": "http"}, receive), relay(served.handle, request, hashes, send)
             )
-
-    def _answer(self, own: Callable[[], Awaitable[Response]]) -> ASGIApp:
-        """Return the application of the ingress's own answers, with the checks of the server."""
-
-        async def app(scope: Scope, receive: Receive, send: Send) -> None:
-            await (await own())(scope, receive, send)
-
-        keys = {key for served in self._served for key in served.settings.api_keys}
-        hosts = [served.settings.allowed_hosts for served in self._served]
-        checked: ASGIApp = ApiKeyMiddleware(app, sorted(keys)) if keys else app
-        if any(names is not None for names in hosts):
-            allowed = [name for names in hosts for name in names or ()]
-            checked = TrustedHostMiddleware(checked, allowed)
-        return RequestLogMiddleware(checked, log_requests=False)
-
-    async def _health(self) -> Response:
-        """Return 200 while each model has a running replica."""
-        if self._replicas is None or self._replicas.done():  # one thread at most waits for it
-            self._replicas = asyncio.ensure_future(asyncio.to_thread(_running_replicas))
-        try:
-            counts = await asyncio.wait_for(asyncio.shield(self._replicas), _CONTROLLER_TIMEOUT_S)
-        except (asyncio.TimeoutError, RayError, RayServeException):
-            return error_response(503, "Ray Serve's controller does not answer")
-        if all(counts):
-            return JSONResponse({"status": "ready"})
-        return error_response(503, "a model has no running replica")
 
     async def _merge_metrics(self) -> Response:
         """Return the metrics of all replicas, each sample with the label `replica`."""
@@ -197,6 +174,31 @@ class Ingress:
         return error_response(404, message, "model")
 
 
+def _checked(app: ASGIApp, models: Sequence[ServerSettings]) -> ASGIApp:
+    """Return `app` behind the checks of the server, which need no body.
+
+    Where one model has API keys, every request needs one of all models' keys: the ingress reads no
+    body before that.
+    """
+    app = BodyLimitMiddleware(
+        app,
+        max_body_bytes=max(model.max_body_bytes for model in models),
+        max_body_s=max(model.stalled_client_s for model in models),
+    )
+    keys = {key for model in models for key in model.api_keys}
+    if keys:
+        has_page = any(model.has_inspector for model in models)
+        open_paths = OPEN_PATHS | (page.public_paths() if has_page else frozenset())
+        app = ApiKeyMiddleware(app, ApiKeys(sorted(keys)), open_paths)
+    origins = {origin for model in models for origin in model.allowed_origins}
+    if origins:
+        app = CORSMiddleware(app, sorted(origins))
+    hosts = [model.allowed_hosts for model in models]
+    if None not in hosts:
+        app = TrustedHostMiddleware(app, [name for names in hosts for name in names or ()])
+    return TrailingSlashMiddleware(RequestLogMiddleware(app, log_requests=False))
+
+
 def _running_replicas() -> list[int]:
     """Return the number of running replicas of each model, as Ray Serve's controller knows it."""
     application = serve.status().applications[serve.get_replica_context().app_name]
@@ -215,6 +217,10 @@ def _served(arguments: Sequence[str], handle: DeploymentHandle, *, uses_prefix: 
         template = load_chat_template(folder, parsed)
         prefix = PrefixReader(folder, parsed.block_size, template)
     return Served(server_settings(parsed), handle, prefix)
+
+
+def _is_deep(query: bytes) -> bool:
+    return parse_qs(query.decode("latin-1")).get("deep", ["0"])[-1] not in ("0", "false")
 
 
 def _json_object(content: bytes) -> dict[str, Any]:

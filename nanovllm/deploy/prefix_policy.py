@@ -15,11 +15,13 @@ from typing import Generic, TypeVar
 
 R = TypeVar("R", bound=Hashable)
 
+NUM_BLOCKS = "num_blocks"
+"""Name under which a replica reports the number of blocks of its KV cache."""
 MAX_EXTRA_REQUESTS = 4
 """Default bound: a cached prefix may attract this many requests more than the least busy replica
 has."""
 MAX_BLOCKS = 32768
-"""Default number of block hashes that are remembered for each replica."""
+"""Default number of block hashes that are remembered for a replica of unknown size."""
 
 
 class PrefixPolicy(Generic[R]):
@@ -31,7 +33,7 @@ class PrefixPolicy(Generic[R]):
         """Start without replicas.
 
         Args:
-            max_blocks: number of block hashes to remember for each replica.
+            max_blocks: number of block hashes to remember for a replica of unknown size.
             max_extra_requests: a replica with more requests than this above the least busy one
                 is never preferred for its cache.
 
@@ -46,17 +48,26 @@ class PrefixPolicy(Generic[R]):
         self._max_blocks = max_blocks
         self._max_extra_requests = max_extra_requests
         self._blocks: dict[R, OrderedDict[bytes, None]] = {}
+        self._num_blocks: Mapping[R, int] = {}
         self._turns: dict[R, int] = {}  # when each was last chosen, counted in requests
         self._num_routed = 0
 
-    def set_replicas(self, replicas: Iterable[R]) -> None:
-        """Forget the replicas that are gone, and start empty for the new ones."""
+    def set_replicas(
+        self, replicas: Iterable[R], num_blocks: Mapping[R, int] | None = None
+    ) -> None:
+        """Forget the replicas that are gone, and start empty for the new ones.
+
+        Args:
+            replicas: the replicas that run now.
+            num_blocks: blocks of a replica's KV cache, where known: as many hashes are remembered.
+        """
         present = set(replicas)
+        self._num_blocks = num_blocks or {}
         for replica in [known for known in self._blocks if known not in present]:
             del self._blocks[replica]
             self._turns.pop(replica, None)
         for replica in present:
-            self._blocks.setdefault(replica, OrderedDict())
+            self._forget_oldest(replica, self._blocks.setdefault(replica, OrderedDict()))
 
     def cached_blocks(self, replica: R, hashes: Sequence[bytes]) -> int:
         """Return how many leading blocks of a prompt the replica has probably cached."""
@@ -101,5 +112,10 @@ class PrefixPolicy(Generic[R]):
         for block_hash in reversed(hashes):
             blocks[block_hash] = None
             blocks.move_to_end(block_hash)
-        while len(blocks) > self._max_blocks:
+        self._forget_oldest(replica, blocks)
+
+    def _forget_oldest(self, replica: R, blocks: OrderedDict[bytes, None]) -> None:
+        """Forget the least recent blocks that the replica's cache has no room for."""
+        limit = self._num_blocks.get(replica, self._max_blocks)
+        while len(blocks) > limit:
             blocks.popitem(last=False)

@@ -1,7 +1,8 @@
 """PrefixAwareRouter: PrefixPolicy as a request router of Ray Serve.
 
 Ray Serve creates one router in each process that calls the deployment. The ingress passes the block
-hashes of a prompt as the argument `prefix_hashes` of the call.
+hashes of a prompt as the argument `prefix_hashes` of the call. Replicas report the number of their
+blocks by EngineReplica.record_routing_stats.
 """
 
 from typing import Any
@@ -14,7 +15,12 @@ from ray.serve.request_router import (
     RunningReplica,
 )
 
-from nanovllm.deploy.prefix_policy import MAX_BLOCKS, MAX_EXTRA_REQUESTS, PrefixPolicy
+from nanovllm.deploy.prefix_policy import (
+    MAX_BLOCKS,
+    MAX_EXTRA_REQUESTS,
+    NUM_BLOCKS,
+    PrefixPolicy,
+)
 
 PREFIX_ARGUMENT = "prefix_hashes"
 
@@ -33,7 +39,14 @@ class PrefixAwareRouter(FIFOMixin, RequestRouter):
     def update_replicas(self, replicas: list[RunningReplica]) -> None:
         """Take the replicas that run now."""
         super().update_replicas(replicas)
-        self._policy.set_replicas(replica.replica_id for replica in replicas)
+        self._policy.set_replicas(
+            [replica.replica_id for replica in replicas],
+            {
+                replica.replica_id: replica.routing_stats[NUM_BLOCKS]
+                for replica in replicas
+                if NUM_BLOCKS in replica.routing_stats
+            },
+        )
 
     async def choose_replicas(
         self,

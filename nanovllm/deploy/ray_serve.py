@@ -12,13 +12,11 @@ import ray
 from ray import serve
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouterConfig
 
-from nanovllm.cli.options import engine_config, load_chat_template, served_names
-from nanovllm.cli.serve import server_settings
+from nanovllm.deploy.check import check_models
 from nanovllm.deploy.ingress import INGRESS, Ingress
-from nanovllm.deploy.replica import EngineReplica, parse_arguments
-from nanovllm.deploy.settings import AppSettings, ModelSettings, Routing, read_settings
-from nanovllm.engine.engine import Engine
-from nanovllm.hub import resolve_model
+from nanovllm.deploy.replica import EngineReplica
+from nanovllm.deploy.settings import ModelSettings, Routing, read_settings
+from nanovllm.model.memory_limit import memory_limit
 
 _ROUTERS: dict[Routing, str] = {
     "prefix": "nanovllm.deploy.ray_router.PrefixAwareRouter",
@@ -33,12 +31,15 @@ def build(args: dict[str, Any]) -> serve.Application:
     """Return the application of a config file's `args` (settings.py describes them).
 
     Raises ValueError or NanovllmError, before anything is started, for settings that are not
-    valid, models that do not exist, and more replicas than the cluster has CPUs for.
+    valid, models that do not exist, and more replicas than the cluster has CPUs or memory for.
     """
     settings = read_settings(args)
-    _check_models(settings)
+    limit = None
     if ray.is_initialized():
         settings.check_cpus(ray.cluster_resources().get("CPU", 0.0))
+        is_one_machine = len(ray.nodes()) == 1 and not settings.can_grow
+        limit = memory_limit() if is_one_machine else None
+    check_models(settings, limit)
     replicas = [
         _deployment(model, f"model-{index}").bind(model.arguments(), model.stream_interval_s)
         for index, model in enumerate(settings.models)
@@ -56,22 +57,6 @@ def build(args: dict[str, Any]) -> serve.Application:
         [model.routing for model in settings.models],
         *replicas,
     )
-
-
-def _check_models(settings: AppSettings) -> None:
-    """Raise the errors that a replica would end with, where they need no weights."""
-    names: set[str] = set()
-    for model in settings.models:
-        parsed = parse_arguments(model.arguments())
-        config = engine_config(parsed)
-        server_settings(parsed)
-        folder = resolve_model(model.model)
-        Engine.check(folder, config)
-        load_chat_template(folder, parsed)
-        (name,) = served_names(parsed)
-        if name in names:
-            raise ValueError(f"two models have the name {name!r}; give one of them another `name`")
-        names.add(name)
 
 
 def _deployment(model: ModelSettings, name: str) -> serve.Deployment:

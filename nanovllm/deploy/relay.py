@@ -120,7 +120,7 @@ async def read_request(scope: Scope, receive: Receive) -> HttpRequest:
         has_more = message.get("more_body", False)
     return HttpRequest(
         method=scope["method"],
-        path=scope["path"].removeprefix(scope.get("root_path", "")) or "/",
+        path=scope["path"],
         query=scope.get("query_string", b""),
         headers=tuple((bytes(name), bytes(value)) for name, value in scope["headers"]),
         body=b"".join(chunks),

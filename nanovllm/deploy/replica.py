@@ -1,31 +1,18 @@
 """EngineReplica: one replica, which is the unchanged server without its socket."""
 
-import argparse
 import asyncio
-import io
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import redirect_stderr
 from typing import Any
 
 from ray import serve
 
-from nanovllm.cli.main import build_parser
 from nanovllm.cli.serve import load_server
 from nanovllm.deploy.asgi import HttpRequest, Lifespan, ResponseStart, respond
+from nanovllm.deploy.check import parse_arguments
+from nanovllm.deploy.prefix_policy import NUM_BLOCKS
 from nanovllm.engine.async_engine import EngineState
 
 WAITING_METRIC = "waiting_requests"
-
-
-def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
-    """Parse the arguments of `nanovllm serve`; raises ValueError instead of ending the process."""
-    message = io.StringIO()
-    try:
-        with redirect_stderr(message):
-            return build_parser().parse_args(list(arguments))
-    except SystemExit:
-        reason = message.getvalue().rpartition("error: ")[2].strip()
-        raise ValueError(f"an option of {arguments[1]} is not valid: {reason}") from None
 
 
 class EngineReplica:
@@ -70,6 +57,10 @@ class EngineReplica:
         """Raise RuntimeError once the engine has failed; Ray Serve then replaces the replica."""
         if self._engine.state is not EngineState.READY:
             raise RuntimeError(f"the engine is {self._engine.state.value}")
+
+    def record_routing_stats(self) -> dict[str, int]:
+        """Return the number of blocks of the KV cache; Ray Serve passes it to the routers."""
+        return {NUM_BLOCKS: self._engine.engine.blocks.num_blocks}
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Return the admission controller's measure: the share of the queue's room that is taken.

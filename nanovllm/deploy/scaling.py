@@ -4,6 +4,9 @@ Ray Serve's policy aims at a number of unfinished requests for each replica. Tha
 about long prompts, so the policy also reads the measure of the replicas' admission control: the
 share of the queue's room, in choices and tokens, that is taken (EngineReplica.
 record_autoscaling_stats). Above HIGH_SHARE one more replica is wanted.
+
+A decision removes at most half of the replicas, because a new one loads, and has an empty prefix
+cache. Ray Serve waits `downscale_delay_s` before each such decision.
 """
 
 import math
@@ -21,11 +24,12 @@ def desired_replicas(
 
     Args:
         current: replicas that run now.
-        ongoing: unfinished requests of all replicas and of the queue before them.
+        ongoing: unfinished requests, running and waiting, of all replicas and of the queue before
+            them.
         target_ongoing: unfinished requests that one replica should have.
         queue_share: the largest share of a replica's queue that is taken, from 0 to 1.
     """
-    wanted = math.ceil(ongoing / target_ongoing)
+    wanted = max(math.ceil(ongoing / target_ongoing), math.ceil(current / 2))
     if queue_share > HIGH_SHARE:
         wanted = max(wanted, current + 1)
     return wanted

@@ -127,6 +127,7 @@ _TAKEN_REMEDIES = {
     "ssl_certfile": "set ssl_certfile in http_options of the config file",
     "ssl_keyfile": "set ssl_keyfile in http_options of the config file",
     "shutdown_timeout_s": "set drain_timeout_s of the model itself",
+    "drain_delay_s": "leave it out, Ray stops sending requests to a replica before it ends it",
 }
 _TAKEN_REMEDIES |= {name.replace("_", "-"): text for name, text in _TAKEN_REMEDIES.items()}
 _TAKEN_OPTIONS = frozenset(_TAKEN_REMEDIES)

@@ -17,6 +17,7 @@ from pathlib import Path
 from nanovllm.config import EngineConfig, format_bytes
 from nanovllm.engine.generation_defaults import SamplingDefaults, load_sampling_defaults
 from nanovllm.engine.input_processor import InputProcessor, PreparedRequest
+from nanovllm.engine.memory import check_sizes, plan_memory
 from nanovllm.engine.metrics import EngineSnapshot, StepStats
 from nanovllm.engine.output_processor import SequenceUpdate
 from nanovllm.engine.request_limits import Limits
@@ -24,14 +25,16 @@ from nanovllm.engine.request_tracker import STEP_FAILED, RequestTracker
 from nanovllm.engine.scheduling import batching
 from nanovllm.engine.scheduling.block_manager import BlockManager
 from nanovllm.engine.scheduling.kv_cache_manager import KVCacheManager
-from nanovllm.engine.scheduling.request import FinishReason, Request
+from nanovllm.engine.scheduling.request import FinishReason, Request, RequestState
 from nanovllm.engine.scheduling.scheduler import Scheduler
-from nanovllm.engine.scheduling.step_plan import SequenceResult, StepPlan
+from nanovllm.engine.scheduling.step_plan import MaskStates, SequenceResult, StepPlan
 from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.errors import EngineFaultError
-from nanovllm.model.backend import LoadOptions
+from nanovllm.model.backend import Backend, LoadOptions
 from nanovllm.model.checkpoint import stored_dtype
 from nanovllm.model.config import GPT2Config
+from nanovllm.model.memory_limit import MemoryLimit
+from nanovllm.model.memory_limit import memory_limit as process_memory_limit
 from nanovllm.runner.native_model_runner import NativeModelRunner
 from nanovllm.sampling_params import SamplingParams
 
@@ -62,8 +65,13 @@ class Engine:
         runner: NativeModelRunner,
         tokenizer: Tokenizer,
         sampling_defaults: SamplingDefaults | None = None,
+        memory_limit: MemoryLimit | None = None,
     ) -> None:
-        """Allocate the KV cache; raises ValueError if the settings do not fit the model."""
+        """Allocate the KV cache.
+
+        Raises ValueError if the settings do not fit the model or the memory, whose limit is by
+        default that of this process.
+        """
         model = runner.config
         self.config = config
         self.model = model
@@ -71,8 +79,11 @@ class Engine:
         self.tokenizer = tokenizer
         self.sampling_defaults: SamplingDefaults = sampling_defaults or {}
         self.runner = runner
+        self.memory = plan_memory(
+            config, runner.backend, self.max_model_len, memory_limit or process_memory_limit()
+        )
         self.blocks = BlockManager(
-            _allocate_cache(config, runner),
+            _allocate_cache(self.memory.num_blocks, config.block_size, runner.backend),
             config.block_size,
             enable_prefix_caching=config.enable_prefix_caching,
         )
@@ -80,6 +91,7 @@ class Engine:
             KVCacheManager(self.blocks),
             max_num_seqs=config.max_num_seqs,
             max_num_batched_tokens=config.max_num_batched_tokens,
+            is_fair=config.scheduling_policy == "fair",
         )
         limits = Limits(
             self.max_model_len,
@@ -119,7 +131,9 @@ class Engine:
     @staticmethod
     def check(folder: Path, config: EngineConfig) -> None:
         """Raise those errors of `load` that need no weights."""
-        _max_model_len(config, GPT2Config.load(folder))
+        model = GPT2Config.load(folder)
+        _max_model_len(config, model)
+        check_sizes(config, model, process_memory_limit())
         load_sampling_defaults(folder)
 
     @property
@@ -135,10 +149,14 @@ class Engine:
     def stats(self) -> EngineSnapshot:
         """Return a snapshot of the statistics. Call it on the engine's thread; any may read it."""
         scheduler, tracker = self.scheduler, self._tracker
+        blocked = self.mask_states().blocked
         return EngineSnapshot(
             num_requests_running=len(scheduler.running),
             num_requests_waiting=scheduler.num_waiting,
-            num_requests_deferred=scheduler.num_deferred,
+            num_requests_deferred=sum(
+                tracker.structured[request_id].state is RequestState.WAITING
+                for request_id in blocked
+            ),
             kv_cache_usage=self.blocks.usage,
             prompt_tokens=tracker.prompt_tokens,
             prompt_tokens_cached=tracker.prompt_tokens_cached,
@@ -162,7 +180,11 @@ class Engine:
         """
         self.scheduler.add(request)
         arrival_s = time.monotonic() if arrival_s is None else arrival_s
-        self._tracker.add(request.request_id, arrival_s, deadline_s)
+        self._tracker.add(request, arrival_s, deadline_s)
+
+    def mask_states(self) -> MaskStates:
+        """Return which masks of unfinished sequences are missing now."""
+        return MaskStates.read(self._tracker.structured.values(), time.monotonic())
 
     def arrival_s(self, request_id: str) -> float:
         """Return the arrival of an unfinished sequence, by `time.monotonic()`."""
@@ -194,9 +216,10 @@ class Engine:
         started = time.monotonic()
         self._abort_overdue(started)
         failed = self._finish_failed_grammars()
-        plan = self.scheduler.schedule()
+        masks = self.mask_states()
+        plan = self.scheduler.schedule(masks)
         if not plan.sequences:
-            if self.scheduler.has_blocked and not failed:
+            if masks.blocked and not failed:
                 self.input_processor.grammars.wait(_BLOCKED_WAIT_S)
             return StepOutput(failed, StepStats(0, 0, 0, 0.0))
         if on_planned is not None:
@@ -305,9 +328,11 @@ class Engine:
         grace_s = min(max(_MASK_GRACE * self._last_step_s, _MIN_MASK_GRACE_S), _MAX_MASK_GRACE_S)
         self.input_processor.grammars.poll(grace_s)
         updates = []
-        for request, error in self.scheduler.failed_grammars():
-            update = self.finish_request(request.request_id, FinishReason.ERROR)
-            if update is not None:
+        for request_id, request in list(self._tracker.structured.items()):
+            error = None if request.grammar is None else request.grammar.error
+            if error is not None:
+                update = self.finish_request(request_id, FinishReason.ERROR)
+                assert update is not None
                 updates.append(replace(update, error=error))
         return tuple(updates)
 
@@ -324,20 +349,14 @@ def _max_model_len(config: EngineConfig, model: GPT2Config) -> int:
     return config.max_model_len
 
 
-def _allocate_cache(config: EngineConfig, runner: NativeModelRunner) -> int:
+def _allocate_cache(num_blocks: int, block_size: int, backend: Backend) -> int:
     """Allocate the KV cache and return its number of blocks; raises ValueError if it cannot."""
-    block_bytes = runner.backend.block_bytes(config.block_size)
-    num_blocks = config.num_blocks or config.kv_cache_bytes // block_bytes
-    if num_blocks == 0:
-        raise ValueError(
-            f"kv_cache_memory is {config.kv_cache_bytes} bytes, less than one block of "
-            f"{config.block_size} tokens ({block_bytes} bytes); raise it or lower block_size"
-        )
     try:
-        runner.backend.allocate_cache(num_blocks, config.block_size)
+        backend.allocate_cache(num_blocks, block_size)
     except MemoryError:
         raise ValueError(
-            f"the operating system cannot provide {format_bytes(num_blocks * block_bytes)} for the "
-            "KV cache; lower kv_cache_memory"
+            f"the operating system cannot provide "
+            f"{format_bytes(num_blocks * backend.block_bytes(block_size))} for the KV cache; lower "
+            "kv_cache_memory"
         ) from None
     return num_blocks

@@ -91,6 +91,11 @@ class EngineThread:
         assert self._snapshot is not None
         return self._snapshot
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether the thread was started and has not ended."""
+        return self._thread is not None and self._thread.is_alive()
+
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Start the thread, with callbacks on `loop`; return at once."""
         self._loop = loop
@@ -143,7 +148,7 @@ class EngineThread:
     async def join(self) -> None:
         """Wait for the end of the thread, at most MAX_STEP_END_S."""
         give_up_s = time.monotonic() + MAX_STEP_END_S
-        while self._thread is not None and self._thread.is_alive():
+        while self.is_alive:
             if time.monotonic() >= give_up_s:
                 logger.warning("the step still runs after %g s; not waiting for it", MAX_STEP_END_S)
                 return

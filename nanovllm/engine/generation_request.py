@@ -39,6 +39,7 @@ class GenerationRequest:
         request_id: part of the ids of the sequences, which are unique without it.
         priority: lower runs first.
         cache_salt: requests share cached prefixes only with requests of the same salt.
+        client: identity of who sent the request, for fair scheduling; empty for one caller.
         must_fit: refuse a prompt whose tokens plus max_tokens exceed the context, instead of
             generating fewer tokens.
     """
@@ -49,6 +50,7 @@ class GenerationRequest:
     request_id: str = "request"
     priority: int = 0
     cache_salt: str = ""
+    client: str = ""
     must_fit: bool = False
 
 
@@ -79,7 +81,11 @@ def prepare_prompt(
     """
     params = request.params
     sequence_id = input_processor.new_request_id(request.request_id)
-    placement: dict[str, Any] = {"priority": request.priority, "cache_salt": request.cache_salt}
+    placement: dict[str, Any] = {
+        "priority": request.priority,
+        "cache_salt": request.cache_salt,
+        "client": request.client,
+    }
     if isinstance(params, PoolingParams):
         return input_processor.embed(sequence_id, prompt, **asdict(params), **placement)
     if isinstance(params, BeamSearchParams):

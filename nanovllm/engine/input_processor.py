@@ -26,6 +26,8 @@ from nanovllm.sampling_params import SamplingParams, TruncationSide, check_unico
 
 MAX_TRUNCATED_BYTES = 1 << 18
 """Maximum bytes of a text that is truncated. All of it is tokenized, in 200 times its memory."""
+_USUAL_GROWTH = 4
+"""Growth of a text in a tokenizer up to which the maximum holds; it is less for others."""
 
 _MAX_CHECKED_CONTEXTS = 16
 """Contexts of token ids that are checked; a longer prompt is refused before."""
@@ -95,6 +97,8 @@ class InputProcessor:
         self.limits = limits
         self._random = random.Random(seed)  # noqa: S311 - seeds for sampling, no secrets
         self._max_token_bytes = tokenizer.max_token_bytes
+        growth = max(tokenizer.growth, _USUAL_GROWTH)
+        self._max_truncated_bytes = MAX_TRUNCATED_BYTES * _USUAL_GROWTH // growth
         self.grammars = Grammars(tokenizer, model.vocab, model.eos_token_ids)
         self._ids = itertools.count()
         self._latest_rules: tuple[SamplingParams, _Rules] | None = None
@@ -118,6 +122,7 @@ class InputProcessor:
         *,
         priority: int = 0,
         cache_salt: str = "",
+        client: str = "",
         check_length: Callable[[int], None] | None = None,
     ) -> PreparedRequest:
         """Check a prompt and its settings; raises InvalidRequestError.
@@ -133,13 +138,13 @@ class InputProcessor:
         max_new_tokens = self.limits.max_new_tokens(len(token_ids), params)
         rules = self._rules(params)
         seed = self._random.getrandbits(64) if params.seed is None else params.seed
-        self._check_queue_fields(priority, cache_salt)
+        self._check_queue_fields(priority, cache_salt, client)
         if check_length is not None:
             check_length(len(token_ids))
         grammar = (
             None
             if params.structured_outputs is None
-            else self.grammars.begin(params.structured_outputs)
+            else self.grammars.begin(params.structured_outputs, client)
         )
         requests = self._sequences(
             request_id,
@@ -151,6 +156,7 @@ class InputProcessor:
             seed=seed,
             priority=priority,
             cache_salt=cache_salt,
+            client=client,
         )
         sequence_ids = [request.request_id for request in requests]
         output_processor = OutputProcessor(
@@ -170,6 +176,7 @@ class InputProcessor:
         seed: int,
         priority: int,
         cache_salt: str,
+        client: str,
     ) -> tuple[Request, ...]:
         """Return a request for each sequence of a prompt."""
         ends_text = frozenset(self.model.eos_token_ids)
@@ -196,6 +203,7 @@ class InputProcessor:
                 grammar=None if grammar is None else grammar.start(),
                 priority=priority,
                 cache_salt=cache_salt,
+                client=client,
                 parent_id="" if is_single or max_new_tokens == 0 else request_id,
             )
             for choice in range(params.num_sequences)
@@ -210,6 +218,7 @@ class InputProcessor:
         normalize: bool = True,
         priority: int = 0,
         cache_salt: str = "",
+        client: str = "",
         add_special_tokens: bool = True,
         truncate_prompt_tokens: int | None = None,
         truncation_side: TruncationSide = "right",
@@ -225,7 +234,7 @@ class InputProcessor:
                 "normalize true or false",
                 param="pooling",
             )
-        self._check_queue_fields(priority, cache_salt)
+        self._check_queue_fields(priority, cache_salt, client)
         params = SamplingParams(
             max_tokens=0,
             add_special_tokens=add_special_tokens,
@@ -245,6 +254,7 @@ class InputProcessor:
             pooling=pooling,
             priority=priority,
             cache_salt=cache_salt,
+            client=client,
         )
         pooler = Pooler(normalize=normalize)
         output_processor = OutputProcessor(
@@ -334,10 +344,11 @@ class InputProcessor:
             )
         check_unicode("prompt", text)
         num_bytes = len(text.encode())
-        if num_bytes > MAX_TRUNCATED_BYTES and (is_truncated or self._max_token_bytes is None):
+        limit = self._max_truncated_bytes
+        if num_bytes > limit and (is_truncated or self._max_token_bytes is None):
             kind = "one that is to be truncated" if is_truncated else "this model's tokenizer"
             raise InvalidRequestError(
-                f"the prompt has {num_bytes} bytes, the limit for {kind} is {MAX_TRUNCATED_BYTES}; "
+                f"the prompt has {num_bytes} bytes, the limit for {kind} is {limit}; "
                 "send the part to be read",
                 param="prompt",
             )
@@ -349,12 +360,13 @@ class InputProcessor:
                 param="prompt",
             )
 
-    def _check_queue_fields(self, priority: int, cache_salt: str) -> None:
+    def _check_queue_fields(self, priority: int, cache_salt: str, client: str) -> None:
         self.limits.check_priority(priority)
-        if not isinstance(cache_salt, str):
-            raise InvalidRequestError(
-                f"cache_salt is {describe_value(cache_salt)} but must be text", param="cache_salt"
-            )
+        for name, value in (("cache_salt", cache_salt), ("client", client)):
+            if not isinstance(value, str):
+                raise InvalidRequestError(
+                    f"{name} is {describe_value(value)} but must be text", param=name
+                )
 
     def _check_ids(self, name: str, token_ids: Iterable[int]) -> None:
         outside = [i for i in token_ids if not 0 <= i < self.model.vocab]

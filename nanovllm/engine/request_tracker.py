@@ -20,6 +20,7 @@ class RequestTracker:
     Attributes:
         times: times of the unfinished sequences, by id.
         deadlines: those of the sequences that have one, by id.
+        structured: the sequences that have a grammar, by id.
         prompt_tokens, prompt_tokens_cached, prompt_tokens_computed, generation_tokens: the counters
             of EngineSnapshot.
     """
@@ -28,20 +29,24 @@ class RequestTracker:
         """Start with no sequences."""
         self.times: dict[str, RequestTimes] = {}
         self.deadlines: dict[str, float] = {}
+        self.structured: dict[str, Request] = {}
         self.prompt_tokens = 0
         self.prompt_tokens_cached = 0
         self.prompt_tokens_computed = 0
         self.generation_tokens = 0
 
-    def add(self, request_id: str, arrival_s: float, deadline_s: float | None) -> None:
+    def add(self, request: Request, arrival_s: float, deadline_s: float | None) -> None:
         """Add a sequence."""
-        self.times[request_id] = RequestTimes(arrival_s)
+        self.times[request.request_id] = RequestTimes(arrival_s)
         if deadline_s is not None:
-            self.deadlines[request_id] = deadline_s
+            self.deadlines[request.request_id] = deadline_s
+        if request.grammar is not None:
+            self.structured[request.request_id] = request
 
     def pop(self, request_id: str) -> RequestTimes:
         """Remove a sequence that has ended; return its times."""
         self.deadlines.pop(request_id, None)
+        self.structured.pop(request_id, None)
         return self.times.pop(request_id)
 
     def to_update(

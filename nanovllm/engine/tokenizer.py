@@ -15,6 +15,7 @@ from tokenizers import Tokenizer as LibraryTokenizer
 
 from nanovllm.errors import CheckpointError, InvalidRequestError, printable
 from nanovllm.model.tokenizer_files import load_tokenizer_files
+from nanovllm.model.tokenizer_growth import text_growth
 
 _SAMPLE = "Hello, world 1"
 
@@ -109,6 +110,11 @@ class Tokenizer:
         ):
             return None
         return max(*map(len, vocab), *(len(content.encode()) for content in self._added.values()))
+
+    @property
+    def growth(self) -> int:
+        """How many times as many bytes a text may have when it is divided into tokens."""
+        return text_growth(self._plain)
 
     def encode(
         self, text: str, *, add_special_tokens: bool = True, allow_special: bool = False

@@ -5,6 +5,7 @@ Hinton 2008) places tokens so that near neighbours stay near, while distances be
 little. Neighbours are compared in all dimensions, by the cosine.
 """
 
+import importlib.util
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -38,6 +39,11 @@ class Projection:
     token_ids: tuple[int, ...]
     points: Float32[np.ndarray, "tokens 2"]
     explained: tuple[float, float] | None
+
+
+def available_methods() -> list[Method]:
+    """Return the methods that this installation can compute: t-SNE needs scikit-learn."""
+    return ["pca", "tsne"] if importlib.util.find_spec("sklearn") else ["pca"]
 
 
 def project(

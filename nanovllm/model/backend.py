@@ -78,6 +78,16 @@ class Backend(Protocol):
         """Return the bytes of one block of the KV cache, all layers together."""
         ...
 
+    def working_bytes(self, max_tokens: int, max_rows: int, block_size: int) -> int:
+        """Return the bytes that a step allocates beside weights and cache, at most.
+
+        Args:
+            max_tokens: tokens of its batch.
+            max_rows: rows of logits at once.
+            block_size: tokens of a block of the cache.
+        """
+        ...
+
     def allocate_cache(self, blocks: int, block_size: int) -> None:
         """Replace the KV cache by an empty one of `blocks` blocks of `block_size` tokens."""
         ...

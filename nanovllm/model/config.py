@@ -24,6 +24,16 @@ _LARGEST = {
     "d_ff": 2**20,
 }
 """Limits far above any GPT-2: a wrong config is refused before memory runs out."""
+_UNSUPPORTED = {
+    "add_cross_attention": "the forward pass has no cross-attention; use a model without it",
+    "quantization_config": "weights are read as float32, float16 or bfloat16; give the checkpoint "
+    "from before its quantization (--quantization int8 quantizes it on load)",
+    "pruned_heads": "every layer has all of its heads; give the checkpoint from before the pruning",
+}
+"""Fields of config.json that change the network, and why a value other than none is refused."""
+
+POSITIONS = ("learned", "sinusoidal")
+"""Kinds of position embeddings."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +47,8 @@ class GPT2Config:
         scale_attn_by_inverse_layer_idx: also divide them by the layer's number, from 1 (used in
             Mistral's GPT-2 training).
         tied_head: the output head is the token embedding.
+        positions: one of POSITIONS; training keeps a "sinusoidal" position embedding constant. A
+            forward pass reads the embedding from the checkpoint in any case.
         eos_token_ids: tokens that end a text.
     """
 
@@ -51,6 +63,7 @@ class GPT2Config:
     scale_attn_weights: bool = True
     scale_attn_by_inverse_layer_idx: bool = False
     tied_head: bool = True
+    positions: str = "learned"
     eos_token_ids: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
@@ -75,6 +88,11 @@ class GPT2Config:
             problems.append(
                 f"activation_function is {_shown(self.activation)} but must be one of "
                 f"{', '.join(sorted(ACTIVATIONS))}"
+            )
+        if self.positions not in POSITIONS:
+            problems.append(
+                f"position_embedding is {_shown(self.positions)} but must be one of "
+                f"{', '.join(POSITIONS)}"
             )
         problems += [
             f"{name} is {_shown(getattr(self, name))} but must be true or false"
@@ -118,11 +136,13 @@ class GPT2Config:
                 f"this is a {named or 'nameless'} model{kind}; only the gpt2 architecture can be "
                 "loaded"
             )
-        if raw.get("add_cross_attention") not in (None, False):
-            raise CheckpointError(
-                f"add_cross_attention is {_shown(raw['add_cross_attention'])}: models with "
-                "cross-attention cannot be loaded"
-            )
+        refused = [
+            f"{name} is {_shown(raw[name])}: {reason}"
+            for name, reason in _UNSUPPORTED.items()
+            if raw.get(name) not in (None, False, {})
+        ]
+        if refused:
+            raise CheckpointError("config.json cannot be used:\n  " + "\n  ".join(refused))
         missing = [
             name for name in ("vocab_size", "n_embd", "n_layer", "n_head") if name not in raw
         ]
@@ -141,6 +161,7 @@ class GPT2Config:
             scale_attn_weights=raw.get("scale_attn_weights", True),
             scale_attn_by_inverse_layer_idx=raw.get("scale_attn_by_inverse_layer_idx", False),
             tied_head=raw.get("tie_word_embeddings", True),
+            positions=raw.get("position_embedding", "learned"),
             eos_token_ids=_token_ids(raw.get("eos_token_id")),
         )
 

@@ -88,6 +88,13 @@ class NumpyBackend:
         """Return the bytes of one block: keys and values of every layer in float32."""
         return 2 * 4 * self._config.layers * block_size * self._config.d_model
 
+    def working_bytes(self, max_tokens: int, max_rows: int, block_size: int) -> int:
+        """Return the bytes of a step's arrays: rows of tokens, attention scores, logits."""
+        config = self._config
+        tokens = max_tokens * (8 * config.d_model + 3 * config.d_ff)
+        scores = 2 * config.heads * max_tokens * config.max_positions  # and the mask
+        return 4 * (tokens + scores + 4 * max_rows * config.vocab)  # the sampler copies logits
+
     def allocate_cache(self, blocks: int, block_size: int) -> None:
         """Replace the cache by an empty one."""
         self._cache = KVCache.allocate(self._config, blocks=blocks, block_size=block_size)

@@ -8,6 +8,7 @@ from pathlib import Path
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from nanovllm.errors import CheckpointError
+from nanovllm.model.tokenizer_growth import check_growth
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -15,7 +16,7 @@ END_OF_TEXT = "<|endoftext|>"
 def load_tokenizer_files(path: Path) -> Tokenizer | None:
     """Return the tokenizer of a model folder, or of a tokenizer.json; None if there is none.
 
-    Raises CheckpointError if a file is invalid.
+    Raises CheckpointError if a file is invalid, or multiplies texts.
     """
     file = path / "tokenizer.json" if path.is_dir() else path
     vocab, merges = path / "vocab.json", path / "merges.txt"
@@ -28,6 +29,7 @@ def load_tokenizer_files(path: Path) -> Tokenizer | None:
                 tokenizer.add_special_tokens([AddedToken(END_OF_TEXT, normalized=False)])
         else:
             return None
+        check_growth(tokenizer)
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # noqa: BLE001 - the library panics with a BaseException

@@ -2,7 +2,7 @@
 
     GET  / /docs /openapi.json /health /ping /version /metrics /load /v1/models /v1/models/{id}
          /tokenizer_info
-         /v1/engine/state /v1/engine/events /v1/engine/steps
+         /v1/engine/state /v1/engine/events /v1/engine/steps /v1/engine/vocabulary
     POST /v1/completions /v1/chat/completions /v1/responses /v1/embeddings /tokenize /detokenize
          /v1/engine/control
     GET, DELETE /v1/responses/{id}
@@ -31,6 +31,7 @@ from nanovllm.engine.generation_defaults import SamplingDefaults
 from nanovllm.inspection.worker_process import InspectionWorker
 from nanovllm.sampling_params import SamplingParams
 from nanovllm.server import openapi
+from nanovllm.server.control import ServerControl
 from nanovllm.server.http import errors
 from nanovllm.server.http.auth import OPEN_PATHS, ApiKeyMiddleware, TrustedHostMiddleware
 from nanovllm.server.http.body import read_body
@@ -45,6 +46,7 @@ from nanovllm.server.http.request_log import RequestLogMiddleware
 from nanovllm.server.http.trailing_slash import TrailingSlashMiddleware
 from nanovllm.server.http.work import Work
 from nanovllm.server.inspector import inspect_routes, page
+from nanovllm.server.inspector.paused_header import PausedHeaderMiddleware
 from nanovllm.server.inspector.response_types import ControlRequest, EngineStateEvent
 from nanovllm.server.inspector.state_routes import InspectorSettings, add_state_routes
 from nanovllm.server.metrics import HttpMetricsMiddleware, ServerMetrics
@@ -94,7 +96,8 @@ class ServerSettings:
         has_inspector: serve the inspector's page at `/`, and its endpoints.
         inspected_folder: the model's folder, for /v1/inspect; None to leave these routes out.
         inspector_shows_prompts: include prompts in the state of the engine.
-        inspector_controls: allow clients to pause and step the engine.
+        inspector_controls: allow all clients, with a key where there are some, to pause and step
+            the engine.
     """
 
     model_names: tuple[str, ...]
@@ -124,11 +127,21 @@ _DOCUMENTED = (
 )
 
 
-def create_app(engine: AsyncEngine, settings: ServerSettings, metrics: ServerMetrics) -> ASGIApp:
+def create_app(
+    engine: AsyncEngine,
+    settings: ServerSettings,
+    metrics: ServerMetrics,
+    *,
+    work: Work | None = None,
+    control: ServerControl | None = None,
+) -> ASGIApp:
     """Return the application with its middleware.
 
-    `engine` must not be started yet; its `on_step` feeds `metrics`.
+    `engine` must not be started yet; its `on_step` feeds `metrics`. `work` has the worker threads,
+    by default new ones. `control` changes the application while it runs; its keys are those of the
+    settings.
     """
+    control = control or ServerControl(settings.api_keys)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -150,16 +163,18 @@ def create_app(engine: AsyncEngine, settings: ServerSettings, metrics: ServerMet
     app.state.request_timeout_s = settings.request_timeout_s
     metrics.watch(engine)
     errors.install(app)
-    work = Work(engine)
+    work = work or Work(engine)
     engine.when_stopped(work.close)
     app.add_middleware(
         BodyLimitMiddleware,
         max_body_bytes=settings.max_body_bytes,
         max_body_s=settings.stalled_client_s,
     )
+    if settings.has_inspector and settings.inspector_controls:
+        app.add_middleware(PausedHeaderMiddleware, engine=engine)
     if settings.api_keys:
         open_paths = OPEN_PATHS | (page.public_paths() if settings.has_inspector else frozenset())
-        app.add_middleware(ApiKeyMiddleware, api_keys=settings.api_keys, open_paths=open_paths)
+        app.add_middleware(ApiKeyMiddleware, api_keys=control.api_keys, open_paths=open_paths)
     service = ModelService(
         engine,
         settings.model_names,
@@ -169,7 +184,7 @@ def create_app(engine: AsyncEngine, settings: ServerSettings, metrics: ServerMet
         settings.keep_alive_s,
         work,
     )
-    add_status_routes(app, engine, metrics)
+    add_status_routes(app, engine, metrics, control)
     _add_models(app, engine, settings)
     for endpoint in ENDPOINTS:
         add_endpoint(app, endpoint, service)
@@ -246,6 +261,7 @@ def _add_models(app: FastAPI, engine: AsyncEngine, settings: ServerSettings) -> 
         return {
             "id": name, "object": "model", "created": created, "owned_by": "nanovllm",
             "root": settings.model_names[0], "max_model_len": engine.engine.max_model_len,
+            "has_chat_template": settings.chat_template is not None,
             "sampling_defaults": {
                 field: getattr(params, field) for field in SamplingDefaults.__annotations__
             },

@@ -7,6 +7,7 @@ each scrape; histograms are fed after each step. The low buckets are finer than 
 small models answer in milliseconds.
 """
 
+import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import pairwise
 from typing import Annotated, TypeAlias
@@ -14,6 +15,7 @@ from typing import Annotated, TypeAlias
 from prometheus_client import (
     CollectorRegistry,
     Counter,
+    Gauge,
     Histogram,
     ProcessCollector,
     generate_latest,
@@ -25,6 +27,7 @@ from starlette.routing import BaseRoute, Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from typing_extensions import TypedDict
 
+from nanovllm import __version__
 from nanovllm.engine.async_engine import AsyncEngine, EngineState
 from nanovllm.engine.engine import Engine
 from nanovllm.engine.metrics import EngineSnapshot, FinishedRequest, StepStats
@@ -144,6 +147,13 @@ class ServerMetrics:
             ["method", "status", "handler"],
             registry=self._registry,
         )
+        build = {"version": __version__, "python_version": platform.python_version()}
+        Gauge(
+            "nanovllm:build_info",
+            "Always 1; the labels are the versions.",
+            ["model_name", *build],
+            registry=self._registry,
+        ).labels(model_name, *build.values()).set(1)
         ProcessCollector(registry=self._registry)
 
     def watch(self, engine: AsyncEngine) -> None:

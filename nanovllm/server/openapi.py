@@ -46,6 +46,14 @@ _HEADERS: dict[int, dict[str, Any]] = {
     503: {"retry-after": _RETRY_AFTER}, 504: {"x-should-retry": _SHOULD_RETRY},
 }  # fmt: skip
 _KEY_SCHEME = "api_key"
+_TAGS = (
+    ("engine", "The engine at work: state, events, steps, pause.", ("/v1/engine/",)),
+    ("inspection", "What the model does with one prompt.", ("/v1/inspect/",)),
+    ("OpenAI", "OpenAI's endpoints: text, chats, embeddings, models.", ("/v1/",)),
+    ("tokens", "Texts and token ids.", ("/tokenize", "/detokenize")),
+    ("status", "Health, load, version and metrics.", ("/",)),
+)
+"""The groups of the document: name, description and the beginnings of their paths, first match."""
 
 
 def responses(
@@ -135,9 +143,12 @@ def _complete(
         document["components"]["securitySchemes"] = {
             _KEY_SCHEME: {"type": "http", "scheme": "bearer"}
         }
+    document["tags"] = [{"name": name, "description": about} for name, about, _ in _TAGS]
     for path, operations in document["paths"].items():
+        tag = next(name for name, _, beginnings in _TAGS if path.startswith(beginnings))
         needs_key = has_keys and path not in OPEN_PATHS
         for operation in operations.values():
+            operation["tags"] = [tag]
             _complete_operation(operation, needs_key=needs_key, checks_host=checks_host)
 
 

@@ -9,6 +9,7 @@ from typing_extensions import TypedDict
 
 from nanovllm import __version__
 from nanovllm.engine.async_engine import AsyncEngine, EngineState
+from nanovllm.server.control import ServerControl
 from nanovllm.server.http.errors import error_response
 from nanovllm.server.metrics import METRICS_MEDIA_TYPE, ServerMetrics
 from nanovllm.server.openapi import responses
@@ -38,13 +39,17 @@ class Load(TypedDict):
     max_queued_tokens: Annotated[int, Field(ge=0, description="maximum of queued_tokens")]
 
 
-def add_status_routes(app: FastAPI, engine: AsyncEngine, metrics: ServerMetrics) -> None:
+def add_status_routes(
+    app: FastAPI, engine: AsyncEngine, metrics: ServerMetrics, control: ServerControl
+) -> None:
     """Add the routes; only /load needs an engine that is ready."""
 
     @app.get("/ping", include_in_schema=False)
     @app.get("/health", responses=responses(503, whole=Health))
     async def health() -> Response:
-        """200 once the model is loaded and a step has run, 503 before and after."""
+        """200 once the model is loaded and a step has run, 503 before, after and while draining."""
+        if control.is_draining:
+            return error_response(503, "the server is about to stop; send requests to another")
         if engine.state is EngineState.READY:
             return JSONResponse(Health(status="ready"))
         return error_response(503, f"the engine is {engine.state.value}")

@@ -1,6 +1,5 @@
 """TrainingConfig: the settings of a run, from Python, the command line or a TOML file."""
 
-import difflib
 import math
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -12,6 +11,8 @@ from typing import Any
 from nanovllm.config import BACKENDS
 from nanovllm.errors import TrainingError
 from nanovllm.model.activation import ACTIVATIONS
+from nanovllm.model.config import POSITIONS
+from nanovllm.suggestions import suggest
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -21,8 +22,6 @@ else:
 _PATHS = ("data", "validation_data")
 _VALIDATION_FRACTION = 0.1
 _DEFAULT_STEPS = 2000
-
-POSITIONS = ("learned", "sinusoidal")
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +145,8 @@ class TrainingConfig:
         validation_fraction: part of the text, at its end, that is held out for validation.
         sample_tokens: tokens to generate at each evaluation; 0 for no samples.
         backend: "numba" for compiled kernels, "numpy" for the readable operations.
-        num_threads: threads of the compiled kernels; None for all usable cores.
+        num_threads: threads of the compiled kernels, and of NumPy in `train`; None for all usable
+            cores.
     """
 
     data: str | Path | Sequence[str | Path] = ()
@@ -376,9 +376,9 @@ class TrainingConfig:
                 "without tables"
             )
         if unknown:
-            near = [difflib.get_close_matches(name, names, n=1) for name in unknown[:5]]
+            near = [suggest(name, names) for name in unknown[:5]]
             parts = [
-                repr(name) + (f" (did you mean {found[0]}?)" if found else "")
+                repr(name) + (f" (did you mean {found}?)" if found else "")
                 for name, found in zip(unknown, near, strict=False)
             ]
             verb = "is no setting" if len(parts) == 1 else "are no settings"

@@ -24,6 +24,8 @@ from nanovllm.training.network.parameters import Parameters, initialize
 from nanovllm.training.run import samples
 from nanovllm.training.run.checkpoint import LAST, hugging_face_config, save_weights
 
+_SAMPLING = {"do_sample": True, "temperature": samples.TEMPERATURE, "top_p": samples.TOP_P}
+
 
 @dataclass(slots=True)
 class Setup:
@@ -66,15 +68,22 @@ class Setup:
         """Training tokens of an update."""
         return self.config.batch_size * self.config.grad_accumulation * self.context
 
+    @property
+    def num_threads(self) -> int:
+        """Threads of the compiled kernels, and of NumPy's BLAS while the run trains."""
+        return _num_threads(self.config)
+
     def save_static_files(self, folder: Path) -> None:
         """Write the files of a checkpoint that do not change during the run."""
         settings = hugging_face_config(self.model, dropout=self.config.dropout)
         ids = ("bos_token_id", "eos_token_id", "pad_token_id")
-        generation = {name: settings[name] for name in ids if name in settings}
+        generation: dict[str, Any] = {name: settings[name] for name in ids if name in settings}
         if self.checkpoint is not None:
             kept = read_json(self.checkpoint / "config.json")
             settings |= {name: kept[name] for name in ids if name in kept}
             generation = load_generation_config(self.checkpoint) or generation
+        if _SAMPLING.keys().isdisjoint(generation):
+            generation |= _SAMPLING
         write_json(folder / "config.json", settings)
         write_json(folder / "generation_config.json", generation)
         save_tokenizer(self.data.tokenizer, folder, self.tokenizer_folder)
@@ -189,13 +198,11 @@ def _prepare_data(
 
 def _parameters(config: TrainingConfig, model: GPT2Config, source: Path | None) -> Parameters:
     """Return the weights in `source`, or else initial weights."""
-    positions = config.network.positions
     parameters = Parameters(
-        expected_shapes(model),
-        constant=frozenset({"wpe.weight"} if positions == "sinusoidal" else ()),
+        expected_shapes(model), constant_positions=model.positions == "sinusoidal"
     )
     if source is None:
-        initialize(parameters, model, positions, config.seed)
+        initialize(parameters, model, config.seed)
     else:
         for name, array in load_arrays(source, model).items():
             parameters.tensors[name].data[...] = array
@@ -215,6 +222,7 @@ def _new_model(network: NetworkSettings, vocab: int, eos_token_id: int | None) -
         heads=network.heads,
         d_ff=4 * network.width,
         activation=network.activation,
+        positions=network.positions,
         eos_token_ids=() if eos_token_id is None else (eos_token_id,),
     )
 
@@ -224,7 +232,11 @@ def _operations(config: TrainingConfig) -> NumpyOperations:
         return NumpyOperations()
     from nanovllm.training.kernels.operations import CompiledOperations  # noqa: PLC0415
 
-    return CompiledOperations(config.num_threads)
+    return CompiledOperations(_num_threads(config))
+
+
+def _num_threads(config: TrainingConfig) -> int:
+    return config.num_threads or default_threads()
 
 
 def _digest(data: PreparedData) -> str:
@@ -238,13 +250,14 @@ def _digest(data: PreparedData) -> str:
 def _facts(
     config: TrainingConfig, model: GPT2Config, data: PreparedData, context: int
 ) -> dict[str, Any]:
-    threads = config.num_threads or default_threads()
+    threads = _num_threads(config)
     in_effect = {
         "layers": model.layers,
         "heads": model.heads,
         "width": model.d_model,
         "context": context,
         "activation": model.activation,
+        "positions": model.positions,
         "vocab_size": model.vocab,
         "num_threads": threads,
     }

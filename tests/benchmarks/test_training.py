@@ -73,7 +73,7 @@ def test_torch_computes_the_same_network() -> None:
 
     config = GPT2Config(vocab=11, max_positions=4, d_model=8, layers=2, heads=2, d_ff=32)
     parameters = Parameters(expected_shapes(config))
-    initialize(parameters, config, "learned", 3)
+    initialize(parameters, config, 3)
     names = {"qkv": "attn.c_attn", "attn_out": "attn.c_proj", "ffn_in": "mlp.c_fc"}
     names |= {"ffn_out": "mlp.c_proj"}
     model = GPT2(TINY)

@@ -9,8 +9,13 @@ from pathlib import Path
 import pytest
 
 from nanovllm import LLM, SamplingParams
+from nanovllm.cli.generate import ChatWriter, Writer
 from nanovllm.cli.main import main
-from nanovllm.config import BackendName
+from nanovllm.config import BackendName, EngineConfig
+from nanovllm.engine.chat.prompts import ChatPrompts
+from nanovllm.engine.chat.template import ChatTemplate
+from nanovllm.engine.engine import Engine
+from nanovllm.errors import InvalidRequestError
 
 
 def test_it_prints_the_prompt_and_the_answer(
@@ -97,13 +102,87 @@ def test_without_a_prompt_it_answers_each_line(
     )
 
 
+def test_the_last_completion_is_repeated_and_continued(
+    capsys: pytest.CaptureFixture[str], tiny_model: Path
+) -> None:
+    engine = Engine.load(tiny_model, EngineConfig(backend="numpy"))
+    writer = Writer(engine, {"temperature": 0, "max_tokens": 4, "ignore_eos": True})
+    with pytest.raises(InvalidRequestError, match="type a prompt first"):
+        writer.retry()
+    writer.answer("the")
+    first = capsys.readouterr().out
+    writer.extend()
+    longer = first.rstrip("\n") + capsys.readouterr().out
+    writer.settings["max_tokens"] = 8
+    writer.retry()
+    assert capsys.readouterr().out == longer
+    writer.clear()
+    with pytest.raises(InvalidRequestError, match="type a prompt first"):
+        writer.extend()
+    engine.close()
+
+
+def test_messages_are_answered_by_the_template(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tiny_model: Path
+) -> None:
+    chat = ["generate", "--model", str(tiny_model), "--temperature", "0", "--max-tokens", "3"]
+    assert main([*chat, "--chat"]) == 1
+    assert "has no chat template; give --chat-template plain" in capsys.readouterr().err
+    plain = ChatTemplate.load(tiny_model, "plain")
+    assert plain is not None
+    monkeypatch.setattr("sys.stdin", io.StringIO("the\nhen\n" + "x" * 400 + "\n"))
+    with LLM(tiny_model) as llm:
+        talk: list[dict[str, str]] = []
+        answers = []
+        for question in ("the", "hen"):
+            talk.append({"role": "user", "content": question})
+            params = SamplingParams(temperature=0, max_tokens=3)
+            (output,) = llm.chat(talk, params, use_tqdm=False, chat_template="plain")
+            answers.append(output.outputs[0].text)
+            talk.append({"role": "assistant", "content": answers[-1]})
+    assert main([*chat, "--chat-template", "plain"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == "".join(f"{answer}\n" for answer in answers)
+    assert "/clear begins a new conversation" in captured.err
+
+
+def test_an_answer_is_repeated_and_continued(
+    capsys: pytest.CaptureFixture[str], tiny_model: Path
+) -> None:
+    engine = Engine.load(tiny_model, EngineConfig(backend="numpy"))
+    template = ChatTemplate("{% for m in messages %}{{ m.content }};{% endfor %}", "test")
+    writer = ChatWriter(
+        engine,
+        {"temperature": 0, "max_tokens": 4},
+        chats=ChatPrompts(tiny_model, engine.input_processor),
+        template=template,
+    )
+    with pytest.raises(InvalidRequestError, match="type a prompt first"):
+        writer.retry()
+    writer.answer("the")
+    first = writer.text
+    writer.retry()
+    assert writer.text == first
+    writer.extend()
+    assert len(writer.text) > len(first)
+    assert writer.text.startswith(first)
+    writer.answer("hen")
+    assert [message["role"] for message in writer.messages] == ["user", "assistant", "user"]
+    writer.clear()
+    assert writer.messages == []
+    capsys.readouterr()
+    template.close()
+    engine.close()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (
             ["generate", "x", "--temperature", "-1"],
-            "temperature is -1.0 but must be a number, from 0.0 to 100.0",
+            "temperature is -1.0 but must be a number, from 0.0 to 2.0",
         ),
+        (["generate", "x", "--temperature", "5"], "temperature is 5.0 but must be a number"),
         (["generate", ""], "the prompt is empty"),
         (["generate", "x", "--model", "./not/there"], "not/there"),
         (["generate", "x", "--kv-cache-memory", "much"], "'much' is not a size"),

@@ -32,6 +32,15 @@ class Writer:
             raise KeyboardInterrupt
         self.prompts.append(prompt)
 
+    def retry(self) -> None:
+        self.prompts.append("retried")
+
+    def extend(self) -> None:
+        self.prompts.append("extended")
+
+    def clear(self) -> None:
+        self.prompts.append("cleared")
+
 
 @pytest.fixture
 def writer() -> Writer:
@@ -71,6 +80,11 @@ def test_settings_are_changed_and_reset(
         ("/set logprobs 1", "there is no setting logprobs"),
         ("/hlep", "there is no command /hlep; did you mean /help?"),
         ("/nothing", "there is no command /nothing; /help lists the commands"),
+        (
+            "/temperature 0.5",
+            "there is no command /temperature; did you mean /set temperature 0.5?",
+        ),
+        ("/top-p", "did you mean /set top_p?"),
     ],
 )
 def test_an_invalid_setting_is_an_error_and_changes_nothing(
@@ -91,7 +105,8 @@ def test_set_and_help_list_everything(writer: Writer, capsys: pytest.CaptureFixt
     assert capsys.readouterr().out == "top_p 1.0\n"
     assert Repl(writer).run_command("/?")
     text = capsys.readouterr().out
-    assert all(command in text for command in ("/set", "/help", "/exit"))
+    commands = ("/set", "/help", "/exit", "/retry", "/continue", "/clear", '"""')
+    assert all(command in text for command in commands)
 
 
 @pytest.mark.parametrize("end", ["/exit", "/quit", "/bye", None])
@@ -119,6 +134,28 @@ def test_lines_are_prompts_and_commands(
     told = capsys.readouterr().err
     assert "the prompt has no room" in told
     assert told.count("[10 tokens in 2.00 s, 5 tokens/s]") == 4, "also after an interrupt"
+
+
+def test_lines_between_quotes_are_one_prompt_and_commands_repeat_it(
+    writer: Writer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    typed: list[str | type[BaseException]] = [
+        '"""One', "", 'two"""', "/retry", '"""', "/three", '"""', '"""four"""', "/continue",
+        '"""lost', KeyboardInterrupt, "/clear", '"""open', EOFError, EOFError,
+    ]  # fmt: skip
+    lines = iter(typed)
+
+    def type_line(prompt: str) -> str:
+        line = next(lines)
+        if isinstance(line, str):
+            return line
+        raise line
+
+    monkeypatch.setattr("builtins.input", type_line)
+    monkeypatch.setitem(sys.modules, "readline", None)
+    Repl(writer).run()
+    expected = ["One\n\ntwo", "retried", "/three", "four", "extended", "cleared", "open"]
+    assert writer.prompts == expected
 
 
 def test_the_history_is_a_file_of_the_user(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -167,7 +167,7 @@ def test_without_a_template_chats_are_errors_and_the_others_run(
         assert answer["response"]["status_code"] == (400 if GOOD[name][0] == CHAT else 200)
         if GOOD[name][0] == CHAT:
             assert "has no chat template" in answer["response"]["body"]["error"]["message"]
-            assert "--chat-template FILE" in answer["response"]["body"]["error"]["message"]
+            assert "--chat-template plain" in answer["response"]["body"]["error"]["message"]
 
 
 def test_an_invalid_template_is_an_error_before_any_request(

@@ -21,9 +21,10 @@ from openai import OpenAI
 
 from nanovllm.cli.main import build_parser, main
 from nanovllm.cli.options import engine_config
-from nanovllm.cli.serve import server_settings, shell_key, startup_message
+from nanovllm.cli.serve import load_server, server_settings, shell_key, startup_message
 from nanovllm.config import EngineConfig
 from nanovllm.engine.chat.template import ChatTemplate
+from nanovllm.engine.engine import Engine
 from nanovllm.errors import CheckpointError
 from nanovllm.server.app import ServerSettings
 from tests.support.certificates import make_certificate, needs_openssl
@@ -109,6 +110,38 @@ def test_a_signal_ends_it_with_0(tiny_model: Path) -> None:
         code, errors = serving.end(signal.SIGINT)
         assert code == 0, errors
         assert "Traceback" not in errors
+
+
+_ENDLESS_CHECK = """
+import pathlib, time
+from nanovllm.server.openai import schemas
+
+def check(value):
+    pathlib.Path({path!r}).touch()
+    while True:
+        time.sleep(0.001)
+
+schemas.check_prompts = check
+"""
+
+
+def test_a_signal_ends_it_with_0_while_a_large_body_is_checked(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    """pydantic, in Rust, has frames below the check, which the interpreter cannot unwind."""
+    begun = tmp_path / "begun"
+    startup = _ENDLESS_CHECK.format(path=str(begun))
+    (tmp_path / "sitecustomize.py").write_text(startup, encoding="utf-8")
+    flags = (str(tiny_model), "--shutdown-timeout-s", "1")
+    with Serving(*flags, variables={"PYTHONPATH": str(tmp_path)}) as serving:
+        content = json.dumps({"prompt": "a" * 10_000})
+        head = f"POST /v1/completions HTTP/1.1\r\nHost: [::1]\r\nContent-Length: {len(content)}\r\n"
+        with socket.create_connection(("127.0.0.1", serving.port), TIMEOUT_S) as connection:
+            connection.sendall(f"{head}Content-Type: application/json\r\n\r\n{content}".encode())
+            wait_until(begun.exists)
+            code, errors = serving.end(signal.SIGTERM)
+            assert code == 0, errors
+            assert b" 503 " in connection.recv(1000)
 
 
 def read_stream(port: int, begun: threading.Event, **body: Any) -> bytes:
@@ -328,13 +361,16 @@ def test_over_tls_with_keys_from_a_file_every_request_is_logged(
         with socket.create_connection(("127.0.0.1", serving.port), timeout=TIMEOUT_S) as plain:
             plain.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
             assert b"200" not in plain.recv(100), "it answers without TLS too"
+        if hasattr(signal, "SIGHUP"):
+            renew_certificate(serving, tmp_path)
         code, errors = serving.end(signal.SIGTERM)
     assert code == 0, errors
     assert "Traceback" not in errors
-    lines = [json.loads(line) for line in errors.splitlines() if line.startswith('{"time"')]
+    lines = [json.loads(line) for line in serving.printed().splitlines()]
     assert [
         (line["request_id"], line["path"], line["status"], line["completion_tokens"])
         for line in lines
+        if line["path"] != "/health"
     ] == [
         ("tls", "/v1/completions", 200, 3),
         ("tls", "/v1/completions", 200, 3),
@@ -342,7 +378,37 @@ def test_over_tls_with_keys_from_a_file_every_request_is_logged(
     ]
     for hidden in ("secret", "private"):
         assert hidden not in errors
-        assert hidden not in "".join(serving.startup_lines)
+
+
+def renew_certificate(serving: Serving, folder: Path) -> None:
+    """Replace certificate and key, reload, and expect the new one, without and with a name."""
+    old = ssl.create_default_context(cafile=folder / "certificate.pem")
+    with ssl_connection(serving.port, old) as connected_before:
+        (folder / "key.pem").write_text("damaged", encoding="utf-8")
+        serving.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: "the old API keys and certificate stay in use" in serving.errors)
+        ssl_connection(serving.port, old).close()
+        made = make_certificate(folder)
+        serving.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: "read 2 API keys and the TLS certificate again" in serving.errors)
+        new = ssl.create_default_context(cafile=made.certfile)
+        ssl_connection(serving.port, new).close()
+        new.check_hostname = False
+        ssl_connection(serving.port, new, "other.example").close()
+        with pytest.raises(ssl.SSLCertVerificationError):
+            ssl_connection(serving.port, old)
+        connected_before.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert connected_before.recv(12) == b"HTTP/1.1 200"
+
+
+def ssl_connection(port: int, context: ssl.SSLContext, name: str = "127.0.0.1") -> ssl.SSLSocket:
+    """A connection whose handshake is complete."""
+    connection = socket.create_connection(("127.0.0.1", port), timeout=TIMEOUT_S)
+    try:
+        return context.wrap_socket(connection, server_hostname=name)
+    except ssl.SSLError:
+        connection.close()
+        raise
 
 
 def ended(*flags: str) -> tuple[int, str]:
@@ -358,6 +424,8 @@ def test_a_port_in_use_is_an_error(tiny_model: Path) -> None:
     assert code == 1
     assert "address already in use" in errors
     assert "choose another by --port" in errors
+    assert "startup complete" not in errors, "the port is checked before the model"
+    assert errors.count("address already in use") == 1
     assert "Traceback" not in errors
     assert "cannot be loaded" not in errors
 
@@ -438,12 +506,26 @@ def never_serve(monkeypatch: pytest.MonkeyPatch) -> list[ServerSettings]:
     """Stop `nanovllm serve` where it creates its application; return the settings."""
     given: list[ServerSettings] = []
 
-    def stop(engine: object, settings: ServerSettings, metrics: object) -> None:
+    def stop(engine: object, settings: ServerSettings, *others: object) -> None:
         given.append(settings)
         raise ServedError
 
     monkeypatch.setattr("nanovllm.cli.serve.create_app", stop)
     return given
+
+
+def test_forwarded_addresses_are_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[dict[str, Any]] = []
+
+    def stop(*_: object, **options: Any) -> None:
+        given.append(options)
+        raise ServedError
+
+    monkeypatch.setattr("nanovllm.cli.serve.uvicorn.Config", stop)
+    parsed = build_parser().parse_args(["serve"])
+    with pytest.raises(ServedError):
+        parsed.run(parsed)
+    assert given[0]["proxy_headers"] is False
 
 
 @pytest.mark.parametrize("name", WRONG_FLAGS)
@@ -474,7 +556,7 @@ def test_the_curl_command_quotes_any_model_name(
         Path(flags[1]).write_text(keys, encoding="utf-8")
     parsed = build_parser().parse_args(["serve", *flags])
     key = shell_key(parsed, variable.count(",") + 1)
-    line = startup_message("http://127.0.0.1:1", name, key).splitlines()[-1].strip()
+    line = startup_message("http://127.0.0.1:1", name, 64, key).splitlines()[-1].strip()
     script = f"curl() {{ printf '%s\\0' \"$@\"; }}\n{line}"
     done = subprocess.run(
         ["sh", "-c", script],
@@ -489,6 +571,7 @@ def test_the_curl_command_quotes_any_model_name(
         "Content-Type: application/json",
     )
     assert json.loads(body)["model"] == name
+    assert json.loads(body)["max_tokens"] == 32  # half of the context, beside a short prompt
 
 
 def test_flags_are_the_settings_names() -> None:
@@ -512,16 +595,37 @@ def test_priorities_count_only_where_a_flag_says_so() -> None:
 
 
 @pytest.mark.parametrize(
+    ("flags", "policy"),
+    [
+        ((), "fcfs"),
+        (("--api-key", "a"), "fcfs"),
+        (("--api-key", "a", "--api-key", "b"), "fair"),
+        (("--api-key", "a", "--api-key", "b", "--scheduling-policy", "fcfs"), "fcfs"),
+        (("--scheduling-policy", "fair"), "fair"),
+    ],
+)
+def test_several_keys_get_equal_shares_unless_the_policy_is_set(
+    flags: tuple[str, ...], policy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configs = []
+    monkeypatch.setattr(Engine, "check", lambda folder, config: configs.append(config))
+    load_server(build_parser().parse_args(["serve", *flags]))
+    assert [config.scheduling_policy for config in configs] == [policy]
+
+
+@pytest.mark.parametrize(
     ("flags", "inspector"),
     [
         ((), (True, False, True)),
         (("--host", "0.0.0.0"), (True, False, False)),
         (("--host", "0.0.0.0", "--inspector-controls"), (True, False, True)),
         (("--no-inspector-controls",), (True, False, False)),
+        (("--api-key", "k"), (True, False, False)),
+        (("--api-key", "k", "--inspector-controls"), (True, False, True)),
         (("--no-inspector", "--inspector-shows-prompts"), (False, True, True)),
     ],
 )
-def test_controls_need_a_loopback_address_or_a_flag(
+def test_controls_need_a_loopback_address_without_keys_or_a_flag(
     flags: tuple[str, ...], inspector: tuple[bool, bool, bool]
 ) -> None:
     settings = server_settings(build_parser().parse_args(["serve", *flags]))
@@ -568,6 +672,9 @@ def test_the_chat_template_is_the_flags_or_the_models(
     assert (own.source, own.special_tokens["eos_token"]) == ("{% of the model", "</s>"), (
         "a server goes on without chat where it is damaged"
     )
+    plain = chat_template_of(monkeypatch, str(folder), "--chat-template", "plain")
+    assert plain is not None
+    assert plain.stop_strings == ("\nUser:",)
     file = tmp_path / "template.jinja"
     file.write_text("{{ messages[0].content }}")
     given = chat_template_of(monkeypatch, str(folder), "--chat-template", str(file))

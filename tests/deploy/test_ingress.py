@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -182,9 +182,72 @@ def test_a_large_body_is_refused(tiny_model: Path) -> None:
 
 @pytest.mark.parametrize(("counts", "status"), [([1, 2], 200), ([1, 0], 503)])
 def test_health_is_that_of_all_models(
-    keyed: Application, monkeypatch: pytest.MonkeyPatch, counts: list[int], status: int
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, counts: list[int], status: int
 ) -> None:
-    running: Callable[[], list[int]] = lambda: counts  # noqa: E731
-    monkeypatch.setattr(ingress, "_running_replicas", running)
-    for path in ("/health", "/health/", "/ping"):
+    monkeypatch.setattr(ingress, "_running_replicas", lambda: counts)
+    keyed = Application(tiny_model, "--api-key=secret")
+    for path in ("/health", "/health/", "/ping", "/health?deep=1"):
         assert keyed.ask("GET", path).status_code == status
+
+
+def test_a_deep_check_fails_without_the_controller(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers: list[list[int]] = [[1, 2]]
+    monkeypatch.setattr(ingress, "_running_replicas", answers.pop)
+    application = Application(tiny_model)
+    paths = ("/health", "/health", "/health?deep=0", "/health?deep=1")
+    assert [application.ask("GET", path).status_code for path in paths] == [200, 200, 200, 503]
+
+
+@pytest.mark.parametrize("body", [b"{" * 200_000, b"x" * 200_000])
+def test_a_body_is_not_read_before_the_key_is_checked(
+    keyed: Application, monkeypatch: pytest.MonkeyPatch, body: bytes
+) -> None:
+    parsed: list[bytes] = []
+
+    def parse(content: bytes) -> dict[str, Any]:
+        parsed.append(content)
+        return {}
+
+    monkeypatch.setattr(ingress, "_json_object", parse)
+    assert keyed.ask("POST", "/v1/completions", content=body).status_code == 401
+    assert not parsed
+    assert keyed.ask("POST", "/v1/completions", content=body, headers=KEY).status_code == 200
+    assert parsed == [body]
+
+
+@pytest.mark.parametrize("path", ["/", "/docs", "/openapi.json"])
+def test_public_pages_need_no_key(keyed: Application, path: str) -> None:
+    assert keyed.ask("GET", path).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("status", "request_"),
+    [
+        (401, {"headers": {}}),
+        (404, {"json": {"model": "three"}}),
+        (413, {"content": b"x" * 1001}),
+        (429, {"json": {}}),
+        (503, {"json": {}}),
+    ],
+)
+def test_web_pages_can_read_the_errors_of_the_ingress(
+    tiny_model: Path, status: int, request_: dict[str, Any]
+) -> None:
+    origin = {"origin": "https://app.example"}
+    application = Application(
+        tiny_model, "--api-key=secret", "--max-body-bytes=1000",
+        "--allowed-origins=https://app.example",
+    )  # fmt: skip
+    application.one.failure = BackPressureError(1, 1) if status == 429 else RayActorError()
+    request = {"headers": KEY, **request_}
+    request["headers"] = {**request["headers"], **origin}
+    answer = application.ask("POST", "/v1/completions", **request)
+    assert answer.status_code == status
+    assert answer.headers["access-control-allow-origin"] == origin["origin"]
+    assert "retry-after" in answer.headers["access-control-expose-headers"].lower()
+    preflight = {**origin, "access-control-request-method": "POST"}
+    assert application.ask("OPTIONS", "/v1/completions", headers=preflight).status_code == 200
+    foreign = {**preflight, "origin": "https://evil.example"}
+    assert application.ask("OPTIONS", "/v1/completions", headers=foreign).status_code == 400

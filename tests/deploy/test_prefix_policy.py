@@ -55,6 +55,16 @@ def test_short_prompts_take_turns() -> None:
     assert policy.rank([], {0: 1, 1: 0, 2: 0})[0] == 1
 
 
+def test_as_many_blocks_are_remembered_as_a_replica_has() -> None:
+    policy: PrefixPolicy[str] = PrefixPolicy(max_blocks=4)
+    policy.set_replicas(["one", "two"], {"two": 1})
+    for name in ("one", "two"):
+        policy.add_routed(name, [A, B, C])
+    assert [policy.cached_blocks(name, [A, B, C]) for name in ("one", "two")] == [3, 1]
+    policy.set_replicas(["one", "two"], {"one": 2})
+    assert [policy.cached_blocks(name, [A, B, C]) for name in ("one", "two")] == [2, 1]
+
+
 def test_the_least_recent_blocks_are_forgotten() -> None:
     policy: PrefixPolicy[str] = PrefixPolicy(max_blocks=2)
     policy.add_routed("one", [A, B])

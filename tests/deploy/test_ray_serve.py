@@ -27,6 +27,7 @@ pytestmark = pytest.mark.slow(60)
 import ray  # noqa: E402
 from ray import serve  # noqa: E402
 
+from nanovllm.deploy.proxy import CALLBACK_VARIABLE  # noqa: E402
 from nanovllm.deploy.ray_serve import build  # noqa: E402
 
 START_S = 180.0
@@ -75,6 +76,7 @@ def application(tiny_model: Path) -> Iterator[Application]:
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         port = listening.getsockname()[1]
+    os.environ[CALLBACK_VARIABLE] = "nanovllm.deploy.proxy:middlewares"
     ray.init(
         num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False,
         _system_config={"gcs_server_request_timeout_seconds": 120},
@@ -86,6 +88,7 @@ def application(tiny_model: Path) -> Iterator[Application]:
         started.wait_until_healthy()
         yield started
     finally:
+        del os.environ[CALLBACK_VARIABLE]
         serve.shutdown()
         ray.shutdown()
 
@@ -126,6 +129,11 @@ def test_errors_are_those_of_the_server(application: Application) -> None:
     assert "served: tiny" in json.loads(content)["error"]["message"]
     assert application.ask("/v1/completions", "no object")[0] == 400
     assert application.ask("/nothing")[0] == 404
+
+
+def test_the_proxy_does_not_list_its_applications(application: Application) -> None:
+    assert application.ask("/-/routes")[0] == 404
+    assert application.ask("/-/healthz")[0] == 200
 
 
 def test_metrics_have_every_replica(application: Application) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -286,6 +287,17 @@ def test_text_that_is_to_be_truncated_has_a_limit(input_processor: InputProcesso
     assert caught.value.param == "prompt"
 
 
+def test_the_limit_counts_what_the_tokenizer_makes_of_a_text(tokenizer: Tokenizer) -> None:
+    library = tokenizers.Tokenizer.from_str(tokenizer.as_json())
+    library.normalizer = tokenizers.normalizers.Replace("a", "b" * 16)
+    growing = make_intake(Tokenizer(library))
+    limit = MAX_TRUNCATED_BYTES * 4 // growing.tokenizer.growth
+    assert limit <= MAX_TRUNCATED_BYTES // 4
+    growing.check_text("a" * limit, is_truncated=True)
+    with pytest.raises(InvalidRequestError, match=f"has {limit + 1} bytes, the limit .* {limit};"):
+        growing.check_text("a" * (limit + 1), is_truncated=True)
+
+
 # Length -------------------------------------------------------------------------------------------
 
 
@@ -498,9 +510,9 @@ def test_the_best_of_more_is_found_by_their_log_probabilities(
 def test_priority_and_salt_are_passed_on(tokenizer: Tokenizer) -> None:
     input_processor = make_intake(tokenizer, has_priorities=True)
     (request,) = input_processor.submit(
-        "r", "hi", SamplingParams(), priority=-3, cache_salt="salt"
+        "r", "hi", SamplingParams(), priority=-3, cache_salt="salt", client="key"
     ).requests
-    assert (request.priority, request.cache_salt) == (-3, "salt")
+    assert (request.priority, request.cache_salt, request.client) == (-3, "salt", "key")
 
 
 def test_a_priority_is_refused_where_requests_are_served_by_arrival(

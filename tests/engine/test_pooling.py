@@ -241,6 +241,7 @@ def test_prompts_fill_the_context_and_no_more(exact: EngineConfig, tiny_model: P
         {"normalize": 1},
         {"priority": "high"},
         {"cache_salt": 5},
+        {"client": 5},
     ],
 )
 def test_a_wrong_setting_is_told(tiny_model: Path, settings: dict[str, object]) -> None:

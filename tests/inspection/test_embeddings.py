@@ -1,11 +1,13 @@
 """Projections of token embeddings, and nearest neighbours."""
 
 import sys
+from importlib.machinery import ModuleSpec
 
 import numpy as np
 import pytest
 
 from nanovllm.errors import InvalidRequestError
+from nanovllm.inspection import responses
 from nanovllm.inspection.embeddings import nearest, neighbors, pca, project
 from nanovllm.inspection.observe import InspectedModel
 
@@ -52,6 +54,14 @@ def test_tsne_without_its_package_names_the_remedy(
     monkeypatch.setitem(sys.modules, "sklearn.manifold", None)
     with pytest.raises(InvalidRequestError, match=r"pip install 'nanovllm\[visualize\]'"):
         project(model, "tsne", 10)
+
+
+def test_tsne_is_offered_where_its_package_is_installed(
+    model: InspectedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for package, methods in ((None, ["pca"]), (ModuleSpec("sklearn", None), ["pca", "tsne"])):
+        monkeypatch.setattr("importlib.util.find_spec", lambda _, found=package: found)
+        assert responses.embeddings(model, "pca", 3)["methods"] == methods
 
 
 def test_neighbours_have_the_largest_cosines(model: InspectedModel) -> None:

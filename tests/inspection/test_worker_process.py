@@ -61,6 +61,14 @@ def test_the_process_has_the_lowest_priority(worker: InspectionWorker) -> None:
     assert os.getpriority(os.PRIO_PROCESS, worker.pid) == 19
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux kills the largest process")
+def test_the_process_is_killed_before_the_server_if_memory_runs_out(
+    worker: InspectionWorker,
+) -> None:
+    worker.run("overview", PROMPT)
+    assert Path(f"/proc/{worker.pid}/oom_score_adj").read_text() == "1000\n"
+
+
 def test_a_process_that_ended_while_idle_is_replaced(worker: InspectionWorker) -> None:
     worker.run("overview", PROMPT)
     pid = worker.pid

@@ -206,11 +206,20 @@ def test_messages_are_short_and_printable(raw: dict[str, Any]) -> None:
         ("scale_attn_by_inverse_layer_idx", 1, "scale_attn_by_inverse_layer_idx is 1 "),
         ("tie_word_embeddings", "no", "tied_head is 'no' "),
         ("add_cross_attention", True, "cross-attention"),
+        ("position_embedding", "rotary", "'rotary' but must be one of learned, sinusoidal"),
+        ("position_embedding", ["learned"], r"\['learned'\] but must be one of"),
+        ("quantization_config", {"quant_method": "gptq", "bits": 4}, "'gptq'.*before its quant"),
+        ("pruned_heads", {"0": [1, 2]}, r"pruned_heads is \{'0': \[1, 2\]\}: every layer"),
     ],
 )
 def test_a_bad_value_is_refused_with_its_name(key: str, value: object, says: str) -> None:
     with pytest.raises(CheckpointError, match=says):
         GPT2Config.from_dict(tiny_config(**{key: value}))
+
+
+@pytest.mark.parametrize("none", [{"quantization_config": None}, {"pruned_heads": {}}])
+def test_fields_that_change_nothing_are_accepted(none: dict[str, Any]) -> None:
+    assert GPT2Config.from_dict(tiny_config(**none)) == GPT2Config.from_dict(tiny_config())
 
 
 def test_more_layers_than_any_model_has_are_refused() -> None:

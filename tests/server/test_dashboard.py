@@ -1,8 +1,9 @@
-"""docs/grafana-dashboard.json and docs/reliability.md have what /metrics has, and nothing else."""
+"""The dashboard, the alerts and docs/reliability.md have what /metrics has, and nothing else."""
 
 import json
 import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
@@ -10,6 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.support.serving import RunningServer
 
 DOCS = Path(__file__).parents[2] / "docs"
+ALERTS = DOCS.parent / "deploy" / "prometheus" / "alerts.yaml"
 DASHBOARD = DOCS / "grafana-dashboard.json"
 NOT_SHOWN = {
     "nanovllm:request_time_per_output_token_seconds",  # the time between tokens says the same
@@ -21,22 +23,26 @@ HAS_PROCESS = sys.platform == "linux"
 """Whether prometheus_client knows the process's resources."""
 
 
-def test_every_series_of_the_dashboard_exists(server: RunningServer) -> None:
-    server.complete("the", max_tokens=2)
-    families = list(text_string_to_metric_families(server.http.get("/metrics").text))
-    samples = {sample.name for family in families for sample in family.samples}
-    queries = [
-        target["expr"]
-        for panel in json.loads(DASHBOARD.read_text(encoding="utf-8"))["panels"]
-        for target in panel["targets"]
-    ]
-    shown = {
+def series(queries: Iterable[str]) -> set[str]:
+    return {
         name
         for query in queries
         for name in re.findall(r"(?:nanovllm:|\bhttp_|\bprocess_)\w+", query)
         if HAS_PROCESS or not name.startswith("process_")
     }
+
+
+def test_every_series_of_the_dashboard_and_the_alerts_exists(server: RunningServer) -> None:
+    server.complete("the", max_tokens=2)
+    families = list(text_string_to_metric_families(server.http.get("/metrics").text))
+    samples = {sample.name for family in families for sample in family.samples}
+    shown = series(
+        target["expr"]
+        for panel in json.loads(DASHBOARD.read_text(encoding="utf-8"))["panels"]
+        for target in panel["targets"]
+    )
     assert shown <= samples
+    assert series([ALERTS.read_text(encoding="utf-8")]) <= samples
     # A family's samples have its name and one of these endings.
     endings = ("", "_total", "_bucket", "_sum", "_count")
     left_out = {
@@ -65,6 +71,16 @@ def test_every_series_is_documented_with_its_type(server: RunningServer) -> None
     }
     assert len(rows) == len({name for name, _ in rows})
     assert documented == exported
+
+
+def test_the_engines_of_all_replicas_are_summed() -> None:
+    for panel in json.loads(DASHBOARD.read_text(encoding="utf-8"))["panels"]:
+        for target in panel["targets"]:
+            query = target["expr"]
+            if "{{replica}}" in target["legendFormat"]:
+                assert "(instance, job, replica)" in query  # a line for each process
+            else:
+                assert re.match(r"(sum|avg|count|histogram_quantile)\b", query), query
 
 
 def test_panels_have_places_of_their_own() -> None:

@@ -228,12 +228,12 @@ def test_an_engine_that_breaks_down_answers_everybody_and_says_so_from_then_on(
     engine = fresh.engine.engine
     schedule, steps = engine.scheduler.schedule, 0
 
-    def failing() -> Any:
+    def failing(*arguments: Any) -> Any:
         nonlocal steps
         steps += 1
         if steps == 5:
             raise AssertionError("the books do not balance")
-        return schedule()
+        return schedule(*arguments)
 
     monkeypatch.setattr(engine.scheduler, "schedule", failing)
     body = {"prompt": "the", "max_tokens": 50, "ignore_eos": True}

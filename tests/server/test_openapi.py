@@ -37,6 +37,7 @@ GOOD: list[tuple[str, str, dict[str, Any] | None]] = [
     ("GET", "/v1/models/alias", None),
     ("GET", "/v1/engine/state", None),
     ("GET", "/v1/engine/events?frames=1", None),
+    ("GET", "/v1/engine/vocabulary", None),
     ("POST", "/v1/completions", {"prompt": "the"}),
     ("GET", "/v1/engine/state", None),
     ("GET", "/v1/engine/steps?last=3", None),
@@ -158,6 +159,20 @@ def test_a_stored_response_is_what_the_document_says(
 def test_every_route_is_among_these(contract: Contract) -> None:
     found = {(method, template_of(path)) for method, path, _ in GOOD}
     assert {*found, ("GET", STORED), ("DELETE", STORED)} == set(contract.operations)
+
+
+def test_every_route_is_in_a_described_group(contract: Contract) -> None:
+    tags = {
+        path: operation["tags"]
+        for path, operations in contract.document["paths"].items()
+        for operation in operations.values()
+    }
+    described = [[tag["name"]] for tag in contract.document["tags"]]
+    assert all(tag in described for tag in tags.values())
+    assert tags["/v1/engine/state"] == ["engine"]
+    assert tags["/v1/completions"] == tags["/v1/models"] == ["OpenAI"]
+    assert tags["/tokenizer_info"] == ["tokens"]
+    assert tags["/health"] == ["status"]
 
 
 def test_the_check_itself_finds_what_is_not_described(guarded: RunningServer) -> None:

@@ -50,8 +50,10 @@ def test_models_lists_the_model_under_each_of_its_names(
     for model in body["data"]:
         assert model.keys() >= {"id", "object", "created", "owned_by", "root", "max_model_len"}
         assert (model["object"], model["max_model_len"]) == ("model", 128)
+        assert model["has_chat_template"] is True, "of the shared server"
         defaults = {"temperature": 1, "top_k": 0, "top_p": 1, "min_p": 0, "repetition_penalty": 1}
         assert model["sampling_defaults"] == defaults
+        assert model["has_chat_template"] is True
     assert [model.id for model in client.models.list()] == [MODEL, "alias"]
 
 
@@ -130,6 +132,17 @@ def test_version_is_that_of_the_package(server: RunningServer) -> None:
 def test_health_is_200_when_the_model_is_loaded(server: RunningServer) -> None:
     for path in ("/health", "/health/", "/ping"):
         assert server.http.get(path).json() == {"status": "ready"}
+
+
+def test_health_is_503_while_the_server_drains_and_serves(server: RunningServer) -> None:
+    server.control.is_draining = True
+    try:
+        error = read_error(server.http.get("/health"), 503)
+        assert "about to stop" in error["message"]
+        assert server.complete("the", max_tokens=1)["choices"]
+    finally:
+        server.control.is_draining = False
+    assert server.http.get("/health").status_code == 200
 
 
 GET_PATHS = (

@@ -1,5 +1,6 @@
 """`nanovllm serve` as a process, for tests."""
 
+import contextlib
 import http.client
 import json
 import os
@@ -18,9 +19,13 @@ START_TIMEOUT_S = 180.0  # where the kernels were never compiled before
 
 
 class Serving:
-    """A `nanovllm serve` process, as a context manager; `startup_lines` is its first output."""
+    """A `nanovllm serve` process, as a context manager; `startup_lines` is its first output.
+
+    With --log-requests that is standard error, otherwise standard output.
+    """
 
     def __init__(self, *flags: str, variables: Mapping[str, str] | None = None) -> None:
+        self._logs_requests = "--log-requests" in flags
         environment = {
             key: value
             for key, value in os.environ.items()
@@ -46,10 +51,10 @@ class Serving:
         while not any(line.startswith("  curl ") for line in self.startup_lines):
             assert self.process.poll() is None, "".join(self._errors)
             assert time.monotonic() < deadline_s
-            try:
+            with contextlib.suppress(queue.Empty):
                 self.startup_lines.append(self._lines.get(timeout=0.1))
-            except queue.Empty:
-                continue
+            if self._logs_requests:
+                self.startup_lines = [*self._errors]
         return self
 
     def __exit__(
@@ -96,6 +101,11 @@ class Serving:
             if pipe is not None:
                 pipe.close()
         return code, "".join(self._errors)
+
+    @property
+    def errors(self) -> str:
+        """Return standard error so far."""
+        return "".join(self._errors)
 
     def printed(self) -> str:
         """Return the unread rest of standard output, after it has ended."""

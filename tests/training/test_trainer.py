@@ -4,20 +4,23 @@ import json
 import math
 import os
 import signal
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from threadpoolctl import ThreadpoolController
 
 from nanovllm.errors import TrainingError
 from nanovllm.llm import LLM
+from nanovllm.model.config import GPT2Config
 from nanovllm.model.kernels.threads.cores import cpu_name
 from nanovllm.sampling_params import SamplingParams
 from nanovllm.training import trainer as trainer_module
 from nanovllm.training.config import TrainingConfig
-from nanovllm.training.metrics import Evaluation
+from nanovllm.training.metrics import Evaluation, StepRecord
 from nanovllm.training.run.checkpoint import RESUME_FILE, load_counters
 from nanovllm.training.trainer import Trainer, TrainingResult
 from tests.support.training_runs import assert_same_weights, weights
@@ -74,6 +77,7 @@ def test_a_run_learns_and_its_folder_is_a_checkpoint(text: Path, tmp_path: Path)
     with LLM(folder, backend="numpy") as llm:
         sampling = SamplingParams(max_tokens=5, temperature=0)
         assert llm.generate("on the s", sampling)[0].outputs[0].text == "ea sh"
+        assert llm.default_sampling_params() == SamplingParams(temperature=0.7, top_p=0.9)
 
 
 @pytest.mark.parametrize("changes", [{}, {"dropout": 0.2, "grad_accumulation": 2}])
@@ -104,6 +108,28 @@ def test_every_update_of_a_short_run_is_recorded(text: Path, tmp_path: Path) -> 
         sum(line["train_loss"] for line in steps[:4]) / 4
     )
     assert all(line["grad_norm"] > 0 for line in steps)
+
+
+def test_a_callback_gets_the_record_of_every_update(text: Path, tmp_path: Path) -> None:
+    records: list[StepRecord] = []
+    Trainer(config(text, tmp_path / "run")).train(on_step=records.append)
+    assert [asdict(record) for record in records] == lines(tmp_path / "run" / "steps.jsonl")
+
+
+def test_an_error_of_a_callback_leaves_a_run_that_can_be_resumed(
+    text: Path, tmp_path: Path
+) -> None:
+    def fail(record: StepRecord) -> None:
+        if record.step == 5:
+            raise ConnectionError("no logging service")
+
+    with pytest.raises(ConnectionError):
+        Trainer(config(text, tmp_path / "run")).train(on_step=fail)
+    with Trainer.resume(tmp_path / "run") as resumed:
+        assert resumed.step == 6
+        resumed.train()
+    train(text, tmp_path / "whole")
+    assert_same_weights(tmp_path / "whole", tmp_path / "run")
 
 
 def test_the_records_of_updates_are_few(
@@ -138,6 +164,21 @@ def test_the_settings_in_effect_are_recorded(
     text.rename(tmp_path / "moved.txt")
     Trainer.resume(folder, stop_after=3, data="moved.txt").train()
     assert json.loads((folder / "run.json").read_text())["config"]["data"] == ["moved.txt"]
+
+
+def test_numpy_uses_the_threads_of_the_run(text: Path, tmp_path: Path) -> None:
+    """Samples are NumPy's with any backend; afterwards, the process has its own number again."""
+
+    def count(*_: object) -> None:
+        pools = ThreadpoolController().select(user_api="blas").info()
+        counts.append(max(pool["num_threads"] for pool in pools))
+
+    counts: list[int] = []
+    with ThreadpoolController().limit(limits=2, user_api="blas"):
+        Trainer(config(text, tmp_path / "run", num_threads=1, steps=4)).train(count)
+        count()
+    assert counts == [1, 1, 2]
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["threads"] == 1
 
 
 def test_a_sample_begins_with_its_prompt(text: Path, tmp_path: Path) -> None:
@@ -261,16 +302,32 @@ def test_a_second_run_does_not_overwrite_the_first(text: Path, tmp_path: Path) -
     train(text, folder, steps=1, warmup_steps=0)
     with pytest.raises(TrainingError, match=r"holds a run already.*--resume"):
         Trainer(config(text, folder))
-    other = tmp_path / "model"
+    with pytest.raises(TrainingError, match="is a file"):
+        Trainer(config(text, text))
+
+
+def test_a_folder_with_other_files_is_no_output(text: Path, tmp_path: Path) -> None:
+    """Only an empty folder is, or that of a run which was killed before it saved a state."""
+    names = (".lock", ".lock-owner", "last/config.json", "last/tokenizer.json")
+    unfinished = tmp_path / "unfinished"
+    for name in names:
+        (unfinished / name).parent.mkdir(parents=True, exist_ok=True)
+        (unfinished / name).touch()
+    Trainer(config(text, unfinished)).close()
+    (unfinished / "last" / "model.safetensors").touch()
+    with pytest.raises(TrainingError, match="is not empty and holds no run: it has last;"):
+        Trainer(config(text, unfinished))
+    other = tmp_path / "other"
     other.mkdir()
-    (other / "config.json").write_text("{}")
-    with pytest.raises(
-        TrainingError, match=r"holds a checkpoint .*\(config\.json\), which a run would"
-    ):
+    for number, name in enumerate(("notes.md", "last", "a.txt", "config.json"), start=1):
+        (other / name).touch()
+        with pytest.raises(TrainingError, match=r"it has .*; choose a new folder \(--output\)"):
+            Trainer(config(text, other))
+        assert len(list(other.iterdir())) == number
+    with pytest.raises(TrainingError, match=r"it has a\.txt, config\.json, last and 1 more;"):
         Trainer(config(text, other))
-    (other / "config.json").rename(other / "report.html")
-    with pytest.raises(TrainingError, match=r"report\.html"):
-        Trainer(config(text, other))
+    with pytest.raises(TrainingError, match=r"it has other, text\.txt, unfinished;"):
+        Trainer(config(text, tmp_path))
 
 
 def test_validation_data_is_recorded_and_checked_when_resuming(text: Path, tmp_path: Path) -> None:
@@ -364,10 +421,21 @@ def test_an_epoch_is_every_window_once(text: Path, tmp_path: Path) -> None:
 
 
 def test_sinusoidal_positions_are_saved_and_stay(text: Path, tmp_path: Path) -> None:
+    """Also when the run is resumed, and when its checkpoint is fine-tuned."""
     folder = tmp_path / "run"
-    train(text, folder, positions="sinusoidal")
-    table = weights(folder)["transformer.wpe.weight"]
-    expected = trainer_module.Trainer(
-        config(text, tmp_path / "new", positions="sinusoidal")
-    ).setup.parameters.arrays()["wpe.weight"]
-    np.testing.assert_array_equal(table, expected)
+    train(text, folder, positions="sinusoidal", stop_after=4)
+    with Trainer.resume(folder) as resumed:
+        resumed.train()
+    assert GPT2Config.load(folder).positions == "sinusoidal"
+    settings = TrainingConfig(
+        data=text, init_from=folder, output=tmp_path / "tuned", steps=3, lr=1e-2, backend="numpy"
+    )
+    with Trainer(settings) as tuned:
+        tuned.train()
+    with Trainer(config(text, tmp_path / "new", positions="sinusoidal")) as new:
+        expected = new.setup.parameters.arrays()["wpe.weight"]
+    for name in ("run", "tuned"):
+        np.testing.assert_array_equal(weights(tmp_path / name)["transformer.wpe.weight"], expected)
+    run = json.loads((tmp_path / "tuned" / "run.json").read_text())
+    assert run["config"]["positions"] == "sinusoidal"
+    assert GPT2_files(tmp_path / "tuned") == GPT2_files(folder)

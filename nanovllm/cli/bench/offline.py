@@ -16,6 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from nanovllm.cli.argument_types import read_lines
+from nanovllm.cli.bench.lengths import check_fits, fit_lengths
 from nanovllm.cli.bench.report import finish, rate, show, shown
 from nanovllm.cli.bench.roofline import (
     Limits,
@@ -30,7 +31,7 @@ from nanovllm.cli.options import engine_config
 from nanovllm.engine.engine import Engine
 from nanovllm.engine.input_processor import PreparedRequest
 from nanovllm.engine.metrics import StepStats
-from nanovllm.errors import ContextLengthError, EngineFaultError, InvalidRequestError
+from nanovllm.errors import EngineFaultError, InvalidRequestError
 from nanovllm.hub import resolve_model
 from nanovllm.model.config import GPT2Config
 from nanovllm.prompts import Prompt
@@ -148,7 +149,8 @@ def run_latency(parsed: argparse.Namespace) -> int:
             f"--batch-size is {parsed.batch_size}, but only {config.max_num_seqs} sequences run in "
             "one step; lower it or raise --max-num-seqs"
         )
-    bench = _load(parsed, check_lengths=True)
+    _fit_lengths(parsed)
+    bench = _load(parsed)
     jobs = _random_jobs(bench.engine, parsed, parsed.batch_size)
     for _ in tqdm(
         range(parsed.num_iters_warmup), desc="Warm-up", unit="batch", disable=None, leave=False
@@ -227,12 +229,13 @@ def _report_latency(
 
 def run_throughput(parsed: argparse.Namespace) -> int:
     """Measure the throughput of prompts that are all submitted at the start."""
-    dataset = (
-        None
-        if parsed.dataset is None
-        else read_dataset(parsed.dataset, parsed.num_prompts, parsed.output_len)
-    )
-    bench = _load(parsed, check_lengths=dataset is None)
+    dataset = None
+    if parsed.dataset is None:
+        _fit_lengths(parsed)
+    else:
+        output_len = parsed.output_len or parsed.default_lengths[1]
+        dataset = read_dataset(parsed.dataset, parsed.num_prompts, output_len)
+    bench = _load(parsed)
     jobs = dataset or _random_jobs(bench.engine, parsed, parsed.num_prompts or 32)
     bench.engine.warm_up()
     with tqdm(total=len(jobs), desc="Prompts", unit="prompt", disable=None) as progress:
@@ -283,16 +286,6 @@ def _pairs(prepared: PreparedRequest, num_generated: int) -> int:
     return length if num_generated else length * (length + 1) // 2
 
 
-def check_fits(name: str, input_len: int, output_len: int, max_model_len: int) -> None:
-    """Raise ContextLengthError unless a prompt and its output fit the context."""
-    if input_len + output_len > max_model_len:
-        raise ContextLengthError(
-            f"{name} of {input_len} tokens and an output of {output_len} are "
-            f"{input_len + output_len} together, more than the context of {max_model_len}; "
-            "shorten one of them"
-        )
-
-
 def read_dataset(path: Path, limit: int | None, output_len: int) -> list[Job]:
     """Read the first `limit` prompts of a JSON Lines file; raises ValueError with the line.
 
@@ -323,17 +316,18 @@ def read_dataset(path: Path, limit: int | None, output_len: int) -> list[Job]:
     return jobs
 
 
-def _load(parsed: argparse.Namespace, *, check_lengths: bool) -> Bench:
-    """Check the lengths, then load the engine."""
+def _fit_lengths(parsed: argparse.Namespace) -> None:
+    """Set the lengths that the command line leaves out, to fit the context."""
+    max_positions = GPT2Config.load(resolve_model(parsed.model)).max_positions
+    max_model_len = min(engine_config(parsed).max_model_len or max_positions, max_positions)
+    parsed.input_len, parsed.output_len = fit_lengths(
+        parsed.input_len, parsed.output_len, parsed.default_lengths, max_model_len
+    )
+
+
+def _load(parsed: argparse.Namespace) -> Bench:
+    """Check the settings, then load the engine."""
     config, folder = engine_config(parsed), resolve_model(parsed.model)
-    if check_lengths:
-        max_positions = GPT2Config.load(folder).max_positions
-        check_fits(
-            "a prompt",
-            parsed.input_len,
-            parsed.output_len,
-            min(config.max_model_len or max_positions, max_positions),
-        )
     SamplingParams(temperature=parsed.temperature)
     return Bench(Engine.load(folder, config), parsed.temperature)
 

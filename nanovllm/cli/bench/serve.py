@@ -20,7 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 from nanovllm.cli.bench.http_client import Server, events, get_json, reason_of
-from nanovllm.cli.bench.offline import check_fits
+from nanovllm.cli.bench.lengths import fit_lengths
 from nanovllm.cli.bench.report import finish, show, shown
 from nanovllm.cli.security_options import keys_in_environment
 
@@ -117,9 +117,8 @@ def figures_of(traces: Sequence[Trace], duration_s: float) -> dict[str, Any]:
 
 def run(parsed: argparse.Namespace) -> int:
     """Run the load and report; return 1 if a request failed."""
-    server = Server.at(
-        parsed.base_url, parsed.api_key or next(iter(keys_in_environment(os.environ)), None)
-    )
+    url = parsed.base_url if parsed.port is None else f"http://127.0.0.1:{parsed.port}"
+    server = Server.at(url, parsed.api_key or next(iter(keys_in_environment(os.environ)), None))
     seed = secrets.randbits(32) if parsed.seed is None else parsed.seed
     model, traces, duration_s = asyncio.run(_measure(server, parsed, seed))
     figures = figures_of(traces, duration_s)
@@ -161,8 +160,9 @@ async def _measure(
     server: Server, parsed: argparse.Namespace, seed: int
 ) -> tuple[str, list[Trace], float]:
     """Return the model's name, all traces, and the duration in seconds."""
-    model = await _check_model(
-        server, parsed.model, parsed.random_input_len, parsed.random_output_len
+    model, max_model_len = await _find_model(server, parsed.model)
+    parsed.random_input_len, parsed.random_output_len = fit_lengths(
+        parsed.random_input_len, parsed.random_output_len, parsed.default_lengths, max_model_len
     )
     random = np.random.default_rng(seed)
     prompts = random.integers(
@@ -188,8 +188,8 @@ async def _measure(
     return model, traces, time.perf_counter() - started_s
 
 
-async def _check_model(server: Server, model: str | None, input_len: int, output_len: int) -> str:
-    """Return the model's name; raises ValueError if it is unknown or its context too short."""
+async def _find_model(server: Server, model: str | None) -> tuple[str, int | None]:
+    """Return the model's name, and its context if the server tells it; raises ValueError."""
     answer = await get_json(server, "/v1/models")
     listed = answer.get("data") if isinstance(answer, dict) else None
     models = (
@@ -205,9 +205,7 @@ async def _check_model(server: Server, model: str | None, input_len: int, output
     if name not in models:
         raise ValueError(f"the server has no model {name!r}; --model may be {', '.join(models)}")
     max_model_len = models[name].get("max_model_len")
-    if isinstance(max_model_len, int):
-        check_fits("a prompt", input_len, output_len, max_model_len)
-    return name
+    return name, max_model_len if isinstance(max_model_len, int) else None
 
 
 async def send(server: Server, load: Load) -> list[Trace]:

@@ -5,7 +5,7 @@ import math
 from functools import partial
 from pathlib import Path
 
-from nanovllm.cli.argument_types import not_negative, positive, positive_number
+from nanovllm.cli.argument_types import not_negative, port_number, positive, positive_number
 from nanovllm.cli.environment import API_KEY_VARIABLE, ENGINE_VARIABLES
 from nanovllm.cli.options import add_engine_options, add_model
 from nanovllm.cli.parsers.parser import add_command
@@ -68,8 +68,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 def _add_latency(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
     group = parser.add_argument_group("workload")
-    _add_count(group, "--input-len", 32, "prompt tokens")
-    _add_count(group, "--output-len", 128, "tokens to generate for each prompt")
+    _add_lengths(parser, group, "", (32, 128))
     _add_count(group, "--batch-size", 8, "prompts in the batch")
     _add_count(group, "--num-iters", 10, "measured iterations")
     group.add_argument(
@@ -100,10 +99,7 @@ def _add_throughput(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="number of prompts (default: 32, or the whole dataset)",
     )
-    _add_count(group, "--input-len", 128, "tokens of each random prompt")
-    _add_count(
-        group, "--output-len", 64, "tokens to generate for each prompt, unless the dataset says"
-    )
+    _add_lengths(parser, group, "", (128, 64), unless=", unless the dataset says")
     group.add_argument(
         "--dataset",
         type=Path,
@@ -118,8 +114,14 @@ def _add_throughput(parser: argparse.ArgumentParser) -> None:
 def _add_serve(parser: argparse.ArgumentParser) -> None:
     add_model(parser, "name of the served model (default: the server's first)", default=None)
     server = parser.add_argument_group("server")
-    server.add_argument(
+    address = server.add_mutually_exclusive_group()
+    address.add_argument(
         "--base-url", default="http://127.0.0.1:8000", metavar="URL", help="address of the server"
+    )
+    address.add_argument(
+        "--port",
+        type=port_number,
+        help="port of a server on this machine (default: that of --base-url)",
     )
     server.add_argument(
         "--api-key",
@@ -135,8 +137,7 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
     )
     group = parser.add_argument_group("workload")
     _add_count(group, "--num-prompts", 32, "number of requests")
-    _add_count(group, "--random-input-len", 128, "tokens of each prompt")
-    _add_count(group, "--random-output-len", 64, "maximum tokens to generate for each prompt")
+    _add_lengths(parser, group, "random-", (128, 64))
     group.add_argument(
         "--request-rate",
         type=positive_number,
@@ -169,6 +170,29 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
         "draw prompt token ids below this; every byte-level vocabulary has 256",
     )
     _add_json(parser)
+
+
+def _add_lengths(
+    parser: argparse.ArgumentParser,
+    group: "argparse._ArgumentGroup",
+    prefix: str,
+    defaults: tuple[int, int],
+    unless: str = "",
+) -> None:
+    """Add the options of both lengths, which are None if left out; see fit_lengths."""
+    parser.set_defaults(default_lengths=defaults)
+    for name, default, text in zip(
+        ("input-len", "output-len"),
+        defaults,
+        ("tokens of each random prompt", f"tokens to generate for each prompt{unless}"),
+        strict=True,
+    ):
+        group.add_argument(
+            f"--{prefix}{name}",
+            type=positive,
+            metavar="N",
+            help=f"{text} (default: {default}, fewer in a shorter context)",
+        )
 
 
 def _add_temperature(group: "argparse._ArgumentGroup") -> None:

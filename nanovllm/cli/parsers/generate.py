@@ -3,16 +3,22 @@
 import argparse
 
 from nanovllm.cli.environment import ENGINE_VARIABLES, HISTORY_VARIABLE
-from nanovllm.cli.options import add_engine_options, add_model_flag, add_sampling_options
+from nanovllm.cli.options import (
+    add_chat_template,
+    add_engine_options,
+    add_model_flag,
+    add_sampling_options,
+)
 from nanovllm.cli.parsers.parser import add_command
 
 _DESCRIPTION = """
 Continue a prompt on the terminal. Without a prompt, read prompts from the terminal or from standard
-input, one a line; on a terminal, /help lists the commands.
+input, one a line; on a terminal, /help lists the commands. With --chat, prompts are messages of a
+conversation.
 
-  nanovllm generate "Once upon a time"
-  nanovllm generate --model gpt2 "Once upon a time"
-  nanovllm generate gpt2 "Once upon a time"
+  nanovllm generate "She smiled and said"
+  nanovllm generate --model gpt2 "She smiled and said"
+  nanovllm generate gpt2 "She smiled and said"
 """
 
 
@@ -34,5 +40,12 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         help="text to continue, after the model if two are given (default: read prompts)",
     )
     add_model_flag(parser)
+    group = parser.add_argument_group("chat")
+    group.add_argument(
+        "--chat",
+        action="store_true",
+        help="answer messages by the chat template (default: no, continue texts)",
+    )
+    add_chat_template(group, "; implies --chat")
     add_sampling_options(parser)
     add_engine_options(parser)

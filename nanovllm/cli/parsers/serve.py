@@ -2,7 +2,7 @@
 
 import argparse
 
-from nanovllm.cli.argument_types import not_negative, positive, positive_number
+from nanovllm.cli.argument_types import not_negative, port_number, positive, positive_number
 from nanovllm.cli.environment import API_KEY_VARIABLE, ENGINE_VARIABLES
 from nanovllm.cli.options import (
     add_chat_template,
@@ -33,7 +33,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 for all interfaces"
     )
     group.add_argument(
-        "--port", type=_port, default=8000, help="port to listen on; 0 for a free one"
+        "--port", type=port_number, default=8000, help="port to listen on; 0 for a free one"
     )
     add_served_model_name(group)
     add_chat_template(group)
@@ -54,7 +54,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     group.add_argument(
         "--log-requests",
         action="store_true",
-        help="log each request as a line of JSON on standard error (default: uvicorn's access log)",
+        help="log each request as a line of JSON on standard output, which then has no other lines "
+        "(default: uvicorn's access log)",
     )
     group.add_argument(
         "--log-prompts",
@@ -72,20 +73,21 @@ def _add_limits(group: "argparse._ArgumentGroup") -> None:
         type=positive,
         default=1024,
         metavar="REQUESTS",
-        help="maximum unfinished choices over all requests; more are refused with 429",
+        help="maximum unfinished choices of a client, which is an API key or else an address; more "
+        "are refused with 429. All clients together may have a quarter more, as of the next two",
     )
     group.add_argument(
         "--max-queued-tokens",
         type=positive,
         metavar="TOKENS",
-        help="maximum total tokens (prompt + max_tokens) over all unfinished requests "
+        help="maximum total tokens (prompt + max_tokens) over all unfinished requests of a client "
         "(default: 16 times the KV cache)",
     )
     group.add_argument(
         "--max-queued-logprobs-memory",
         default="256MiB",
         metavar="MEMORY",
-        help="maximum memory for log-probabilities that are not sent yet",
+        help="maximum memory for a client's log-probabilities that are not sent yet",
     )
     group.add_argument(
         "--request-timeout-s",
@@ -116,11 +118,19 @@ def _add_limits(group: "argparse._ArgumentGroup") -> None:
         "that close idle connections (default: send nothing)",
     )
     group.add_argument(
+        "--drain-delay-s",
+        type=not_negative,
+        default=0,
+        metavar="SECONDS",
+        help="seconds after a signal in which /health is 503 but requests are served, so that load "
+        "balancers go elsewhere",
+    )
+    group.add_argument(
         "--shutdown-timeout-s",
         type=not_negative,
         default=10,
         metavar="SECONDS",
-        help="seconds for running requests to finish after a signal; 0 aborts them at once",
+        help="seconds for running requests to finish after that; 0 aborts them at once",
     )
 
 
@@ -140,11 +150,6 @@ def _add_inspector(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--inspector-controls",
         action=argparse.BooleanOptionalAction,
-        help="allow clients to pause and step the engine (default: only on a loopback address)",
+        help="allow all clients to pause and step the engine (default: only on a loopback address "
+        "without API keys)",
     )
-
-
-def _port(text: str) -> int:
-    if not (text.isascii() and text.isdigit()) or int(text) > 65535:
-        raise argparse.ArgumentTypeError(f"{text} is no port; it must be from 0 to 65535")
-    return int(text)

@@ -54,7 +54,12 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
         metavar="PATH",
         help="text or a token file to validate on (default: the end of --data)",
     )
-    _add(group, "--output", metavar="DIR", help="folder to make for checkpoint, metrics and report")
+    _add(
+        group,
+        "--output",
+        metavar="DIR",
+        help="new or empty folder for checkpoint, metrics and report",
+    )
     _add(
         group,
         "--pattern",
@@ -77,7 +82,7 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
         "--num-threads",
         type=int,
         metavar="THREADS",
-        help="threads of the compiled kernels (default: all usable cores)",
+        help="threads of the kernels and of NumPy (default: all usable cores)",
     )
 
 

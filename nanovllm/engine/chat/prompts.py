@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from nanovllm.engine.chat.template import ChatTemplate
+from nanovllm.engine.chat.template import BUNDLED_TEMPLATES, ChatTemplate
 from nanovllm.engine.input_processor import InputProcessor
 from nanovllm.errors import InvalidRequestError
 from nanovllm.sampling_params import SamplingParams
@@ -25,7 +25,7 @@ class ChatPrompts:
             self._latest.close()
 
     def template(self, chat_template: str | os.PathLike[str] | None = None) -> ChatTemplate:
-        """Return the template from a string or a file, by default the model's own.
+        """Return the template from its text, file or bundled name, by default the model's own.
 
         The latest template is cached, with its process.
 
@@ -33,21 +33,23 @@ class ChatPrompts:
             InvalidRequestError: there is no template.
             CheckpointError: a file cannot be used.
         """
-        if isinstance(chat_template, str):
+        if isinstance(chat_template, str) and chat_template not in BUNDLED_TEMPLATES:
             if "{" not in chat_template:
                 raise InvalidRequestError(
-                    f"chat_template is {chat_template[:80]!r}, which inserts no message; pass the "
-                    "text of a Jinja template, or the pathlib.Path of a file",
+                    f"chat_template is {chat_template[:80]!r}, which inserts no message; pass "
+                    f"{' or '.join(map(repr, BUNDLED_TEMPLATES))}, the text of a Jinja template, "
+                    "or the pathlib.Path of a file",
                     param="chat_template",
                 )
             template = ChatTemplate.load(self._folder, source=chat_template)
         else:
-            file = None if chat_template is None else Path(chat_template)
-            template = ChatTemplate.load(self._folder, file)
+            template = ChatTemplate.load(
+                self._folder, None if chat_template is None else os.fspath(chat_template)
+            )
         if template is None:
             raise InvalidRequestError(
-                f"{self._folder.name} has no chat template; pass chat_template, or send a prompt "
-                "to generate",
+                f"{self._folder.name} has no chat template; pass chat_template='plain' or another, "
+                "or send a prompt to generate",
                 param="messages",
             )
         latest = self._latest
@@ -79,8 +81,6 @@ class ChatPrompts:
         )
 
     def params(self, template: ChatTemplate, params: SamplingParams) -> SamplingParams:
-        """Return `params` with the template's end-of-turn token as a stop token."""
-        end = template.end_of_turn_id(self._input_processor.tokenizer)
-        if end is None or end >= self._input_processor.model.vocab or params.ignore_eos:
-            return params
-        return params.clone(stop_token_ids=[*(params.stop_token_ids or ()), end])
+        """Return `params` with what ends a turn of the template."""
+        processor = self._input_processor
+        return template.end_turn(params, processor.tokenizer, processor.model.vocab)

@@ -1,8 +1,12 @@
-"""Chat templates: render messages as the prompt that the model was trained on, and tokenize it.
+r"""Chat templates: render messages as the prompt that the model was trained on, and tokenize it.
 
 Templates are Jinja in the dialect of transformers' `apply_chat_template`. A checkpoint has one in
 chat_template.jinja or in tokenizer_config.json. It is untrusted: it is compiled and rendered in
 Jinja's sandbox, in a process with limits of memory and time (template_process.py).
+
+A model that was not trained to chat has no token that ends a turn. A template for such a model
+names strings that end the assistant's turn in a comment at its beginning, as the bundled template
+plain.jinja does: `{#- stop_strings: ["\nUser:"] -#}`. Other programs ignore the comment.
 
 Only text that the template wrote can become a special token such as `<|im_start|>`. The same
 characters from a message remain ordinary text, also where the template changes, cuts or joins them,
@@ -25,11 +29,17 @@ from nanovllm.engine.chat.template_process import (
 )
 from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.errors import CheckpointError, InvalidRequestError
+from nanovllm.sampling_params import SamplingParams
 
 MAX_TEMPLATE_CHARACTERS = 256 << 10
 MAX_RENDERED_CHARACTERS = 4 << 20
 MAX_RENDER_S = 2.0  # processor time; thousands of messages take milliseconds
 MAX_RENDER_BYTES = 256 << 20
+BUNDLED_TEMPLATES = {"plain": Path(__file__).parent / "plain.jinja"}
+"""Templates by name; plain is for models that have none."""
+
+_STOP_STRINGS = re.compile(r"\s*\{#-?\s*stop_strings:\s*(\[.*?\])\s*-?#\}", re.DOTALL)
+_MAX_TEMPLATE_STOP_STRINGS = 4
 
 # Defaults where a model folder names no special tokens.
 _GPT2_SPECIAL_TOKENS = dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|endoftext|>")
@@ -60,11 +70,12 @@ class ChatTemplate:
 
     @classmethod
     def load(
-        cls, folder: Path, file: Path | None = None, *, source: str | None = None
+        cls, folder: Path, file: str | Path | None = None, *, source: str | None = None
     ) -> "ChatTemplate | None":
         """Return the template in `source` or `file`, by default that of a model folder.
 
-        Returns None where the folder has none. Raises CheckpointError for an invalid file.
+        A `file` may be the name of a bundled template. Returns None where the folder has none.
+        Raises CheckpointError for an invalid file.
         """
         settings = {
             **_read_json(folder / "special_tokens_map.json"),
@@ -75,7 +86,7 @@ class ChatTemplate:
         if source is not None:
             origin = Path("(passed as text)")
         elif file is not None or jinja.is_file():
-            origin = file if file is not None else jinja
+            origin = jinja if file is None else BUNDLED_TEMPLATES.get(str(file), Path(file))
             source = _read_text(origin)
         else:
             source = _default_template(settings.get("chat_template"))
@@ -88,6 +99,40 @@ class ChatTemplate:
     def is_equal(self, other: "ChatTemplate") -> bool:
         """Return whether both templates render all messages alike."""
         return (self.source, self.special_tokens) == (other.source, other.special_tokens)
+
+    @cached_property
+    def stop_strings(self) -> tuple[str, ...]:
+        """The strings that end the assistant's turn; raises CheckpointError."""
+        found = _STOP_STRINGS.match(self.source)
+        try:
+            strings = json.loads(found[1]) if found else []
+        except (ValueError, RecursionError):
+            strings = None
+        if (
+            not isinstance(strings, list)
+            or not all(isinstance(one, str) and one for one in strings)
+            or len(strings) > _MAX_TEMPLATE_STOP_STRINGS
+        ):
+            raise CheckpointError(
+                f"the chat template {self.origin} is not valid: its comment stop_strings must have "
+                f"a JSON list of up to {_MAX_TEMPLATE_STOP_STRINGS} strings"
+            )
+        return tuple(strings)
+
+    def end_turn(self, params: SamplingParams, tokenizer: Tokenizer, vocab: int) -> SamplingParams:
+        """Return `params` with what ends the assistant's turn: stop strings and a stop token.
+
+        The token is the template's `eos_token`, whatever `eos_token_id` config.json has. Unchanged
+        with `ignore_eos`.
+        """
+        if params.ignore_eos:
+            return params
+        token_id = tokenizer.special_tokens.get(self.special_tokens["eos_token"])
+        ids = [] if token_id is None or token_id >= vocab else [token_id]
+        return params.clone(
+            stop=[*params.stop_strings, *self.stop_strings],
+            stop_token_ids=[*(params.stop_token_ids or ()), *ids],
+        )
 
     def check(self) -> None:
         """Raise CheckpointError where the template cannot be compiled."""
@@ -105,13 +150,6 @@ class ChatTemplate:
         """End the template's processes. A later call starts another one. Idempotent."""
         if "_processes" in self.__dict__:
             self._processes.close()
-
-    def end_of_turn_id(self, tokenizer: Tokenizer) -> int | None:
-        """Return the id of the template's `eos_token`; None where there is none.
-
-        It ends the assistant's turn, whatever `eos_token_id` config.json has.
-        """
-        return tokenizer.special_tokens.get(self.special_tokens["eos_token"])
 
     def encode(
         self,
@@ -190,6 +228,7 @@ class ChatTemplate:
                 f"the chat template {self.origin} has {len(self.source)} characters, the limit is "
                 f"{MAX_TEMPLATE_CHARACTERS}"
             )
+        _ = self.stop_strings  # raise before the template is used
         return TemplateProcesses(self.source, memory_bytes=MAX_RENDER_BYTES)
 
     def _invalid(self, error: TemplateInvalidError) -> CheckpointError:

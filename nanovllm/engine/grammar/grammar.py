@@ -58,18 +58,20 @@ class Grammar:
         """Number of tokens in the vocabulary."""
         return self._compiled.grammars.vocab
 
-    @property
-    def is_late(self) -> bool:
-        """Whether the mask is so late that the sequence may be preempted."""
-        return not self.is_ready and time.monotonic() - self._requested_s > LATE_S
+    def is_late(self, now_s: float) -> bool:
+        """Return whether a missing mask is so late that the sequence may be preempted."""
+        return now_s - self._requested_s > LATE_S
 
     @property
     def is_ready(self) -> bool:
         """Whether the mask of the next token has arrived."""
+        return self._mask is not None
+
+    @property
+    def _mask(self) -> bytes | None:
+        """The packed mask of the next token; None until it arrives."""
         sequence = self._sequence
-        if sequence.mask is None and not sequence.tokens:
-            sequence.mask = sequence.grammar.first_mask
-        return sequence.mask is not None
+        return sequence.mask if sequence.tokens else sequence.grammar.first_mask
 
     @property
     def error(self) -> NanovllmError | None:
@@ -99,8 +101,9 @@ class Grammar:
                 raise self.error
             self._compiled.grammars.flush()
             self._compiled.grammars.wait(0.1)
-        assert self._sequence.mask is not None
-        return self._sequence.mask
+        mask = self._mask
+        assert mask is not None
+        return mask
 
     def accept(self, token_id: int) -> None:
         """Accept a token, and queue the request for the next mask; `Grammars.flush` sends it."""
@@ -208,18 +211,18 @@ class Grammars:
                 self._finalizer = weakref.finalize(self, self._pool.close, waits=False)
             return self._pool
 
-    def begin(self, spec: StructuredOutputs) -> CompiledGrammar:
-        """Return a grammar that may still be compiling.
+    def begin(self, spec: StructuredOutputs, client: str = "") -> CompiledGrammar:
+        """Return a grammar that may still be compiling, for a request of `client`.
 
         Raises:
             InvalidRequestError: the model has no end-of-text token.
-            QueueFullError: too many grammars wait to be compiled.
+            QueueFullError: too many grammars wait to be compiled, most of them this client's.
         """
         if not self._eos_token_ids:
             raise InvalidRequestError(_NO_END, param=PARAM)
         key = hashlib.blake2b(spec.key.encode()).hexdigest()
         pool = self.pool
-        pooled = pool.get(key, _source(spec))
+        pooled = pool.get(key, _source(spec), client)
         with self._lock:
             compiled = self._compiled.get(key)
             if compiled is None or compiled.pooled is not pooled:
@@ -228,12 +231,12 @@ class Grammars:
                 pool.drop_holder(pooled)  # `compiled` has its own hold
             return compiled
 
-    def compile(self, spec: StructuredOutputs) -> CompiledGrammar:
+    def compile(self, spec: StructuredOutputs, client: str = "") -> CompiledGrammar:
         """Return a grammar once it is compiled.
 
         Raises as `begin`, and InvalidRequestError where the grammar is invalid.
         """
-        compiled = self.begin(spec)
+        compiled = self.begin(spec, client)
         compiled.wait()
         return compiled
 

@@ -3,7 +3,7 @@
 Every question is a call that the engine's thread runs between two steps; the answer is frozen.
 Steps are recorded only while somebody watches: a stream holds a `watch`, and a single question
 counts as a watcher for LEASE_S. A pause ends when nobody has watched for LEASE_S, so an abandoned
-page never stops a server.
+page never stops a server, and after MAX_PAUSE_S whoever watches.
 """
 
 import asyncio
@@ -20,6 +20,8 @@ from nanovllm.errors import QueueFullError
 MAX_WATCHERS = 16
 LEASE_S = 10.0
 """Time after the last watcher until recording and a pause end."""
+MAX_PAUSE_S = 300.0
+"""Time after which a pause ends; steps and commands during it do not extend it."""
 Action: TypeAlias = Literal["pause", "resume", "step"]
 
 
@@ -28,12 +30,13 @@ class Inspector:
 
     def __init__(self, thread: EngineThread) -> None:
         """Inspect the engine of `thread`; nothing is recorded yet."""
-        self.lease_s = LEASE_S
+        self.lease_s, self.max_pause_s = LEASE_S, MAX_PAUSE_S
         self._thread = thread
         self._watchers: dict[object, Callable[[], None]] = {}
         self._recorder: StepRecorder | None = None  # used on the engine's thread only
         self._is_recording = False
         self._lease: asyncio.TimerHandle | None = None
+        self._pause_end: asyncio.TimerHandle | None = None
 
     @property
     def is_paused(self) -> bool:
@@ -44,6 +47,13 @@ class Inspector:
     def num_watchers(self) -> int:
         """Number of open streams."""
         return len(self._watchers)
+
+    @property
+    def pause_left_s(self) -> float | None:
+        """Time until the pause ends by itself; None while the engine runs."""
+        if not self.is_paused or self._pause_end is None:
+            return None
+        return max(self._pause_end.when() - asyncio.get_running_loop().time(), 0.0)
 
     @property
     def version(self) -> object:
@@ -99,12 +109,17 @@ class Inspector:
         thread = self._thread
 
         def run(engine: Engine) -> int:
-            thread.is_paused = action != "resume"
+            self._set_paused(is_paused=action != "resume")
             if action == "step":
                 thread.step(engine)
             return engine.num_steps
 
         num_steps = await thread.call(run)
+        if action == "resume":
+            self._cancel_pause_end()
+        elif self._pause_end is None:
+            loop = asyncio.get_running_loop()
+            self._pause_end = loop.call_later(self.max_pause_s, self._end_pause)
         return thread.is_paused, num_steps
 
     def release(self) -> None:
@@ -112,6 +127,20 @@ class Inspector:
         self._end_lease()
         for on_release in list(self._watchers.values()):
             on_release()
+
+    def _end_pause(self) -> None:
+        """Let the engine run again."""
+        self._cancel_pause_end()
+        self._thread.run(lambda _: self._set_paused(is_paused=False))
+
+    def _cancel_pause_end(self) -> None:
+        if self._pause_end is not None:
+            self._pause_end.cancel()
+            self._pause_end = None
+
+    def _set_paused(self, *, is_paused: bool) -> None:
+        """Pause the engine or let it run; runs on the engine's thread."""
+        self._thread.is_paused = is_paused
 
     def _renew(self) -> None:
         """Begin recording if necessary, and the lease anew if no stream watches."""
@@ -129,6 +158,7 @@ class Inspector:
         if self._lease is not None:
             self._lease.cancel()
             self._lease = None
+        self._cancel_pause_end()
         if self._is_recording:
             self._is_recording = False
             self._thread.run(partial(self._record, is_recording=False))
@@ -139,5 +169,5 @@ class Inspector:
             self._recorder = StepRecorder(engine.scheduler, engine.num_steps)
         else:
             self._recorder = None
-            self._thread.is_paused = False
+            self._set_paused(is_paused=False)
         engine.scheduler.observer = self._recorder

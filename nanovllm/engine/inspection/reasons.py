@@ -12,10 +12,11 @@ from nanovllm.engine.inspection.recorder import Preemption
 from nanovllm.engine.scheduling.observer import PreemptionCause
 from nanovllm.engine.scheduling.request import Request
 from nanovllm.engine.scheduling.scheduler import Scheduler
-from nanovllm.engine.scheduling.siblings import waits_for_sibling
+from nanovllm.engine.scheduling.step_plan import MaskStates
 
 _WAITS_FOR_MASK = "waits for its grammar's mask"
 _IS_ADMITTED = "will be admitted in the next step"
+_IS_PAUSED = "the engine is paused; "
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,17 +36,17 @@ class Obstacle:
     num_admitted: int = 0
 
 
-def find_obstacle(scheduler: Scheduler, waiting: Sequence[Request]) -> Obstacle:
+def find_obstacle(scheduler: Scheduler, waiting: Sequence[Request], masks: MaskStates) -> Obstacle:
     """Return the first of the waiting requests, in order, that the next step does not admit.
 
     The requests before it could share blocks; those are counted for each of them.
     """
     max_num_seqs, max_tokens = scheduler.max_num_seqs, scheduler.max_num_batched_tokens
     free, reserve = scheduler.kv_cache.blocks.num_free, scheduler.num_reserved_blocks
-    num_tokens = sum(_next_tokens(request, scheduler) for request in scheduler.running)
+    num_tokens = sum(_next_tokens(request, scheduler, masks) for request in scheduler.running)
     num_blocks = 0  # of the requests ahead, with one in reserve for each
     parents: set[str] = set()
-    ready = [request for request in waiting if not request.is_blocked]
+    ready = [request for request in waiting if request.request_id not in masks.blocked]
     for count, request in enumerate(ready):
         users = "the running requests and those ahead" if count else "the running requests"
         if len(scheduler.running) + count >= max_num_seqs:
@@ -67,27 +68,44 @@ def find_obstacle(scheduler: Scheduler, waiting: Sequence[Request]) -> Obstacle:
             )
             return Obstacle(request, reason, num_admitted=count)
         num_blocks += needed + 1
-        num_tokens += 0 if is_fork else _next_tokens(request, scheduler)
+        num_tokens += 0 if is_fork else _next_tokens(request, scheduler, masks)
         parents.add(request.parent_id)
     return Obstacle(None, _WAITS_FOR_MASK, holds_back=False, num_admitted=len(ready))
 
 
-def waiting_reason(request: Request, position: int, obstacle: Obstacle) -> str:
+def waiting_reason(
+    request: Request,
+    position: int,
+    obstacle: Obstacle,
+    masks: MaskStates,
+    *,
+    is_paused: bool = False,
+    num_later: int = 0,
+) -> str:
     """Return why a waiting request waits.
 
     Args:
+        request: the waiting request.
         position: number of waiting requests before it that do not wait for a grammar.
         obstacle: what keeps the first of the queue from running.
+        masks: the masks that are missing.
+        is_paused: whether the engine is paused, which is then what a request with room waits for.
+        num_later: number of those requests that arrived later, but whose clients have received less
+            service.
     """
-    if request.is_blocked:
+    if request.request_id in masks.blocked:
         return _WAITS_FOR_MASK
     if position < obstacle.num_admitted:
-        return _IS_ADMITTED + (f", together with the {position} ahead of it" if position else "")
+        ahead = f", together with the {position} ahead of it" if position else ""
+        return (_IS_PAUSED if is_paused else "") + _IS_ADMITTED + ahead
     first = obstacle.request
     assert first is not None
     if request is first and not (obstacle.holds_back and position):
         return obstacle.reason + ("; it is the next" if obstacle.holds_back else "")
     ahead = f"{position} request is ahead" if position == 1 else f"{position} requests are ahead"
+    if num_later:
+        have = "client has" if num_later == 1 else "clients have"
+        ahead += f", {num_later} of them because the {have} received less"
     if obstacle.holds_back:
         return f"{obstacle.reason}; {ahead}"
     is_named = position == 1 or obstacle.num_admitted
@@ -95,12 +113,13 @@ def waiting_reason(request: Request, position: int, obstacle: Obstacle) -> str:
     return f"{ahead}; {subject} {obstacle.reason}"
 
 
-def running_reason(request: Request, scheduler: Scheduler) -> str | None:
+def running_reason(request: Request, scheduler: Scheduler, masks: MaskStates) -> str | None:
     """Return why a running request is not part of every step; None if it is."""
-    if request.is_blocked:
+    if request.request_id in masks.blocked:
         return _WAITS_FOR_MASK
-    if waits_for_sibling(request, scheduler.running):
-        return f"waits for the prompt of choice {_first_choice(request, scheduler)} of its request"
+    if scheduler.siblings.must_wait(request):
+        first = scheduler.siblings.first(request)
+        return f"waits for the prompt of choice {first.choice_index} of its request"
     return None
 
 
@@ -115,6 +134,7 @@ def preemption_reason(preemption: Preemption) -> str:
             PreemptionCause.UNFILLED_BLOCK: (
                 f"it shared a block that {other} had not filled when that was preempted"
             ),
+            PreemptionCause.FAIR_SHARE: f"{other}, whose client has received less, took its place",
             PreemptionCause.LATE_MASK: "its grammar's mask was late, and other requests waited",
             PreemptionCause.NOT_FINITE: (
                 f"it shared blocks with {other}, whose output was not finite"
@@ -129,9 +149,9 @@ def preemption_reason(preemption: Preemption) -> str:
     )
 
 
-def _next_tokens(request: Request, scheduler: Scheduler) -> int:
+def _next_tokens(request: Request, scheduler: Scheduler, masks: MaskStates) -> int:
     """Return how many tokens of a running request are planned next while others wait."""
-    if running_reason(request, scheduler) is not None:
+    if running_reason(request, scheduler, masks) is not None:
         return 0
     limit = 1 if request.is_decoding else max(scheduler.max_num_batched_tokens // 2, 1)
     return min(request.num_uncomputed_tokens, limit)
@@ -143,12 +163,6 @@ def _slots_reason(max_num_seqs: int, num_ahead: int) -> str:
     if num_ahead:
         return f"the requests ahead fill {slots} (--max-num-seqs {max_num_seqs})"
     return f"{slots} {'is' if is_one else 'are'} running (--max-num-seqs {max_num_seqs})"
-
-
-def _first_choice(request: Request, scheduler: Scheduler) -> int:
-    """Return the index of the choice that computes the prompt of a request."""
-    siblings = [other for other in scheduler.running if other.parent_id == request.parent_id]
-    return min(siblings, key=lambda sibling: sibling.sort_key).choice_index
 
 
 def _blocks(count: int) -> str:

@@ -11,12 +11,15 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 STACK_BYTES = 8 << 20
+_MAX_OOM_SCORE = 1000  # proc_pid_oom_score_adj(5)
 MEMORY_EXIT_CODE = 86
 """Exit code of a worker whose Python raised MemoryError."""
 
 
 def limit_resources() -> None:
-    """Limit the stack, and disable core files."""
+    """Limit the stack, disable core files, and be killed before the parent if memory runs out."""
+    with suppress(OSError):  # Linux only
+        Path("/proc/self/oom_score_adj").write_text(str(_MAX_OOM_SCORE), encoding="ascii")
     try:
         import resource  # noqa: PLC0415 - not on Windows
     except ImportError:

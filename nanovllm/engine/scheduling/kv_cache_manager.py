@@ -10,7 +10,7 @@ The class and its methods are named as in vLLM. This module handles only ids and
 copies, and the engine makes them.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from nanovllm.engine.scheduling.block_manager import BlockManager, hash_block, hash_salt
 from nanovllm.engine.scheduling.request import Request
@@ -49,14 +49,13 @@ class KVCacheManager:
         num_blocks = self.blocks.blocks_for(len(request.tokens))
         return max(0, num_blocks - len(request.block_ids)) + self._needs_copy(request)
 
-    def free_blocks_needed(self, request: Request, siblings: Iterable[Request]) -> int:
+    def free_blocks_needed(self, request: Request, readers: Collection[Request]) -> int:
         """Return how many free blocks a request without blocks would take for all known tokens.
 
         These are all of its blocks except those that it would share with running requests.
+        `readers` are the siblings that have computed the prompt.
         """
-        if request.can_fork and any(
-            other.num_computed_tokens >= request.num_prompt_tokens for other in siblings
-        ):
+        if request.can_fork and readers:
             return (
                 1
                 + self.blocks.blocks_for(len(request.tokens))
@@ -105,20 +104,16 @@ class KVCacheManager:
         request.num_finite_blocks = 0
         self._copies.pop(request.request_id, None)
 
-    def take_computed(self, request: Request, siblings: Iterable[Request]) -> None:
+    def take_computed(self, request: Request, readers: Iterable[Request]) -> None:
         """Share computed blocks that hold a request's next tokens.
 
-        They come from a sibling (another choice of the prompt) that has computed the whole prompt,
-        or from the prefix cache. At least one token is left to compute.
+        They come from `readers`, the siblings (other choices of the prompt) that have computed the
+        whole prompt, or from the prefix cache. At least one token is left to compute.
         """
         if request.can_fork and request.num_prompt_tokens > 1:
-            for other in siblings:
+            for other in readers:
                 has_blocks = other.request_id not in self._copies  # a planned copy may be undone
-                if (
-                    other.num_computed_tokens >= request.num_prompt_tokens
-                    and has_blocks
-                    and self._can_copy_last_block(other)
-                ):
+                if has_blocks and self._can_copy_last_block(other):
                     self.fork(request, other, request.num_prompt_tokens - 1)
                     return
         self._take_cached_blocks(request)

@@ -60,6 +60,7 @@ class Request:
         seed: 64-bit seed, random unless the caller sets one.
         priority: lower runs first. `arrival`, which the scheduler sets, breaks ties.
         cache_salt: requests share cached prefixes only with requests of the same salt.
+        client: identity of who sent the request, for fair scheduling; empty for one caller.
         parent_id: id that all choices of a prompt have in common; empty for a single choice.
         pooling: how to embed the prompt, with max_new_tokens 0; None to generate.
         tokens: prompt and output so far.
@@ -69,6 +70,8 @@ class Request:
         num_computed_tokens: leading tokens whose keys and values are in the cache.
         num_cached_tokens: prompt tokens found in the prefix cache at the first admission; None
             before it.
+        num_paid_tokens: leading tokens that were computed before a preemption; recomputing them is
+            not counted as service for the client.
         num_shared_tokens: prompt tokens that a sibling has computed.
         packed_settings: sampling settings as packed by batching.py; empty until first used.
         next_prompt_logprob: first prompt position whose log-probability is not reported yet.
@@ -91,6 +94,7 @@ class Request:
     bad_words: tuple[tuple[int, ...], ...] = ()
     priority: int = 0
     cache_salt: str = ""
+    client: str = ""
     parent_id: str = ""
     pooling: Pooling | None = None
 
@@ -105,6 +109,7 @@ class Request:
     rules: TokenRules = field(init=False)
     num_computed_tokens: int = 0
     num_cached_tokens: int | None = None
+    num_paid_tokens: int = 0
     num_shared_tokens: int = 0
     num_preemptions: int = 0
     packed_settings: bytes = b""
@@ -129,7 +134,7 @@ class Request:
 
     @property
     def sort_key(self) -> tuple[int, int]:
-        """Sort key of the scheduling order; smaller runs first."""
+        """Sort key among the requests of a client; smaller runs first."""
         return (self.priority, self.arrival)
 
     @property
@@ -177,16 +182,6 @@ class Request:
     def needs_whole_prompt(self) -> bool:
         """Whether every prompt token must be computed, because an output of each is reported."""
         return self.wants_prompt_logprobs or self.pooling == "mean"
-
-    @property
-    def is_blocked(self) -> bool:
-        """Whether the request cannot run because its grammar's next mask is not computed yet."""
-        return self.grammar is not None and not self.grammar.is_ready
-
-    @property
-    def is_late(self) -> bool:
-        """Whether the request has been blocked for so long that it may be preempted."""
-        return self.grammar is not None and self.grammar.is_late
 
     def move_to(self, state: RequestState) -> None:
         """Change the state to one that ALLOWED_MOVES permits."""

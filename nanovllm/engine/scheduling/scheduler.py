@@ -1,49 +1,69 @@
 """Scheduling policy: which requests run in the next step, and how many tokens of each.
 
-Every step has one token budget. Decoding requests come first, with one token each. Then running
-prompts are computed in (priority, arrival) order, in chunks that fit the remaining budget
-(Sarathi-Serve, Agrawal et al. 2024, arXiv:2403.02310). Waiting requests are admitted last, in the
-same order. When no block is free, the running request that is last in that order is preempted: its
-blocks are freed, and it is recomputed later. The first request in the order therefore always makes
-progress. Since every accepted request could run alone, all of them finish.
+Every step has one token budget. Decoding requests come first, with one token each. Then prompts are
+computed in the order, in chunks that fit the remaining budget (Sarathi-Serve, Agrawal et al. 2024,
+arXiv:2403.02310); those that wait are admitted in the same order. When no block is free, the
+running request that is last in the order is preempted: its blocks are freed, and it is recomputed
+later. The first request in the order therefore always makes progress. Since every accepted request
+could run alone, all of them finish.
+
+The order is (priority, arrival), and under the policy "fair" before that the service that a
+request's client has received (fairness.py). A client that waits while another one is far ahead of
+it then takes the place of a request of that client.
 
 The scheduler uses no arrays, clock, threads or I/O, so tests need only integers. The block tables
 are managed by kv_cache_manager.py, the n choices of one prompt by siblings.py.
 """
 
-import heapq
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 
+from nanovllm.engine.scheduling.fairness import (
+    PROMPT_COST,
+    ClientQueues,
+    WaitingOrder,
+    cost_of,
+    recompute_cost,
+)
 from nanovllm.engine.scheduling.kv_cache_manager import KVCacheManager
 from nanovllm.engine.scheduling.observer import PreemptionCause, SchedulerObserver
 from nanovllm.engine.scheduling.request import FinishReason, Request, RequestState
-from nanovllm.engine.scheduling.siblings import forks, siblings, waits_for_sibling
+from nanovllm.engine.scheduling.siblings import Siblings
 from nanovllm.engine.scheduling.step_plan import (
+    NO_MASKS_MISSING,
+    MaskStates,
     PlannedSequence,
     SequenceResult,
+    StepDraft,
     StepPlan,
     apply_result,
 )
-from nanovllm.errors import InvalidRequestError, NanovllmError
+from nanovllm.errors import InvalidRequestError
 
 
 class Scheduler:
     """Plans each step and commits its results. For one thread."""
 
     def __init__(
-        self, kv_cache: KVCacheManager, *, max_num_seqs: int, max_num_batched_tokens: int
+        self,
+        kv_cache: KVCacheManager,
+        *,
+        max_num_seqs: int,
+        max_num_batched_tokens: int,
+        is_fair: bool = False,
     ) -> None:
-        """Schedule up to `max_num_seqs` sequences and `max_num_batched_tokens` tokens per step."""
+        """Schedule up to `max_num_seqs` sequences and `max_num_batched_tokens` tokens per step.
+
+        `is_fair` shares the service equally among the clients that need more than they get.
+        """
         self.kv_cache = kv_cache
         self.max_num_seqs = max_num_seqs
         self.max_num_batched_tokens = max_num_batched_tokens
         self.running: list[Request] = []
+        self.siblings = Siblings()
+        self.queues = ClientQueues(is_fair=is_fair)
         self.num_preemptions = 0
         self.observer: SchedulerObserver | None = None
         self._requests: dict[str, Request] = {}
-        self._structured: dict[str, Request] = {}  # requests with a grammar
-        # A heap. Requests that were aborted while waiting stay in it until they reach the top.
-        self._queue: list[tuple[tuple[int, int], Request]] = []
         self._num_arrivals = 0
         self._committing: list[SequenceResult] = []  # results of a commit that has not returned
 
@@ -56,19 +76,6 @@ class Scheduler:
     def has_work(self) -> bool:
         """Whether any request is unfinished."""
         return bool(self._requests)
-
-    @property
-    def num_deferred(self) -> int:
-        """Number of requests in the state WAITING that wait for the mask of their grammar."""
-        return sum(
-            request.state is RequestState.WAITING and request.is_blocked
-            for request in self._structured.values()
-        )
-
-    @property
-    def has_blocked(self) -> bool:
-        """Whether any request, running or not, waits for the mask of its grammar."""
-        return any(request.is_blocked for request in self._structured.values())
 
     @property
     def requests(self) -> Collection[Request]:
@@ -89,15 +96,6 @@ class Scheduler:
         """
         return sum(map(self._blocks_needed, self.running)) + len(self.running)
 
-    def failed_grammars(self) -> list[tuple[Request, NanovllmError]]:
-        """Return the requests whose grammar has failed, each with the error."""
-        grammars = [(request, request.grammar) for request in self._structured.values()]
-        return [
-            (request, grammar.error)
-            for request, grammar in grammars
-            if grammar is not None and grammar.error is not None
-        ]
-
     def add(self, request: Request) -> None:
         """Queue a checked request; raises InvalidRequestError if its id is in use."""
         if request.request_id in self._requests:
@@ -107,9 +105,7 @@ class Scheduler:
         request.arrival = self._num_arrivals
         self._num_arrivals += 1
         self._requests[request.request_id] = request
-        if request.grammar is not None:
-            self._structured[request.request_id] = request
-        heapq.heappush(self._queue, (request.sort_key, request))
+        self.queues.add(request)
 
     def finish(self, request_id: str, reason: FinishReason) -> Request | None:
         """Finish a waiting or running request and return it; None if there is none with that id."""
@@ -118,32 +114,35 @@ class Scheduler:
             return None
         request.finish_reason = reason
         self._finish(request)
-        # Requests that are aborted while another one waits must not accumulate in the heap.
-        if len(self._queue) > 2 * self.num_waiting + 64:
-            self._queue = [entry for entry in self._queue if entry[1].state is RequestState.WAITING]
-            heapq.heapify(self._queue)
         return request
 
-    def schedule(self) -> StepPlan:
+    def schedule(self, masks: MaskStates = NO_MASKS_MISSING) -> StepPlan:
         """Plan the next step and allocate its blocks; the plan is empty if no request can run."""
-        preemptions = self.num_preemptions
-        planned: dict[str, PlannedSequence] = {}
+        in_order = sorted(self.running, key=self.queues.key)
+        decoding = [request for request in in_order if request.is_decoding]
+        prompts = [request for request in in_order if not request.is_decoding]
+        waiting = self.queues.in_order(masks.blocked)
+        draft = StepDraft(self.max_num_batched_tokens, len(prompts))
         self.kv_cache.begin_step()
-        in_order = sorted(self.running, key=_sort_key)
-        for request in in_order:
-            is_ready = request.is_decoding and not request.is_blocked
-            if is_ready and self._allocate_slots(request, 1, planned):
-                self._plan(request, 1, planned)
-        for request in in_order:
-            if request.state is RequestState.RUNNING and not request.is_decoding:
-                self._continue_prompt(request, planned)
-        if self.num_preemptions == preemptions:
-            self._admit(planned)
-        self._use_leftover_budget(planned)
-        plan = StepPlan((*planned.values(), *forks(planned, self.running)), self.kv_cache.copies)
-        assert plan.sequences or not self._requests or self.has_blocked, (
+        self._take_place(in_order, waiting, draft)
+        for request in decoding:
+            if request.request_id not in masks.blocked and self._allocate_slots(request, 1, draft):
+                self._plan(request, 1, draft)
+        for request in prompts:
+            if request.request_id not in masks.blocked and request.state is RequestState.RUNNING:
+                self._admit(waiting, draft, before=request)
+                self._continue_prompt(request, draft)
+        self._admit(waiting, draft)
+        self._preempt_late(in_order, waiting, draft, masks)
+        self._use_leftover_budget(draft)
+        sequences = draft.sequences
+        forks = self.siblings.forks(sequences)
+        plan = StepPlan((*sequences.values(), *forks), self.kv_cache.copies)
+        assert plan.sequences or not self._requests or masks.blocked, (
             "requests are unfinished, but none can run"
         )
+        for request, cost in (*draft.debts, *((s.request, cost_of(s)) for s in plan.sequences)):
+            self.queues.charge(request, cost)
         return plan
 
     def commit(self, plan: StepPlan, results: Iterable[SequenceResult]) -> list[SequenceResult]:
@@ -171,6 +170,7 @@ class Scheduler:
             is_current = request.num_computed_tokens == sequence.start
             if request.state is RequestState.RUNNING and is_current:
                 accepted.append(apply_result(sequence, result))
+                self.siblings.update(request)
                 if result.is_finite and (sequence.samples or result.hidden is not None):
                     self.kv_cache.mark_finite(request)
         not_finite = [result.request for result in accepted if not result.is_finite]
@@ -201,132 +201,146 @@ class Scheduler:
                 results.append(SequenceResult(request))
         self.kv_cache.blocks.reset_prefix_cache()
         for request in list(self.running):  # they may share blocks that the step did not fill
-            self._preempt(request, {}, PreemptionCause.FAILED_STEP)
+            self._preempt(request, None, PreemptionCause.FAILED_STEP)
         return results
 
     def check_integrity(self) -> None:
         """Assert that requests, their states and their blocks are consistent."""
         self.kv_cache.check_integrity(self._requests.values())
+        self.siblings.check_integrity(self.running)
+        self.queues.check_integrity(self._requests.values())
         assert {request.request_id for request in self.running} <= self._requests.keys()
         for request in self._requests.values():
             assert (request.state is RequestState.RUNNING) == (request in self.running)
             assert request.state is not RequestState.FINISHED
             assert request.state is RequestState.RUNNING or not request.block_ids
 
-    def _tokens_left(self, planned: dict[str, PlannedSequence]) -> int:
-        """Return the remaining token budget of the step."""
-        return self.max_num_batched_tokens - sum(sequence.count for sequence in planned.values())
-
-    def _chunk_size(self, request: Request, planned: dict[str, PlannedSequence]) -> int:
+    def _chunk_size(self, request: Request, draft: StepDraft) -> int:
         """Return the chunk size of a prompt: at most half of the budget if other prompts wait."""
-        left = self._tokens_left(planned)
-        num_reading = sum(not other.is_decoding for other in self.running)
-        others_wait = self.num_waiting > 0 or num_reading > 1
+        left = draft.tokens_left
+        others_wait = self.num_waiting > 0 or draft.num_prompts > 1
         limit = max(self.max_num_batched_tokens // 2, 1) if others_wait else left
         return min(request.num_uncomputed_tokens, left, limit)
 
-    def _continue_prompt(self, request: Request, planned: dict[str, PlannedSequence]) -> None:
+    def _continue_prompt(self, request: Request, draft: StepDraft) -> None:
         """Plan the next chunk of a running request's prompt."""
-        if request.is_blocked or waits_for_sibling(request, self.running):
+        if self.siblings.must_wait(request):
             return
         num_computed_tokens = request.num_computed_tokens
-        self.kv_cache.take_computed(request, siblings(request, self.running))
+        self.kv_cache.take_computed(request, self.siblings.readers(request))
         self.kv_cache.count_prefix_hits(request)
         num_reused_tokens = request.num_computed_tokens - num_computed_tokens
         if self.observer is not None and num_reused_tokens:
             self.observer.on_reused(request, num_reused_tokens)
-        count = self._chunk_size(request, planned)
-        if count > 0 and self._allocate_slots(request, count, planned):
-            self._plan(request, count, planned)
+        self.siblings.update(request)
+        count = self._chunk_size(request, draft)
+        if count > 0 and self._allocate_slots(request, count, draft):
+            self._plan(request, count, draft)
 
-    def _plan(self, request: Request, count: int, planned: dict[str, PlannedSequence]) -> None:
+    def _plan(self, request: Request, count: int, draft: StepDraft) -> None:
         """Add a request with allocated blocks to the plan."""
-        sequence = planned[request.request_id] = PlannedSequence.of(request, count)
-        self.kv_cache.cache_blocks(request, sequence.start + count)
+        draft.put(PlannedSequence.of(request, count))
+        self.kv_cache.cache_blocks(request, request.num_computed_tokens + count)
 
-    def _admit(self, planned: dict[str, PlannedSequence]) -> None:
-        """Admit waiting requests in order, except those that wait for the mask of a grammar.
+    def _admit(
+        self, waiting: WaitingOrder, draft: StepDraft, before: Request | None = None
+    ) -> None:
+        """Admit waiting requests, strictly in order, while slots, budget and blocks suffice.
 
-        While others wait, running requests whose mask is late (`Request.is_late`) are preempted.
+        Only those that come before `before` in the order, if it is given.
         """
-        blocked = self._remove_blocked()
-        self._admit_unblocked(planned)
-        late = sorted((request for request in self.running if request.is_late), key=_sort_key)
-        while late and self._queue and self._tokens_left(planned) > 0:
-            self._preempt(late.pop(), planned, PreemptionCause.LATE_MASK)
-            blocked |= self._remove_blocked()
-            self._admit_unblocked(planned)
-        for request in blocked.values():
-            heapq.heappush(self._queue, (request.sort_key, request))
-
-    def _remove_blocked(self) -> dict[str, Request]:
-        """Remove and return the queued requests that wait for the mask of a grammar."""
-        blocked = {
-            request_id: request
-            for request_id, request in self._structured.items()
-            if request.state is RequestState.WAITING and request.is_blocked
-        }
-        if blocked:
-            self._queue = [entry for entry in self._queue if entry[1].request_id not in blocked]
-            heapq.heapify(self._queue)
-        return blocked
-
-    def _admit_unblocked(self, planned: dict[str, PlannedSequence]) -> None:
-        """Admit requests from the queue, strictly in order, while budget and blocks suffice."""
-        while (
-            self._queue and len(self.running) < self.max_num_seqs and self._tokens_left(planned) > 0
-        ):
-            request = self._queue[0][1]
-            if request.state is not RequestState.WAITING:
-                heapq.heappop(self._queue)
-                continue
-            is_waiting = waits_for_sibling(request, self.running)
-            if not is_waiting:
-                self.kv_cache.take_computed(request, siblings(request, self.running))
-            available = self.kv_cache.blocks.num_free - self.num_reserved_blocks
-            if self._blocks_needed(request) > available:
-                self.kv_cache.free(request)
+        num_reserved = -1
+        while (request := waiting.head) is not None and not draft.is_full:
+            if draft.tokens_left == 0 or len(self.running) >= self.max_num_seqs:
                 return
-            heapq.heappop(self._queue)
-            count = self._chunk_size(request, planned)
+            if before is not None and self.queues.key(before) < self.queues.key(request):
+                return
+            if num_reserved < 0:
+                num_reserved = self.num_reserved_blocks
+            must_wait = self.siblings.must_wait(request)
+            if not must_wait:
+                self.kv_cache.take_computed(request, self.siblings.readers(request))
+            if self._blocks_needed(request) > self.kv_cache.blocks.num_free - num_reserved:
+                self.kv_cache.free(request)
+                draft.is_full = True
+                return
+            waiting.take()
+            self.queues.remove(request)
+            count = self._chunk_size(request, draft)
             request.move_to(RequestState.RUNNING)
             self.running.append(request)
+            self.siblings.add(request)
             if self.observer is not None:
                 self.observer.on_admitted(request)
-            if not is_waiting:
+            if not must_wait:
                 self.kv_cache.count_prefix_hits(request)
                 has_slots = self.kv_cache.allocate_slots(request, count)
                 assert has_slots, "the blocks of all known tokens were counted before"
-                self._plan(request, count, planned)
+                self._plan(request, count, draft)
+            num_reserved += self._blocks_needed(request) + 1
+
+    def _preempt_late(
+        self,
+        in_order: Sequence[Request],
+        waiting: WaitingOrder,
+        draft: StepDraft,
+        masks: MaskStates,
+    ) -> None:
+        """Preempt running requests whose mask is late, the last first, while others wait."""
+        for request in reversed(in_order):
+            if waiting.head is None or draft.tokens_left == 0 or draft.has_evicted:
+                return
+            if request.request_id in masks.late and request.state is RequestState.RUNNING:
+                self._preempt(request, draft, PreemptionCause.LATE_MASK)
+                draft.is_full = False
+                self._admit(waiting, draft)
+
+    def _take_place(
+        self, in_order: Sequence[Request], waiting: WaitingOrder, draft: StepDraft
+    ) -> None:
+        """Preempt a running request of a client far ahead for the first waiting one, if it needs.
+
+        See `ClientQueues.find_victim`. The lead is at least the cost of a full step.
+        """
+        head, lead = waiting.head, self.max_num_batched_tokens * PROMPT_COST
+        if head is None or not in_order or self.queues.lead(in_order[-1], head) < lead:
+            return
+        needed = self.blocks_to_admit(head)
+        has_blocks = needed <= self.kv_cache.blocks.num_free - self.num_reserved_blocks
+        needs_slot = len(in_order) >= self.max_num_seqs
+        if has_blocks and not needs_slot:
+            return
+        victim = self.queues.find_victim(
+            in_order, head, lead, needs_slot=needs_slot, num_blocks=0 if has_blocks else needed
+        )
+        if victim is not None:
+            draft.debts.append((head, recompute_cost(victim)))
+            self._preempt(victim, draft, PreemptionCause.FAIR_SHARE, head)
 
     def _blocks_needed(self, request: Request) -> int:
         """Return how many more blocks a request needs; a fork needs one, for copy-on-write."""
-        return (
-            1 if waits_for_sibling(request, self.running) else self.kv_cache.blocks_needed(request)
-        )
+        return 1 if self.siblings.must_wait(request) else self.kv_cache.blocks_needed(request)
 
     def blocks_to_admit(self, request: Request) -> int:
         """Return how many free blocks the admission of a waiting request needs now."""
-        if waits_for_sibling(request, self.running):
+        if self.siblings.must_wait(request):
             return 1
-        return self.kv_cache.free_blocks_needed(request, siblings(request, self.running))
+        return self.kv_cache.free_blocks_needed(request, self.siblings.readers(request))
 
-    def _use_leftover_budget(self, planned: dict[str, PlannedSequence]) -> None:
+    def _use_leftover_budget(self, draft: StepDraft) -> None:
         """Extend chunks that were limited, with the budget that no other request uses."""
-        for sequence in list(planned.values()):
+        for sequence in list(draft.sequences.values()):
             request, count = sequence.request, sequence.count
             missing = request.num_uncomputed_tokens - count
             if missing == 0:
                 continue
             room = self.kv_cache.max_tokens(request) - sequence.start - count
-            more = min(self._tokens_left(planned), missing, room)
+            more = min(draft.tokens_left, missing, room)
             if more > 0:
                 self.kv_cache.extend_slots(request, count + more)
-                self._plan(request, count + more, planned)
+                self._plan(request, count + more, draft)
 
-    def _allocate_slots(
-        self, request: Request, count: int, planned: dict[str, PlannedSequence]
-    ) -> bool:
+    def _allocate_slots(self, request: Request, count: int, draft: StepDraft) -> bool:
         """Allocate blocks for `count` tokens, preempting the last requests in order if necessary.
 
         Returns False if the request itself was preempted.
@@ -334,56 +348,58 @@ class Scheduler:
         while request.state is RequestState.RUNNING:
             if self.kv_cache.allocate_slots(request, count):
                 return True
-            last = max(self.running, key=_sort_key)
-            self._preempt(last, planned, PreemptionCause.NO_FREE_BLOCK, request)
+            draft.is_full = draft.has_evicted = True
+            last = max(self.running, key=self.queues.key)
+            self._preempt(last, draft, PreemptionCause.NO_FREE_BLOCK, request)
         return False
 
     def _preempt(
         self,
         request: Request,
-        planned: dict[str, PlannedSequence],
+        draft: StepDraft | None,
         cause: PreemptionCause,
         other: Request | None = None,
     ) -> None:
         """Free a request's blocks and queue it again; `cause` and `other` are for the observer.
 
         Other requests that share a block which this request would have filled in this step are
-        preempted too.
+        preempted too. `draft` is the step that is being planned, if any.
         """
         if self.observer is not None:
             self.observer.on_preempted(request, cause, other)
-        sequence = planned.pop(request.request_id, None)
+        sequence = None if draft is None else draft.remove(request)
         never_filled: set[int] = set()
         if sequence is not None:
             never_filled = self.kv_cache.uncache_blocks(request, sequence.start)
         self.running.remove(request)
+        self.siblings.remove(request)
         request.move_to(RequestState.WAITING)
+        request.num_paid_tokens = max(request.num_paid_tokens, request.num_computed_tokens)
         self.kv_cache.free(request)
         request.num_preemptions += 1
         self.num_preemptions += 1
-        heapq.heappush(self._queue, (request.sort_key, request))
-        for reader in list(self.running):
+        self.queues.push(request)
+        for reader in list(self.running) if never_filled else ():
             is_running = reader.state is RequestState.RUNNING
             if is_running and not never_filled.isdisjoint(reader.block_ids):
-                self._preempt(reader, planned, PreemptionCause.UNFILLED_BLOCK, request)
+                self._preempt(reader, draft, PreemptionCause.UNFILLED_BLOCK, request)
 
     def _preempt_readers(self, source: Request, blocks: set[int]) -> None:
         """Preempt the requests that hold any of `blocks`, and the siblings of `source`."""
         for other in list(self.running):
             is_reader = other.writer == source.writer or not blocks.isdisjoint(other.block_ids)
             if other is not source and is_reader and other.state is RequestState.RUNNING:
-                self._preempt(other, {}, PreemptionCause.NOT_FINITE, source)
+                self._preempt(other, None, PreemptionCause.NOT_FINITE, source)
 
     def _finish(self, request: Request) -> None:
         if request.state is RequestState.RUNNING:
             self.running.remove(request)
+            self.siblings.remove(request)
+        else:
+            self.queues.remove(request)
+        self.queues.finish(request)
         request.move_to(RequestState.FINISHED)
         if self.observer is not None:
             self.observer.on_finished(request)
         self.kv_cache.free(request)
         del self._requests[request.request_id]
-        self._structured.pop(request.request_id, None)
-
-
-def _sort_key(request: Request) -> tuple[int, int]:
-    return request.sort_key

@@ -1,6 +1,6 @@
 """The scheduler's plan of a step, and the result of the step for each sequence."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -8,6 +8,32 @@ import numpy.typing as npt
 
 from nanovllm.engine.scheduling.request import FinishReason, Request
 from nanovllm.model.sampling import TokenLogprobs
+
+
+@dataclass(frozen=True, slots=True)
+class MaskStates:
+    """Ids of the requests whose grammar's next mask is missing when a step is planned.
+
+    Masks arrive on other threads. The step has one view of them, taken before it is planned.
+
+    Attributes:
+        blocked: requests that cannot run in this step.
+        late: those of them that have been blocked for so long that they may be preempted.
+    """
+
+    blocked: frozenset[str] = frozenset()
+    late: frozenset[str] = frozenset()
+
+    @classmethod
+    def read(cls, requests: Iterable[Request], now_s: float) -> "MaskStates":
+        """Return the states of `requests` at the time `now_s`, by `time.monotonic()`."""
+        blocked = {
+            request.request_id: request.grammar
+            for request in requests
+            if request.grammar is not None and not request.grammar.is_ready
+        }
+        late = [request_id for request_id, grammar in blocked.items() if grammar.is_late(now_s)]
+        return cls(frozenset(blocked), frozenset(late))
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +97,41 @@ class StepPlan:
         return sum(sequence.count for sequence in self.sequences)
 
 
+class StepDraft:
+    """A step while it is being planned.
+
+    Attributes:
+        sequences: what is planned so far, by request id.
+        tokens_left: the remaining token budget.
+        num_prompts: number of prompts that share the budget.
+        is_full: whether the blocks do not suffice to admit another request.
+        has_evicted: whether a request was preempted because no block was free.
+        debts: costs to charge to the clients of requests beside those of `sequences`.
+    """
+
+    __slots__ = ("debts", "has_evicted", "is_full", "num_prompts", "sequences", "tokens_left")
+
+    def __init__(self, max_tokens: int, num_prompts: int) -> None:
+        """Start with a budget of `max_tokens` tokens."""
+        self.sequences: dict[str, PlannedSequence] = {}
+        self.tokens_left = max_tokens
+        self.num_prompts = num_prompts
+        self.is_full = self.has_evicted = False
+        self.debts: list[tuple[Request, int]] = []
+
+    def put(self, sequence: PlannedSequence) -> None:
+        """Plan a sequence, or plan it with another number of tokens."""
+        planned = self.sequences.get(sequence.request.request_id)
+        self.tokens_left += (0 if planned is None else planned.count) - sequence.count
+        self.sequences[sequence.request.request_id] = sequence
+
+    def remove(self, request: Request) -> PlannedSequence | None:
+        """Remove a request and return its planned sequence; None if it is not planned."""
+        planned = self.sequences.pop(request.request_id, None)
+        self.tokens_left += 0 if planned is None else planned.count
+        return planned
+
+
 @dataclass(frozen=True, slots=True)
 class SequenceResult:
     """The result of a step for one sequence.
@@ -120,4 +181,5 @@ def apply_result(sequence: PlannedSequence, result: SequenceResult) -> SequenceR
     return result
 
 
+NO_MASKS_MISSING = MaskStates()
 _NO_POSITIONS = range(0)

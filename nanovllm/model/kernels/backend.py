@@ -54,6 +54,17 @@ _AUTO_CACHE = {"float32": "float32", "bfloat16": "bfloat16", "int8": "bfloat16"}
 """What kv_cache_dtype="auto" means for each type of weights. An int8 cache is less precise than
 bfloat16 and was measured slower."""
 _MIN_LOGIT_ROWS = 32
+_CAPACITY_STEP = 64  # tokens
+_QUERY_COLUMNS = 16
+_ACTIVATIONS = {
+    "hidden": "hidden",
+    "final": "hidden",
+    "attn_out": "hidden",
+    "inputs": "inputs",
+    "qkv": "qkv",
+    "ffn_hidden": "ffn_hidden",
+}
+"""Arrays with a row for each token, and the name of their stride."""
 
 
 class NumbaBackend:
@@ -164,30 +175,30 @@ class NumbaBackend:
         words, scales = self._block_sizes(block_size)
         return WORD_BYTES * self._config.layers * self._config.heads * (sum(words) + 2 * scales)
 
+    def working_bytes(self, max_tokens: int, max_rows: int, block_size: int) -> int:
+        """Return the bytes of activations, logits and the threads' own arrays."""
+        capacity = round_up(max(max_tokens, max_rows), _CAPACITY_STEP)
+        strides = sum(self.memory[f"{stride}_stride_bytes"] for stride in _ACTIVATIONS.values())
+        best = self._pool.threads * best_bytes(self._lanes)
+        token_bytes = strides + ROW_QUANT_BYTES + best + np.dtype(np.int64).itemsize
+        logits_bytes = max(max_rows, _MIN_LOGIT_ROWS) * self.memory["logits_stride_bytes"]
+        thread_bytes = sum(self._thread_words(block_size).values()) * WORD_BYTES
+        return capacity * token_bytes + logits_bytes + self._pool.threads * thread_bytes
+
     def allocate_cache(self, blocks: int, block_size: int) -> None:
         """Replace the cache by an empty one."""
         config, per_word = self._config, PER_WORD[self._spec.cache]
-        block_columns = round_up(block_size, self._lanes)
-        head_columns = round_up(config.head_dim, self._lanes)
-        query_columns = round_up(config.head_dim, 16)
         (key_words, value_words), scales = self._block_sizes(block_size)
-        rows = max(PREFILL_QUERIES, config.heads)
-        thread_words = {
-            "scores": rows * (config.max_positions // block_size + 1) * block_columns,
-            "scratch": max(ROW_BLOCK * self._width, (rows + 1) * head_columns),
-            "queries": rows * query_columns,
-            "row": max(round_up(config.d_model, self._width), head_columns),
-        }
-        thread_words = {name: round_up(words, 16) for name, words in thread_words.items()}
+        thread_words = self._thread_words(block_size)
         self.memory.set(
             blocks=blocks,
             block_size=block_size,
-            block_columns=block_columns,
-            head_columns=head_columns,
+            block_columns=round_up(block_size, self._lanes),
+            head_columns=round_up(config.head_dim, self._lanes),
             key_steps=panel_steps(config.head_dim, per_word),
             key_block_bytes=key_words * WORD_BYTES,
             value_block_bytes=value_words * WORD_BYTES,
-            query_stride_bytes=query_columns * WORD_BYTES,
+            query_stride_bytes=round_up(config.head_dim, _QUERY_COLUMNS) * WORD_BYTES,
             **{f"{name}_bytes": words * WORD_BYTES for name, words in thread_words.items()},
         )
         shape = (config.layers, blocks, config.heads)
@@ -198,6 +209,20 @@ class NumbaBackend:
             value_scales=_zeros(*shape, scales),
             **{name: _zeros(self._pool.threads, words) for name, words in thread_words.items()},
         )
+
+    def _thread_words(self, block_size: int) -> dict[str, int]:
+        """Return the words of each array that a thread has for itself."""
+        config = self._config
+        head_columns = round_up(config.head_dim, self._lanes)
+        rows = max(PREFILL_QUERIES, config.heads)
+        blocks = config.max_positions // block_size + 1
+        words = {
+            "scores": rows * blocks * round_up(block_size, self._lanes),
+            "scratch": max(ROW_BLOCK * self._width, (rows + 1) * head_columns),
+            "queries": rows * round_up(config.head_dim, _QUERY_COLUMNS),
+            "row": max(round_up(config.d_model, self._width), head_columns),
+        }
+        return {name: round_up(count, 16) for name, count in words.items()}
 
     def _block_sizes(self, block_size: int) -> tuple[tuple[int, int], int]:
         """Return the words of one head's keys and values in a block, and the scales of each."""
@@ -363,16 +388,8 @@ class NumbaBackend:
         """Make room for the activations of `tokens` tokens."""
         if tokens <= self._capacity:
             return
-        self._capacity = round_up(tokens, 64)
-        strides = {
-            "hidden": "hidden",
-            "final": "hidden",
-            "attn_out": "hidden",
-            "inputs": "inputs",
-            "qkv": "qkv",
-            "ffn_hidden": "ffn_hidden",
-        }
-        for name, stride in strides.items():
+        self._capacity = round_up(tokens, _CAPACITY_STEP)
+        for name, stride in _ACTIVATIONS.items():
             columns = self.memory[f"{stride}_stride_bytes"] // WORD_BYTES
             self.memory.bind(**{name: _zeros(self._capacity, columns)})
         self.memory.bind(

@@ -10,7 +10,7 @@ import hashlib
 import hmac
 import ipaddress
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -22,22 +22,38 @@ OPEN_PATHS = PUBLIC_PATHS | {"/health", "/ping"}
 _HOST = re.compile(r"(?:\[([^\[\]]*)\]|([^\[\]:]*))(?::[0-9]*)?")
 
 
+class ApiKeys:
+    """The accepted API keys, which can be replaced while the server runs."""
+
+    def __init__(self, keys: Iterable[str]) -> None:
+        self.replace(keys)
+
+    def replace(self, keys: Iterable[str]) -> None:
+        """Accept these keys and no others, from the next request on."""
+        self._digests = [_digest(key.encode()) for key in keys]
+
+    def accepts(self, digest: bytes) -> bool:
+        """Return whether a digest is a key's, in a time that does not depend on the match."""
+        matches = [hmac.compare_digest(digest, known) for known in self._digests]
+        return any(matches)
+
+
 class ApiKeyMiddleware:
     """Answer 401 without `Authorization: Bearer KEY`, except for `open_paths`."""
 
     def __init__(
-        self, app: ASGIApp, api_keys: Sequence[str], open_paths: frozenset[str] = OPEN_PATHS
+        self, app: ASGIApp, api_keys: ApiKeys, open_paths: frozenset[str] = OPEN_PATHS
     ) -> None:
         self._app = app
         self._open_paths = open_paths
-        self._digests = [_digest(key.encode()) for key in api_keys]
+        self._api_keys = api_keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Check the key, and record its digest as the client's identity."""
         if scope["type"] == "http" and scope["path"] not in self._open_paths:
             scheme, _, key = dict(scope["headers"]).get(b"authorization", b"").partition(b" ")
             digest = _digest(key.strip())
-            if scheme.lower() != b"bearer" or not self._is_known(digest):
+            if scheme.lower() != b"bearer" or not self._api_keys.accepts(digest):
                 message = "the API key is missing or wrong; send it as 'Authorization: Bearer KEY'"
                 response = error_response(401, message, headers={"www-authenticate": "Bearer"})
                 await response(scope, receive, send)
@@ -45,11 +61,6 @@ class ApiKeyMiddleware:
             record = scope["state"]["record"]
             record.client = record.api_key_digest = digest.hex()
         await self._app(scope, receive, send)
-
-    def _is_known(self, digest: bytes) -> bool:
-        """Return whether a digest is a key's, in a time that does not depend on the match."""
-        matches = [hmac.compare_digest(digest, known) for known in self._digests]
-        return any(matches)
 
 
 class TrustedHostMiddleware:

@@ -4,11 +4,12 @@ Pydantic collects all errors of a body in one call that holds the GIL, so a body
 errors would stop the event loop for seconds. Sizes are therefore checked first.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from functools import cache
-from typing import Any, get_args
+from typing import Annotated, Any, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, model_validator
 from pydantic.fields import FieldInfo
 
 MAX_FIELDS = 100  # more than any model has; each unknown field costs an error
@@ -107,3 +108,28 @@ def at_most(limit: int) -> BeforeValidator:
         return value
 
     return BeforeValidator(check)
+
+
+def _check_json(value: dict[str, Any]) -> dict[str, Any]:
+    """Refuse what json.loads returns, but no JSON in UTF-8 can express."""
+    items: list[Any] = [value]
+    while items:
+        item = items.pop()
+        if isinstance(item, dict):
+            items += [*item, *item.values()]
+        elif isinstance(item, list):
+            items += item
+        elif isinstance(item, float) and not math.isfinite(item):
+            raise ValueError("has NaN or infinity, which JSON does not have; send finite numbers")
+        elif isinstance(item, str):
+            try:
+                item.encode()
+            except UnicodeEncodeError:
+                raise ValueError(
+                    "has half of a surrogate pair, which is not a character; send valid Unicode"
+                ) from None
+    return value
+
+
+JSONObject = Annotated[dict[str, Any], AfterValidator(_check_json)]
+"""An object with any fields, which may be written as JSON again."""

@@ -29,6 +29,7 @@ KEEP_ALIVE = b"\n\n"
 """Blank lines, which are no event. Load tools that strip each read, such as `vllm bench serve`,
 would take a comment for the beginning of the next event."""
 MAX_WRITE_BYTES = 1 << 18  # that are sent in one call
+MAX_TURN_S = 0.005  # of the event loop, for pieces that follow each other without a wait
 
 
 async def unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) -> T:
@@ -44,9 +45,10 @@ async def unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) ->
             raise ClientDisconnectedError
         return task.result()
     finally:
-        for pending in (task, disconnect):
-            pending.cancel()
+        task.cancel()
+        disconnect.cancel()
         await asyncio.gather(task, disconnect, return_exceptions=True)
+        del task  # whose error's traceback has this frame
 
 
 async def _wait_for_disconnect(receive: Receive) -> None:
@@ -123,10 +125,14 @@ class PieceResponse(Response):
         await self._send({"type": "http.response.start", **start}, send)
         keep_alive = asyncio.ensure_future(self._keep_alive(send))
         try:
+            yielded_s = time.monotonic()
             async with aclosing(self._pieces) as pieces:
                 async for piece in pieces:
                     async with self._sending:
                         await self._write_piece(piece, send)
+                    if time.monotonic() - yielded_s > MAX_TURN_S:  # many pieces are ready at once
+                        await asyncio.sleep(0)
+                        yielded_s = time.monotonic()
         finally:
             keep_alive.cancel()
             await asyncio.gather(keep_alive, return_exceptions=True)
@@ -182,12 +188,14 @@ class EventStream(PieceResponse):
         )
 
 
-def json_response(content: bytes, stalled_after_s: float) -> Response:
+def json_response(
+    content: bytes, stalled_after_s: float, headers: Mapping[str, str] | None = None
+) -> Response:
     """Return a response with JSON content; a large one is sent as the client takes it."""
     if len(content) <= MAX_WRITE_BYTES:
-        return Response(content, media_type="application/json")
+        return Response(content, media_type="application/json", headers=headers)
 
     async def pieces() -> AsyncGenerator[bytes, None]:
         yield content
 
-    return PieceResponse(pieces(), "application/json", stalled_after_s)
+    return PieceResponse(pieces(), "application/json", stalled_after_s, headers=headers)

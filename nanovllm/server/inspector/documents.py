@@ -57,6 +57,7 @@ class StateDescriber:
             "step": state.num_steps,
             "time_s": _round(state.uptime_s),
             "is_paused": state.is_paused,
+            "pause_left_s": self._engine.inspector.pause_left_s if state.is_paused else None,
             "can_control": self._can_control,
             "shows_prompts": self.shows_prompts,
             "config": self._config,

@@ -180,6 +180,9 @@ class EngineStateEvent(TypedDict):
     step: Annotated[int, Field(ge=0, description="number of the last step")]
     time_s: Annotated[float, Field(ge=0, description="since the engine's start")]
     is_paused: bool
+    pause_left_s: Annotated[
+        Seconds | None, Field(description="until the pause ends by itself; null without one")
+    ]
     can_control: Annotated[bool, Field(description="whether POST /v1/engine/control is allowed")]
     shows_prompts: bool
     config: InspectorConfig
@@ -202,6 +205,12 @@ class EngineStateEvent(TypedDict):
     steps_omitted: NotRequired[
         Annotated[int, Field(ge=0, description="events only: earlier steps since the last event")]
     ]
+
+
+class VocabularyTokens(TypedDict):
+    """Each token as the vocabulary spells it, in the order of ids."""
+
+    tokens: list[str]
 
 
 class StepList(TypedDict):

@@ -1,6 +1,7 @@
 """Routes of the engine's state: see it, follow it, pause it and step it."""
 
 import asyncio
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,7 +14,8 @@ from nanovllm.engine.inspection.recorder import MAX_RECORDS
 from nanovllm.errors import InvalidRequestError
 from nanovllm.server.http.body import read_body
 from nanovllm.server.http.errors import shorten
-from nanovllm.server.http.event_stream import EventStream
+from nanovllm.server.http.event_stream import EventStream, json_response
+from nanovllm.server.http.json_writer import write_json
 from nanovllm.server.http.work import Work
 from nanovllm.server.inspector.documents import StateDescriber, step_document
 from nanovllm.server.inspector.event_stream import StateFeed
@@ -22,6 +24,7 @@ from nanovllm.server.inspector.response_types import (
     ControlResult,
     EngineStateEvent,
     StepList,
+    VocabularyTokens,
 )
 from nanovllm.server.inspector.same_origin import same_origin_check
 from nanovllm.server.metrics import ServerMetrics
@@ -65,6 +68,7 @@ def add_state_routes(
     dependencies = [Depends(same_origin_check(settings.allowed_origins))]
     _add_watch_routes(app, engine, metrics, settings, work, dependencies)
     _add_step_routes(app, engine, settings, work, dependencies)
+    _add_vocabulary_route(app, engine, settings, work, dependencies)
 
 
 def _add_watch_routes(
@@ -154,10 +158,41 @@ def _add_step_routes(
             raise HTTPException(
                 403,
                 "pause and step are off; start the server with --inspector-controls, or on a "
-                "loopback address",
+                "loopback address without API keys",
             )
         is_paused, step = await engine.inspector.control(body.action)
         return JSONResponse(ControlResult(is_paused=is_paused, step=step))
+
+
+def _add_vocabulary_route(
+    app: FastAPI,
+    engine: AsyncEngine,
+    settings: InspectorSettings,
+    work: Work,
+    dependencies: Sequence[params.Depends],
+) -> None:
+    """Add /v1/engine/vocabulary, which a browser keeps and asks for again by its digest."""
+    written: list[bytes] = []  # the response, once it is computed
+
+    def write() -> bytes:
+        loaded = engine.engine
+        names = [loaded.tokenizer.token_name(token_id) for token_id in range(loaded.model.vocab)]
+        return write_json(VocabularyTokens(tokens=names))
+
+    @app.get(
+        "/v1/engine/vocabulary",
+        dependencies=dependencies,
+        responses=responses(403, 503, whole=VocabularyTokens),
+    )
+    async def vocabulary(request: Request) -> Response:
+        """All tokens of the model; with `if-none-match` 304 where they are the same."""
+        if not written:
+            written.append(await work.read(request, engine.engine.model.vocab, write))
+        tag = f'"{hashlib.sha256(written[0]).hexdigest()[:32]}"'
+        headers = {"etag": tag, "cache-control": "private, no-cache"}
+        if request.headers.get("if-none-match", "").removeprefix("W/") == tag:
+            return Response(status_code=304, headers=headers)
+        return json_response(written[0], settings.stalled_client_s, headers)
 
 
 def _number(request: Request, name: str, limit: int) -> int | None:

@@ -13,7 +13,7 @@ from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.errors import ContextLengthError, InvalidRequestError
 from nanovllm.outputs import CompletionOutput, Logprob, RequestOutput
 from nanovllm.server.openai.beams import beam_search_params, check_beam_fields
-from nanovllm.server.openai.chat_prompt import encode_prompt, stop_token_ids
+from nanovllm.server.openai.chat_prompt import encode_prompt, end_turn
 from nanovllm.server.openai.chat_schemas import ChatRequest
 from nanovllm.server.openai.completions import generation_request, sampling_fields
 from nanovllm.server.openai.endpoint import Endpoint, sampling_params
@@ -64,13 +64,11 @@ def parse_chat(
             f"top_logprobs is {body.top_logprobs}, the limit is {limit} (max_logprobs)",
             param="top_logprobs",
         )
-    ends = [] if body.ignore_eos else stop_token_ids(template, engine)
     fields = sampling_fields(body) | {
-        "logprobs": (body.top_logprobs or 0) if body.logprobs else None,
-        "stop_token_ids": [*(body.stop_token_ids or ()), *ends],
+        "logprobs": (body.top_logprobs or 0) if body.logprobs else None
     }
     settings = sampling_params(engine, max_tokens=max_tokens, **fields)
-    return generation_request(body, [prompt], settings)
+    return generation_request(body, [prompt], end_turn(settings, template, engine))
 
 
 class ChatRenderer(ChoicesRenderer):

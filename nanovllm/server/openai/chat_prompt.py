@@ -8,9 +8,13 @@ from nanovllm.engine.engine import Engine
 from nanovllm.engine.input_processor import InputProcessor
 from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.errors import CheckpointError, InvalidRequestError
+from nanovllm.sampling_params import SamplingParams
 from nanovllm.server.openai.chat_schemas import ChatMessage, PromptFields
 
-_REMEDY = "send a prompt to /v1/completions instead, or give --chat-template FILE at the start"
+_REMEDY = (
+    "send a prompt to /v1/completions instead, or give --chat-template plain (or a Jinja file) at "
+    "the start"
+)
 
 
 def encode_messages(
@@ -76,7 +80,10 @@ def encode_prompt(
     )
 
 
-def stop_token_ids(template: ChatTemplate | None, engine: Engine) -> list[int]:
-    """Return the token with which the template ends a turn, if the model has it."""
-    end = None if template is None else template.end_of_turn_id(engine.tokenizer)
-    return [] if end is None or end >= engine.model.vocab else [end]
+def end_turn(
+    params: SamplingParams, template: ChatTemplate | None, engine: Engine
+) -> SamplingParams:
+    """Return `params` with what ends a turn of the template; unchanged without one."""
+    if template is None:
+        return params
+    return template.end_turn(params, engine.tokenizer, engine.model.vocab)

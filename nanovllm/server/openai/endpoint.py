@@ -170,11 +170,12 @@ def prepare_call(
     engine: Engine,
     chat_template: ChatTemplate | None,
     model: str,
+    client: str = "",
     stored: ClientResponses = NOT_KEPT,
 ) -> PreparedCall:
     """Parse and check a body; raises InvalidRequestError in the client's names of fields.
 
-    `stored` are the client's stored responses.
+    `client` is the identity of who sent it, and `stored` its stored responses.
     """
     searches: tuple[BeamSearch, ...] = ()
     prepared: tuple[PreparedRequest, ...] = ()
@@ -182,7 +183,7 @@ def prepare_call(
         body = endpoint.resolve(body, stored)
         request = endpoint.parse(body, engine, chat_template)
         request_id = endpoint.id_prefix + (body.requested_id or uuid.uuid4().hex)
-        request = replace(request, request_id=request_id)
+        request = replace(request, request_id=request_id, client=client)
         if isinstance(request.params, BeamSearchParams):
             processor = engine.input_processor
             searches = tuple(begin_searches(request.prompts, request.params, processor))
@@ -232,10 +233,18 @@ async def _respond(endpoint: Endpoint[B], request: Request, service: ModelServic
     model = served_name(body.model, service.model_names)
     record = record_of(request)
     record.note_prompts(body.logged_prompts)
-    async_engine.check_room(body.num_choices)  # before time is spent on the prompts
+    # Before time is spent on the prompts.
+    async_engine.check_room(body.num_choices, client=record.client)
     stored = ClientResponses(service.response_store, record.api_key_digest)
     prepare = partial(
-        prepare_call, endpoint, body, async_engine.engine, service.chat_template, model, stored
+        prepare_call,
+        endpoint,
+        body,
+        async_engine.engine,
+        service.chat_template,
+        model,
+        record.client,
+        stored,
     )
     call = await work.read(request, num_bytes, prepare, is_guarded=endpoint.is_guarded(body))
     record.answer_id = call.request.request_id

@@ -21,6 +21,7 @@ from nanovllm.server.openai.schemas import SamplingBody
 
 OutputT = TypeVar("OutputT", RequestOutput, EmbeddingRequestOutput)
 MANY_POSITIONS = 128  # with 20 log-probabilities each, writing them takes about 20 ms
+TOKENS_PER_POSITION = 128  # whose ids take as long as the log-probabilities of a position
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,17 +217,23 @@ def make_usage(prompt_tokens: int, completion_tokens: int, cached_tokens: int) -
 
 
 def is_large(outputs: Sequence[RequestOutput]) -> bool:
-    """Return whether outputs must be written on a worker thread.
+    """Return whether outputs, or deltas, must be written on a worker thread.
 
-    Writing the log-probabilities of many positions takes too long for the event loop.
+    Writing the log-probabilities of many positions, or many texts or token ids, takes too long for
+    the event loop. The prompt is written with the first output of each choice.
     """
     prompts = sum(len(output.prompt_logprobs or ()) * len(output.outputs) for output in outputs)
     choices = sum(len(choice.logprobs or ()) for output in outputs for choice in output.outputs)
-    return prompts + choices > MANY_POSITIONS
+    tokens = 0
+    for output in outputs:
+        new = sum(len(choice.token_ids) for choice in output.outputs)
+        is_first = output.finished or output.num_generated_tokens == new
+        tokens += new + is_first * len(output.prompt_token_ids) * len(output.outputs)
+    return prompts + choices + tokens // TOKENS_PER_POSITION > MANY_POSITIONS
 
 
 _DONE = b"data: [DONE]\n\n"
 
 
 def _dumps(value: Mapping[str, Any]) -> bytes:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()

@@ -16,8 +16,8 @@ from pydantic import (
     model_validator,
 )
 
-from nanovllm.sampling_params import MAX_PROMPT_TOKENS
-from nanovllm.server.http.bounds import BoundedModel
+from nanovllm.sampling_params import MAX_PROMPT_TOKENS, MAX_TEMPERATURE
+from nanovllm.server.http.bounds import BoundedModel, JSONObject
 from nanovllm.server.http.errors import shorten
 from nanovllm.server.http.problems import quote
 from nanovllm.server.openai.chat_schemas import (
@@ -87,7 +87,7 @@ class TextFormat(BoundedModel):
     type: Literal["text", "json_object", "json_schema"]
     name: str | None = Field(None, max_length=64)
     description: str | None = Field(None, max_length=1024)
-    schema_: dict[str, Any] | None = Field(None, alias="schema")
+    schema_: JSONObject | None = Field(None, alias="schema")
     strict: bool | None = None
 
 
@@ -120,7 +120,7 @@ class ResponsesRequest(UnusedFields, GenerationBody):
         le=MAX_PROMPT_TOKENS,
         description="maximum tokens to generate; by default what the context has room for",
     )
-    temperature: float | None = Field(None, ge=0, le=2)
+    temperature: float | None = Field(None, ge=0, le=MAX_TEMPERATURE)
     top_p: float | None = Field(None, gt=0, le=1)
     stream: bool | None = False
     text: TextOptions | None = None

@@ -27,6 +27,7 @@ class Model(TypedDict):
     owned_by: str
     root: Annotated[str, Field(description="the first of its names")]
     max_model_len: Annotated[int, Field(ge=1, description="tokens of the context")]
+    has_chat_template: Annotated[bool, Field(description="whether chats are answered")]
     sampling_defaults: Annotated[
         dict[str, float], Field(description="values of fields that a request leaves out")
     ]

@@ -17,7 +17,7 @@ from nanovllm.outputs import RequestOutput
 from nanovllm.prompts import Prompt
 from nanovllm.server.http.errors import error_of, shorten
 from nanovllm.server.http.problems import quote
-from nanovllm.server.openai.chat_prompt import encode_prompt, stop_token_ids
+from nanovllm.server.openai.chat_prompt import encode_prompt, end_turn
 from nanovllm.server.openai.chat_schemas import MAX_MESSAGES, ChatMessage, PromptFields
 from nanovllm.server.openai.endpoint import Endpoint, sampling_params
 from nanovllm.server.openai.renderer import Renderer, ResponseContext, usage_of
@@ -96,9 +96,9 @@ def parse_response(
         max_tokens=body.max_output_tokens,
         temperature=body.temperature,
         top_p=body.top_p,
-        stop_token_ids=stop_token_ids(template, engine),
         structured_outputs=_structured_outputs(body.text),
     )
+    params = end_turn(params, template, engine)
     return GenerationRequest(prompts=[prompt], params=params, must_fit=True)
 
 
@@ -186,7 +186,7 @@ class ResponseRenderer(Renderer[RequestOutput]):
     def _event(self, event_type: str, **fields: Any) -> bytes:
         event = {"type": event_type, "sequence_number": self._num_events, **fields}
         self._num_events += 1
-        data = json.dumps(event, ensure_ascii=False, separators=(",", ":"))
+        data = json.dumps(event, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
         return f"event: {event_type}\ndata: {data}\n\n".encode()
 
     def _text_event(self, event_type: str, **fields: Any) -> bytes:

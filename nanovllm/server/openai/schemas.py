@@ -29,12 +29,13 @@ from nanovllm.sampling_params import (
     MAX_SEED,
     MAX_STOP_CHARACTERS,
     MAX_STOP_STRINGS,
+    MAX_TEMPERATURE,
     MAX_TOP_K,
     MIN_REPETITION_PENALTY,
     MIN_SEED,
     TruncationSide,
 )
-from nanovllm.server.http.bounds import INTEGERS, BoundedModel, at_most
+from nanovllm.server.http.bounds import INTEGERS, BoundedModel, JSONObject, at_most
 from nanovllm.server.openai.prompts import Prompts, check_prompts, list_prompts
 from nanovllm.server.openai.structured import (
     ResponseFormat,
@@ -102,7 +103,7 @@ Stops = Annotated[
 LogitBias = Annotated[dict[str, float], at_most(MAX_LOGIT_EDITS), WithJsonSchema(_BIAS_SCHEMA)]
 NotSupported = WithJsonSchema({"type": "null", "description": "not supported"})
 Metadata = Annotated[
-    dict[str, Any],
+    JSONObject,
     at_most(MAX_METADATA),
     WithJsonSchema({"type": "object", "maxProperties": MAX_METADATA}),
 ]
@@ -208,7 +209,7 @@ class UnusedFields(Body):
 class SamplingBody(UnusedFields, GenerationBody):
     """The fields that completions and chats share: sampling, stop conditions and streaming."""
 
-    temperature: float | None = Field(None, ge=0, le=2)
+    temperature: float | None = Field(None, ge=0, le=MAX_TEMPERATURE)
     top_p: float | None = Field(None, gt=0, le=1)
     n: int | None = Field(1, ge=1, le=128)
     stop: Stops | None = None

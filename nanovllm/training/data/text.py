@@ -4,6 +4,7 @@ All text is held in memory: a character takes one byte where the document is ASC
 four. 1 GB of source code needs about 1 GB until it is tokenized.
 """
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,9 @@ _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 _BYTE_ORDER_MARK = "\ufeff"
 _SKIPPED_FOLDERS = ("__pycache__", "node_modules")
 _VIRTUAL_ENVIRONMENT = "pyvenv.cfg"  # the file that marks one
+_LINE_START = re.compile(r"^", re.MULTILINE)
+_WORD_END = re.compile(r"(?<=\S)(?=\s)")  # a word's token has the space before it
+_MAX_LINE = 10_000  # characters; a longer line may be cut
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,22 +109,39 @@ def split_documents(
 ) -> tuple[list[str], list[str]]:
     """Return the training texts and the validation texts, which are the end of the whole text.
 
-    With N characters in all documents, the first int(N * (1 - validation_fraction)) are for
-    training, as in nanoGPT. The document at the boundary is cut in two.
+    The boundary of N characters is int(N * (1 - validation_fraction)), as in nanoGPT, moved to the
+    nearest line end or else white space by at most a tenth of the smaller part, so that no line and
+    no word is cut. The document at the boundary is cut in two.
 
     Raises:
         TrainingError: `validation_fraction` is not above 0 and below 1.
     """
     check_fraction(validation_fraction)
-    left = int(sum(len(document.text) for document in documents) * (1 - validation_fraction))
+    characters = sum(len(document.text) for document in documents)
+    left = int(characters * (1 - validation_fraction))
+    reach = min(left, characters - left) // 10
     train: list[str] = []
     validation: list[str] = []
     for document in documents:
         text = document.text
+        if 0 < left < len(text):
+            left = _boundary(text, left, min(reach, _MAX_LINE))
         train += [text[:left]] if left > 0 else []
         validation += [text[left:]] if left < len(text) else []
         left = max(0, left - len(text))
     return train, validation
+
+
+def _boundary(text: str, offset: int, reach: int) -> int:
+    """Return the offset nearest to `offset`, at most `reach` away, that cuts no line or word."""
+    end = offset + reach + 1
+    for pattern in (_LINE_START, _WORD_END):
+        found = [match.start() for match in pattern.finditer(text, max(0, offset - reach), end)]
+        found += [len(text)]  # the end of a document is one of a line and of a word
+        nearest = min(found, key=lambda one: abs(one - offset))
+        if abs(nearest - offset) <= reach:
+            return nearest
+    return offset
 
 
 def check_fraction(validation_fraction: float) -> None:

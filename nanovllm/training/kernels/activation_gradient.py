@@ -1,7 +1,8 @@
 """Derivatives of activation functions on vectors, twins of those in
 nanovllm/training/network/activation_gradients.py.
 
-Formulas are written so that NaN stays NaN and infinite inputs give the limits of the derivatives.
+Inputs that are not finite, and those whose square overflows, give what they give in NumPy: the
+limit of the derivative, or NaN.
 """
 
 import math

@@ -4,7 +4,7 @@ Both operations are phases (forward/phase.py): first the operands are packed, th
 the items of the matmuls.
 
     linear           pack weight
-                     z = x @ weight + bias, out = f(z) or residual + z, slope = f'(z)
+                     z = x @ weight + bias, slope = f'(z), out = f(z) or residual + z
     linear_backward  grad_z = grad_out * slope, packed, with the sums of each block of its rows;
                      pack weight^T
                      grad_weight += x^T @ grad_z; grad_x = grad_z @ weight^T; grad_bias += sums
@@ -67,7 +67,10 @@ def make_pack_phase(target: KernelTarget) -> Any:
 
 
 def make_linear(target: KernelTarget) -> Any:
-    """Return the entry linear(record_ptr, thread); see NumpyOperations.linear."""
+    """Return the entry linear(record_ptr, thread); see NumpyOperations.linear.
+
+    The memory of the slope also holds the sums of z. Without a slope, it is that of `out`.
+    """
     pack_phase = make_pack_phase(target)
     count_items, multiply = make_matmul(target)
 
@@ -87,7 +90,7 @@ def make_linear(target: KernelTarget) -> Any:
             multiply(
                 record.threads, item, rows, d_out, d_in,
                 record.x_ptr, d_in * WORD_BYTES, WORD_BYTES, record.panels_ptr,
-                record.out_ptr if record.kind == LINEAR else record.slope_ptr, record.out_ptr,
+                record.slope_ptr, record.out_ptr,
                 record.bias_ptr, record.kind, record.residual_ptr,
                 record.scratch_ptr + thread * _SCRATCH_BYTES,
             )  # fmt: skip

@@ -33,6 +33,7 @@ from nanovllm.training.network.operations import (
     Pass,
     Rows,
     TokenIds,
+    check_residual,
 )
 
 
@@ -73,6 +74,7 @@ class CompiledOperations(AttentionOperations):
     def embed(self, token_ids: TokenIds, token_embedding: Array, position_embedding: Array) -> Rows:
         """Return token_embedding[token] + position_embedding[position] of each token."""
         self._check_tokens("token", token_ids, len(token_embedding))
+        _check_positions(token_ids, position_embedding)
         d_model = token_embedding.shape[1]
         out = self._empty(token_ids.size, d_model)
         self._runner.run(
@@ -97,6 +99,8 @@ class CompiledOperations(AttentionOperations):
     ) -> None:
         """Add each row's gradient to its token's embedding, and to its position's if learned."""
         self._check_tokens("token", token_ids, len(grad_token_embedding))
+        if grad_position_embedding is not None:
+            _check_positions(token_ids, grad_position_embedding)
         self._runner.run(
             "embed_backward",
             2 * grad_out.size,
@@ -184,13 +188,21 @@ class CompiledOperations(AttentionOperations):
         return out
 
     def linear(
-        self, x: Rows, weight: Array, bias: Array, activation: str, residual: Rows | None = None
+        self,
+        x: Rows,
+        weight: Array,
+        bias: Array,
+        activation: str,
+        residual: Rows | None = None,
+        *,
+        needs_slope: bool = True,
     ) -> tuple[Rows, Rows | None]:
         """Return f(z) or residual + z, and f'(z) or None; z = x @ weight + bias."""
+        check_residual(activation, residual)
         rows, (d_in, d_out) = len(x), weight.shape
         kind = _kind(activation)
         out = self._empty(rows, d_out)
-        slope = None if kind == LINEAR else self._empty(rows, d_out)
+        slope = self._empty(rows, d_out) if needs_slope and kind != LINEAR else None
         self._work.clear()
         self._runner.run(
             "linear",
@@ -199,7 +211,7 @@ class CompiledOperations(AttentionOperations):
             weight=weight,
             bias=bias,
             residual=residual,
-            slope=slope,
+            slope=out if slope is None else slope,
             out=out,
             panels=self._panels(d_in, d_out),
             scratch=self._scratch(),
@@ -374,6 +386,13 @@ class CompiledOperations(AttentionOperations):
     def _scratch(self) -> WorkArray:
         """Return the working memory of the threads in a matmul."""
         return self._work.take(self._runner.threads * SCRATCH_FLOATS)
+
+
+def _check_positions(token_ids: TokenIds, position_embedding: Array) -> None:
+    """Raise IndexError for sequences that are longer than the position embedding."""
+    context, positions = token_ids.shape[1], len(position_embedding)
+    if context > positions:
+        raise IndexError(f"sequences have {context} tokens, but there are {positions} positions")
 
 
 _FUNCTION_NAMES = {name: function.__name__ for name, function in ACTIVATIONS.items()}

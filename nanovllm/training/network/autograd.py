@@ -145,7 +145,9 @@ class Tape:
         """
         operations, data = self._operations, x.data
         added = None if residual is None else residual.data
-        out_data, slope = operations.linear(data, weight.data, bias.data, activation, added)
+        out_data, slope = operations.linear(
+            data, weight.data, bias.data, activation, added, needs_slope=self._records
+        )
         out = Tensor(out_data)
         grad_x, grad_out = x.gradient, out.gradient
         grad_residual = None if residual is None else residual.gradient

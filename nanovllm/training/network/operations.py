@@ -164,15 +164,20 @@ class NumpyOperations:
         bias: Bias,
         activation: str,
         residual: Outputs | None = None,
+        *,
+        needs_slope: bool = True,
     ) -> tuple[Outputs, Outputs | None]:
         """Return f(z) with z = x @ weight + bias, and f'(z), or None where f is the identity.
 
-        There, a `residual` is added to z.
+        There alone, a `residual` may be given, and is added to z. A forward pass without a backward
+        pass needs no slope f'(z), and gets None.
         """
+        check_residual(activation, residual)
         z = x @ weight + bias
         if activation == "linear":
             return (z if residual is None else residual + z), None
-        return ACTIVATIONS[activation](z), ACTIVATION_GRADIENTS[activation](z)
+        slope = ACTIVATION_GRADIENTS[activation](z) if needs_slope else None
+        return ACTIVATIONS[activation](z), slope
 
     def linear_backward(
         self,
@@ -321,6 +326,13 @@ class NumpyOperations:
         parameters *= 1.0 - settings.learning_rate * settings.weight_decay
         parameters -= settings.learning_rate * corrected / (root + settings.epsilon)
         gradients[...] = 0.0
+
+
+def check_residual(activation: str, residual: Outputs | None) -> None:
+    """Assert that a residual is added to the result of a linear layer without an activation."""
+    assert residual is None or activation == "linear", (
+        f"linear adds a residual to no activation, not to {activation}"
+    )
 
 
 def _heads(rows: Rows, shape: AttentionShape) -> Float[np.ndarray, "batch heads context head_dim"]:

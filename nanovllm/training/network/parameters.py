@@ -21,6 +21,7 @@ from nanovllm.model.kernels.build.layout import LINE_BYTES
 from nanovllm.model.kernels.build.packing import aligned_zeros, round_up
 from nanovllm.training.network.autograd import Tensor
 
+_POSITIONS = "wpe.weight"
 INITIAL_STD = 0.02
 """Standard deviation of the initial weights in GPT-2."""
 Flat = Float[np.ndarray, " size"]
@@ -29,7 +30,7 @@ Flat = Float[np.ndarray, " size"]
 def is_decayed(name: str) -> bool:
     """Return whether weight decay applies: to matrices, but not to the position embedding."""
     is_matrix = name.endswith(".weight") and ".ln_" not in name and not name.startswith("ln_f")
-    return is_matrix and name != "wpe.weight"
+    return is_matrix and name != _POSITIONS
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +52,8 @@ class Parameters:
 
     Attributes:
         values, gradients: flat arrays.
-        tensors: the parameters by name, views of `values` and `gradients`. Constant parameters,
-            which no optimizer updates, have no gradient and arrays of their own.
+        tensors: the parameters by name, views of `values` and `gradients`. A constant position
+            embedding, which no optimizer updates, has no gradient and an array of its own.
         groups: the ranges of the flat arrays with and without weight decay.
     """
 
@@ -60,14 +61,14 @@ class Parameters:
         self,
         shapes: Mapping[str, tuple[int, ...]],
         *,
-        constant: frozenset[str] = frozenset(),
+        constant_positions: bool = False,
         dtype: type[np.floating] = np.float32,
     ) -> None:
-        """Lay out parameters of zeros; those in `constant` are not trained.
+        """Lay out parameters of zeros; the position embedding alone may be constant.
 
         `shapes` is `checkpoint.expected_shapes` of a network.
         """
-        trained = [name for name in shapes if name not in constant]
+        trained = [name for name in shapes if not (constant_positions and name == _POSITIONS)]
         ordered = sorted(trained, key=lambda name: not is_decayed(name))
         self._starts: dict[str, int] = {}
         self._shapes = dict(shapes)
@@ -102,7 +103,7 @@ class Parameters:
         yield from self.tensors.items()
 
 
-def initialize(parameters: Parameters, config: GPT2Config, positions: str, seed: int) -> None:
+def initialize(parameters: Parameters, config: GPT2Config, seed: int) -> None:
     """Draw the initial weights as GPT-2 does.
 
     Matrices are normal with standard deviation 0.02. The output projections of attention and
@@ -112,7 +113,7 @@ def initialize(parameters: Parameters, config: GPT2Config, positions: str, seed:
     """
     generator = np.random.default_rng(seed)
     for name, tensor in parameters:
-        if name == "wpe.weight" and positions == "sinusoidal":
+        if name == _POSITIONS and config.positions == "sinusoidal":
             tensor.data[...] = sinusoidal_positions(config.max_positions, config.d_model)
         elif tensor.data.ndim == 2:
             std = INITIAL_STD

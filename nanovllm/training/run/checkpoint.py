@@ -23,6 +23,7 @@ from nanovllm.training.atomic_files import write_atomically
 from nanovllm.training.network.parameters import INITIAL_STD
 
 RESUME_FILE = "resume.safetensors"
+WEIGHTS_FILE = "model.safetensors"
 LAST = "last"
 _PREFIX = "transformer."
 
@@ -45,6 +46,7 @@ def hugging_face_config(config: GPT2Config, *, dropout: float) -> dict[str, Any]
         "scale_attn_weights": config.scale_attn_weights,
         "scale_attn_by_inverse_layer_idx": config.scale_attn_by_inverse_layer_idx,
         "tie_word_embeddings": config.tied_head,
+        **({} if config.positions == "learned" else {"position_embedding": config.positions}),
         "embd_pdrop": dropout,
         "attn_pdrop": dropout,
         "resid_pdrop": dropout,
@@ -62,7 +64,7 @@ def save_weights(folder: Path, config: GPT2Config, arrays: Mapping[str, np.ndarr
         for name, array in arrays.items()
     }
     write_atomically(
-        folder / "model.safetensors",
+        folder / WEIGHTS_FILE,
         lambda path: save_file(tensors, path, metadata={"format": "pt"}),
     )
 

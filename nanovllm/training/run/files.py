@@ -20,22 +20,12 @@ from nanovllm.training.metrics import (
     StepRecord,
     parse_object,
 )
-from nanovllm.training.report import REPORT_FILE, write_report
-from nanovllm.training.run.checkpoint import LAST, RESUME_FILE
+from nanovllm.training.report import write_report
+from nanovllm.training.run.checkpoint import LAST, RESUME_FILE, WEIGHTS_FILE
+from nanovllm.training.run.lock import LOCK_FILE, OWNER_FILE
 
-_WRITTEN = (
-    "config.json",
-    "generation_config.json",
-    "model.safetensors",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    RUN_FILE,
-    METRICS_FILE,
-    STEPS_FILE,
-    SAMPLES_FILE,
-    REPORT_FILE,
-)
-"""Files of the output folder that a run writes after its first saved state."""
+_UNFINISHED = {LOCK_FILE, OWNER_FILE, f".{RESUME_FILE}.tmp", LAST}
+"""Files of a run that was killed before it had saved a state."""
 
 
 class RunFiles:
@@ -49,7 +39,7 @@ class RunFiles:
 
     @staticmethod
     def check_is_new(folder: Path) -> None:
-        """Raise TrainingError if the folder holds files that a new run would overwrite."""
+        """Raise TrainingError unless the folder is missing, empty, or of a run without a state."""
         existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
         if not existing.is_dir():
             raise TrainingError(f"{existing} is a file; --output needs a folder")
@@ -58,11 +48,12 @@ class RunFiles:
                 f"{folder} holds a run already: continue it with `{resume_command(folder)}`, or "
                 "choose another --output"
             )
-        taken = [name for name in _WRITTEN if os.path.lexists(folder / name)]
-        if taken or (folder / LAST).is_file():
+        foreign = sorted(_foreign_names(folder)) if folder.exists() else []
+        if foreign:
+            more = f" and {len(foreign) - 3:,} more" if len(foreign) > 3 else ""
             raise TrainingError(
-                f"{folder} holds a checkpoint or other files ({', '.join(taken) or LAST}), which a "
-                "run would overwrite; choose another --output"
+                f"{folder} is not empty and holds no run: it has {', '.join(foreign[:3])}{more}; "
+                "choose a new folder (--output)"
             )
         if not os.access(existing, os.W_OK):
             raise TrainingError(f"{existing} is not writable; choose another --output")
@@ -106,6 +97,17 @@ class RunFiles:
         self._facts |= {"state": state, **facts}
         write_json(self.folder / RUN_FILE, self._facts)
         write_report(self.folder)
+
+
+def _foreign_names(folder: Path) -> set[str]:
+    """Return the names in a folder, except those of a run that has saved nothing yet."""
+    try:
+        names = {path.name for path in folder.iterdir()}
+        is_foreign = (folder / LAST).is_file() or (folder / LAST / WEIGHTS_FILE).exists()
+    except OSError as error:
+        raise TrainingError(f"{folder} cannot be read: {error.strerror or error}") from None
+    own = _UNFINISHED - {LAST} if is_foreign else _UNFINISHED
+    return names - own if LOCK_FILE in names else names
 
 
 def _append(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

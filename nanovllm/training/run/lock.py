@@ -8,8 +8,8 @@ from pathlib import Path
 
 from nanovllm.errors import TrainingError
 
-_LOCK_FILE = ".lock"
-_OWNER_FILE = ".lock-owner"
+LOCK_FILE = ".lock"
+OWNER_FILE = ".lock-owner"
 
 
 @contextmanager
@@ -23,7 +23,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
     """
     from filelock import FileLock, Timeout  # noqa: PLC0415 - slow to import
 
-    lock, owner = FileLock(folder / _LOCK_FILE, timeout=0), folder / _OWNER_FILE
+    lock, owner = FileLock(folder / LOCK_FILE, timeout=0), folder / OWNER_FILE
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire()
@@ -47,7 +47,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
 
 def check_is_idle(folder: Path) -> None:
     """Raise TrainingError if a process is writing to the folder."""
-    if (folder / _LOCK_FILE).exists():
+    if (folder / LOCK_FILE).exists():
         with lock_folder(folder):
             pass
 

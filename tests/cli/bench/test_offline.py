@@ -286,6 +286,33 @@ def test_lengths_beyond_the_context_are_an_error_with_the_numbers(
     assert "does not exist" in refused(capsys, "latency", tmp_path / "nothing")
 
 
+@pytest.mark.parametrize(
+    ("kind", "flags", "lengths"),
+    [
+        ("latency", (), (12, 52)),
+        ("latency", ("--input-len", 60), (60, 4)),
+        ("throughput", (), (42, 22)),
+        ("throughput", ("--output-len", 50), (14, 50)),
+    ],
+)
+def test_default_lengths_are_shortened_to_the_context(
+    capsys: pytest.CaptureFixture[str],
+    tiny_model: Path,
+    kind: str,
+    flags: tuple[object, ...],
+    lengths: tuple[int, int],
+) -> None:
+    """As for a model of nanovllm train, whose context may be 64."""
+    size = ("--num-iters", 1, "--batch-size", 2) if kind == "latency" else ("--num-prompts", 2)
+    assert main(["bench", kind, *map(str, (tiny_model, "--max-model-len", 64, *size, *flags)),
+                 *(("--no-limits",) if kind == "latency" else ())]) == 0  # fmt: skip
+    out, err = capsys.readouterr()
+    record = json.loads(out.splitlines()[-1])
+    assert (record["input_len"], record["output_len"]) == lengths
+    shown = f"context of 64 tokens: {lengths[0]} for a prompt, {lengths[1]} for its output"
+    assert shown in err
+
+
 def test_lengths_are_checked_before_weights_are_read(
     capsys: pytest.CaptureFixture[str], tiny_model: Path, tmp_path: Path
 ) -> None:

@@ -180,6 +180,18 @@ def test_arrivals_follow_the_rate_and_the_seed(
     assert record["mean_tpot_ms"] is None
 
 
+def test_default_lengths_are_shortened_and_a_port_names_the_server(
+    capsys: pytest.CaptureFixture[str], served: str
+) -> None:
+    port = served.rpartition(":")[2]
+    record = bench(capsys, "serve", "--port", port, "--api-key", KEY, "--num-prompts", 2)
+    assert (record["random_input_len"], record["random_output_len"]) == (85, 43)
+    assert (record["completed"], record["base_url"]) == (2, served)
+    with pytest.raises(SystemExit):
+        bench(capsys, "serve", "--port", port, "--base-url", served)
+    assert "not allowed with argument --port" in capsys.readouterr().err
+
+
 def test_an_error_of_all_requests_is_reported_once(
     capsys: pytest.CaptureFixture[str], served: str
 ) -> None:

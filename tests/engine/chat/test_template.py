@@ -21,6 +21,7 @@ from nanovllm.engine.chat.template import (
 )
 from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.errors import CheckpointError, InvalidRequestError
+from nanovllm.sampling_params import SamplingParams
 from tests.support.checkpoints import write_tokenizer
 
 CHATML = """{% for message in messages %}
@@ -518,6 +519,51 @@ def test_where_a_template_is_found(tmp_path: Path) -> None:
     other = tmp_path / "other.txt"
     other.write_text("given é", encoding="utf-8")
     assert source_of(tmp_path, other) == "given é"
+
+
+@pytest.mark.parametrize(
+    ("messages", "prompt"),
+    [
+        (
+            [("user", " Who are you? ")],
+            (
+                "A conversation between a user and a helpful assistant.\n\n"
+                "User: Who are you?\nAssistant:"
+            ),
+        ),
+        (
+            [("system", "Be brief."), ("user", "Hello"), ("assistant", " Hi.\n"), ("user", "Why?")],
+            "Be brief.\n\nUser: Hello\nAssistant: Hi.\nUser: Why?\nAssistant:",
+        ),
+    ],
+)
+def test_the_plain_template_makes_a_transcript(
+    tmp_path: Path, messages: list[tuple[str, str]], prompt: str
+) -> None:
+    template = ChatTemplate.load(tmp_path, "plain")
+    assert template is not None
+    given = [{"role": role, "content": content} for role, content in messages]
+    assert template.render(given).text == prompt
+    assert template.stop_strings == ("\nUser:",)
+    template.close()
+
+
+def test_a_comment_names_strings_that_end_the_turn(tokenizer: Tokenizer) -> None:
+    template = ChatTemplate('{#- stop_strings: ["\\"\\n", "END"] -#}\n{{ eos_token }}', "here")
+    params = template.end_turn(SamplingParams(stop="."), tokenizer, 1000)
+    assert params.stop == (".", '"\n', "END")
+    assert params.stop_token_ids == (tokenizer.special_tokens["<|endoftext|>"],)
+    unchanged = SamplingParams(ignore_eos=True)
+    assert template.end_turn(unchanged, tokenizer, 1000) == unchanged
+    assert template.end_turn(SamplingParams(), tokenizer, 0).stop_token_ids == ()
+    assert ChatTemplate("no comment", "here").stop_strings == ()
+
+
+@pytest.mark.parametrize("value", ["[1]", '[""]', '["a", "b", "c", "d", "e"]', "[x]"])
+def test_an_invalid_list_of_stop_strings_is_reported(value: str) -> None:
+    template = ChatTemplate(f"{{# stop_strings: {value} #}}x", "the/file")
+    with pytest.raises(CheckpointError, match="the/file is not valid: its comment stop_strings"):
+        template.check()
 
 
 def test_special_tokens_come_from_the_folder(tmp_path: Path) -> None:

@@ -20,9 +20,17 @@ from nanovllm.engine.engine import Engine
 from nanovllm.engine.grammar.grammar import Grammars
 from nanovllm.engine.grammar.limits import GrammarLimits
 from nanovllm.engine.scheduling.request import FinishReason, Request, RequestState
+from nanovllm.engine.scheduling.step_plan import MaskStates
 from nanovllm.errors import InvalidRequestError
 from tests.support.grammars import AMBIGUOUS, children_of
-from tests.support.scheduling import expected_output, make_group, make_request, make_scheduler, step
+from tests.support.scheduling import (
+    answers,
+    expected_output,
+    make_group,
+    make_request,
+    make_scheduler,
+    step,
+)
 from tests.support.serving import ENGINE_SETTINGS
 
 
@@ -38,9 +46,8 @@ class LateGrammar:
         self.may_be_late = coin.random() < 0.5
         self.accepted: list[int] = []
 
-    @property
-    def is_late(self) -> bool:
-        return not self.is_ready and self.may_be_late and self.coin.random() < 0.5
+    def is_late(self, now_s: float) -> bool:
+        return self.may_be_late and self.coin.random() < 0.5
 
     def accept(self, token_id: int) -> None:
         assert self.is_ready, "a token was drawn without a mask"
@@ -120,6 +127,60 @@ def test_late_masks_keep_no_seats_and_no_blocks_from_others(seats: int, blocks: 
     for request in (*late, other):
         assert request.tokens[request.num_prompt_tokens :] == expected_output(request)
     assert scheduler.kv_cache.blocks.num_used == 0
+
+
+class HastyGrammar(LateGrammar):
+    """A fake grammar whose mask arrives, on another thread, as soon as it was looked for."""
+
+    def __init__(self) -> None:
+        self.is_closed = False
+        self.accepted = []
+        self._is_ready = False
+
+    @property
+    def is_ready(self) -> bool:  # type: ignore[override]
+        was_ready, self._is_ready = self._is_ready, True
+        return was_ready
+
+    def is_late(self, now_s: float) -> bool:
+        return False
+
+    def accept(self, token_id: int) -> None:
+        self.accepted.append(token_id)
+        self._is_ready = False
+
+
+@pytest.mark.parametrize("num_others", [0, 1])
+def test_a_mask_that_arrives_while_a_step_is_planned_counts_from_the_next(num_others: int) -> None:
+    """A step without sequences is a normal step: nothing could run when it began."""
+    scheduler = make_scheduler()
+    request = make_request("masked", 6, 3)
+    grammar = HastyGrammar()
+    request.grammar = grammar  # type: ignore[assignment]
+    others = [make_request(f"other{i}", 6, 3) for i in range(num_others)]
+    for one in (request, *others):
+        scheduler.add(one)
+    assert len(step(scheduler).sequences) == num_others
+    for _ in range(20):
+        if scheduler.has_work:
+            step(scheduler)
+    for one in (request, *others):
+        assert one.tokens[one.num_prompt_tokens :] == expected_output(one)
+    assert len(grammar.accepted) == 2
+
+
+def test_planning_reads_no_mask_and_no_clock() -> None:
+    scheduler = make_scheduler()
+    request = make_request("masked", 6, 3)
+    request.grammar = object()  # type: ignore[assignment]
+    scheduler.add(request)
+    scheduler.add(make_request("other", 6, 3))
+    missing = frozenset({"masked"})
+    plan = scheduler.schedule(MaskStates(blocked=missing, late=missing))
+    assert [sequence.request.request_id for sequence in plan.sequences] == ["other"]
+    scheduler.commit(plan, answers(plan))
+    plan = scheduler.schedule()
+    assert {sequence.request.request_id for sequence in plan.sequences} == {"masked", "other"}
 
 
 @pytest.fixture(scope="module")

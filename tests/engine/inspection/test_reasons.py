@@ -1,6 +1,6 @@
 """Reasons name what a request waits for, with the numbers of the scheduler's rule."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import pytest
 
@@ -8,13 +8,16 @@ from nanovllm.engine.inspection.recorder import StepRecorder
 from nanovllm.engine.inspection.state import inspect_requests
 from nanovllm.engine.scheduling.request import Request
 from nanovllm.engine.scheduling.scheduler import Scheduler
-from nanovllm.engine.scheduling.step_plan import SequenceResult
+from nanovllm.engine.scheduling.step_plan import MaskStates, SequenceResult
 from tests.support.scheduling import answers, make_group, make_request, make_scheduler, step
 
 
-def reasons(scheduler: Scheduler, recorder: StepRecorder | None = None) -> dict[str, str | None]:
-    """Return the reason of each request by its id."""
-    requests = inspect_requests(scheduler, recorder, age_s=lambda _: 0.0)
+def reasons(
+    scheduler: Scheduler, recorder: StepRecorder | None = None, blocked: Iterable[str] = ()
+) -> dict[str, str | None]:
+    """Return the reason of each request by its id; `blocked` are those without a mask."""
+    masks = MaskStates(frozenset(blocked))
+    requests = inspect_requests(scheduler, recorder, masks, age_s=lambda _: 0.0)
     return {request.request_id: request.reason for request in requests}
 
 
@@ -127,17 +130,36 @@ def test_a_choice_waits_for_the_prompt_of_its_sibling() -> None:
     )
 
 
-def test_a_grammar_blocks_its_request_only(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_grammar_blocks_its_request_only() -> None:
     scheduler = make_scheduler(seqs=1)
     add(scheduler, make_request("r0", 3), make_request("masked", 3), make_request("r2", 3))
     step(scheduler)
-    ids = {"masked"}
-    monkeypatch.setattr(Request, "is_blocked", property(lambda self: self.request_id in ids))
-    found = reasons(scheduler)
+    found = reasons(scheduler, blocked={"masked"})
     assert found["masked"] == "waits for its grammar's mask"
     assert found["r2"] == "the only slot is running (--max-num-seqs 1); it is the next"
-    ids |= {"r0", "r2"}
-    assert set(reasons(scheduler).values()) == {"waits for its grammar's mask"}
+    found = reasons(scheduler, blocked={"masked", "r0", "r2"})
+    assert set(found.values()) == {"waits for its grammar's mask"}
+
+
+def test_a_fair_order_names_the_clients_that_have_received_less() -> None:
+    scheduler = make_scheduler(seqs=2, is_fair=True)
+    add(scheduler, *(make_request(f"a{i}", 3, 8, client="a") for i in range(4)))
+    step(scheduler)
+    add(scheduler, *(make_request(f"b{i}", 3, 8, client="b") for i in range(2)))
+    step(scheduler)
+    slots = "all 2 sequence slots are running (--max-num-seqs 2)"
+    found = reasons(scheduler)
+    assert found["b0"] == f"{slots}; it is the next"
+    assert found["b1"] == f"{slots}; 1 request is ahead"
+    assert found["a2"] == (
+        f"{slots}; 2 requests are ahead, 2 of them because the clients have received less"
+    )
+    scheduler.observer = recorder = StepRecorder(scheduler, 0)
+    while "a1" not in recorder.preemptions:
+        step(scheduler)
+    preempted = reasons(scheduler, recorder)["a1"]
+    assert preempted is not None
+    assert ": b0, whose client has received less, took its place; " in preempted
 
 
 def preempted_by_blocks(scheduler: Scheduler, recorder: StepRecorder) -> str:

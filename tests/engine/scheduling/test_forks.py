@@ -1,6 +1,7 @@
 """n choices of one prompt: it is computed once, and every choice has the bits of a lone run."""
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -361,3 +362,39 @@ def _cache_arrays(backend: object) -> list[np.ndarray]:
         return [memory.arrays[name] for name in ("keys", "values", "key_scales", "value_scales")]
     cache = backend._cache  # type: ignore[attr-defined]  # noqa: SLF001 - not in the protocol
     return [cache.keys, cache.values]
+
+
+def count_calls(call: Callable[[], object]) -> int:
+    """Return how many functions, of Python and of C, a call enters."""
+    count = 0
+
+    def profile(_: object, event: str, __: object) -> None:
+        nonlocal count
+        count += event in ("call", "c_call")
+
+    sys.setprofile(profile)
+    try:
+        call()
+    finally:
+        sys.setprofile(None)
+    return count
+
+
+@pytest.mark.parametrize("is_full", [False, True])
+def test_planning_takes_a_time_that_is_proportional_to_the_choices(is_full: bool) -> None:
+    """Twice the choices take at most about twice the work, in the step that takes most."""
+    most = []
+    for count in (32, 64, 128):
+        scheduler = make_scheduler(
+            blocks=2048, seqs=2 * count if is_full else 4 * count, tokens=4 * count
+        )
+        for prompt in range(4):
+            for request in make_group(f"p{prompt}", 9, count, 3):
+                scheduler.add(request)
+        calls = []
+        while scheduler.has_work:
+            plans: list[StepPlan] = []
+            calls.append(count_calls(lambda: plans.append(scheduler.schedule())))  # noqa: B023
+            scheduler.commit(plans[0], answers(plans[0]))
+        most.append(max(calls))
+    assert most[2] < 2.3 * most[1] < 2.3**2 * most[0]

@@ -8,7 +8,7 @@ from nanovllm.engine.scheduling.block_manager import BlockManager, hash_block, h
 from nanovllm.engine.scheduling.observer import PreemptionCause
 from nanovllm.engine.scheduling.request import FinishReason, Request, RequestState
 from nanovllm.engine.scheduling.scheduler import Scheduler
-from nanovllm.engine.scheduling.step_plan import SequenceResult
+from nanovllm.engine.scheduling.step_plan import SequenceResult, StepDraft
 from nanovllm.errors import InvalidRequestError
 from nanovllm.model.sampling import TokenLogprobs
 from tests.support.scheduling import (
@@ -215,10 +215,13 @@ def test_whoever_shares_a_block_that_will_not_be_filled_is_set_back_too() -> Non
     scheduler.add(first)
     scheduler.add(second)
     plan = scheduler.schedule()
-    planned = {sequence.request.request_id: sequence for sequence in plan.sequences}
+    draft = StepDraft(0, 0)
+    for sequence in plan.sequences:
+        draft.put(sequence)
     cause = PreemptionCause.NO_FREE_BLOCK
-    scheduler._preempt(first, planned, cause)  # noqa: SLF001 - no schedule leads here
-    assert not planned
+    scheduler._preempt(first, draft, cause)  # noqa: SLF001 - no schedule leads here
+    assert not draft.sequences
+    assert draft.tokens_left == 0, "the budget is whole again"
     assert {first.state, second.state} == {RequestState.WAITING}
     scheduler.check_integrity()
     while scheduler.has_work:
@@ -300,7 +303,8 @@ def test_a_burst_of_aborted_requests_leaves_nothing_behind() -> None:
     for i in range(5000):
         scheduler.add(make_request(f"r{i}", (1, 2), new=1))
         scheduler.finish(f"r{i}", FinishReason.ABORT)
-    assert len(scheduler._queue) < 100  # noqa: SLF001 - the leak shows nowhere else
+        assert scheduler.num_waiting == 0
+    scheduler.check_integrity()
 
 
 def test_a_failed_step_ends_its_requests_and_clears_the_cache() -> None:

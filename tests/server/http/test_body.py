@@ -8,18 +8,19 @@ from openai import OpenAI
 from pydantic import BaseModel
 
 from nanovllm.errors import InvalidRequestError
-from nanovllm.server.http.body import check_body
+from nanovllm.server.http.body import check_body, parse_body
 from nanovllm.server.openai.chat_schemas import ChatRequest
 from nanovllm.server.openai.embeddings import EmbeddingRequest
 from nanovllm.server.openai.response_schemas import InputMessage, ResponsesRequest
 from nanovllm.server.openai.schemas import CompletionRequest, SamplingBody
 from nanovllm.server.openai.tokenization import DetokenizeRequest, TokenizeRequest
-from tests.support.serving import MODEL, RunningServer
+from tests.support.serving import MODEL, RunningServer, read_error
 
 MESSAGE = {"role": "user", "content": "a"}
 REQUIRED: dict[type[BaseModel], dict[str, Any]] = {
     CompletionRequest: {"prompt": "a"},
     ChatRequest: {"messages": [MESSAGE]},
+    ResponsesRequest: {"input": "a"},
     EmbeddingRequest: {"input": "a"},
     TokenizeRequest: {"prompt": "a"},
     DetokenizeRequest: {"tokens": [1]},
@@ -133,3 +134,36 @@ def test_nulls_and_whole_floats_are_accepted_over_http(server: RunningServer) ->
     body = {**nulls, "max_tokens": 5.0, "n": 2.0, "temperature": 0, "seed": 3.0}
     assert len(server.complete([116.0, 104], **body)["choices"]) == 2
     assert server.http.post("/detokenize", json={"tokens": [71.0], "new": None}).status_code == 200
+
+
+@pytest.mark.parametrize("kind", [k for k in REQUIRED if "metadata" in k.model_fields])
+@pytest.mark.parametrize(
+    ("item", "fault"),
+    [
+        ("NaN", "NaN or infinity"),
+        ("-Infinity", "NaN or infinity"),
+        ("[{}, [1e999]]", "NaN or infinity"),
+        ('"\\ud800"', "surrogate"),
+        ('[{"\\udc00": 1}]', "surrogate"),
+    ],
+)
+def test_what_json_cannot_express_is_refused_in_objects_of_any_fields(
+    kind: type[BaseModel], item: str, fault: str
+) -> None:
+    body = f'{json.dumps(REQUIRED[kind])[:-1]}, "metadata": {{"a": {item}}}}}'
+    with pytest.raises(InvalidRequestError, match=f"metadata: has .*{fault}") as refused:
+        parse_body(body.encode(), "application/json", kind)
+    assert refused.value.param == "metadata"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_response_never_echoes_what_json_cannot_express(
+    server: RunningServer, *, stream: bool
+) -> None:
+    schema = {"a": float("inf"), "b": "\ud800"}
+    formats = {"format": {"type": "text", "schema": schema}}
+    for name, fields in (("metadata", {"metadata": schema}), ("text", {"text": formats})):
+        content = json.dumps({"input": "a", "stream": stream, **fields}).encode()
+        headers = {"content-type": "application/json"}
+        response = server.http.post("/v1/responses", content=content, headers=headers)
+        assert read_error(response, 400)["param"] == name

@@ -76,3 +76,28 @@ def test_a_client_that_takes_no_blank_line_counts_as_disconnected() -> None:
     response = PieceResponse(make(), "text/event-stream", 0.02, on_close=close, keep_alive_s=0.01)
     asyncio.run(asyncio.wait_for(response({"type": "http"}, wait, wait), 30))  # type: ignore[arg-type]
     assert ends == ["requests", "source"]
+
+
+def test_pieces_that_are_ready_at_once_let_other_tasks_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A prompt has an event, and a thousand of them may be ready after one step."""
+    monkeypatch.setattr(event_stream, "MAX_TURN_S", -1.0)
+    num_sent, num_seen = 0, list[int]()
+
+    async def make() -> AsyncGenerator[bytes, None]:
+        for _ in range(20):
+            yield b"data: 1\n\n"
+
+    async def receive() -> Message:
+        while num_sent < 20:
+            num_seen.append(num_sent)
+            await asyncio.sleep(0)
+        return await asyncio.Future()
+
+    async def send(message: Message) -> None:
+        nonlocal num_sent
+        num_sent += 1
+
+    asyncio.run(PieceResponse(make(), "text/event-stream", 30.0)({"type": "http"}, receive, send))
+    assert len(set(num_seen)) > 10

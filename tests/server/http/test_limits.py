@@ -1,10 +1,12 @@
 """API keys, the limits of request bodies, and CORS: auth.py, body_limit.py and cors.py."""
 
 import asyncio
+import hashlib
 import socket
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import httpx
 import openai
@@ -13,9 +15,12 @@ from openai import OpenAI
 from starlette.responses import PlainTextResponse
 from starlette.types import Message, Receive, Scope, Send
 
+from nanovllm.engine.chat.template import ChatTemplate
+from nanovllm.engine.scheduling.request import Request as Sequence
 from nanovllm.server.app import ServerSettings
 from nanovllm.server.http import auth
 from nanovllm.server.http.body_limit import FREE_BODY_BYTES, BodyLimitMiddleware
+from nanovllm.server.http.request_log import RequestRecord
 from tests.support.serving import MODEL, RunningServer, loader, read_error, wait_until
 
 KEY = "secret key-1é"
@@ -29,7 +34,11 @@ def guarded(tiny_model: Path, backend: str) -> Iterator[RunningServer]:
     """A server with keys, a small limit, and two web pages that may use it."""
     origins = (PAGE, "http://localhost:3000")
     with RunningServer(
-        loader(tiny_model), api_keys=KEYS, max_body_bytes=LIMIT, allowed_origins=origins
+        loader(tiny_model),
+        api_keys=KEYS,
+        max_body_bytes=LIMIT,
+        allowed_origins=origins,
+        chat_template=ChatTemplate("{{ messages[0].content }}", "the test's"),
     ) as running:
         yield running
 
@@ -118,6 +127,20 @@ def test_every_request_is_compared_with_every_key(
         )
 
 
+def test_a_key_that_fills_the_queue_leaves_room_to_another(guarded: RunningServer) -> None:
+    digest = hashlib.sha256(KEYS[0].encode()).hexdigest()
+    held = guarded.engine.reserve(guarded.max_queued_requests, 1, client=digest)
+    try:
+        answers = [
+            guarded.http.post("/v1/completions", json={"prompt": "a"}, headers=bearer(key))
+            for key in KEYS[:2]
+        ]
+    finally:
+        held.release()
+    assert [answer.status_code for answer in answers] == [429, 200]
+    assert answers[0].headers["retry-after"]
+
+
 def test_settings_do_not_show_the_keys() -> None:
     assert KEY not in repr(ServerSettings(model_names=("m",), api_keys=KEYS))
 
@@ -132,6 +155,37 @@ def test_the_key_comes_before_the_body(guarded: RunningServer) -> None:
         guarded.http.post("/v1/completions", json={"prompt": ""}, headers=bearer(KEY)), 400
     )
     assert (error["type"], error["param"]) == ("BadRequestError", "prompt")
+
+
+GENERATING: dict[str, dict[str, Any]] = {
+    "/v1/completions": {"prompt": ["a", "b"], "max_tokens": 1},
+    "/v1/chat/completions": {"messages": [{"role": "user", "content": "a"}], "max_tokens": 1},
+    "/v1/responses": {"input": "a", "max_output_tokens": 1},
+    "/v1/embeddings": {"input": "a"},
+    "a beam search": {"prompt": "a", "max_tokens": 2, "use_beam_search": True, "n": 2},
+}
+
+
+@pytest.mark.parametrize("name", GENERATING)
+def test_the_engine_knows_whose_request_it_runs(
+    guarded: RunningServer, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of every endpoint: the key's digest, the same for all requests of the key."""
+    engine = guarded.engine.engine
+    clients: list[str] = []
+    add = engine.scheduler.add
+
+    def note(request: Sequence) -> None:
+        clients.append(request.client)
+        add(request)
+
+    monkeypatch.setattr(engine.scheduler, "add", note)
+    path = name if name.startswith("/") else "/v1/completions"
+    for key in (KEY, "first"):
+        clients.clear()
+        response = guarded.http.post(path, json=GENERATING[name], headers=bearer(key))
+        assert response.status_code == 200, response.text
+        assert set(clients) == {hashlib.sha256(key.encode()).hexdigest()}
 
 
 def test_the_official_client_sends_the_key(tiny_model: Path) -> None:
@@ -351,7 +405,7 @@ async def hold_bodies() -> None:
     counted = BODY_BYTES - FREE_BODY_BYTES
     guard = BodyLimitMiddleware(app, BODY_BYTES, 60.0, max_bodies_bytes=3 * counted)
 
-    async def post(num_bytes: int) -> int:
+    async def post(num_bytes: int, client: str = "a") -> int:
         parts = [b" " * 10_000] * (num_bytes // 10_000)
         statuses: list[int] = []
 
@@ -364,7 +418,8 @@ async def hold_bodies() -> None:
             if message["type"] == "http.response.start":
                 statuses.append(message["status"])
 
-        scope = {"type": "http", "method": "POST", "path": "/", "headers": [], "state": {}}
+        state = {"record": RequestRecord("id", client)}
+        scope = {"type": "http", "method": "POST", "path": "/", "headers": [], "state": state}
         await guard(scope, receive, send)
         return statuses[0]
 
@@ -374,8 +429,46 @@ async def hold_bodies() -> None:
         for _ in range(50):
             await asyncio.sleep(0)
         assert await post(BODY_BYTES) == 429
+        newcomer = asyncio.ensure_future(post(BODY_BYTES // 5 * 4, "b"))
         small = asyncio.ensure_future(post(10_000))
         for _ in range(10):
             await asyncio.sleep(0)
         may_end.set()
-        assert await asyncio.gather(*held, small) == [200] * 4
+        assert await asyncio.gather(*held, small, newcomer) == [200] * 5
+
+
+def test_large_bodies_share_the_turns_of_the_event_loop() -> None:
+    """A turn reads a part of one of them, however many there are."""
+    num_turns, num_parts = 0, 0
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        while (await receive())["more_body"]:
+            pass
+        await PlainTextResponse("read")(scope, receive, send)
+
+    guard = BodyLimitMiddleware(app, 1 << 24, 60.0)
+
+    async def post() -> None:
+        left = 10
+
+        async def receive() -> Message:
+            nonlocal left, num_parts
+            left -= 1
+            num_parts += 1
+            return {"type": "http.request", "body": b" " * FREE_BODY_BYTES, "more_body": left > 0}
+
+        async def send(message: Message) -> None:
+            pass
+
+        await guard({"type": "http", "headers": []}, receive, send)
+
+    async def run() -> None:
+        nonlocal num_turns
+        bodies = asyncio.gather(*(post() for _ in range(20)))
+        while not bodies.done():
+            await asyncio.sleep(0)
+            num_turns += 1
+
+    asyncio.run(run())
+    assert num_parts == 200
+    assert num_turns >= 180, "but for the first part of each"

@@ -1,17 +1,20 @@
 """POST and GET /v1/inspect/*."""
 
 import base64
+import threading
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 
+from nanovllm.inspection.worker_process import InspectionWorker
 from nanovllm.server.http import work
-from tests.support.serving import RunningServer, read_error
+from tests.support.serving import TIMEOUT_S, RunningServer, read_error, run_threads
 
 PROMPT = "the cat in the hall"
-PATHS = ("attention", "overview", "logit_lens")
+PATHS = ("attention", "attention_head", "overview", "logit_lens")
 
 
 def post(server: RunningServer, path: str, **body: Any) -> dict[str, Any]:
@@ -35,6 +38,18 @@ def test_attention_weights_are_rows_that_sum_to_one(server: RunningServer) -> No
     np.testing.assert_array_equal(
         np.frombuffer(base64.b64decode(one["weights"]), dtype="<f4"), weights[1].ravel()
     )
+
+
+def test_a_head_has_its_query_keys_values_and_scores(server: RunningServer) -> None:
+    body = post(server, "attention_head", prompt=PROMPT, layer=1, head=2, query=4)
+    assert (body["layer"], body["head"], body["query"]) == (1, 2, 4)
+    scores = body["scale"] * np.array(body["k"]) @ body["q"]
+    np.testing.assert_allclose(body["scores"], scores, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(np.array(body["weights"]) @ body["v"], body["output"], atol=1e-5)
+    assert len(body["k"]) == len(body["v"]) == len(body["weights"]) == 5
+    last = post(server, "attention_head", prompt=PROMPT)
+    assert (last["layer"], last["head"]) == (0, 0)
+    assert last["query"] == len(last["tokens"]) - 1
 
 
 def test_a_part_of_a_character_has_its_bytes(server: RunningServer) -> None:
@@ -88,6 +103,9 @@ def test_embeddings_and_neighbors_of_the_vocabulary(server: RunningServer) -> No
         ("attention", {"prompt": ["the", "cat"]}, "prompt", "up to 512 token ids"),
         ("attention", {"prompt": "a" * 200}, "prompt", "200 tokens, the limit is 128; shorten"),
         ("attention", {"prompt": "a", "layer": 2}, "layer", "layers 0 to 1"),
+        ("attention_head", {"prompt": "a", "head": 4}, "head", "heads 0 to 3"),
+        ("attention_head", {"prompt": "a", "query": 1}, "query", "positions 0 to 0"),
+        ("attention_head", {"prompt": "a", "query": -1}, "query", "0"),
         ("overview", {"prompt": "a", "layer": 0}, "layer", "layer"),
         ("logit_lens", {"prompt": "a", "top": 21}, "top", "20"),
     ],
@@ -148,3 +166,30 @@ def test_more_jobs_than_the_queue_holds_are_refused(
         statuses = [future.result() for future in [pool.submit(status) for _ in range(16)]]
     assert set(statuses) <= {200, 429}
     assert statuses.count(200) >= work.MAX_WAITING_INSPECTIONS
+
+
+def test_a_query_beyond_the_queue_is_refused(
+    server: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GET has no body to be read, so its disconnect is awaited from the first message on."""
+    may_end = threading.Event()
+    run = InspectionWorker.run
+
+    def blocked(*arguments: Any) -> bytes:
+        may_end.wait(TIMEOUT_S)
+        return run(*arguments)
+
+    def status(number: int) -> int:
+        try:
+            return server.http.get(f"/v1/inspect/neighbors?token={number}").status_code
+        finally:
+            if len(refused) < num_refused - 1:
+                refused.append(number)
+            else:
+                may_end.set()
+
+    num_refused, refused = 3, list[int]()
+    monkeypatch.setattr(InspectionWorker, "run", blocked)
+    num_kept = 1 + work.MAX_WAITING_INSPECTIONS
+    statuses = run_threads([partial(status, number) for number in range(num_kept + num_refused)])
+    assert sorted(statuses) == [200] * num_kept + [429] * num_refused

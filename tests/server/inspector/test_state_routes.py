@@ -14,14 +14,14 @@ import httpx
 import pytest
 
 from nanovllm.engine.async_engine import AsyncEngine
-from nanovllm.engine.inspection.inspector import MAX_WATCHERS
+from nanovllm.engine.inspection.inspector import MAX_PAUSE_S, MAX_WATCHERS
 from nanovllm.server.app import ServerSettings, create_app
 from nanovllm.server.metrics import ServerMetrics
 from tests.support.async_engines import run
 from tests.support.serving import RunningServer, loader, read_error, wait_until
 
-STATE, EVENTS, STEPS, CONTROL = (
-    f"/v1/engine/{name}" for name in ("state", "events", "steps", "control")
+STATE, EVENTS, STEPS, CONTROL, VOCABULARY = (
+    f"/v1/engine/{name}" for name in ("state", "events", "steps", "control", "vocabulary")
 )
 KEY = "the-key"
 SECRET = "the<b>cat</b>"
@@ -147,7 +147,9 @@ def test_a_paused_engine_runs_one_step_for_each_command(controlled: RunningServe
     with paused(controlled), requests(controlled, {"prompt": [9] * 30}):
         before = state(controlled)
         assert before["is_paused"]
-        assert before["requests"][0]["reason"] == "will be admitted in the next step"
+        reason = before["requests"][0]["reason"]
+        assert reason == "the engine is paused; will be admitted in the next step"
+        assert 0 < before["pause_left_s"] <= MAX_PAUSE_S
         first = control(controlled, "step")
         assert first == {"is_paused": True, "step": before["step"] + 1}
         row = state(controlled)["requests"][0]
@@ -245,6 +247,52 @@ def test_a_pause_that_is_left_alone_ends(
     control(controlled, "pause")
     assert controlled.complete("the", **LONG)["usage"]["completion_tokens"] == 60
     wait_until(lambda: controlled.engine.engine.scheduler.observer is None)
+
+
+def test_a_watched_pause_ends_after_a_maximum_time_that_steps_do_not_extend(
+    controlled: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inspector = controlled.engine.inspector
+    with events(controlled) as response, requests(controlled) as answers:
+        next_event(response)
+        control(controlled, "pause")
+        left_s = state(controlled)["pause_left_s"]
+        control(controlled, "step")
+        control(controlled, "pause")
+        assert state(controlled)["pause_left_s"] < left_s
+        control(controlled, "resume")
+        assert state(controlled)["pause_left_s"] is None
+        monkeypatch.setattr(inspector, "max_pause_s", 0.2)
+        control(controlled, "pause")
+        answers.append(ThreadPoolExecutor(1).submit(controlled.complete, "the", **LONG))
+        answers[-1].result()
+        assert not inspector.is_paused
+        assert inspector.num_watchers == 1, "the page still watches"
+
+
+def test_responses_during_a_pause_name_it(controlled: RunningServer) -> None:
+    header = "x-nanovllm-engine"
+    with paused(controlled):
+        for path in ("/v1/models", STATE, "/health", "/nothing"):
+            assert controlled.http.get(path).headers[header] == "paused"
+        assert controlled.http.get("/health").json() == {"status": "ready"}
+    assert header not in controlled.http.get("/v1/models").headers
+
+
+def test_the_vocabulary_is_spelled_and_cacheable(controlled: RunningServer) -> None:
+    response = controlled.http.get(VOCABULARY)
+    tokens = response.json()["tokens"]
+    ids = {"tokens": list(range(len(tokens))), "return_token_strs": True}
+    assert len(tokens) == controlled.http.get("/tokenizer_info").json()["vocab_size"]
+    assert tokens == controlled.http.post("/detokenize", json=ids).json()["token_strs"]
+    assert response.headers["cache-control"] == "private, no-cache"
+    tag = {"if-none-match": response.headers["etag"]}
+    unchanged = controlled.http.get(VOCABULARY, headers=tag)
+    assert (unchanged.status_code, unchanged.content) == (304, b"")
+    assert unchanged.headers["etag"] == response.headers["etag"]
+    assert controlled.http.get(VOCABULARY, headers={"if-none-match": '"x"'}).status_code == 200
+    foreign = {"sec-fetch-site": "cross-site"}
+    read_error(controlled.http.get(VOCABULARY, headers=foreign), 403)
 
 
 def test_a_request_may_be_aborted_and_expire_during_a_pause(controlled: RunningServer) -> None:

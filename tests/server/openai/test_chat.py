@@ -494,7 +494,7 @@ def test_without_a_template_it_says_what_to_do(llm: LLM) -> None:
         prepare_call(CHAT, body, llm.engine, None, MODEL)
     assert caught.value.param == "messages"
     assert "/v1/completions" in str(caught.value)
-    assert "--chat-template FILE" in str(caught.value)
+    assert "--chat-template plain" in str(caught.value)
 
 
 def test_a_template_that_is_damaged_says_so_and_completions_go_on(
@@ -506,7 +506,7 @@ def test_a_template_that_is_damaged_says_so_and_completions_go_on(
     ) as running:
         message = read_error(post(running), 400)["message"]
         assert "the chat template the/file is not valid" in message
-        assert "--chat-template FILE" in message
+        assert "--chat-template plain" in message
         running.complete("the", max_tokens=1)
 
 

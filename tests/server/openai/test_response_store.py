@@ -153,5 +153,5 @@ def test_a_conversation_has_a_limit(chat_server: RunningServer, llm: LLM) -> Non
     with pytest.raises(InvalidRequestError, match="2049 messages, the limit is 2048"):
         prepare_call(
             RESPONSES, body, llm.engine, chat_server.settings.chat_template, MODEL,
-            ClientResponses(store),
+            stored=ClientResponses(store),
         )  # fmt: skip

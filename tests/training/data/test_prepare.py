@@ -32,8 +32,8 @@ def test_text_becomes_two_datasets(tmp_path: Path) -> None:
 
 def test_documents_are_separated_and_bpe_learns_from_the_training_text(tmp_path: Path) -> None:
     (tmp_path / "1.txt").write_text("abab " * 8, encoding="utf-8")
-    (tmp_path / "2.txt").write_text("xyxyxyxyxyxy", encoding="utf-8")
-    data = prepare_data([tmp_path], tokenizer="bpe", context=3, validation_fraction=0.2)
+    (tmp_path / "2.txt").write_text("xyxyxyxyx", encoding="utf-8")
+    data = prepare_data([tmp_path], tokenizer="bpe", context=3, validation_fraction=0.15)
     vocabulary = data.tokenizer.get_vocab()
     assert "ab" in vocabulary
     assert "xy" not in vocabulary
@@ -41,7 +41,7 @@ def test_documents_are_separated_and_bpe_learns_from_the_training_text(tmp_path:
     assert tokens.count(data.end_of_text_id) == 1
     assert data.tokenizer.decode(tokens) == "abab " * 8 + "x"
     other = prepare_data(
-        [tmp_path], tokenizer="bpe", context=3, validation_fraction=0.2, end_of_text_id=7
+        [tmp_path], tokenizer="bpe", context=3, validation_fraction=0.15, end_of_text_id=7
     )
     assert other.end_of_text_id == 7
     assert other.train.tokens.tolist().count(7) == 1

@@ -120,6 +120,39 @@ def test_the_end_of_the_text_is_held_out(
     assert split_documents(documents, fraction) == (train, validation)
 
 
+@pytest.mark.parametrize(
+    ("texts", "fraction", "validation"),
+    [
+        (["a line of text\n" * 100], 0.1, ["a line of text\n" * 10]),
+        (["a line of text\n" * 100], 0.104, ["a line of text\n" * 10]),
+        (["a line of text\n" * 100], 0.106, ["a line of text\n" * 11]),
+        (["one two three " * 100], 0.1, [" " + "one two three " * 10]),
+        (["a\n" + "word " * 400], 0.1, [" " + "word " * 40]),  # the line begins too far away
+        (["w" * 1000], 0.1, ["w" * 100]),
+        (["x" * 902, "y" * 98], 0.1, ["y" * 98]),
+        (["x" * 898, "y" * 102], 0.1, ["y" * 102]),
+        (["文字" * 500], 0.1, ["文字" * 50]),
+    ],
+)
+def test_no_line_and_no_word_is_cut(
+    texts: list[str], fraction: float, validation: list[str]
+) -> None:
+    documents = [Document(Path(text), text) for text in texts]
+    train, held_out = split_documents(documents, fraction)
+    assert held_out == validation
+    assert "".join(train + held_out) == "".join(texts)
+
+
+@given(st.lists(st.text("ab \n\u2028", min_size=1), min_size=1), st.floats(0.01, 0.99))
+def test_the_split_is_near_the_fraction(texts: list[str], fraction: float) -> None:
+    train, validation = split_documents([Document(Path(one), one) for one in texts], fraction)
+    assert "".join(train + validation) == "".join(texts)
+    characters = sum(map(len, texts))
+    exact = int(characters * (1 - fraction))
+    limit = min(exact, characters - exact) / 10
+    assert abs(sum(map(len, train)) - exact) <= limit
+
+
 @pytest.mark.parametrize("fraction", [0.0, 1.0, -1.0, float("nan")])
 def test_a_split_needs_two_sides(fraction: float) -> None:
     with pytest.raises(TrainingError, match="above 0 and below 1"):

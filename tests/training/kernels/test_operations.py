@@ -51,7 +51,8 @@ def test_linear_backward(
 @pytest.mark.parametrize("activation", ACTIVATION_GRADIENTS)
 def test_activations(compiled: list[CompiledOperations], activation: str) -> None:
     """Values from the flat parts of each function to its steep ones, and values that are none."""
-    x = np.array([*np.linspace(-12.0, 12.0, 995), 0.0, -100.0, 100.0, -np.inf, np.inf, np.nan])
+    far = [100.0, 1e20, np.inf]
+    x = np.array([*np.linspace(-12.0, 12.0, 995), 0.0, *far, *np.negative(far), np.nan])
     x = x.astype(np.float32)[:, None]
     one, zero = np.ones((1, 1), dtype=np.float32), np.zeros(1, dtype=np.float32)
     with np.errstate(all="ignore"):
@@ -61,9 +62,41 @@ def test_activations(compiled: list[CompiledOperations], activation: str) -> Non
     if slope is None or expected_slope is None:
         assert slope is expected_slope
         return
-    finite = np.isfinite(x)
-    np.testing.assert_allclose(slope[finite], expected_slope[finite], rtol=2e-6, atol=2e-6)
-    assert np.isnan(slope[-1]) == np.isnan(expected_slope[-1])
+    np.testing.assert_allclose(slope, expected_slope, rtol=2e-6, atol=2e-6)
+
+
+@pytest.mark.parametrize("shape", [(5, 7, 3), (203, 801, 49)])
+def test_without_a_backward_pass_there_is_no_slope(
+    compiled: list[CompiledOperations], shape: tuple[int, int, int]
+) -> None:
+    """The bits are those with a slope; the sums of 801 steps are in the result's memory."""
+    rows, d_in, d_out = shape
+    arguments = (random(rows, d_in), random(d_in, d_out, seed=1), random(d_out, seed=2), "gelu_new")
+    for operations in (NUMPY, *compiled):
+        with_slope, slope = operations.linear(*arguments)
+        without, none = operations.linear(*arguments, needs_slope=False)
+        assert slope is not None
+        assert none is None
+        np.testing.assert_array_equal(without, with_slope)
+
+
+def test_a_residual_is_added_without_an_activation_only(
+    compiled: list[CompiledOperations],
+) -> None:
+    x = random(2, 3)
+    weight, bias = random(3, 3), random(3)
+    for operations in (NUMPY, compiled[0]):
+        with pytest.raises(AssertionError, match="to no activation, not to gelu_new"):
+            operations.linear(x, weight, bias, "gelu_new", x)
+
+
+def test_sequences_fit_the_positions(compiled: list[CompiledOperations]) -> None:
+    """A longer sequence is refused before an address beyond the arrays is computed."""
+    token_ids, tokens = np.zeros((2, 5), np.int64), random(7, 4)
+    with pytest.raises(IndexError, match="sequences have 5 tokens, but there are 4 positions"):
+        compiled[0].embed(token_ids, tokens, random(4, 4))
+    with pytest.raises(IndexError, match="there are 3 positions"):
+        compiled[0].embed_backward(random(10, 4), token_ids, tokens, random(3, 4))
 
 
 @pytest.mark.parametrize("shape", [(1, 5, 3), (37, 33, 65), (500, 20, 3001)])

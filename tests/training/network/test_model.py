@@ -1,5 +1,7 @@
 """The training forward pass: the same function as the server's, with the right gradients."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -119,10 +121,26 @@ def test_groups_of_sequences_add_up_to_the_batch(
         np.testing.assert_allclose(gradients[1:], [gradients[0]] * 2, atol=1e-12)
 
 
+def test_evaluation_computes_no_slope() -> None:
+    class Recording(NumpyOperations):
+        def linear(self, *arguments: Any, **options: Any) -> tuple[np.ndarray, np.ndarray | None]:
+            out, slope = super().linear(*arguments, **options)
+            slopes.append(slope is not None)
+            return out, slope
+
+    config = small_config(layers=1)
+    parameters = random_parameters(config)
+    batch = random_tokens(config, 2, 8)
+    for scale, expected in ((None, [False] * 4), (1.0, [False, False, True, False])):
+        slopes: list[bool] = []
+        batch_loss(Recording(), config, parameters, *batch, scale=scale)
+        assert slopes == expected
+
+
 def test_initial_weights_are_those_of_gpt2() -> None:
     config = small_config(vocab=300, d_model=96, layers=8, d_ff=384)
     parameters = Parameters(expected_shapes(config))
-    initialize(parameters, config, "learned", seed=0)
+    initialize(parameters, config, seed=0)
     arrays = parameters.arrays()
     assert arrays["wte.weight"].std() == pytest.approx(INITIAL_STD, rel=0.05)
     assert arrays["h.3.mlp.c_fc.weight"].std() == pytest.approx(INITIAL_STD, rel=0.05)
@@ -141,9 +159,9 @@ def test_sinusoidal_positions_are_constant_and_those_of_the_paper() -> None:
     scale = table[0, 1]  # cos(0)
     assert table[7, 2] == pytest.approx(scale * np.sin(7 / 10000 ** (2 / 8)))
     assert table[7, 3] == pytest.approx(scale * np.cos(7 / 10000 ** (2 / 8)))
-    config = small_config()
-    parameters = Parameters(expected_shapes(config), constant=frozenset({"wpe.weight"}))
-    initialize(parameters, config, "sinusoidal", seed=0)
+    config = small_config(positions="sinusoidal")
+    parameters = Parameters(expected_shapes(config), constant_positions=True)
+    initialize(parameters, config, seed=0)
     inputs, targets = random_tokens(config, 2, 5)
     tape = Tape(OPERATIONS)
     loss_sum(tape, config, parameters, inputs, targets)

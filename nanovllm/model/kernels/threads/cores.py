@@ -15,6 +15,8 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
+from nanovllm.model.control_groups import control_groups
+
 
 def cpu_name() -> str:
     """Return the name of the processor, such as "AMD Ryzen 7 5800X 8-Core Processor"."""
@@ -64,22 +66,10 @@ def _siblings(cpu: int, root: Path) -> str:
 
 def _quotas(root: Path) -> list[float]:
     """Return the CPUs' worth of time that each cgroup of this process allows."""
-    try:
-        lines = (root / "proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return []
-    quotas = []
-    for line in lines:
-        if line.count(":") < 2:
-            continue
-        number, controllers, group = line.split(":", 2)
-        is_version_2 = number == "0" and not controllers
-        if not is_version_2 and "cpu" not in controllers.split(","):
-            continue
-        folder = root / "sys/fs/cgroup" / ("" if is_version_2 else "cpu")
-        for name in ("", *group.strip("/").split("/")):
-            folder /= name
-            quotas.append(_quota_version_2(folder) if is_version_2 else _quota_version_1(folder))
+    quotas = (
+        _quota_version_2(folder) if version == 2 else _quota_version_1(folder)
+        for folder, version in control_groups("cpu", root)
+    )
     return [quota for quota in quotas if quota is not None]
 
 

@@ -3,7 +3,8 @@
     linear             C = [addend +] z
     an activation f    C = f'(z), out = f(z)    where z has the addend too
 
-The backward pass needs f'(z) and not z. Both functions share an exp, which LLVM computes once.
+The backward pass needs f'(z) and not z. Both functions share an exp, which LLVM computes once. If C
+and out are one array, f(z) remains.
 """
 
 from collections.abc import Callable
@@ -48,10 +49,13 @@ def make_epilogue(target: KernelTarget) -> Any:
             ) -> None:
                 total, addend = (load(v.element(p, i)) for p in (row_sums_ptr, row_addend_ptr))
                 value = v.builder.select(is_sum, v.add(addend, total), total)
-                if number != LINEAR:
-                    store(ACTIVATIONS[KINDS[number]](v, value), v.element(row_out_ptr, i))
-                    value = ACTIVATION_GRADIENTS[KINDS[number]](v, value)
-                store(value, v.element(row_c_ptr, i))
+                row_c_element = v.element(row_c_ptr, i)
+                if number == LINEAR:
+                    store(value, row_c_element)
+                else:
+                    activated = ACTIVATIONS[KINDS[number]](v, value)
+                    store(ACTIVATION_GRADIENTS[KINDS[number]](v, value), row_c_element)
+                    store(activated, v.element(row_out_ptr, i))
 
             def finish_element(i: Value, _: list[Value]) -> list[Value]:
                 finish(i, lambda base: v.splat(v.load_scalar(base)), partial(_store_first, v))

@@ -1,0 +1,68 @@
+"""Reload the API keys and the TLS certificate while the server runs.
+
+Everything is read and checked before anything changes: after an error the old keys and the old
+certificate stay in use. Requests and connections in progress are not affected.
+"""
+
+import argparse
+import os
+import ssl
+from collections.abc import Callable
+
+import uvicorn
+from uvicorn.config import create_ssl_context
+
+from nanovllm.cli.security_options import check_certificate, read_api_keys
+from nanovllm.server.control import ServerControl
+
+
+def credential_reloader(
+    parsed: argparse.Namespace, http: uvicorn.Config, control: ServerControl
+) -> Callable[[], str]:
+    """Return a function that reads the files of the options again and returns what it has read.
+
+    It is blocking, may be called on any thread, and raises ValueError or OSError if a file is not
+    valid.
+    """
+
+    def reload() -> str:
+        keys, done = None, []
+        if parsed.api_key_file is not None:
+            keys = read_api_keys(parsed.api_key, parsed.api_key_file, os.environ)
+            done.append("the API key" if len(keys) == 1 else f"{len(keys)} API keys")
+        if http.ssl is not None:
+            check_certificate(parsed.ssl_certfile, parsed.ssl_keyfile)
+            _replace_certificate(http.ssl, _new_context(http))
+            done.append("the TLS certificate")
+        if keys is not None:
+            control.api_keys.replace(keys)
+        return " and ".join(done)
+
+    return reload
+
+
+def _new_context(http: uvicorn.Config) -> ssl.SSLContext:
+    """Return a context with the settings of the server and the current files."""
+    return create_ssl_context(
+        http.ssl_certfile or "",
+        http.ssl_keyfile,
+        http.ssl_keyfile_password,
+        http.ssl_version,
+        http.ssl_cert_reqs,
+        http.ssl_ca_certs,
+        http.ssl_ciphers,
+    )
+
+
+def _replace_certificate(listening: ssl.SSLContext, new: ssl.SSLContext) -> None:
+    """Let the handshakes of a listening socket use another context.
+
+    Loading files into the listening context would leave it without a key if they do not match.
+    """
+
+    def choose(
+        connection: ssl.SSLSocket | ssl.SSLObject, server_name: str, context: ssl.SSLContext
+    ) -> None:
+        connection.context = new
+
+    listening.sni_callback = choose

@@ -1,0 +1,174 @@
+"""Check a configuration of Ray Serve before it is deployed. Neither Ray nor weights are loaded.
+
+    python -m nanovllm.deploy.check examples/ray/two-replicas.yaml
+
+The file is a config file of `serve run`, or a RayService manifest of Kubernetes. The command prints
+what will run and returns 0, or what is wrong and returns 2. `ray_serve.build` makes the same checks
+of its application, but Ray surrounds their errors with tracebacks.
+"""
+
+import argparse
+import io
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import redirect_stderr
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from nanovllm.cli.argument_types import positive_number, print_message
+from nanovllm.cli.main import build_parser
+from nanovllm.cli.options import engine_config, load_chat_template, served_names
+from nanovllm.cli.serve import server_settings
+from nanovllm.config import format_bytes
+from nanovllm.deploy.settings import AppSettings, ModelSettings, read_settings
+from nanovllm.engine.engine import Engine
+from nanovllm.engine.memory import RESERVE_BYTES, weights_bytes
+from nanovllm.errors import NanovllmError
+from nanovllm.hub import resolve_model
+from nanovllm.model.config import GPT2Config
+from nanovllm.model.kernels.threads.cores import usable_cpus
+from nanovllm.model.memory_limit import MemoryLimit, memory_limit
+
+BUILDER = "nanovllm.deploy.ray_serve:build"
+"""`import_path` of the applications that are checked."""
+_NAME = "python -m nanovllm.deploy.check"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Check the file of the command line; return 2 if anything in it is wrong."""
+    parser = argparse.ArgumentParser(
+        prog=_NAME, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("file", type=Path, help="config file of Ray Serve, or RayService manifest")
+    parser.add_argument(
+        "--cpus",
+        type=positive_number,
+        help="CPUs of the cluster; without it the replicas must fit this machine, its memory too",
+    )
+    parsed = parser.parse_args(arguments)
+    try:
+        for line in check_file(parsed.file, parsed.cpus):
+            print(line)
+    except (ValueError, NanovllmError) as error:
+        print_message(f"{parsed.file}: {error}", _NAME)
+        return 2
+    return 0
+
+
+def check_file(path: Path, cpus: float | None = None) -> Iterator[str]:
+    """Yield a line for each application and model of a file; raises ValueError or NanovllmError.
+
+    Args:
+        path: the file.
+        cpus: CPUs of the cluster; None if it is this machine.
+    """
+    needed = 0.0
+    for name, args in _applications(path):
+        try:
+            settings = read_settings(args)
+        except ValidationError as error:
+            problems = "".join(
+                f"\n  {'.'.join(map(str, problem['loc']))}: {problem['msg']}"
+                for problem in error.errors()
+            )
+            raise ValueError(f"args of the application {name!r} are not valid:{problems}") from None
+        available = usable_cpus() if cpus is None else cpus
+        settings.check_cpus(available - needed)
+        needed += settings.cpus
+        limit = memory_limit() if cpus is None and not settings.can_grow else None
+        lines = check_models(settings, limit)
+        of_all = ", added on demand" if settings.can_grow else f" of {available:g}"
+        yield f"application {name!r}: {settings.cpus:g} CPUs{of_all}"
+        for model, line in zip(settings.models, lines, strict=True):
+            yield f"  {model.model}: {line}"
+
+
+def check_models(settings: AppSettings, limit: MemoryLimit | None) -> list[str]:
+    """Raise the errors that a replica would end with, where they need no weights.
+
+    Args:
+        settings: the application.
+        limit: of the memory that all replicas share; None if they are on several machines.
+
+    Returns:
+        What each model runs.
+    """
+    names: set[str] = set()
+    lines = []
+    total_bytes = 0
+    for model in settings.models:
+        parsed = parse_arguments(model.arguments())
+        config = engine_config(parsed)
+        server_settings(parsed)
+        folder = resolve_model(model.model)
+        Engine.check(folder, config)
+        load_chat_template(folder, parsed)
+        for name in served_names(parsed):
+            if name in names:
+                raise ValueError(
+                    f"two models have the name {name!r}; give one of them another `name`"
+                )
+            names.add(name)
+        weights = weights_bytes(config, GPT2Config.load(folder))
+        cache = 0 if config.num_blocks is not None else config.kv_cache_bytes
+        total_bytes += model.most_replicas * (weights + cache + RESERVE_BYTES)
+        lines.append(
+            f"{_replicas(model)} of {model.cpus:g} CPUs, {format_bytes(weights)} of weights, "
+            f"KV cache of up to {format_bytes(cache)}, routing {model.routing}"
+        )
+    if limit is not None and total_bytes > limit.num_bytes:
+        raise ValueError(
+            f"the replicas need {format_bytes(total_bytes)} of memory together, but {limit.name} "
+            f"is {format_bytes(limit.num_bytes)}; lower replicas or their kv-cache-memory, or "
+            "give the CPUs of a cluster of several machines by --cpus"
+        )
+    return lines
+
+
+def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
+    """Parse the arguments of `nanovllm serve`; raises ValueError instead of ending the process."""
+    message = io.StringIO()
+    try:
+        with redirect_stderr(message):
+            return build_parser().parse_args(list(arguments))
+    except SystemExit:
+        reason = message.getvalue().rpartition("error: ")[2].strip()
+        raise ValueError(f"an option of {arguments[1]} is not valid: {reason}") from None
+
+
+def _replicas(model: ModelSettings) -> str:
+    most = f" to {model.most_replicas}" if model.is_autoscaled else ""
+    return f"{model.replicas}{most} replica{'s' if model.most_replicas > 1 else ''}"
+
+
+def _applications(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield name and args of each application of `BUILDER` in a file; raises ValueError."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if isinstance(content, dict) and content.get("kind") == "RayService":
+            content = yaml.safe_load(content["spec"]["serveConfigV2"])
+    except OSError as error:
+        raise ValueError(f"the file cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"the file is not YAML: {error}") from None
+    except (KeyError, TypeError):
+        raise ValueError("the manifest has no spec.serveConfigV2") from None
+    applications = content.get("applications") if isinstance(content, dict) else None
+    if not isinstance(applications, list) or not all(isinstance(one, dict) for one in applications):
+        raise ValueError("the file has no list of `applications`")
+    ours = [one for one in applications if one.get("import_path") == BUILDER]
+    if not ours:
+        raise ValueError(f"no application has the import_path {BUILDER}")
+    for application in ours:
+        args = application.get("args")
+        name = str(application.get("name", "default"))
+        if not isinstance(args, dict):
+            raise ValueError(f"the application {name!r} has no `args`, which list its models")
+        yield name, args
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,131 @@
+"""How an engine fits the memory of its process, planned before the first request.
+
+    used            by the process when the model is loaded: interpreter, libraries, weights
+    working memory  activations, logits and scratch of the largest step
+    reserve         child processes, requests, slack of the allocator
+    KV cache        as configured, or what is left
+    log-probabilities of unwritten responses, on a server
+
+The cache becomes resident when it is first written to. Without a plan, a process whose cache is too
+large for its container starts, and is killed by the kernel after some hundred prompts.
+"""
+
+import logging
+import sys
+from dataclasses import dataclass
+
+from nanovllm.config import EngineConfig, format_bytes
+from nanovllm.model.backend import Backend
+from nanovllm.model.config import GPT2Config
+from nanovllm.model.memory_limit import MemoryLimit
+
+logger = logging.getLogger(__name__)
+
+RESERVE_BYTES = 64 << 20
+"""Memory of a small model's child processes (grammars, chat templates, inspection), and of requests
+without their log-probabilities. Library code, which the kernel can drop, counts as used."""
+_LOGPROBS_PART = 4  # the cache leaves a quarter of the rest to log-probabilities
+_WEIGHT_BYTES = {"float32": 4, "bfloat16": 2, "int8": 1, "auto": 2}
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """The parts of the memory below a limit.
+
+    Attributes:
+        limit: None where the system tells none.
+        other_bytes: used, working memory and reserve.
+        num_blocks: blocks of the KV cache.
+        cache_bytes: their memory.
+    """
+
+    limit: MemoryLimit | None
+    other_bytes: int
+    num_blocks: int
+    cache_bytes: int
+
+    @property
+    def free_bytes(self) -> int | None:
+        """Bytes for log-probabilities; None without a limit."""
+        if self.limit is None:
+            return None
+        return self.limit.num_bytes - self.other_bytes - self.cache_bytes
+
+
+def weights_bytes(config: EngineConfig, model: GPT2Config) -> int:
+    """Return the memory of the weights."""
+    return _WEIGHT_BYTES[config.quantization or config.dtype] * model.num_parameters
+
+
+def check_sizes(config: EngineConfig, model: GPT2Config, limit: MemoryLimit | None) -> None:
+    """Raise ValueError if the weights, or they and a KV cache of a set size, exceed the limit.
+
+    This needs no weights. `plan_memory` checks the rest.
+    """
+    if limit is None:
+        return
+    needed = weights_bytes(config, model)
+    remedy = "raise it, set a narrower dtype or quantization, or choose a smaller model"
+    kind = config.quantization or config.dtype
+    text = f"the weights need {format_bytes(needed)} in {'bfloat16' if kind == 'auto' else kind}"
+    is_cache_set = not config.has_default_cache and config.num_blocks is None
+    if needed <= limit.free_bytes and is_cache_set:
+        needed += config.kv_cache_bytes
+        remedy = "lower kv_cache_memory, or raise the limit"
+        text += f" and the KV cache {format_bytes(config.kv_cache_bytes)}"
+    if needed > limit.free_bytes:
+        raise ValueError(
+            f"{text}, but {limit.name} is {format_bytes(limit.num_bytes)}, of which "
+            f"{format_bytes(limit.used_bytes)} are used; {remedy}"
+        )
+
+
+def plan_memory(
+    config: EngineConfig, backend: Backend, max_model_len: int, limit: MemoryLimit | None
+) -> MemoryPlan:
+    """Return the plan of an engine whose weights are loaded.
+
+    A cache of the default size shrinks to what is left, at least that of a single request of
+    `max_model_len` tokens. Raises ValueError if this or a chosen size does not fit.
+    """
+    block_bytes = backend.block_bytes(config.block_size)
+    num_blocks = config.num_blocks or config.kv_cache_bytes // block_bytes
+    if num_blocks == 0:
+        raise ValueError(
+            f"kv_cache_memory is {config.kv_cache_bytes} bytes, less than one block of "
+            f"{config.block_size} tokens ({block_bytes} bytes); raise it or lower block_size"
+        )
+    working_bytes = backend.working_bytes(
+        config.max_num_batched_tokens, config.max_num_seqs, config.block_size
+    )
+    other_bytes = working_bytes + RESERVE_BYTES + (0 if limit is None else limit.used_bytes)
+    if limit is None:
+        return MemoryPlan(None, other_bytes, num_blocks, num_blocks * block_bytes)
+    room_bytes = limit.num_bytes - other_bytes
+    is_default = config.has_default_cache
+    wanted = needed = num_blocks
+    if is_default:
+        num_blocks = min(wanted, (room_bytes - room_bytes // _LOGPROBS_PART) // block_bytes)
+        needed = min(wanted, -(-max_model_len // config.block_size))
+    cache_bytes = num_blocks * block_bytes
+    text = (
+        f"{limit.name} is {format_bytes(limit.num_bytes)}, of which model and process need "
+        f"{format_bytes(other_bytes)}"
+    )
+    if "numba" in sys.modules:  # only a start that compiles imports it
+        text += " (the next start less, because it need not compile the kernels again)"
+    if num_blocks < needed or cache_bytes > room_bytes:
+        what = "one request" if is_default else "the KV cache"
+        raise ValueError(
+            f"{text} and {what} {format_bytes(needed * block_bytes)}; raise the limit, or lower "
+            f"{'max_model_len' if is_default else 'kv_cache_memory'}, max_num_batched_tokens or "
+            "the precision (dtype, quantization)"
+        )
+    if num_blocks < wanted:
+        logger.warning(
+            "the KV cache has %s instead of %s, because %s",
+            format_bytes(cache_bytes),
+            format_bytes(wanted * block_bytes),
+            text,
+        )
+    return MemoryPlan(limit, other_bytes, num_blocks, cache_bytes)
