@@ -152,6 +152,8 @@ def test_a_stored_response_is_what_the_document_says(
             response = guarded.http.request(method, f"/v1/responses/{created.json()['id']}")
             assert response.status_code == status
             contract.check(method, STORED, response)
+    refused = guarded.http.options(f"/v1/responses/{created.json()['id']}")
+    assert (refused.status_code, refused.headers["allow"]) == (405, "DELETE, GET, HEAD")
 
 
 def test_every_route_is_among_these(contract: Contract) -> None:

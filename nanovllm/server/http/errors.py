@@ -11,7 +11,7 @@ from fastapi import FastAPI, Request
 from pydantic import Field
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import Match, Route
 from typing_extensions import TypedDict
 
 from nanovllm.errors import (
@@ -99,6 +99,14 @@ def error_response(
     return Response(body, status, headers=dict(headers or {}), media_type="application/json")
 
 
+def _allowed_methods(app: FastAPI, request: Request) -> list[str]:
+    """Return the methods of all routes of a path; HEAD wherever GET is, see HeadMiddleware."""
+    routes = (route for route in app.routes if isinstance(route, Route))
+    found = [route for route in routes if route.matches(request.scope)[0] is not Match.NONE]
+    methods = {method for route in found for method in route.methods or ()}
+    return sorted({*methods, "HEAD"} if "GET" in methods else methods)
+
+
 def _unknown_path(app: FastAPI, path: str) -> str:
     """Return the message for an unknown path, with a suggestion such as the path under /v1."""
     known = [route.path for route in app.routes if isinstance(route, Route)]
@@ -164,8 +172,8 @@ def install(app: FastAPI) -> None:
         detail = _unknown_path(app, request.url.path) if error.status_code == 404 else error.detail
         message = f"{request.method} {shorten(request.url.path)}: {detail}"
         headers = dict(error.headers or {})
-        if headers.get("Allow") == "GET":
-            headers["Allow"] = "GET, HEAD"  # see HeadMiddleware
+        if error.status_code == 405:
+            headers["Allow"] = ", ".join(_allowed_methods(app, request))
         return error_response(error.status_code, message, headers=headers)
 
     async def on_error(request: Request, error: Exception) -> Response:

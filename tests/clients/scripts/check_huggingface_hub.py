@@ -47,6 +47,6 @@ def chats_without_a_model() -> None:
     client.chat_completion(MESSAGES, max_tokens=8)
 
 
-@refused("text_generation is the interface of TGI, not of OpenAI", naming="404")
+@refused("text_generation is the interface of TGI, not of OpenAI", naming="405")
 def text_generation() -> None:
     client.text_generation(PROMPT, max_new_tokens=8)
