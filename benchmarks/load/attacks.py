@@ -252,7 +252,7 @@ _ALL = [
         "ninety-bodies",
         "5",
         flood(payloads.long_bad_words, copies=90, rounds=3),
-        REFUSED | {CLOSED},
+        LOADED | {CLOSED},
         is_load=True,
         needs_idle_server=True,
     ),
