@@ -277,6 +277,14 @@ _ALL = [
     ),
     Attack("unwritable-metadata", "9", flood(payloads.unwritable_metadata, rounds=3), _WRONG),
     Attack(
+        "fair-share",
+        "",
+        flood(payloads.scored_prompts, copies=2, rounds=5),
+        LOADED,
+        is_load=True,
+        has_keys=True,
+    ),
+    Attack(
         "open-files",
         "7",
         hold_connections,

@@ -71,6 +71,8 @@ def load_server(parsed: argparse.Namespace) -> LoadedServer:
     """
     config = engine_config(parsed)
     settings = server_settings(parsed)
+    if parsed.scheduling_policy is None and len(settings.api_keys) > 1:
+        config = replace(config, scheduling_policy="fair")
     folder = resolve_model(parsed.model)
     Engine.check(folder, config)  # report errors before a port is opened
     template = load_chat_template(folder, parsed)

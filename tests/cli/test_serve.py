@@ -21,9 +21,10 @@ from openai import OpenAI
 
 from nanovllm.cli.main import build_parser, main
 from nanovllm.cli.options import engine_config
-from nanovllm.cli.serve import server_settings, shell_key, startup_message
+from nanovllm.cli.serve import load_server, server_settings, shell_key, startup_message
 from nanovllm.config import EngineConfig
 from nanovllm.engine.chat.template import ChatTemplate
+from nanovllm.engine.engine import Engine
 from nanovllm.errors import CheckpointError
 from nanovllm.server.app import ServerSettings
 from tests.support.certificates import make_certificate, needs_openssl
@@ -541,6 +542,25 @@ def test_priorities_count_only_where_a_flag_says_so() -> None:
         assert engine_config(parse(command)).scheduling_policy == "fcfs"
         allowed = parse([*command, "--scheduling-policy", "priority"])
         assert engine_config(allowed).scheduling_policy == "priority"
+
+
+@pytest.mark.parametrize(
+    ("flags", "policy"),
+    [
+        ((), "fcfs"),
+        (("--api-key", "a"), "fcfs"),
+        (("--api-key", "a", "--api-key", "b"), "fair"),
+        (("--api-key", "a", "--api-key", "b", "--scheduling-policy", "fcfs"), "fcfs"),
+        (("--scheduling-policy", "fair"), "fair"),
+    ],
+)
+def test_several_keys_get_equal_shares_unless_the_policy_is_set(
+    flags: tuple[str, ...], policy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configs = []
+    monkeypatch.setattr(Engine, "check", lambda folder, config: configs.append(config))
+    load_server(build_parser().parse_args(["serve", *flags]))
+    assert [config.scheduling_policy for config in configs] == [policy]
 
 
 @pytest.mark.parametrize(

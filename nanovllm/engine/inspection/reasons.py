@@ -72,7 +72,9 @@ def find_obstacle(scheduler: Scheduler, waiting: Sequence[Request], masks: MaskS
     return Obstacle(None, _WAITS_FOR_MASK, holds_back=False, num_admitted=len(ready))
 
 
-def waiting_reason(request: Request, position: int, obstacle: Obstacle, masks: MaskStates) -> str:
+def waiting_reason(
+    request: Request, position: int, obstacle: Obstacle, masks: MaskStates, *, num_later: int = 0
+) -> str:
     """Return why a waiting request waits.
 
     Args:
@@ -80,6 +82,8 @@ def waiting_reason(request: Request, position: int, obstacle: Obstacle, masks: M
         position: number of waiting requests before it that do not wait for a grammar.
         obstacle: what keeps the first of the queue from running.
         masks: the masks that are missing.
+        num_later: number of those requests that arrived later, but whose clients have received less
+            service.
     """
     if request.request_id in masks.blocked:
         return _WAITS_FOR_MASK
@@ -90,6 +94,9 @@ def waiting_reason(request: Request, position: int, obstacle: Obstacle, masks: M
     if request is first and not (obstacle.holds_back and position):
         return obstacle.reason + ("; it is the next" if obstacle.holds_back else "")
     ahead = f"{position} request is ahead" if position == 1 else f"{position} requests are ahead"
+    if num_later:
+        have = "client has" if num_later == 1 else "clients have"
+        ahead += f", {num_later} of them because the {have} received less"
     if obstacle.holds_back:
         return f"{obstacle.reason}; {ahead}"
     is_named = position == 1 or obstacle.num_admitted
@@ -118,6 +125,7 @@ def preemption_reason(preemption: Preemption) -> str:
             PreemptionCause.UNFILLED_BLOCK: (
                 f"it shared a block that {other} had not filled when that was preempted"
             ),
+            PreemptionCause.FAIR_SHARE: f"{other}, whose client has received less, took its place",
             PreemptionCause.LATE_MASK: "its grammar's mask was late, and other requests waited",
             PreemptionCause.NOT_FINITE: (
                 f"it shared blocks with {other}, whose output was not finite"
