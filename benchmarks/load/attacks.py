@@ -14,6 +14,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -25,6 +26,7 @@ from benchmarks.load.attack import (
     LOADED,
     NO_ANSWER,
     REFUSED,
+    SERVED,
     Attack,
     Prepare,
     Target,
@@ -236,12 +238,44 @@ _ALL = [
         _ENDED,
         signal_after_s=_SIGNAL_AFTER_S,
     ),
+    Attack(
+        "sigterm-bodies",
+        "4",
+        flood(payloads.many_token_ids, copies=24, rounds=1),
+        _ENDED | {"200", CLOSED},
+        is_load=True,
+        signal_after_s=_SIGNAL_AFTER_S,
+    ),
     Attack("deadlines", "4", flood(_multiples(999983), copies=8, rounds=3), deadline_s=3.0),
     Attack("bad-words", "5", flood(payloads.bad_words, copies=12, rounds=5), REFUSED),
+    Attack(
+        "ninety-bodies",
+        "5",
+        flood(payloads.long_bad_words, copies=90, rounds=3),
+        LOADED | {CLOSED},
+        is_load=True,
+        needs_idle_server=True,
+    ),
     Attack("truncated-prompts", "5", flood(payloads.truncated_prompts, copies=12, rounds=5)),
     Attack(
         "log-probabilities", "6", flood(payloads.log_probabilities, rounds=5), LOADED, is_load=True
     ),
+    Attack(
+        "many-token-ids",
+        "6",
+        flood(payloads.many_token_ids, rounds=5),
+        LOADED,
+        is_load=True,
+        needs_idle_server=True,
+    ),
+    Attack(
+        "inspector-queue",
+        "",
+        flood(payloads.neighbors, copies=16, rounds=5),
+        frozenset({"200", "429"}),
+        needs_idle_server=True,
+    ),
+    Attack("unwritable-metadata", "9", flood(payloads.unwritable_metadata, rounds=3), _WRONG),
     Attack(
         "fair-share",
         "",
@@ -298,6 +332,14 @@ _ALL = [
         flood(payloads.texts, rounds=2),
         REFUSED,
         prepare=_with_tokenizer(payloads.growing_tokenizer),
+        is_sent_ids=True,
+    ),
+    Attack(
+        "tokenizer-growth-30",
+        "13",
+        flood(payloads.growing_texts, copies=4, rounds=2),
+        SERVED,
+        prepare=_with_tokenizer(partial(payloads.growing_tokenizer, factor=30, steps=1)),
         is_sent_ids=True,
     ),
     Attack(

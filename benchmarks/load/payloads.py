@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from benchmarks.load.requests import COMPLETIONS, CONTEXT, VOCAB
-from benchmarks.load.wire import HOST_HEADER, head, post
+from benchmarks.load.wire import HOST_HEADER, get, head, post
 
 CHAT = "/v1/chat/completions"
 ATTACKER_KEY, BYSTANDER_KEY = "attacker", "bystander"
@@ -68,6 +68,35 @@ def ambiguous_grammar(number: int, *, n: int, rules: int = 300) -> bytes:
 def bad_words(number: int) -> bytes:
     """One forbidden text of megabytes, which the tokenizer must read."""
     return completion(max_tokens=1, bad_words=[f"{number}" + "a" * _LARGE_TEXT_CHARACTERS])
+
+
+def long_bad_words(number: int) -> bytes:
+    """One forbidden text that just fits a body."""
+    text = b"%d" % number + b"a" * _STRUCTURE_BYTES
+    return post(COMPLETIONS, b'{"prompt": "a", "max_tokens": 1, "bad_words": ["' + text + b'"]}')
+
+
+def many_token_ids(number: int) -> bytes:
+    """A thousand prompts of 510 tokens, all of which come back."""
+    ids = [(j * j + number) % VOCAB for j in range(CONTEXT - 2)]
+    prompts = b",".join([json.dumps(ids).encode()] * 1000)
+    fields = b'"max_tokens": 1, "return_token_ids": true'
+    return post(COMPLETIONS, b'{"prompt": [' + prompts + b"], " + fields + b"}")
+
+
+def neighbors(number: int) -> bytes:
+    """A request without a body to the worker of the inspector."""
+    return get(f"/v1/inspect/neighbors?token={number % VOCAB}&count=5")
+
+
+def unwritable_metadata(number: int) -> list[bytes]:
+    """What Python's JSON reader accepts and JSON does not have, in a field that is echoed."""
+    form = b'{"input": "a", "max_output_tokens": 1, "stream": %s, "metadata": {"a": %s}}'
+    return [
+        post("/v1/responses", form % (stream, value))
+        for stream in (b"false", b"true")
+        for value in (b"NaN", b"-Infinity", b"1e999", b'"\\ud800"', b'{"\\udc00": [1]}')
+    ]
 
 
 def truncated_prompts(number: int) -> bytes:
@@ -263,9 +292,14 @@ def hostile_tokenizer(original: str) -> str:
     return json.dumps(broken)
 
 
-def growing_tokenizer(original: str) -> str:
-    """The text of a tokenizer.json whose normalizer multiplies a text of two letters by 10^9."""
+def growing_tokenizer(original: str, *, factor: int = 2000, steps: int = 3) -> str:
+    """The text of a tokenizer.json whose normalizer multiplies a letter, by 8 * 10^9."""
     broken = json.loads(original)
-    step = {"type": "Replace", "pattern": {"String": "l"}, "content": "l" * 2000}
-    broken["normalizer"] = {"type": "Sequence", "normalizers": [step] * 3}
+    step = {"type": "Replace", "pattern": {"String": "l"}, "content": "l" * factor}
+    broken["normalizer"] = {"type": "Sequence", "normalizers": [step] * steps}
     return json.dumps(broken)
+
+
+def growing_texts(number: int) -> bytes:
+    """A text of the letters that `growing_tokenizer` multiplies."""
+    return completion(prompt=f"{number}" + "l" * 20_000, max_tokens=1, truncate_prompt_tokens=4)

@@ -35,6 +35,10 @@ REQUESTS: dict[str, Callable[[int], bytes | list[bytes]]] = {
     "urgent": payloads.urgent,
     "same_request_id": payloads.same_request_id,
     "texts": payloads.texts,
+    "growing texts": payloads.growing_texts,
+    "long bad words": payloads.long_bad_words,
+    "many token ids": payloads.many_token_ids,
+    "unwritable metadata": payloads.unwritable_metadata,
 }
 
 
@@ -59,8 +63,10 @@ def test_wrong_requests_are_http_with_bodies() -> None:
 
 def test_attacks_on_special_servers_are_not_mixed_into_other_loads() -> None:
     assert {"bad-words", "half-close"} <= set(FOR_ANY_SERVER)
-    special = {"none", "open-files", "special-tokens", "sigterm-masks", "left-with-a-byte"}
-    special |= {"fair-share"}
+    special = {
+        *("none", "open-files", "special-tokens", "sigterm-masks", "left-with-a-byte"),
+        *("sigterm-bodies", "ninety-bodies", "many-token-ids", "fair-share"),
+    }
     assert not special & set(FOR_ANY_SERVER)
 
 

@@ -93,6 +93,11 @@ class BlockManager:
         """Blocks in the prefix cache, held or free."""
         return self._cached.keys()
 
+    def writer(self, block: int) -> str | None:
+        """Return the name of the request that wrote a cached block; None if it is not cached."""
+        cached = self._cached.get(block)
+        return None if cached is None else cached.writer
+
     def blocks_for(self, tokens: int) -> int:
         """Return the number of blocks that `tokens` tokens need."""
         return -(-tokens // self.block_size)

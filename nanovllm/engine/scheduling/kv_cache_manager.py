@@ -191,11 +191,13 @@ class KVCacheManager:
     def _can_copy_last_block(self, source: Request) -> bool:
         """Return whether the last block of a prompt can be copied before this step.
 
-        It cannot if the source has found it in the prefix cache and this step still fills it.
+        It cannot if the source has found it in the prefix cache: this step may still fill it, and a
+        copy would not be found when the request that wrote the block fails.
         """
         position = source.num_prompt_tokens - 1  # a fork computes it again
         block = source.block_ids[position // self._block_size]
-        return self._filled_from.get(block, position) >= position
+        is_own = self.blocks.writer(block) in (None, source.writer)
+        return is_own and self._filled_from.get(block, position) >= position
 
     def _copy_on_write(self, request: Request) -> None:
         """Replace the shared block of a request's next token by a new block, and plan the copy."""

@@ -103,6 +103,12 @@ REQUESTS = st.lists(
     seqs=3,
     extra_tokens=1,
 )
+@example(  # a fork copies a block that its source has found, and whose writer fails
+    plans=[(0, 1, 1, 0, 1, None, 0)] * 3 + [(0, 3, 3, 1, 3, 1, 0), (0, 3, 3, 1, 2, 1, 1)],
+    blocks=11,
+    seqs=4,
+    extra_tokens=0,
+)
 def test_random_failures(
     plans: list[tuple[int, ...]], blocks: int, seqs: int, extra_tokens: int
 ) -> None:
