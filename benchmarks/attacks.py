@@ -22,6 +22,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.load import payloads
 from benchmarks.load.attack import Attack
 from benchmarks.load.attacks import ATTACKS
 from benchmarks.load.bystanders import LOST, OK, OTHER_BITS, REFUSED, Bystanders
@@ -92,6 +93,8 @@ def parse_flags(arguments: Sequence[str] | None) -> argparse.Namespace:
             1000.0,
             "longest pause of the stream beside fair, but many requests",
         ),
+        ("--max-fair-pause-ms", 500.0, "the same with equal shares, beside another client's"),
+        ("--max-fair-start-ms", 2000.0, "longest wait for the stream's first token beside them"),
         ("--max-health-ms", 100.0, "longest wait for /health"),
         ("--max-growth-mib", 1024.0, "growth of memory during an attack"),
         ("--max-left-mib", 256.0, "growth of memory that stays after an attack"),
@@ -144,6 +147,8 @@ def attack_one(attack: Attack, parsed: argparse.Namespace) -> dict[str, Any]:
     """Start a server, attack it and stop it; return the figures of a row."""
     with tempfile.TemporaryDirectory() as folder:
         extra = attack.prepare(Path(folder)) if attack.prepare is not None else []
+        keys = (payloads.ATTACKER_KEY, payloads.BYSTANDER_KEY) if attack.has_keys else ()
+        extra += [f"--api-key={key}" for key in keys]
         flags = [*extra, *_FLAGS, "--num-threads", str(parsed.threads)]
         limits = {}
         if parsed.memory_limit != "0":
@@ -161,7 +166,8 @@ def attack_one(attack: Attack, parsed: argparse.Namespace) -> dict[str, Any]:
 async def _attack(
     attack: Attack, server: ServerProcess, parsed: argparse.Namespace
 ) -> dict[str, Any]:
-    bystanders = Bystanders(server.port, server.pid, attack.is_sent_ids, attack.deadline_s)
+    key = payloads.BYSTANDER_KEY if attack.has_keys else None
+    bystanders = Bystanders(server.port, server.pid, attack.is_sent_ids, attack.deadline_s, key)
     await bystanders.start()
     await asyncio.sleep(_WARM_UP_S)
     before_bytes, log_bytes, cpu_before_s = (
@@ -253,10 +259,14 @@ def faults(row: dict[str, Any], attack: Attack, parsed: argparse.Namespace) -> l
         return [] if attack.prepare is not None else ["the server did not start"]
     fates = row["bystanders"]
     stream = ("gap_ms", "max_load_pause_ms") if attack.is_load else ("stream_ms", "max_pause_ms")
+    if attack.has_keys:
+        stream = ("gap_ms", "max_fair_pause_ms")
     pauses = [stream, ("health_ms", "max_health_ms")]
     is_fair = attack.deadline_s is None and not attack.is_load
     if is_fair:
         pauses.append(("completion_ms", "max_pause_ms"))
+    if attack.has_keys:
+        pauses += [("stream_ms", "max_fair_start_ms"), ("completion_ms", "max_fair_start_ms")]
     growth = (("peak_mib", "max_growth_mib"), ("after_mib", "max_left_mib"))
     own_ms = row["own_delay_ms"]
     waits = [

@@ -28,7 +28,7 @@ from playwright.sync_api import Browser, Page, ViewportSize, sync_playwright
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "docs" / "images"
-VIEWS = ("playground", "engine", "attention", "lens", "embeddings")
+VIEWS = ("playground", "chat", "engine", "attention", "lens", "embeddings")
 SIZES = {"": (1280, 900), "-narrow": (390, 844)}
 SCHEMES: dict[str, Literal["light", "dark"]] = {"": "light", "-dark": "dark"}
 ANIMATION_SIZE, ANIMATION_WIDTH = (1120, 780), 840
@@ -40,6 +40,7 @@ _PROMPTS = (
     "The old man looked at the sea and",
     "In the morning the children",
 )
+_MESSAGES = ("What did the old sailor see?", "And where did he go?")
 _START_TIMEOUT_S, _ACTION_TIMEOUT_MS, _REQUEST_TIMEOUT_S = 120.0, 60_000, 120.0
 _NUM_CLIENTS = 14
 _COLORS = 255
@@ -89,14 +90,31 @@ def take_view(browser: Browser, url: str, view: str, folder: Path) -> Iterator[P
 
 
 def _prepare_playground(page: Page) -> None:
-    page.locator("[name=seed]").fill("3")
-    page.locator("[name=temperature]").fill("0.7")
-    page.locator("[name=max_tokens]").fill("48")
+    _fill_settings(page, seed="3", temperature="0.6", max_tokens="48")
     _generate(page)
     token = page.locator(".choice .token").nth(6)
-    token.evaluate("element => scrollTo(0, element.getBoundingClientRect().top - 420)")
     token.hover()
     page.locator("#tooltip").wait_for()
+
+
+def _prepare_chat(page: Page) -> None:
+    _fill_settings(page, seed="3", temperature="0.6", max_tokens="48")
+    for number, message in enumerate(_MESSAGES):
+        page.locator("[name=message]").fill(message)
+        page.keyboard.press("Enter")
+        page.locator(".chat-turn.assistant:not(.running)").nth(number).wait_for()
+
+
+def _fill_settings(page: Page, **values: str) -> None:
+    """Fill in settings, whose card is folded in a narrow window."""
+    summary = page.locator("[role=tabpanel]:visible .settings-summary")
+    is_folded = not page.locator("[role=tabpanel]:visible [name=seed]").is_visible()
+    if is_folded:
+        summary.click()
+    for name, value in values.items():
+        page.locator(f"[role=tabpanel]:visible [name={name}]").fill(value)
+    if is_folded:
+        summary.click()
 
 
 def _generate(page: Page) -> None:
@@ -128,6 +146,7 @@ def _prepare_embeddings(page: Page) -> None:
 
 _PREPARE: dict[str, Callable[[Page], None]] = {
     "playground": _prepare_playground,
+    "chat": _prepare_chat,
     "engine": _prepare_engine,
     "attention": _prepare_inspection,
     "lens": _prepare_inspection,
@@ -161,9 +180,7 @@ def record_playground(recording: Recording, url: str) -> None:
     page = recording.page
     page.set_default_timeout(_ACTION_TIMEOUT_MS)
     page.goto(url)
-    page.locator("[name=seed]").fill("3")
-    page.locator("[name=temperature]").fill("0.7")
-    page.locator("[name=max_tokens]").fill("40")
+    _fill_settings(page, seed="3", temperature="0.6", max_tokens="40")
     recording.take()
     page.get_by_role("button", name="Generate", exact=True).click()
     recording.take_for(2.5)

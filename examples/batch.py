@@ -5,11 +5,16 @@ Run: python examples/batch.py
 
 from nanovllm import LLM, SamplingParams
 
-PROMPTS = ["She smiled and said", "The old man", "It was a dark night", "In the garden"]
+PROMPTS = [
+    "She smiled and said",
+    "The old man looked at her and",
+    '"My dear," said',
+    "It was a dark and stormy night",
+]
 
 
 def main() -> None:
-    params = SamplingParams(temperature=0.7, top_p=0.9, max_tokens=40, seed=7)
+    params = SamplingParams(temperature=0.7, top_p=0.9, max_tokens=40, seed=99)
     with LLM("tiny-books") as llm:
         for output in llm.generate(PROMPTS, params):
             answer = output.outputs[0]

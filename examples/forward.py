@@ -1,7 +1,11 @@
 """Run the forward pass of nanovllm/model/gpt2.py, hand-written in NumPy, and print the next token.
 
+An observer receives every intermediate; this one prints how a head reads the prompt.
+
 Run: python examples/forward.py
 """
+
+import numpy as np
 
 from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.hub import resolve_model
@@ -12,6 +16,7 @@ from nanovllm.model.config import GPT2Config
 from nanovllm.model.kv_cache import KVCache
 
 PROMPT = "He opened the"
+LAYER, HEAD = 1, 3
 
 
 def main() -> None:
@@ -20,7 +25,17 @@ def main() -> None:
     weights = load_weights(folder, config)
     cache = KVCache.allocate(config, blocks=1, block_size=config.max_positions)
     batch = ForwardBatch.single(tokenizer.encode(PROMPT))  # one sequence, in block 0 of the cache
-    hidden = gpt2.forward(config, weights, batch, cache)  # [1, d_model]: the last token's
+    texts = [tokenizer.decode([token]) for token in tokenizer.encode(PROMPT)]
+
+    def observe(name: str, layer: int | None, array: np.ndarray) -> None:
+        """Print the scores and the weights of the last token in one head."""
+        if name in ("attention_scores", "attention_weights") and layer == LAYER:
+            row = array[HEAD, -1]  # of [heads, queries, keys]
+            pairs = zip(texts, row, strict=True)
+            print(f"{name}: " + ", ".join(f"{text!r} {value:.2f}" for text, value in pairs))
+
+    # [1, d_model]: the last token's
+    hidden = gpt2.forward(config, weights, batch, cache, observe)
     scores = gpt2.logits(weights, hidden)  # [1, vocab]
     print(PROMPT + tokenizer.decode([int(scores[0].argmax())]))
 

@@ -1,9 +1,9 @@
-"""Search texts by meaning: embed them, and rank them by cosine similarity to the query.
+"""Search passages by meaning: embed them, and rank them by cosine similarity to the query.
 
-The embeddings of a language model find texts of similar wording. A model trained for embeddings
-ranks better.
+The bundled model knows the books it was trained on, so it tells their topics apart. A model trained
+for embeddings ranks other texts better.
 
-Run: python examples/search.py "a ship in the storm"
+Run: python examples/search.py "the sailors hunted in the ocean"
 """
 
 import sys
@@ -13,11 +13,10 @@ import numpy as np
 from nanovllm import LLM
 
 TEXTS = [
-    "The ship was driven by the wind upon the rocks.",
-    "The king sat upon his throne and spoke to his people.",
-    "She walked in the garden among the roses.",
-    "The horses ran across the field.",
-    "The sailors saw the great waves of the sea.",
+    "The whale rose beside the boat, and the captain called for his harpoon.",
+    "Elizabeth and her sister talked of the ball, and of the gentlemen who had danced.",
+    "Holmes examined the footprints, and told me who had murdered the man.",
+    "The Count lay in his coffin, with blood upon his lips.",
 ]
 
 
@@ -25,13 +24,13 @@ def main(query: str) -> None:
     with LLM("tiny-books") as llm:
         outputs = llm.embed([query, *TEXTS], pooling="mean")
     vectors = np.array([output.outputs.embedding for output in outputs], dtype=np.float32)
-    # Without their common mean, the vectors are easier to tell apart.
-    centered = vectors - vectors.mean(axis=0)
-    centered /= np.linalg.norm(centered, axis=1, keepdims=True)
-    cosines = centered[1:] @ centered[0]
+    # Without the texts' common mean, the vectors are easier to tell apart.
+    vectors -= vectors[1:].mean(axis=0)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    cosines = vectors[1:] @ vectors[0]
     for index in np.argsort(-cosines):
         print(f"{cosines[index]:+.3f}  {TEXTS[index]}")
 
 
 if __name__ == "__main__":
-    main(" ".join(sys.argv[1:]) or "A boat was lost in the storm at sea.")
+    main(" ".join(sys.argv[1:]) or "The crime was solved.")

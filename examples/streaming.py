@@ -7,7 +7,7 @@ import asyncio
 
 from nanovllm import LLM, AsyncLLM, SamplingParams
 
-PARAMS = SamplingParams(temperature=0.7, top_p=0.9, max_tokens=40, seed=7)
+PARAMS = SamplingParams(temperature=0.7, top_p=0.9, max_tokens=40, seed=10)
 
 
 def stream_in_a_loop() -> None:

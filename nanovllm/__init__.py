@@ -24,7 +24,8 @@ sampling_params     settings of a request
 structured_outputs  constraints on an output
 prompts             the forms of a prompt
 outputs             what requests return
-vllm_settings       advice for arguments that vLLM's LLM has
+vllm_settings       errors for unknown settings, with advice for those that vLLM has
+suggestions         near names for misspelled ones
 errors              the public exceptions
 progress            progress bars
 stop_signal         stopping at Ctrl-C

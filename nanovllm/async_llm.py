@@ -29,6 +29,7 @@ class RequestOptions(TypedDict, total=False):
 
     priority: int
     cache_salt: str
+    client: str
     timeout_s: float | None
 
 
@@ -128,6 +129,8 @@ class AsyncLLM:
             request_id: part of the id in outputs, which is unique.
             options: `priority`: lower is served first; only with scheduling_policy="priority".
                 `cache_salt`: prefixes are shared in the cache among requests of one salt.
+                `client`: identity of who sent it, text; clients share the engine with
+                scheduling_policy="fair".
                 `timeout_s`: longest time that the answer may take, in seconds.
 
         Raises:
@@ -175,6 +178,7 @@ class AsyncLLM:
         *,
         priority: int = 0,
         cache_salt: str = "",
+        client: str = "",
         timeout_s: float | None = None,
     ) -> RequestHandle:
         """Queue a request, once the model is loaded."""
@@ -188,6 +192,7 @@ class AsyncLLM:
             request_id=request_id or "request",
             priority=priority,
             cache_salt=cache_salt,
+            client=client,
         )
         deadline = None if timeout_s is None else Deadline.after(timeout_s)
         return self._engine.generate(self._engine.prepare(request), deadline=deadline)

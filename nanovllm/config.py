@@ -8,7 +8,7 @@ BackendName: TypeAlias = Literal["numba", "numpy"]
 DType: TypeAlias = Literal["float32", "bfloat16", "auto"]
 Quantization: TypeAlias = Literal["int8"]
 KVCacheDType: TypeAlias = Literal["auto", "float32", "bfloat16", "int8"]
-SchedulingPolicy: TypeAlias = Literal["fcfs", "priority"]
+SchedulingPolicy: TypeAlias = Literal["fcfs", "priority", "fair"]
 Precision: TypeAlias = Literal["float32", "bfloat16", "int8"]
 
 BACKENDS: tuple[BackendName, ...] = get_args(BackendName)
@@ -20,7 +20,8 @@ PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 """Types of the weights, by dtype or by quantization."""
 
 BUNDLED_MODEL = "tiny-books"
-BUNDLED_MODELS = (BUNDLED_MODEL, "tiny-books-draft")
+DRAFT_MODEL = "tiny-books-draft"
+BUNDLED_MODELS = (BUNDLED_MODEL, DRAFT_MODEL)
 """The default model, and a smaller one with its tokenizer, for speculative decoding."""
 
 _AUTO_CACHE_BYTES = 1 << 30
@@ -91,7 +92,8 @@ class EngineConfig:
         seed: seed of the requests that have none; None for a new one in each process.
         max_logprobs: maximum number of log-probabilities per position that a request may have.
         scheduling_policy: "fcfs" orders requests by arrival, "priority" by priority and arrival.
-            Any client may choose its priority.
+            Any client may choose its priority. "fair" gives clients that need more than they get
+            equal shares.
     """
 
     dtype: DType = "float32"

@@ -6,8 +6,10 @@ from typing import Any, Literal, TypeAlias, get_args
 
 from nanovllm.errors import InvalidRequestError, listed
 from nanovllm.structured_outputs import StructuredOutputs
+from nanovllm.vllm_settings import suggests_fields
 
 GREEDY_TEMPERATURE = 1e-5  # below this, logits / temperature may overflow float32
+MAX_TEMPERATURE = 2.0  # as OpenAI: above it, text is noise
 MAX_BEST_OF = 20  # as OpenAI: most of the choices are discarded
 MAX_STOP_STRINGS = 16
 MAX_STOP_CHARACTERS = 1000  # per stop string
@@ -23,6 +25,7 @@ MAX_REPETITION_PENALTY = 100.0
 TruncationSide: TypeAlias = Literal["left", "right"]
 
 
+@suggests_fields
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
     """Settings of one request; raises InvalidRequestError naming the value and the limit.
@@ -150,7 +153,7 @@ class SamplingParams:
             if getattr(self, name) is not None:
                 _check_int(name, getattr(self, name), low, high)
         real = {
-            "temperature": (0.0, 100.0),
+            "temperature": (0.0, MAX_TEMPERATURE),
             "top_p": (0.0, 1.0),
             "min_p": (0.0, 1.0),
             "repetition_penalty": (MIN_REPETITION_PENALTY, MAX_REPETITION_PENALTY),

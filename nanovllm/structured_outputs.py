@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nanovllm.errors import InvalidRequestError
+from nanovllm.vllm_settings import suggests_fields
 
 MAX_GRAMMAR_BYTES = 1 << 16
 MAX_CHOICES = 1024
@@ -13,6 +14,7 @@ MAX_SCHEMA_DEPTH = 128  # the limit of llguidance's JSON parser
 _PARAM = "structured_outputs"
 
 
+@suggests_fields
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StructuredOutputs:
     """The format of an output; exactly one of the first five attributes is set.

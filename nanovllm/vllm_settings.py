@@ -1,12 +1,15 @@
-"""Error messages for unknown arguments of `LLM`, with the alternative to vLLM's."""
+"""Error messages for unknown settings, with the alternative to vLLM's."""
 
-import difflib
 import inspect
 from collections.abc import Callable, Collection
+from dataclasses import fields
 from functools import wraps
-from typing import ParamSpec
+from typing import Any, ParamSpec, TypeVar
+
+from nanovllm.suggestions import suggest
 
 P = ParamSpec("P")
+T = TypeVar("T")
 
 _LEAVE_OUT = "nanovllm runs on the CPU, in one process; leave it out"
 _INSTEAD = {
@@ -34,9 +37,9 @@ _INSTEAD = {
 
 def unknown_setting_error(caller: str, name: str, known: Collection[str]) -> TypeError:
     """Return the error for an unknown argument `name` of `caller`, which takes `known`."""
-    close = difflib.get_close_matches(name, known, n=1)
+    near = suggest(name, known)
     advice = _INSTEAD.get(name) or (
-        f"did you mean {close[0]!r}?" if close else f"it takes {', '.join(known)}"
+        f"did you mean {near!r}?" if near else f"it takes {', '.join(known)}"
     )
     return TypeError(f"{caller}() got an unexpected keyword argument {name!r}: {advice}")
 
@@ -68,3 +71,25 @@ def takes_settings(settings: type) -> Callable[[Callable[P, None]], Callable[P, 
         return checked
 
     return wrap
+
+
+def suggests_fields(cls: type[T]) -> type[T]:
+    """Give a dataclass a TypeError with advice for a keyword argument that is none of its fields.
+
+    Nothing is added to the time of a valid call.
+    """
+    init = cls.__init__
+    known = [field.name for field in fields(cls)]  # type: ignore[arg-type]  # a dataclass
+
+    @wraps(init)
+    def checked(self: T, *args: Any, **settings: Any) -> None:
+        try:
+            init(self, *args, **settings)
+        except TypeError:
+            for name in settings:
+                if name not in known:
+                    raise unknown_setting_error(cls.__name__, name, known) from None
+            raise
+
+    setattr(cls, "__init__", checked)  # noqa: B010 - mypy refuses an assignment
+    return cls

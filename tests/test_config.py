@@ -124,10 +124,10 @@ def test_what_is_no_seed_and_no_number_of_log_probabilities(name: str, value: ob
         make(**{name: value})
 
 
-def test_the_scheduling_policy_is_one_of_two() -> None:
+def test_the_scheduling_policy_is_one_of_three() -> None:
     assert make().scheduling_policy == "fcfs"
     assert make(scheduling_policy="priority").scheduling_policy == "priority"
-    with pytest.raises(ValueError, match=r"scheduling_policy is 'lifo' .* fcfs, priority"):
+    with pytest.raises(ValueError, match=r"scheduling_policy is 'lifo' .* fcfs, priority, fair"):
         make(scheduling_policy="lifo")
 
 

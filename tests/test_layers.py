@@ -218,8 +218,8 @@ def test_shape_annotations_are_checked() -> None:
     from beartype.roar import BeartypeCallHintViolation
     from jaxtyping import TypeCheckError
 
-    from nanovllm.model.attention import attention_weights
+    from nanovllm.model.attention import attention_scores
 
     queries, keys = np.ones((2, 3, 8), dtype=np.float32), np.ones((2, 4, 8), dtype=np.float32)
     with pytest.raises((TypeCheckError, BeartypeCallHintViolation)):
-        attention_weights(queries, keys, 1.0)
+        attention_scores(queries, keys, 1.0)

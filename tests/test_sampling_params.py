@@ -35,7 +35,7 @@ WHOLE: dict[str, tuple[int, int | None]] = {
     "truncate_prompt_tokens": (-1, MAX_PROMPT_TOKENS),
 }
 REAL = {
-    "temperature": (0.0, 100.0),
+    "temperature": (0.0, 2.0),
     "top_p": (math.nextafter(0, 1), 1.0),
     "min_p": (0.0, 1.0),
     "repetition_penalty": (MIN_REPETITION_PENALTY, 100.0),

@@ -61,6 +61,8 @@ class Attack:
         is_load: its requests are fair but many: bystanders wait for their turn, and may be refused.
         is_sent_ids: bystanders send token ids, because the model cannot tokenize text.
         max_open_files: the server's limit on open files.
+        has_keys: the server has two API keys, so that bystanders are another client than the
+            attacker, and what they wait for has the limits of equal shares.
         deadline_s: `x-request-timeout-s` of bystanders.
         signal_after_s: delay of SIGTERM after the start of the attack.
         forbidden_in_log: texts that the server's log must not contain.
@@ -75,6 +77,7 @@ class Attack:
     prepare: Prepare | None = None
     is_load: bool = False
     is_sent_ids: bool = False
+    has_keys: bool = False
     max_open_files: int | None = None
     deadline_s: float | None = None
     signal_after_s: float | None = None
@@ -85,7 +88,8 @@ class Attack:
     def fits_any_server(self) -> bool:
         """Return whether it can run beside the load of a shared server."""
         special: tuple[Any, ...] = (self.prepare, self.max_open_files, self.signal_after_s)
-        return all(value is None for value in special) and not self.needs_idle_server
+        needs_own = self.needs_idle_server or self.has_keys
+        return all(value is None for value in special) and not needs_own
 
 
 async def ask(target: Target, request: bytes, *, leave_after_s: float | None = None) -> str:

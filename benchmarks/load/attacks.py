@@ -243,6 +243,14 @@ _ALL = [
         "log-probabilities", "6", flood(payloads.log_probabilities, rounds=5), LOADED, is_load=True
     ),
     Attack(
+        "fair-share",
+        "",
+        flood(payloads.scored_prompts, copies=2, rounds=5),
+        LOADED,
+        is_load=True,
+        has_keys=True,
+    ),
+    Attack(
         "open-files",
         "7",
         hold_connections,

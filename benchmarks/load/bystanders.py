@@ -149,6 +149,7 @@ class Bystanders:
     pid: int
     is_sent_ids: bool = False
     deadline_s: float | None = None
+    api_key: str | None = None
     stream: Stopwatch = field(default_factory=Stopwatch)
     gaps: Stopwatch = field(default_factory=Stopwatch)
     health: Stopwatch = field(default_factory=Stopwatch)
@@ -162,7 +163,7 @@ class Bystanders:
         """Run the seeded request alone, then start all clients."""
         known = self._known()
         async with aclosing(Session(self.port)) as session:
-            answer = await session.ask(_keep_alive(known), Stopwatch())
+            answer = await session.ask(self._keep_alive(known), Stopwatch())
         expected = essence(known, must_be_whole(answer).body, streamed=False)
         running = (
             self._watch_own_delay(),
@@ -212,7 +213,7 @@ class Bystanders:
     async def _complete(self) -> None:
         headers = {} if self.deadline_s is None else {"x-request-timeout-s": f"{self.deadline_s:g}"}
         body = {"prompt": self._prompt(), "max_tokens": 1}
-        request = _keep_alive(Ask("one", COMPLETIONS, body), headers)
+        request = self._keep_alive(Ask("one", COMPLETIONS, body), headers)
         async with aclosing(Session(self.port)) as session:
             while True:
                 await self._ask(session, request, self.completion)
@@ -220,7 +221,7 @@ class Bystanders:
 
     async def _stream(self) -> None:
         body = {"prompt": self._prompt(), "max_tokens": 450, "ignore_eos": True, "stream": True}
-        request = _keep_alive(Ask("stream", COMPLETIONS, body))
+        request = self._keep_alive(Ask("stream", COMPLETIONS, body))
         async with aclosing(Session(self.port)) as session:
             while True:
                 answer = await self._ask(session, request, self.stream, self.gaps)
@@ -230,7 +231,7 @@ class Bystanders:
     async def _ask_known(self, known: Ask, expected: Mapping[str, Any]) -> None:
         async with aclosing(Session(self.port)) as session:
             while True:
-                answer = await self._ask(session, _keep_alive(known), Stopwatch())
+                answer = await self._ask(session, self._keep_alive(known), Stopwatch())
                 if answer is not None and answer.status == 200:
                     actual = essence(known, answer.body, streamed=False)
                     self.fates[OTHER_BITS] += actual != expected
@@ -255,6 +256,11 @@ class Bystanders:
         if fate == REFUSED:
             await asyncio.sleep(_RETRY_INTERVAL_S)
         return answer
+
+    def _keep_alive(self, ask: Ask, headers: Mapping[str, str] | None = None) -> bytes:
+        body = json.dumps(ask.body).encode()
+        key = {} if self.api_key is None else {"authorization": f"Bearer {self.api_key}"}
+        return post(ask.path, body, **{"connection": "keep-alive", **key, **(headers or {})})
 
     async def _watch_own_delay(self) -> None:
         while True:
@@ -281,11 +287,6 @@ def _fate(answer: Answer) -> str:
     if answer.status == 200:
         return OK
     return REFUSED if answer.status in (429, 503) else f"status {answer.status}"
-
-
-def _keep_alive(ask: Ask, headers: Mapping[str, str] | None = None) -> bytes:
-    body = json.dumps(ask.body).encode()
-    return post(ask.path, body, **{"connection": "keep-alive", **(headers or {})})
 
 
 async def _watch_until_told(port: int, pid: int) -> dict[str, Any]:

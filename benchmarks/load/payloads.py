@@ -13,6 +13,7 @@ from benchmarks.load.requests import COMPLETIONS, CONTEXT, VOCAB
 from benchmarks.load.wire import HOST_HEADER, head, post
 
 CHAT = "/v1/chat/completions"
+ATTACKER_KEY, BYSTANDER_KEY = "attacker", "bystander"
 CHAINED_RULES = 4500
 _LARGE_TEXT_CHARACTERS = 4_100_000
 _STRUCTURE_BYTES = 3_900_000
@@ -80,6 +81,13 @@ def log_probabilities(number: int, *, prompts: int = 384) -> bytes:
     """Log-probabilities of every position of many prompts: a small request, a huge answer."""
     ids = [[(i * 7 + j + number) % VOCAB for j in range(CONTEXT - 1)] for i in range(prompts)]
     return completion(prompt=ids, max_tokens=1, echo=True, logprobs=20, prompt_logprobs=20)
+
+
+def scored_prompts(number: int, *, prompts: int = 200, length: int = 500) -> bytes:
+    """Log-probabilities of many prompts, with the attacker's key: 100,000 tokens to compute."""
+    ids = [[(i * 7 + j + number) % VOCAB for j in range(length)] for i in range(prompts)]
+    body = {"prompt": ids, "max_tokens": 1, "echo": True, "logprobs": 20}
+    return post(COMPLETIONS, body, authorization=f"Bearer {ATTACKER_KEY}")
 
 
 def wrong_requests(number: int) -> list[bytes]:

@@ -8,6 +8,9 @@ short backlog, and logs at most one line a minute.
 
 import asyncio
 import contextlib
+import errno
+import os
+import socket
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -18,6 +21,38 @@ from nanovllm.server.http.protocol import RareWarning
 BACKLOG = 128
 _MAX_OPEN_FILES = 65_536
 _OTHER_FILES = 32  # opened later: threads, worker processes, the log
+
+
+def bind(host: str, port: int) -> list[socket.socket]:
+    """Return sockets that are bound to each address of a host; raises OSError with the remedy.
+
+    This precedes the model, so that a port in use is an error before any work. A name such as
+    localhost may have an address of a protocol that this machine lacks, which is left out.
+    """
+    sockets: list[socket.socket] = []
+    reason: OSError | None = None
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        for family, _, _, _, address in dict.fromkeys(found):
+            try:
+                sockets.append(socket.create_server(address, family=family))
+            except OSError as error:
+                reason = error
+                if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                    raise
+        if sockets:
+            return sockets
+    except OSError as error:
+        reason = error
+    for one in sockets:
+        one.close()
+    assert reason is not None
+    remedy = "choose an address of this machine by --host, or another port by --port"
+    if reason.errno == errno.EADDRINUSE:
+        remedy = "stop the process that listens there, or choose another by --port"
+    is_unknown_host = isinstance(reason, socket.gaierror)
+    text = reason.strerror if is_unknown_host else os.strerror(reason.errno or 0)
+    raise OSError(f"cannot listen on {host} port {port}: {str(text).lower()}; {remedy}") from reason
 
 
 def raise_open_files_limit() -> int | None:

@@ -1,11 +1,10 @@
 """The `nanovllm` command: its parser, error messages and exit codes."""
 
 import os
-import signal
 import sys
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+
+from nanovllm.cli.interrupts import ended_by_interrupts
 
 TYPE_CHECKING = False  # see nanovllm/__init__.py
 if TYPE_CHECKING:
@@ -14,7 +13,7 @@ if TYPE_CHECKING:
 
 def build_parser() -> "argparse.ArgumentParser":
     """Build the command line's parser; parsed arguments carry the command as `run`."""
-    # Imported here, under `_quiet_interrupts`.
+    # Imported here, under `ended_by_interrupts`.
     from nanovllm import __version__  # noqa: PLC0415
     from nanovllm.cli import download  # noqa: PLC0415
     from nanovllm.cli.parsers import (  # noqa: PLC0415
@@ -68,7 +67,7 @@ def build_parser() -> "argparse.ArgumentParser":
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; an error is a message without traceback."""
-    with _quiet_interrupts():
+    with ended_by_interrupts():
         from nanovllm.cli.argument_types import print_message  # noqa: PLC0415
         from nanovllm.errors import NanovllmError  # noqa: PLC0415
 
@@ -94,23 +93,6 @@ def _expand(arguments: list[str]) -> list[str]:
     if arguments[0] == "help":
         return [*arguments[1:], "--help"]
     return ["--version"] if arguments == ["version"] else arguments
-
-
-@contextmanager
-def _quiet_interrupts() -> Iterator[None]:
-    """Let Ctrl-C end the process at once while modules are imported.
-
-    It would otherwise print the traceback of an import.
-    """
-    is_main = threading.current_thread() is threading.main_thread()
-    if not is_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        yield
-        return
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 if __name__ == "__main__":

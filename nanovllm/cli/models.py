@@ -7,7 +7,7 @@ from datetime import datetime
 from pathlib import Path
 
 from nanovllm.cli.table import print_table
-from nanovllm.config import format_bytes
+from nanovllm.config import DRAFT_MODEL, format_bytes
 from nanovllm.engine.chat.template import ChatTemplate
 from nanovllm.errors import CheckpointError, ModelNotFoundError, printable
 from nanovllm.hub import read_model_info, resolve_model
@@ -29,7 +29,7 @@ def run_list(parsed: argparse.Namespace) -> int:
     rows += [
         (
             printable(item.name),
-            item.kind,
+            "bundled draft" if item.name == DRAFT_MODEL else item.kind,
             format_bytes(item.size_bytes),
             _date(item.modified_s),
             str(item.folder),

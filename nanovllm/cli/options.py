@@ -97,6 +97,10 @@ _ENGINE_OPTIONS: dict[str, tuple[Callable[[str], Any], str]] = {
 }  # fmt: skip
 
 
+_POLICY_HELP = (
+    "order of requests: by arrival, by priority, or equal shares of the clients (default: fair for "
+    "a server with several API keys, else fcfs)"
+)
 _ENGINE_CHOICES: dict[str, tuple[tuple[str, ...], str]] = {
     "backend": (BACKENDS, "implementation of the forward pass; numpy is the readable one"),
     "dtype": (DTYPES, "type of the weights in memory"),
@@ -105,10 +109,7 @@ _ENGINE_CHOICES: dict[str, tuple[tuple[str, ...], str]] = {
         KV_CACHE_DTYPES,
         "type of the KV cache; auto is float32 for float32 weights, else bfloat16",
     ),
-    "scheduling_policy": (
-        SCHEDULING_POLICIES,
-        "order of requests: by arrival, or by priority and then arrival",
-    ),
+    "scheduling_policy": (SCHEDULING_POLICIES, _POLICY_HELP),
 }
 
 
@@ -123,6 +124,7 @@ def _add_engine_option(group: "argparse._ArgumentGroup", name: str) -> None:
     (default,) = (field.default for field in fields(EngineConfig) if field.name == name)
     if name in _ENGINE_CHOICES:
         choices, text = _ENGINE_CHOICES[name]
+        default = None if name == "scheduling_policy" else default
         group.add_argument(_option(name), choices=choices, default=default, help=text)
     else:
         kind, text = _ENGINE_OPTIONS[name]
@@ -158,9 +160,10 @@ def add_engine_options(
 
 
 def engine_config(parsed: argparse.Namespace) -> EngineConfig:
-    """Return the settings of `add_engine_options`."""
+    """Return the settings of `add_engine_options`; those that are None have their defaults."""
     names = {field.name for field in fields(EngineConfig)}
-    return EngineConfig(**{name: value for name, value in vars(parsed).items() if name in names})
+    given = {name: value for name, value in vars(parsed).items() if value is not None}
+    return EngineConfig(**{name: value for name, value in given.items() if name in names})
 
 
 _SAMPLING_OPTIONS: dict[str, tuple[Callable[[str], Any], str]] = {

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any, Protocol, TextIO
 
 from nanovllm.cli.environment import HISTORY_VARIABLE
-from nanovllm.cli.parsers.parser import suggestion
 from nanovllm.errors import InvalidRequestError
 from nanovllm.model.kernels.build.object_cache import user_cache_folder
 from nanovllm.sampling_params import SamplingParams
+from nanovllm.suggestions import suggest
 
 _HISTORY_LINES = 1000
 _SETTABLE = (
@@ -97,7 +97,7 @@ class Repl:
             self._writer.clear()
         else:
             setting = name[1:].replace("-", "_")
-            near = suggestion(name, _COMMANDS)
+            near = suggest(name, _COMMANDS)
             hint = f"did you mean {near}?" if near else "/help lists the commands"
             if setting in _SETTABLE:
                 hint = f"did you mean {' '.join(('/set', setting, rest)).strip()}?"
@@ -110,8 +110,8 @@ class Repl:
             return
         name = words[0].replace("-", "_")
         if name not in _SETTABLE:
-            near = suggestion(name.replace("_", "-"), [one.replace("_", "-") for one in _SETTABLE])
-            hint = f"; did you mean {near.replace('-', '_')}?" if near else "; /set shows them"
+            near = suggest(name, _SETTABLE)
+            hint = f"; did you mean {near}?" if near else "; /set shows them"
             print(f"there is no setting {words[0]}{hint}", file=sys.stderr)
             return
         if len(words) == 1:

@@ -19,6 +19,7 @@ from nanovllm.cli.environment import API_KEY_VARIABLE
 from nanovllm.server.http.auth import host_name, is_address
 
 MAX_API_KEYS = 1000  # each request is compared with all
+_MAX_SECRET_BYTES = 1 << 20
 _ORIGIN = re.compile(
     r"[a-z][a-z0-9+.-]*://[a-z0-9._-]+(:[0-9]+)?|[a-z][a-z0-9+.-]*://\[[0-9a-f:]+\](:[0-9]+)?"
 )
@@ -79,7 +80,10 @@ def _keys_in_file(path: Path) -> list[str]:
 
 
 def check_secret_file(flag: str, path: Path) -> None:
-    """Raise ValueError unless a path is a regular file that only its owner can write."""
+    """Raise ValueError unless a path is a regular file that not everybody can write.
+
+    It may have up to _MAX_SECRET_BYTES. A folder is left to the error of reading it.
+    """
     status = path.stat()
     if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
         raise ValueError(
@@ -89,6 +93,11 @@ def check_secret_file(flag: str, path: Path) -> None:
         raise ValueError(
             f"{flag} {path} can be written by everybody on this machine; "
             f"run: chmod o-w {shlex.quote(str(path))}"
+        )
+    if stat.S_ISREG(status.st_mode) and status.st_size > _MAX_SECRET_BYTES:
+        raise ValueError(
+            f"{flag} {path} has {status.st_size:,} bytes, the limit is {_MAX_SECRET_BYTES:,}; "
+            "give a file with one key on each line"
         )
 
 

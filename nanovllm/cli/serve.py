@@ -3,7 +3,6 @@
 import argparse
 import asyncio
 import contextlib
-import errno
 import json
 import logging
 import math
@@ -23,6 +22,7 @@ from starlette.types import ASGIApp
 from nanovllm.cli.argument_types import print_message
 from nanovllm.cli.environment import API_KEY_VARIABLE
 from nanovllm.cli.listening import (
+    bind,
     connection_limits,
     limit_accept_errors,
     listening_options,
@@ -38,7 +38,7 @@ from nanovllm.cli.security_options import (
     read_hosts,
     read_origins,
 )
-from nanovllm.cli.service_manager import has_terminal, notify
+from nanovllm.cli.service_manager import Terminal, notify
 from nanovllm.config import format_bytes, parse_bytes
 from nanovllm.engine.async_engine import AsyncEngine, EngineState
 from nanovllm.engine.engine import Engine
@@ -81,6 +81,8 @@ def load_server(parsed: argparse.Namespace) -> LoadedServer:
     """
     config = engine_config(parsed)
     settings = server_settings(parsed)
+    if parsed.scheduling_policy is None and len(settings.api_keys) > 1:
+        config = replace(config, scheduling_policy="fair")
     folder = resolve_model(parsed.model)
     Engine.check(folder, config)  # report errors before a port is opened
     template = load_chat_template(folder, parsed)
@@ -129,6 +131,7 @@ def run(parsed: argparse.Namespace) -> int:
         )
     if warning := numa_warning():
         print_message(warning)
+    sockets = bind(parsed.host, parsed.port)
     server = _Server(
         http,
         engine,
@@ -140,7 +143,7 @@ def run(parsed: argparse.Namespace) -> int:
     )
     hint_key = shell_key(parsed, len(settings.api_keys))
     output = sys.stderr if settings.log_requests else sys.stdout
-    code = asyncio.run(_serve(server, engine, name, hint_key, output))
+    code = asyncio.run(_serve(server, sockets, engine, name, hint_key, output))
     if loaded.work.is_busy or engine.has_thread:
         _end_process(code)
     return code
@@ -177,6 +180,7 @@ def server_settings(parsed: argparse.Namespace) -> ServerSettings:
         else parsed.request_timeout_s,
         stalled_client_s=parsed.stalled_client_s,
         keep_alive_s=parsed.keep_alive_s,
+        has_response_store=parsed.response_store,
         log_requests=parsed.log_requests,
         log_prompts=parsed.log_prompts,
         has_inspector=parsed.inspector,
@@ -216,13 +220,15 @@ class _Server(uvicorn.Server):
         self._drain_delay_s = drain_delay_s
         self._shutdown_timeout_s = shutdown_timeout_s
         self._hangup = asyncio.Event()
-        self._has_terminal = False
+        self._terminal = Terminal()
+        self._ignores_hangup = False
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         limit_accept_errors(self._loop)
         tls = {"ssl_handshake_timeout": self._handshake_timeout_s} if self.config.is_ssl else {}
         with listening_options(**tls):
             await super().startup(sockets)
+        _logger.info("Listening on %s, loading the model", self.address)
         self.listening.set()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -252,8 +258,7 @@ class _Server(uvicorn.Server):
         while True:
             await self._hangup.wait()
             self._hangup.clear()
-            if self._has_terminal and not has_terminal():
-                self._has_terminal = False
+            if self._terminal.was_closed() and not self._ignores_hangup:
                 _logger.warning("The terminal was closed")
                 self.handle_exit(signal.SIGHUP, None)
                 continue
@@ -295,8 +300,7 @@ class _Server(uvicorn.Server):
         handlers: dict[int, Any] = dict.fromkeys((signal.SIGINT, signal.SIGTERM), self.handle_exit)
         if hasattr(signal, "SIGHUP"):  # Windows has none
             # Under nohup, which ignores the signal, the server outlives its terminal.
-            is_ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
-            self._has_terminal = has_terminal() and not is_ignored
+            self._ignores_hangup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
             handlers[signal.SIGHUP] = self._handle_hangup
         previous = {number: signal.signal(number, handlers[number]) for number in handlers}
         reloading = self._loop.create_task(self._reload_on_hangup())
@@ -318,16 +322,23 @@ class _Server(uvicorn.Server):
 
 
 async def _serve(
-    server: _Server, engine: AsyncEngine, name: str, key: str | None, output: TextIO
+    server: _Server,
+    sockets: list[socket.socket],
+    engine: AsyncEngine,
+    name: str,
+    key: str | None,
+    output: TextIO,
 ) -> int:
-    serving = asyncio.create_task(_listen(server))
+    serving = asyncio.create_task(server.serve(sockets))
     ready = asyncio.create_task(engine.wait_until_ready())
     listening = asyncio.create_task(server.listening.wait())
     await asyncio.wait({serving, ready}, return_when=asyncio.FIRST_COMPLETED)
     await asyncio.wait({serving, listening}, return_when=asyncio.FIRST_COMPLETED)
     if engine.state is EngineState.READY and server.started and not server.should_exit:
+        summary = describe(engine.engine, name)
         hint = startup_message(server.address, name, engine.engine.max_model_len, key)
-        print(f"{describe(engine.engine, name)}\n\n{hint}\n", file=output, flush=True)
+        with contextlib.suppress(OSError):  # the terminal was closed
+            print(f"{summary}\n\n{hint}\n", file=output, flush=True)
         notify("READY=1")
     elif engine.state is EngineState.FAILED:
         print_message(f"the model cannot be loaded: {engine.failure}")
@@ -335,22 +346,8 @@ async def _serve(
     for task in (ready, listening):
         task.cancel()
     await asyncio.gather(ready, listening, return_exceptions=True)
-    code = await serving
-    return 1 if engine.failure is not None else code
-
-
-async def _listen(server: _Server) -> int:
-    try:
-        await server.serve()
-    except SystemExit as end:  # raised by uvicorn if it cannot bind
-        config, reason = server.config, end.__context__
-        remedy = "choose an address of this machine by --host, or another port by --port"
-        if isinstance(reason, OSError) and reason.errno == errno.EADDRINUSE:
-            remedy = "stop the process that listens there, or choose another by --port"
-        detail = f": {reason.strerror or reason}" if isinstance(reason, OSError) else ""
-        print_message(f"cannot listen on {config.host} port {config.port}{detail}; {remedy}")
-        return 1
-    return 0 if server.started else 1
+    await serving
+    return 1 if engine.failure is not None or not server.started else 0
 
 
 def describe(engine: Engine, name: str) -> str:

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import socket
+import sys
 
 
 def notify(state: str) -> None:
@@ -16,8 +17,27 @@ def notify(state: str) -> None:
         messages.sendto(state.encode(), address)
 
 
-def has_terminal() -> bool:
-    """Return whether this process has a controlling terminal that is still open."""
+class Terminal:
+    """The controlling terminal of this process, if it has one."""
+
+    def __init__(self) -> None:
+        self._is_open = _has_terminal()
+        streams = (sys.stdout, sys.stderr)
+        self._streams = [stream for stream in streams if stream is not None and stream.isatty()]
+
+    def was_closed(self) -> bool:
+        """Return once whether the terminal was closed; output to it is discarded from then on."""
+        if not self._is_open or _has_terminal():
+            return False
+        self._is_open = False
+        null = os.open(os.devnull, os.O_WRONLY)
+        for stream in self._streams:
+            os.dup2(null, stream.fileno())
+        os.close(null)
+        return True
+
+
+def _has_terminal() -> bool:
     try:
         os.close(os.open("/dev/tty", os.O_RDWR))
     except OSError:

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from nanovllm.cli.interrupts import ended_by_interrupts
 from nanovllm.errors import InvalidRequestError
 from nanovllm.hub import resolve_model
 from nanovllm.inspection import html_file, pictures, responses
@@ -110,7 +111,8 @@ def _project(
 ) -> Projection:
     if method != "tsne":
         return project(model, method, limit, extra_ids=marked)
-    with _elapsed_time(f"t-SNE of {min(limit, model.config.vocab):,} tokens"):
+    shown = f"t-SNE of {min(limit, model.config.vocab):,} tokens"
+    with ended_by_interrupts(), _elapsed_time(shown):
         return project(model, method, limit, extra_ids=marked)
 
 

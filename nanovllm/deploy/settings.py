@@ -106,6 +106,8 @@ class ModelSettings(_Settings):
         arguments = ["serve", self.model, "--num-threads", str(self.num_threads)]
         if "inspector" not in self.options:
             arguments.append("--no-inspector")  # each request would show another replica
+        if "response_store" not in self.options:
+            arguments.append("--no-response-store")  # the next request may go to another replica
         if self.name is not None:
             arguments += ["--served-model-name", self.name]
         for name, values in self.options.items():

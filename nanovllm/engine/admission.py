@@ -2,7 +2,7 @@
 
 The room for all prompts of a request is reserved before any of them is queued. Each prompt releases
 its reservation once, for whatever reason it ends. One thread checks and reserves without yielding
-in between, so no burst exceeds a limit.
+in between, so no burst exceeds a limit. Each limit is shared between clients as shares.py says.
 """
 
 import math
@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from nanovllm.engine.metrics import AdmissionStats
+from nanovllm.engine.shares import SHARE, Shares
 from nanovllm.errors import InvalidRequestError, QueueFullError
 
 MAX_QUEUED_REQUESTS = 1024
@@ -33,13 +34,14 @@ def check_choices(count: int, limit: int) -> None:
 
 
 class Reservation:
-    """A reservation of `choices` choices and `tokens` tokens, until it is released."""
+    """A client's reservation of `choices` choices and `tokens` tokens, until it is released."""
 
-    __slots__ = ("_admission", "choices", "tokens")
+    __slots__ = ("_admission", "choices", "client", "tokens")
 
-    def __init__(self, admission: "Admission", choices: int, tokens: int) -> None:
+    def __init__(self, admission: "Admission", client: str, choices: int, tokens: int) -> None:
         """Create a reservation; only `Admission.reserve` calls this."""
         self._admission: Admission | None = admission
+        self.client = client
         self.choices = choices
         self.tokens = tokens
 
@@ -61,15 +63,33 @@ class Admission:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Start with nothing reserved. `max_tokens` None means no limit; it may be set later."""
+        self._choices = Shares(max_choices)
+        self._tokens = Shares(max_tokens)
         self.max_choices = max_choices
-        self.max_tokens = max_tokens
-        self.choices = 0
-        self.tokens = 0
         self._refused = {"requests": 0, "tokens": 0}
         self._clock = clock
         self._busy_since_s = clock()
         # (time, choices, tokens): each entry is the sum of the releases within one second.
         self._released: deque[tuple[float, int, int]] = deque()
+
+    @property
+    def max_tokens(self) -> int | None:
+        """Limit of tokens; None for no limit."""
+        return self._tokens.limit
+
+    @max_tokens.setter
+    def max_tokens(self, limit: int) -> None:
+        self._tokens.limit = limit
+
+    @property
+    def choices(self) -> int:
+        """Reserved choices of all clients."""
+        return self._choices.total
+
+    @property
+    def tokens(self) -> int:
+        """Reserved tokens of all clients."""
+        return self._tokens.total
 
     def stats(self) -> AdmissionStats:
         """Return the reserved amounts, the limits and the numbers of refusals."""
@@ -77,8 +97,8 @@ class Admission:
             self.choices, self.tokens, self.max_choices, self.max_tokens, dict(self._refused)
         )
 
-    def check(self, choices: int, tokens: int = 0) -> None:
-        """Check whether `choices` and `tokens` can be reserved now.
+    def check(self, choices: int, tokens: int = 0, *, client: str = "") -> None:
+        """Check whether `client` can reserve `choices` and `tokens` now.
 
         Raises:
             InvalidRequestError: they exceed a limit by themselves.
@@ -91,36 +111,41 @@ class Admission:
                 f"choices together, the limit is {self.max_tokens}; lower max_tokens, n or "
                 "best_of, or send fewer prompts at once"
             )
-        if self.choices + choices > self.max_choices:
+        missing_choices = self._choices.missing(client, choices)
+        missing_tokens = self._tokens.missing(client, tokens)
+        if not missing_choices and not missing_tokens:
+            return
+        if missing_choices:
             reason = (
-                f"{self.choices} requests are unfinished and {choices} more would pass the limit "
-                f"of {self.max_choices} (max_queued_requests)"
+                f"{self.choices} requests are unfinished and {choices} more would pass "
+                f"{self._choices.described(client)} (max_queued_requests)"
             )
-            raise self._refusal("requests", reason, choices, tokens)
-        if self.max_tokens is not None and self.tokens + tokens > self.max_tokens:
+        else:
             reason = (
                 f"unfinished requests may need {self.tokens} tokens and {tokens} more would pass "
-                f"the limit of {self.max_tokens} (max_queued_tokens)"
+                f"{self._tokens.described(client)} (max_queued_tokens)"
             )
-            raise self._refusal("tokens", reason, choices, tokens)
+        self._refused["requests" if missing_choices else "tokens"] += 1
+        wait_s = self.retry_after_s(missing_choices, missing_tokens)
+        raise QueueFullError(f"{reason}; try again in {wait_s} s", retry_after_s=wait_s)
 
-    def reserve(self, parts: Sequence[tuple[int, int]]) -> list[Reservation]:
+    def reserve(self, parts: Sequence[tuple[int, int]], *, client: str = "") -> list[Reservation]:
         """Reserve room for all parts, each (choices, tokens), or for none; raises as `check`."""
         choices, tokens = (
             (sum(amounts) for amounts in zip(*parts, strict=True)) if parts else (0, 0)
         )
-        self.check(choices, tokens)
+        self.check(choices, tokens, client=client)
         if self.choices == 0:  # measure the rate of releases only while the server is busy
             self._busy_since_s = self._clock()
             self._released.clear()
-        self.choices += choices
-        self.tokens += tokens
-        return [Reservation(self, *part) for part in parts]
+        self._choices.take(client, choices)
+        self._tokens.take(client, tokens)
+        return [Reservation(self, client, *part) for part in parts]
 
     def add_released(self, reservation: Reservation) -> None:
         """Subtract a released reservation; only `Reservation.release` calls this."""
-        self.choices -= reservation.choices
-        self.tokens -= reservation.tokens
+        self._choices.release(reservation.client, reservation.choices)
+        self._tokens.release(reservation.client, reservation.tokens)
         now = self._clock()
         if self._released and now - self._released[-1][0] < 1:
             time_s, choices, tokens = self._released.pop()
@@ -151,28 +176,24 @@ class Admission:
         while self._released and self._released[0][0] < now - _WINDOW_S:
             self._released.popleft()
 
-    def _refusal(self, limit: str, reason: str, choices: int, tokens: int) -> QueueFullError:
-        self._refused[limit] += 1
-        missing_tokens = 0 if self.max_tokens is None else self.tokens + tokens - self.max_tokens
-        wait_s = self.retry_after_s(self.choices + choices - self.max_choices, missing_tokens)
-        return QueueFullError(f"{reason}; try again in {wait_s} s", retry_after_s=wait_s)
-
 
 class HeldMemory:
-    """Reserved bytes of a MemoryBudget, until they are released."""
+    """A client's bytes of a MemoryBudget, until they are released."""
 
-    __slots__ = ("_budget", "num_bytes")
+    __slots__ = ("_client", "_shares", "num_bytes")
 
-    def __init__(self, budget: "MemoryBudget", num_bytes: int) -> None:
-        """Create a reservation of memory; only `MemoryBudget.hold` calls this."""
-        self._budget: MemoryBudget | None = budget
+    def __init__(self, shares: Shares, client: str, num_bytes: int) -> None:
+        """Take the memory; only `MemoryBudget.hold` calls this."""
+        self._shares: Shares | None = shares
+        self._client = client
         self.num_bytes = num_bytes
+        shares.take(client, num_bytes)
 
     def release(self) -> None:
         """Release the memory. A second call has no effect."""
-        budget, self._budget = self._budget, None
-        if budget is not None:
-            budget.held_bytes -= self.num_bytes
+        shares, self._shares = self._shares, None
+        if shares is not None:
+            shares.release(self._client, self.num_bytes)
 
 
 class MemoryBudget:
@@ -181,11 +202,21 @@ class MemoryBudget:
     def __init__(self, max_bytes: int) -> None:
         """Start with nothing reserved."""
         self.max_bytes = max_bytes
-        self.held_bytes = 0
+        self._shares = Shares(max_bytes)
         self.num_refused = 0
 
-    def hold(self, num_bytes: int) -> HeldMemory:
-        """Reserve `num_bytes` bytes.
+    def fit(self, free_bytes: int) -> None:
+        """Lower the limit so that all clients together hold at most `free_bytes`."""
+        self.max_bytes = min(self.max_bytes, free_bytes * SHARE // (SHARE + 1))
+        self._shares.limit = self.max_bytes
+
+    @property
+    def held_bytes(self) -> int:
+        """Reserved bytes of all clients."""
+        return self._shares.total
+
+    def hold(self, num_bytes: int, *, client: str = "") -> HeldMemory:
+        """Reserve `num_bytes` bytes for a client.
 
         Raises:
             InvalidRequestError: they exceed the budget by themselves.
@@ -198,13 +229,12 @@ class MemoryBudget:
                 "fewer prompts at once",
                 param="logprobs",
             )
-        if self.held_bytes + num_bytes > self.max_bytes:
+        if self._shares.missing(client, num_bytes):
             self.num_refused += 1
             raise QueueFullError(
                 f"log-probabilities of unfinished requests may need {self.held_bytes} bytes and "
-                f"{num_bytes} more would pass the limit of {self.max_bytes} "
+                f"{num_bytes} more would pass {self._shares.described(client)} "
                 f"(max_queued_logprobs_memory); try again in {MEMORY_RETRY_S} s",
                 retry_after_s=MEMORY_RETRY_S,
             )
-        self.held_bytes += num_bytes
-        return HeldMemory(self, num_bytes)
+        return HeldMemory(self._shares, client, num_bytes)

@@ -82,13 +82,14 @@ class AsyncEngine:
 
         Args:
             load: returns the engine; called on the engine's thread.
-            max_queued_requests: maximum number of unfinished choices; one more raises
+            max_queued_requests: maximum number of unfinished choices of a client; one more raises
                 QueueFullError. Greedy choices that are computed once, and choices that best_of
-                discards, count too.
+                discards, count too. All clients together may have a quarter more (shares.py).
             max_queued_tokens: maximum total tokens (prompt + max_tokens of every choice) over all
-                unfinished requests; by default 16 times the capacity of the KV cache.
-            max_logprobs_bytes: maximum memory for log-probabilities of unwritten responses; less
-                where the memory of the process is limited (`MemoryPlan.free_bytes`).
+                unfinished requests of a client; by default 16 times the capacity of the KV cache.
+            max_logprobs_bytes: maximum memory for log-probabilities of a client's unwritten
+                responses; less where the memory of the process is limited
+                (`MemoryPlan.free_bytes`).
             on_step: called on the event loop with the statistics of each step.
         """
         self._thread = EngineThread(
@@ -163,7 +164,8 @@ class AsyncEngine:
 
         Raises InvalidRequestError or QueueFullError as `MemoryBudget.hold`.
         """
-        return self._logprobs.hold(sum(prepared.logprobs_bytes for prepared in prepared_requests))
+        num_bytes = sum(prepared.logprobs_bytes for prepared in prepared_requests)
+        return self._logprobs.hold(num_bytes, client=_client(prepared_requests))
 
     @property
     def timeouts(self) -> dict[str, int]:
@@ -218,19 +220,19 @@ class AsyncEngine:
         """
         return prepare_requests(request, self.engine.input_processor)
 
-    def check_room(self, choices: int) -> None:
-        """Check whether there is room for more choices.
+    def check_room(self, choices: int, *, client: str = "") -> None:
+        """Check whether there is room for more choices of a client.
 
         Raises QueueFullError if there is no room now, and InvalidRequestError if there never is.
         """
-        self._admission.check(choices)
+        self._admission.check(choices, client=client)
 
-    def reserve(self, choices: int, tokens: int) -> Reservation:
-        """Reserve room for requests that are queued later; the caller releases it.
+    def reserve(self, choices: int, tokens: int, *, client: str = "") -> Reservation:
+        """Reserve room for a client's requests that are queued later; the caller releases it.
 
         Raises as `check_room`.
         """
-        (reservation,) = self._admission.reserve([(choices, tokens)])
+        (reservation,) = self._admission.reserve([(choices, tokens)], client=client)
         return reservation
 
     def generate(
@@ -260,7 +262,7 @@ class AsyncEngine:
             raise self._timeout_error(deadline, 0, sizes)
         reservations: Sequence[Reservation | None] = [None] * len(sizes)
         if reservation is None:
-            reservations = self._admission.reserve(sizes)
+            reservations = self._admission.reserve(sizes, client=_client(prepared_requests))
         arrival_s = time.monotonic()
         handle = RequestHandle(prepared_requests, reservations, self._on_release, deadline)
         if deadline is not None:
@@ -365,7 +367,7 @@ class AsyncEngine:
             if self._admission.max_tokens is None:
                 self._admission.max_tokens = QUEUED_CACHES * engine.cache_tokens
             if engine.memory.free_bytes is not None:
-                self._logprobs.max_bytes = min(self._logprobs.max_bytes, engine.memory.free_bytes)
+                self._logprobs.fit(engine.memory.free_bytes)
         self._changed.set()
 
     def _fail(self, error: BaseException) -> None:
@@ -376,3 +378,8 @@ class AsyncEngine:
             handle.fail(EngineFaultError("the engine has broken down; the log has the reason"))
         self._thread.fail_calls(EngineNotReadyError("the engine has broken down"))
         self._changed.set()
+
+
+def _client(prepared_requests: Sequence[PreparedRequest]) -> str:
+    """Return the client of a request's prompts."""
+    return prepared_requests[0].requests[0].client if prepared_requests else ""

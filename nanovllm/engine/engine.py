@@ -91,6 +91,7 @@ class Engine:
             KVCacheManager(self.blocks),
             max_num_seqs=config.max_num_seqs,
             max_num_batched_tokens=config.max_num_batched_tokens,
+            is_fair=config.scheduling_policy == "fair",
         )
         limits = Limits(
             self.max_model_len,

@@ -144,7 +144,7 @@ class InputProcessor:
         grammar = (
             None
             if params.structured_outputs is None
-            else self.grammars.begin(params.structured_outputs)
+            else self.grammars.begin(params.structured_outputs, client)
         )
         requests = self._sequences(
             request_id,

@@ -85,8 +85,8 @@ def plan_memory(
 ) -> MemoryPlan:
     """Return the plan of an engine whose weights are loaded.
 
-    A cache of the default size shrinks to what is left. Raises ValueError if another one does not
-    fit, or none for a single request of `max_model_len` tokens.
+    A cache of the default size shrinks to what is left, at least that of a single request of
+    `max_model_len` tokens. Raises ValueError if this or a chosen size does not fit.
     """
     block_bytes = backend.block_bytes(config.block_size)
     num_blocks = config.num_blocks or config.kv_cache_bytes // block_bytes
@@ -103,12 +103,10 @@ def plan_memory(
         return MemoryPlan(None, other_bytes, num_blocks, num_blocks * block_bytes)
     room_bytes = limit.num_bytes - other_bytes
     is_default = config.has_default_cache
+    wanted = needed = num_blocks
     if is_default:
-        wanted = num_blocks
         num_blocks = min(wanted, (room_bytes - room_bytes // _LOGPROBS_PART) // block_bytes)
-        needed = -(-max_model_len // config.block_size)
-    else:
-        needed = num_blocks
+        needed = min(wanted, -(-max_model_len // config.block_size))
     cache_bytes = num_blocks * block_bytes
     text = (
         f"{limit.name} is {format_bytes(limit.num_bytes)}, of which model and process need "
@@ -123,7 +121,7 @@ def plan_memory(
             f"{'max_model_len' if is_default else 'kv_cache_memory'}, max_num_batched_tokens or "
             "the precision (dtype, quantization)"
         )
-    if is_default and num_blocks < wanted:
+    if num_blocks < wanted:
         logger.warning(
             "the KV cache has %s instead of %s, because %s",
             format_bytes(cache_bytes),

@@ -107,7 +107,7 @@ class Limits:
             )
         if priority != 0 and not self.has_priorities:
             raise InvalidRequestError(
-                f"priority is {priority}, but requests are served in the order of their arrival; "
+                f"priority is {priority}, but the order of requests does not depend on it; "
                 "leave it out, or start with --scheduling-policy priority "
                 "(scheduling_policy='priority')",
                 param="priority",

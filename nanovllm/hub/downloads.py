@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from nanovllm.hub.repo import HubFile, HubRepo
 
 MODEL_INFO = "model_info.json"
-_SHORT_NAMES = {
+SHORT_NAMES = {
     "gpt2": "openai-community/gpt2", "gpt2-medium": "openai-community/gpt2-medium",
     "gpt2-large": "openai-community/gpt2-large", "gpt2-xl": "openai-community/gpt2-xl",
     "distilgpt2": "distilbert/distilgpt2",
@@ -81,7 +81,7 @@ def download(
 
 def full_name(name: str) -> str:
     """Return the repository of a short name such as "gpt2"; other names are unchanged."""
-    return _SHORT_NAMES.get(name, name)
+    return SHORT_NAMES.get(name, name)
 
 
 def read_model_info(folder: Path) -> dict[str, Any]:

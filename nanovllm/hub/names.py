@@ -5,9 +5,11 @@ from pathlib import Path
 
 from nanovllm.config import BUNDLED_MODEL, BUNDLED_MODELS
 from nanovllm.errors import CheckpointError, ModelNotFoundError
-from nanovllm.hub.downloads import MODEL_INFO, full_name, read_model_info
+from nanovllm.hub.downloads import MODEL_INFO, SHORT_NAMES, full_name, read_model_info
+from nanovllm.suggestions import suggest
 
 _BUNDLED = Path(__file__).parent.parent / "bundled"
+_MIN_SIMILARITY = 0.8  # a name on the hub may be similar to a short name
 
 
 def bundled_folder(name: str = BUNDLED_MODEL) -> Path:
@@ -98,8 +100,16 @@ def _from_hub(name: str, local: Path, *, may_fetch: bool) -> Path:
             if local.exists()
             else ""
         )
+        near = suggest(name, (*BUNDLED_MODELS, *SHORT_NAMES), min_similarity=_MIN_SIMILARITY)
+        if near not in (None, name):
+            bundled = ", which is bundled and needs no network" if near in BUNDLED_MODELS else ""
+            fetched = ", and it could not be fetched" if may_fetch else ""
+            raise ModelNotFoundError(
+                f"{name} is not on this machine{hint}{fetched}; did you mean {near}{bundled}?"
+            ) from error
         if not may_fetch:
             raise ModelNotFoundError(f"{name} is not on this machine{hint}; {error}") from error
         raise ModelNotFoundError(
-            f"there is no folder {name} here{hint}, and it could not be fetched: {error}"
+            f"there is no folder {name} here{hint}, and it could not be fetched: {error}; "
+            f"{BUNDLED_MODEL} needs no network"
         ) from None

@@ -55,6 +55,67 @@ class HeadStatistics:
     induction: float | None
 
 
+@dataclass(frozen=True, slots=True)
+class AttentionHead:
+    """How one head computes the output of one query.
+
+        scores = scale * keys @ query     weights = softmax(scores)     output = weights @ values
+
+    Attributes:
+        scale: factor of the scores, usually 1 / sqrt(head_dim).
+        keys, values: of the tokens up to the query.
+    """
+
+    scale: float
+    query: Float32[np.ndarray, " head_dim"]
+    keys: Float32[np.ndarray, "context head_dim"]
+    values: Float32[np.ndarray, "context head_dim"]
+    scores: Float32[np.ndarray, " context"]
+    weights: Float32[np.ndarray, " context"]
+    output: Float32[np.ndarray, " head_dim"]
+
+
+def attention_head(
+    model: InspectedModel, token_ids: Sequence[int], layer: int, head: int, position: int
+) -> AttentionHead:
+    """Return the arrays of a head for the query at a position of the prompt.
+
+    Raises InvalidRequestError if there is no such layer, head or position.
+    """
+    config = model.config
+    _check_index("layer", layer, config.layers, "the model has the layers")
+    _check_index("head", head, config.heads, "the model has the heads")
+    _check_index("query", position, len(token_ids), "the prompt has the positions")
+    seen = slice(position + 1)
+    parts: dict[str, np.ndarray] = {}
+
+    def observe(name: str, index: int | None, array: np.ndarray) -> None:
+        if index != layer:
+            return
+        if name in ("queries", "keys", "values"):
+            parts[name] = array[:, head].copy()
+        elif name in ("attention_scores", "attention_weights"):
+            parts[name] = array[head, position, seen].copy()
+        elif name == "attn_out":
+            parts[name] = np.split(array[position], config.heads)[head].copy()
+
+    model.forward(token_ids, observe)
+    return AttentionHead(
+        config.attention_scale(layer),
+        parts["queries"][position],
+        parts["keys"][seen],
+        parts["values"][seen],
+        parts["attention_scores"],
+        parts["attention_weights"],
+        parts["attn_out"],
+    )
+
+
+def _check_index(param: str, index: int, count: int, what: str) -> None:
+    if not 0 <= index < count:
+        raise InvalidRequestError(f"{param} is {index}, but {what} 0 to {count - 1}", param=param)
+
+
 def attention_weights(
     model: InspectedModel, token_ids: Sequence[int], layer: int | None = None
 ) -> Float32[np.ndarray, "layers heads pairs"]:
@@ -66,11 +127,8 @@ def attention_weights(
     MAX_WEIGHTS_BYTES.
     """
     config = model.config
-    if layer is not None and not 0 <= layer < config.layers:
-        raise InvalidRequestError(
-            f"layer is {layer}, but the model has the layers 0 to {config.layers - 1}",
-            param="layer",
-        )
+    if layer is not None:
+        _check_index("layer", layer, config.layers, "the model has the layers")
     num_layers = config.layers if layer is None else 1
     pairs = len(token_ids) * (len(token_ids) + 1) // 2
     num_bytes = packed_weights_bytes(config, len(token_ids), num_layers)

@@ -20,8 +20,10 @@ MAX_MEMORY_BYTES = 1 << 30
 _POINT_BYTES = 1000  # of Python objects and JSON; of each point of a projection
 _CELL_BYTES = 1500  # of each position and layer of the logit lens, without its top tokens
 _TOP_TOKEN_BYTES = 900
+_NUMBER_BYTES = 80  # of a Python float, in its list and in the JSON
 _REMEDIES = {
     "attention": ("prompt", "shorten the prompt, or ask for one layer"),
+    "attention_head": ("prompt", "shorten the prompt"),
     "overview": ("prompt", "shorten the prompt"),
     "logit_lens": ("prompt", "shorten the prompt, or lower top"),
     "embeddings": ("limit", "lower limit"),
@@ -59,6 +61,9 @@ def request_bytes(config: GPT2Config, name: str, arguments: Mapping[str, Any]) -
         # The weights and their base64 as bytes, as text and in the JSON. The weights of a layer
         # are indexed by the pairs of a query and a key.
         return num_bytes + 5 * packed_bytes + (4 * config.heads + 32) * tokens**2
+    if name == "attention_head":
+        numbers = 2 * tokens * config.head_dim + 2 * tokens
+        return num_bytes + _NUMBER_BYTES * numbers
     if name == "overview":
         return num_bytes + 4 * 8 * config.heads * tokens**2  # four float64 arrays like the weights
     rows = min(CHUNK_ROWS, tokens)
@@ -78,7 +83,7 @@ def _forward_bytes(config: GPT2Config, tokens: int) -> int:
     """Return the memory of keys, values and other arrays of a forward pass, in float32."""
     kv_cache = 2 * config.layers * tokens * config.d_model
     hidden = tokens * (16 * config.d_model + 6 * config.d_ff)
-    scores = (config.heads + 2) * tokens**2  # and masks
+    scores = (2 * config.heads + 2) * tokens**2  # weights and masks
     return 4 * (kv_cache + hidden + scores)
 
 

@@ -9,8 +9,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, TypeAlias
 
+import numpy as np
+
 from nanovllm.errors import InvalidRequestError
-from nanovllm.inspection.attention import HeadStatistics, attention_weights, head_statistics
+from nanovllm.inspection.attention import (
+    HeadStatistics,
+    attention_head,
+    attention_weights,
+    head_statistics,
+)
 from nanovllm.inspection.embeddings import (
     DEFAULT_POINTS,
     Method,
@@ -41,6 +48,32 @@ def attention(model: InspectedModel, prompt: Prompt, layer: int | None = None) -
         "layout": LAYOUT,
         "layer": layer,
         "weights": base64.b64encode(weights.astype("<f4", copy=False).data).decode("ascii"),
+    }
+
+
+def attention_head_entry(
+    model: InspectedModel,
+    prompt: Prompt,
+    layer: int = 0,
+    head: int = 0,
+    query: int | None = None,
+) -> JSON:
+    """Return how a head computes the output of a query, by default of the last token."""
+    token_ids = model.encode(prompt)
+    query = len(token_ids) - 1 if query is None else query
+    result = attention_head(model, token_ids, layer, head, query)
+    return {
+        "tokens": tokens(model, token_ids),
+        "layer": layer,
+        "head": head,
+        "query": query,
+        "scale": _rounded(result.scale),
+        "q": _numbers(result.query),
+        "k": [_numbers(key) for key in result.keys],
+        "v": [_numbers(value) for value in result.values],
+        "scores": _numbers(result.scores),
+        "weights": _numbers(result.weights),
+        "output": _numbers(result.output),
     }
 
 
@@ -172,6 +205,7 @@ def run(
     check_memory(model.config, name, arguments, max_memory_bytes)
     functions = {
         "attention": attention,
+        "attention_head": attention_head_entry,
         "overview": overview,
         "logit_lens": lens,
         "embeddings": embeddings,
@@ -179,6 +213,10 @@ def run(
     }
     result: JSON = functions[name](model, **arguments)  # type: ignore[operator]
     return result
+
+
+def _numbers(array: np.ndarray) -> list[float]:
+    return [float(f"{value:.7g}") for value in array.tolist()]
 
 
 def _rounded(value: int | float | None) -> int | float | None:

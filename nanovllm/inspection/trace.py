@@ -16,7 +16,11 @@ from nanovllm.model import gpt2
 _OPERATIONS = {
     "embeddings": "token embedding + position embedding",
     "attention_input": "layer norm",
-    "attention_weights": "softmax(scale Q K^T), causal",
+    "queries": "queries Q, of the qkv projection",
+    "keys": "keys K",
+    "values": "values V",
+    "attention_scores": "scores: scale Q K^T, causal",
+    "attention_weights": "attention weights: softmax(scores)",
     "attn_out": "attention weights @ V",
     "hidden_after_attention": "residual + output projection",
     "ffn_input": "layer norm",
@@ -36,7 +40,8 @@ class TraceStep:
         layer: from 0; None outside of the layers.
         operation: how it is computed.
         shape: of the result.
-        mean, std, min, max: of all its entries.
+        mean, std, min, max: of all its entries; of the attention scores, of those of keys that
+            their query sees.
         norm: mean Euclidean norm of its rows.
         heads: statistics of the heads, for "attention_weights"; otherwise empty.
         prediction: of the token after the prompt, read by the logit lens from the residual stream
@@ -91,15 +96,19 @@ def _step(
     heads: tuple[HeadStatistics, ...],
     prediction: Prediction | None,
 ) -> TraceStep:
+    entries = array
+    if name == "attention_scores":
+        queries, keys = np.tril_indices(array.shape[1])
+        entries, array = array[:, queries, keys], np.tril(array)
     return TraceStep(
         name=name,
         layer=layer,
         operation=_OPERATIONS[name].format(activation=model.config.activation),
         shape=array.shape,
-        mean=float(array.mean(dtype=np.float64)),
-        std=float(array.std(dtype=np.float64)),
-        min=float(array.min()),
-        max=float(array.max()),
+        mean=float(entries.mean(dtype=np.float64)),
+        std=float(entries.std(dtype=np.float64)),
+        min=float(entries.min()),
+        max=float(entries.max()),
         norm=float(np.sqrt(np.square(array, dtype=np.float64).sum(axis=-1)).mean()),
         heads=heads,
         prediction=prediction,

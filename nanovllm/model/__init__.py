@@ -11,6 +11,7 @@ observer         what an observer of the forward pass receives
 config           GPT2Config, the sizes and options of a network
 weights          the tree of a network's weights
 tokenizer_files  the tokenizer of a model folder
+tokenizer_growth  refuses tokenizers that multiply texts
 checkpoint       weights from safetensors files
 sampling         SamplingSettings and the protocol of a sampler
 backend          the protocol of a backend, and LoadOptions

@@ -29,25 +29,37 @@ def paged_attention(
     for seq in range(batch.seqs):
         rows = slice(batch.query_starts[seq], batch.query_starts[seq + 1])
         keys, values = cache.gather(layer, batch.block_tables[seq], int(batch.context_lens[seq]))
-        weights = attention_weights(queries[rows], keys, scale)
+        scores = attention_scores(queries[rows], keys, scale)
+        observe("attention_scores", layer, scores)
+        weights = softmax(scores)
         observe("attention_weights", layer, weights)
         out[rows] = weighted_sum(weights, values)
     return out
 
 
-def attention_weights(
+def attention_scores(
     queries: Float32[np.ndarray, "queries heads head_dim"],
     keys: Float32[np.ndarray, "context heads head_dim"],
     scale: float,
 ) -> Float32[np.ndarray, "heads queries context"]:
-    """Return softmax(scale * Q K^T); a key after its query has the weight 0."""
+    """Return scale * Q K^T; a key after its query has the score -inf."""
     scores = queries.transpose(1, 0, 2) @ keys.transpose(1, 2, 0)  # [heads, queries, context]
     scores *= np.float32(scale)
     first = len(keys) - len(queries)  # position of the first query
     is_future = np.triu(np.ones(scores.shape[1:], dtype=np.bool_), k=first + 1)
     np.copyto(scores, -np.inf, where=is_future)
-    scores -= scores.max(axis=2, keepdims=True)
-    weights = np.exp(scores, out=scores)
+    return scores
+
+
+def softmax(
+    scores: Float32[np.ndarray, "heads queries context"],
+) -> Float32[np.ndarray, "heads queries context"]:
+    """Return exp(scores) divided by its sum over the keys: the weight of a score of -inf is 0.
+
+    The largest score is subtracted first, so that no exp overflows.
+    """
+    weights = scores - scores.max(axis=2, keepdims=True)
+    np.exp(weights, out=weights)
     weights /= weights.sum(axis=2, keepdims=True, dtype=np.float32)
     return weights
 

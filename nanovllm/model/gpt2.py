@@ -112,6 +112,9 @@ def self_attention(
     qkv = linear(hidden, weights.qkv)  # [tokens, 3 * d_model]
     qkv = qkv.reshape(batch.tokens, 3, config.heads, config.head_dim)
     queries, keys, values = qkv.transpose(1, 0, 2, 3)  # each [tokens, heads, head_dim]
+    observe("queries", layer, queries)
+    observe("keys", layer, keys)
+    observe("values", layer, values)
     cache.write(layer, batch.slots, keys, values)
     attn_out = paged_attention(queries, cache, layer, batch, config.attention_scale(layer), observe)
     attn_out = attn_out.reshape(batch.tokens, config.d_model)  # the heads side by side

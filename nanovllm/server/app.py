@@ -5,6 +5,7 @@
          /v1/engine/state /v1/engine/events /v1/engine/steps /v1/engine/vocabulary
     POST /v1/completions /v1/chat/completions /v1/responses /v1/embeddings /tokenize /detokenize
          /v1/engine/control
+    GET, DELETE /v1/responses/{id}
 
 and the inspector's routes under /v1/inspect.
 
@@ -53,6 +54,7 @@ from nanovllm.server.openai.chat import CHAT
 from nanovllm.server.openai.completions import COMPLETIONS
 from nanovllm.server.openai.embeddings import EMBEDDINGS
 from nanovllm.server.openai.endpoint import Endpoint, ModelService, add_endpoint
+from nanovllm.server.openai.response_store import ResponseStore, add_store_routes
 from nanovllm.server.openai.response_types import (
     Detokenized,
     Model,
@@ -88,6 +90,7 @@ class ServerSettings:
         request_timeout_s: maximum time from a request's arrival to the end of its response; None
             for no limit.
         chat_template: renders messages as a prompt; without one, chats are refused.
+        has_response_store: keep the responses of /v1/responses for later requests.
         log_requests: log a line of JSON about each request to the logger `nanovllm.requests`.
         log_prompts: include prompts in these lines.
         has_inspector: serve the inspector's page at `/`, and its endpoints.
@@ -106,6 +109,7 @@ class ServerSettings:
     keep_alive_s: float | None = None
     request_timeout_s: float | None = None
     chat_template: ChatTemplate | None = None
+    has_response_store: bool = True
     log_requests: bool = False
     log_prompts: bool = False
     inspected_folder: FilePath | None = None
@@ -175,6 +179,7 @@ def create_app(
         engine,
         settings.model_names,
         settings.chat_template,
+        ResponseStore() if settings.has_response_store else None,
         settings.stalled_client_s,
         settings.keep_alive_s,
         work,
@@ -183,6 +188,8 @@ def create_app(
     _add_models(app, engine, settings)
     for endpoint in ENDPOINTS:
         add_endpoint(app, endpoint, service)
+    if service.response_store is not None:
+        add_store_routes(app, service.response_store)
     _add_tokenization(app, service)
     documented = _DOCUMENTED
     if settings.has_inspector:

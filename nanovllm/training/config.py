@@ -1,6 +1,5 @@
 """TrainingConfig: the settings of a run, from Python, the command line or a TOML file."""
 
-import difflib
 import math
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -13,6 +12,7 @@ from nanovllm.config import BACKENDS
 from nanovllm.errors import TrainingError
 from nanovllm.model.activation import ACTIVATIONS
 from nanovllm.model.config import POSITIONS
+from nanovllm.suggestions import suggest
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -376,9 +376,9 @@ class TrainingConfig:
                 "without tables"
             )
         if unknown:
-            near = [difflib.get_close_matches(name, names, n=1) for name in unknown[:5]]
+            near = [suggest(name, names) for name in unknown[:5]]
             parts = [
-                repr(name) + (f" (did you mean {found[0]}?)" if found else "")
+                repr(name) + (f" (did you mean {found}?)" if found else "")
                 for name, found in zip(unknown, near, strict=False)
             ]
             verb = "is no setting" if len(parts) == 1 else "are no settings"

@@ -170,12 +170,15 @@ class Trainer:
         return self._setup
 
     def train(
-        self, on_evaluation: Callable[[Evaluation, str | None], object] | None = None
+        self,
+        on_evaluation: Callable[[Evaluation, str | None], object] | None = None,
+        on_step: Callable[[StepRecord], object] | None = None,
     ) -> TrainingResult:
         """Train until the last step, `stop_after`, `patience`, or Ctrl-C; save on the way.
 
         Args:
             on_evaluation: is called with each evaluation and its sample.
+            on_step: is called after each update with its record.
 
         Raises:
             TrainingError: another process writes to the folder, the loss became infinite or NaN, or
@@ -185,10 +188,12 @@ class Trainer:
         # NumPy generates the samples, and computes everything with the backend "numpy".
         blas = ThreadpoolController().limit(limits=self._setup.num_threads, user_api="blas")
         with lock_folder(self.folder), blas:
-            return self._train(on_evaluation)
+            return self._train(on_evaluation, on_step)
 
     def _train(
-        self, on_evaluation: Callable[[Evaluation, str | None], object] | None
+        self,
+        on_evaluation: Callable[[Evaluation, str | None], object] | None,
+        on_step: Callable[[StepRecord], object] | None,
     ) -> TrainingResult:
         evaluations: list[Evaluation] = []
 
@@ -200,7 +205,7 @@ class Trainer:
         try:
             with StopSignal() as stop, self._clock:
                 self._begin()
-                state, message = self._loop(stop, report)
+                state, message = self._loop(stop, report, on_step)
                 self._write_summary(state, message=message)
         except MemoryError as error:
             self._save_after(error)
@@ -262,7 +267,10 @@ class Trainer:
             self._write_summary(state, message=f"{type(error).__name__}: {error}".rstrip(": "))
 
     def _loop(
-        self, stop: StopSignal, report: Callable[[Evaluation, str | None], None]
+        self,
+        stop: StopSignal,
+        report: Callable[[Evaluation, str | None], None],
+        on_step: Callable[[StepRecord], object] | None,
     ) -> tuple[str, str]:
         """Run updates; return the state in which the run ends, and why."""
         counters, config = self._counters, self.config
@@ -284,11 +292,13 @@ class Trainer:
                     return "finished", all_steps
                 if counters.step >= last or stop.is_requested:
                     break
-                loss, norm = self._update()
+                loss, norm, lr = self._update()
+                if on_step is not None:
+                    on_step(StepRecord(counters.step - 1, loss, lr, norm))
                 values = counters.progress(
                     loss,
                     norm,
-                    lr=self._schedule.learning_rate(counters.step - 1),
+                    lr=lr,
                     tokens_per_step=self._setup.tokens_per_step,
                 )
                 line.show(values)
@@ -297,8 +307,11 @@ class Trainer:
         command = resume_command(self.folder)
         return "stopped", f"after step {counters.step:,}; continue with: {command}"
 
-    def _update(self) -> tuple[float, float]:
-        """Compute the gradients of a step and apply them; return the loss and the gradient norm."""
+    def _update(self) -> tuple[float, float, float]:
+        """Compute the gradients of a step and apply them.
+
+        Return the loss, the gradient norm and the learning rate.
+        """
         counters, config, setup = self._counters, self.config, self._setup
         started_s = self._clock.read_s()
         total, tokens = 0.0, 0
@@ -329,7 +342,7 @@ class Trainer:
             self._files.add_step(StepRecord(counters.step, loss, lr, norm))
         counters.add_update(loss, norm, self._clock.read_s() - started_s)
         self._is_changing = False
-        return loss, norm
+        return loss, norm, lr
 
     def _evaluate(self, report: Callable[[Evaluation, str | None], None]) -> None:
         """Compute the validation loss; keep the weights if it is the lowest."""

@@ -29,6 +29,7 @@ REQUESTS: dict[str, Callable[[int], bytes | list[bytes]]] = {
     "ambiguous_grammar": lambda number: payloads.ambiguous_grammar(number, n=8),
     "bad_words": payloads.bad_words,
     "log_probabilities": payloads.log_probabilities,
+    "scored_prompts": payloads.scored_prompts,
     "structural_bodies": payloads.structural_bodies,
     "long_stops": payloads.long_stops,
     "urgent": payloads.urgent,
@@ -59,6 +60,7 @@ def test_wrong_requests_are_http_with_bodies() -> None:
 def test_attacks_on_special_servers_are_not_mixed_into_other_loads() -> None:
     assert {"bad-words", "half-close"} <= set(FOR_ANY_SERVER)
     special = {"none", "open-files", "special-tokens", "sigterm-masks", "left-with-a-byte"}
+    special |= {"fair-share"}
     assert not special & set(FOR_ANY_SERVER)
 
 
@@ -229,6 +231,23 @@ def test_each_fault_is_seen(fault: str) -> None:
 def test_waits_are_forgiven_where_the_machine_is_to_blame() -> None:
     row = {**good_row(), "stream_ms": 150.0, "own_delay_ms": 60.0}
     assert program.faults(row, ATTACK, FLAGS) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "wait_ms", "fault"),
+    [
+        ("gap_ms", 700.0, "gap_ms over 500"),
+        ("stream_ms", 2500.0, "stream_ms over 2000"),
+        ("completion_ms", 2500.0, "completion_ms over 2000"),
+    ],
+)
+def test_equal_shares_have_limits_of_their_own(name: str, wait_ms: float, fault: str) -> None:
+    attack = ATTACKS["fair-share"]
+    row = {**good_row(), "gap_ms": 400.0, "stream_ms": 1900.0, "outcomes": {"200": 1}}
+    assert program.faults(row, attack, FLAGS) == []
+    assert program.faults({**row, name: wait_ms}, attack, FLAGS) == [fault]
+    head = payloads.scored_prompts(0, prompts=1).partition(b"\r\n\r\n")[0].decode()
+    assert f"authorization: Bearer {payloads.ATTACKER_KEY}" in head
 
 
 def test_a_missed_deadline_is_seen() -> None:

@@ -11,7 +11,6 @@ import pytest
 from nanovllm.cli.environment import VARIABLES
 from nanovllm.cli.generate import model_and_prompt
 from nanovllm.cli.main import build_parser, main
-from nanovllm.cli.parsers.parser import suggestion
 
 ROOT = Path(__file__).parents[2]
 QUICK = """
@@ -105,8 +104,13 @@ def test_the_page_has_every_command_and_every_variable() -> None:
         ("serve --prot 1", "nanovllm serve [MODEL]", "option --prot; did you mean --port?"),
         ("serve --kv_cache_memory 1G", "nanovllm serve", "did you mean --kv-cache-memory?"),
         ("serve --qqq", "nanovllm serve", "--qqq; nanovllm serve --help lists the options"),
+        ("train --n-inner 5", "nanovllm train", "option --n-inner; nanovllm train --help lists"),
+        ("train --dtype bf16", "nanovllm train", "option --dtype; nanovllm train --help lists"),
+        ("train --layer 3", "nanovllm train", "option --layer; did you mean --layers?"),
         ("bench latency --batch=3", "nanovllm bench latency", "did you mean --batch-size?"),
         ("serv", "nanovllm COMMAND", "there is no command serv; did you mean serve?"),
+        ("pull gpt2", "nanovllm COMMAND", "no command pull; did you mean download?"),
+        ("run gpt2", "nanovllm COMMAND", "no command run; did you mean generate or serve?"),
         ("bench latenc", "nanovllm bench KIND", "there is no kind latenc; did you mean latency?"),
         ("fly", "nanovllm COMMAND", "there is no command fly; choose serve, generate, "),
         ("--port 1 serve", "nanovllm COMMAND", "the options of a command follow it"),
@@ -127,10 +131,6 @@ def test_a_typing_error_is_two_lines(
     assert len(lines) == 2
     assert lines[0].startswith(f"usage: {usage}")
     assert error in lines[1]
-
-
-def test_an_unlike_name_gets_no_suggestion() -> None:
-    assert suggestion("--xyz", ["--port", "--host"]) is None
 
 
 @pytest.mark.parametrize(

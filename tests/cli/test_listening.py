@@ -2,17 +2,33 @@
 
 import asyncio
 import logging
+import re
+import socket
 import sys
 
 import pytest
 
 from nanovllm.cli.listening import (
     BACKLOG,
+    bind,
     connection_limits,
     limit_accept_errors,
     listening_options,
     raise_open_files_limit,
 )
+
+
+def test_sockets_are_bound_before_the_model_is_loaded() -> None:
+    (bound,) = bind("127.0.0.1", 0)
+    with bound:
+        port = bound.getsockname()[1]
+        with pytest.raises(OSError, match=f"127.0.0.1 port {port}: address already in use; stop"):
+            bind("127.0.0.1", port)
+    with pytest.raises(OSError, match=re.escape("choose an address of this machine by --host")):
+        bind("192.0.2.1", 0)
+    for one in bind("localhost", 0):
+        assert one.family in (socket.AF_INET, socket.AF_INET6)
+        one.close()
 
 
 def test_connections_leave_room_for_the_files_that_a_server_needs() -> None:

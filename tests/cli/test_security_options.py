@@ -90,6 +90,7 @@ def test_an_environment_without_a_key_is_refused(value: str) -> None:
     (b"good\n" + SECRET.encode() + b"\x00\n", "the key in line 2"),
     (SECRET.encode() + b"\n\xff\xfe\n", "not text in UTF-8"),
     (b"\n".join(b"%d" % i for i in range(MAX_API_KEYS + 1)), str(MAX_API_KEYS)),
+    (b"x" * (1 << 20) + b"\n", "has 1,048,577 bytes, the limit is 1,048,576"),
 ])  # fmt: skip
 def test_a_file_without_keys_to_use_is_refused(
     tmp_path: Path, content: bytes, message: str

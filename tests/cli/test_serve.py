@@ -21,9 +21,10 @@ from openai import OpenAI
 
 from nanovllm.cli.main import build_parser, main
 from nanovllm.cli.options import engine_config
-from nanovllm.cli.serve import server_settings, shell_key, startup_message
+from nanovllm.cli.serve import load_server, server_settings, shell_key, startup_message
 from nanovllm.config import EngineConfig
 from nanovllm.engine.chat.template import ChatTemplate
+from nanovllm.engine.engine import Engine
 from nanovllm.errors import CheckpointError
 from nanovllm.server.app import ServerSettings
 from tests.support.certificates import make_certificate, needs_openssl
@@ -423,6 +424,8 @@ def test_a_port_in_use_is_an_error(tiny_model: Path) -> None:
     assert code == 1
     assert "address already in use" in errors
     assert "choose another by --port" in errors
+    assert "startup complete" not in errors, "the port is checked before the model"
+    assert errors.count("address already in use") == 1
     assert "Traceback" not in errors
     assert "cannot be loaded" not in errors
 
@@ -503,12 +506,26 @@ def never_serve(monkeypatch: pytest.MonkeyPatch) -> list[ServerSettings]:
     """Stop `nanovllm serve` where it creates its application; return the settings."""
     given: list[ServerSettings] = []
 
-    def stop(engine: object, settings: ServerSettings, metrics: object) -> None:
+    def stop(engine: object, settings: ServerSettings, *others: object) -> None:
         given.append(settings)
         raise ServedError
 
     monkeypatch.setattr("nanovllm.cli.serve.create_app", stop)
     return given
+
+
+def test_forwarded_addresses_are_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[dict[str, Any]] = []
+
+    def stop(*_: object, **options: Any) -> None:
+        given.append(options)
+        raise ServedError
+
+    monkeypatch.setattr("nanovllm.cli.serve.uvicorn.Config", stop)
+    parsed = build_parser().parse_args(["serve"])
+    with pytest.raises(ServedError):
+        parsed.run(parsed)
+    assert given[0]["proxy_headers"] is False
 
 
 @pytest.mark.parametrize("name", WRONG_FLAGS)
@@ -575,6 +592,25 @@ def test_priorities_count_only_where_a_flag_says_so() -> None:
         assert engine_config(parse(command)).scheduling_policy == "fcfs"
         allowed = parse([*command, "--scheduling-policy", "priority"])
         assert engine_config(allowed).scheduling_policy == "priority"
+
+
+@pytest.mark.parametrize(
+    ("flags", "policy"),
+    [
+        ((), "fcfs"),
+        (("--api-key", "a"), "fcfs"),
+        (("--api-key", "a", "--api-key", "b"), "fair"),
+        (("--api-key", "a", "--api-key", "b", "--scheduling-policy", "fcfs"), "fcfs"),
+        (("--scheduling-policy", "fair"), "fair"),
+    ],
+)
+def test_several_keys_get_equal_shares_unless_the_policy_is_set(
+    flags: tuple[str, ...], policy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configs = []
+    monkeypatch.setattr(Engine, "check", lambda folder, config: configs.append(config))
+    load_server(build_parser().parse_args(["serve", *flags]))
+    assert [config.scheduling_policy for config in configs] == [policy]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import http.client
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -86,11 +87,18 @@ def check_drain(serving: Serving) -> None:
     assert received[-1].endswith(b"data: [DONE]\n\n")
 
 
-def test_it_stops_when_its_terminal_is_closed(tiny_model: Path, tmp_path: Path) -> None:
-    """The terminal hangs up with SIGHUP, which is no order to reload; the delay ends by itself."""
+@pytest.mark.parametrize("is_ignored", [False, True])
+def test_it_stops_when_its_terminal_is_closed(
+    tiny_model: Path, tmp_path: Path, is_ignored: bool
+) -> None:
+    """The terminal hangs up with SIGHUP, which is no order to reload; the delay ends by itself.
+
+    Under nohup, which ignores the signal, the server goes on.
+    """
     log = tmp_path / "log"
     take_terminal = (
-        "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
+        "import fcntl, os, signal, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
+        f"signal.signal(signal.SIGHUP, signal.{'SIG_IGN' if is_ignored else 'SIG_DFL'}); "
         "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
     )
     serve = ["-m", "nanovllm.cli.main", "serve", str(tiny_model), "--port", "0"]
@@ -106,9 +114,19 @@ def test_it_stops_when_its_terminal_is_closed(tiny_model: Path, tmp_path: Path) 
     while b"  curl " not in shown:
         shown += os.read(screen, 1000)
     os.close(screen)
+    if is_ignored:
+        wait_until(lambda: "SIGHUP: there is nothing to reload" in log.read_text(encoding="utf-8"))
+        port = int(re.findall(rb"Serving on http://127.0.0.1:(\d+)", shown)[0])
+        with closing(
+            http.client.HTTPConnection("127.0.0.1", port, timeout=TIMEOUT_S)
+        ) as connection:
+            connection.request("GET", "/health")  # whose line in the log goes nowhere
+            assert connection.getresponse().status == 200
+        process.send_signal(signal.SIGTERM)
     code = process.wait(TIMEOUT_S)
     text = log.read_text(encoding="utf-8")
     assert code == 0, text
-    assert text.index("The terminal was closed") < text.index("Draining for 1 s")
+    assert ("The terminal was closed" in text) is not is_ignored
+    assert "Draining for 1 s" in text
     assert "Application shutdown complete" in text
-    assert "Traceback" not in text
+    assert "Traceback" not in text, text

@@ -185,7 +185,8 @@ def test_a_trace_has_a_line_for_each_operation(
     assert max(map(len, lines)) <= 100
     assert "\x1b" not in out
     assert lines[0].endswith("2 layers, 4 heads, d_model 32, vocabulary 267")
-    assert sum("softmax(scale Q K^T), causal" in line for line in lines) == 2
+    for part in ("queries Q", "keys K", "values V", "scores: scale Q K^T", "softmax(scores)"):
+        assert sum(part in line for line in lines) == 2
     assert sum(line.strip().startswith("lens") for line in lines) == 3
     (output,) = (line for line in lines if line.startswith("output head"))
     assert "[1, 267]" in output
@@ -198,12 +199,17 @@ def test_a_trace_is_also_a_json_object(
     record = json.loads(out)
     assert "".join(token["text"] for token in record["tokens"]) == "the cat"
     steps = record["steps"]
-    assert len(steps) == 1 + 2 * 7 + 2
+    assert len(steps) == 1 + 2 * 11 + 2
     size = len(record["tokens"])
     weights = next(step for step in steps if step["name"] == "attention_weights")
     assert weights["shape"] == [4, size, size]
     assert weights["mean"] == pytest.approx(1 / size)
     assert len(weights["heads"]) == 4
+    scores = next(step for step in steps if step["name"] == "attention_scores")
+    assert scores["shape"] == [4, size, size]
+    assert -100 < scores["min"] < scores["max"] < 100  # without the keys after a query
+    queries = next(step for step in steps if step["name"] == "queries")
+    assert queries["shape"] == [size, 4, 8]
     assert steps[-1]["prediction"] == steps[-3]["prediction"]
     assert len(steps[-1]["prediction"]["top"]) == 2
     _, err = run(capsys, "trace", "--model", tiny_model, "the", "--top", 21, code=1)

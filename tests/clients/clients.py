@@ -49,6 +49,7 @@ CLIENTS = (
             "otherwise it sends no schema"
         ),
     ),
+    Client("ai-sdk-openai", "check_ai_sdk_openai.mjs", "ai-7", ("ai", "@ai-sdk/openai")),
     Client(
         "litellm",
         "check_litellm.py",
@@ -69,6 +70,7 @@ CLIENTS = (
             "otherwise it loads OpenAI's tokenizer"
         ),
     ),
+    Client("langchain-js", "check_langchain.mjs", "langchain", ("@langchain/openai",)),
     Client(
         "llama-index",
         "check_llama_index.py",
@@ -134,6 +136,14 @@ CLIENTS = (
         "openai-agents",
         ("openai-agents",),
         setting="`OpenAIChatCompletionsModel`",
+    ),
+    Client("smolagents", "check_smolagents.py", "smolagents", ("smolagents",)),
+    Client(
+        "autogen",
+        "check_autogen.py",
+        "autogen",
+        ("autogen-ext",),
+        setting="`model_info` of OpenAIChatCompletionClient",
     ),
     Client("promptfoo", "check_promptfoo.mjs", "promptfoo", ("promptfoo",), timeout_s=600.0),
     Client(

@@ -18,15 +18,15 @@ def test_arguments_are_those_of_nanovllm_serve() -> None:
         options={"quantization": "int8", "log_requests": True, "allowed-hosts": ["a", "b"]},
     ).models
     assert model.arguments() == [
-        "serve", "tiny-books", "--num-threads", "3", "--no-inspector",
+        "serve", "tiny-books", "--num-threads", "3", "--no-inspector", "--no-response-store",
         "--served-model-name", "books",
         "--quantization=int8", "--log-requests=true", "--allowed-hosts=a", "--allowed-hosts=b",
     ]  # fmt: skip
 
 
-def test_the_inspector_can_be_switched_on() -> None:
-    (model,) = read(options={"inspector": True}).models
-    assert model.arguments()[4:] == ["--inspector=true"]
+def test_what_is_off_for_several_replicas_can_be_switched_on() -> None:
+    (model,) = read(options={"inspector": True, "response_store": True}).models
+    assert model.arguments()[4:] == ["--inspector=true", "--response-store=true"]
 
 
 def test_cpus_are_those_of_all_replicas_when_scaled_up() -> None:

@@ -64,6 +64,27 @@ def test_before_the_engine_is_loaded_only_choices_count() -> None:
     admission.check(2, 10**9)
 
 
+def test_a_newcomer_finds_room_beside_a_client_that_has_all_it_may() -> None:
+    admission, budget = Admission(40, 400), MemoryBudget(400)
+    held = admission.reserve([(1, 10)] * 40, client="a")
+    budget.hold(400, client="a")
+    with pytest.raises(QueueFullError, match=r"40 requests are unfinished and 1 more .* of 40 \("):
+        admission.reserve([(1, 1)], client="a")
+    with pytest.raises(QueueFullError, match=r"may need 400 bytes and 1 more .* of 400 \("):
+        budget.hold(1, client="a")
+    admission.reserve([(8, 80)], client="b")
+    budget.hold(80, client="b").release()
+    with pytest.raises(QueueFullError, match="of 40 of one client, who has 8, beside") as refused:
+        admission.reserve([(8, 8)], client="b")
+    assert refused.value.retry_after_s >= 1
+    held.pop().release()
+    with pytest.raises(QueueFullError, match="of one client, who has 39, beside others"):
+        admission.reserve([(1, 1)], client="a")  # until it leaves a fifth free
+    for reservation in held[::2]:
+        reservation.release()
+    admission.reserve([(8, 8)], client="b")
+
+
 def retry_after(admission: Admission, choices: int, tokens: int) -> int:
     with pytest.raises(QueueFullError) as caught:
         admission.check(choices, tokens)

@@ -41,10 +41,10 @@ def test_the_index_lists_every_program() -> None:
 @pytest.mark.parametrize(
     ("program", "expected"),
     [
-        ("batch.py", ["She smiled and said", "The old man", "[length]"]),
+        ("batch.py", ["She smiled and said", "The old man looked", "[length]"]),
         ("streaming.py", ["'The old man': 40 tokens", "'In the garden': 40 tokens"]),
         ("chat.py", ["You: How are you this morning?\nModel: ", "You: And what did the old man"]),
-        ("forward.py", ["He opened the door"]),
+        ("forward.py", ["attention_scores: 'He' -1.", "weights: 'He' 0.", "opened the door"]),
         ("structured_output.py", ["The story has a ", "The year was 1", "{'name': "]),
     ],
 )
@@ -69,14 +69,29 @@ def test_scores_tell_sense_from_nonsense(
     assert numbers[2] > numbers[3], "log-probability"
 
 
-def test_search_ranks_every_text(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("query", "first"),
+    [
+        ("", "Holmes"),
+        ("a detective", "Holmes"),
+        ("the sailors hunted in the ocean", "The whale"),
+        ("a ship in the storm", "The whale"),
+        ("a marriage in a good family", "Elizabeth"),
+        ("a vampire in the tomb at night", "The Count"),
+    ],
+)
+def test_search_ranks_the_right_text_first(
+    query: str,
+    first: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    run("search.py", monkeypatch, "The", "sailors", "saw", "the", "great", "waves.")
+    run("search.py", monkeypatch, *query.split())
     lines = capsys.readouterr().out.splitlines()
     cosines = [float(line.split()[0]) for line in lines]
     assert cosines == sorted(cosines, reverse=True)
-    assert "The sailors saw the great waves of the sea." in lines[0]
+    assert len(lines) == 4
+    assert lines[0].split(maxsplit=1)[1].startswith(first)
 
 
 def test_the_fastapi_application() -> None:

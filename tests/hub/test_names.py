@@ -135,6 +135,26 @@ def test_a_path_without_a_checkpoint_is_an_error(
 
 
 @pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("tiny-book", "did you mean tiny-books, which is bundled and needs no network?"),
+        ("Tiny_Books", "did you mean tiny-books, which is bundled"),
+        ("gpt-2", "could not be fetched; did you mean gpt2?"),
+        ("gpt2-larg", "did you mean gpt2-large?"),
+        ("gpt2", "check the network"),
+        ("some/model", "; tiny-books needs no network"),
+    ],
+)
+def test_a_near_name_is_suggested_without_a_network(
+    resolve: Resolve, name: str, expected: str
+) -> None:
+    done = resolve(name, HF_ENDPOINT="http://127.0.0.1:9")
+    assert done.returncode == 1
+    assert expected in done.stderr
+    assert ("did you mean" in expected) == ("did you mean" in done.stderr)
+
+
+@pytest.mark.parametrize(
     ("downloaded", "name"),
     [("gpt2", "openai-community/gpt2"), ("openai-community/gpt2", "gpt2"), ("gpt2", "gpt2")],
 )

@@ -11,6 +11,7 @@ from nanovllm.hub.names import bundled_folder
 from nanovllm.inspection import attention
 from nanovllm.inspection.attention import (
     HeadStatistics,
+    attention_head,
     attention_weights,
     describe_heads,
     head_statistics,
@@ -57,6 +58,42 @@ def test_weights_of_the_bundled_model_equal_those_of_transformers() -> None:
     expected = reference_attention(bundled_folder(), np.array(token_ids, dtype=np.int64))
     weights = unpack(attention_weights(model, token_ids), len(token_ids))
     np.testing.assert_allclose(weights, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("position", [0, 3, 11])
+def test_a_head_is_computed_from_its_query_keys_and_values(
+    model: InspectedModel, position: int
+) -> None:
+    """By the formula, in float64; the weights are those of `attention_weights`."""
+    token_ids = list(range(12))
+    for layer, head in ((0, 0), (1, 3)):
+        found = attention_head(model, token_ids, layer, head, position)
+        assert found.keys.shape == found.values.shape == (position + 1, model.config.head_dim)
+        scores = found.scale * found.keys.astype(np.float64) @ found.query
+        np.testing.assert_allclose(found.scores, scores, rtol=1e-5, atol=1e-6)
+        weights = np.exp(scores - scores.max())
+        weights /= weights.sum()
+        np.testing.assert_allclose(found.weights, weights, rtol=1e-5, atol=1e-7)
+        np.testing.assert_allclose(found.output, weights @ found.values, rtol=1e-5, atol=1e-6)
+        all_weights = unpack(attention_weights(model, token_ids, layer), len(token_ids))
+        row = all_weights[0, head, position, : position + 1]
+        np.testing.assert_array_equal(found.weights, row)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((2, 0, 0), "layer is 2, but the model has the layers 0 to 1"),
+        ((0, 4, 0), "head is 4, but the model has the heads 0 to 3"),
+        ((0, 0, 3), "query is 3, but the prompt has the positions 0 to 2"),
+    ],
+)
+def test_a_head_that_does_not_exist_is_refused(
+    model: InspectedModel, arguments: tuple[int, int, int], message: str
+) -> None:
+    with pytest.raises(InvalidRequestError, match=message) as raised:
+        attention_head(model, [1, 2, 3], *arguments)
+    assert raised.value.param == message.split(maxsplit=1)[0]
 
 
 def test_an_unknown_layer_is_refused(model: InspectedModel) -> None:

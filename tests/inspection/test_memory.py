@@ -12,6 +12,7 @@ from nanovllm.inspection.observe import InspectedModel
 PROMPT = [7 * position % 260 for position in range(128)]
 REQUESTS: dict[str, dict[str, Any]] = {
     "attention": {"prompt": PROMPT},
+    "attention_head": {"prompt": PROMPT, "layer": 1},
     "overview": {"prompt": PROMPT},
     "logit_lens": {"prompt": PROMPT[:32], "top": 20},
     "embeddings": {"limit": 260},

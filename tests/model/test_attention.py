@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nanovllm.model.attention import attention_weights, paged_attention, weighted_sum
+from nanovllm.model.attention import attention_scores, paged_attention, softmax, weighted_sum
 from nanovllm.model.config import GPT2Config
 from nanovllm.model.kv_cache import KVCache
 from nanovllm.model.observer import ignore
@@ -22,7 +22,7 @@ CONFIG = GPT2Config(
 
 
 def attend(queries: np.ndarray, keys: np.ndarray, values: np.ndarray, scale: float) -> np.ndarray:
-    return weighted_sum(attention_weights(queries, keys, scale), values)
+    return weighted_sum(softmax(attention_scores(queries, keys, scale)), values)
 
 
 def naive(queries: np.ndarray, keys: np.ndarray, values: np.ndarray, scale: float) -> np.ndarray:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from nanovllm.model import gpt2
 from nanovllm.model.activation import ACTIVATIONS
+from nanovllm.model.attention import softmax
 from nanovllm.model.batch import ForwardBatch
 from nanovllm.model.checkpoint import load_weights
 from nanovllm.model.config import GPT2Config
@@ -167,8 +168,19 @@ def test_an_observer_sees_every_intermediate(config: GPT2Config, weights: GPT2We
         np.testing.assert_array_equal(
             normed, layer_norm(hidden, layer_weights.attention_norm, config.epsilon)
         )
-        *_, values = np.split(linear(normed, layer_weights.attention.qkv), 3, axis=1)
-        by_head = values.reshape(23, config.heads, config.head_dim).transpose(1, 0, 2)
+        parts = np.split(linear(normed, layer_weights.attention.qkv), 3, axis=1)
+        by_part = [part.reshape(23, config.heads, config.head_dim) for part in parts]
+        for name, part in zip(("queries", "keys", "values"), by_part, strict=True):
+            np.testing.assert_array_equal(recorder.find(name, layer), [part])
+        queries, keys, by_head = (part.transpose(1, 0, 2) for part in by_part)
+        for scores, weights_map, rows in zip(
+            recorder.find("attention_scores", layer), maps, (slice(20), slice(20, 23)), strict=True
+        ):
+            products = queries[:, rows] @ keys[:, rows].transpose(0, 2, 1)
+            seen = np.tril(np.ones(scores.shape, dtype=bool))
+            expected = np.where(seen, config.attention_scale(layer) * products, -np.inf)
+            np.testing.assert_allclose(scores, expected, rtol=1e-5, atol=1e-6)
+            np.testing.assert_array_equal(softmax(scores), weights_map)
         mixed = [maps[0] @ by_head[:, :20], maps[1] @ by_head[:, 20:]]
         (attn_out,) = recorder.find("attn_out", layer)
         expected = np.concatenate(mixed, axis=1).transpose(1, 0, 2).reshape(23, config.d_model)
@@ -189,7 +201,7 @@ def test_an_observer_sees_every_intermediate(config: GPT2Config, weights: GPT2We
         )
     (final_hidden,) = recorder.find("final_hidden")
     np.testing.assert_array_equal(final_hidden, observed)
-    assert len(recorder.calls) == 2 + 8 * config.layers, "two sequences: two attention maps"
+    assert len(recorder.calls) == 2 + 13 * config.layers, "two sequences: two maps"
 
 
 def test_the_logit_lens_ends_in_the_logits(config: GPT2Config, weights: GPT2Weights) -> None:

@@ -101,6 +101,7 @@ GOOD: list[tuple[str, str, dict[str, Any] | None]] = [
     ("POST", "/detokenize", {"tokens": [1, 2]}),
     ("POST", "/detokenize", {"tokens": [1, 2], "return_token_strs": True}),
 ]
+STORED = "/v1/responses/{response_id}"
 SEED_FIELDS = ("CompletionRequest", "ChatRequest")
 
 
@@ -142,8 +143,20 @@ def test_an_answer_is_what_the_document_says(
     contract.check(method, template_of(path), response)
 
 
+def test_a_stored_response_is_what_the_document_says(
+    guarded: RunningServer, contract: Contract
+) -> None:
+    created = guarded.http.post("/v1/responses", json={"input": "the", "max_output_tokens": 2})
+    for status in (200, 404):
+        for method in ("GET", "DELETE"):
+            response = guarded.http.request(method, f"/v1/responses/{created.json()['id']}")
+            assert response.status_code == status
+            contract.check(method, STORED, response)
+
+
 def test_every_route_is_among_these(contract: Contract) -> None:
-    assert {(method, template_of(path)) for method, path, _ in GOOD} == set(contract.operations)
+    found = {(method, template_of(path)) for method, path, _ in GOOD}
+    assert {*found, ("GET", STORED), ("DELETE", STORED)} == set(contract.operations)
 
 
 def test_every_route_is_in_a_described_group(contract: Contract) -> None:
@@ -234,7 +247,9 @@ def test_errors_are_what_the_document_says(guarded: RunningServer, contract: Con
                 method,
                 path,
                 guarded.http.request(
-                    method, path.format(model_id="tiny"), headers={"authorization": ""}
+                    method,
+                    path.format(model_id="tiny", response_id="resp_1"),
+                    headers={"authorization": ""},
                 ),
             )
     contract.check("GET", "/v1/models/{model_id}", guarded.http.get("/v1/models/other"))

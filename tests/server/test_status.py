@@ -134,6 +134,17 @@ def test_health_is_200_when_the_model_is_loaded(server: RunningServer) -> None:
         assert server.http.get(path).json() == {"status": "ready"}
 
 
+def test_health_is_503_while_the_server_drains_and_serves(server: RunningServer) -> None:
+    server.control.is_draining = True
+    try:
+        error = read_error(server.http.get("/health"), 503)
+        assert "about to stop" in error["message"]
+        assert server.complete("the", max_tokens=1)["choices"]
+    finally:
+        server.control.is_draining = False
+    assert server.http.get("/health").status_code == 200
+
+
 GET_PATHS = (
     *("/health", "/metrics", "/version", "/load", "/tokenizer_info", "/v1/models", "/docs"),
     *(f"/v1/models/{MODEL}", "/v1/models/other", "/nope", "/version/", "/nope/"),

@@ -22,6 +22,7 @@ def make_request(
     new: int = 4,
     *,
     priority: int = 0,
+    client: str = "",
     prompt_logprobs: int | None = None,
     **params: Any,
 ) -> Request:
@@ -39,6 +40,7 @@ def make_request(
         max_new_tokens=new,
         seed=1,
         priority=priority,
+        client=client,
         stop_token_ids=frozenset({EOS}),
         eos_token_ids=frozenset({EOS}),
     )
@@ -58,12 +60,19 @@ def make_group(
 
 
 def make_scheduler(
-    *, blocks: int = 64, block_size: int = 4, seqs: int = 4, tokens: int = 16, caching: bool = True
+    *,
+    blocks: int = 64,
+    block_size: int = 4,
+    seqs: int = 4,
+    tokens: int = 16,
+    caching: bool = True,
+    is_fair: bool = False,
 ) -> Scheduler:
     return Scheduler(
         KVCacheManager(BlockManager(blocks, block_size, enable_prefix_caching=caching)),
         max_num_seqs=seqs,
         max_num_batched_tokens=tokens,
+        is_fair=is_fair,
     )
 
 

@@ -25,6 +25,7 @@ from nanovllm.model.sampling import SamplingSettings
 from nanovllm.runner.logit_rows import LogitRows
 from nanovllm.runner.native_model_runner import NativeModelRunner, RunnerOutput
 from nanovllm.server.app import ServerSettings, create_app
+from nanovllm.server.control import ServerControl
 from nanovllm.server.http.protocol import watched_protocol
 from nanovllm.server.metrics import ServerMetrics
 
@@ -206,7 +207,8 @@ class RunningServer:
             "max_logprobs_bytes": self._max_logprobs_bytes,
         }
         self.engine = AsyncEngine(self._load, **limits, on_step=self.metrics.on_step)  # type: ignore[arg-type]
-        self.app = create_app(self.engine, self.settings, self.metrics)
+        self.control = ServerControl(self.settings.api_keys)
+        self.app = create_app(self.engine, self.settings, self.metrics, control=self.control)
         config = uvicorn.Config(
             self.app,
             port=0,

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import signal
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from nanovllm.model.kernels.threads.cores import cpu_name
 from nanovllm.sampling_params import SamplingParams
 from nanovllm.training import trainer as trainer_module
 from nanovllm.training.config import TrainingConfig
-from nanovllm.training.metrics import Evaluation
+from nanovllm.training.metrics import Evaluation, StepRecord
 from nanovllm.training.run.checkpoint import RESUME_FILE, load_counters
 from nanovllm.training.trainer import Trainer, TrainingResult
 from tests.support.training_runs import assert_same_weights, weights
@@ -107,6 +108,28 @@ def test_every_update_of_a_short_run_is_recorded(text: Path, tmp_path: Path) -> 
         sum(line["train_loss"] for line in steps[:4]) / 4
     )
     assert all(line["grad_norm"] > 0 for line in steps)
+
+
+def test_a_callback_gets_the_record_of_every_update(text: Path, tmp_path: Path) -> None:
+    records: list[StepRecord] = []
+    Trainer(config(text, tmp_path / "run")).train(on_step=records.append)
+    assert [asdict(record) for record in records] == lines(tmp_path / "run" / "steps.jsonl")
+
+
+def test_an_error_of_a_callback_leaves_a_run_that_can_be_resumed(
+    text: Path, tmp_path: Path
+) -> None:
+    def fail(record: StepRecord) -> None:
+        if record.step == 5:
+            raise ConnectionError("no logging service")
+
+    with pytest.raises(ConnectionError):
+        Trainer(config(text, tmp_path / "run")).train(on_step=fail)
+    with Trainer.resume(tmp_path / "run") as resumed:
+        assert resumed.step == 6
+        resumed.train()
+    train(text, tmp_path / "whole")
+    assert_same_weights(tmp_path / "whole", tmp_path / "run")
 
 
 def test_the_records_of_updates_are_few(

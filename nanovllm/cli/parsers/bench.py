@@ -119,7 +119,9 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
         "--base-url", default="http://127.0.0.1:8000", metavar="URL", help="address of the server"
     )
     address.add_argument(
-        "--port", type=port_number, help="port of a server on this machine, in place of --base-url"
+        "--port",
+        type=port_number,
+        help="port of a server on this machine (default: that of --base-url)",
     )
     server.add_argument(
         "--api-key",

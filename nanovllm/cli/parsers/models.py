@@ -7,8 +7,9 @@ from nanovllm.cli.options import add_model
 from nanovllm.cli.parsers.parser import add_command
 
 _LIST = """
-List the models and the compiled kernels on this machine: the bundled model, downloads below
-./models, GPT-2 models in the Hugging Face cache, and the kernels.
+List the models and the compiled kernels on this machine: the bundled model, the smaller draft
+model beside it (for speculative decoding), downloads below ./models, GPT-2 models in the Hugging
+Face cache, and the kernels.
 """
 _SHOW = """
 Show a model on this machine: its configuration, files and folder. `show kernels` lists the kernels.

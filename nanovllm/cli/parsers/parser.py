@@ -5,17 +5,24 @@ typer, cyclopts and jsonargparse were measured and take 0.15 to 0.4 s longer to 
 """
 
 import argparse
-import difflib
 import pkgutil
 import textwrap
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from nanovllm.cli.environment import variables_help
+from nanovllm.suggestions import suggest
 
 _TRUTH = {"true": True, "false": False}
-_MIN_SIMILARITY = 0.6
+_OTHER_COMMANDS = {
+    "pull": "download",
+    "run": "generate or serve",
+    "chat": "generate --chat",
+    "ls": "list",
+    "rm": "remove",
+}
+"""Commands by their names in other programs, such as ollama."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +122,8 @@ class CommandParser(argparse.ArgumentParser):
         if action.choices is None or value in action.choices:
             return
         names = list(map(str, action.choices))
-        near = suggestion(str(value), names)
+        other = _OTHER_COMMANDS.get(str(value), "")
+        near = other if other.split(" ")[0] in names else suggest(str(value), names)
         if isinstance(action, argparse._SubParsersAction):  # noqa: SLF001 - has no other name
             self.error(
                 f"there is no {str(action.metavar).lower()} {value}; "
@@ -134,7 +142,7 @@ class CommandParser(argparse.ArgumentParser):
         first = rest[0].partition("=")[0]
         if not first.startswith("-"):
             return f"there is one argument too many, {rest[0]!r}; quote a text with spaces"
-        near = suggestion(first, self._option_string_actions)
+        near = suggest(first, self._option_string_actions)
         hint = f"did you mean {near}?" if near else f"{self.prog} --help lists the options"
         return f"unrecognized option {first}; {hint}"
 
@@ -157,14 +165,6 @@ class CommandParser(argparse.ArgumentParser):
                 self.error(f"argument {flag}: {value!r} must be true or false")
             joined += _switch(flag, action, is_on=_TRUTH.get(value.lower(), True))
         return joined
-
-
-def suggestion(name: str, known: Collection[str]) -> str | None:
-    """Return the known name closest to `name` or beginning with it; None if there is none."""
-    plain = name.replace("_", "-").lower()
-    near = difflib.get_close_matches(plain, known, n=1, cutoff=_MIN_SIMILARITY)
-    longer = [one for one in known if len(plain.strip("-")) > 2 and one.startswith(plain)]
-    return next(iter([*near, *longer]), None)
 
 
 def _alternatives(names: Sequence[str]) -> str:

@@ -37,6 +37,13 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     )
     add_served_model_name(group)
     add_chat_template(group)
+    group.add_argument(
+        "--response-store",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="keep the newest responses of /v1/responses in memory, for previous_response_id and "
+        "item_reference",
+    )
     _add_limits(group)
     group.add_argument(
         "--log-level",
@@ -66,20 +73,21 @@ def _add_limits(group: "argparse._ArgumentGroup") -> None:
         type=positive,
         default=1024,
         metavar="REQUESTS",
-        help="maximum unfinished choices over all requests; more are refused with 429",
+        help="maximum unfinished choices of a client, which is an API key or else an address; more "
+        "are refused with 429. All clients together may have a quarter more, as of the next two",
     )
     group.add_argument(
         "--max-queued-tokens",
         type=positive,
         metavar="TOKENS",
-        help="maximum total tokens (prompt + max_tokens) over all unfinished requests "
+        help="maximum total tokens (prompt + max_tokens) over all unfinished requests of a client "
         "(default: 16 times the KV cache)",
     )
     group.add_argument(
         "--max-queued-logprobs-memory",
         default="256MiB",
         metavar="MEMORY",
-        help="maximum memory for log-probabilities that are not sent yet",
+        help="maximum memory for a client's log-probabilities that are not sent yet",
     )
     group.add_argument(
         "--request-timeout-s",

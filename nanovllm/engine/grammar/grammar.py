@@ -211,18 +211,18 @@ class Grammars:
                 self._finalizer = weakref.finalize(self, self._pool.close, waits=False)
             return self._pool
 
-    def begin(self, spec: StructuredOutputs) -> CompiledGrammar:
-        """Return a grammar that may still be compiling.
+    def begin(self, spec: StructuredOutputs, client: str = "") -> CompiledGrammar:
+        """Return a grammar that may still be compiling, for a request of `client`.
 
         Raises:
             InvalidRequestError: the model has no end-of-text token.
-            QueueFullError: too many grammars wait to be compiled.
+            QueueFullError: too many grammars wait to be compiled, most of them this client's.
         """
         if not self._eos_token_ids:
             raise InvalidRequestError(_NO_END, param=PARAM)
         key = hashlib.blake2b(spec.key.encode()).hexdigest()
         pool = self.pool
-        pooled = pool.get(key, _source(spec))
+        pooled = pool.get(key, _source(spec), client)
         with self._lock:
             compiled = self._compiled.get(key)
             if compiled is None or compiled.pooled is not pooled:
@@ -231,12 +231,12 @@ class Grammars:
                 pool.drop_holder(pooled)  # `compiled` has its own hold
             return compiled
 
-    def compile(self, spec: StructuredOutputs) -> CompiledGrammar:
+    def compile(self, spec: StructuredOutputs, client: str = "") -> CompiledGrammar:
         """Return a grammar once it is compiled.
 
         Raises as `begin`, and InvalidRequestError where the grammar is invalid.
         """
-        compiled = self.begin(spec)
+        compiled = self.begin(spec, client)
         compiled.wait()
         return compiled
 

@@ -29,16 +29,18 @@ class GrammarPool:
         self._thread = PoolThread(tokens, limits, self._table, on_change)
         self._commands = self._thread.commands
 
-    def get(self, key: str, source: dict[str, Any]) -> PooledGrammar:
+    def get(self, key: str, source: dict[str, Any], client: str = "") -> PooledGrammar:
         """Return a grammar for one more holder, and start compiling a new one.
 
         The holder calls `drop_holder` once.
 
         Raises:
-            QueueFullError: too many grammars wait.
+            QueueFullError: too many grammars wait, most of them this client's.
             EngineNotReadyError: the pool is closed.
         """
-        grammar, is_new = self._table.get(key, source)
+        grammar, is_new, displaced = self._table.get(key, source, client)
+        if displaced is not None:
+            self._commands.post(lambda: self._thread.displace(displaced))
         if is_new:
             self._thread.start()
             self._commands.post(lambda: self._thread.enqueue(grammar))
@@ -91,7 +93,7 @@ class GrammarPool:
         self._commands.post(lambda: self._thread.check_lost(grammar, worker))
 
     def close(self, *, waits: bool = True) -> None:
-        """End all workers, and with `waits` wait for the thread. Idempotent."""
+        """End all workers, and with `waits` wait for the thread, for a while. Idempotent."""
         self._table.close()
         self._thread.end()
         if waits:

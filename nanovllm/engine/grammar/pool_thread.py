@@ -9,7 +9,6 @@ import logging
 import selectors
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -30,11 +29,15 @@ from nanovllm.engine.grammar.table import (
 from nanovllm.engine.sandbox.launcher import START_S, Launcher, Tokens, make_launcher
 from nanovllm.engine.sandbox.limits import reached_limit
 from nanovllm.engine.sandbox.messages import MessageError, MessageReader, pack
+from nanovllm.engine.shares import FairQueue, Shares
 from nanovllm.errors import EngineFaultError, NanovllmError, QueueFullError
 
 logger = logging.getLogger(__name__)
 
 _CHECK_S = 0.25  # interval between timeout checks while grammars wait or compile
+END_S = 2.0
+"""Longest wait for the thread. The tokens of a large vocabulary may take as long to be sent to a
+fork server on a busy machine; the processes end without it, when their sockets close."""
 _MAX_ENDS = 3  # ends of the fork server, with no grammar compiled between, until waiting ones fail
 
 
@@ -60,7 +63,7 @@ class PoolThread:
         self._is_loaded = False
         self._launched_s = 0.0
         self._num_ends = 0
-        self._waiting: deque[PooledGrammar] = deque()
+        self._waiting: FairQueue[PooledGrammar] = FairQueue()
         self._compiling: dict[int, PooledGrammar] = {}
         self._workers: dict[int, PooledGrammar] = {}
         self._num_started = 0
@@ -85,10 +88,10 @@ class PoolThread:
                 self._selector.close()
 
     def join(self) -> None:
-        """Wait until the thread has ended."""
+        """Wait until the thread has ended, for END_S at most: it may be starting a process."""
         thread = self._thread
         if thread is not None and thread is not threading.current_thread():
-            thread.join()
+            thread.join(END_S)
 
     def abandon(self) -> None:
         """Close all descriptors without a message to the workers, in a forked process.
@@ -126,12 +129,12 @@ class PoolThread:
     # Commands -----------------------------------------------------------------------------------
 
     def enqueue(self, grammar: PooledGrammar) -> None:
-        """Append a grammar to the compile queue."""
+        """Append a grammar to the compile queue, in which clients take turns."""
         grammar.since_s = time.monotonic()
         if self._table.is_closed:
             self._settle(grammar, stopped_error())
         else:
-            self._waiting.append(grammar)
+            self._waiting.put(grammar.client, grammar)
 
     def watch(self, grammar: PooledGrammar, watcher: Callable[[], None]) -> None:
         """Call `watcher` once the grammar is settled."""
@@ -156,12 +159,18 @@ class PoolThread:
         if self._table.drop_holder(grammar):
             self._cancel(grammar)
 
-    def _cancel(self, grammar: PooledGrammar) -> None:
+    def _cancel(
+        self, grammar: PooledGrammar, reason: str = "the grammar was cancelled; try again"
+    ) -> None:
         """Cancel a grammar that was removed from the table."""
-        if grammar in self._waiting:
-            self._waiting.remove(grammar)
+        self._waiting.remove(grammar.client, grammar)
         self._disconnect(grammar)
-        self._settle(grammar, QueueFullError("the grammar was cancelled; try again"))
+        self._settle(grammar, QueueFullError(reason))
+
+    def displace(self, grammar: PooledGrammar) -> None:
+        """Fail a waiting grammar, removed from the table, that makes way for another client's."""
+        if not grammar.is_settled:
+            self._cancel(grammar, "grammars of other clients take its place; try again later")
 
     def end_worker(self, grammar: PooledGrammar, worker: int, limit: str) -> None:
         """End this worker if it is still the grammar's."""
@@ -245,15 +254,20 @@ class PoolThread:
         if self._waiting and self._launcher is None:
             self._start_launcher()
         while (
-            self._waiting
-            and self._is_loaded
-            and len(self._compiling) < self._limits.max_compiling
-            and self._make_room()
+            self._waiting and self._is_loaded and len(self._compiling) < self._limits.max_compiling
         ):
-            self._launch(self._waiting.popleft())
+            grammar = self._waiting.take()
+            if not self._make_room(grammar.client):
+                self._waiting.put_back(grammar.client, grammar)
+                return
+            self._launch(grammar)
 
-    def _make_room(self) -> bool:
-        """Evict idle grammars until one more worker fits. Return whether it does."""
+    def _make_room(self, client: str) -> bool:
+        """Evict grammars until one more worker of `client` fits. Return whether it does.
+
+        Idle ones go first, then the newest worker in use of the client with most: its sequences
+        wait until it is compiled again.
+        """
         num_workers = len(self._workers) + 1
         num_bytes = sum(grammar.num_bytes for grammar in self._workers.values())
         num_bytes += self._limits.memory_bytes * (len(self._compiling) + 1)
@@ -265,7 +279,16 @@ class PoolThread:
         evicted = self._table.evict(fits)
         for grammar in evicted:
             self._disconnect(grammar)
-        return fits(evicted)
+        while not fits(evicted):
+            in_use = [one for one in self._workers.values() if one.worker not in self._compiling]
+            shares = Shares(None, (grammar.client for grammar in in_use))
+            largest = shares.displaced(client)
+            if largest is None:
+                return False
+            newest = next(one for one in reversed(in_use) if one.client == largest)
+            self._lose(newest, "")
+            evicted.append(newest)
+        return True
 
     def _launch(self, grammar: PooledGrammar) -> None:
         assert self._launcher is not None
@@ -282,7 +305,7 @@ class PoolThread:
             if self._launcher.connection is None:
                 self._settle(grammar, EngineFaultError(f"a grammar cannot be compiled: {error}"))
             else:
-                self._waiting.appendleft(grammar)
+                self._waiting.put_back(grammar.client, grammar)
                 self._close_launcher()
             return
         connected.setblocking(False)
@@ -343,7 +366,7 @@ class PoolThread:
         """Return a grammar to the front of the queue after the fork server has ended."""
         self._disconnect(grammar)
         self._table.set_waiting(grammar)
-        self._waiting.appendleft(grammar)
+        self._waiting.put_back(grammar.client, grammar)
 
     def _disconnect(self, grammar: PooledGrammar) -> None:
         """End a grammar's worker, if it has one."""
@@ -368,8 +391,8 @@ class PoolThread:
         self._on_change()
 
     def _fail_waiting(self, error: NanovllmError) -> None:
-        while self._waiting:
-            self._settle(self._waiting.popleft(), error)
+        for grammar in self._waiting.clear():
+            self._settle(grammar, error)
 
     def _check_times(self) -> None:
         """End work that has exceeded its timeout."""
@@ -381,13 +404,11 @@ class PoolThread:
         for grammar in list(self._compiling.values()):
             if now_s - grammar.since_s > limits.compile_wall_s:
                 self._lose(grammar, "time")
-        while (
-            self._is_loaded
-            and self._waiting
-            and now_s - self._waiting[0].since_s > limits.max_wait_s
-        ):
+        late = [one for one in self._waiting if now_s - one.since_s > limits.max_wait_s]
+        for grammar in late if self._is_loaded else ():
+            self._waiting.remove(grammar.client, grammar)
             message = "the grammars of other requests occupy all workers; try again later"
-            self._settle(self._waiting.popleft(), QueueFullError(message))
+            self._settle(grammar, QueueFullError(message))
 
     def _end_all(self, error: NanovllmError) -> None:
         for grammar in list(self._workers.values()):

@@ -20,6 +20,7 @@ from enum import Enum
 from typing import Any
 
 from nanovllm.engine.sandbox.messages import MessageReader
+from nanovllm.engine.shares import Shares
 from nanovllm.errors import EngineNotReadyError, InvalidRequestError, NanovllmError, QueueFullError
 
 _MAX_WITHOUT_WORKER = 512  # grammars without a worker whose first mask or error is kept
@@ -70,6 +71,7 @@ class PooledGrammar:
     Attributes:
         key: hash of its text.
         source: {kind: value} as the worker's `compile` message has it.
+        client: who requested it first.
         worker: number of its latest worker; each worker has a new number.
         connection: socket of its worker, None without one. While the grammar is READY, only the
             engine's thread reads and writes it.
@@ -85,6 +87,7 @@ class PooledGrammar:
 
     key: str
     source: dict[str, Any]
+    client: str = ""
     state: GrammarState = GrammarState.WAITING
     worker: int = -1
     connection: Connection | None = None
@@ -130,12 +133,17 @@ class GrammarTable:
             was_closed, self._is_closed = self._is_closed, True
             return not was_closed
 
-    def get(self, key: str, source: dict[str, Any]) -> tuple[PooledGrammar, bool]:
+    def get(
+        self, key: str, source: dict[str, Any], client: str
+    ) -> tuple[PooledGrammar, bool, PooledGrammar | None]:
         """Return the grammar of this key for one more holder, and whether it is new.
+
+        Where too many grammars wait, the newest one of the client with most is removed and returned
+        too; the caller cancels it.
 
         Raises:
             EngineNotReadyError: the table is closed.
-            QueueFullError: too many grammars wait.
+            QueueFullError: too many grammars wait, most of them this client's.
         """
         with self._lock:
             if self._is_closed:
@@ -144,16 +152,27 @@ class GrammarTable:
             if grammar is not None:
                 self._grammars.move_to_end(key)
                 grammar.holders += 1
-                return grammar, False
-            num_unsettled = self.num_unsettled()
-            if num_unsettled >= self._max_unsettled:
-                raise QueueFullError(
-                    f"{num_unsettled} grammars of other requests wait to be compiled; "
-                    "try again later"
-                )
-            grammar = self._grammars[key] = PooledGrammar(key, source, holders=1)
+                return grammar, False, None
+            displaced = self._make_place(client)
+            grammar = self._grammars[key] = PooledGrammar(key, source, client, holders=1)
             self._trim()
-            return grammar, True
+            return grammar, True, displaced
+
+    def _make_place(self, client: str) -> PooledGrammar | None:
+        """Remove and return a waiting grammar where there are too many; raises QueueFullError."""
+        unsettled = [grammar for grammar in self._grammars.values() if not grammar.is_settled]
+        if len(unsettled) < self._max_unsettled:
+            return None
+        shares = Shares(self._max_unsettled, (grammar.client for grammar in unsettled))
+        largest = shares.displaced(client)
+        for grammar in reversed(unsettled):
+            if grammar.client == largest and grammar.state is GrammarState.WAITING:
+                self.remove(grammar)
+                return grammar
+        raise QueueFullError(
+            f"{len(unsettled)} grammars of other requests wait to be compiled, the limit; "
+            "try again later"
+        )
 
     def num_unsettled(self) -> int:
         """Return the number of grammars that wait or compile for the first time."""

@@ -80,6 +80,7 @@ def waiting_reason(
     masks: MaskStates,
     *,
     is_paused: bool = False,
+    num_later: int = 0,
 ) -> str:
     """Return why a waiting request waits.
 
@@ -89,6 +90,8 @@ def waiting_reason(
         obstacle: what keeps the first of the queue from running.
         masks: the masks that are missing.
         is_paused: whether the engine is paused, which is then what a request with room waits for.
+        num_later: number of those requests that arrived later, but whose clients have received less
+            service.
     """
     if request.request_id in masks.blocked:
         return _WAITS_FOR_MASK
@@ -100,6 +103,9 @@ def waiting_reason(
     if request is first and not (obstacle.holds_back and position):
         return obstacle.reason + ("; it is the next" if obstacle.holds_back else "")
     ahead = f"{position} request is ahead" if position == 1 else f"{position} requests are ahead"
+    if num_later:
+        have = "client has" if num_later == 1 else "clients have"
+        ahead += f", {num_later} of them because the {have} received less"
     if obstacle.holds_back:
         return f"{obstacle.reason}; {ahead}"
     is_named = position == 1 or obstacle.num_admitted
@@ -128,6 +134,7 @@ def preemption_reason(preemption: Preemption) -> str:
             PreemptionCause.UNFILLED_BLOCK: (
                 f"it shared a block that {other} had not filled when that was preempted"
             ),
+            PreemptionCause.FAIR_SHARE: f"{other}, whose client has received less, took its place",
             PreemptionCause.LATE_MASK: "its grammar's mask was late, and other requests waited",
             PreemptionCause.NOT_FINITE: (
                 f"it shared blocks with {other}, whose output was not finite"

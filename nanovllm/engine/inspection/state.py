@@ -5,6 +5,7 @@ values, so any thread may read it.
 """
 
 import time
+from bisect import bisect, insort
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -141,7 +142,7 @@ def inspect_engine(
         is_paused=is_paused,
         requests=requests,
         num_omitted=len(scheduler.requests) - len(requests),
-        blocks=inspect_blocks(engine.blocks, sorted(scheduler.running, key=_sort_key)),
+        blocks=inspect_blocks(engine.blocks, sorted(scheduler.running, key=scheduler.queues.key)),
         steps=() if recorder is None else recorder.last(max_steps),
         stats=engine.stats(),
         build_s=time.thread_time() - began_s,
@@ -158,9 +159,9 @@ def inspect_requests(
     shows_prompts: bool = False,
 ) -> tuple[InspectedRequest, ...]:
     """Copy the first MAX_REQUESTS unfinished requests; `age_s` returns the age of an id."""
-    running = sorted(scheduler.running, key=_sort_key)
+    running = sorted(scheduler.running, key=scheduler.queues.key)
     waiting = [request for request in scheduler.requests if request.state is RequestState.WAITING]
-    waiting.sort(key=_sort_key)
+    waiting.sort(key=scheduler.queues.key)
     obstacle = find_obstacle(scheduler, waiting, masks)
     inspected = []
     for request in islice(running, MAX_REQUESTS):
@@ -168,9 +169,13 @@ def inspect_requests(
         phase: Phase = "decode" if request.is_decoding else "prefill"
         phase = phase if reason is None else "blocked"
         inspected.append(_inspect_request(request, phase, reason, age_s, shows_prompts))
-    position = 0  # in the queue
+    arrivals: list[int] = []  # of the requests ahead in the queue
     for request in islice(waiting, MAX_REQUESTS - len(inspected)):
-        reason = waiting_reason(request, position, obstacle, masks, is_paused=is_paused)
+        is_fair = scheduler.queues.is_fair
+        later = len(arrivals) - bisect(arrivals, request.arrival) if is_fair else 0
+        reason = waiting_reason(
+            request, len(arrivals), obstacle, masks, is_paused=is_paused, num_later=later
+        )
         preemption = None if recorder is None else recorder.preemptions.get(request.request_id)
         if preemption is not None:
             reason = f"{preemption_reason(preemption)}; now: {reason}"
@@ -178,7 +183,8 @@ def inspect_requests(
         is_blocked = request.request_id in masks.blocked
         phase = "blocked" if is_blocked else phase
         inspected.append(_inspect_request(request, phase, reason, age_s, shows_prompts))
-        position += not is_blocked
+        if not is_blocked:
+            insort(arrivals, request.arrival)
     return tuple(inspected)
 
 
@@ -249,7 +255,3 @@ def _inspect_request(
         reason,
         request.prompt_token_ids if shows_prompts else None,
     )
-
-
-def _sort_key(request: Request) -> tuple[int, int]:
-    return request.sort_key

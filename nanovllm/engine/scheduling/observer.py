@@ -16,6 +16,7 @@ class PreemptionCause(Enum):
 
     NO_FREE_BLOCK = "no block was free for `other`, which may be the request itself"
     UNFILLED_BLOCK = "`other` was preempted before it filled a block that both share"
+    FAIR_SHARE = "the client of `other`, which waited, had received much less"
     LATE_MASK = "the mask of its grammar was late while others waited"
     NOT_FINITE = "the output of `other`, with which it shares blocks, was not finite"
     FAILED_STEP = "a step failed, so that the contents of all blocks are unknown"

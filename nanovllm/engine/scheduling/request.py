@@ -70,6 +70,8 @@ class Request:
         num_computed_tokens: leading tokens whose keys and values are in the cache.
         num_cached_tokens: prompt tokens found in the prefix cache at the first admission; None
             before it.
+        num_paid_tokens: leading tokens that were computed before a preemption; recomputing them is
+            not counted as service for the client.
         num_shared_tokens: prompt tokens that a sibling has computed.
         packed_settings: sampling settings as packed by batching.py; empty until first used.
         next_prompt_logprob: first prompt position whose log-probability is not reported yet.
@@ -107,6 +109,7 @@ class Request:
     rules: TokenRules = field(init=False)
     num_computed_tokens: int = 0
     num_cached_tokens: int | None = None
+    num_paid_tokens: int = 0
     num_shared_tokens: int = 0
     num_preemptions: int = 0
     packed_settings: bytes = b""
@@ -131,7 +134,7 @@ class Request:
 
     @property
     def sort_key(self) -> tuple[int, int]:
-        """Sort key of the scheduling order; smaller runs first."""
+        """Sort key among the requests of a client; smaller runs first."""
         return (self.priority, self.arrival)
 
     @property

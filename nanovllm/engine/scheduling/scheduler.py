@@ -1,19 +1,29 @@
 """Scheduling policy: which requests run in the next step, and how many tokens of each.
 
-Every step has one token budget. Decoding requests come first, with one token each. Then running
-prompts are computed in (priority, arrival) order, in chunks that fit the remaining budget
-(Sarathi-Serve, Agrawal et al. 2024, arXiv:2403.02310). Waiting requests are admitted last, in the
-same order. When no block is free, the running request that is last in that order is preempted: its
-blocks are freed, and it is recomputed later. The first request in the order therefore always makes
-progress. Since every accepted request could run alone, all of them finish.
+Every step has one token budget. Decoding requests come first, with one token each. Then prompts are
+computed in the order, in chunks that fit the remaining budget (Sarathi-Serve, Agrawal et al. 2024,
+arXiv:2403.02310); those that wait are admitted in the same order. When no block is free, the
+running request that is last in the order is preempted: its blocks are freed, and it is recomputed
+later. The first request in the order therefore always makes progress. Since every accepted request
+could run alone, all of them finish.
+
+The order is (priority, arrival), and under the policy "fair" before that the service that a
+request's client has received (fairness.py). A client that waits while another one is far ahead of
+it then takes the place of a request of that client.
 
 The scheduler uses no arrays, clock, threads or I/O, so tests need only integers. The block tables
 are managed by kv_cache_manager.py, the n choices of one prompt by siblings.py.
 """
 
-import heapq
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 
+from nanovllm.engine.scheduling.fairness import (
+    PROMPT_COST,
+    ClientQueues,
+    WaitingOrder,
+    cost_of,
+    recompute_cost,
+)
 from nanovllm.engine.scheduling.kv_cache_manager import KVCacheManager
 from nanovllm.engine.scheduling.observer import PreemptionCause, SchedulerObserver
 from nanovllm.engine.scheduling.request import FinishReason, Request, RequestState
@@ -34,19 +44,26 @@ class Scheduler:
     """Plans each step and commits its results. For one thread."""
 
     def __init__(
-        self, kv_cache: KVCacheManager, *, max_num_seqs: int, max_num_batched_tokens: int
+        self,
+        kv_cache: KVCacheManager,
+        *,
+        max_num_seqs: int,
+        max_num_batched_tokens: int,
+        is_fair: bool = False,
     ) -> None:
-        """Schedule up to `max_num_seqs` sequences and `max_num_batched_tokens` tokens per step."""
+        """Schedule up to `max_num_seqs` sequences and `max_num_batched_tokens` tokens per step.
+
+        `is_fair` shares the service equally among the clients that need more than they get.
+        """
         self.kv_cache = kv_cache
         self.max_num_seqs = max_num_seqs
         self.max_num_batched_tokens = max_num_batched_tokens
         self.running: list[Request] = []
         self.siblings = Siblings()
+        self.queues = ClientQueues(is_fair=is_fair)
         self.num_preemptions = 0
         self.observer: SchedulerObserver | None = None
         self._requests: dict[str, Request] = {}
-        # A heap. Requests that were aborted while waiting stay in it until they reach the top.
-        self._queue: list[tuple[tuple[int, int], Request]] = []
         self._num_arrivals = 0
         self._committing: list[SequenceResult] = []  # results of a commit that has not returned
 
@@ -88,7 +105,7 @@ class Scheduler:
         request.arrival = self._num_arrivals
         self._num_arrivals += 1
         self._requests[request.request_id] = request
-        heapq.heappush(self._queue, (request.sort_key, request))
+        self.queues.add(request)
 
     def finish(self, request_id: str, reason: FinishReason) -> Request | None:
         """Finish a waiting or running request and return it; None if there is none with that id."""
@@ -97,29 +114,26 @@ class Scheduler:
             return None
         request.finish_reason = reason
         self._finish(request)
-        # Requests that are aborted while another one waits must not accumulate in the heap.
-        if len(self._queue) > 2 * self.num_waiting + 64:
-            self._queue = [entry for entry in self._queue if entry[1].state is RequestState.WAITING]
-            heapq.heapify(self._queue)
         return request
 
     def schedule(self, masks: MaskStates = NO_MASKS_MISSING) -> StepPlan:
         """Plan the next step and allocate its blocks; the plan is empty if no request can run."""
-        preemptions = self.num_preemptions
-        num_prompts = sum(not request.is_decoding for request in self.running)
-        draft = StepDraft(self.max_num_batched_tokens, num_prompts)
+        in_order = sorted(self.running, key=self.queues.key)
+        decoding = [request for request in in_order if request.is_decoding]
+        prompts = [request for request in in_order if not request.is_decoding]
+        waiting = self.queues.in_order(masks.blocked)
+        draft = StepDraft(self.max_num_batched_tokens, len(prompts))
         self.kv_cache.begin_step()
-        in_order = sorted(self.running, key=_sort_key)
-        for request in in_order:
-            is_ready = request.is_decoding and request.request_id not in masks.blocked
-            if is_ready and self._allocate_slots(request, 1, draft):
+        self._take_place(in_order, waiting, draft)
+        for request in decoding:
+            if request.request_id not in masks.blocked and self._allocate_slots(request, 1, draft):
                 self._plan(request, 1, draft)
-        for request in in_order:
-            is_ready = not request.is_decoding and request.request_id not in masks.blocked
-            if is_ready and request.state is RequestState.RUNNING:
+        for request in prompts:
+            if request.request_id not in masks.blocked and request.state is RequestState.RUNNING:
+                self._admit(waiting, draft, before=request)
                 self._continue_prompt(request, draft)
-        if self.num_preemptions == preemptions:
-            self._admit(draft, masks)
+        self._admit(waiting, draft)
+        self._preempt_late(in_order, waiting, draft, masks)
         self._use_leftover_budget(draft)
         sequences = draft.sequences
         forks = self.siblings.forks(sequences)
@@ -127,6 +141,8 @@ class Scheduler:
         assert plan.sequences or not self._requests or masks.blocked, (
             "requests are unfinished, but none can run"
         )
+        for request, cost in (*draft.debts, *((s.request, cost_of(s)) for s in plan.sequences)):
+            self.queues.charge(request, cost)
         return plan
 
     def commit(self, plan: StepPlan, results: Iterable[SequenceResult]) -> list[SequenceResult]:
@@ -192,6 +208,7 @@ class Scheduler:
         """Assert that requests, their states and their blocks are consistent."""
         self.kv_cache.check_integrity(self._requests.values())
         self.siblings.check_integrity(self.running)
+        self.queues.check_integrity(self._requests.values())
         assert {request.request_id for request in self.running} <= self._requests.keys()
         for request in self._requests.values():
             assert (request.state is RequestState.RUNNING) == (request in self.running)
@@ -225,57 +242,80 @@ class Scheduler:
         draft.put(PlannedSequence.of(request, count))
         self.kv_cache.cache_blocks(request, request.num_computed_tokens + count)
 
-    def _admit(self, draft: StepDraft, masks: MaskStates) -> None:
-        """Admit waiting requests in order, except those that wait for the mask of a grammar.
+    def _admit(
+        self, waiting: WaitingOrder, draft: StepDraft, before: Request | None = None
+    ) -> None:
+        """Admit waiting requests, strictly in order, while slots, budget and blocks suffice.
 
-        While others wait, running requests whose mask is late are preempted.
+        Only those that come before `before` in the order, if it is given.
         """
-        blocked = self._remove_blocked(masks)
-        self._admit_unblocked(draft)
-        late = sorted((r for r in self.running if r.request_id in masks.late), key=_sort_key)
-        while late and self._queue and draft.tokens_left > 0:
-            self._preempt(late.pop(), draft, PreemptionCause.LATE_MASK)
-            blocked += self._remove_blocked(masks)
-            self._admit_unblocked(draft)
-        for request in blocked:
-            heapq.heappush(self._queue, (request.sort_key, request))
-
-    def _remove_blocked(self, masks: MaskStates) -> list[Request]:
-        """Remove and return the queued requests that wait for the mask of a grammar."""
-        if not masks.blocked:
-            return []
-        blocked = [r for _, r in self._queue if r.request_id in masks.blocked]
-        self._queue = [entry for entry in self._queue if entry[1].request_id not in masks.blocked]
-        heapq.heapify(self._queue)
-        return blocked
-
-    def _admit_unblocked(self, draft: StepDraft) -> None:
-        """Admit requests from the queue, strictly in order, while budget and blocks suffice."""
-        num_reserved = self.num_reserved_blocks
-        while self._queue and len(self.running) < self.max_num_seqs and draft.tokens_left > 0:
-            request = self._queue[0][1]
-            if request.state is not RequestState.WAITING:
-                heapq.heappop(self._queue)
-                continue
-            is_waiting = self.siblings.must_wait(request)
-            if not is_waiting:
+        num_reserved = -1
+        while (request := waiting.head) is not None and not draft.is_full:
+            if draft.tokens_left == 0 or len(self.running) >= self.max_num_seqs:
+                return
+            if before is not None and self.queues.key(before) < self.queues.key(request):
+                return
+            if num_reserved < 0:
+                num_reserved = self.num_reserved_blocks
+            must_wait = self.siblings.must_wait(request)
+            if not must_wait:
                 self.kv_cache.take_computed(request, self.siblings.readers(request))
             if self._blocks_needed(request) > self.kv_cache.blocks.num_free - num_reserved:
                 self.kv_cache.free(request)
+                draft.is_full = True
                 return
-            heapq.heappop(self._queue)
+            waiting.take()
+            self.queues.remove(request)
             count = self._chunk_size(request, draft)
             request.move_to(RequestState.RUNNING)
             self.running.append(request)
             self.siblings.add(request)
             if self.observer is not None:
                 self.observer.on_admitted(request)
-            if not is_waiting:
+            if not must_wait:
                 self.kv_cache.count_prefix_hits(request)
                 has_slots = self.kv_cache.allocate_slots(request, count)
                 assert has_slots, "the blocks of all known tokens were counted before"
                 self._plan(request, count, draft)
             num_reserved += self._blocks_needed(request) + 1
+
+    def _preempt_late(
+        self,
+        in_order: Sequence[Request],
+        waiting: WaitingOrder,
+        draft: StepDraft,
+        masks: MaskStates,
+    ) -> None:
+        """Preempt running requests whose mask is late, the last first, while others wait."""
+        for request in reversed(in_order):
+            if waiting.head is None or draft.tokens_left == 0 or draft.has_evicted:
+                return
+            if request.request_id in masks.late and request.state is RequestState.RUNNING:
+                self._preempt(request, draft, PreemptionCause.LATE_MASK)
+                draft.is_full = False
+                self._admit(waiting, draft)
+
+    def _take_place(
+        self, in_order: Sequence[Request], waiting: WaitingOrder, draft: StepDraft
+    ) -> None:
+        """Preempt a running request of a client far ahead for the first waiting one, if it needs.
+
+        See `ClientQueues.find_victim`. The lead is at least the cost of a full step.
+        """
+        head, lead = waiting.head, self.max_num_batched_tokens * PROMPT_COST
+        if head is None or not in_order or self.queues.lead(in_order[-1], head) < lead:
+            return
+        needed = self.blocks_to_admit(head)
+        has_blocks = needed <= self.kv_cache.blocks.num_free - self.num_reserved_blocks
+        needs_slot = len(in_order) >= self.max_num_seqs
+        if has_blocks and not needs_slot:
+            return
+        victim = self.queues.find_victim(
+            in_order, head, lead, needs_slot=needs_slot, num_blocks=0 if has_blocks else needed
+        )
+        if victim is not None:
+            draft.debts.append((head, recompute_cost(victim)))
+            self._preempt(victim, draft, PreemptionCause.FAIR_SHARE, head)
 
     def _blocks_needed(self, request: Request) -> int:
         """Return how many more blocks a request needs; a fork needs one, for copy-on-write."""
@@ -308,7 +348,8 @@ class Scheduler:
         while request.state is RequestState.RUNNING:
             if self.kv_cache.allocate_slots(request, count):
                 return True
-            last = max(self.running, key=_sort_key)
+            draft.is_full = draft.has_evicted = True
+            last = max(self.running, key=self.queues.key)
             self._preempt(last, draft, PreemptionCause.NO_FREE_BLOCK, request)
         return False
 
@@ -333,10 +374,11 @@ class Scheduler:
         self.running.remove(request)
         self.siblings.remove(request)
         request.move_to(RequestState.WAITING)
+        request.num_paid_tokens = max(request.num_paid_tokens, request.num_computed_tokens)
         self.kv_cache.free(request)
         request.num_preemptions += 1
         self.num_preemptions += 1
-        heapq.heappush(self._queue, (request.sort_key, request))
+        self.queues.push(request)
         for reader in list(self.running) if never_filled else ():
             is_running = reader.state is RequestState.RUNNING
             if is_running and not never_filled.isdisjoint(reader.block_ids):
@@ -353,12 +395,11 @@ class Scheduler:
         if request.state is RequestState.RUNNING:
             self.running.remove(request)
             self.siblings.remove(request)
+        else:
+            self.queues.remove(request)
+        self.queues.finish(request)
         request.move_to(RequestState.FINISHED)
         if self.observer is not None:
             self.observer.on_finished(request)
         self.kv_cache.free(request)
         del self._requests[request.request_id]
-
-
-def _sort_key(request: Request) -> tuple[int, int]:
-    return request.sort_key

@@ -104,15 +104,20 @@ class StepDraft:
         sequences: what is planned so far, by request id.
         tokens_left: the remaining token budget.
         num_prompts: number of prompts that share the budget.
+        is_full: whether the blocks do not suffice to admit another request.
+        has_evicted: whether a request was preempted because no block was free.
+        debts: costs to charge to the clients of requests beside those of `sequences`.
     """
 
-    __slots__ = ("num_prompts", "sequences", "tokens_left")
+    __slots__ = ("debts", "has_evicted", "is_full", "num_prompts", "sequences", "tokens_left")
 
     def __init__(self, max_tokens: int, num_prompts: int) -> None:
         """Start with a budget of `max_tokens` tokens."""
         self.sequences: dict[str, PlannedSequence] = {}
         self.tokens_left = max_tokens
         self.num_prompts = num_prompts
+        self.is_full = self.has_evicted = False
+        self.debts: list[tuple[Request, int]] = []
 
     def put(self, sequence: PlannedSequence) -> None:
         """Plan a sequence, or plan it with another number of tokens."""

@@ -168,9 +168,13 @@ export async function copyText(text, what) {
     const focused = /** @type {HTMLElement | null} */ (document.activeElement);
     (document.querySelector("dialog[open]") ?? document.body).append(area);
     area.select();
-    document.execCommand("copy");
+    const isCopied = document.execCommand("copy");
     area.remove();
     focused?.focus();
+    if (!isCopied) {
+      toast(`The browser does not allow this page to copy the ${what}.`, "error");
+      return;
+    }
   }
   toast(`Copied the ${what}.`);
 }

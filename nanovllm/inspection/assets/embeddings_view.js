@@ -37,6 +37,7 @@ export function embeddingsExplorer({
   const extent = h("p", { class: "secondary v-lead" });
   const more = load ? null : moreText(known);
   const message = h("div", {});
+  const choice = h("div", {});
   const search = h("input", {
     type: "search",
     class: "input",
@@ -65,6 +66,7 @@ export function embeddingsExplorer({
       return;
     }
     if (wanted !== method) return;
+    offer(load ? projection.methods : [...known.keys()], method);
     replace(message);
     plot.element.classList.remove("v-outdated");
     points = projection.points;
@@ -149,8 +151,13 @@ export function embeddingsExplorer({
     }
   }
 
-  const methods = load ? Object.keys(METHOD_NAMES) : [...known.keys()];
-  const options = methods.map((value) => ({ value, label: METHOD_NAMES[value] }));
+  /** Offer the methods to choose from, where there are several. @param {string[]} methods */
+  function offer(methods, value) {
+    if (methods.length < 2 || choice.childElementCount) return;
+    const options = methods.map((each) => ({ value: each, label: METHOD_NAMES[each] }));
+    choice.append(segmented({ label: "Projection", options, value, onchange: showMethod }));
+  }
+
   replace(
     chosen,
     h("p", {
@@ -160,7 +167,7 @@ export function embeddingsExplorer({
         "the most similar embeddings.",
     }),
   );
-  showMethod(methods[0]);
+  showMethod(load ? "pca" : known.keys().next().value);
   return h(
     "div",
     { class: "v-embeddings" },
@@ -171,7 +178,7 @@ export function embeddingsExplorer({
         "div",
         { class: "card-header" },
         h("h2", { text: "Token embeddings" }),
-        segmented({ label: "Projection", options, value: methods[0], onchange: showMethod }),
+        choice,
       ),
       note,
       extent,

@@ -1,10 +1,14 @@
-/** The tooltip and the popover: one of each for the whole page. */
+/**
+ * The tooltip and the popover: one of both for the whole page. No tooltip opens beside a popover.
+ *
+ * @typedef {import("./dom.js").Child} Child
+ */
 
 import { h, replace } from "./dom.js";
 
 const GAP_PX = 6; // between an anchor and its tooltip or popover
 const EDGE_PX = 8; // between these and the edge of the window
-const LEAST_HEIGHT_PX = 260; // of a popover that scrolls to stay outside of the box around it
+const LEAST_HEIGHT_PX = 400; // of a popover that scrolls to stay outside of the box around it
 const MIN_ROOM_PX = 80; // where a window has less room, a popover covers its anchor
 const TOOLTIP_DISTANCE_PX = 200; // at most, from an anchor over the box around it
 const POPOVER_DISTANCE_PX = 400;
@@ -15,11 +19,12 @@ let tooltip = null;
 let tooltipAnchor = null;
 
 /**
- * Show a tooltip at an element until `hideTooltip`, Escape or a scroll.
+ * Show a tooltip at an element until `hideTooltip`, Escape or a scroll, unless a popover is open.
  * @param {Element | DOMRect} anchor
  * @param {...(Child | Child[])} content
  */
 export function showTooltip(anchor, ...content) {
+  if (closePopover) return;
   if (!tooltip) {
     tooltip = h("div", { class: "tooltip", role: "tooltip", id: "tooltip" });
     document.body.append(tooltip);

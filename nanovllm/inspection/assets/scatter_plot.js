@@ -4,8 +4,9 @@ import { categoricalColor, onThemeChange, token } from "./colors.js";
 import { oncePerFrame, resizeCanvas } from "./canvas.js";
 import { button } from "./components.js";
 import { h } from "./dom.js";
-import { tokenLabel } from "./format.js";
+import { formatThings, tokenLabel } from "./format.js";
 import { placeLabels } from "./labels.js";
+import { robustRange } from "./robust_range.js";
 
 const POINT_PX = 2.5;
 const MARGIN_PX = 24;
@@ -43,7 +44,12 @@ export function scatterPlot({ onSelect }) {
   const yAxis = h("p", { class: "v-axis" });
   const xAxis = h("p", { class: "v-axis v-axis-x" });
   const hidden = new Set();
-  /** @type {(import("./heatmap.js").Token & {x: number, y: number, kind: number})[]} */
+  const outside = h("p", { class: "v-axis", hidden: true });
+  /**
+   * A point that lies far out is drawn at the edge, as a ring.
+   * @type {(import("./heatmap.js").Token & {x: number, y: number, kind: number,
+   *   isOutside: boolean})[]}
+   */
   let points = [];
   let scale = { x: 0, y: 0, width: 1, height: 1 }; // centre and size of the data
   let view = { zoom: 1, x: 0, y: 0 };
@@ -80,19 +86,20 @@ export function scatterPlot({ onSelect }) {
   }
 
   function dot(context, point, radius, color) {
-    context.fillStyle = color;
+    context.fillStyle = context.strokeStyle = color;
     context.beginPath();
     context.arc(screenX(point.x), screenY(point.y), radius, 0, 2 * Math.PI);
-    context.fill();
+    if (point.isOutside) context.stroke();
+    else context.fill();
   }
 
   function drawLinks(context, colors) {
     const selected = points.find(({ id }) => id === selectedId);
     if (!selected) return;
-    context.strokeStyle = token("--accent");
     context.lineWidth = 1;
     for (const point of points.filter(({ id }) => linked.has(id))) {
       context.globalAlpha = 0.5;
+      context.strokeStyle = token("--accent");
       context.beginPath();
       context.moveTo(screenX(selected.x), screenY(selected.y));
       context.lineTo(screenX(point.x), screenY(point.y));
@@ -176,7 +183,8 @@ export function scatterPlot({ onSelect }) {
       hovered = nearest(x, y);
       canvas.classList.toggle("v-pointing", Boolean(hovered));
       reading.textContent = hovered
-        ? `${tokenLabel(hovered)}: token id ${hovered.id}, ${TOKEN_KINDS[hovered.kind].name}`
+        ? `${tokenLabel(hovered)}: token id ${hovered.id}, ${TOKEN_KINDS[hovered.kind].name}` +
+          (hovered.isOutside ? ", further out than drawn" : "")
         : "Point at a token to read it.";
       schedule();
     },
@@ -245,16 +253,19 @@ export function scatterPlot({ onSelect }) {
       yAxis,
       h("div", { class: "v-scatter-wrap" }, frame, zoomButtons),
       xAxis,
+      outside,
       reading,
     ),
     update(newPoints, [xName, yName]) {
-      points = newPoints.map((point) => ({ ...point, kind: kindOf(point) }));
-      const range = (name) =>
-        points.reduce(
-          ([low, high], point) => [Math.min(low, point[name]), Math.max(high, point[name])],
-          [Infinity, -Infinity],
-        );
-      const [xs, ys] = [range("x"), range("y")];
+      const [xs, ys] = [robustRange(newPoints.map(({ x }) => x)),
+        robustRange(newPoints.map(({ y }) => y))];
+      points = newPoints.map((point) => {
+        const [x, y] = [inside(point.x, xs), inside(point.y, ys)];
+        return { ...point, x, y, isOutside: x !== point.x || y !== point.y, kind: kindOf(point) };
+      });
+      const numOutside = points.filter(({ isOutside }) => isOutside).length;
+      outside.textContent = `${formatThings(numOutside, "token")} further out: a ring at the edge.`;
+      outside.hidden = !numOutside;
       scale = {
         x: (xs[0] + xs[1]) / 2,
         y: (ys[0] + ys[1]) / 2,
@@ -319,6 +330,11 @@ function listenToPointers(canvas, { zoomBy, moveBy, hover, click }) {
   });
   canvas.addEventListener("pointercancel", (event) => down.delete(event.pointerId));
   canvas.addEventListener("pointerleave", () => hover(-100, -100));
+}
+
+/** Return the nearest value of a range. @param {number} value @param {[number, number]} range */
+function inside(value, [low, high]) {
+  return Math.min(Math.max(value, low), high);
 }
 
 /** Return where an element stands in its parent. @param {HTMLElement} element */

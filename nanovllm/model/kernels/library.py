@@ -109,9 +109,9 @@ def _announce_compilation(store: ObjectCache, spec: Spec, entry_points: EntryPoi
         purpose = "training"
         if entry_points == INFERENCE:
             purpose = f"{spec.weights} weights, {spec.cache} KV cache"
+        kept = f" and happens once; they are kept in {store.folder}" if store.is_usable() else ""
         print(
-            f"nanovllm: compiling kernels for this CPU ({purpose}), which takes 10 to 20 s and "
-            f"happens once; they are kept in {store.folder}",
+            f"nanovllm: compiling kernels for this CPU ({purpose}), which takes 10 to 20 s{kept}",
             file=sys.stderr,
             flush=True,
         )

@@ -2,20 +2,21 @@
 
 In reading order:
 
-errors        the error format and exception handlers
-request_log   request ids, the record of a request, and the log
-docs_page     the pages / and /docs
-auth          API keys and the `Host` check
-cors          cross-origin requests of web pages
-head          HEAD requests
-body_limit    limits on the size, time and memory of bodies
-deadlines     the deadline of a request
-work          thread pools for parsing, tokenizing and writing
-body          read and validate a body
-bounds        the base class of bodies, with bounded sizes
-problems      validation errors as messages
-json_reader   large JSON documents in
-json_writer   large JSON documents out
-event_stream  server-sent events
-protocol      uvicorn's protocol with timeouts and limits
+errors          the error format and exception handlers
+request_log     request ids, the record of a request, and the log
+docs_page       the pages / and /docs
+auth            API keys and the `Host` check
+cors            cross-origin requests of web pages
+head            HEAD requests
+trailing_slash  paths that end with a slash
+body_limit      limits on the size, time and memory of bodies
+deadlines       the deadline of a request
+work            thread pools for parsing, tokenizing and writing
+body            read and validate a body
+bounds          the base class of bodies, with bounded sizes
+problems        validation errors as messages
+json_reader     large JSON documents in
+json_writer     large JSON documents out
+event_stream    server-sent events
+protocol        uvicorn's protocol with timeouts and limits
 """

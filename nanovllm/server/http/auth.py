@@ -58,7 +58,8 @@ class ApiKeyMiddleware:
                 response = error_response(401, message, headers={"www-authenticate": "Bearer"})
                 await response(scope, receive, send)
                 return
-            scope["state"]["record"].client = digest.hex()
+            record = scope["state"]["record"]
+            record.client = record.api_key_digest = digest.hex()
         await self._app(scope, receive, send)
 
 

@@ -8,10 +8,12 @@ from collections.abc import Mapping
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from nanovllm.engine.shares import Shares
 from nanovllm.server.http.errors import error_response
+from nanovllm.server.http.request_log import RequestRecord
 
-MAX_BODIES_BYTES = 256 << 20
-"""Memory for the bodies of all requests, not counting the first FREE_BODY_BYTES of each."""
+MAX_BODIES_BYTES = 128 << 20
+"""Memory for the bodies of a client's requests, not counting the first FREE_BODY_BYTES of each."""
 FREE_BODY_BYTES = 1 << 16
 _RETRY_AFTER_S = 5
 
@@ -35,19 +37,25 @@ class BodyLimitMiddleware:
         self._app = app
         self._max_bytes = max_body_bytes
         self._max_s = max_body_s
-        self._max_held_bytes = max(max_bodies_bytes, max_body_bytes)
-        self._held_bytes = 0
+        self._turn = asyncio.Lock()
+        self._held = Shares(max(max_bodies_bytes, max_body_bytes))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Check the declared length, then the body while the application reads it."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        client = _client(scope)
         body = _LimitedBody(receive, asyncio.get_running_loop().time() + self._max_s)
 
         async def limited_receive() -> Message:
             message = await body.receive(self._max_s)
-            self._check(body)
+            self._check(body, client)
+            if body.held_bytes:
+                # One part of all large bodies in a turn of the event loop: the parts of a hundred
+                # connections, read in each turn, would delay everybody else by seconds.
+                async with self._turn:
+                    await asyncio.sleep(0)
             return message
 
         declared = dict(scope["headers"]).get(b"content-length", b"")
@@ -59,20 +67,21 @@ class BodyLimitMiddleware:
             response = error_response(error.status, str(error), headers=error.headers)
             await response(scope, receive, send)
         finally:
-            self._held_bytes -= body.held_bytes
+            self._held.release(client, body.held_bytes)
 
-    def _check(self, body: "_LimitedBody") -> None:
+    def _check(self, body: "_LimitedBody", client: str) -> None:
         """Check the size of a body so far and count its memory; raises _BodyRefusedError."""
         if body.num_bytes > self._max_bytes:
             raise self._too_large()
         added_bytes = max(0, body.num_bytes - FREE_BODY_BYTES) - body.held_bytes
-        if added_bytes and self._held_bytes + added_bytes > self._max_held_bytes:
+        if self._held.missing(client, added_bytes):
             message = (
-                f"the bodies of unfinished requests have more than {self._max_held_bytes} bytes "
-                f"together, the limit; try again in {_RETRY_AFTER_S} s"
+                f"the bodies of unfinished requests have {self._held.total} bytes and "
+                f"{added_bytes} more would pass {self._held.described(client)}; try again in "
+                f"{_RETRY_AFTER_S} s"
             )
             raise _BodyRefusedError(429, message, {"retry-after": str(_RETRY_AFTER_S)})
-        self._held_bytes += added_bytes
+        self._held.take(client, added_bytes)
         body.held_bytes += added_bytes
 
     def _too_large(self) -> "_BodyRefusedError":
@@ -81,6 +90,12 @@ class BodyLimitMiddleware:
         return _BodyRefusedError(
             413, f"the request's body is larger than {limit}; send less at once"
         )
+
+
+def _client(scope: Scope) -> str:
+    """Return who sends a request, as its record says."""
+    record: RequestRecord | None = scope.get("state", {}).get("record")
+    return "" if record is None else record.client
 
 
 class _LimitedBody:

@@ -24,7 +24,7 @@ class CORSMiddleware(StarletteCORSMiddleware):
         super().__init__(
             app,
             allowed_origins,
-            allow_methods=("GET", "POST"),
+            allow_methods=("GET", "POST", "DELETE"),
             allow_headers=("*",),
             expose_headers=("x-request-id", "retry-after", "x-should-retry"),
         )

@@ -3,7 +3,6 @@
 Quoted input is truncated, so that a response is never many times larger than its request.
 """
 
-import difflib
 import json
 from collections.abc import Mapping, Sequence
 from typing import Annotated
@@ -23,6 +22,7 @@ from nanovllm.errors import (
     QueueFullError,
     RequestTimeoutError,
 )
+from nanovllm.suggestions import suggest
 
 MAX_INPUT_CHARACTERS = 200
 MAX_MESSAGE_CHARACTERS = 2000
@@ -102,8 +102,8 @@ def error_response(
 def _unknown_path(app: FastAPI, path: str) -> str:
     """Return the message for an unknown path, with a suggestion such as the path under /v1."""
     known = [route.path for route in app.routes if isinstance(route, Route)]
-    near = difflib.get_close_matches(path[:_MAX_GUESSED_PATH], known, n=1, cutoff=0.8)
-    return f"there is no such path; {f'did you mean {near[0]}?' if near else '/docs lists them'}"
+    near = suggest(path[:_MAX_GUESSED_PATH], known, min_similarity=0.8)
+    return f"there is no such path; {f'did you mean {near}?' if near else '/docs lists them'}"
 
 
 def shorten(text: str, limit: int = MAX_INPUT_CHARACTERS) -> str:

@@ -45,9 +45,10 @@ async def unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) ->
             raise ClientDisconnectedError
         return task.result()
     finally:
-        for pending in (task, disconnect):
-            pending.cancel()
+        task.cancel()
+        disconnect.cancel()
         await asyncio.gather(task, disconnect, return_exceptions=True)
+        del task  # whose error's traceback has this frame
 
 
 async def _wait_for_disconnect(receive: Receive) -> None:

@@ -3,7 +3,6 @@
 Quoted input is truncated, so that a response is never many times larger than its request.
 """
 
-import difflib
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any, get_args
@@ -13,24 +12,11 @@ from pydantic import BaseModel
 from nanovllm.errors import InvalidRequestError
 from nanovllm.server.http.bounds import fields_by_name
 from nanovllm.server.http.errors import MAX_INPUT_CHARACTERS, shorten
+from nanovllm.suggestions import suggest
 
 MAX_PROBLEMS = 10
 _MAX_GUESSED_CHARACTERS = 64  # of an unknown field for which one is suggested
 _MIN_SIMILARITY = 0.7  # of difflib; at 0.6 it finds truncation_side near functions
-_OTHER_NAMES = {
-    "max_completion_tokens": "max_tokens",
-    "n_predict": "max_tokens",
-    "num_predict": "max_tokens",
-    "max_length": "max_tokens",
-    "repeat_penalty": "repetition_penalty",
-    "grammar": "structured_outputs",
-    "json_schema": "response_format",
-    **dict.fromkeys(
-        ("guided_json", "guided_regex", "guided_choice", "guided_grammar"), "structured_outputs"
-    ),
-}
-"""Names of fields in other APIs and in older versions of vLLM."""
-
 _REASONS = {
     "missing": "required",
     "bool_type": "must be true or false",
@@ -130,11 +116,7 @@ def _nearest_field(path: Sequence[int | str], kind: type[BaseModel]) -> str | No
             inside = None if field is None else _model_in(field.annotation)
     if inside is None or not isinstance(name, str) or len(name) > _MAX_GUESSED_CHARACTERS:
         return None
-    known = fields_by_name(inside)
-    if _OTHER_NAMES.get(name) in known:
-        return _OTHER_NAMES[name]
-    near = difflib.get_close_matches(name.lower(), known, n=1, cutoff=_MIN_SIMILARITY)
-    return near[0] if near else None
+    return suggest(name, fields_by_name(inside), min_similarity=_MIN_SIMILARITY)
 
 
 def _model_in(annotation: Any) -> type[BaseModel] | None:

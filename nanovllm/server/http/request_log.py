@@ -45,6 +45,7 @@ class RequestRecord:
         request_id: the `x-request-id` header of the response.
         arrived_at, arrived_s: when the head arrived, as a date and by `time.monotonic()`.
         client: identity for fair scheduling, an address or the digest of an API key.
+        api_key_digest: of the API key of the request; empty where the server has no keys.
         status: HTTP status; None until the response starts.
         is_answered: the last byte of the response has been sent.
         client_gone: the client disconnected or stopped reading before that.
@@ -59,6 +60,7 @@ class RequestRecord:
 
     request_id: str
     client: str = ""
+    api_key_digest: str = ""
     arrived_at: datetime = field(default_factory=lambda: datetime.now(timezone.utc))
     arrived_s: float = field(default_factory=time.monotonic)
     status: int | None = None

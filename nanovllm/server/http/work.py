@@ -14,13 +14,14 @@ one long call into C, such as json.loads of megabytes, stops the event loop too.
 
 import asyncio
 import threading
-from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from starlette.requests import Request
 
 from nanovllm.engine.async_engine import AsyncEngine
+from nanovllm.engine.shares import FairQueue
 from nanovllm.errors import EngineFaultError, EngineNotReadyError, NanovllmError, QueueFullError
 from nanovllm.server.http.deadlines import deadline_of
 from nanovllm.server.http.event_stream import unless_disconnected
@@ -112,14 +113,19 @@ class Work:
 
 
 class _Job:
-    """A call and the future of its result."""
+    """A call and the future of its result.
+
+    The frames of an error's traceback lead to those of the thread, and the error to the future. So
+    a job keeps nothing once it has ended: a cycle would keep the body until the garbage collector
+    runs.
+    """
 
     __slots__ = ("call", "future", "loop")
 
     def __init__(self, call: Callable[[], Any]) -> None:
         self.call = call
         self.loop = asyncio.get_running_loop()
-        self.future: asyncio.Future[Any] = self.loop.create_future()
+        self.future: asyncio.Future[Any] | None = self.loop.create_future()
 
     def run(self) -> None:
         """Run the call on this thread and set the future; raises nothing."""
@@ -127,26 +133,27 @@ class _Job:
             result, error = self.call(), None
         except BaseException as raised:  # noqa: BLE001 - raised again by the future
             result, error = None, _as_exception(raised)
-        try:
-            self.loop.call_soon_threadsafe(self._finish, result, error)
-        except RuntimeError:
-            return  # the event loop is closed: nobody waits
-
-    def _finish(self, result: Any, error: Exception | None) -> None:
-        if error is not None:
-            self.fail(error)
-        elif not self.future.done():
-            self.future.set_result(result)
+        with suppress(RuntimeError):  # the event loop is closed: nobody waits
+            self.loop.call_soon_threadsafe(self._end, result, error)
+        del result, error, self.call
 
     def fail(self, error: Exception) -> None:
         """Fail the future, on the event loop."""
-        if not self.future.done():
-            self.future.set_exception(error)
+        self._end(None, error)
 
     def expire(self, timeout_error: Callable[[], NanovllmError]) -> None:
         """Fail the future at the deadline, on the event loop."""
-        if not self.future.done():
-            self.future.set_exception(timeout_error())
+        if self.future is not None and not self.future.done():
+            self.fail(timeout_error())
+
+    def _end(self, result: Any, error: Exception | None) -> None:
+        future, self.future = self.future, None
+        if future is None or future.done():
+            return
+        if error is None:
+            future.set_result(result)
+        else:
+            future.set_exception(error)
 
 
 def _as_exception(raised: BaseException) -> Exception:
@@ -165,15 +172,16 @@ class FairThreadPool:
     """
 
     def __init__(self, name: str, num_threads: int, max_waiting: int) -> None:
-        """Start no thread before the first call; refuse calls beyond `max_waiting`."""
+        """Start no thread before the first call; at most `max_waiting` calls wait.
+
+        One more is refused, or displaces the newest call of the client with most.
+        """
         self._name = name
         self._num_threads = num_threads
-        self._max_waiting = max_waiting
-        self._queues: OrderedDict[str, deque[_Job]] = OrderedDict()
+        self._waiting: FairQueue[_Job] = FairQueue(max_waiting)
         self._running: set[_Job] = set()
         self._changed = threading.Condition()
         self._num_started = 0
-        self._num_waiting = 0
         self._is_closed = False
 
     async def run(
@@ -193,21 +201,24 @@ class FairThreadPool:
             timeout_error: returns the error to raise then.
 
         Raises:
-            QueueFullError: too many calls wait.
+            QueueFullError: too many calls wait, most of them this client's.
             EngineNotReadyError: the pool is closed.
         """
         job = _Job(call)
+        assert job.future is not None
+        future = job.future
         self._put(client, job)
         timer = None
         if deadline_s is not None and timeout_error is not None:
             timer = job.loop.call_at(deadline_s, job.expire, timeout_error)
         try:
-            result: T = await job.future
+            result: T = await future
             return result
         finally:
             self._remove(client, job)
             if timer is not None:
                 timer.cancel()
+            del future  # whose error's traceback has this frame
 
     @property
     def is_busy(self) -> bool:
@@ -221,39 +232,34 @@ class FairThreadPool:
         """
         with self._changed:
             self._is_closed = True
-            jobs = [*self._running, *(job for queue in self._queues.values() for job in queue)]
-            self._queues.clear()
-            self._num_waiting = 0
+            jobs = [*self._running, *self._waiting.clear()]
             self._changed.notify_all()
         for job in jobs:
             job.fail(EngineNotReadyError("the server is stopping"))
 
     def _put(self, client: str, job: _Job) -> None:
+        """Queue a job; fail the job that has no place, which may be another client's."""
         with self._changed:
             if self._is_closed:
                 raise EngineNotReadyError("the server is stopping")
-            if self._num_waiting >= self._max_waiting:
-                raise QueueFullError(
-                    f"{self._num_waiting} requests wait to be read, the limit; try again in 1 s"
-                )
-            self._queues.setdefault(client, deque()).append(job)
-            self._num_waiting += 1
+            refused = self._waiting.put(client, job)
             if self._num_started < self._num_threads:
                 self._num_started += 1
                 threading.Thread(
                     target=self._run_jobs, name=f"{self._name}-{self._num_started}", daemon=True
                 ).start()
             self._changed.notify()
+        if refused is not None:
+            refused.fail(
+                QueueFullError(
+                    f"{len(self._waiting)} requests wait to be read, the limit; try again in 1 s"
+                )
+            )
 
     def _remove(self, client: str, job: _Job) -> None:
         """Remove a job from its queue if no thread has taken it."""
         with self._changed:
-            queue = self._queues.get(client)
-            if queue is not None and job in queue:
-                queue.remove(job)
-                self._num_waiting -= 1
-                if not queue:
-                    del self._queues[client]
+            self._waiting.remove(client, job)
 
     def _run_jobs(self) -> None:
         """Run jobs until the pool is closed; the main function of its threads."""
@@ -265,14 +271,10 @@ class FairThreadPool:
     def _take(self) -> _Job | None:
         """Return the next client's first job and move the client last; None once closed."""
         with self._changed:
-            while not self._queues and not self._is_closed:
+            while not self._waiting and not self._is_closed:
                 self._changed.wait()
             if self._is_closed:
                 return None
-            client, queue = self._queues.popitem(last=False)
-            job = queue.popleft()
-            if queue:
-                self._queues[client] = queue
-            self._num_waiting -= 1
+            job = self._waiting.take()
             self._running.add(job)
             return job

@@ -1,6 +1,7 @@
 """/v1/inspect/*: attention, logit lens and embeddings of the served model.
 
-    POST /v1/inspect/attention /v1/inspect/overview /v1/inspect/logit_lens
+    POST /v1/inspect/attention /v1/inspect/attention_head /v1/inspect/overview
+         /v1/inspect/logit_lens
     GET  /v1/inspect/embeddings /v1/inspect/neighbors
 
 One worker process computes them, so that they slow generation down by at most a thread of the
@@ -78,6 +79,16 @@ class AttentionRequest(InspectRequest):
     layer: int | None = Field(None, ge=0, description="one layer, from 0; null for all")
 
 
+class AttentionHeadRequest(InspectRequest):
+    """The body of POST /v1/inspect/attention_head."""
+
+    layer: int = Field(0, ge=0, description="from 0")
+    head: int = Field(0, ge=0, description="from 0")
+    query: int | None = Field(
+        None, ge=0, description="position of the token that attends, from 0; null for the last"
+    )
+
+
 class LogitLensRequest(InspectRequest):
     """The body of POST /v1/inspect/logit_lens."""
 
@@ -123,6 +134,25 @@ class AttentionWeights(TypedDict):
     layout: str
     layer: int | None
     weights: str
+
+
+class AttentionHead(TypedDict):
+    """How a head computes the output of one query from the tokens up to it.
+
+    scores = scale * k @ q, weights = softmax(scores), output = weights @ v.
+    """
+
+    tokens: list[InspectedToken]
+    layer: int
+    head: int
+    query: int
+    scale: Annotated[float, Field(description="factor of the scores, usually 1 / sqrt(head_dim)")]
+    q: Annotated[list[float], Field(description="query [head_dim]")]
+    k: Annotated[list[list[float]], Field(description="keys [query + 1, head_dim]")]
+    v: Annotated[list[list[float]], Field(description="values [query + 1, head_dim]")]
+    scores: Annotated[list[float], Field(description="[query + 1], before the softmax")]
+    weights: Annotated[list[float], Field(description="[query + 1]; their sum is 1")]
+    output: Annotated[list[float], Field(description="[head_dim]")]
 
 
 class HeadStatistics(TypedDict):
@@ -201,6 +231,7 @@ class Neighbors(TypedDict):
 DOCUMENTED = (
     InspectRequest,
     AttentionRequest,
+    AttentionHeadRequest,
     LogitLensRequest,
 )
 
@@ -251,6 +282,12 @@ def _add_prompt_routes(
         )(endpoint)
 
     add("attention", AttentionRequest, AttentionWeights, "Attention weights of a prompt's tokens.")
+    add(
+        "attention_head",
+        AttentionHeadRequest,
+        AttentionHead,
+        "Query, keys, values and scores of a head.",
+    )
     add("overview", InspectRequest, AttentionOverview, "Statistics of every attention head.")
     add("logit_lens", LogitLensRequest, LogitLens, "The prediction of every layer.")
 

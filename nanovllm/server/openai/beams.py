@@ -72,7 +72,7 @@ async def run_searches(
         len(search.prompt_token_ids) + width * search.params.max_tokens for search in searches
     )
     # The room of the whole search is reserved first: it must not be refused half way.
-    room = async_engine.reserve(len(searches) * width, tokens)
+    room = async_engine.reserve(len(searches) * width, tokens, client=generation.client)
     group_size = max(engine.config.max_num_seqs // width, 1)
     try:
         for start in range(0, len(searches), group_size):

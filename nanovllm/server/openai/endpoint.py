@@ -57,6 +57,7 @@ from nanovllm.server.http.request_log import record_of
 from nanovllm.server.http.work import Work
 from nanovllm.server.openai.beams import run_searches
 from nanovllm.server.openai.renderer import Renderer, ResponseContext, is_large
+from nanovllm.server.openai.response_store import NOT_KEPT, ClientResponses, ResponseStore
 from nanovllm.server.openai.schemas import GenerationBody
 from nanovllm.server.openai.structured import rename_fields
 from nanovllm.server.openapi import request_body, responses
@@ -76,6 +77,7 @@ class Endpoint(Generic[B]):
         description: what it does.
         id_prefix: begins the ids of its requests, which are the `id` of responses.
         body: the type of its bodies.
+        resolve: returns a body with the stored responses that it refers to, called before parse.
         parse: returns the request of a body; called on a worker thread; may raise
             InvalidRequestError in the engine's names of fields.
         renderer: returns a new renderer for one response, whole or streamed.
@@ -95,6 +97,7 @@ class Endpoint(Generic[B]):
     renderer: Callable[[ResponseContext, B], Renderer[Any]]
     response: Any
     event: Any = None
+    resolve: Callable[[B, ClientResponses], B] = lambda body, _: body
     ends_with_done: bool = True
     is_guarded: Callable[[B], bool] = lambda _: False
 
@@ -107,6 +110,7 @@ class ModelService:
         async_engine: runs the model.
         model_names: names that requests may use for the model.
         chat_template: renders messages; None where the model has none.
+        response_store: keeps responses; None for no store.
         stalled_client_s: time after which a client that reads nothing counts as disconnected.
         keep_alive_s: time after which a stream without an event sends blank lines; None for never.
         work: the worker threads.
@@ -115,6 +119,7 @@ class ModelService:
     async_engine: AsyncEngine
     model_names: Sequence[str]
     chat_template: ChatTemplate | None
+    response_store: ResponseStore | None
     stalled_client_s: float
     keep_alive_s: float | None
     work: Work
@@ -166,14 +171,16 @@ def prepare_call(
     chat_template: ChatTemplate | None,
     model: str,
     client: str = "",
+    stored: ClientResponses = NOT_KEPT,
 ) -> PreparedCall:
     """Parse and check a body; raises InvalidRequestError in the client's names of fields.
 
-    `client` is the identity of who sent it.
+    `client` is the identity of who sent it, and `stored` its stored responses.
     """
     searches: tuple[BeamSearch, ...] = ()
     prepared: tuple[PreparedRequest, ...] = ()
     with client_field_names(body):
+        body = endpoint.resolve(body, stored)
         request = endpoint.parse(body, engine, chat_template)
         request_id = endpoint.id_prefix + (body.requested_id or uuid.uuid4().hex)
         request = replace(request, request_id=request_id, client=client)
@@ -184,7 +191,8 @@ def prepare_call(
         else:
             prepared = prepare_requests(request, engine.input_processor)
             prompt_tokens = sum(len(one.requests[0].prompt_token_ids) for one in prepared)
-    context = ResponseContext(request_id, int(time.time()), model, prompt_tokens, engine.tokenizer)
+    now = int(time.time())
+    context = ResponseContext(request_id, now, model, prompt_tokens, engine.tokenizer, stored)
     renderer = endpoint.renderer(context, body)
     return PreparedCall(request, renderer, prompt_tokens, prepared, searches)
 
@@ -225,7 +233,9 @@ async def _respond(endpoint: Endpoint[B], request: Request, service: ModelServic
     model = served_name(body.model, service.model_names)
     record = record_of(request)
     record.note_prompts(body.logged_prompts)
-    async_engine.check_room(body.num_choices)  # before time is spent on the prompts
+    # Before time is spent on the prompts.
+    async_engine.check_room(body.num_choices, client=record.client)
+    stored = ClientResponses(service.response_store, record.api_key_digest)
     prepare = partial(
         prepare_call,
         endpoint,
@@ -234,6 +244,7 @@ async def _respond(endpoint: Endpoint[B], request: Request, service: ModelServic
         service.chat_template,
         model,
         record.client,
+        stored,
     )
     call = await work.read(request, num_bytes, prepare, is_guarded=endpoint.is_guarded(body))
     record.answer_id = call.request.request_id

@@ -15,6 +15,7 @@ from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.outputs import CompletionOutput, EmbeddingRequestOutput, RequestOutput
 from nanovllm.server.http.errors import response_for
 from nanovllm.server.http.json_writer import write_json
+from nanovllm.server.openai.response_store import NOT_KEPT, ClientResponses
 from nanovllm.server.openai.response_types import Usage
 from nanovllm.server.openai.schemas import SamplingBody
 
@@ -33,6 +34,7 @@ class ResponseContext:
         model: the name that the client used for the model.
         prompt_tokens: total number of tokens of the prompts.
         tokenizer: the model's.
+        stored: the client's stored responses.
     """
 
     id: str
@@ -40,6 +42,7 @@ class ResponseContext:
     model: str
     prompt_tokens: int
     tokenizer: Tokenizer
+    stored: ClientResponses = NOT_KEPT
 
 
 class Renderer(ABC, Generic[OutputT]):

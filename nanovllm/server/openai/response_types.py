@@ -353,8 +353,8 @@ class ModelResponse(TypedDict):
     model: str
     output: list[OutputMessage]
     parallel_tool_calls: bool
-    previous_response_id: None
-    store: Literal[False]
+    previous_response_id: str | None
+    store: Annotated[bool, Field(description="whether the server keeps it")]
     temperature: float | None
     text: dict[str, Any]
     tool_choice: Literal["auto", "none"]
@@ -362,6 +362,14 @@ class ModelResponse(TypedDict):
     top_p: float | None
     truncation: Literal["disabled"]
     usage: ResponseUsage | None
+
+
+class DeletedResponse(TypedDict):
+    """The response of DELETE /v1/responses/{id}."""
+
+    id: str
+    object: Literal["response"]
+    deleted: Literal[True]
 
 
 class ResponseEvent(TypedDict):

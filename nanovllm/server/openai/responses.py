@@ -1,23 +1,13 @@
 """POST /v1/responses: its body, its parser and its renderer.
 
-OpenAI's Responses API for text, without state: a client sends the whole conversation as `input`.
-The chat template makes a prompt of it. Where the model has no template, an input that is text is
-the prompt itself.
+OpenAI's Responses API for text. A client sends the whole conversation as `input`, or refers to a
+stored response (response_store.py). The chat template makes a prompt of it. Where the model has no
+template, an input that is text is the prompt itself.
 """
 
 import json
-from collections.abc import Mapping, Sequence
-from functools import partial
-from typing import Annotated, Any, ClassVar, Literal
-
-from pydantic import (
-    BeforeValidator,
-    Field,
-    ValidatorFunctionWrapHandler,
-    WithJsonSchema,
-    WrapValidator,
-    model_validator,
-)
+from collections.abc import Sequence
+from typing import Any
 
 from nanovllm.engine.chat.template import ChatTemplate
 from nanovllm.engine.engine import Engine
@@ -25,22 +15,22 @@ from nanovllm.engine.generation_request import GenerationRequest
 from nanovllm.errors import InvalidRequestError
 from nanovllm.outputs import RequestOutput
 from nanovllm.prompts import Prompt
-from nanovllm.sampling_params import MAX_PROMPT_TOKENS
-from nanovllm.server.http.bounds import BoundedModel, JSONObject
 from nanovllm.server.http.errors import error_of, shorten
 from nanovllm.server.http.problems import quote
 from nanovllm.server.openai.chat_prompt import encode_prompt, end_turn
-from nanovllm.server.openai.chat_schemas import (
-    MAX_MESSAGES,
-    NO_ITEMS,
-    ChatMessage,
-    PromptFields,
-    Tools,
-    content_schema,
-    join_parts,
-)
+from nanovllm.server.openai.chat_schemas import MAX_MESSAGES, ChatMessage, PromptFields
 from nanovllm.server.openai.endpoint import Endpoint, sampling_params
 from nanovllm.server.openai.renderer import Renderer, ResponseContext, usage_of
+from nanovllm.server.openai.response_schemas import (
+    InputMessage,
+    ResponsesRequest,
+    TextOptions,
+)
+from nanovllm.server.openai.response_store import (
+    MESSAGE_PREFIX,
+    RESPONSE_PREFIX,
+    ClientResponses,
+)
 from nanovllm.server.openai.response_types import (
     ModelResponse,
     OutputMessage,
@@ -48,117 +38,43 @@ from nanovllm.server.openai.response_types import (
     ResponseEvent,
     ResponseStatus,
 )
-from nanovllm.server.openai.schemas import NO_EFFECT, GenerationBody, UnusedFields, refuse
 from nanovllm.structured_outputs import StructuredOutputs
 
-_ID_PREFIX = "resp_"
-_join_parts = partial(join_parts, part_type="input_text", answer_type="output_text")
+
+def resolve_references(body: ResponsesRequest, stored: ClientResponses) -> ResponsesRequest:
+    """Return a body whose input is the whole conversation; raises InvalidRequestError."""
+    if isinstance(body.input, str) and body.previous_response_id is None:
+        return body
+    messages: list[InputMessage] = []
+    if body.previous_response_id is not None:
+        earlier = stored.conversation(body.previous_response_id)
+        if earlier is None:
+            raise _not_stored("previous_response_id", body.previous_response_id, stored)
+        messages += map(InputMessage.model_validate, earlier)
+    for item in body.messages if isinstance(body.input, str) else body.input:
+        if isinstance(item, InputMessage):
+            messages.append(item)
+            continue
+        found = stored.message(item.id)
+        if found is None:
+            raise _not_stored("input", item.id, stored)
+        messages.append(InputMessage.model_validate(found))
+    if len(messages) > MAX_MESSAGES:
+        raise InvalidRequestError(
+            f"the conversation has {len(messages)} messages, the limit is {MAX_MESSAGES}; leave "
+            "out the oldest",
+            param="input",
+        )
+    return body.model_copy(update={"input": messages})
 
 
-class InputMessage(ChatMessage):
-    """One item of `input`; an assistant's may be an output item of an earlier response."""
-
-    unused_keys: ClassVar[tuple[str, ...]] = (*ChatMessage.unused_keys, "status")
-
-    type: Literal["message"] | None = None
-    content: Annotated[
-        str, BeforeValidator(_join_parts), WithJsonSchema(content_schema("input_text"))
-    ]
-
-    @model_validator(mode="before")
-    @classmethod
-    def _check_type(cls, item: Any) -> Any:
-        if isinstance(item, dict) and item.get("type") not in (None, "message"):
-            raise ValueError(f"the type {shorten(quote(item['type']))} is not supported")
-        return item
-
-
-def _text_or_list(value: Any, check_list: ValidatorFunctionWrapHandler) -> Any:
-    """Return text unchanged; a union type would report an error for each of its types."""
-    return value if isinstance(value, str) else check_list(value)
-
-
-def _describe_input(schema: dict[str, Any]) -> None:
-    messages = {name: schema.pop(name) for name in ("type", "items", "minItems", "maxItems")}
-    schema["oneOf"] = [{"type": "string"}, messages]
-
-
-class TextFormat(BoundedModel):
-    """`text.format`; a schema is always followed, whatever `strict` says."""
-
-    type: Literal["text", "json_object", "json_schema"]
-    name: str | None = Field(None, max_length=64)
-    description: str | None = Field(None, max_length=1024)
-    schema_: JSONObject | None = Field(None, alias="schema")
-    strict: bool | None = None
-
-
-class TextOptions(BoundedModel):
-    """`text`."""
-
-    format: TextFormat | None = None
-    verbosity: Literal["medium"] | None = Field(None, description=NO_EFFECT)
-
-
-_NO_STATE = "this server keeps no responses, so send the whole conversation in input"
-_NULL = WithJsonSchema({"type": "null"})
-_EMPTY = WithJsonSchema({"type": "object", "maxProperties": 0})
-_FALSE = WithJsonSchema({"type": "boolean", "const": False})
-
-
-class ResponsesRequest(UnusedFields, GenerationBody):
-    """The body of POST /v1/responses."""
-
-    prompt_field: ClassVar[str] = "input"
-
-    input: Annotated[
-        list[InputMessage],
-        Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True),
-        WrapValidator(_text_or_list),
-    ] = Field(description="text, or a list of messages", json_schema_extra=_describe_input)
-    instructions: str | None = Field(None, description="a system message before the input")
-    max_output_tokens: int | None = Field(
-        None,
-        ge=1,
-        le=MAX_PROMPT_TOKENS,
-        description="maximum tokens to generate; by default what the context has room for",
+def _not_stored(param: str, missing_id: str, stored: ClientResponses) -> InvalidRequestError:
+    reason = "was dropped, or never stored" if stored.is_kept else "responses are not kept"
+    return InvalidRequestError(
+        f"{param} refers to {shorten(quote(missing_id), 80)}, which this server does not have "
+        f"({reason}); send the whole conversation in input, with store: false",
+        param=param,
     )
-    temperature: float | None = Field(None, ge=0, le=2)
-    top_p: float | None = Field(None, gt=0, le=1)
-    stream: bool | None = False
-    text: TextOptions | None = None
-
-    store: Annotated[bool | None, refuse("this server keeps no responses", False), _FALSE] = None
-    background: Annotated[bool | None, refuse("responses are not kept", False), _FALSE] = None
-    previous_response_id: Annotated[Any, refuse(_NO_STATE), _NULL] = None
-    conversation: Annotated[Any, refuse(_NO_STATE), _NULL] = None
-    include: Annotated[Any, refuse("responses have text only", []), WithJsonSchema(NO_ITEMS)] = None
-    reasoning: Annotated[Any, refuse("the model does not reason", {}), _EMPTY] = None
-    tools: Tools | None = Field(None, description=NO_EFFECT)
-    tool_choice: Literal["auto", "none"] | None = Field(None, description=NO_EFFECT)
-    parallel_tool_calls: bool | None = Field(None, description=NO_EFFECT)
-    truncation: Literal["disabled"] | None = Field(None, description=NO_EFFECT)
-
-    @property
-    def logged_prompts(self) -> list[str | list[int]]:
-        """The texts of the input, without `instructions`, for the request log."""
-        if isinstance(self.input, str):
-            return [self.input]
-        return [message.content for message in self.input]
-
-    @property
-    def num_choices(self) -> int:
-        """Number of choices that are generated."""
-        return 1
-
-    @property
-    def field_names(self) -> Mapping[str, str]:
-        """The client's names of fields by the engine's, for error messages."""
-        return {
-            "max_tokens": "max_output_tokens",
-            "structured_outputs.json": "text.format.schema",
-            "structured_outputs": "text.format",
-        }
 
 
 def parse_response(
@@ -168,10 +84,7 @@ def parse_response(
     messages: list[ChatMessage] = []
     if body.instructions is not None:
         messages.append(ChatMessage(role="system", content=body.instructions, name=None))
-    if isinstance(body.input, str):
-        messages.append(ChatMessage(role="user", content=body.input, name=None))
-    else:
-        messages += body.input
+    messages += body.messages
     prompt: Prompt
     if isinstance(body.input, str) and len(messages) == 1 and template is None:
         prompt = body.input
@@ -209,7 +122,13 @@ class ResponseRenderer(Renderer[RequestOutput]):
         """Render the response to a request."""
         self._context = context
         self._request = request
-        self._item_id = "msg_" + context.id.removeprefix(_ID_PREFIX)
+        self._item_id = MESSAGE_PREFIX + context.id.removeprefix(RESPONSE_PREFIX)
+        self._is_stored = context.stored.is_kept and request.store is not False
+        self._conversation = (  # here, because this runs on a worker thread
+            [message.model_dump(exclude_none=True) for message in request.messages]
+            if self._is_stored
+            else []
+        )
         self._num_events = 0
         self._text = ""
         self._last_output: RequestOutput | None = None
@@ -282,7 +201,7 @@ class ResponseRenderer(Renderer[RequestOutput]):
         }  # fmt: skip
 
     def _finished(self, output: RequestOutput, text: str) -> ModelResponse:
-        """Return the response once its text is complete."""
+        """Return the response once its text is complete, and store it."""
         is_cut = output.outputs[0].finish_reason == "length"
         status: ResponseStatus = "incomplete" if is_cut else "completed"
         response = self._response(status)
@@ -296,6 +215,9 @@ class ResponseRenderer(Renderer[RequestOutput]):
             "output_tokens_details": {"reasoning_tokens": 0},
             "total_tokens": usage["total_tokens"],
         }
+        if self._is_stored:
+            own = {"role": "assistant", "content": text}
+            self._context.stored.add(response, [*self._conversation, own])
         return response
 
     def _response(self, status: ResponseStatus) -> ModelResponse:
@@ -308,7 +230,8 @@ class ResponseRenderer(Renderer[RequestOutput]):
             "instructions": request.instructions, "max_output_tokens": request.max_output_tokens,
             "metadata": request.metadata or {}, "model": context.model, "output": [],
             "parallel_tool_calls": request.parallel_tool_calls is not False,
-            "previous_response_id": None, "store": False, "temperature": request.temperature,
+            "previous_response_id": request.previous_response_id, "store": self._is_stored,
+            "temperature": request.temperature,
             "text": {
                 "format": output_format.model_dump(by_alias=True, exclude_none=True)
                 if output_format
@@ -326,9 +249,10 @@ def _output_text(text: str) -> OutputText:
 RESPONSES = Endpoint(
     path="/v1/responses",
     name="responses",
-    description="Answer text or a conversation; the server keeps nothing of it.",
-    id_prefix=_ID_PREFIX,
+    description="Answer text or a conversation.",
+    id_prefix=RESPONSE_PREFIX,
     body=ResponsesRequest,
+    resolve=resolve_references,
     parse=parse_response,
     renderer=ResponseRenderer,
     response=ModelResponse,

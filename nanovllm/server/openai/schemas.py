@@ -29,6 +29,7 @@ from nanovllm.sampling_params import (
     MAX_SEED,
     MAX_STOP_CHARACTERS,
     MAX_STOP_STRINGS,
+    MAX_TEMPERATURE,
     MAX_TOP_K,
     MIN_REPETITION_PENALTY,
     MIN_SEED,
@@ -208,7 +209,7 @@ class UnusedFields(Body):
 class SamplingBody(UnusedFields, GenerationBody):
     """The fields that completions and chats share: sampling, stop conditions and streaming."""
 
-    temperature: float | None = Field(None, ge=0, le=2)
+    temperature: float | None = Field(None, ge=0, le=MAX_TEMPERATURE)
     top_p: float | None = Field(None, gt=0, le=1)
     n: int | None = Field(1, ge=1, le=128)
     stop: Stops | None = None

@@ -26,6 +26,9 @@ from nanovllm.training.data.text import pieces
 _DEFAULT_VOCAB_SIZE = 1024
 _SMALLEST_BPE = 257  # the bytes and `<|endoftext|>`
 _COPIED_FILES = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+_MAX_WORD_CHARACTERS = 2**12
+"""Longest word that BPE is trained on: a merge takes the square of a word's length, and text
+without spaces is one word."""
 _BATCH_CHARACTERS = 2**20
 """Characters that are encoded at once: the library needs about 100 MB for them."""
 
@@ -181,7 +184,8 @@ def _train_bpe(texts: Sequence[str], vocab_size: int) -> Tokenizer:
         def parts() -> Iterator[str]:
             for text in texts:
                 for part in pieces(text):
-                    yield from part.split(END_OF_TEXT)
+                    for document in part.split(END_OF_TEXT):
+                        yield from pieces(document, _MAX_WORD_CHARACTERS)
                     bar.update(len(part))
 
         tokenizer.train_from_iterator(parts(), trainer)

@@ -30,6 +30,7 @@ _MAX_METRICS_BYTES = 64 << 20  # some 300,000 evaluations
 _MAX_SAMPLES_BYTES = 16 << 20
 _MAX_STEP = 1 << 53
 _MAX_NUMBER = 1e100  # so that sums and differences do not overflow
+_MIN_RISE = 0.01  # of the validation loss, in proportion to its lowest
 _ROUNDING = 1e-3  # by which a loss in metrics.jsonl may differ from the one in run.json
 
 
@@ -103,6 +104,23 @@ class Run:
         # run.json knows better only if lines of metrics.jsonl are missing.
         is_listed = best is not None and (best.val_loss or 0.0) <= loss + _ROUNDING
         return best if is_listed else Evaluation(int(step), val_loss=loss)
+
+    @property
+    def overfitting(self) -> str:
+        """Return how the validation loss rose while the training loss fell; empty if it did not."""
+        best, last = self.best, self.evaluations[-1] if self.evaluations else None
+        if best is None or last is None or None in (best.train_loss, last.train_loss):
+            return ""
+        losses = (best.train_loss, last.train_loss, best.val_loss, last.val_loss)
+        train_before, train_now, lowest, now = (math.nan if one is None else one for one in losses)
+        if not (now > lowest * (1 + _MIN_RISE) and train_now < train_before):
+            return ""
+        return (
+            f"The model overfits: since step {best.step:,} the training loss fell from "
+            f"{train_before:.4f} to {train_now:.4f}, but the validation loss rose from "
+            f"{lowest:.4f} to {now:.4f}. The checkpoint is that of step {best.step:,}; more data, "
+            "--dropout 0.1 or a smaller model can lower it, --patience 3 ends a run earlier."
+        )
 
     @property
     def bits_per_byte_factor(self) -> float | None:

@@ -72,7 +72,7 @@ def render_state(run: Run) -> Markup:
 
 
 def render_notices(run: Run) -> Markup:
-    """Return why the run ended, and what could not be read."""
+    """Return why the run ended, whether it overfits, and what could not be read."""
     message = run.message
     if len(message) > _MAX_MESSAGE_CHARACTERS:
         message = f"{message[:_MAX_MESSAGE_CHARACTERS]}…"
@@ -80,7 +80,8 @@ def render_notices(run: Run) -> Markup:
     # A finished run's message says that all steps were taken.
     is_shown = message and not (run.state == "finished" and run.step == run.total_steps)
     shown = [element("p", message, class_=kind)] if is_shown else []
-    return join([*shown, *(element("p", notice, class_="notice") for notice in run.notices)])
+    notices = [*filter(None, [run.overfitting]), *run.notices]
+    return join([*shown, *(element("p", notice, class_="notice") for notice in notices)])
 
 
 def select(items: Sequence[_T], limit: int) -> list[_T]:

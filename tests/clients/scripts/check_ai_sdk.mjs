@@ -2,7 +2,7 @@
 import { createOpenAICompatible } from "@ai-sdk/openai-compatible";
 import { embedMany, generateObject, generateText, jsonSchema, streamText, tool } from "ai";
 import { z } from "zod";
-import { KEY, MODEL, PROMPT, V1, assert, refused, works } from "./checks.mjs";
+import { DIMENSIONS, KEY, MODEL, PROMPT, V1, assert, refused, works } from "./checks.mjs";
 
 const options = { name: "nanovllm", baseURL: V1, apiKey: KEY };
 const provider = createOpenAICompatible({ ...options, supportsStructuredOutputs: true });
@@ -47,7 +47,7 @@ await works("embeddings", async () => {
   const { embeddings } = await embedMany({
     model: embedding.call(provider, MODEL), values: ["one", "two"], maxRetries: 0,
   });
-  assert(embeddings[1].length === 256);
+  assert(embeddings[1].length === DIMENSIONS);
 });
 
 await refused("tools", "tools are not supported", "tool", () =>

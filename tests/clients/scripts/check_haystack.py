@@ -1,6 +1,6 @@
 """Haystack's generators and embedders for OpenAI."""
 
-from checks import KEY, MODEL, PROMPT, V1, refused, works
+from checks import DIMENSIONS, KEY, MODEL, PROMPT, V1, refused, works
 from haystack import Document
 from haystack.components.embedders import OpenAIDocumentEmbedder, OpenAITextEmbedder
 from haystack.components.generators.chat import OpenAIChatGenerator
@@ -44,9 +44,9 @@ def json_schemas() -> None:
 
 @works
 def embeddings() -> None:
-    assert len(OpenAITextEmbedder(model=MODEL, **ACCESS).run(PROMPT)["embedding"]) == 256
+    assert len(OpenAITextEmbedder(model=MODEL, **ACCESS).run(PROMPT)["embedding"]) == DIMENSIONS
     embed = OpenAIDocumentEmbedder(model=MODEL, progress_bar=False, **ACCESS)
-    assert len(embed.run([Document(content=PROMPT)])["documents"][0].embedding) == 256
+    assert len(embed.run([Document(content=PROMPT)])["documents"][0].embedding) == DIMENSIONS
 
 
 @refused("the size of a vector cannot be chosen", naming="dimensions")

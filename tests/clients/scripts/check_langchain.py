@@ -1,6 +1,6 @@
 """LangChain: OpenAI, ChatOpenAI and OpenAIEmbeddings."""
 
-from checks import KEY, MODEL, PROMPT, V1, refused, works
+from checks import DIMENSIONS, KEY, MODEL, PROMPT, V1, refused, works
 from langchain_core.messages import HumanMessage
 from langchain_openai import ChatOpenAI, OpenAI, OpenAIEmbeddings
 from person import Person
@@ -54,7 +54,7 @@ def log_probabilities() -> None:
 @works
 def embeddings_of_text() -> None:
     embed = OpenAIEmbeddings(model=MODEL, check_embedding_ctx_length=False, **ACCESS)
-    assert [len(vector) for vector in embed.embed_documents(["one", "two"])] == [256, 256]
+    assert [len(vector) for vector in embed.embed_documents(["one", "two"])] == [DIMENSIONS] * 2
 
 
 @refused("tools are not supported", naming="tool")

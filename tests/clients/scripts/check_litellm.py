@@ -1,7 +1,7 @@
 """LiteLLM by its three routes to such a server."""
 
 import litellm
-from checks import KEY, MESSAGES, MODEL, PERSON, PROMPT, V1, raised_by, refused, works
+from checks import DIMENSIONS, KEY, MESSAGES, MODEL, PERSON, PROMPT, V1, raised_by, refused, works
 
 CALL = {"api_base": V1, "api_key": KEY, "timeout": 60, "max_tokens": 8, "num_retries": 0}
 ROUTES = ("openai", "hosted_vllm")
@@ -85,7 +85,7 @@ def embeddings() -> None:
         api_key=KEY,
         encoding_format="float",
     )
-    assert len(answer.data[1]["embedding"]) == 256
+    assert len(answer.data[1]["embedding"]) == DIMENSIONS
 
 
 @works

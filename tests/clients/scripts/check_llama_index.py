@@ -1,6 +1,6 @@
 """LlamaIndex: OpenAILike and its embeddings."""
 
-from checks import KEY, MODEL, PROMPT, V1, works
+from checks import DIMENSIONS, KEY, MODEL, PROMPT, V1, works
 from llama_index.core.base.llms.types import ChatMessage
 from llama_index.embeddings.openai_like import OpenAILikeEmbedding
 from llama_index.llms.openai_like import OpenAILike
@@ -65,5 +65,5 @@ def log_probabilities() -> None:
 @works
 def embeddings() -> None:
     embed = OpenAILikeEmbedding(model_name=MODEL, **ACCESS)
-    assert len(embed.get_text_embedding("one")) == 256
+    assert len(embed.get_text_embedding("one")) == DIMENSIONS
     assert len(embed.get_text_embedding_batch(["one", "two"])) == 2

@@ -2,7 +2,7 @@
 import OpenAI from "openai";
 import { zodResponseFormat } from "openai/helpers/zod";
 import { z } from "zod";
-import { KEY, MESSAGES, MODEL, PROMPT, V1, assert, refused, works } from "./checks.mjs";
+import { DIMENSIONS, KEY, MESSAGES, MODEL, PROMPT, V1, assert, refused, works } from "./checks.mjs";
 
 const client = new OpenAI({ baseURL: V1, apiKey: KEY, maxRetries: 0, timeout: 60_000 });
 const Person = z.object({ name: z.string().max(12), age: z.number().int().min(0).max(120) });
@@ -66,7 +66,7 @@ await works("schemas by parse", async () => {
 
 await works("embeddings", async () => {
   const answer = await client.embeddings.create({ model: MODEL, input: ["one", "two"] });
-  assert(answer.data[1].embedding.length === 256);
+  assert(answer.data[1].embedding.length === DIMENSIONS);
 });
 
 await works("models", async () => {

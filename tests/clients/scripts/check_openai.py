@@ -267,6 +267,19 @@ def images() -> None:
 
 
 @works
+def stored_responses() -> None:
+    first = client.responses.create(model=MODEL, input=PROMPT, max_output_tokens=8)
+    second = client.responses.create(
+        model=MODEL, input="And then?", max_output_tokens=8, previous_response_id=first.id
+    )
+    assert second.output_text
+    assert client.responses.retrieve(second.id) == second
+    client.responses.delete(second.id)
+    missing = raised_by(lambda: client.responses.retrieve(second.id))
+    assert isinstance(missing, openai.NotFoundError)
+
+
+@works
 def responses() -> None:
     answer = client.responses.create(model=MODEL, input=PROMPT, max_output_tokens=8, temperature=0)
     assert answer.output_text

@@ -1,6 +1,6 @@
 """Semantic Kernel's connectors for OpenAI."""
 
-from checks import KEY, MODEL, PROMPT, V1, works
+from checks import DIMENSIONS, KEY, MODEL, PROMPT, V1, works
 from openai import AsyncOpenAI
 from semantic_kernel.connectors.ai.open_ai import (
     OpenAIChatCompletion,
@@ -48,4 +48,4 @@ async def completions() -> None:
 @works
 async def embeddings() -> None:
     service = OpenAITextEmbedding(ai_model_id=MODEL, async_client=access())
-    assert (await service.generate_embeddings([PROMPT])).shape == (1, 256)
+    assert (await service.generate_embeddings([PROMPT])).shape == (1, DIMENSIONS)

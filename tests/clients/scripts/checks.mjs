@@ -1,11 +1,13 @@
 // What all node scripts share: the server's address, and checks whose outcomes are recorded.
 // It does what checks.py does.
-import { appendFileSync } from "node:fs";
+import { appendFileSync, readFileSync } from "node:fs";
 
 export const URL = process.env.NANOVLLM_URL;
 export const V1 = `${URL}/v1`;
 export const KEY = process.env.OPENAI_API_KEY;
 export const MODEL = process.env.NANOVLLM_MODEL;
+const config = readFileSync(`${process.env.NANOVLLM_MODEL_FOLDER}/config.json`, "utf-8");
+export const DIMENSIONS = JSON.parse(config).n_embd;
 export const PROMPT = "The rabbit said that";
 export const MESSAGES = [
   { role: "system", content: "Tell a tale." },

@@ -19,6 +19,7 @@ V1 = f"{URL}/v1"
 KEY = os.environ["OPENAI_API_KEY"]
 MODEL = os.environ["NANOVLLM_MODEL"]
 FOLDER = os.environ["NANOVLLM_MODEL_FOLDER"]
+DIMENSIONS: int = json.loads((Path(FOLDER) / "config.json").read_text(encoding="utf-8"))["n_embd"]
 
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
 """Variables of a command that must not ask the hub for a tokenizer or a data set."""

@@ -8,8 +8,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from nanovllm.engine.grammar import pool_thread as grammar_pool_thread
 from nanovllm.engine.grammar.grammar import CompiledGrammar, Grammar, Grammars
 from nanovllm.engine.grammar.limits import GrammarLimits
 from nanovllm.engine.grammar.table import GrammarState
-from nanovllm.engine.sandbox.launcher import SpawnLauncher
+from nanovllm.engine.sandbox.launcher import SpawnLauncher, Tokens
 from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.errors import (
     EngineNotReadyError,
@@ -178,6 +179,74 @@ def test_only_so_many_wait(tokenizer: Tokenizer) -> None:
     grammars.close()
     with pytest.raises(EngineNotReadyError):
         grammars.begin(StructuredOutputs(regex="a"))
+
+
+def test_closing_does_not_wait_for_a_process_that_starts_slowly(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that is sent a large vocabulary on a busy machine: a signal must end the server."""
+    begun, may_go_on = threading.Event(), threading.Event()
+
+    def start_slowly(tokens: Tokens) -> NoReturn:
+        begun.set()
+        may_go_on.wait(WAIT_S)
+        raise OSError("too late")
+
+    monkeypatch.setattr(grammar_pool_thread, "make_launcher", start_slowly)
+    monkeypatch.setattr(grammar_pool_thread, "END_S", 0.01)
+    grammars = make(tokenizer)
+    waiting = grammars.begin(StructuredOutputs(regex="[ab]*m"))
+    assert begun.wait(WAIT_S)
+    closer = threading.Thread(target=grammars.close, daemon=True)
+    closer.start()
+    closer.join(WAIT_S / 2)
+    has_ended = not closer.is_alive()
+    may_go_on.set()
+    assert has_ended
+    wait_until(lambda: waiting.error is not None)
+
+
+def endless(number: int) -> StructuredOutputs:
+    return StructuredOutputs(json={"multipleOf": 9_999_991 + 2 * number})
+
+
+def test_a_newcomer_displaces_a_grammar_that_waits_and_takes_turns(tokenizer: Tokenizer) -> None:
+    limits = {"memory_bytes": 64 << 20, "max_compiling": 1, "max_waiting": 4}
+    grammars = make(tokenizer, compile_cpu_s=60.0, **limits)
+    held = {number: grammars.begin(endless(number), "many") for number in range(5)}
+    settled: list[int] = []
+    for number in (2, 3, 4):
+        held[number].watch(partial(settled.append, number))
+    mine = grammars.begin(StructuredOutputs(regex="[ab]*k"), "few")
+    mine.watch(partial(settled.append, -1))
+    wait_until(lambda: 4 in settled)
+    assert isinstance(held[4].error, QueueFullError), "it is the newest"
+    with pytest.raises(QueueFullError, match="5 grammars of other requests wait"):
+        grammars.begin(endless(5), "many")
+    del held[0]  # the next one may be compiled before the newcomer's, and no other
+    wait_until(lambda: -1 in settled)
+    assert mine.error is None
+    assert settled == [4, -1]
+    grammars.close()
+
+
+def test_a_newcomer_takes_a_worker_of_the_client_with_most(tokenizer: Tokenizer) -> None:
+    """Whose sequence goes on once a worker is free again."""
+    grammars = make(tokenizer, max_workers=2)
+    many = [
+        grammars.compile(StructuredOutputs(regex=f"[ab]{{9}}{name}"), "many").start()
+        for name in "xyz"[:2]
+    ]
+    for sequence in many:
+        follow(sequence, 2)
+    newcomer = grammars.compile(StructuredOutputs(regex="[ab]{9}z"), "few").start()
+    follow(newcomer, 9)
+    newcomer.accept(int(newcomer.allowed_ids()[0]))
+    newcomer.close()
+    for sequence in many:
+        follow(sequence, 7)
+        assert sequence.error is None
+    grammars.close()
 
 
 def test_a_mask_that_takes_too_long_ends_its_sequence(tokenizer: Tokenizer) -> None:

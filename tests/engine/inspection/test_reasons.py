@@ -141,6 +141,27 @@ def test_a_grammar_blocks_its_request_only() -> None:
     assert set(found.values()) == {"waits for its grammar's mask"}
 
 
+def test_a_fair_order_names_the_clients_that_have_received_less() -> None:
+    scheduler = make_scheduler(seqs=2, is_fair=True)
+    add(scheduler, *(make_request(f"a{i}", 3, 8, client="a") for i in range(4)))
+    step(scheduler)
+    add(scheduler, *(make_request(f"b{i}", 3, 8, client="b") for i in range(2)))
+    step(scheduler)
+    slots = "all 2 sequence slots are running (--max-num-seqs 2)"
+    found = reasons(scheduler)
+    assert found["b0"] == f"{slots}; it is the next"
+    assert found["b1"] == f"{slots}; 1 request is ahead"
+    assert found["a2"] == (
+        f"{slots}; 2 requests are ahead, 2 of them because the clients have received less"
+    )
+    scheduler.observer = recorder = StepRecorder(scheduler, 0)
+    while "a1" not in recorder.preemptions:
+        step(scheduler)
+    preempted = reasons(scheduler, recorder)["a1"]
+    assert preempted is not None
+    assert ": b0, whose client has received less, took its place; " in preempted
+
+
 def preempted_by_blocks(scheduler: Scheduler, recorder: StepRecorder) -> str:
     """Run two growing requests in a small pool until one is preempted; return its id."""
     add(scheduler, make_request("first", 8, 20), make_request("second", 8, 20))

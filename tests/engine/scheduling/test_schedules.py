@@ -1,10 +1,12 @@
 """Scheduler: random schedules keep all counts consistent and give every request its output."""
 
 from collections import Counter
+from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nanovllm.config import SCHEDULING_POLICIES
 from nanovllm.engine.scheduling.request import FinishReason
 from tests.support.scheduling import (
     CacheModel,
@@ -30,6 +32,7 @@ REQUESTS = st.lists(
             [1, 1, 1, 2, 3, 7]
         ),  # answers to its prompt, which is computed once for all of them
         st.integers(0, 6),  # which of them is aborted; past the last, all
+        st.sampled_from("abc"),  # client
     ),
     min_size=1,
     max_size=10,
@@ -44,22 +47,29 @@ REQUESTS = st.lists(
     seqs=st.integers(1, 6),
     extra_tokens=st.integers(0, 20),
     caching=st.booleans(),
+    policy=st.sampled_from(SCHEDULING_POLICIES),
 )
 def test_random_schedules(
-    plans: list[tuple[int, ...]],
+    plans: list[tuple[Any, ...]],
     blocks: int,
     block_size: int,
     seqs: int,
     extra_tokens: int,
     caching: bool,
+    policy: str,
 ) -> None:
     """Random arrivals, sizes, priorities and aborts over small pools: all requests finish."""
     scheduler = make_scheduler(
-        blocks=blocks, block_size=block_size, seqs=seqs, tokens=seqs + extra_tokens, caching=caching
+        blocks=blocks,
+        block_size=block_size,
+        seqs=seqs,
+        tokens=seqs + extra_tokens,
+        caching=caching,
+        is_fair=policy == "fair",
     )
     cache = CacheModel(block_size)
     groups = []
-    for i, (_, length, new, priority, family, _, logprobs, count, _) in enumerate(plans):
+    for i, (_, length, new, priority, family, _, logprobs, count, _, client) in enumerate(plans):
         tokens = tuple(
             1 + (family * 1000 + j if j < 24 else 10_000 * (i + 1) + j) for j in range(length)
         )
@@ -69,7 +79,8 @@ def test_random_schedules(
                 tokens,
                 count,
                 new,
-                priority=priority,
+                priority=priority if policy == "priority" else 0,
+                client=client,
                 prompt_logprobs=0 if logprobs else None,
             )
         )
@@ -79,7 +90,7 @@ def test_random_schedules(
     reported: Counter[str] = Counter()
     decode_gap: Counter[str] = Counter()
     for now in range(2000):
-        for group, (arrival, *_, abort_at, _, _, aborted) in zip(groups, plans, strict=True):
+        for group, (arrival, *_, abort_at, _, _, aborted, _) in zip(groups, plans, strict=True):
             if arrival == now:
                 for request in group:
                     scheduler.add(request)

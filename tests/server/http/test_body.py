@@ -11,7 +11,7 @@ from nanovllm.errors import InvalidRequestError
 from nanovllm.server.http.body import check_body, parse_body
 from nanovllm.server.openai.chat_schemas import ChatRequest
 from nanovllm.server.openai.embeddings import EmbeddingRequest
-from nanovllm.server.openai.responses import InputMessage, ResponsesRequest
+from nanovllm.server.openai.response_schemas import InputMessage, ResponsesRequest
 from nanovllm.server.openai.schemas import CompletionRequest, SamplingBody
 from nanovllm.server.openai.tokenization import DetokenizeRequest, TokenizeRequest
 from tests.support.serving import MODEL, RunningServer, read_error

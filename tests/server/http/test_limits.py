@@ -20,6 +20,7 @@ from nanovllm.engine.scheduling.request import Request as Sequence
 from nanovllm.server.app import ServerSettings
 from nanovllm.server.http import auth
 from nanovllm.server.http.body_limit import FREE_BODY_BYTES, BodyLimitMiddleware
+from nanovllm.server.http.request_log import RequestRecord
 from tests.support.serving import MODEL, RunningServer, loader, read_error, wait_until
 
 KEY = "secret key-1é"
@@ -94,6 +95,18 @@ def test_each_of_several_keys_opens(guarded: RunningServer, key: str) -> None:
     read_error(guarded.http.post("/tokenize", json={"prompt": "a"}), 401)
 
 
+def test_stored_responses_are_those_of_the_key(guarded: RunningServer) -> None:
+    body = {"input": "a", "max_output_tokens": 1}
+    created = guarded.http.post("/v1/responses", json=body, headers=bearer(KEY)).json()
+    path, more = f"/v1/responses/{created['id']}", {**body, "previous_response_id": created["id"]}
+    read_error(guarded.http.get(path), 401)
+    for method in ("GET", "DELETE"):
+        read_error(guarded.http.request(method, path, headers=bearer(KEYS[0])), 404)
+    error = read_error(guarded.http.post("/v1/responses", json=more, headers=bearer(KEYS[0])), 400)
+    assert error["param"] == "previous_response_id"
+    assert guarded.http.get(path, headers=bearer(KEY)).json() == created
+
+
 def test_every_request_is_compared_with_every_key(
     guarded: RunningServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -112,6 +125,20 @@ def test_every_request_is_compared_with_every_key(
         assert len({length for pair in compared for length in pair}) == 1, (
             "the time it takes depends on how long a key is"
         )
+
+
+def test_a_key_that_fills_the_queue_leaves_room_to_another(guarded: RunningServer) -> None:
+    digest = hashlib.sha256(KEYS[0].encode()).hexdigest()
+    held = guarded.engine.reserve(guarded.max_queued_requests, 1, client=digest)
+    try:
+        answers = [
+            guarded.http.post("/v1/completions", json={"prompt": "a"}, headers=bearer(key))
+            for key in KEYS[:2]
+        ]
+    finally:
+        held.release()
+    assert [answer.status_code for answer in answers] == [429, 200]
+    assert answers[0].headers["retry-after"]
 
 
 def test_settings_do_not_show_the_keys() -> None:
@@ -271,7 +298,8 @@ def preflight(
 
 @pytest.mark.parametrize("origin", [PAGE, "http://localhost:3000"])
 @pytest.mark.parametrize(
-    ("path", "method"), [("/v1/completions", "POST"), ("/v1/models", "GET"), ("/tokenize", "POST")]
+    ("path", "method"),
+    [("/v1/completions", "POST"), ("/v1/models", "GET"), ("/v1/responses/x", "DELETE")],
 )
 def test_a_browser_may_ask_without_a_key(
     guarded: RunningServer, origin: str, path: str, method: str
@@ -306,7 +334,7 @@ def test_other_pages_may_not(guarded: RunningServer, origin: str) -> None:
 
 
 def test_a_preflight_for_another_method_is_refused(guarded: RunningServer) -> None:
-    assert "method" in read_error(preflight(guarded, PAGE, method="DELETE"), 400)["message"]
+    assert "method" in read_error(preflight(guarded, PAGE, method="PUT"), 400)["message"]
 
 
 def test_pages_may_read_answers_errors_and_streams(
@@ -377,7 +405,7 @@ async def hold_bodies() -> None:
     counted = BODY_BYTES - FREE_BODY_BYTES
     guard = BodyLimitMiddleware(app, BODY_BYTES, 60.0, max_bodies_bytes=3 * counted)
 
-    async def post(num_bytes: int) -> int:
+    async def post(num_bytes: int, client: str = "a") -> int:
         parts = [b" " * 10_000] * (num_bytes // 10_000)
         statuses: list[int] = []
 
@@ -390,7 +418,8 @@ async def hold_bodies() -> None:
             if message["type"] == "http.response.start":
                 statuses.append(message["status"])
 
-        scope = {"type": "http", "method": "POST", "path": "/", "headers": [], "state": {}}
+        state = {"record": RequestRecord("id", client)}
+        scope = {"type": "http", "method": "POST", "path": "/", "headers": [], "state": state}
         await guard(scope, receive, send)
         return statuses[0]
 
@@ -400,8 +429,46 @@ async def hold_bodies() -> None:
         for _ in range(50):
             await asyncio.sleep(0)
         assert await post(BODY_BYTES) == 429
+        newcomer = asyncio.ensure_future(post(BODY_BYTES // 5 * 4, "b"))
         small = asyncio.ensure_future(post(10_000))
         for _ in range(10):
             await asyncio.sleep(0)
         may_end.set()
-        assert await asyncio.gather(*held, small) == [200] * 4
+        assert await asyncio.gather(*held, small, newcomer) == [200] * 5
+
+
+def test_large_bodies_share_the_turns_of_the_event_loop() -> None:
+    """A turn reads a part of one of them, however many there are."""
+    num_turns, num_parts = 0, 0
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        while (await receive())["more_body"]:
+            pass
+        await PlainTextResponse("read")(scope, receive, send)
+
+    guard = BodyLimitMiddleware(app, 1 << 24, 60.0)
+
+    async def post() -> None:
+        left = 10
+
+        async def receive() -> Message:
+            nonlocal left, num_parts
+            left -= 1
+            num_parts += 1
+            return {"type": "http.request", "body": b" " * FREE_BODY_BYTES, "more_body": left > 0}
+
+        async def send(message: Message) -> None:
+            pass
+
+        await guard({"type": "http", "headers": []}, receive, send)
+
+    async def run() -> None:
+        nonlocal num_turns
+        bodies = asyncio.gather(*(post() for _ in range(20)))
+        while not bodies.done():
+            await asyncio.sleep(0)
+            num_turns += 1
+
+    asyncio.run(run())
+    assert num_parts == 200
+    assert num_turns >= 180, "but for the first part of each"

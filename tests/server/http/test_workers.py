@@ -1,18 +1,23 @@
 """FairThreadPool: clients take turns, cancelled calls never begin, closing waits for no thread."""
 
 import asyncio
+import gc
 import threading
+import weakref
 from collections.abc import Callable
 from functools import partial
 
 import pytest
+from starlette.requests import Request
 
 from nanovllm.errors import (
     EngineFaultError,
     EngineNotReadyError,
+    InvalidRequestError,
     QueueFullError,
     RequestTimeoutError,
 )
+from nanovllm.server.http.event_stream import unless_disconnected
 from nanovllm.server.http.work import FairThreadPool
 from tests.support.serving import TIMEOUT_S
 
@@ -101,11 +106,28 @@ def test_calls_beyond_the_limit_are_refused() -> None:
             tasks = [held.submit("a", f"{i}") for i in range(2)]
             await asyncio.sleep(0)
             with pytest.raises(QueueFullError, match="2 requests wait"):
-                await held.submit("b", "one more")
+                await held.submit("a", "one more")
             held.let_go()
             await asyncio.gather(*tasks)
 
     asyncio.run(run())
+
+
+def test_a_newcomer_displaces_the_newest_call_of_the_client_with_most() -> None:
+    async def run() -> list[str]:
+        async with Held(max_waiting=4) as held:
+            tasks = [held.submit("a", f"a{i}") for i in range(3)] + [held.submit("b", "b0")]
+            await asyncio.sleep(0)
+            tasks.append(held.submit("c", "c0"))
+            with pytest.raises(QueueFullError, match="4 requests wait"):
+                await tasks[2]
+            with pytest.raises(QueueFullError, match="4 requests wait"):
+                await held.submit("a", "a3")
+            held.let_go()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            return held.begun[1:]
+
+    assert asyncio.run(run()) == ["a0", "b0", "c0", "a1"]
 
 
 def test_a_deadline_holds_while_a_call_waits_and_while_it_runs() -> None:
@@ -140,6 +162,44 @@ def test_closing_fails_waiting_and_running_calls_at_once() -> None:
             with pytest.raises(EngineNotReadyError, match="stopping"):
                 await held.submit("a", "too late")
             assert held.begun == ["first"]
+
+    asyncio.run(run())
+
+
+class Body:
+    """What a call reads."""
+
+
+def test_nothing_of_a_failed_call_waits_for_the_garbage_collector() -> None:
+    """Dozens of bodies of megabytes would stay, in the frames of their errors' tracebacks."""
+    kept: list[weakref.ref[Body]] = []
+
+    def fail() -> None:
+        body = Body()
+        kept.append(weakref.ref(body))
+        raise InvalidRequestError("wrong")
+
+    async def answer(pool: FairThreadPool) -> str:
+        request = Request({"type": "http"}, receive=asyncio.Event().wait)  # type: ignore[arg-type]
+        try:
+            await unless_disconnected(request, pool.run("a", fail))
+        except InvalidRequestError as error:
+            return str(error)
+        return "no error"
+
+    async def run() -> None:
+        pool = FairThreadPool("test", 1, 10)
+        gc.disable()
+        try:
+            assert await answer(pool) == "wrong"
+            for _ in range(1000):
+                if kept[0]() is None:
+                    return
+                await asyncio.sleep(0.001)  # the thread is at its last lines
+            raise AssertionError("the body is still there")
+        finally:
+            gc.enable()
+            pool.close()
 
     asyncio.run(run())
 

@@ -278,6 +278,61 @@ def test_the_stream_is_open_only_while_the_view_is_shown(
             page.get_by_role("tab", name="Engine").click()
 
 
+def test_a_pause_is_shown_in_every_tab_and_ends_there(
+    browser: "Browser", watched: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inspector = watched.engine.inspector
+    monkeypatch.setattr(inspector, "lease_s", 60.0)
+    with open_page(browser, watched.url) as page:
+        page.locator(".dot.ready").wait_for()
+        banner = page.locator(".paused-banner")
+        assert not banner.is_visible()
+        response = watched.http.post("/v1/engine/control", json={"action": "pause"})
+        assert response.status_code == 200
+        page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")  # asks for health
+        banner.wait_for()
+        for tab in ("Chat", "Engine", "Playground"):
+            page.get_by_role("tab", name=tab).click()
+            assert "The engine is paused" in banner.inner_text()
+        page.get_by_role("tab", name="Engine").click()
+        status(page, "Paused")
+        page.get_by_text("The pause ends in").wait_for()
+        page.get_by_role("tab", name="Chat").click()
+        click(page, "Resume the engine")
+        banner.wait_for(state="hidden")
+        wait_until(lambda: not inspector.is_paused)
+
+
+@pytest.mark.parametrize(("code", "waits_ms"), [(403, None), (429, 2000)])
+def test_a_refused_stream_is_not_asked_for_again_and_again(
+    browser: "Browser", watched: RunningServer, code: int, waits_ms: int | None
+) -> None:
+    asked: list[str] = []
+    error = {"error": {"message": "refused", "type": "x", "param": None, "code": code}}
+
+    def refuse(route: Any) -> None:
+        asked.append(route.request.url)
+        route.fulfill(status=code, json=error)
+
+    with open_page(browser, watched.url, expected_errors=2 if waits_ms is None else 3) as page:
+        page.route("**/v1/engine/events", refuse)
+        page.clock.install()
+        page.get_by_role("tab", name="Engine").click()
+        page.get_by_text("refused").wait_for()
+        if waits_ms is None:
+            page.clock.run_for(120_000)
+            assert len(asked) == 1, "a new attempt would be refused, too"
+            click(page, "Try again")
+            wait_until(lambda: len(asked) == 2)
+            return
+        for count in (2, 3):
+            page.clock.run_for(waits_ms - 100)
+            assert len(asked) == count - 1
+            page.clock.run_for(200)
+            wait_until(lambda expected=count: len(asked) == expected)  # type: ignore[misc]
+            waits_ms *= 2
+
+
 def test_a_server_without_controls_says_why(browser: "Browser", server: RunningServer) -> None:
     with open_page(browser, f"{server.url}/#engine") as page:
         page.get_by_text("--inspector-controls").wait_for()

@@ -14,7 +14,7 @@ from nanovllm.server.http import work
 from tests.support.serving import TIMEOUT_S, RunningServer, read_error, run_threads
 
 PROMPT = "the cat in the hall"
-PATHS = ("attention", "overview", "logit_lens")
+PATHS = ("attention", "attention_head", "overview", "logit_lens")
 
 
 def post(server: RunningServer, path: str, **body: Any) -> dict[str, Any]:
@@ -38,6 +38,18 @@ def test_attention_weights_are_rows_that_sum_to_one(server: RunningServer) -> No
     np.testing.assert_array_equal(
         np.frombuffer(base64.b64decode(one["weights"]), dtype="<f4"), weights[1].ravel()
     )
+
+
+def test_a_head_has_its_query_keys_values_and_scores(server: RunningServer) -> None:
+    body = post(server, "attention_head", prompt=PROMPT, layer=1, head=2, query=4)
+    assert (body["layer"], body["head"], body["query"]) == (1, 2, 4)
+    scores = body["scale"] * np.array(body["k"]) @ body["q"]
+    np.testing.assert_allclose(body["scores"], scores, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(np.array(body["weights"]) @ body["v"], body["output"], atol=1e-5)
+    assert len(body["k"]) == len(body["v"]) == len(body["weights"]) == 5
+    last = post(server, "attention_head", prompt=PROMPT)
+    assert (last["layer"], last["head"]) == (0, 0)
+    assert last["query"] == len(last["tokens"]) - 1
 
 
 def test_a_part_of_a_character_has_its_bytes(server: RunningServer) -> None:
@@ -91,6 +103,9 @@ def test_embeddings_and_neighbors_of_the_vocabulary(server: RunningServer) -> No
         ("attention", {"prompt": ["the", "cat"]}, "prompt", "up to 512 token ids"),
         ("attention", {"prompt": "a" * 200}, "prompt", "200 tokens, the limit is 128; shorten"),
         ("attention", {"prompt": "a", "layer": 2}, "layer", "layers 0 to 1"),
+        ("attention_head", {"prompt": "a", "head": 4}, "head", "heads 0 to 3"),
+        ("attention_head", {"prompt": "a", "query": 1}, "query", "positions 0 to 0"),
+        ("attention_head", {"prompt": "a", "query": -1}, "query", "0"),
         ("overview", {"prompt": "a", "layer": 0}, "layer", "layer"),
         ("logit_lens", {"prompt": "a", "top": 21}, "top", "20"),
     ],

@@ -177,6 +177,49 @@ def test_an_induction_head_is_named_only_for_a_prompt_that_repeats(
         assert "%" in (column.first.text_content() or "")
 
 
+@pytest.mark.parametrize("methods", [["pca"], ["pca", "tsne"]])
+def test_projections_are_offered_where_the_server_can_compute_them(
+    browser: "Browser", server: RunningServer, methods: list[str]
+) -> None:
+    with open_page(browser, server.url) as page:
+        page.route("**/v1/inspect/embeddings*", lambda route: offer(route, methods))
+        page.get_by_role("tab", name="Embeddings").click()
+        page.get_by_text("of the variance; the picture").wait_for()
+        assert page.get_by_label("t-SNE").count() == len(methods) - 1
+
+
+def offer(route: "Route", methods: list[str]) -> None:
+    """Answer with the server's projection, and say that it can compute these."""
+    response = route.fetch()
+    route.fulfill(response=response, json={**response.json(), "methods": methods})
+
+
+def test_a_few_tokens_far_out_do_not_squeeze_the_others(
+    browser: "Browser", server: RunningServer
+) -> None:
+    values = [*np.linspace(-1, 1, 400).tolist(), 90.0, -50.0]
+    with open_page(browser, server.url) as page:
+        ranges = page.evaluate(
+            """async (values) => {
+                const main = document.querySelector("script[type=module]").src;
+                const { robustRange } = await import(new URL("robust_range.js", main).href);
+                return [robustRange(values), robustRange(values.slice(0, 400)), robustRange([3])];
+            }""",
+            values,
+        )
+
+        def stretch(route: "Route") -> None:
+            body = route.fetch().json()
+            body["points"][7]["x"] = 1000.0
+            route.fulfill(json=body)
+
+        page.route("**/v1/inspect/embeddings*", stretch)
+        page.get_by_role("tab", name="Embeddings").click()
+        page.get_by_text("1 token further out: a ring at the edge.").wait_for()
+    assert ranges[0] == ranges[1] == [-1, 1], "of the values that are not far out"
+    assert ranges[2] == [3, 3]
+
+
 def test_embeddings_are_searched_by_text(browser: "Browser", server: RunningServer) -> None:
     held: list[Route] = []
 
@@ -185,6 +228,9 @@ def test_embeddings_are_searched_by_text(browser: "Browser", server: RunningServ
 
     with open_page(browser, f"{server.url}/#embeddings") as page:
         explained = page.get_by_text("of the variance; the picture")
+        explained.wait_for()
+        page.route("**/v1/inspect/embeddings?method=pca*", lambda r: offer(r, ["pca", "tsne"]))
+        page.reload()
         explained.wait_for()
         page.route("**/v1/inspect/embeddings?method=tsne*", hold)
         page.get_by_label("t-SNE").check(force=True)

@@ -24,10 +24,18 @@ def run(page: "Page", prompt: str, *, action: str = "Generate", **settings: Any)
     """Fill in the prompt and the settings, start, wait for the end and return the tokens."""
     page.locator(".prompt-input").first.fill(prompt)
     for name, value in {"max_tokens": 8, "temperature": 0, **settings}.items():
-        page.locator(f"[name={name}]").fill(str(value))
+        fill(page, name, value)
     page.get_by_role("button", name=action, exact=True).click()
     page.locator(DONE).first.wait_for()
     return page.locator(".choice .token")
+
+
+def fill(page: "Page", name: str, value: Any) -> None:
+    """Fill in a setting, whose section may be folded."""
+    field = page.locator(f"[name={name}]")
+    if not field.is_visible():
+        page.locator("details", has=field).last.locator("summary").click()
+    field.fill(str(value))
 
 
 def token_texts(page: "Page") -> list[str]:
@@ -46,7 +54,7 @@ def test_generation_streams_into_tokens_with_their_figures(
     answer = server.complete("the end", **body, return_tokens_as_token_ids=True)["choices"][0]
     with open_page(browser, server.url) as page:
         for name, value in {"temperature": "1", "top_k": "0 (all)", "min_p": "0"}.items():
-            page.locator(f"[name={name}][placeholder='{value}']").wait_for()
+            page.locator(f"[name={name}][placeholder='{value}']").wait_for(state="attached")
         with page.expect_request("**/v1/completions") as request:
             tokens = run(page, "the end")
         body = request.value.post_data_json
@@ -204,8 +212,7 @@ def test_several_prompts_are_one_request_and_html_stays_text(
         assert json.loads(request.value.post_data or "")["prompt"] == texts
         shown = page.locator(".choice .prompt-text").all_text_contents()
         assert shown == [texts[0], texts[0], texts[1], texts[1]]
-        page.locator(".segment", has_text="Score prompt").click()
-        page.get_by_role("button", name="Score", exact=True).click()
+        page.get_by_role("button", name="Score prompt").click()
         page.locator(".history-item", has_text="score").wait_for()
         page.locator(DONE).nth(1).wait_for()
         scored = page.locator(".choice .tokens").all_text_contents()
@@ -226,8 +233,7 @@ def test_scoring_shows_where_the_probability_of_a_prompt_collapses(
     ]
     lowest = min(range(len(chances)), key=lambda index: chances[index]["logprob"])
     with open_page(browser, server.url) as page:
-        page.locator(".segment", has_text="Score prompt").click()
-        tokens = run(page, prompt, action="Score")
+        tokens = run(page, prompt, action="Score prompt")
         assert tokens.count() == len(ids)
         page.locator(".figure", has_text=f", position {lowest + 1} (from 0)").wait_for()
         tokens.nth(lowest + 1).focus()
@@ -247,7 +253,7 @@ def test_errors_are_shown_beside_the_button_and_at_their_setting(
     size = {"width": 1280, "height": 500}
     with open_page(browser, server.url, viewport=size, expected_errors=2) as page:
         start = page.get_by_role("button", name="Generate", exact=True)
-        message = page.locator(".playground-main > div > .message.error")
+        message = page.locator(".playground-results > div > .message.error")
         page.locator(".prompt-input").fill("a" * 200)
         page.locator("[name=seed]").fill("7")
         start.click()
@@ -296,8 +302,6 @@ def test_copied_requests_work_where_they_are_pasted(
     prompt = 'it\'s "the" $HOME\n\\end é'
     settings: dict[str, Any] = {"top_k": 5, "logit_bias": "5: 2.5", "stop": "\\n", "seed": 7}
     with open_page(browser, server.url, permissions=["clipboard-read", "clipboard-write"]) as page:
-        for title in ("Stop", "Tokens"):
-            page.locator("summary", has_text=title).click()
         with page.expect_request("**/v1/completions") as request:
             run(page, prompt, **settings, temperature=1)
         sent: Any = request.value.post_data_json

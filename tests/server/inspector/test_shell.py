@@ -12,7 +12,7 @@ from tests.support.serving import RunningServer, loader
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-TABS = ["Playground", "Engine", "Attention", "Logit lens", "Embeddings"]
+TABS = ["Playground", "Chat", "Engine", "Attention", "Logit lens", "Embeddings"]
 KEY = "a secret key"
 VIOLATIONS = {"resultTypes": ["violations"]}
 
@@ -47,6 +47,40 @@ def test_the_tabs_follow_the_keyboard_and_the_address(
         assert page.title().startswith("Logit lens")
 
 
+def test_the_tour_is_offered_once_and_leads_through_the_views(
+    browser: "Browser", server: RunningServer
+) -> None:
+    with open_page(browser, server.url) as page:
+        offer = page.get_by_role("button", name="Take the tour: 5 steps")
+        offer.focus()
+        page.keyboard.press("Enter")
+        tour = page.get_by_role("dialog")
+        views = ["Playground", "Playground", "Playground", "Engine", "Attention"]
+        for number, view in enumerate(views, 1):
+            heading = tour.get_by_role("heading", name=f"{number} of 5")
+            heading.wait_for()
+            assert heading.evaluate("element => element === document.activeElement")
+            page.locator(f'[role="tab"][aria-selected="true"]:text-is("{view}")').wait_for()
+            page.locator("[role=tabpanel]:visible .tour-target").wait_for()
+            for _ in range(3):
+                page.keyboard.press("Tab")
+                if page.evaluate("document.activeElement.textContent") in ("Next", "Finish"):
+                    break
+            page.keyboard.press("Enter")
+        tour.wait_for(state="detached")
+        assert page.locator(".tour-target").count() == 0
+        page.reload()
+        page.get_by_role("tab", name="Playground").click()
+        page.get_by_text("No tokens yet").wait_for()
+        assert offer.count() == 0
+        again = page.get_by_role("button", name="Take the tour")
+        again.click()
+        page.get_by_role("heading", name="1 of 5").wait_for()
+        page.keyboard.press("Escape")
+        assert tour.count() == 0
+        assert again.evaluate("element => element === document.activeElement")
+
+
 def test_the_theme_is_the_systems_until_the_reader_chooses(
     browser: "Browser", server: RunningServer
 ) -> None:
@@ -76,6 +110,8 @@ def test_a_key_is_asked_for_and_kept_in_memory_only(
         page.get_by_role("button", name="Generate").click()
         page.locator(".choice .token").first.wait_for()
         stored = "JSON.stringify([{...localStorage}, {...sessionStorage}, document.cookie])"
+        page.evaluate("dispatchEvent(new Event('pagehide'))")  # which stores the form and the runs
+        assert "the" in page.evaluate(stored)
         assert KEY not in page.evaluate(stored)
         assert KEY not in page.content()
 

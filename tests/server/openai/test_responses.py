@@ -10,8 +10,9 @@ from pydantic import TypeAdapter
 from nanovllm import LLM, SamplingParams
 from nanovllm.errors import EngineFaultError, InvalidRequestError, RequestTimeoutError
 from nanovllm.server.openai.endpoint import prepare_call
+from nanovllm.server.openai.response_schemas import ResponsesRequest
 from nanovllm.server.openai.response_types import ResponseError
-from nanovllm.server.openai.responses import RESPONSES, ResponseRenderer, ResponsesRequest
+from nanovllm.server.openai.responses import RESPONSES, ResponseRenderer
 from tests.support.chats import MESSAGES, prompt_of
 from tests.support.serving import MODEL, RunningServer, read_error, wait_until
 
@@ -127,8 +128,9 @@ def test_a_failed_response_has_the_code_of_its_error(llm: LLM, error: Exception,
     ("body", "param", "part"),
     [
         ({"previous_response_id": "resp_1"}, "previous_response_id", "whole conversation"),
-        ({"conversation": {"id": "c"}}, "conversation", "whole conversation"),
-        ({"store": True}, "store", "keeps no responses"),
+        ({"previous_response_id": 1}, "previous_response_id", "must be text"),
+        ({"conversation": {"id": "c"}}, "conversation", "use previous_response_id"),
+        ({"input": [{"type": "item_reference"}]}, "input", "input.0.id: required"),
         ({"background": True}, "background", "not supported"),
         ({"tools": [{"type": "web_search"}]}, "tools", "calls no tools"),
         ({"tool_choice": "required"}, "tool_choice", "auto"),

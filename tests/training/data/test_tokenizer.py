@@ -1,6 +1,7 @@
 """Tokenizers that training makes: exact, deterministic, and as the server loads them."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -113,6 +114,28 @@ def test_bpe_is_deterministic_and_merges_what_occurs_twice(bpe: Tokenizer) -> No
     assert bpe.get_vocab_size() == 270
     assert bpe.token_to_id(END_OF_TEXT) == 0
     assert "ĠThe" in bpe.get_vocab() or "The" in bpe.get_vocab()
+
+
+def test_bpe_is_trained_on_words_of_bounded_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line of megabytes without a space would take hours."""
+    seen: list[str] = []
+
+    def noted(text: str, max_length: int = 65536) -> Iterator[str]:
+        for part in pieces(text, max_length):
+            seen.append(part)
+            yield part
+            assert seen[-1] is not part or len(part) <= 4096, "the library got a long word"
+
+    line = "".join(chr(97 + i * i % 26) for i in range(50_000))
+    with monkeypatch.context() as patch:
+        patch.setattr(training_tokenizer, "pieces", noted)
+        make_tokenizer("bpe", [line])
+    assert line in seen
+    assert "".join(part for part in seen if part != line) == line
+    words = TEXT * 200
+    trained = make_tokenizer("bpe", [words])
+    monkeypatch.setattr(training_tokenizer, "_MAX_WORD_CHARACTERS", len(words))
+    assert make_tokenizer("bpe", [words]).to_str() == trained.to_str(), "words are not divided"
 
 
 def test_end_of_text_separates_texts_and_is_no_text_to_train_on(

@@ -124,3 +124,26 @@ def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(TrainingError, match="file is a file; name the output folder"):
         load_run(tmp_path / "file")
+
+
+def test_a_run_that_overfits_says_since_when(tmp_path: Path) -> None:
+    rows = metrics([0, 10, 20, 30])
+    rows[2]["val_loss"], rows[3]["val_loss"] = 3.52, 3.6  # the lowest is 3.5, at 10
+    run = load_run(write_run(tmp_path / "a", rows))
+    assert run.overfitting.startswith(
+        "The model overfits: since step 10 the training loss fell from 3.4000 to 2.4000, but the "
+        "validation loss rose from 3.5000 to 3.6000. The checkpoint is that of step 10;"
+    )
+    assert "The model overfits: since step 10" in render_report([run])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"val_loss": 3.52}, {"val_loss": 3.6, "train_loss": 3.45}, {"val_loss": None}],
+)
+def test_a_run_overfits_only_if_its_losses_part(tmp_path: Path, changes: dict[str, Any]) -> None:
+    """The validation loss rises by a hundredth at least while the training loss falls."""
+    rows = metrics([0, 10, 20])
+    rows[2] |= changes
+    assert load_run(write_run(tmp_path, rows)).overfitting == ""
+    assert load_run(write_run(tmp_path / "empty", ())).overfitting == ""

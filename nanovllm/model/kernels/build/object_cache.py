@@ -53,8 +53,7 @@ class ObjectCache:
     def save(self, key: str, image: bytes) -> bool:
         """Save an object file and delete the least recently used; return whether it was saved."""
         try:
-            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if not self._is_private():
+            if not self.is_usable():
                 return False
             with tempfile.NamedTemporaryFile(dir=self.folder, suffix=".tmp", delete=False) as file:
                 file.write(_MAGIC + hashlib.sha256(image).digest() + image)
@@ -64,6 +63,14 @@ class ObjectCache:
         self._prune()
         return True
 
+    def is_usable(self) -> bool:
+        """Make the folder; return whether files can be kept there, safe from other users."""
+        try:
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            return self._is_private() and os.access(self.folder, os.W_OK)
+        except OSError:
+            return False
+
     @contextmanager
     def exclusive(self, key: str) -> Iterator[None]:
         """Hold the lock of a key; do nothing without file locks or where the folder is unusable."""
@@ -71,8 +78,7 @@ class ObjectCache:
             with suppress(OSError, ImportError):
                 import fcntl  # noqa: PLC0415 - missing on Windows
 
-                self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-                if self._is_private():
+                if self.is_usable():
                     lock = held.enter_context((self.folder / f"{key}{_LOCK}").open("wb"))
                     try:
                         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

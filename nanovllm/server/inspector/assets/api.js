@@ -13,6 +13,8 @@ let askForKey = null;
 let keyQuestion = null;
 /** Whether the last question was answered without a key: only the user's own calls ask again. */
 let wasDeclined = false;
+/** Called with whether the engine was paused when a response began. @type {(is: any) => void} */
+let onPaused = () => {};
 
 /** An error response of the server, or `status` 0 where the server cannot be reached. */
 export class ApiError extends Error {
@@ -37,6 +39,14 @@ export function onKeyNeeded(ask) {
   askForKey = ask;
 }
 
+/**
+ * Set what is called with each response: whether the engine was paused when it began.
+ * @param {(isPaused: boolean) => void} listener
+ */
+export function onPause(listener) {
+  onPaused = listener;
+}
+
 /** @param {string | null} key */
 export function setKey(key) {
   apiKey = key || null;
@@ -56,11 +66,13 @@ export function address(path) {
 /**
  * GET JSON.
  * @param {string} path
- * @param {{signal?: AbortSignal, isBackground?: boolean}} [options] a call that the user did not
- *   start does not ask for a key again
+ * @param {{signal?: AbortSignal, isBackground?: boolean, isCacheable?: boolean}} [options] a call
+ *   that the user did not start does not ask for a key again; a cacheable response is stored by the
+ *   browser, which asks the server whether it has changed
  */
-export async function get(path, options = {}) {
-  return (await send(path, { signal: options.signal }, options.isBackground)).json();
+export async function get(path, { signal, isBackground, isCacheable } = {}) {
+  const cache = isCacheable ? "no-cache" : "no-store";
+  return (await send(path, { signal, cache }, isBackground)).json();
 }
 
 /**
@@ -144,7 +156,7 @@ async function send(path, init, isBackground) {
     const usedKey = apiKey;
     const headers = new Headers(init.headers);
     if (usedKey) headers.set("authorization", `Bearer ${usedKey}`);
-    const request = { ...init, headers, credentials: "omit", cache: "no-store" };
+    const request = { cache: "no-store", ...init, headers, credentials: "omit" };
     let response;
     try {
       response = await fetch(address(path), request);
@@ -152,6 +164,7 @@ async function send(path, init, isBackground) {
       if (init.signal?.aborted) throw error;
       throw new ApiError(0, "The server cannot be reached.");
     }
+    onPaused(response.headers.get("x-nanovllm-engine") === "paused");
     if (response.ok) return response;
     const error = toError(response.status, await response.json().catch(() => null));
     if (response.status !== 401 || !askForKey) throw error;

@@ -23,11 +23,12 @@ const CHART_INTERVAL_MS = 200;
 export class ChoiceView {
   /**
    * @param {{vocabulary: import("./vocabulary.js").Vocabulary, label: string, title: string | null,
+   *   toolbar: HTMLElement | null,
    *   onbranch: (position: number, id: number) => void, onextend: () => void,
    *   onfollow: (request: import("./generation.js").Choice["request"]) => void,
    *   oninspect: (view: "attention" | "lens", text: string) => void}} options
    */
-  constructor({ vocabulary, label, title, onbranch, onextend, onfollow, oninspect }) {
+  constructor({ vocabulary, label, title, toolbar, onbranch, onextend, onfollow, oninspect }) {
     this.vocabulary = vocabulary;
     this.title = title;
     this.onextend = onextend;
@@ -55,8 +56,7 @@ export class ChoiceView {
       "article",
       { class: "choice", "aria-label": label },
       h("div", { class: "row between choice-header" }, this.badges, this.link),
-      this.text.element, this.chart.element, this.figures,
-      this.note, this.actions,
+      this.text.element, toolbar, this.actions, this.figures, this.note, this.chart.element,
     );
   }
 

@@ -2,6 +2,7 @@
 
 import { button } from "./components.js";
 import { h } from "./dom.js";
+import { formatDuration } from "./format.js";
 
 /**
  * Return the bar. `act` sends an action to the server, `move` and `watch` choose the shown step.
@@ -87,6 +88,7 @@ export function controlBar({ act, move, watch }) {
     update(history, newest, note) {
       const { is_paused: isPaused, can_control: canControl } = newest;
       const watched = history.watched;
+      const leftS = Math.ceil(Math.max(newest.pause_left_s - history.ageOfNewestS(), 0));
       const mode = watched !== null ? "replay" : isPaused ? "paused" : "on";
       status.textContent = {
         replay: `Replay of step ${watched}`,
@@ -100,10 +102,11 @@ export function controlBar({ act, move, watch }) {
       step.disabled = !canControl || !isPaused;
       const texts = canControl
         ? isPaused
-          ? "No request makes progress while the engine is paused. Step runs one step. The pause " +
-            "ends when no page watches."
+          ? "Step runs one step. The pause ends in " +
+            `${formatDuration(leftS)}, or when no page watches.`
           : ""
-        : "Pause and step are off on this server. The flag --inspector-controls turns them on.";
+        : "Pause and step are off on this server: it has API keys, or listens on an address that " +
+          "other machines reach. The flag --inspector-controls turns them on.";
       hint.textContent = texts;
       hint.hidden = !texts;
       banner.textContent = note;

@@ -10,15 +10,16 @@ import { button, emptyState, errorMessage, toast } from "./components.js";
 import { controlBar } from "./control_bar.js";
 import { h, replace } from "./dom.js";
 import { engineFigures } from "./engine_figures.js";
+import { followEvents } from "./engine_stream.js";
 import { eventLog } from "./event_log.js";
 import { formatCount } from "./format.js";
+import { sampleLengths } from "./lengths.js";
 import { timeHistogram } from "./histogram.js";
 import { createHistory, createNames } from "./replay.js";
 import { requestList } from "./request_list.js";
 import { requestLookup } from "./request_lookup.js";
 import { stepTimeline } from "./step_timeline.js";
 
-const RETRY_MS = 2000;
 const CLOCK_MS = 1000; // between two updates of the ages in a pause, which has no frames
 const MAX_STEPS = 512;
 const MAX_FINISHED = 20;
@@ -47,6 +48,8 @@ export function create({ api, store, announce }) {
   let connection = null;
   const renderSoon = oncePerFrame(render);
   let isShown = false;
+  /** Connect now instead of later. @type {(isBackground: boolean) => void} */
+  let retry = () => {};
   let clock = 0;
   let selected = null;
   /** @type {Map<string, string>} prompts of unfinished requests by id */
@@ -114,6 +117,7 @@ export function create({ api, store, announce }) {
       try {
         const { is_paused: isPaused } = await api.post("v1/engine/control", { action });
         if (action !== "step") announce(isPaused ? "The engine is paused." : "The engine runs.");
+        store.set("isPaused", isPaused);
         history.watch(null);
         schedule();
       } catch (error) {
@@ -222,6 +226,7 @@ export function create({ api, store, announce }) {
   });
   document.addEventListener("themechange", () => isShown && schedule());
   document.addEventListener("visibilitychange", update);
+  store.subscribe("health", (health) => health === "ready" && retry(true));
 
   /** Connect while the tab is visible, and only then. */
   function update() {
@@ -233,32 +238,36 @@ export function create({ api, store, announce }) {
     }
   }
 
-  async function connect() {
-    const controller = new AbortController();
-    connection = controller;
-    const { signal } = controller;
-    for (let isBackground = false; !signal.aborted; isBackground = true) {
-      let hasSteps = false;
-      let wasPaused = false;
-      try {
-        for await (const events of api.stream("v1/engine/events", { signal, isBackground })) {
-          if (!hasSteps) await loadSteps(signal);
-          hasSteps = true;
-          for (const { event, data } of events) if (event === "state") history.addFrame(data);
-          lookup.addFrame();
-          const isPaused = Boolean(history.frames().at(-1)?.is_paused);
-          if (isPaused && !wasPaused && history.hasUnloadedGap()) fillGaps();
-          wasPaused = isPaused;
-          replace(message);
-          schedule();
-        }
-      } catch (error) {
-        if (signal.aborted) return;
-        replace(message, errorMessage(`${error.message} The page tries again.`));
+  function connect() {
+    connection = new AbortController();
+    const { signal } = connection;
+    let wasPaused = false;
+    ({ retry } = followEvents({
+      api,
+      signal,
+      async onopen() {
+        wasPaused = false;
+        await loadSteps(signal);
+      },
+      onevents(events) {
+        for (const { event, data } of events) if (event === "state") history.addFrame(data);
+        lookup.addFrame();
+        const isPaused = Boolean(history.frames().at(-1)?.is_paused);
+        if (isPaused && !wasPaused && history.hasUnloadedGap()) fillGaps();
+        wasPaused = isPaused;
+        store.set("isPaused", isPaused);
+        replace(message);
+        schedule();
+      },
+      onfailure(error, isFinal) {
         controls.disconnect();
-      }
-      await new Promise((resolve) => setTimeout(resolve, RETRY_MS));
-    }
+        replace(
+          message,
+          errorMessage(isFinal ? error.message : `${error.message} The page tries again.`),
+          isFinal && button({ label: "Try again", small: true, onclick: () => retry(false) }),
+        );
+      },
+    }));
   }
 
   async function loadSteps(signal) {
@@ -345,8 +354,7 @@ export function create({ api, store, announce }) {
       await api.post("v1/completions", {
         model: store.get("model"),
         prompt,
-        max_tokens: 64,
-        temperature: 0.8,
+        ...sampleLengths(store.get("maxModelLen"), 64),
       });
     } catch (error) {
       toast(error.message, "error");

@@ -1,5 +1,5 @@
 /**
- * Runs of the Playground: requests to /v1/completions, and the tokens of their responses.
+ * Requests to /v1/completions and /v1/chat/completions, and the tokens of their responses.
  *
  * Token ids come from `return_token_ids` and `return_tokens_as_token_ids`: texts would not tell
  * tokens apart that look the same.
@@ -10,10 +10,11 @@
  * @typedef {{promptIndex: number, index: number, promptIds: number[], tokens: Token[],
  *   firstNewToken: number, status: "waiting" | "running" | "done" | "stopped" | "failed",
  *   finishReason: string | null, stopReason: string | number | null, error: string | null,
- *   startedMs: number, firstTokenMs: number | null, lastTokenMs: number | null,
+ *   text: string, startedMs: number, firstTokenMs: number | null, lastTokenMs: number | null,
  *   numFirst: number,
  *   request: import("./request_ids.js").PromptOfRequest | null}} Choice
- *   `numFirst` tokens arrived together with the first; `request` is the last one of the choice
+ *   `text` is what the server has decoded; `numFirst` tokens arrived together with the first;
+ *   `request` is the last one of the choice
  */
 
 import { newRequestId } from "./request_ids.js";
@@ -27,14 +28,14 @@ import { newRequestId } from "./request_ids.js";
 export function newChoice(promptIndex, index) {
   return {
     promptIndex, index, promptIds: [], tokens: [], firstNewToken: 0, status: "waiting",
-    finishReason: null, stopReason: null, error: null,
+    finishReason: null, stopReason: null, error: null, text: "",
     startedMs: performance.now(), firstTokenMs: null, lastTokenMs: null, numFirst: 0,
     request: null,
   };
 }
 
 /**
- * Generate: fill the choices with tokens as they arrive.
+ * Generate: fill the choices with tokens as they arrive. A body with messages is a chat.
  * @param {{api: typeof import("./api.js"), vocabulary: import("./vocabulary.js").Vocabulary}} tools
  * @param {object} body the request without the fields about streaming
  * @param {Choice[]} choices by the index of the response
@@ -46,8 +47,10 @@ export async function generate({ api, vocabulary }, body, choices, { signal, onc
     ...named(body, choices, onchange), stream: true, return_token_ids: true,
     ...(body.logprobs == null ? {} : { return_tokens_as_token_ids: true }),
   };
+  const path = "messages" in body ? "v1/chat/completions" : "v1/completions";
+  vocabulary.load().catch(() => {}); // beside the first step; awaited below, with its error
   return finish(choices, onchange, async () => {
-    for await (const events of api.stream("v1/completions", { body: request, signal })) {
+    for await (const events of api.stream(path, { body: request, signal })) {
       const pieces = events.flatMap((event) => event.data.choices);
       const arrivedMs = performance.now();
       await vocabulary.load();
@@ -96,9 +99,10 @@ function named(body, choices, onchange) {
   const id = body.request_id ?? newRequestId();
   const perPrompt = body.n ?? 1;
   const numPrompts = choices.length / perPrompt;
+  const prefix = "messages" in body ? "chatcmpl" : "cmpl";
   choices.forEach((choice, index) => {
     const prompt = Math.floor(index / perPrompt);
-    choice.request = { id: `cmpl-${id}`, prompt, numPrompts, choice: index % perPrompt };
+    choice.request = { id: `${prefix}-${id}`, prompt, numPrompts, choice: index % perPrompt };
     onchange(choice);
   });
   return { ...body, request_id: id };
@@ -141,18 +145,32 @@ function toId(name) {
 function addPiece(choice, piece, arrivedMs) {
   if (piece.prompt_token_ids && !choice.tokens.length) choice.promptIds = piece.prompt_token_ids;
   (piece.token_ids ?? []).forEach((id, index) => {
-    const logprob = piece.logprobs?.token_logprobs[index] ?? null;
-    choice.tokens.push(sampledToken(id, logprob, piece.logprobs?.top_logprobs[index]));
+    choice.tokens.push(sampledToken(id, ...logprobsAt(piece.logprobs, index)));
     choice.firstTokenMs ??= arrivedMs;
     choice.lastTokenMs = arrivedMs;
     if (arrivedMs === choice.firstTokenMs) choice.numFirst += 1;
   });
+  choice.text += piece.text ?? piece.delta?.content ?? "";
   choice.status = "running";
   if (piece.finish_reason) {
     choice.status = "done";
     choice.finishReason = piece.finish_reason;
     choice.stopReason = piece.stop_reason;
   }
+}
+
+/**
+ * Return the log-probability of a token and those of its alternatives, by "token_id:N".
+ * @param {any} logprobs of a completion, or of a chat, where they are lists of objects
+ * @param {number} index
+ * @returns {[number | null, Record<string, number> | null | undefined]}
+ */
+function logprobsAt(logprobs, index) {
+  if (!logprobs?.content) {
+    return [logprobs?.token_logprobs[index] ?? null, logprobs?.top_logprobs[index]];
+  }
+  const { logprob, top_logprobs: top } = logprobs.content[index];
+  return [logprob, Object.fromEntries(top.map((other) => [other.token, other.logprob]))];
 }
 
 /**

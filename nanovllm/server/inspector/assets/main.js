@@ -2,18 +2,22 @@
  * The shell of the page: tabs, theme, API key and the state of the server.
  *
  * A view module exports `create(context)`, which returns `{element, show(), hide()}`. It is called
- * when its tab is first opened. `context` is `{api, store, announce}`.
+ * when its tab is first opened. `context` is what all views share.
  *
  * @typedef {{element: HTMLElement, show: () => void, hide: () => void}} View
  * @typedef {{api: typeof import("./api.js"), store: import("./store.js").Store,
- *   announce: (text: string) => void}} Context
+ *   announce: (text: string) => void, vocabulary: Vocabulary}} Context
  */
 
 import * as api from "./api.js";
 import { button, errorMessage, field, icon } from "./components.js";
 import { h, replace, rovingFocus } from "./dom.js";
 import { createStore } from "./store.js";
+import { Vocabulary } from "./vocabulary.js";
+import { pausedBanner } from "./paused_banner.js";
+import { startTour } from "./tour.js";
 import * as attention from "./attention_view.js";
+import * as chat from "./chat.js";
 import * as embeddings from "./embeddings_view.js";
 import * as engine from "./engine_view.js";
 import * as lens from "./lens_view.js";
@@ -21,6 +25,7 @@ import * as playground from "./playground.js";
 
 const VIEWS = [
   { name: "playground", label: "Playground", module: playground },
+  { name: "chat", label: "Chat", module: chat },
   { name: "engine", label: "Engine", module: engine },
   { name: "attention", label: "Attention", module: attention },
   { name: "lens", label: "Logit lens", module: lens },
@@ -32,7 +37,9 @@ const HEALTH_TEXTS = {
   ready: "ready", loading: "loading the model", unreachable: "unreachable", locked: "needs a key",
 };
 
-const store = createStore({ health: null, model: null, maxModelLen: null, prompt: "" });
+const store = createStore({
+  health: null, model: null, maxModelLen: null, hasChatTemplate: null, isPaused: false, prompt: "",
+});
 
 /** Have screen readers say a text. @param {string} text */
 function announce(text) {
@@ -43,7 +50,7 @@ function announce(text) {
 let isKeyNeeded = false;
 
 /** @type {Context} */
-const context = { api, store, announce };
+const context = { api, store, announce, vocabulary: new Vocabulary(api) };
 
 function addTabs() {
   const list = document.getElementById("tabs");
@@ -51,6 +58,8 @@ function addTabs() {
   replace(main);
   /** @type {Map<string, View>} */
   const opened = new Map();
+  /** How far each view was scrolled. @type {Map<string, number>} */
+  const scrolled = new Map();
   /** @type {string | null} */
   let current = null;
 
@@ -71,10 +80,13 @@ function addTabs() {
   fadeEdges(list);
 
   function open() {
-    const hash = location.hash.slice(1);
+    const [hash] = location.hash.slice(1).split("?");
     const view = VIEWS.find(({ name }) => name === hash) ?? VIEWS[0];
     if (view.name === current) return;
-    if (current) opened.get(current)?.hide();
+    if (current) {
+      scrolled.set(current, scrollY);
+      opened.get(current)?.hide();
+    }
     current = view.name;
     for (const { name } of VIEWS) {
       const isSelected = name === current;
@@ -91,6 +103,7 @@ function addTabs() {
         opened.set(current, view.module.create(context));
         replace(panel, opened.get(current).element);
       }
+      scrollTo(0, scrolled.get(current) ?? 0);
       opened.get(current).show();
     } catch (error) {
       replace(panel, errorMessage(`This view failed: ${error.message}`));
@@ -110,6 +123,13 @@ function fadeEdges(list) {
   };
   list.addEventListener("scroll", update, { passive: true });
   new ResizeObserver(update).observe(list);
+}
+
+function addTourButton() {
+  document.getElementById("actions").append(button({
+    label: "Take the tour", icon: "info", iconOnly: true, kind: "quiet", small: true,
+    onclick: startTour,
+  }));
 }
 
 function addThemeButton() {
@@ -238,6 +258,7 @@ async function checkHealth() {
     const [model] = (await api.get("v1/models", { isBackground: true })).data;
     store.set("maxModelLen", model.max_model_len);
     store.set("samplingDefaults", model.sampling_defaults);
+    store.set("hasChatTemplate", model.has_chat_template);
     store.set("model", model.id);
     setReady();
   } catch (error) {
@@ -246,6 +267,9 @@ async function checkHealth() {
 }
 
 api.onKeyNeeded(askForKey);
+api.onPause((isPaused) => store.set("isPaused", isPaused));
+document.getElementById("top").append(pausedBanner(context));
+addTourButton();
 addThemeButton();
 addTabs();
 addStatus();

@@ -1,20 +1,19 @@
 /** The view "Playground": prompts side by side, generated or scored token by token. */
 
-import { ApiError } from "./api.js";
 import { ChoiceView } from "./choice_view.js";
-import { button, copyText, emptyState, errorMessage, segmented, toast } from "./components.js";
+import { coloringControl } from "./coloring.js";
+import { button, copyText, emptyState, toast } from "./components.js";
 import { h, replace } from "./dom.js";
 import { allIds, branchAt, generate, newChoice, score } from "./generation.js";
 import { hideTooltip } from "./overlays.js";
-import { PromptColumns } from "./prompt_columns.js";
+import { PlaygroundForm } from "./playground_form.js";
 import { RunHistory, countTokens } from "./run_history.js";
-import { createSettings } from "./sampling_settings.js";
+import { settingsCard } from "./settings_card.js";
 import { curlCommand, pythonProgram } from "./snippets.js";
-import { legend } from "./token_text.js";
-import { Vocabulary } from "./vocabulary.js";
+import { tourOffer } from "./tour.js";
 
 const MAX_CHOICES = 128; // as in the API
-const FIRST_PROMPT = "Once upon a time, there was a";
+const MAX_SEED = 2 ** 31; // of a seed that the page draws
 const QUESTIONS = [
   ["lens", "Where does the probability of a prompt collapse?"],
   ["attention", "Which head looks at the previous token?"],
@@ -26,7 +25,7 @@ const QUESTIONS = [
  * @typedef {{mode: "generate" | "score", prompts: string[], body: Record<string, any>,
  *   choices: import("./generation.js").Choice[], settings: Record<string, any>,
  *   numAlternatives: number, sent: Record<string, any>, started: Date, note: string}} Run `sent` is
- *   the request, which has the kept tokens in its prompt where a choice is continued
+ *   the request, which has a seed, and the kept tokens in its prompt where a choice is continued
  */
 
 /** @param {import("./main.js").Context} context */
@@ -40,6 +39,14 @@ function hasFailedEmpty({ choices }) {
   return choices.every((choice) => choice.status === "failed" && !choice.tokens.length);
 }
 
+/**
+ * Return a request with a seed, so that the link of its run gives the same text. Scores need none.
+ * @param {Record<string, any>} body
+ */
+function seeded(body) {
+  return body.echo ? body : { seed: Math.floor(Math.random() * MAX_SEED), ...body };
+}
+
 /** Return links to the views that answer what a first visitor may ask. */
 function questions() {
   return h(
@@ -51,14 +58,12 @@ function questions() {
 
 class Playground {
   /** @param {import("./main.js").Context} context */
-  constructor({ api, store, announce }) {
-    this.api = api;
-    this.store = store;
-    this.announce = announce;
-    this.vocabulary = new Vocabulary(api);
-    this.settings = createSettings();
-    store.subscribe("samplingDefaults", (values) => this.settings.showDefaults(values ?? {}));
-    this.prompts = new PromptColumns({ onsubmit: () => this.#start() });
+  constructor(context) {
+    this.api = context.api;
+    this.shared = context.store;
+    this.announce = context.announce;
+    this.vocabulary = context.vocabulary;
+    this.form = new PlaygroundForm(context);
     /** @type {Run | null} */
     this.run = null;
     this.history = new RunHistory({ onselect: (run) => this.#restore(run) });
@@ -68,14 +73,13 @@ class Playground {
     this.changed = new Set();
     /** @type {AbortController | null} */
     this.controller = null;
-    this.mode = /** @type {"generate" | "score"} */ ("generate");
-    this.coloring = /** @type {import("./token_text.js").Coloring} */ ("probability");
-    this.element = this.#build();
-    this.prompts.replace([FIRST_PROMPT]);
-    this.isOffline = false;
-    this.store.subscribe("health", (health) => {
-      if (this.isOffline && health !== "unreachable") this.#fail(null);
+    this.coloring = coloringControl({
+      onchange: () => [...this.views.keys()].forEach((choice) => this.#update(choice)),
     });
+    this.element = this.#build();
+    const [last] = this.history.runs;
+    if (last) this.vocabulary.load().then(() => this.run ?? this.#show(last), () => {});
+    window.addEventListener("pagehide", () => this.history.save());
   }
 
   #build() {
@@ -84,96 +88,70 @@ class Playground {
       title: "No tokens yet",
       text: "Generate continues the prompt. Each token then shows its probability, its rank and its "
         + "alternatives. Choose an alternative to continue from there.",
-      action: questions(),
+      action: h("div", { class: "stack tight" }, tourOffer(), questions()),
     });
-    this.problem = h("div", { hidden: true });
-    this.legend = h("div", {}, legend(this.coloring));
     this.startButton = button({
-      label: "Generate", icon: "play", kind: "primary", onclick: () => this.#start(),
+      label: "Generate", icon: "play", kind: "primary", onclick: () => this.#start("generate"),
       title: "Ctrl+Enter", "aria-keyshortcuts": "Control+Enter",
+    });
+    const scoreButton = button({
+      label: "Score prompt", onclick: () => this.#start("score"),
+      title: "Show the probability of each token of the prompt; generate nothing",
     });
     this.stopButton = button({
       label: "Stop", icon: "stop", kind: "danger", onclick: () => this.controller?.abort(),
       disabled: true,
     });
-    return h(
-      "div",
-      { class: "playground" },
-      h("h2", { class: "visually-hidden", text: "Playground" }),
+    const composer = h(
+      "section",
+      { class: "card composer", "aria-label": "Prompt" },
+      this.form.prompts.element,
       h(
         "div",
-        { class: "playground-main stack" },
-        this.prompts.element,
-        h(
-          "div",
-          { class: "row between actions-row" },
-          h(
-            "div",
-            { class: "row" },
-            this.#modeControl(), this.startButton, this.stopButton, this.prompts.addButton,
-          ),
-          h(
-            "div",
-            { class: "row" },
-            this.#copyButton("Copy as curl", "curl command", curlCommand),
-            this.#copyButton("Copy as Python", "Python program", pythonProgram),
-          ),
-        ),
-        this.problem,
-        this.#colorRow(),
-        this.hint,
-        this.resultGrid,
-      ),
-      h(
-        "aside",
-        { class: "playground-side stack", "aria-label": "Settings and history" },
-        h(
-          "section",
-          { class: "card side-card" },
-          h("h3", { text: "Settings" }),
-          h("p", { class: "secondary small-text", text: "An empty field shows its default." }),
-          this.settings.element,
-        ),
-        h("section", { class: "card side-card" }, h("h3", { text: "History" }),
-          this.history.element),
+        { class: "row" },
+        this.startButton, scoreButton, this.stopButton, this.form.prompts.addButton,
       ),
     );
-  }
-
-  #modeControl() {
-    this.modes = segmented({
-      label: "Mode",
-      options: [
-        { value: "generate", label: "Generate" },
-        { value: "score", label: "Score prompt" },
-      ],
-      value: this.mode,
-      onchange: (value) => this.#setMode(value),
-    });
-    return this.modes;
-  }
-
-  #colorRow() {
-    const colors = segmented({
-      label: "Colour of the tokens",
-      options: [
-        { value: "probability", label: "Probability" },
-        { value: "entropy", label: "Entropy" },
-        { value: "none", label: "None" },
-      ],
-      value: this.coloring,
-      onchange: (value) => {
-        this.coloring = value;
-        replace(this.legend, legend(value));
-        for (const [choice] of this.views) this.#update(choice);
-      },
-    });
+    const copies = h(
+      "div",
+      { class: "row request-row" },
+      h("span", { class: "secondary small-text", text: "This request" }),
+      this.#copyButton("Copy as curl", "curl command", curlCommand),
+      this.#copyButton("Copy as Python", "Python program", pythonProgram),
+      button({
+        label: "Copy link", icon: "copy", kind: "quiet", small: true,
+        title: "A link that fills in these prompts and settings",
+        onclick: () => this.#copyLink(),
+      }),
+    );
     return h(
       "div",
-      { class: "toolbar" },
-      h("div", { class: "row" }, h("span", { class: "secondary", text: "Colour" }), colors),
-      this.legend,
+      {
+        class: "playground",
+        onkeydown: (/** @type {KeyboardEvent} */ event) => {
+          if (event.key !== "Enter" || !(event.ctrlKey || event.metaKey)) return;
+          event.preventDefault();
+          this.#start("generate");
+        },
+      },
+      h("h2", { class: "visually-hidden", text: "Playground" }),
+      composer,
+      settingsCard(this.form.settings.element),
+      h("div", { class: "playground-results stack" }, this.form.problem, this.hint, this.resultGrid,
+        copies),
+      this.history.element,
     );
+  }
+
+  /** Return the prompts and settings of the shown run, unless the form has changed since. */
+  #shownRun() {
+    return this.run && this.form.text() === this.shownForm ? this.run : null;
+  }
+
+  #copyLink() {
+    const link = this.form.link(this.#shownRun()?.sent.seed);
+    if (link) copyText(link, "link");
+    else toast("The prompts are too long for a link.", "error");
   }
 
   /**
@@ -182,86 +160,35 @@ class Playground {
    * @param {typeof curlCommand} write
    */
   #copyButton(label, what, write) {
-    const onclick = () => {
-      const isShown = this.run && this.#formText() === this.shownForm;
-      const body = isShown ? this.run.sent : this.#readBody();
+    const onclick = async () => {
+      const body = this.#shownRun()?.sent ?? (await this.form.fitted(this.form.read("generate")));
       if (body) copyText(write(this.api.address(""), body, this.api.hasKey()), what);
     };
     return button({ label, icon: "copy", kind: "quiet", small: true, onclick });
   }
 
-  /** @param {string} mode */
-  #setMode(mode) {
-    this.mode = mode === "score" ? "score" : "generate";
-    const label = this.mode === "score" ? "Score" : "Generate";
-    this.startButton.querySelector(".button-label").textContent = label;
-    this.modes.querySelector(`[value="${this.mode}"]`).checked = true;
-  }
-
-  /** Return the request without the fields about streaming, or null after showing an error. */
-  #readBody() {
-    const prompts = this.prompts.texts();
-    this.#fail(null);
-    const empty = prompts.indexOf("");
-    if (empty >= 0) {
-      this.#fail(prompts.length === 1 ? "Enter a prompt." : `Prompt ${empty + 1} is empty.`);
-      this.prompts.focus(empty);
-      return null;
-    }
-    let fields;
-    try {
-      fields = this.settings.fields();
-    } catch (error) {
-      this.#fail(error.message);
-      return null;
-    }
-    const prompt = prompts.length === 1 ? prompts[0] : prompts;
-    const model = this.store.get("model");
-    const common = { ...(model ? { model } : {}), prompt };
-    if (this.mode === "generate") return { ...common, ...fields };
-    const options = { echo: true, max_tokens: 0, return_token_ids: true };
-    return { ...common, ...options, prompt_logprobs: fields.logprobs ?? 0 };
-  }
-
-  /** Return what the prompts and settings are, to notice a change. */
-  #formText() {
-    return JSON.stringify([this.mode, this.prompts.texts(), this.settings.values()]);
-  }
-
-  /** Show an error of the whole request, or none. @param {string | null} message */
-  #fail(message) {
-    this.isOffline = false;
-    replace(this.problem, message && errorMessage(message));
-    this.problem.hidden = !message;
-    if (message) this.problem.scrollIntoView({ block: "nearest" });
-  }
-
-  /** Show why a request failed. @param {Error} error */
-  #failRequest(error) {
-    this.#fail(error.message);
-    if (!(error instanceof ApiError)) return;
-    this.settings.mark(error.param);
-    this.isOffline = error.status === 0;
-    if (this.isOffline) this.store.set("health", "unreachable");
-  }
-
-  #start() {
-    const body = this.#readBody();
-    if (!body) return;
-    const prompts = this.prompts.texts();
-    const numChoices = body.n ?? 1;
+  /** @param {Run["mode"]} mode */
+  async #start(mode) {
+    const read = this.form.read(mode);
+    if (!read) return;
+    const { prompts, settings } = this.form.values();
+    const numChoices = mode === "generate" ? read.n ?? 1 : 1;
     if (numChoices > MAX_CHOICES) {
-      this.#fail(`Choices is ${numChoices}, but must be at most ${MAX_CHOICES}.`);
+      this.form.fail(`Choices is ${numChoices}, but must be at most ${MAX_CHOICES}.`);
       return;
     }
+    const controller = this.#begin();
+    const body = await this.form.fitted(read, controller.signal);
+    if (controller.signal.aborted) return;
     const choices = prompts.flatMap((_, prompt) =>
       Array.from({ length: numChoices }, (__, index) => newChoice(prompt, index)),
     );
     const numAlternatives = body.logprobs ?? body.prompt_logprobs ?? 0;
-    const values = this.settings.values();
-    const run = { mode: this.mode, prompts, body, choices, settings: values, numAlternatives };
-    this.#show({ ...run, sent: body, started: new Date(), note: "" });
-    this.#send(body, choices);
+    const run = { mode, prompts, body, choices, settings, numAlternatives };
+    const shown = this.run;
+    const sent = seeded(body);
+    this.#show({ ...run, sent, started: new Date(), note: "" });
+    this.#send(controller, sent, choices, shown);
   }
 
   /**
@@ -271,43 +198,55 @@ class Playground {
    */
   #branch(choice, at) {
     const { run } = this;
-    let fields = { ...run.body };
-    if (run.mode === "score") {
-      this.#setMode("generate");
-      fields = this.#readBody();
-      if (!fields) return;
-    }
+    const fields = run.mode === "score" ? this.form.read("generate") : { ...run.body };
+    if (!fields) return;
     delete fields.n;
     const position = at?.position ?? choice.tokens.length - 1;
     const branch = branchAt(choice, position, at?.id ?? choice.tokens[position].id);
     if (!at) branch.tokens[position] = { ...choice.tokens[position], origin: "kept" };
     const prompt = allIds(branch);
-    const room = (this.store.get("maxModelLen") ?? Infinity) - prompt.length;
+    const room = (this.shared.get("maxModelLen") ?? Infinity) - prompt.length;
     if (room < 1) {
       toast("The text fills the model's context.", "error");
       return;
     }
-    if (fields.max_tokens > room) fields.max_tokens = room;
-    this.controller?.abort();
+    fields.max_tokens = Math.min(fields.max_tokens ?? room, room);
     const choices = run.choices.map((other) => (other === choice ? branch : other));
     const note = at ? `from ${this.vocabulary.label(at.id)}` : "continued";
     const numAlternatives = Math.min(run.numAlternatives, fields.logprobs ?? 0);
-    const sent = { ...fields, prompt };
+    const sent = seeded({ ...fields, prompt });
     const changed = { body: fields, choices, numAlternatives, sent, started: new Date(), note };
-    this.#fail(null);
+    this.form.fail(null);
+    const controller = this.#begin();
     this.#show({ ...run, mode: "generate", ...changed });
-    this.#send(sent, [branch]);
+    this.views.get(branch).text.focus(position);
+    this.#send(controller, sent, [branch], null);
+  }
+
+  /** Abort the last request, and return the controller of the next. */
+  #begin() {
+    this.controller?.abort();
+    this.controller = new AbortController();
+    this.stopButton.disabled = false;
+    return this.controller;
+  }
+
+  /** @param {AbortController} controller */
+  #end(controller) {
+    if (this.controller !== controller) return;
+    this.controller = null;
+    if (document.activeElement === this.stopButton) this.startButton.focus();
+    this.stopButton.disabled = true;
   }
 
   /**
+   * @param {AbortController} controller
    * @param {Record<string, any>} body
    * @param {import("./generation.js").Choice[]} choices
+   * @param {Run | null} shownBefore shown again if the request fails before its first token
    */
-  async #send(body, choices) {
-    this.controller?.abort();
-    const controller = new AbortController();
-    this.controller = controller;
-    this.stopButton.disabled = false;
+  async #send(controller, body, choices, shownBefore) {
+    const { run } = this;
     const action = "echo" in body ? score : generate;
     const onchange = (/** @type {import("./generation.js").Choice} */ choice) => {
       if (!this.changed.size) requestAnimationFrame(() => this.#flush());
@@ -316,10 +255,10 @@ class Playground {
     const error = await action(this, body, choices, { signal: controller.signal, onchange });
     this.announce(error ? error.message : `Finished with ${countTokens(choices)} tokens.`);
     if (this.controller === controller) {
-      this.controller = null;
+      if (hasFailedEmpty(run) && shownBefore) this.#show(shownBefore);
       this.resultGrid.hidden = hasFailedEmpty(this.run);
-      if (error) this.#failRequest(error);
-      this.stopButton.disabled = true;
+      if (error) this.form.failRequest(error);
+      this.#end(controller);
     }
     this.history.update();
   }
@@ -338,56 +277,58 @@ class Playground {
     this.views.get(choice)?.update(choice, {
       promptText: isScored || run.mode === "score" ? "" : run.prompts[choice.promptIndex],
       isScore: run.mode === "score",
-      coloring: this.coloring,
+      coloring: this.coloring.value,
       numAlternatives: run.numAlternatives,
     });
   }
 
-  /** Show a run, and keep it in the history. @param {Run} run */
+  /** Show a run; a new one goes into the history. @param {Run} run */
   #show(run) {
     hideTooltip();
     this.run = run;
-    this.history.add(run);
+    if (this.history.runs.includes(run)) this.history.show(run);
+    else this.history.add(run);
     this.views.clear();
     this.hint.hidden = true;
-    this.shownForm = this.#formText();
+    this.shownForm = this.form.text();
     this.resultGrid.hidden = hasFailedEmpty(run);
     const cards = run.prompts.map((_, index) => {
-      const label = run.prompts.length === 1 ? "Tokens" : `Tokens of prompt ${index + 1}`;
-      const title = h("h3", { class: "result-title", text: label });
+      const isOne = run.prompts.length === 1;
+      const label = isOne ? "Tokens" : `Tokens of prompt ${index + 1}`;
+      const title = h("h3", { class: isOne ? "visually-hidden" : "result-title", text: label });
       return h("section", { class: "card prompt-card results", "aria-label": label }, title);
     });
     replace(this.resultGrid, cards);
     const perPrompt = run.choices.length / run.prompts.length;
-    for (const choice of run.choices) {
+    run.choices.forEach((choice, index) => {
       const card = cards[choice.promptIndex];
       const number = perPrompt > 1 ? `Choice ${choice.index + 1}` : null;
       const view = new ChoiceView({
         vocabulary: this.vocabulary,
         title: number,
         label: `${card.getAttribute("aria-label")}${number ? `, ${number.toLowerCase()}` : ""}`,
+        toolbar: index === 0 ? this.coloring.element : null,
         onbranch: (position, id) => this.#branch(choice, { position, id }),
         onextend: () => this.#branch(choice, null),
-        onfollow: (request) => this.store.set("engineRequest", request),
+        onfollow: (request) => this.shared.set("engineRequest", request),
         oninspect: (name, text) => {
-          this.store.set("prompt", text);
+          this.shared.set("prompt", text);
           location.hash = name;
         },
       });
       this.views.set(choice, view);
       card.append(view.element);
       this.#update(choice);
-    }
+    });
   }
 
   /** @param {Run} run */
-  #restore(run) {
+  async #restore(run) {
     this.controller?.abort();
-    this.#setMode(run.mode);
-    this.settings.restore(run.settings);
-    this.prompts.replace(run.prompts);
+    this.form.restore(run);
+    await this.vocabulary.load().catch(() => {}); // its tokens may be from before a reload
     this.#show(run);
     const { error } = run.choices.find((choice) => choice.status === "failed") ?? { error: null };
-    this.#fail(error && `This run failed: ${error}`);
+    this.form.fail(error && `This run failed: ${error}`);
   }
 }

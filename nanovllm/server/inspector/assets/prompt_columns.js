@@ -3,13 +3,11 @@
 import { button } from "./components.js";
 import { h, uniqueId } from "./dom.js";
 
-const MAX_PROMPTS = 4;
+export const MAX_PROMPTS = 4;
 
 /** Shows at least one prompt. `addButton` adds another beside them. */
 export class PromptColumns {
-  /** @param {{onsubmit: () => void}} options called on Ctrl+Enter in a prompt */
-  constructor({ onsubmit }) {
-    this.onsubmit = onsubmit;
+  constructor() {
     /** @type {{element: HTMLElement, input: any, title: any, remove: HTMLButtonElement}[]} */
     this.columns = [];
     this.element = h("div", { class: "prompt-grid" });
@@ -20,6 +18,7 @@ export class PromptColumns {
         this.focus(-1);
       },
     });
+    this.addButton.classList.add("add-prompt");
   }
 
   /** Return the texts of the prompts. */
@@ -31,7 +30,7 @@ export class PromptColumns {
   replace(texts) {
     this.columns.forEach(({ element }) => element.remove());
     this.columns = [];
-    texts.forEach((text) => this.#add(text));
+    texts.slice(0, MAX_PROMPTS).forEach((text) => this.#add(text));
   }
 
   /** Focus a prompt. @param {number} index from the end where it is negative */
@@ -42,11 +41,8 @@ export class PromptColumns {
   /** @param {string} text */
   #add(text) {
     const input = h("textarea", {
-      class: "textarea prompt-input", rows: 3, value: text, placeholder: "Enter a prompt",
+      class: "textarea prompt-input", rows: 2, value: text, placeholder: "Enter a prompt",
       id: uniqueId("prompt"),
-      onkeydown: (/** @type {KeyboardEvent} */ event) => {
-        if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) this.onsubmit();
-      },
     });
     const title = h("label", { class: "prompt-title", for: input.id });
     const remove = button({
@@ -59,7 +55,7 @@ export class PromptColumns {
       },
     });
     const header = h("div", { class: "prompt-header" }, title, remove);
-    const element = h("section", { class: "card prompt-card" }, header, input);
+    const element = h("div", { class: "prompt-column" }, header, input);
     const column = { element, input, title, remove };
     this.columns.push(column);
     this.element.append(element);
@@ -68,9 +64,9 @@ export class PromptColumns {
 
   #rename() {
     const isOne = this.columns.length === 1;
-    this.columns.forEach(({ title, remove, element }, index) => {
+    this.columns.forEach(({ title, remove }, index) => {
       title.textContent = isOne ? "Prompt" : `Prompt ${index + 1}`;
-      element.setAttribute("aria-label", title.textContent);
+      title.parentElement.classList.toggle("visually-hidden", isOne);
       remove.hidden = isOne;
     });
     this.addButton.disabled = this.columns.length === MAX_PROMPTS;

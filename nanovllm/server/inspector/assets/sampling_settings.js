@@ -1,36 +1,35 @@
 /** The settings of a request: fields of /v1/completions. An empty field is left out. */
 
-import { field } from "./components.js";
+import { button, field } from "./components.js";
 import { append, h } from "./dom.js";
+import { lines, toBias, toInteger, toObject } from "./setting_values.js";
 
 /**
- * @typedef {{name: string, label: string, kind: "number" | "checkbox" | "lines" | "ids" | "bias" |
- *   "text" | "json", min?: number, max?: number, step?: number | "any", value?: string,
- *   hint?: string, placeholder?: string}} Setting
+ * @typedef {{name: string, label: string, kind: "number" | "slider" | "checkbox" | "lines" |
+ *   "ids" | "bias" | "text" | "json" | "schema" | "regex" | "choice", min?: number, max?: number,
+ *   step?: number | "any", value?: string, hint?: string, placeholder?: string}} Setting
  */
 
-/** @type {{title: string, isOpen?: boolean, settings: Setting[]}[]} */
+/** @type {{title: string | null, settings: Setting[]}[]} the first section is always open */
 const SECTIONS = [
   {
-    title: "Sampling",
-    isOpen: true,
+    title: null,
     settings: [
-      { name: "temperature", label: "Temperature", kind: "number", min: 0, max: 2, step: 0.1 },
-      { name: "top_p", label: "Top-p", kind: "number", min: 0, max: 1, step: 0.05 },
-      { name: "top_k", label: "Top-k", kind: "number", min: -1, step: 1 },
-      { name: "min_p", label: "Min-p", kind: "number", min: 0, max: 1, step: 0.01 },
+      { name: "temperature", label: "Temperature", kind: "slider", min: 0, max: 2, step: 0.1 },
+      { name: "top_p", label: "Top-p", kind: "slider", min: 0, max: 1, step: 0.05 },
+      { name: "max_tokens", label: "Max. tokens", kind: "number", min: 1, step: 1, value: "64",
+        placeholder: "as many as fit" },
       { name: "seed", label: "Seed", kind: "number", step: 1, placeholder: "random" },
+      { name: "n", label: "Choices", kind: "number", min: 1, max: 8, step: 1, placeholder: "1" },
       { name: "logprobs", label: "Alternatives", kind: "number", min: 0, max: 20, value: "10",
         placeholder: "none" },
     ],
   },
   {
-    title: "Length",
-    isOpen: true,
+    title: "More sampling",
     settings: [
-      { name: "max_tokens", label: "Max. tokens", kind: "number", min: 1, step: 1, value: "64",
-        placeholder: "16" },
-      { name: "n", label: "Choices", kind: "number", min: 1, max: 8, step: 1, placeholder: "1" },
+      { name: "top_k", label: "Top-k", kind: "number", min: -1, step: 1 },
+      { name: "min_p", label: "Min-p", kind: "number", min: 0, max: 1, step: 0.01 },
       { name: "min_tokens", label: "Min. tokens", kind: "number", min: 0, step: 1,
         placeholder: "0" },
       { name: "ignore_eos", label: "Ignore the end of text", kind: "checkbox" },
@@ -57,6 +56,16 @@ const SECTIONS = [
     ],
   },
   {
+    title: "Structured output",
+    settings: [
+      { name: "json_schema", label: "JSON schema", kind: "schema", placeholder: "none",
+        hint: 'Such as {"type": "object", "properties": {…}}. Fill in one of the three.' },
+      { name: "regex", label: "Regular expression", kind: "regex", placeholder: "none" },
+      { name: "choice", label: "One of these texts", kind: "choice", placeholder: "none",
+        hint: "One a line." },
+    ],
+  },
+  {
     title: "Tokens",
     settings: [
       { name: "logit_bias", label: "Logit bias", kind: "bias", placeholder: "none",
@@ -76,9 +85,21 @@ const SECTIONS = [
       { name: "cache_salt", label: "Cache salt", kind: "text", placeholder: "none",
         hint: "Prefixes are shared within a salt." },
       { name: "extra", label: "Other fields", kind: "json",
-        placeholder: "none", hint: 'A JSON object, such as {"structured_outputs": {…}}.' },
+        placeholder: "none", hint: 'A JSON object, such as {"echo": true}.' },
     ],
   },
+];
+
+/** Values of the sampling fields; those that a preset leaves out are emptied. */
+const PRESETS = {
+  Defaults: {},
+  Greedy: { temperature: "0" },
+  Balanced: { temperature: "0.7", top_p: "0.95" },
+  Creative: { temperature: "1", top_p: "0.95" },
+};
+const PRESET_FIELDS = [
+  "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty",
+  "frequency_penalty",
 ];
 
 /** What is wrong with a field that cannot be read. */
@@ -86,30 +107,48 @@ export class SettingError extends Error {}
 
 /**
  * Return the settings: their element, the fields of a request, and their values as texts.
+ * @param {{skipped?: string[]}} [options] names of settings to leave out
  */
-export function createSettings() {
-  /** @type {Map<string, {setting: Setting, control: any}>} */
+export function createSettings({ skipped = [] } = {}) {
+  /** @type {Map<string, {setting: Setting, control: any, slider: any}>} */
   const controls = new Map();
-  const element = h("div", { class: "settings" });
-  for (const { title, isOpen, settings } of SECTIONS) {
+  const element = h("div", { class: "settings" }, presets((values) => set(values)));
+  for (const { title, settings } of SECTIONS) {
     const grid = h("div", { class: "settings-grid" });
-    for (const setting of settings) {
+    for (const setting of settings.filter(({ name }) => !skipped.includes(name))) {
       const control = createControl(setting);
-      controls.set(setting.name, { setting, control });
-      append(grid, [labelled(setting, control)]);
+      const slider = setting.kind === "slider" ? createSlider(setting, control) : null;
+      controls.set(setting.name, { setting, control, slider });
+      append(grid, [labelled(setting, control, slider)]);
     }
-    const summary = h("summary", { class: "settings-title", text: title });
-    element.append(h("details", { class: "settings-section", open: isOpen }, summary, grid));
+    const summary = title && h("summary", { class: "settings-title", text: title });
+    element.append(title ? h("details", { class: "settings-section" }, summary, grid) : grid);
   }
+
+  /** Enter values as texts, and truths of checkboxes. @param {Record<string, any>} values */
+  function set(values) {
+    for (const [name, value] of Object.entries(values)) {
+      const { setting, control, slider } = controls.get(name) ?? {};
+      if (!control) continue;
+      if (setting.kind === "checkbox") control.checked = value === true || value === "true";
+      else control.value = String(value);
+      slider?.follow();
+    }
+  }
+
   return {
     element,
     /** Return the fields of a request; throws SettingError. */
     fields() {
       const fields = {};
+      for (const { control } of controls.values()) control.removeAttribute("aria-invalid");
       for (const { setting, control } of controls.values()) {
-        control.removeAttribute("aria-invalid");
         try {
-          Object.assign(fields, readSetting(setting, control));
+          const read = readSetting(setting, control);
+          if ("structured_outputs" in read && "structured_outputs" in fields) {
+            throw new Error("fill in one kind of structured output only");
+          }
+          Object.assign(fields, read);
         } catch (error) {
           this.mark(setting.name);
           throw new SettingError(`${setting.label}: ${error.message}`);
@@ -120,8 +159,10 @@ export function createSettings() {
     /** Show the model's defaults in empty fields. @param {Record<string, number>} defaults */
     showDefaults(defaults) {
       for (const [name, value] of Object.entries(defaults)) {
+        const { control, slider } = controls.get(name) ?? {};
         const text = name === "top_k" && value <= 0 ? `${value} (all)` : String(value);
-        controls.get(name)?.control.setAttribute("placeholder", text);
+        control?.setAttribute("placeholder", text);
+        slider?.follow();
       }
     },
     /** Mark the field that an error is about. @param {string | null} name */
@@ -129,7 +170,8 @@ export function createSettings() {
       const control = controls.get(name ?? "")?.control;
       if (!control) return;
       control.setAttribute("aria-invalid", "true");
-      control.closest("details").open = true;
+      for (let parent = control.closest("details"); parent;
+        parent = parent.parentElement.closest("details")) parent.open = true;
     },
     /** Return the values as the user entered them. */
     values() {
@@ -138,39 +180,72 @@ export function createSettings() {
       ]);
       return Object.fromEntries(entries);
     },
-    /** Enter values. @param {Record<string, any>} values of `values()` */
+    /** Replace all values; those left out are emptied. @param {Record<string, any>} values */
     restore(values) {
-      for (const [name, { setting, control }] of controls) {
-        if (setting.kind === "checkbox") control.checked = values[name];
-        else control.value = values[name];
-      }
+      set({ ...Object.fromEntries([...controls.keys()].map((name) => [name, ""])), ...values });
     },
   };
+}
+
+/** @param {(values: Record<string, string>) => void} choose */
+function presets(choose) {
+  const empty = Object.fromEntries(PRESET_FIELDS.map((name) => [name, ""]));
+  return h(
+    "div",
+    { class: "row presets", role: "group", "aria-label": "Presets of the sampling" },
+    Object.entries(PRESETS).map(([label, values]) =>
+      button({ label, small: true, onclick: () => choose({ ...empty, ...values }) }),
+    ),
+  );
 }
 
 /** @param {Setting} setting */
 function createControl(setting) {
   const { name, kind, min, max, step, value = "", placeholder } = setting;
   if (kind === "checkbox") return h("input", { type: "checkbox", name });
-  if (kind === "lines" || kind === "bias" || kind === "json") {
+  if (["lines", "bias", "json", "schema", "choice"].includes(kind)) {
     const attributes = { class: "textarea mono", rows: 2, spellcheck: "false" };
     return h("textarea", { ...attributes, name, placeholder, value });
   }
-  if (kind !== "number") return h("input", { type: "text", class: "input", name, placeholder });
+  if (kind === "ids" || kind === "text" || kind === "regex") {
+    return h("input", { type: "text", class: "input", name, placeholder });
+  }
   const shown = placeholder ?? "default";
   const attributes = { type: "number", class: "input", inputmode: "decimal", step: step ?? 1 };
   return h("input", { ...attributes, name, min, max, placeholder: shown, value });
 }
 
 /**
+ * Return a slider that moves with a number field; where that is empty it stands at the default.
  * @param {Setting} setting
  * @param {any} control
  */
-function labelled(setting, control) {
+function createSlider({ label, min, max, step }, control) {
+  const slider = h("input", {
+    type: "range", class: "slider", min, max, step, "aria-label": `${label}, slider`,
+    oninput: () => (control.value = slider.value),
+  });
+  slider.follow = () => {
+    slider.value = control.value || control.placeholder;
+  };
+  control.addEventListener("input", slider.follow);
+  return slider;
+}
+
+/**
+ * @param {Setting} setting
+ * @param {any} control
+ * @param {any} slider
+ */
+function labelled(setting, control, slider) {
   if (setting.kind === "checkbox") {
     return h("label", { class: "checkbox wide" }, control, h("span", { text: setting.label }));
   }
   const element = field({ label: setting.label, control, hint: setting.hint });
+  if (slider) {
+    element.classList.add("slider-field");
+    element.append(slider);
+  }
   if (setting.kind !== "number") element.classList.add("wide");
   return element;
 }
@@ -179,51 +254,23 @@ function labelled(setting, control) {
  * Return the fields of a request that a setting stands for, none if it is empty.
  * @param {Setting} setting
  * @param {any} control
+ * @returns {Record<string, any>}
  */
-function readSetting(setting, control) {
-  const { name, kind } = setting;
+function readSetting({ name, kind }, control) {
   if (kind === "checkbox") return control.checked ? { [name]: true } : {};
   if (control.validity.badInput) throw new Error("enter a number");
-  if (control.value.trim() === "") return {};
-  if (kind === "number") return { [name]: Number(control.value) };
-  if (kind === "lines") return { [name]: lines(control.value) };
-  if (kind === "ids") return { [name]: control.value.match(/[^\s,]+/g).map(toInteger) };
-  if (kind === "bias") return { [name]: Object.fromEntries(lines(control.value).map(toBias)) };
-  return kind === "json" ? toObject(control.value) : { [name]: control.value };
-}
-
-/** @param {string} text */
-function lines(text) {
-  const escapes = { "\\n": "\n", "\\t": "\t", "\\\\": "\\" };
-  return text
-    .split("\n")
-    .filter(Boolean)
-    .map((line) => line.replace(/\\[nt\\]/g, (escape) => escapes[escape]));
-}
-
-/** @param {string} text */
-function toInteger(text) {
-  if (!/^\d+$/.test(text)) throw new Error(`${text} is no token id`);
-  return Number(text);
-}
-
-/** @param {string} line such as "13: -5" */
-function toBias(line) {
-  const match = /^\s*(\d+)\s*[:=\s]\s*([-+.\de]+)\s*$/i.exec(line);
-  if (!match || !Number.isFinite(Number(match[2]))) throw new Error(`${line} is no id and bias`);
-  return [match[1], Number(match[2])];
-}
-
-/** @param {string} text */
-function toObject(text) {
-  let value;
-  try {
-    value = JSON.parse(text);
-  } catch (error) {
-    throw new Error(`this is no JSON: ${error.message}`);
+  const { value } = control;
+  if (value.trim() === "") return {};
+  switch (kind) {
+    case "number":
+    case "slider": return { [name]: Number(value) };
+    case "lines": return { [name]: lines(value) };
+    case "ids": return { [name]: value.match(/[^\s,]+/g).map(toInteger) };
+    case "bias": return { [name]: Object.fromEntries(lines(value).map(toBias)) };
+    case "schema": return { structured_outputs: { json: toObject(value) } };
+    case "regex": return { structured_outputs: { regex: value } };
+    case "choice": return { structured_outputs: { choice: lines(value) } };
+    case "json": return toObject(value);
+    default: return { [name]: value };
   }
-  if (value === null || typeof value !== "object" || Array.isArray(value)) {
-    throw new Error("enter a JSON object");
-  }
-  return value;
 }

@@ -3,8 +3,9 @@
  *
  * Keys of the page: `health` ("ready", "locked" without the API key, "loading", "unreachable"),
  * `model` (name), `maxModelLen` (tokens), `samplingDefaults` (values of fields that a
- * request leaves out), `prompt` (the text that the Playground hands to Attention and Logit lens),
- * `finished` (prompts of finished requests, for these), `engineRequest` (the request that the
+ * request leaves out), `hasChatTemplate` (whether chats are answered, null until it is known),
+ * `isPaused` (the engine), `prompt` (the text that the Playground hands to Attention and Logit
+ * lens), `finished` (prompts of finished requests, for these), `engineRequest` (the request that the
  * Playground hands to Engine).
  *
  * @typedef {ReturnType<typeof createStore>} Store

@@ -124,6 +124,12 @@ export class TokenText {
     if (position !== null) this.list.children[position]?.classList.add("pointed");
   }
 
+  /** Move the focus to a token, without its tooltip. @param {number} position */
+  focus(position) {
+    this.at(position)?.focus({ preventScroll: true });
+    hideTooltip();
+  }
+
   /** Return the element of a token. @param {number} position */
   at(position) {
     return /** @type {HTMLElement} */ (this.list.children[position]);

@@ -44,10 +44,8 @@ export class Vocabulary {
   }
 
   async #load() {
-    const { vocab_size: count } = await this.api.get("tokenizer_info");
-    const tokens = Array.from({ length: count }, (_, id) => id);
-    const answer = await this.api.post("detokenize", { tokens, return_token_strs: true });
-    this.spelled = answer.token_strs.map(spelledBytes);
+    const { tokens } = await this.api.get("v1/engine/vocabulary", { isCacheable: true });
+    this.spelled = tokens.map(spelledBytes);
   }
 
   /** Return the bytes of a token. @param {number} id */

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from nanovllm.model import activation, gpt2
-from nanovllm.model.attention import attention_weights, weighted_sum
+from nanovllm.model.attention import attention_scores, softmax, weighted_sum
 from nanovllm.model.kernels.build.layout import JOB, PHASE_BYTES, THREAD_BYTES
 from nanovllm.model.kernels.build.packing import aligned_zeros, pack_rows, panel_steps, round_up
 from nanovllm.model.kernels.build.target import CACHE_TYPES, PER_WORD, KernelTarget, Spec
@@ -225,7 +225,7 @@ def sound_outputs(qkv: np.ndarray, head_dim: int) -> np.ndarray:
     """Return whether each query's output is finite in each head, by NumPy, query by query."""
     queries, keys, values = qkv.reshape(CONTEXT, 3, HEADS, head_dim).transpose(1, 0, 2, 3)
     with np.errstate(invalid="ignore"):
-        weights = attention_weights(queries, keys, head_dim**-0.5)
+        weights = softmax(attention_scores(queries, keys, head_dim**-0.5))
         out = weighted_sum(weights, values)
     return np.array(np.isfinite(out).all(axis=2))
 

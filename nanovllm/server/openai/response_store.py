@@ -1,0 +1,179 @@
+"""The responses of /v1/responses that a server keeps, so that later requests may refer to them.
+
+A request continues a response by `previous_response_id`, or has its message as an `item_reference`.
+Responses are kept in memory, up to a number of bytes and entries, and never found by another API
+key. Where there is no more room, the response that was used longest ago is dropped, of the client
+whose responses take the most memory.
+"""
+
+import json
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from fastapi import FastAPI, Request
+from starlette.responses import Response
+
+from nanovllm.server.http.errors import error_response, shorten
+from nanovllm.server.http.request_log import record_of
+from nanovllm.server.openai.response_types import DeletedResponse, ModelResponse
+from nanovllm.server.openapi import responses
+
+MAX_RESPONSES = 4096
+MAX_STORED_BYTES = 32 << 20
+RESPONSE_PREFIX, MESSAGE_PREFIX = "resp_", "msg_"
+_ENTRY_BYTES = 512
+"""Memory of an entry without its texts, about."""
+
+Message = Mapping[str, str]
+"""A message with `role`, `content` and possibly `name`."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredResponse:
+    """A response and its conversation, each as JSON.
+
+    Attributes:
+        body: what the client received.
+        conversation: list of its input's messages, without `instructions`, and of its own message.
+    """
+
+    body: bytes
+    conversation: bytes
+
+    @property
+    def num_bytes(self) -> int:
+        """Return the memory that it takes, about."""
+        return len(self.body) + len(self.conversation) + _ENTRY_BYTES
+
+    @property
+    def messages(self) -> list[Message]:
+        """Return the conversation."""
+        messages: list[Message] = json.loads(self.conversation)
+        return messages
+
+
+@dataclass(slots=True)
+class _Client:
+    """The responses of one client, the one used longest ago first."""
+
+    responses: OrderedDict[str, StoredResponse] = field(default_factory=OrderedDict)
+    num_bytes: int = 0
+
+    def remove(self, response_id: str) -> bool:
+        """Remove a response; return whether it was there."""
+        removed = self.responses.pop(response_id, None)
+        self.num_bytes -= 0 if removed is None else removed.num_bytes
+        return removed is not None
+
+
+class ResponseStore:
+    """Keeps the responses of all clients. Threads may share it."""
+
+    def __init__(
+        self, max_responses: int = MAX_RESPONSES, max_bytes: int = MAX_STORED_BYTES
+    ) -> None:
+        """Keep at most this many responses, of this many bytes together."""
+        self._max_responses = max_responses
+        self._max_bytes = max_bytes
+        self._clients: dict[str, _Client] = {}
+        self._lock = threading.Lock()
+
+    def add(self, client: str, response_id: str, response: StoredResponse) -> None:
+        """Keep a response of a client, unless it is larger than the store."""
+        if response.num_bytes > self._max_bytes:
+            return
+        with self._lock:
+            own = self._clients.setdefault(client, _Client())
+            own.responses[response_id] = response
+            own.num_bytes += response.num_bytes
+            while self._is_over():
+                largest = max(self._clients.values(), key=lambda each: each.num_bytes)
+                largest.remove(next(iter(largest.responses)))
+
+    def find(self, client: str, response_id: str) -> StoredResponse | None:
+        """Return a response of a client; None if it is not kept."""
+        with self._lock:
+            own = self._clients.get(client)
+            if own is None or response_id not in own.responses:
+                return None
+            own.responses.move_to_end(response_id)
+            return own.responses[response_id]
+
+    def remove(self, client: str, response_id: str) -> bool:
+        """Remove a response of a client; return whether it was kept."""
+        with self._lock:
+            own = self._clients.get(client)
+            return own is not None and own.remove(response_id)
+
+    def _is_over(self) -> bool:
+        clients = self._clients.values()
+        return (
+            sum(client.num_bytes for client in clients) > self._max_bytes
+            or sum(len(client.responses) for client in clients) > self._max_responses
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ClientResponses:
+    """The responses of one client in a store; without a store, none are kept."""
+
+    store: ResponseStore | None = None
+    client: str = ""
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether responses are kept."""
+        return self.store is not None
+
+    def add(self, body: ModelResponse, messages: Sequence[Message]) -> None:
+        """Keep a complete response; `messages` are the conversation with the response's own."""
+        if self.store is not None:
+            stored = StoredResponse(_dumps(body), _dumps(messages))
+            self.store.add(self.client, body["id"], stored)
+
+    def conversation(self, response_id: str) -> list[Message] | None:
+        """Return the messages of a response's conversation; None if it is not kept."""
+        found = None if self.store is None else self.store.find(self.client, response_id)
+        return None if found is None else found.messages
+
+    def message(self, item_id: str) -> Message | None:
+        """Return the message of a response by the message's id; None if it is not kept."""
+        if not item_id.startswith(MESSAGE_PREFIX):
+            return None
+        found = self.conversation(RESPONSE_PREFIX + item_id.removeprefix(MESSAGE_PREFIX))
+        return None if found is None else found[-1]
+
+
+NOT_KEPT = ClientResponses()
+
+
+def add_store_routes(app: FastAPI, store: ResponseStore) -> None:
+    """Add GET and DELETE of /v1/responses/{id}."""
+
+    @app.get("/v1/responses/{response_id}", responses=responses(404, whole=ModelResponse))
+    async def stored_response(request: Request, response_id: str) -> Response:
+        """A response that the server keeps."""
+        found = store.find(record_of(request).api_key_digest, response_id)
+        if found is None:
+            return _not_found(response_id)
+        return Response(found.body, media_type="application/json")
+
+    @app.delete("/v1/responses/{response_id}", responses=responses(404, whole=DeletedResponse))
+    async def delete_response(request: Request, response_id: str) -> Response:
+        """Delete a response that the server keeps."""
+        if not store.remove(record_of(request).api_key_digest, response_id):
+            return _not_found(response_id)
+        deleted = DeletedResponse(id=response_id, object="response", deleted=True)
+        return Response(_dumps(deleted), media_type="application/json")
+
+
+def _not_found(response_id: str) -> Response:
+    message = f"there is no response {shorten(response_id, 80)!r}: it was never stored, or dropped"
+    return error_response(404, message, "response_id")
+
+
+def _dumps(value: Any) -> bytes:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
