@@ -16,6 +16,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+MAX_MEDIAN_ERROR = 0.2
+"""Largest median of the relative errors of a fit that is used."""
+
 
 @dataclass(frozen=True, slots=True)
 class StepSize:
@@ -66,6 +69,17 @@ def fit(sizes: Sequence[StepSize], seconds: Sequence[float]) -> CostModel:
         [[1, size.prompt_tokens, size.decodes, size.context_tokens] for size in sizes], np.float64
     )
     return CostModel(*_nonnegative(rows / times[:, None]).tolist())
+
+
+def check_fit(errors: npt.NDArray[np.float64]) -> None:
+    """Raise ValueError if the median relative error is above MAX_MEDIAN_ERROR."""
+    median = float(np.median(np.abs(errors)))
+    if median > MAX_MEDIAN_ERROR:
+        raise ValueError(
+            f"the cost model misses the measured steps by {median:.0%} in the median, more than "
+            f"{MAX_MEDIAN_ERROR:.0%}: its predictions would mean nothing; measure on an idle "
+            "machine, or take the coefficients of an earlier run by --cost"
+        )
 
 
 def relative_errors(

@@ -8,6 +8,7 @@ everywhere.
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -56,7 +57,13 @@ def draw(record: Mapping[str, Any], path: Path) -> None:
             runs = [run for run in record["runs"] if run["arrivals"] == arrivals]
             times, hits = panels[0][column], panels[1][column]
             for policy in POLICIES:
-                _draw_policy(policy, [run for run in runs if run["policy"] == policy], times, hits)
+                shown = [run for run in runs if run["policy"] == policy and has_enough(run, record)]
+                _draw_policy(policy, shown, times, hits)
+            single = [run for run in runs if run["policy"] == "prefix" and run["ingresses"] == 1]
+            times.plot(
+                [run["replicas"] for run in single], [1000 * run["ttft_p50_s"] for run in single],
+                label="prefix, one ingress", color="#888888", linestyle=":", zorder=1,
+            )  # fmt: skip
             times.set(title=title, xscale="log", yscale="log")
             times.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
             times.yaxis.set_minor_locator(NullLocator())
@@ -73,6 +80,11 @@ def draw(record: Mapping[str, Any], path: Path) -> None:
         panels[1][0].set_ylabel("prompt tokens found cached")
         panels[0][0].legend(frameon=False, fontsize=8)
         figure.savefig(path, metadata={"Date": None})
+
+
+def has_enough(run: Run, record: Run) -> bool:
+    """Return whether a run has an ingress for each group of replicas."""
+    return bool(run["ingresses"] == math.ceil(run["replicas"] / record["replicas_per_ingress"]))
 
 
 def _draw_policy(policy: str, runs: Sequence[Run], times: Any, hits: Any) -> None:

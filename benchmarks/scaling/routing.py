@@ -5,8 +5,9 @@ Run: python -m benchmarks.scaling.routing --model models/gpt2-random --json rout
 
 One trace of prompts with shared prefixes is sent at its arrival times to two replicas of one
 thread, once for each policy. The simulator runs the same trace with a cost model that is fitted to
-the engine's steps in this process, and with the time of a request beside the steps: that of single
-requests, less the model's time of their step.
+the engine's steps in this process, with the times of the proxy and the ingress that front_cost.py
+has measured, and with what else a single request takes beside its step. It gives each process a
+core of its own: measure with as many cores as replicas, proxy, ingress and client together.
 """
 
 import argparse
@@ -14,7 +15,7 @@ import asyncio
 import statistics
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,11 @@ import numpy as np
 from benchmarks.options import add_run_options, finish, heading, tell
 from benchmarks.scaling.cost_model import CostModel, StepSize
 from benchmarks.scaling.deployments import Deployment, deploy, ray_cluster
-from benchmarks.scaling.simulate import capacity, measure
+from benchmarks.scaling.front import FrontCost
+from benchmarks.scaling.simulate import FRONT, capacity, measure
 from benchmarks.scaling.simulator import POLICIES, Policy, Result, simulate
 from benchmarks.scaling.trace import Arrival, TraceSettings, draw
-from nanovllm.cli.argument_types import positive, positive_number
+from nanovllm.cli.argument_types import positive, positive_number, print_message
 from nanovllm.cli.bench.http_client import Server
 from nanovllm.cli.bench.serve import Load, send
 from nanovllm.config import BUNDLED_MODEL, EngineConfig
@@ -60,13 +62,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, simulate and report."""
     parsed = parse(arguments)
     print(heading(parsed), flush=True)
+    front = FrontCost.load(FRONT)
     config = EngineConfig(num_threads=1, quantization=parsed.quantization)
     shape = TraceSettings(rate=1, requests=1)
     if parsed.cost is not None:
         cost = CostModel.load(parsed.cost)
     else:
         tell("fitting the cost model")
-        cost, _ = measure(resolve_model(parsed.model), config, shape)
+        try:
+            cost, _ = measure(resolve_model(parsed.model), config, shape)
+        except ValueError as error:
+            print_message(str(error), "benchmarks.scaling.routing")
+            return 2
     settings = replace(
         shape,
         rate=parsed.load * REPLICAS * capacity(cost, shape, config),
@@ -85,11 +92,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             deployment = deploy(port, {"models": [model_settings(parsed, policy)]})
             warm_up(deployment)
             num_blocks = blocks_of(deployment)
-            predicted_cost = replace(cost, request=request_s(deployment, cost))
+            predicted_cost = replace(cost, request=request_s(deployment, cost, front))
             measured = replay(deployment, trace)
             predicted = simulate(
-                trace, REPLICAS, policy, predicted_cost, config=config, num_blocks=num_blocks
-            )
+                trace, REPLICAS, policy, predicted_cost, config=config, num_blocks=num_blocks,
+                front=front,
+            )  # fmt: skip
             record["policies"][policy] = {
                 "measured": measured.summary(),
                 "predicted": predicted.summary(),
@@ -133,8 +141,8 @@ def blocks_of(deployment: Deployment) -> int:
     return int(page.partition('num_gpu_blocks="')[2].partition('"')[0])
 
 
-def request_s(deployment: Deployment, cost: CostModel) -> float:
-    """Return the time to the first token of a single request, less that of its step."""
+def request_s(deployment: Deployment, cost: CostModel, front: FrontCost) -> float:
+    """Return what a single request takes to its first token, beside its step and `front`."""
     generator = np.random.default_rng(1)
     arrivals = [
         Arrival(0.0, tuple(generator.integers(0, 250, _SINGLE_TOKENS).tolist()), 1)
@@ -142,7 +150,8 @@ def request_s(deployment: Deployment, cost: CostModel) -> float:
     ]
     times = [replay(deployment, [arrival]).ttft_s[0] for arrival in arrivals]
     size = StepSize(_SINGLE_TOKENS, 0, _SINGLE_TOKENS * (_SINGLE_TOKENS + 1) // 2)
-    return max(0.0, statistics.median(times) - cost.seconds(size))
+    known_s: float = cost.seconds(size) + sum(asdict(front).values())
+    return max(0.0, float(statistics.median(times)) - known_s)
 
 
 def replay(deployment: Deployment, arrivals: Sequence[Arrival]) -> Result:

@@ -1,18 +1,24 @@
-"""Simulate 1 to 256 replicas under Poisson and bursty arrivals, for each routing policy.
+"""Simulate 1 to 64 replicas under Poisson and bursty arrivals, for each routing policy.
 
 Run: python -m benchmarks.scaling.simulate --json scaling.json     (after make install)
      python benchmarks/table.py scaling.json --write docs/scaling.md
      python -m benchmarks.scaling.plot scaling.json
 
 Measures engine steps of the model first, and fits the cost model to them; --cost takes the
-coefficients of an earlier run instead. Each number of replicas gets the same load per replica, a
-share of the capacity that one replica has without its prefix cache.
+coefficients of an earlier run instead, and a bad fit ends the program. The times of Ray Serve's
+proxy and of the ingress are those that front_cost.py has measured. Each number of replicas gets the
+same load per replica, a share of the capacity that one replica has without its prefix cache.
+
+Each replica is a machine with a proxy. There is one ingress for every --replicas-per-ingress
+replicas; prefix-aware routing is also simulated with a single one.
 """
 
 import argparse
+import math
 import sys
+import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +26,33 @@ import numpy as np
 from tqdm import tqdm
 
 from benchmarks.options import add_run_options, finish, heading
-from benchmarks.scaling.cost_model import CostModel, StepSize, fit, relative_errors
+from benchmarks.scaling.cost_model import (
+    CostModel,
+    StepSize,
+    check_fit,
+    fit,
+    relative_errors,
+)
+from benchmarks.scaling.front import FrontCost
 from benchmarks.scaling.simulator import POLICIES, Result, simulate, step_size
 from benchmarks.scaling.trace import Arrivals, TraceSettings, draw
-from nanovllm.cli.argument_types import positive, positive_number
+from nanovllm.cli.argument_types import positive, positive_number, print_message
 from nanovllm.config import BUNDLED_MODEL, EngineConfig
 from nanovllm.engine.engine import Engine
 from nanovllm.engine.scheduling.step_plan import NO_MASKS_MISSING, MaskStates, StepPlan
 from nanovllm.hub import resolve_model
 from nanovllm.sampling_params import SamplingParams
 
-REPLICAS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+REPLICAS = (1, 2, 4, 16, 64)
 _REQUESTS_PER_REPLICA = 150
-_MAX_REQUESTS = 12_000
-"""Of one simulation: 256 replicas get fewer requests each, so that it ends within minutes."""
+_MAX_REQUESTS = 4_000
+"""Of one simulation: 64 replicas get fewer requests each, so that it ends within minutes."""
 _MEASURED_REQUESTS = 120
+_ARRIVALS: tuple[Arrivals, ...] = ("poisson", "bursts")
+FRONT = Path(__file__).with_name("front.json")
+"""Costs of the proxy and the ingress, written by front_cost.py."""
+CACHE_BLOCKS = 113
+"""Blocks of 32 tokens of gpt2-random in 128 MiB of float32 KV cache: routing.py's replicas."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -49,9 +67,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="share of the capacity of a replica without prefix cache (%(default)s)",
     )  # fmt: skip
     parser.add_argument(
-        "--cache-blocks", type=positive, default=96, metavar="BLOCKS",
+        "--cache-blocks", type=positive, default=CACHE_BLOCKS, metavar="BLOCKS",
         help="of each replica's KV cache (%(default)s)",
     )  # fmt: skip
+    parser.add_argument(
+        "--front", type=Path, default=FRONT, metavar="FILE",
+        help="costs of the proxy and the ingress, of front_cost.py (those beside this program)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--replicas-per-ingress", type=positive, default=8, metavar="N", help="(%(default)s)"
+    )
+    parser.add_argument(
+        "--arrivals", nargs="+", default=_ARRIVALS, choices=_ARRIVALS, help="(both)"
+    )
     parser.add_argument("--replicas", type=positive, nargs="+", default=REPLICAS, metavar="N")
     add_run_options(parser)
     parser.set_defaults(threads=1)
@@ -63,28 +91,58 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "benchmark": "simulate", "model": Path(parsed.model).name, "load": parsed.load,
         "quantization": parsed.quantization, "cache_blocks": parsed.cache_blocks,
     }  # fmt: skip
+    front = FrontCost.load(parsed.front)
     if parsed.cost is not None:
         cost = CostModel.load(parsed.cost)
     else:
-        cost, errors = measure(resolve_model(parsed.model), config, trace)
+        try:
+            cost, errors = measure(resolve_model(parsed.model), config, trace)
+        except ValueError as error:
+            print_message(str(error), parser.prog)
+            return 2
         median = float(np.median(np.abs(errors)))
         record["fit"] = {"median_error": median, "steps": len(errors)}
         print(f"cost model of {len(errors)} steps, median error {median:.1%}: {cost}")
     if parsed.save_cost is not None:
         cost.save(parsed.save_cost)
     rate = parsed.load * capacity(cost, trace, config)
-    record |= {"cost": asdict(cost), "rate_per_replica": rate, "runs": []}
-    for run in _runs(parsed.replicas, rate, trace, cost, config, parsed.cache_blocks):
+    streams = front.ingress_capacity(trace.output_tokens)
+    print(
+        f"{rate:.2f} requests/s for each replica; an ingress can pass {streams:.0f} streams/s, "
+        f"those of {streams / rate:.0f} replicas"
+    )
+    record |= {
+        "cost": asdict(cost), "front": asdict(front), "rate_per_replica": rate,
+        "ingress_streams_per_s": streams, "replicas_per_ingress": parsed.replicas_per_ingress,
+        "runs": [],
+    }  # fmt: skip
+    system = System(cost, front, config, parsed.cache_blocks)
+    ratio = parsed.replicas_per_ingress
+    for run in _runs(parsed.arrivals, parsed.replicas, ratio, rate, trace, system):
         record["runs"].append(run)
         print(_line(run))
     finish(record, parsed)
     return 0
 
 
+@dataclass(frozen=True, slots=True)
+class System:
+    """What is simulated, apart from the number of replicas and their routing."""
+
+    cost: CostModel
+    front: FrontCost
+    config: EngineConfig
+    num_blocks: int
+
+
 def measure(
     folder: Path, config: EngineConfig, trace: TraceSettings
 ) -> tuple[CostModel, np.ndarray[Any, np.dtype[np.float64]]]:
-    """Run requests of the trace through an engine; return the fit and its relative errors."""
+    """Run requests of the trace through an engine; return the fit and its relative errors.
+
+    The time of a step is its CPU time with one thread, so that other programs count little.
+    Raises ValueError for a bad fit.
+    """
     engine = Engine.load(folder, config)
     engine.warm_up()
     plans: list[StepPlan] = []
@@ -114,14 +172,18 @@ def measure(
             plans.clear()
             # The size must be taken before the step: it changes the requests of its plan.
             size: list[StepSize] = []
+            began_s = time.process_time()
             output = engine.step(lambda: size.append(step_size(plans[-1])))  # noqa: B023
             if size:
                 sizes += size
-                seconds.append(output.stats.duration_s)
+                cpu_s = time.process_time() - began_s
+                seconds.append(cpu_s if config.num_threads == 1 else output.stats.duration_s)
     finally:
         engine.close()
     cost = fit(sizes, seconds)
-    return cost, relative_errors(cost, sizes, seconds)
+    errors = relative_errors(cost, sizes, seconds)
+    check_fit(errors)
+    return cost, errors
 
 
 def capacity(cost: CostModel, trace: TraceSettings, config: EngineConfig) -> float:
@@ -137,40 +199,45 @@ def capacity(cost: CostModel, trace: TraceSettings, config: EngineConfig) -> flo
 
 
 def _runs(
+    processes: Sequence[Arrivals],
     replicas: Sequence[int],
+    replicas_per_ingress: int,
     rate: float,
     trace: TraceSettings,
-    cost: CostModel,
-    config: EngineConfig,
-    num_blocks: int,
+    system: System,
 ) -> Iterator[dict[str, Any]]:
     """Yield the result of each arrival process, number of replicas and policy."""
-    processes: tuple[Arrivals, ...] = ("poisson", "bursts")
     cases = [
-        (arrivals, count, policy)
+        (arrivals, count, ingresses, policy)
         for arrivals in processes
         for count in replicas
+        for ingresses in sorted({1, math.ceil(count / replicas_per_ingress)}, reverse=True)
         for policy in POLICIES
+        if ingresses > 1 or count <= replicas_per_ingress or policy == "prefix"
     ]
-    for arrivals, count, policy in tqdm(cases, unit="run", disable=not sys.stderr.isatty()):
+    for arrivals, count, ingresses, policy in tqdm(
+        cases, unit="run", disable=not sys.stderr.isatty()
+    ):
         requests = min(_REQUESTS_PER_REPLICA * count, _MAX_REQUESTS)
-        settings = TraceSettings(
-            rate=rate * count, requests=requests, arrivals=arrivals, prefixes=32 * count,
-            prefix_tokens=trace.prefix_tokens, own_tokens=trace.own_tokens,
-            output_tokens=trace.output_tokens, seed=trace.seed,
-        )  # fmt: skip
-        result: Result = simulate(
-            draw(settings), count, policy, cost, config=config, num_blocks=num_blocks
+        settings = replace(
+            trace, rate=rate * count, requests=requests, arrivals=arrivals, prefixes=32 * count
         )
-        yield {"arrivals": arrivals, "replicas": count, "policy": policy, **result.summary()}
+        result: Result = simulate(
+            draw(settings), count, policy, system.cost, config=system.config,
+            num_blocks=system.num_blocks, front=system.front, num_ingresses=ingresses,
+        )  # fmt: skip
+        yield {
+            "arrivals": arrivals, "replicas": count, "ingresses": ingresses, "policy": policy,
+            **result.summary(),
+        }  # fmt: skip
 
 
 def _line(run: dict[str, Any]) -> str:
     return (
-        f"{run['arrivals']:8} {run['replicas']:4} {run['policy']:13} "
+        f"{run['arrivals']:8} {run['replicas']:4} {run['ingresses']:3} {run['policy']:13} "
         f"{run['tokens_per_s']:10,.0f} tokens/s  TTFT p50 {1000 * run['ttft_p50_s']:7.1f} ms  "
         f"p99 {1000 * run['ttft_p99_s']:8.1f} ms  hits {run['hit_rate']:.0%}  "
-        f"max/mean {run['max_over_mean_requests']:.2f}"
+        f"max/mean {run['max_over_mean_requests']:.2f}  ingress {run['ingress_busy']:.0%}"
     )
 
 

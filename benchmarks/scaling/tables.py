@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 Record = Mapping[str, Any]
-_SHOWN_REPLICAS = (1, 2, 4, 16, 64, 256)
 
 
 def replicas_lines(record: Record) -> list[str]:
@@ -40,10 +39,12 @@ def routing_lines(record: Record) -> list[str]:
 
 def simulation_lines(record: Record) -> list[str]:
     """Return the table of simulate.py: figures by arrivals, replicas and policy."""
-    lines = _header(("arrivals", "replicas", "routing", *_RESULT))
+    lines = _header(("arrivals", "replicas", "ingresses", "busy", "routing", *_RESULT))
     for run in record["runs"]:
-        if run["replicas"] in _SHOWN_REPLICAS:
-            lines.append(_row(run["arrivals"], run["replicas"], run["policy"], *_result(run)))
+        lines.append(
+            _row(run["arrivals"], run["replicas"], run["ingresses"],
+                 f"{run['ingress_busy']:.0%}", run["policy"], *_result(run))
+        )  # fmt: skip
     return lines
 
 

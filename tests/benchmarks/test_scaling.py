@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from benchmarks.scaling.cost_model import CostModel, StepSize, fit, relative_errors
+from benchmarks.scaling.front import FrontCost
 from benchmarks.scaling.simulate import capacity
-from benchmarks.scaling.simulator import POLICIES, Policy, Result, simulate
+from benchmarks.scaling.simulator import POLICIES, Policy, Result, Router, simulate
 from benchmarks.scaling.trace import TraceSettings, draw
 from nanovllm.config import EngineConfig
 
@@ -69,6 +70,41 @@ def test_a_single_idle_replica_takes_the_time_of_its_steps() -> None:
         tokens = len(arrival.prompt)
         whole = COST.seconds(StepSize(tokens, 0, tokens * (tokens + 1) // 2))
         assert ttft_s <= whole * 1.01
+
+
+def test_the_ingress_limits_the_throughput() -> None:
+    trace = replace(TRACE, rate=400, requests=600)
+    front = FrontCost(0.001, 0.0001, 0.01, 0.001)
+
+    def throughput(ingresses: int) -> Result:
+        return simulate(
+            draw(trace), 16, "round-robin", COST, config=CONFIG, num_blocks=96, front=front,
+            num_ingresses=ingresses,
+        )  # fmt: skip
+
+    single, many = throughput(1), throughput(16)
+    limit = front.ingress_capacity(single.output_tokens / 600)
+    assert 600 / single.duration_s == pytest.approx(limit, rel=0.1)
+    assert single.ingress_busy > 0.9 > many.ingress_busy
+    assert 600 / many.duration_s > 4 * limit
+    assert single.output_tokens == many.output_tokens
+
+
+def test_the_first_token_waits_for_proxy_and_ingress() -> None:
+    trace = TraceSettings(rate=0.1, requests=3, prefixes=3, prefix_tokens=64)
+    front = FrontCost(0.01, 0.02, 0.03, 0.04)
+    alone = simulate(draw(trace), 1, "prefix", COST, config=CONFIG, num_blocks=96)
+    behind = simulate(draw(trace), 1, "prefix", COST, config=CONFIG, num_blocks=96, front=front)
+    for without, seconds in zip(alone.ttft_s, behind.ttft_s, strict=True):
+        assert seconds == pytest.approx(without + 0.1)
+
+
+def test_least_loaded_takes_the_better_of_two() -> None:
+    router = Router("least-loaded", 8, 96, 32)
+    chosen = [router.choose(()) for _ in range(800)]
+    counts = [chosen.count(index) for index in range(8)]
+    assert 1 < max(counts) - min(counts) < 20  # not perfect, and not as uneven as one choice
+    router.end(chosen[-1])
 
 
 def test_prefix_routing_hits_more_and_bounds_the_imbalance() -> None:

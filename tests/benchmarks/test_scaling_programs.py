@@ -7,11 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from benchmarks.scaling import replicas, routing, simulate
-from benchmarks.scaling.cost_model import CostModel
+from benchmarks.scaling.cost_model import CostModel, check_fit
 from benchmarks.scaling.deployments import Deployment, one_server
+from benchmarks.scaling.front import FrontCost
+from benchmarks.scaling.front_cost import front_cost
 from benchmarks.scaling.trace import Arrival
 from benchmarks.table import markdown
 
@@ -41,8 +44,9 @@ def test_a_request_that_fails_ends_the_replay(deployment: Deployment) -> None:
 
 
 def test_the_time_beside_the_step_is_measured(deployment: Deployment) -> None:
-    assert routing.request_s(deployment, CostModel(0, 0, 0, 0)) > 0
-    assert routing.request_s(deployment, CostModel(60, 0, 0, 0)) == 0
+    assert routing.request_s(deployment, CostModel(0, 0, 0, 0), FrontCost()) > 0
+    assert routing.request_s(deployment, CostModel(60, 0, 0, 0), FrontCost()) == 0
+    assert routing.request_s(deployment, CostModel(0, 0, 0, 0), FrontCost(ingress_request=60)) == 0
 
 
 def test_blocks_and_requests_are_read_from_the_metrics(deployment: Deployment) -> None:
@@ -85,6 +89,27 @@ def test_replicas_are_compared_within_a_round() -> None:
     assert "| 1 | 2 replicas | 50 | 22 ms | 44 ms | 0.50 |" in table
 
 
+def test_a_bad_fit_ends_the_simulation(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def measure(*_: object) -> Any:
+        check_fit(np.array([0.01, -0.63, 0.9]))
+
+    monkeypatch.setattr(simulate, "measure", measure)
+    assert simulate.main(["--replicas", "1"]) == 2
+    shown = capsys.readouterr()
+    assert "misses the measured steps by 63% in the median, more than 20%" in shown.err
+    assert "replicas" not in shown.out
+    check_fit(np.array([0.1, -0.1, 0.9]))
+
+
+def test_the_cost_of_a_token_is_what_a_stream_costs_more() -> None:
+    cost = front_cost({"proxy": 0.005, "ingress": 0.01}, {"proxy": 0.013, "ingress": 0.026}, 8)
+    assert (cost.proxy_request, cost.ingress_request) == (0.005, 0.01)
+    assert (cost.proxy_token, cost.ingress_token) == pytest.approx((0.001, 0.002))
+    assert cost.ingress_capacity(8) == pytest.approx(1 / 0.026)
+
+
 def origin(benchmark: str, **record: Any) -> dict[str, Any]:
     machine = {"cpu": "a processor", "nanovllm": "0"}
     return {
@@ -102,14 +127,18 @@ def test_the_simulation_is_tabulated_and_drawn(
     COST.save(tmp_path / "cost.json")
     file, chart = tmp_path / "figures.json", tmp_path / "chart.svg"
     arguments = ["--cost", str(tmp_path / "cost.json"), "--replicas", "1", "2"]
+    arguments += ["--replicas-per-ingress", "1"]
     assert simulate.main([*arguments, "--json", str(file)]) == 0
     record = json.loads(file.read_text(encoding="utf-8"))
-    assert len(record["runs"]) == 2 * 2 * 3
+    assert len(record["runs"]) == 2 * (3 + 4)  # two replicas also with a single ingress
     assert record["cost"] == {**record["cost"], "step": COST.step, "request": 0.0}
+    assert record["front"]["ingress_request"] > 0
     table = markdown(record)
-    assert table.count("| poisson | 2 |") == 3
+    assert table.count("| poisson | 2 | 2 |") == 3
+    assert table.count("| poisson | 2 | 1 |") == 1
     assert plot.main([str(file), "--output", str(chart)]) == 0
     text = chart.read_text(encoding="utf-8")
     assert ET.fromstring(text).tag.endswith("svg")
     assert "prompt tokens found cached" in text
+    assert "prefix, one ingress" in text
     assert str(chart) in capsys.readouterr().out
