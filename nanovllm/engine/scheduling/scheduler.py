@@ -258,15 +258,17 @@ class Scheduler:
             if num_reserved < 0:
                 num_reserved = self.num_reserved_blocks
             must_wait = self.siblings.must_wait(request)
+            needed = 1
             if not must_wait:
                 self.kv_cache.take_computed(request, self.siblings.readers(request))
-            if self._blocks_needed(request) > self.kv_cache.blocks.num_free - num_reserved:
+                needed = self.kv_cache.blocks_needed(request)
+            if needed > self.kv_cache.blocks.num_free - num_reserved:
                 self.kv_cache.free(request)
                 draft.is_full = True
                 return
             waiting.take()
             self.queues.remove(request)
-            count = self._chunk_size(request, draft)
+            count = 0 if must_wait else self._chunk_size(request, draft)
             request.move_to(RequestState.RUNNING)
             self.running.append(request)
             self.siblings.add(request)
@@ -277,7 +279,8 @@ class Scheduler:
                 has_slots = self.kv_cache.allocate_slots(request, count)
                 assert has_slots, "the blocks of all known tokens were counted before"
                 self._plan(request, count, draft)
-            num_reserved += self._blocks_needed(request) + 1
+                needed = self.kv_cache.blocks_needed(request)
+            num_reserved += needed + 1
 
     def _preempt_late(
         self,

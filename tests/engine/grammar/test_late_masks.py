@@ -64,13 +64,15 @@ class LateGrammar:
 @given(st.integers(0, 2**32), st.booleans())
 def test_requests_that_wait_for_masks_are_passed_over(seed: int, caching: bool) -> None:
     coin = random.Random(seed)
-    scheduler = make_scheduler(blocks=coin.randint(12, 40), caching=caching)
+    is_fair = coin.random() < 0.5
+    scheduler = make_scheduler(blocks=coin.randint(12, 40), caching=caching, is_fair=is_fair)
     requests: list[Request] = []
     for i in range(6):
         prompt, new = coin.randint(1, 20), coin.randint(1, 12)
-        group = make_group(f"r{i}", prompt, coin.choice((1, 1, 3)), new)
+        client = coin.choice("ab")
+        group = make_group(f"r{i}", prompt, coin.choice((1, 1, 3)), new, client=client)
         if len(group) == 1:
-            group = [make_request(f"r{i}", prompt, new)]
+            group = [make_request(f"r{i}", prompt, new, client=client)]
         for request in group:
             if coin.random() < 0.6:
                 request.grammar = LateGrammar(coin)  # type: ignore[assignment]
