@@ -9,6 +9,7 @@ argument_types    argument types, files and messages
 environment       environment variables
 table             tables on standard output
 serve             `nanovllm serve`
+graceful_server   uvicorn's server, with draining and reloading at signals
 listening         connection limits and sockets of the server
 security_options  API keys, hosts, origins and TLS of the server
 reload            API keys and TLS read again at SIGHUP

@@ -1,0 +1,158 @@
+"""uvicorn's server, which stops and reloads at signals as load balancers and systemd expect."""
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any
+
+import uvicorn
+
+from nanovllm.cli.listening import limit_accept_errors, listening_options
+from nanovllm.cli.service_manager import Terminal, notify
+from nanovllm.engine.async_engine import AsyncEngine, EngineState
+from nanovllm.server.control import ServerControl
+
+CLOSE_S = 2
+"""Time to send the last bytes after the engine has stopped; then connections are closed."""
+_logger = logging.getLogger("uvicorn.error")
+
+
+class GracefulServer(uvicorn.Server):
+    """uvicorn's server with exit code 0 after a signal; uvicorn raises the signal again.
+
+    After SIGTERM or SIGINT the server drains for `drain_delay_s`: it serves requests, but /health
+    is 503. Running requests then have `shutdown_timeout_s`. Then the engine stops, which fails the
+    remaining requests, and after CLOSE_S their connections are aborted. SIGHUP calls `reload`.
+    """
+
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        engine: AsyncEngine,
+        control: ServerControl,
+        reload: Callable[[], str],
+        *,
+        drain_delay_s: float,
+        shutdown_timeout_s: float,
+        handshake_timeout_s: float,
+    ) -> None:
+        """Serve the application of `config`, which starts and stops `engine`.
+
+        `reload` reads credentials again; it returns what it has read, or raises OSError or
+        ValueError.
+        """
+        super().__init__(config)
+        self._handshake_timeout_s = handshake_timeout_s
+        self.listening = asyncio.Event()
+        self._engine = engine
+        self._control = control
+        self._reload = reload
+        self._drain_delay_s = drain_delay_s
+        self._shutdown_timeout_s = shutdown_timeout_s
+        self._hangup = asyncio.Event()
+        self._terminal = Terminal()
+        self._ignores_hangup = False
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start the application and listen."""
+        limit_accept_errors(self._loop)
+        tls = {"ssl_handshake_timeout": self._handshake_timeout_s} if self.config.is_ssl else {}
+        with listening_options(**tls):
+            await super().startup(sockets)
+        _logger.info("Listening on %s, loading the model", self.address)
+        self.listening.set()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Stop: after the drain delay if this is the first signal, otherwise now."""
+        is_first = not self.should_exit and not self._control.is_draining
+        if is_first and self._drain_delay_s and self._engine.state is EngineState.READY:
+            self._control.is_draining = True
+            self._loop.call_soon_threadsafe(self._drain)
+        else:
+            super().handle_exit(sig, frame)
+
+    def _drain(self) -> None:
+        """Let every response close its connection, and stop after the delay."""
+        _logger.info(
+            "Draining for %g s: /health is 503, requests are served; a second signal ends this",
+            self._drain_delay_s,
+        )
+        for headers in (self.config.encoded_headers, self.server_state.default_headers):
+            headers.append((b"connection", b"close"))
+        self._loop.call_later(self._drain_delay_s, setattr, self, "should_exit", True)
+
+    def _handle_hangup(self, sig: int, frame: FrameType | None) -> None:
+        self._loop.call_soon_threadsafe(self._hangup.set)
+
+    async def _reload_on_hangup(self) -> None:
+        """Reload after each SIGHUP; stop if it says that the terminal was closed."""
+        while True:
+            await self._hangup.wait()
+            self._hangup.clear()
+            if self._terminal.was_closed() and not self._ignores_hangup:
+                _logger.warning("The terminal was closed")
+                self.handle_exit(signal.SIGHUP, None)
+                continue
+            try:
+                done = await asyncio.to_thread(self._reload)
+            except (OSError, ValueError) as error:
+                _logger.error("SIGHUP: %s; the old API keys and certificate stay in use", error)
+            else:
+                _logger.info(
+                    "SIGHUP: %s", f"read {done} again" if done else "there is nothing to reload"
+                )
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop listening, and let running requests end within `shutdown_timeout_s`."""
+        notify("STOPPING=1")
+        if self._engine.state is EngineState.READY:
+            self._engine.inspector.release()  # end its streams, and a pause
+        stopping = asyncio.create_task(self._stop_engine_later())
+        await super().shutdown(sockets)
+        stopping.cancel()
+        if self.force_exit:  # by a second signal
+            await self._abort_requests()
+
+    async def _abort_requests(self) -> None:
+        """Stop the engine and give clients CLOSE_S to read its error."""
+        tasks = {asyncio.create_task(self._engine.stop()), *self.server_state.tasks}
+        await asyncio.wait(tasks, timeout=CLOSE_S)
+        _logger.setLevel(logging.CRITICAL)  # uvicorn logs each aborted request as an error
+
+    async def _stop_engine_later(self) -> None:
+        await asyncio.sleep(self._shutdown_timeout_s)
+        await self._engine.stop()
+        await asyncio.sleep(CLOSE_S)
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()  # uvicorn would wait for its client, then log an error
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Handle SIGINT, SIGTERM and SIGHUP in the context."""
+        self._loop = asyncio.get_running_loop()
+        handlers: dict[int, Any] = dict.fromkeys((signal.SIGINT, signal.SIGTERM), self.handle_exit)
+        if hasattr(signal, "SIGHUP"):  # Windows has none
+            # Under nohup, which ignores the signal, the server outlives its terminal.
+            self._ignores_hangup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+            handlers[signal.SIGHUP] = self._handle_hangup
+        previous = {number: signal.signal(number, handlers[number]) for number in handlers}
+        reloading = self._loop.create_task(self._reload_on_hangup())
+        try:
+            yield
+        finally:
+            reloading.cancel()
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    @property
+    def address(self) -> str:
+        """Return the URL of the listening server."""
+        host, port = self.servers[0].sockets[0].getsockname()[:2]
+        # An address that a browser can open.
+        loopback = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104
+        shown = loopback.get(host, f"[{host}]" if ":" in host else host)
+        return f"{'https' if self.config.is_ssl else 'http'}://{shown}:{port}"
