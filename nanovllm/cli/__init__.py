@@ -14,6 +14,7 @@ listening         connection limits and sockets of the server
 security_options  API keys, hosts, origins and TLS of the server
 reload            API keys and TLS read again at SIGHUP
 service_manager   messages to systemd, and the controlling terminal
+interrupts        Ctrl-C that ends calls of libraries at once
 numa              a warning for processors on several NUMA nodes
 generate          `nanovllm generate`
 repl              the interactive prompt of `generate`
