@@ -471,7 +471,7 @@ def never_serve(monkeypatch: pytest.MonkeyPatch) -> list[ServerSettings]:
     """Stop `nanovllm serve` where it creates its application; return the settings."""
     given: list[ServerSettings] = []
 
-    def stop(engine: object, settings: ServerSettings, metrics: object) -> None:
+    def stop(engine: object, settings: ServerSettings, metrics: object, work: object) -> None:
         given.append(settings)
         raise ServedError
 
