@@ -506,7 +506,7 @@ def never_serve(monkeypatch: pytest.MonkeyPatch) -> list[ServerSettings]:
     """Stop `nanovllm serve` where it creates its application; return the settings."""
     given: list[ServerSettings] = []
 
-    def stop(engine: object, settings: ServerSettings, *others: object) -> None:
+    def stop(engine: object, settings: ServerSettings, *others: object, **parts: object) -> None:
         given.append(settings)
         raise ServedError
 
