@@ -10,7 +10,7 @@ the cache, and a token of the output when it is sampled. What is computed again 
 counts for the client for which the place was taken, or for nobody.
 
 A client that begins to wait is lifted to the smallest counter of the waiting clients, or to that of
-the client that was admitted last if nobody waits: nobody saves up turns while it has nothing to do.
+the client that waited last if nobody waits: nobody saves up turns while it has nothing to do.
 
 Bound. Let clients f and g have waiting requests, none of them without a mask, from time s to t.
 Their counters differ by at most D = (max_num_seqs + 1) * C at every moment of it if they did at s,
@@ -65,7 +65,7 @@ class ClientQueues:
         self._clients: dict[str, _Client] = {}
         self._idle: OrderedDict[str, int] = OrderedDict()  # counters, latest last
         self._level = 0  # no waiting client's counter is smaller
-        self._last = ""  # the client that was admitted last
+        self._last = ""  # the client whose request left the queue last
 
     def __len__(self) -> int:
         """Return the number of clients with unfinished requests."""
