@@ -308,29 +308,30 @@ def test_a_refused_stream_is_not_asked_for_again_and_again(
     browser: "Browser", watched: RunningServer, code: int, waits_ms: int | None
 ) -> None:
     asked: list[str] = []
-    error = {"error": {"message": "refused", "type": "x", "param": None, "code": code}}
 
     def refuse(route: Any) -> None:
         asked.append(route.request.url)
-        route.fulfill(status=code, json=error)
+        message = f"refusal {len(asked)}"  # on the page, the next attempt has its time
+        error = {"message": message, "type": "x", "param": None, "code": code}
+        route.fulfill(status=code, json={"error": error})
 
     with open_page(browser, watched.url, expected_errors=2 if waits_ms is None else 3) as page:
         page.route("**/v1/engine/events", refuse)
-        page.clock.install()
+        page.clock.install(time=0)
+        page.clock.pause_at(100_000)
         page.get_by_role("tab", name="Engine").click()
-        page.get_by_text("refused").wait_for()
+        page.get_by_text("refusal 1").wait_for()
         if waits_ms is None:
             page.clock.run_for(120_000)
             assert len(asked) == 1, "a new attempt would be refused, too"
             click(page, "Try again")
-            wait_until(lambda: len(asked) == 2)
+            page.get_by_text("refusal 2").wait_for()
             return
-        for count in (2, 3):
-            page.clock.run_for(waits_ms - 100)
-            assert len(asked) == count - 1
-            page.clock.run_for(200)
-            wait_until(lambda expected=count: len(asked) == expected)  # type: ignore[misc]
-            waits_ms *= 2
+        for number, wait_ms in enumerate((waits_ms, 2 * waits_ms), 1):
+            page.clock.run_for(wait_ms - 1)
+            assert len(asked) == number
+            page.clock.run_for(1)
+            page.get_by_text(f"refusal {number + 1}").wait_for()
 
 
 def test_a_server_without_controls_says_why(browser: "Browser", server: RunningServer) -> None:
