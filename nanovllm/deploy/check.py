@@ -65,7 +65,7 @@ def check_file(path: Path, cpus: float | None = None) -> Iterator[str]:
         path: the file.
         cpus: CPUs of the cluster; None if it is this machine.
     """
-    needed = 0.0
+    needed, needed_bytes = 0.0, 0
     for name, args in _applications(path):
         try:
             settings = read_settings(args)
@@ -79,32 +79,37 @@ def check_file(path: Path, cpus: float | None = None) -> Iterator[str]:
         settings.check_cpus(available - needed)
         needed += settings.cpus
         limit = memory_limit() if cpus is None and not settings.can_grow else None
-        lines = check_models(settings, limit)
+        lines, app_bytes = check_models(settings, limit, needed_bytes)
+        needed_bytes += app_bytes
         of_all = ", added on demand" if settings.can_grow else f" of {available:g}"
         yield f"application {name!r}: {settings.cpus:g} CPUs{of_all}"
         for model, line in zip(settings.models, lines, strict=True):
             yield f"  {model.model}: {line}"
 
 
-def check_models(settings: AppSettings, limit: MemoryLimit | None) -> list[str]:
+def check_models(
+    settings: AppSettings, limit: MemoryLimit | None, other_bytes: int = 0
+) -> tuple[list[str], int]:
     """Raise the errors that a replica would end with, where they need no weights.
 
     Args:
         settings: the application.
         limit: of the memory that all replicas share; None if they are on several machines.
+        other_bytes: memory of other applications below the limit.
 
     Returns:
-        What each model runs.
+        What each model runs, and the memory of all replicas in bytes.
     """
     names: set[str] = set()
     lines = []
-    total_bytes = 0
+    total_bytes = shrinkable_bytes = 0
+    is_alone = not other_bytes and sum(model.most_replicas for model in settings.models) == 1
     for model in settings.models:
         parsed = parse_arguments(model.arguments())
         config = engine_config(parsed)
         server_settings(parsed)
         folder = resolve_model(model.model)
-        Engine.check(folder, config)
+        Engine.check(folder, config, is_local=limit is not None)
         load_chat_template(folder, parsed)
         for name in served_names(parsed):
             if name in names:
@@ -115,17 +120,20 @@ def check_models(settings: AppSettings, limit: MemoryLimit | None) -> list[str]:
         weights = weights_bytes(config, GPT2Config.load(folder))
         cache = 0 if config.num_blocks is not None else config.kv_cache_bytes
         total_bytes += model.most_replicas * (weights + cache + RESERVE_BYTES)
+        if is_alone and config.has_default_cache:
+            shrinkable_bytes = cache  # several replicas would each take what they find free
         lines.append(
             f"{_replicas(model)} of {model.cpus:g} CPUs, {format_bytes(weights)} of weights, "
             f"KV cache of up to {format_bytes(cache)}, routing {model.routing}"
         )
-    if limit is not None and total_bytes > limit.num_bytes:
+    needed_bytes = other_bytes + total_bytes - shrinkable_bytes
+    if limit is not None and needed_bytes > limit.num_bytes:
         raise ValueError(
-            f"the replicas need {format_bytes(total_bytes)} of memory together, but {limit.name} "
+            f"the replicas need {format_bytes(needed_bytes)} of memory together, but {limit.name} "
             f"is {format_bytes(limit.num_bytes)}; lower replicas or their kv-cache-memory, or "
             "give the CPUs of a cluster of several machines by --cpus"
         )
-    return lines
+    return lines, total_bytes
 
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:

@@ -129,11 +129,15 @@ class Engine:
         return cls(config, runner, tokenizer, load_sampling_defaults(folder))
 
     @staticmethod
-    def check(folder: Path, config: EngineConfig) -> None:
-        """Raise those errors of `load` that need no weights."""
+    def check(folder: Path, config: EngineConfig, *, is_local: bool = True) -> None:
+        """Raise those errors of `load` that need no weights.
+
+        The memory of this process counts only if the engine `is_local`, to be loaded here.
+        """
         model = GPT2Config.load(folder)
         _max_model_len(config, model)
-        check_sizes(config, model, process_memory_limit())
+        if is_local:
+            check_sizes(config, model, process_memory_limit())
         load_sampling_defaults(folder)
 
     @property

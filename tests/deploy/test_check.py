@@ -14,10 +14,11 @@ ROOT = Path(__file__).parents[2]
 RAY_SERVICE = ROOT / "deploy" / "kubernetes" / "ray" / "rayservice.yaml"
 
 
-def write(path: Path, *models: dict[str, Any], **args: Any) -> str:
-    settings = {"models": [{"model": "tiny-books", **model} for model in models or ({},)], **args}
+def write(path: Path, *models: dict[str, Any], applications: int = 1) -> str:
+    settings = {"models": [{"model": "tiny-books", **model} for model in models or ({},)]}
     application = {"name": "books", "import_path": BUILDER, "args": settings}
-    path.write_text(yaml.safe_dump({"applications": [application]}), encoding="utf-8")
+    content = {"applications": [application] * applications}
+    path.write_text(yaml.safe_dump(content), encoding="utf-8")
     return str(path)
 
 
@@ -41,7 +42,6 @@ def test_a_manifest_of_kubernetes_is_read(capsys: pytest.CaptureFixture[str]) ->
         ({"replicas": "two"}, "models.0.replicas: Input should be a valid integer"),
         ({"replica": 2}, "models.0.replica: Extra inputs are not permitted"),
         ({"model": "./nothing"}, "does not exist"),
-        ({"options": {"kv-cache-memory": "900GiB"}}, "the KV cache 900 GiB, but "),
         ({"options": {"quantization": "int3"}}, "an option of tiny-books is not valid"),
         ({"options": {"max-model-len": 9999}}, "has only 512 positions"),
         ({"options": {"api-key": "secret"}}, "use api-key-file"),
@@ -94,3 +94,30 @@ def test_the_replicas_of_one_machine_share_its_memory() -> None:
     check_models(settings, None)  # on several machines
     with pytest.raises(ValueError, match=r"need 8\.3 GiB of memory together, but memory\.max is 8"):
         check_models(settings, limit)
+
+
+@pytest.mark.parametrize(
+    ("model", "applications", "message"),
+    [
+        ({"options": {"kv-cache-memory": "900GiB"}}, 1, "the KV cache 900 GiB, but "),
+        ({"options": {"kv-cache-memory": "2GiB"}}, 2, "need 4.1 GiB of memory together, but"),
+        ({}, 2, "need 2.1 GiB of memory together, but"),
+        ({"replicas": 2}, 1, "need 2.1 GiB of memory together, but"),
+        ({}, 1, None),  # the KV cache shrinks
+    ],
+)
+def test_the_memory_of_this_machine_counts_unless_the_cluster_is_another(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    model: dict[str, Any],
+    applications: int,
+    message: str | None,
+) -> None:
+    limit = MemoryLimit("memory.max", 3 << 30 if "options" in model else 1 << 30, 0)
+    monkeypatch.setattr("nanovllm.deploy.check.memory_limit", lambda: limit)
+    monkeypatch.setattr("nanovllm.deploy.check.usable_cpus", lambda: 4)
+    file = write(tmp_path / "a.yaml", model, applications=applications)
+    assert main([file]) == (0 if message is None else 2)
+    assert (message or "") in capsys.readouterr().err
+    assert main([file, "--cpus", "64"]) == 0
