@@ -185,9 +185,13 @@ class Trainer:
                 a file cannot be written. The last checkpoints stay. After any other error the state
                 is saved.
         """
-        # NumPy generates the samples, and computes everything with the backend "numpy".
-        blas = ThreadpoolController().limit(limits=self._setup.num_threads, user_api="blas")
-        with lock_folder(self.folder), blas:
+        threads = self._setup.num_threads
+        # NumPy generates the samples, and computes everything with the backend "numpy". The limit
+        # holds from the call of `limit`, which must therefore follow the lock.
+        with (
+            lock_folder(self.folder),
+            ThreadpoolController().limit(limits=threads, user_api="blas"),
+        ):
             return self._train(on_evaluation, on_step)
 
     def _train(

@@ -22,6 +22,7 @@ from nanovllm.training import trainer as trainer_module
 from nanovllm.training.config import TrainingConfig
 from nanovllm.training.metrics import Evaluation, StepRecord
 from nanovllm.training.run.checkpoint import RESUME_FILE, load_counters
+from nanovllm.training.run.lock import lock_folder
 from nanovllm.training.trainer import Trainer, TrainingResult
 from tests.support.training_runs import assert_same_weights, weights
 
@@ -179,6 +180,15 @@ def test_numpy_uses_the_threads_of_the_run(text: Path, tmp_path: Path) -> None:
         count()
     assert counts == [1, 1, 2]
     assert json.loads((tmp_path / "run" / "run.json").read_text())["threads"] == 1
+
+
+def test_a_folder_in_use_leaves_the_threads_of_numpy(text: Path, tmp_path: Path) -> None:
+    trainer = Trainer(config(text, tmp_path / "run", num_threads=1))
+    with ThreadpoolController().limit(limits=2, user_api="blas"):
+        with lock_folder(tmp_path / "run"), pytest.raises(TrainingError, match="in use"):
+            trainer.train()
+        pools = ThreadpoolController().select(user_api="blas").info()
+        assert max(pool["num_threads"] for pool in pools) == 2
 
 
 def test_a_sample_begins_with_its_prompt(text: Path, tmp_path: Path) -> None:
