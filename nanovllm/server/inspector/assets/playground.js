@@ -86,8 +86,8 @@ class Playground {
     this.resultGrid = h("div", { class: "prompt-grid", hidden: true });
     this.hint = emptyState({
       title: "No tokens yet",
-      text: "Generate continues the prompt. Each token then shows its probability, its rank and its "
-        + "alternatives. Choose an alternative to continue from there.",
+      text: "Generate continues the prompt. Each token then shows its probability, its rank and "
+        + "its alternatives. Choose an alternative to continue from there.",
       action: h("div", { class: "stack tight" }, tourOffer(), questions()),
     });
     this.startButton = button({

@@ -5,8 +5,8 @@
  * `model` (name), `maxModelLen` (tokens), `samplingDefaults` (values of fields that a
  * request leaves out), `hasChatTemplate` (whether chats are answered, null until it is known),
  * `isPaused` (the engine), `prompt` (the text that the Playground hands to Attention and Logit
- * lens), `finished` (prompts of finished requests, for these), `engineRequest` (the request that the
- * Playground hands to Engine).
+ * lens), `finished` (prompts of finished requests, for these), `engineRequest` (the request that
+ * the Playground hands to Engine).
  *
  * @typedef {ReturnType<typeof createStore>} Store
  */

@@ -12,8 +12,8 @@ const DECLINED = "nanovllm.tour";
 const STEPS = [
   {
     view: "playground", target: ".composer", title: "Generate",
-    text: "Write a beginning and choose Generate, or press Ctrl+Enter. The model continues it token "
-      + "by token.",
+    text: "Write a beginning and choose Generate, or press Ctrl+Enter. The model continues it "
+      + "token by token.",
   },
   {
     view: "playground", target: ".playground-results", title: "Read a token",
