@@ -70,7 +70,9 @@ def load_server(parsed: argparse.Namespace) -> LoadedServer:
     """
     config = engine_config(parsed)
     settings = server_settings(parsed)
-    if parsed.scheduling_policy is None and len(settings.api_keys) > 1:
+    # SIGHUP may add keys to a file; with a single client the policy changes nothing.
+    has_several_keys = len(settings.api_keys) > 1 or parsed.api_key_file is not None
+    if parsed.scheduling_policy is None and has_several_keys:
         config = replace(config, scheduling_policy="fair")
     folder = resolve_model(parsed.model)
     Engine.check(folder, config)  # report errors before a port is opened

@@ -599,14 +599,18 @@ def test_priorities_count_only_where_a_flag_says_so() -> None:
     [
         ((), "fcfs"),
         (("--api-key", "a"), "fcfs"),
+        (("--api-key-file", "keys"), "fair"),
         (("--api-key", "a", "--api-key", "b"), "fair"),
         (("--api-key", "a", "--api-key", "b", "--scheduling-policy", "fcfs"), "fcfs"),
         (("--scheduling-policy", "fair"), "fair"),
     ],
 )
 def test_several_keys_get_equal_shares_unless_the_policy_is_set(
-    flags: tuple[str, ...], policy: str, monkeypatch: pytest.MonkeyPatch
+    flags: tuple[str, ...], policy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A file may get more keys while the server runs."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "keys").write_text("a\n", encoding="utf-8")
     configs = []
     monkeypatch.setattr(Engine, "check", lambda folder, config: configs.append(config))
     load_server(build_parser().parse_args(["serve", *flags]))

@@ -10,9 +10,10 @@ the cache, and a token of the output when it is sampled. What is computed again 
 counts for the client for which the place was taken, or for nobody.
 
 A client that begins to wait is lifted to the smallest counter of the waiting clients, or to that of
-the client that waited last if nobody waits: nobody saves up turns while it has nothing to do.
+the client that waited last if nobody waits: nobody saves up turns while it has nothing to do. Nor
+while all its waiting requests lack a mask: then it does not wait in this sense.
 
-Bound. Let clients f and g have waiting requests, none of them without a mask, from time s to t.
+Bound. Let clients f and g have waiting requests with their masks at every moment from s to t.
 Their counters differ by at most D = (max_num_seqs + 1) * C at every moment of it if they did at s,
 where C is the largest cost of one request. Let f be ahead at t. When a request of f was last first
 in the order, at time u, no waiting client had a smaller counter, nor has any client got one since:
@@ -44,14 +45,16 @@ class _Client:
 
     Attributes:
         counter: the service that it has received.
+        could_run: whether one of its waiting requests had its mask when it was last looked at.
         num_unfinished: number of its unfinished requests.
         waiting: those of them that wait, in their order.
     """
 
-    __slots__ = ("counter", "num_unfinished", "waiting")
+    __slots__ = ("could_run", "counter", "num_unfinished", "waiting")
 
     def __init__(self, counter: int) -> None:
         self.counter = counter
+        self.could_run = False
         self.num_unfinished = 0
         self.waiting: list[Request] = []
 
@@ -64,7 +67,7 @@ class ClientQueues:
         self.is_fair = is_fair
         self._clients: dict[str, _Client] = {}
         self._idle: OrderedDict[str, int] = OrderedDict()  # counters, latest last
-        self._level = 0  # no waiting client's counter is smaller
+        self._level = 0  # no counter of a client that could run is smaller
         self._last = ""  # the client whose request left the queue last
 
     def __len__(self) -> int:
@@ -84,7 +87,18 @@ class ClientQueues:
         return (self.counter(request), *request.sort_key)
 
     def in_order(self, blocked: Container[str] = ()) -> "WaitingOrder":
-        """Return the order of the waiting requests at this moment, without those in `blocked`."""
+        """Begin a step: return the order of the waiting requests, without those in `blocked`.
+
+        This lifts the counters of clients whose mask has arrived.
+        """
+        ready = []
+        for client in self._clients.values():
+            can_run = any(request.request_id not in blocked for request in client.waiting)
+            if can_run and not client.could_run:
+                ready.append(client)
+            client.could_run = can_run and client.could_run
+        for client in ready:
+            self._lift(client)
         waiting = [list(client.waiting) for client in self._clients.values() if client.waiting]
         merged = waiting[0] if len(waiting) == 1 else heapq.merge(*waiting, key=self.key)
         return WaitingOrder(request for request in merged if request.request_id not in blocked)
@@ -102,19 +116,23 @@ class ClientQueues:
         """Add a request that waits, for the first time or again."""
         client = self._clients[self.client(request)]
         if not client.waiting:
-            counters = [other.counter for other in self._clients.values() if other.waiting]
-            last = self._clients.get(self._last)
-            self._level = max(
-                self._level, min(counters, default=0 if last is None else last.counter)
-            )
-            client.counter = max(client.counter, self._level)
+            self._lift(client)
         insort(client.waiting, request, key=_sort_key)
+
+    def _lift(self, client: _Client) -> None:
+        """Lift the counter of a client that begins to wait."""
+        counters = [other.counter for other in self._clients.values() if other.could_run]
+        last = self._clients.get(self._last)
+        self._level = max(self._level, min(counters, default=0 if last is None else last.counter))
+        client.counter = max(client.counter, self._level)
+        client.could_run = True
 
     def remove(self, request: Request) -> None:
         """Remove a request that waits no more."""
         name = self.client(request)
-        waiting = self._clients[name].waiting
-        del waiting[bisect_left(waiting, request.sort_key, key=_sort_key)]
+        client = self._clients[name]
+        del client.waiting[bisect_left(client.waiting, request.sort_key, key=_sort_key)]
+        client.could_run = client.could_run and bool(client.waiting)
         self._last = name
 
     def finish(self, request: Request) -> None:
@@ -196,7 +214,8 @@ class ClientQueues:
         assert len(waiting) == sum(len(client.waiting) for client in self._clients.values())
         for client in self._clients.values():
             assert client.waiting == sorted(client.waiting, key=_sort_key)
-            assert not client.waiting or client.counter >= self._level
+            assert client.waiting or not client.could_run
+            assert not client.could_run or client.counter >= self._level
         assert len(self._idle) <= MAX_IDLE_CLIENTS
 
 

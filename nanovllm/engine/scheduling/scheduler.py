@@ -118,10 +118,10 @@ class Scheduler:
 
     def schedule(self, masks: MaskStates = NO_MASKS_MISSING) -> StepPlan:
         """Plan the next step and allocate its blocks; the plan is empty if no request can run."""
+        waiting = self.queues.in_order(masks.blocked)
         in_order = sorted(self.running, key=self.queues.key)
         decoding = [request for request in in_order if request.is_decoding]
         prompts = [request for request in in_order if not request.is_decoding]
-        waiting = self.queues.in_order(masks.blocked)
         draft = StepDraft(self.max_num_batched_tokens, len(prompts))
         self.kv_cache.begin_step()
         self._take_place(in_order, waiting, draft)

@@ -26,7 +26,7 @@ class CORSMiddleware(StarletteCORSMiddleware):
             allowed_origins,
             allow_methods=("GET", "POST", "DELETE"),
             allow_headers=("*",),
-            expose_headers=("x-request-id", "retry-after", "x-should-retry"),
+            expose_headers=("x-request-id", "retry-after", "x-should-retry", "x-nanovllm-engine"),
         )
 
     def preflight_response(self, request_headers: Headers) -> Response:

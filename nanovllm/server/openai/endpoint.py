@@ -75,7 +75,9 @@ class Endpoint(Generic[B]):
         path: of its URL.
         name: of its route.
         description: what it does.
-        id_prefix: begins the ids of its requests, which are the `id` of responses.
+        id_prefix: begins the `id` of responses.
+        has_secret_ids: whether an `id` gives access to a response. Then the engine's requests have
+            other ids, because the inspector shows those to everybody.
         body: the type of its bodies.
         resolve: returns a body with the stored responses that it refers to, called before parse.
         parse: returns the request of a body; called on a worker thread; may raise
@@ -99,6 +101,7 @@ class Endpoint(Generic[B]):
     event: Any = None
     resolve: Callable[[B, ClientResponses], B] = lambda body, _: body
     ends_with_done: bool = True
+    has_secret_ids: bool = False
     is_guarded: Callable[[B], bool] = lambda _: False
 
 
@@ -132,6 +135,7 @@ class PreparedCall:
     `searches` are the beam searches of the prompts; `prepared_requests` the prompts otherwise.
     """
 
+    response_id: str
     request: GenerationRequest
     renderer: Renderer[Any]
     prompt_tokens: int
@@ -182,7 +186,9 @@ def prepare_call(
     with client_field_names(body):
         body = endpoint.resolve(body, stored)
         request = endpoint.parse(body, engine, chat_template)
-        request_id = endpoint.id_prefix + (body.requested_id or uuid.uuid4().hex)
+        response_id = endpoint.id_prefix + (body.requested_id or uuid.uuid4().hex)
+        is_secret = endpoint.has_secret_ids
+        request_id = f"{endpoint.name}-{uuid.uuid4().hex}" if is_secret else response_id
         request = replace(request, request_id=request_id, client=client)
         if isinstance(request.params, BeamSearchParams):
             processor = engine.input_processor
@@ -192,9 +198,9 @@ def prepare_call(
             prepared = prepare_requests(request, engine.input_processor)
             prompt_tokens = sum(len(one.requests[0].prompt_token_ids) for one in prepared)
     now = int(time.time())
-    context = ResponseContext(request_id, now, model, prompt_tokens, engine.tokenizer, stored)
+    context = ResponseContext(response_id, now, model, prompt_tokens, engine.tokenizer, stored)
     renderer = endpoint.renderer(context, body)
-    return PreparedCall(request, renderer, prompt_tokens, prepared, searches)
+    return PreparedCall(response_id, request, renderer, prompt_tokens, prepared, searches)
 
 
 @contextmanager
@@ -247,7 +253,7 @@ async def _respond(endpoint: Endpoint[B], request: Request, service: ModelServic
         stored,
     )
     call = await work.read(request, num_bytes, prepare, is_guarded=endpoint.is_guarded(body))
-    record.answer_id = call.request.request_id
+    record.answer_id = call.response_id
     record.prompt_tokens = call.prompt_tokens
     write = work.writer(request)
     if call.searches:
@@ -331,7 +337,7 @@ async def _events(
         yield renderer.end()
     except Exception as error:  # the status line is sent already
         if status_of(error) == 500:
-            logger.error("%s ended with an error", call.request.request_id, exc_info=error)
+            logger.error("%s ended with an error", call.response_id, exc_info=error)
         yield renderer.error(error)
 
 

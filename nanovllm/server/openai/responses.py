@@ -258,5 +258,6 @@ RESPONSES = Endpoint(
     response=ModelResponse,
     event=ResponseEvent,
     ends_with_done=False,
+    has_secret_ids=True,
     is_guarded=lambda _: True,
 )

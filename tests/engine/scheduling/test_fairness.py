@@ -19,7 +19,7 @@ from nanovllm.engine.scheduling.fairness import (
 from nanovllm.engine.scheduling.observer import PreemptionCause
 from nanovllm.engine.scheduling.request import FinishReason, Request, RequestState
 from nanovllm.engine.scheduling.scheduler import Scheduler
-from nanovllm.engine.scheduling.step_plan import StepPlan
+from nanovllm.engine.scheduling.step_plan import MaskStates, StepPlan
 from nanovllm.sampling_params import SamplingParams
 from tests.support.scheduling import (
     answers,
@@ -282,6 +282,26 @@ def test_a_client_that_comes_back_has_its_counter_and_one_that_pauses_saves_no_t
     scheduler.add(idle)
     waiting = [r for r in scheduler.requests if r.state is RequestState.WAITING]
     assert queues.counter(idle) == min(map(queues.counter, waiting)) > 0
+
+
+@pytest.mark.parametrize("newcomer", ["slow", "third"])
+def test_a_client_that_waits_for_a_mask_saves_no_turns(newcomer: str) -> None:
+    """Neither for itself nor for others that come then."""
+    scheduler = make_scheduler(seqs=1, is_fair=True)
+    scheduler.add(make_request("masked", 8, 2, client="slow"))
+    masks = MaskStates(frozenset({"masked"}))
+    busy = [make_request(f"busy{i}", 8, 8, client="busy") for i in range(20)]
+    for request in busy:
+        scheduler.add(request)
+    while scheduler.num_waiting > 4:
+        scheduler.commit(plan := scheduler.schedule(masks), answers(plan))
+        scheduler.check_integrity()
+    others = [make_request(f"other{i}", 8, 8, client=newcomer) for i in range(20)]
+    for request in others:
+        scheduler.add(request)
+    while busy[-1].state is not RequestState.FINISHED:
+        step(scheduler)
+    assert sum(request.state is RequestState.FINISHED for request in others) <= 6
 
 
 def test_clients_that_have_gone_are_forgotten() -> None:

@@ -145,6 +145,19 @@ def test_without_a_store_references_are_refused_and_store_is_accepted(
     assert b'"store":false' in event
 
 
+def test_the_inspector_shows_no_id_that_gives_access_to_a_response(
+    chat_server: RunningServer,
+) -> None:
+    """A server without keys has one store for all, who see the ids of the engine's requests."""
+    http = chat_server.http
+    http.get("/v1/engine/steps")  # steps are recorded from now on
+    created = http.post("/v1/responses", json={**SETTINGS, "input": "the"}).json()
+    assert http.get(f"/v1/responses/{created['id']}").json() == created
+    steps = http.get("/v1/engine/steps").text
+    assert "responses-" in steps, steps
+    assert created["id"].removeprefix("resp_") not in steps
+
+
 def test_a_conversation_has_a_limit(chat_server: RunningServer, llm: LLM) -> None:
     store = ResponseStore()
     many = b"[" + b",".join([b'{"role":"user","content":"a"}'] * 2048) + b"]"
