@@ -164,10 +164,8 @@ def nearest_tokens(
             )
         token = token_ids[0]
     assert token is not None
-    return {
-        "token": tokens(model, [token])[0],
-        "neighbors": neighbor_entries(model, neighbors(model, token, count)),
-    }
+    found = neighbors(model, token, count)  # checks the token
+    return {"token": tokens(model, [token])[0], "neighbors": neighbor_entries(model, found)}
 
 
 def neighbor_entries(model: InspectedModel, found: Sequence[tuple[int, float]]) -> list[JSON]:

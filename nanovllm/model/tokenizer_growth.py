@@ -21,6 +21,8 @@ MAX_GROWTH = 64
 """Of a part; those of Llama, Gemma, ALBERT and XLM-RoBERTa lengthen a text by 16 at most."""
 MAX_STEPS = 64
 """Of a part, each of which reads the whole text."""
+MAX_ADDED_TOKENS = 1024
+"""Of a post-processor, around the tokens of a text; models in use add 2 at most."""
 _MAX_CHARACTER_BYTES = 36
 """Of what one character becomes in the tables of SentencePiece, which are Unicode's normal form."""
 _SEQUENCES = ("normalizers", "pretokenizers", "decoders", "processors")
@@ -41,6 +43,11 @@ def check_growth(tokenizer: Tokenizer) -> None:
             raise ValueError(
                 f"its {name} can make a text more than {MAX_GROWTH} times as long, the limit; use "
                 "the tokenizer of a model that you trust"
+            )
+        num_added = sum(map(_added_tokens, steps))
+        if num_added > MAX_ADDED_TOKENS:
+            raise ValueError(
+                f"its {name} adds {num_added} tokens to a text, the limit is {MAX_ADDED_TOKENS}"
             )
 
 
@@ -86,6 +93,15 @@ def _growth(step: Mapping[str, Any]) -> int:
         case "TemplateProcessing":
             return max(1, sum("Sequence" in piece for piece in step["single"]))
     return 1
+
+
+def _added_tokens(step: Mapping[str, Any]) -> int:
+    """Return how many tokens a step adds to a text of any length."""
+    if step["type"] != "TemplateProcessing":
+        return 0
+    counts = {name: len(token["ids"]) for name, token in step["special_tokens"].items()}
+    pieces = [piece["SpecialToken"]["id"] for piece in step["single"] if "SpecialToken" in piece]
+    return sum(counts[piece] for piece in pieces)
 
 
 def _table_growth(tables: Sequence[str]) -> int:

@@ -61,6 +61,29 @@ def test_a_tokenizer_that_multiplies_texts_is_refused(name: str, tmp_path: Path)
         load_tokenizer_files(path)
 
 
+def test_a_post_processor_that_adds_many_tokens_is_refused(tmp_path: Path) -> None:
+    """A file of 200 KB would make 10^8 tokens of an empty text."""
+    described = json.loads(tokenizer().to_str())
+
+    def load(count: int) -> Tokenizer | None:
+        added = [{"SpecialToken": {"id": "a", "type_id": 0}}] * count
+        described["post_processor"] = {
+            "type": "TemplateProcessing",
+            "single": [*added, {"Sequence": {"id": "A", "type_id": 0}}],
+            "pair": [],
+            "special_tokens": {"a": {"id": "a", "ids": [0] * count, "tokens": ["a"] * count}},
+        }
+        path = tmp_path / "tokenizer.json"
+        path.write_text(json.dumps(described), encoding="utf-8")
+        return load_tokenizer_files(path)
+
+    with pytest.raises(CheckpointError, match="adds 1000000 tokens to a text, the limit is 1024"):
+        load(1000)
+    usual = load(2)
+    assert usual is not None
+    assert len(usual.encode("b").ids) == 5
+
+
 USUAL = {
     "GPT-2": (tokenizer(None, pre_tokenizers.ByteLevel()), 3),
     "Llama": (

@@ -23,6 +23,9 @@ from nanovllm.server.openapi import responses
 
 MAX_RESPONSES = 4096
 MAX_STORED_BYTES = 32 << 20
+MAX_RESPONSE_BYTES = 1 << 20
+"""Of a response with its conversation. Whoever refers to one makes the server read it all, and a
+conversation grows with each turn, beyond what a request's body may have."""
 RESPONSE_PREFIX, MESSAGE_PREFIX = "resp_", "msg_"
 _ENTRY_BYTES = 512
 """Memory of an entry without its texts, about."""
@@ -81,10 +84,10 @@ class ResponseStore:
         self._clients: dict[str, _Client] = {}
         self._lock = threading.Lock()
 
-    def add(self, client: str, response_id: str, response: StoredResponse) -> None:
-        """Keep a response of a client, unless it is larger than the store."""
-        if response.num_bytes > self._max_bytes:
-            return
+    def add(self, client: str, response_id: str, response: StoredResponse) -> bool:
+        """Keep a response of a client, and return whether it is small enough to be kept."""
+        if response.num_bytes > min(self._max_bytes, MAX_RESPONSE_BYTES):
+            return False
         with self._lock:
             own = self._clients.setdefault(client, _Client())
             own.responses[response_id] = response
@@ -92,6 +95,7 @@ class ResponseStore:
             while self._is_over():
                 largest = max(self._clients.values(), key=lambda each: each.num_bytes)
                 largest.remove(next(iter(largest.responses)))
+        return True
 
     def find(self, client: str, response_id: str) -> StoredResponse | None:
         """Return a response of a client; None if it is not kept."""
@@ -128,11 +132,15 @@ class ClientResponses:
         """Whether responses are kept."""
         return self.store is not None
 
-    def add(self, body: ModelResponse, messages: Sequence[Message]) -> None:
-        """Keep a complete response; `messages` are the conversation with the response's own."""
-        if self.store is not None:
-            stored = StoredResponse(_dumps(body), _dumps(messages))
-            self.store.add(self.client, body["id"], stored)
+    def add(self, body: ModelResponse, messages: Sequence[Message]) -> bool:
+        """Keep a complete response, and return whether it is kept.
+
+        `messages` are the conversation with the response's own.
+        """
+        if self.store is None or _characters(messages) > MAX_RESPONSE_BYTES:
+            return False
+        stored = StoredResponse(_dumps(body), _dumps(messages))
+        return self.store.add(self.client, body["id"], stored)
 
     def conversation(self, response_id: str) -> list[Message] | None:
         """Return the messages of a response's conversation; None if it is not kept."""
@@ -173,6 +181,10 @@ def add_store_routes(app: FastAPI, store: ResponseStore) -> None:
 def _not_found(response_id: str) -> Response:
     message = f"there is no response {shorten(response_id, 80)!r}: it was never stored, or dropped"
     return error_response(404, message, "response_id")
+
+
+def _characters(messages: Sequence[Message]) -> int:
+    return sum(len(text) for message in messages for text in message.values())
 
 
 def _dumps(value: Any) -> bytes:

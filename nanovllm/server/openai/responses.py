@@ -51,14 +51,17 @@ def resolve_references(body: ResponsesRequest, stored: ClientResponses) -> Respo
         if earlier is None:
             raise _not_stored("previous_response_id", body.previous_response_id, stored)
         messages += map(InputMessage.model_validate, earlier)
+    referred: dict[str, InputMessage] = {}  # reads each once, however often it is referred to
     for item in body.messages if isinstance(body.input, str) else body.input:
         if isinstance(item, InputMessage):
             messages.append(item)
             continue
-        found = stored.message(item.id)
-        if found is None:
-            raise _not_stored("input", item.id, stored)
-        messages.append(InputMessage.model_validate(found))
+        if item.id not in referred:
+            found = stored.message(item.id)
+            if found is None:
+                raise _not_stored("input", item.id, stored)
+            referred[item.id] = InputMessage.model_validate(found)
+        messages.append(referred[item.id])
     if len(messages) > MAX_MESSAGES:
         raise InvalidRequestError(
             f"the conversation has {len(messages)} messages, the limit is {MAX_MESSAGES}; leave "
@@ -217,7 +220,7 @@ class ResponseRenderer(Renderer[RequestOutput]):
         }
         if self._is_stored:
             own = {"role": "assistant", "content": text}
-            self._context.stored.add(response, [*self._conversation, own])
+            response["store"] = self._context.stored.add(response, [*self._conversation, own])
         return response
 
     def _response(self, status: ResponseStatus) -> ModelResponse:

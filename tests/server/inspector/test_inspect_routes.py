@@ -127,6 +127,7 @@ def test_an_invalid_body_is_refused(
         ("neighbors", "token"),
         ("neighbors?token=1&text=a", "token"),
         ("neighbors?token=999", "token"),
+        ("neighbors?token=999999999999", "token"),
         ("neighbors?text=several+tokens", "text"),
     ],
 )

@@ -1,16 +1,23 @@
 """Stored responses: bounds, clients, and requests that refer to them."""
 
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from openai import BadRequestError, NotFoundError, OpenAI
 
-from nanovllm import LLM
+from nanovllm import LLM, SamplingParams
+from nanovllm.engine.chat.template import ChatTemplate
 from nanovllm.errors import InvalidRequestError
 from nanovllm.server.openai.endpoint import prepare_call
 from nanovllm.server.openai.response_schemas import ResponsesRequest
-from nanovllm.server.openai.response_store import ClientResponses, ResponseStore, StoredResponse
-from nanovllm.server.openai.responses import RESPONSES
+from nanovllm.server.openai.response_store import (
+    MAX_RESPONSE_BYTES,
+    ClientResponses,
+    ResponseStore,
+    StoredResponse,
+)
+from nanovllm.server.openai.responses import RESPONSES, resolve_references
 from tests.support.chats import prompt_of
 from tests.support.serving import MODEL, RunningServer, read_error
 
@@ -43,6 +50,33 @@ def test_a_response_that_is_larger_than_the_store_is_not_kept() -> None:
     store.add("", "b", response_of(2501))
     assert store.find("", "b") is None
     assert store.find("", "a") is not None
+
+
+@pytest.mark.parametrize(("characters", "is_kept"), [(1000, True), (MAX_RESPONSE_BYTES, False)])
+def test_a_large_response_is_not_kept_and_says_so(
+    llm: LLM, characters: int, *, is_kept: bool
+) -> None:
+    """White space that the template drops would make a conversation of megabytes."""
+    template = ChatTemplate("{{ messages[0].content | trim }}", "the test's")
+    stored = ClientResponses(ResponseStore())
+    body = ResponsesRequest.model_validate({**SETTINGS, "input": "a" + " " * characters})
+    call = prepare_call(RESPONSES, body, llm.engine, template, MODEL, stored=stored)
+    response = call.renderer.body(llm.generate(["a"], SamplingParams(max_tokens=2)))
+    assert response["store"] is is_kept
+    assert (stored.conversation(response["id"]) is not None) is is_kept
+    template.close()
+
+
+def test_a_conversation_is_read_once_for_many_references(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = ResponseStore()
+    store.add("", "resp_1", StoredResponse(b"", b'[{"role":"assistant","content":"a"}]'))
+    stored = ClientResponses(store)
+    find = Mock(side_effect=store.find)
+    monkeypatch.setattr(store, "find", find)
+    reference = {"type": "item_reference", "id": "msg_1"}
+    body = ResponsesRequest.model_validate({"input": [reference] * 100})
+    assert len(resolve_references(body, stored).messages) == 100
+    assert find.call_count == 1
 
 
 def test_clients_find_their_own_responses_and_drop_no_others() -> None:
