@@ -13,6 +13,7 @@ import {
   finderCard,
   withoutChance,
 } from "./head_kinds.js";
+import { headRow } from "./head_row.js";
 import { heatMap, tokenStrip, weightFraction, weightLegend } from "./heatmap.js";
 import { promptForm } from "./prompt_form.js";
 import { sortableTable } from "./sortable_table.js";
@@ -44,12 +45,14 @@ export async function decodeWeights({ weights, dtype, encoding }) {
  * Return an explorer of one prompt's attention weights.
  *
  * Without `loadLayer` the response contains all layers; with it, each layer is loaded when needed.
- * `onExample` shows a prompt in which an induction head can be seen.
+ * `onExample` shows a prompt in which an induction head can be seen, `row` how the chosen row is
+ * computed.
  * @param {{attention?: object, overview: object,
- *   loadLayer?: (layer: number) => Promise<object>, onExample?: () => void}} data
+ *   loadLayer?: (layer: number) => Promise<object>, onExample?: () => void,
+ *   row?: ReturnType<typeof headRow>}} data
  * @returns {HTMLElement}
  */
-export function attentionExplorer({ attention, overview, loadLayer, onExample }) {
+export function attentionExplorer({ attention, overview, loadLayer, onExample, row }) {
   const { tokens } = overview;
   const numRepeats = countRepeats(tokens);
   const heads = withoutChance(overview.heads, numRepeats);
@@ -70,9 +73,10 @@ export function attentionExplorer({ attention, overview, loadLayer, onExample })
   const kinds = h("p", { class: "secondary" });
   const reading = h("p", { class: "v-reading", "aria-live": "polite" });
   const map = heatMap({
-    onRead(newQuery, key) {
+    onRead(newQuery, key, isKept) {
       query = newQuery;
       describeRow(key);
+      if (isKept) row?.show({ layer: selected.layer, head: selected.head, query }, key);
     },
   });
   const strip = tokenStrip(tokens, {
@@ -226,6 +230,7 @@ export function attentionExplorer({ attention, overview, loadLayer, onExample })
         topKeys,
       ),
     ),
+    row?.element,
   );
   onThemeChange(element, paintThumbnails);
   select(selected);
@@ -306,8 +311,15 @@ function createAttentionView(context) {
         context.api.post("v1/inspect/attention", { prompt, layer }, { signal });
       const isWhole = (overview.heads.length * size * (size + 1)) / 2 <= MAX_WHOLE_WEIGHTS;
       const onExample = () => form.run(REPEATING_EXAMPLE);
-      if (!isWhole) return attentionExplorer({ overview, loadLayer: load, onExample });
-      return attentionExplorer({ overview, attention: await load(null), onExample });
+      const source = isWhole ? { attention: await load(null) } : { loadLayer: load };
+      const row = headRow({
+        tokens: overview.tokens,
+        load: (chosen, rowSignal) =>
+          context.api.post("v1/inspect/attention_head", { prompt, ...chosen },
+            { signal: rowSignal }),
+      });
+      signal.addEventListener("abort", row.stop);
+      return attentionExplorer({ overview, onExample, row, ...source });
     },
   });
   return { element: form.element, show: form.show, hide: () => {} };
