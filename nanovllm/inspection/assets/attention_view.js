@@ -20,8 +20,7 @@ import { sortableTable } from "./sortable_table.js";
 
 const MAX_WHOLE_WEIGHTS = 16 * 2 ** 20; // 64 MiB; above it, weights are fetched layer by layer
 const TOP_KEYS = 5;
-const REPEATING_EXAMPLE =
-  "The old man saw a ship, and she was there. The old man saw a ship, and she was there.";
+const REPEATING_EXAMPLE = "The old man saw a ship. The old man saw a ship.";
 
 /**
  * Return the weights of a response of POST /v1/inspect/attention as one array.
@@ -302,8 +301,8 @@ function createAttentionView(context) {
     context,
     action: "Show attention",
     hint:
-      "Shows which earlier tokens each head reads. At most 512 tokens; the server computes the " +
-      "weights beside its other requests.",
+      "Shows which earlier tokens each head reads. At most 512 tokens, or the model's context; the " +
+      "server computes the weights beside its other requests.",
     async compute(prompt, signal) {
       const overview = await context.api.post("v1/inspect/overview", { prompt }, { signal });
       const size = overview.tokens.length;
