@@ -28,7 +28,7 @@ from playwright.sync_api import Browser, Page, ViewportSize, sync_playwright
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "docs" / "images"
-VIEWS = ("playground", "chat", "engine", "attention", "lens", "embeddings")
+VIEWS = ("playground", "chat", "engine", "attention", "attention-row", "lens", "embeddings")
 SIZES = {"": (1280, 900), "-narrow": (390, 844)}
 SCHEMES: dict[str, Literal["light", "dark"]] = {"": "light", "-dark": "dark"}
 ANIMATION_SIZE, ANIMATION_WIDTH = (1120, 780), 840
@@ -81,7 +81,7 @@ def take_view(browser: Browser, url: str, view: str, folder: Path) -> Iterator[P
             )
             page = context.new_page()
             page.set_default_timeout(_ACTION_TIMEOUT_MS)
-            page.goto(f"{url}#{view}")
+            page.goto(f"{url}#{view.partition('-')[0]}")
             _PREPARE[view](page)
             path = folder / f"inspector-{view}{size_name}{scheme_name}.png"
             _write_png(page.screenshot(), path)
@@ -139,6 +139,18 @@ def _prepare_inspection(page: Page) -> None:
     page.wait_for_timeout(1500)
 
 
+def _prepare_row(page: Page) -> None:
+    """Scroll to how a row of attention is computed."""
+    page.locator(".v-row-card tbody").wait_for()
+    page.wait_for_timeout(1500)
+    page.evaluate(
+        """() => {
+            const { top } = document.querySelector(".v-row-card").getBoundingClientRect();
+            scrollBy(0, top - document.getElementById("top").offsetHeight - 8);
+        }"""
+    )
+
+
 def _prepare_embeddings(page: Page) -> None:
     page.locator("[role=tabpanel]:visible canvas:visible").first.wait_for()
     page.wait_for_timeout(1500)
@@ -149,6 +161,7 @@ _PREPARE: dict[str, Callable[[Page], None]] = {
     "chat": _prepare_chat,
     "engine": _prepare_engine,
     "attention": _prepare_inspection,
+    "attention-row": _prepare_row,
     "lens": _prepare_inspection,
     "embeddings": _prepare_embeddings,
 }

@@ -36,6 +36,7 @@ def test_text_of_a_prompt_is_shown_as_text(
             assert page.locator("script").count() == 3
             assert page.locator("img, iframe, object").count() == 0
             assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+            assert page.locator(".v-row-card").count() == 0, "a file asks no server"
             if kind == "embeddings":
                 more = page.get_by_text("nanovllm visualize embeddings").locator("..").inner_text()
                 assert "--limit N" in more

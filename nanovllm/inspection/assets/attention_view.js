@@ -13,14 +13,14 @@ import {
   finderCard,
   withoutChance,
 } from "./head_kinds.js";
+import { headRow } from "./head_row.js";
 import { heatMap, tokenStrip, weightFraction, weightLegend } from "./heatmap.js";
 import { promptForm } from "./prompt_form.js";
 import { sortableTable } from "./sortable_table.js";
 
 const MAX_WHOLE_WEIGHTS = 16 * 2 ** 20; // 64 MiB; above it, weights are fetched layer by layer
 const TOP_KEYS = 5;
-const REPEATING_EXAMPLE =
-  "The old man saw a ship, and she was there. The old man saw a ship, and she was there.";
+const REPEATING_EXAMPLE = "The old man saw a ship. The old man saw a ship.";
 
 /**
  * Return the weights of a response of POST /v1/inspect/attention as one array.
@@ -44,12 +44,14 @@ export async function decodeWeights({ weights, dtype, encoding }) {
  * Return an explorer of one prompt's attention weights.
  *
  * Without `loadLayer` the response contains all layers; with it, each layer is loaded when needed.
- * `onExample` shows a prompt in which an induction head can be seen.
+ * `onExample` shows a prompt in which an induction head can be seen, `row` how the chosen row is
+ * computed.
  * @param {{attention?: object, overview: object,
- *   loadLayer?: (layer: number) => Promise<object>, onExample?: () => void}} data
+ *   loadLayer?: (layer: number) => Promise<object>, onExample?: () => void,
+ *   row?: ReturnType<typeof headRow>}} data
  * @returns {HTMLElement}
  */
-export function attentionExplorer({ attention, overview, loadLayer, onExample }) {
+export function attentionExplorer({ attention, overview, loadLayer, onExample, row }) {
   const { tokens } = overview;
   const numRepeats = countRepeats(tokens);
   const heads = withoutChance(overview.heads, numRepeats);
@@ -70,9 +72,10 @@ export function attentionExplorer({ attention, overview, loadLayer, onExample })
   const kinds = h("p", { class: "secondary" });
   const reading = h("p", { class: "v-reading", "aria-live": "polite" });
   const map = heatMap({
-    onRead(newQuery, key) {
+    onRead(newQuery, key, isKept) {
       query = newQuery;
       describeRow(key);
+      if (isKept) row?.show({ layer: selected.layer, head: selected.head, query }, key);
     },
   });
   const strip = tokenStrip(tokens, {
@@ -226,6 +229,7 @@ export function attentionExplorer({ attention, overview, loadLayer, onExample })
         topKeys,
       ),
     ),
+    row?.element,
   );
   onThemeChange(element, paintThumbnails);
   select(selected);
@@ -297,8 +301,8 @@ function createAttentionView(context) {
     context,
     action: "Show attention",
     hint:
-      "Shows which earlier tokens each head reads. At most 512 tokens; the server computes the " +
-      "weights beside its other requests.",
+      "Shows which earlier tokens each head reads. At most 512 tokens, or the model's context; the " +
+      "server computes the weights beside its other requests.",
     async compute(prompt, signal) {
       const overview = await context.api.post("v1/inspect/overview", { prompt }, { signal });
       const size = overview.tokens.length;
@@ -306,8 +310,15 @@ function createAttentionView(context) {
         context.api.post("v1/inspect/attention", { prompt, layer }, { signal });
       const isWhole = (overview.heads.length * size * (size + 1)) / 2 <= MAX_WHOLE_WEIGHTS;
       const onExample = () => form.run(REPEATING_EXAMPLE);
-      if (!isWhole) return attentionExplorer({ overview, loadLayer: load, onExample });
-      return attentionExplorer({ overview, attention: await load(null), onExample });
+      const source = isWhole ? { attention: await load(null) } : { loadLayer: load };
+      const row = headRow({
+        tokens: overview.tokens,
+        load: (chosen, rowSignal) =>
+          context.api.post("v1/inspect/attention_head", { prompt, ...chosen },
+            { signal: rowSignal }),
+      });
+      signal.addEventListener("abort", row.stop);
+      return attentionExplorer({ overview, onExample, row, ...source });
     },
   });
   return { element: form.element, show: form.show, hide: () => {} };

@@ -69,6 +69,19 @@ export function colorScale() {
   };
 }
 
+/**
+ * Return the scale of signed numbers as a function from -1 to 1 to red, green and blue.
+ * @returns {(fraction: number) => number[]}
+ */
+export function signedScale() {
+  const [low, zero, high] = ["low", "zero", "high"].map((name) => rgb(token(`--signed-${name}`)));
+  return (fraction) => {
+    const end = fraction < 0 ? low : high;
+    const part = Math.min(Math.abs(fraction), 1);
+    return zero.map((from, channel) => Math.round(from + (end[channel] - from) * part));
+  };
+}
+
 /** @param {string} hex such as "#4f46e5" */
 function rgb(hex) {
   return [1, 3, 5].map((start) => parseInt(hex.slice(start, start + 2), 16));

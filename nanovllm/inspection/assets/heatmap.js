@@ -18,6 +18,7 @@ const MAX_SIDE_PX = 640;
 const FRAME_PADDING_PX = 4; // of both sides of .v-map-frame
 const LABEL_STEP_PX = 13;
 const LABEL_FONT = "11px ui-monospace, Menlo, Consolas, monospace";
+const SEQUENTIAL_STOPS = Array.from({ length: 9 }, (_, index) => `v-stop-${index}`);
 const LEGEND_WEIGHTS = [0, 0.05, 0.25, 0.5, 1];
 
 /** Return the place on the colour scale of a weight from 0 to 1. @param {number} weight */
@@ -57,12 +58,13 @@ export function paintTriangle(canvas, size, weightAt, side = size) {
 
 /**
  * Return the legend of a scale.
- * @param {{label: string, ticks: {at: number, text: string}[]}} scale
+ * @param {{label: string, ticks: {at: number, text: string}[], stops?: string[]}} scale `stops` are
+ *   the classes of its colours, of the sequential scale by default
  */
-export function scaleLegend({ label, ticks }) {
+export function scaleLegend({ label, ticks, stops = SEQUENTIAL_STOPS }) {
   const id = uniqueId("scale");
-  const stops = Array.from({ length: 9 }, (_, index) =>
-    s("stop", { offset: index / 8, class: `v-stop-${index}` }),
+  const colors = stops.map((name, index) =>
+    s("stop", { offset: index / (stops.length - 1), class: name }),
   );
   return h(
     "div",
@@ -74,7 +76,7 @@ export function scaleLegend({ label, ticks }) {
       s(
         "svg",
         { class: "v-scale-bar", "aria-hidden": "true", preserveAspectRatio: "none" },
-        s("linearGradient", { id }, stops),
+        s("linearGradient", { id }, colors),
         s("rect", { width: "100%", height: "100%", rx: 3, fill: `url(#${id})` }),
       ),
       h(
@@ -97,7 +99,7 @@ export function weightLegend() {
  *
  * Pointer or arrow keys choose a cell; `onRead` receives it. A click or a key keeps its row, to
  * which the map returns when the pointer leaves.
- * @param {{onRead: (query: number, key: number) => void}} options
+ * @param {{onRead: (query: number, key: number, isKept: boolean) => void}} options
  */
 export function heatMap({ onRead }) {
   const help = uniqueId("heat-map-help");
@@ -205,7 +207,7 @@ export function heatMap({ onRead }) {
     hovered = isKept ? null : cellAt;
     const { query, key } = hovered ?? kept;
     canvas.setAttribute("aria-label", describe(query, key));
-    onRead(query, key);
+    onRead(query, key, isKept);
     schedule();
   }
 

@@ -4,7 +4,8 @@ import { busy, button, errorMessage, field } from "./components.js";
 import { h, replace } from "./dom.js";
 
 const MAX_NAME_CHARACTERS = 40;
-const EXAMPLE = "It was the best of times, it was the worst of times, it was the age of wisdom";
+// Fits into the default context of a trained model, 64 tokens, also if a token is a character.
+const EXAMPLE = "It was the best of times, it was the worst of times, it was";
 
 /**
  * Return a form that computes and shows something of a prompt.

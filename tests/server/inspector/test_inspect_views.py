@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 RECORDED = Path(__file__).parents[2] / "reference" / "recorded_attention.npz"
 CASE = "plain"
+SMALLEST_CONTEXT = 64  # the default of `nanovllm train`, where a token can be a character
 MARKUP = "<b>bold</b><img src=x onerror=alert(1)>"
 PROMPT = "the old man said to the young man: the end"
 
@@ -162,6 +163,8 @@ def test_an_induction_head_is_named_only_for_a_prompt_that_repeats(
     browser: "Browser", server: RunningServer
 ) -> None:
     with open_page(browser, f"{server.url}/#attention") as page:
+        prompt = page.get_by_role("textbox", name="Prompt")
+        assert len(prompt.input_value()) <= SMALLEST_CONTEXT
         show(page, "abc", "Show attention")
         short = page.locator(".v-finder", has_text="The prompt is too short")
         assert short.count() == 3
@@ -174,6 +177,7 @@ def test_an_induction_head_is_named_only_for_a_prompt_that_repeats(
         assert set(column.all_text_contents()) == {"\u2013"}
         card.get_by_role("button", name="Show an example").click()
         page.locator("button.v-finder", has_text="Induction").wait_for()
+        assert len(prompt.input_value()) <= SMALLEST_CONTEXT
         assert "%" in (column.first.text_content() or "")
 
 

@@ -41,6 +41,7 @@ def test_lengths_fit_into_the_context_of_the_served_model(
     with open_page(browser, small.url) as page:
         prompt = page.locator(".prompt-input").input_value()
         count = small.http.post("/tokenize", json={"prompt": prompt}).json()["count"]
+        assert prompt == "She smiled and said", "as in the command line's hints"
         room = CONTEXT - count
         assert 0 < room < 64, "the page wants 64 tokens"
         assert page.locator("[name=max_tokens]").input_value() == "64"

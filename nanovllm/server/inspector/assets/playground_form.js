@@ -10,7 +10,7 @@ import { createSettings } from "./sampling_settings.js";
 import { load, store, write } from "./saved.js";
 
 const NAME = "playground.form";
-const FIRST_PROMPT = "Once upon a time, there was a";
+const FIRST_PROMPT = "She smiled and said";
 
 /** Reads requests from the form. A reload keeps what it contains. */
 export class PlaygroundForm {
