@@ -297,8 +297,8 @@ function createAttentionView(context) {
     context,
     action: "Show attention",
     hint:
-      "Shows which earlier tokens each head reads. At most 512 tokens; the server computes the " +
-      "weights beside its other requests.",
+      "Shows which earlier tokens each head reads. The server computes the weights beside its " +
+      "other requests.",
     async compute(prompt, signal) {
       const overview = await context.api.post("v1/inspect/overview", { prompt }, { signal });
       const size = overview.tokens.length;
