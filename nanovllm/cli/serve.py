@@ -39,6 +39,7 @@ from nanovllm.hub import resolve_model
 from nanovllm.model.memory_limit import PHYSICAL_MEMORY
 from nanovllm.server.app import ServerSettings, create_app
 from nanovllm.server.control import ServerControl
+from nanovllm.server.http.access_log import leave_out_routine_requests
 from nanovllm.server.http.protocol import watched_protocol
 from nanovllm.server.http.request_log import write_log_to
 from nanovllm.server.http.work import Work
@@ -115,6 +116,7 @@ def run(parsed: argparse.Namespace) -> int:
         ssl_certfile=parsed.ssl_certfile,
         ssl_keyfile=parsed.ssl_keyfile,
     )
+    leave_out_routine_requests()
     if not settings.api_keys and not is_loopback(parsed.host):
         print_message(
             f"warning: {parsed.host} can be reached from other machines and there are no API keys, "

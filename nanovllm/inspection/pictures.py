@@ -34,7 +34,8 @@ def check_packages() -> None:
     """Raise MissingPackageError unless matplotlib is installed."""
     if find_spec("matplotlib") is None:
         raise MissingPackageError(
-            "pictures need matplotlib; pip install matplotlib, or write an .html file"
+            "pictures need matplotlib, and t-SNE scikit-learn; pip install matplotlib "
+            "scikit-learn, or write an .html file"
         )
 
 

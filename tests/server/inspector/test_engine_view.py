@@ -291,6 +291,8 @@ def test_a_pause_is_shown_in_every_tab_and_ends_there(
         assert response.status_code == 200
         page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")  # asks for health
         banner.wait_for()
+        page.locator("#status .dot.paused").wait_for()
+        assert page.locator("#status .status-text").inner_text() == "paused"
         for tab in ("Chat", "Engine", "Playground"):
             page.get_by_role("tab", name=tab).click()
             assert "The engine is paused" in banner.inner_text()
@@ -300,6 +302,7 @@ def test_a_pause_is_shown_in_every_tab_and_ends_there(
         page.get_by_role("tab", name="Chat").click()
         click(page, "Resume the engine")
         banner.wait_for(state="hidden")
+        page.locator("#status .dot.ready").wait_for()
         wait_until(lambda: not inspector.is_paused)
 
 

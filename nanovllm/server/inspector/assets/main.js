@@ -33,8 +33,9 @@ const VIEWS = [
 ];
 const HEALTH_INTERVAL_MS = 5000;
 const TABS_PADDING_PX = 12; // more than the padding beside the first and the last tab
-const HEALTH_TEXTS = {
-  ready: "ready", loading: "loading the model", unreachable: "unreachable", locked: "needs a key",
+const STATUS_TEXTS = {
+  ready: "ready", paused: "paused", loading: "loading the model", unreachable: "unreachable",
+  locked: "needs a key",
 };
 
 const store = createStore({
@@ -220,10 +221,14 @@ function addStatus() {
   const text = h("span", { class: "status-text" });
   const model = h("span", { class: "status-model" });
   replace(document.getElementById("status"), dot, model, text);
-  store.subscribe("health", (health) => {
-    dot.className = `dot ${health ?? ""}`;
-    text.textContent = health ? HEALTH_TEXTS[health] : "connecting";
-  });
+  const update = () => {
+    const health = store.get("health");
+    const state = health === "ready" && store.get("isPaused") ? "paused" : health;
+    dot.className = `dot ${state ?? ""}`;
+    text.textContent = state ? STATUS_TEXTS[state] : "connecting";
+  };
+  store.subscribe("health", update);
+  store.subscribe("isPaused", update);
   store.subscribe("model", (name) => {
     model.textContent = name ?? "";
     model.title = name ?? "";

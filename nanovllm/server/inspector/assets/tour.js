@@ -27,11 +27,11 @@ const STEPS = [
   },
   {
     view: "engine", target: ".v-controls", title: "Pause and step the engine",
-    text: "Choose Send 8 sample prompts, then Pause and Step. Each step computes a few tokens of "
-      + "several requests together. The page says why a request waits.",
+    text: "Choose Pause, Send 8 sample prompts, then Step several times. Each step computes tokens "
+      + "of several requests together. The page says why a request waits. Resume ends the pause.",
   },
   {
-    view: "attention", target: ".v-prompt", title: "Look inside of the model",
+    view: "attention", target: ".v-prompt", title: "Look inside the model",
     text: "Attention shows which tokens each head reads, Logit lens what each layer would predict. "
       + "Both take any prompt.",
   },
