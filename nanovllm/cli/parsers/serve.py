@@ -73,9 +73,8 @@ def _add_limits(group: "argparse._ArgumentGroup") -> None:
         type=positive,
         default=1024,
         metavar="REQUESTS",
-        help="maximum unfinished choices of a client, which is an API key or else an address; more "
-        "are refused with 429. All clients together may use a quarter more of this and of the "
-        "next two limits",
+        help="maximum unfinished choices of a client (an API key, else an address); all together a "
+        "quarter more",
     )
     group.add_argument(
         "--max-queued-tokens",
