@@ -29,7 +29,7 @@ from nanovllm.engine.chat.template_process import (
 )
 from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.errors import CheckpointError, InvalidRequestError
-from nanovllm.sampling_params import SamplingParams
+from nanovllm.sampling_params import MAX_STOP_STRINGS, SamplingParams
 
 MAX_TEMPLATE_CHARACTERS = 256 << 10
 MAX_RENDERED_CHARACTERS = 4 << 20
@@ -122,15 +122,19 @@ class ChatTemplate:
     def end_turn(self, params: SamplingParams, tokenizer: Tokenizer, vocab: int) -> SamplingParams:
         """Return `params` with what ends the assistant's turn: stop strings and a stop token.
 
-        The token is the template's `eos_token`, whatever `eos_token_id` config.json has. Unchanged
-        with `ignore_eos`.
+        The token is the template's `eos_token`, whatever `eos_token_id` config.json has. The
+        strings are left out for structured outputs, which end where their grammar does, and beyond
+        MAX_STOP_STRINGS. Unchanged with `ignore_eos`.
         """
         if params.ignore_eos:
             return params
         token_id = tokenizer.special_tokens.get(self.special_tokens["eos_token"])
         ids = [] if token_id is None or token_id >= vocab else [token_id]
+        stop = params.stop_strings
+        if params.structured_outputs is None:
+            stop = (*stop, *self.stop_strings)[:MAX_STOP_STRINGS]
         return params.clone(
-            stop=[*params.stop_strings, *self.stop_strings],
+            stop=stop,
             stop_token_ids=[*(params.stop_token_ids or ()), *ids],
         )
 

@@ -21,7 +21,9 @@ from nanovllm.engine.chat.template import (
 )
 from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.errors import CheckpointError, InvalidRequestError
-from nanovllm.sampling_params import SamplingParams
+from nanovllm.llm import LLM
+from nanovllm.sampling_params import MAX_STOP_STRINGS, SamplingParams
+from nanovllm.structured_outputs import StructuredOutputs
 from tests.support.checkpoints import write_tokenizer
 
 CHATML = """{% for message in messages %}
@@ -556,7 +558,17 @@ def test_a_comment_names_strings_that_end_the_turn(tokenizer: Tokenizer) -> None
     unchanged = SamplingParams(ignore_eos=True)
     assert template.end_turn(unchanged, tokenizer, 1000) == unchanged
     assert template.end_turn(SamplingParams(), tokenizer, 0).stop_token_ids == ()
+    many = [str(number) for number in range(MAX_STOP_STRINGS - 1)]
+    assert template.end_turn(SamplingParams(stop=many), tokenizer, 0).stop == (*many, '"\n')
     assert ChatTemplate("no comment", "here").stop_strings == ()
+
+
+def test_the_stop_strings_of_a_template_do_not_cut_structured_outputs() -> None:
+    constraint = StructuredOutputs(regex=r'\{"a": "x"\n\}')
+    params = SamplingParams(max_tokens=30, structured_outputs=constraint)
+    with LLM(backend="numpy") as llm:  # tiny-books, whose template has the stop string '"\n'
+        (output,) = llm.chat([{"role": "user", "content": "Hi"}], params)
+    assert output.outputs[0].text == '{"a": "x"\n}'
 
 
 @pytest.mark.parametrize("value", ["[1]", '[""]', '["a", "b", "c", "d", "e"]', "[x]"])
