@@ -29,7 +29,8 @@ def test_it_reloads_keys_and_drains_before_it_stops(tiny_model: Path, tmp_path: 
     ):
         manager.settimeout(TIMEOUT_S)
         manager.bind(f"{folder}/notify")
-        flags = ("--api-key-file", str(keys), "--drain-delay-s", "600", "--num-threads", "1")
+        flags = ["--api-key-file", str(keys), "--drain-delay-s", "600", "--num-threads", "1"]
+        flags += ["--inspector-controls"]
         variables = {"NOTIFY_SOCKET": f"{folder}/notify"}
         with Serving(str(tiny_model), *flags, variables=variables) as serving:
             assert manager.recv(100) == b"READY=1"
@@ -56,14 +57,17 @@ def check_reload(serving: Serving, keys: Path) -> None:
 
 
 def check_drain(serving: Serving) -> None:
-    """/health is 503 while requests are served; a second signal ends the delay."""
+    """A pause ends, /health is 503 while requests are served; a second signal ends the delay."""
     key = {"Authorization": "Bearer second"}
+    paused = serving.ask("/v1/engine/control", {"action": "pause"}, **key)[1]
+    assert paused["is_paused"]
     with closing(http.client.HTTPConnection("127.0.0.1", serving.port, timeout=TIMEOUT_S)) as idle:
         idle.request("GET", "/health")
         assert idle.getresponse().read() == b'{"status":"ready"}'
         serving.process.send_signal(signal.SIGTERM)
         wait_until(lambda: serving.ask("/health")[0] == 503)
         assert "about to stop" in serving.ask("/health")[1]["error"]["message"]
+        wait_until(lambda: not serving.ask("/v1/engine/state", **key)[1]["is_paused"])
         idle.request("GET", "/v1/models", headers=key)
         response = idle.getresponse()
         assert (response.status, response.getheader("connection")) == (200, "close")
