@@ -25,8 +25,9 @@ class GracefulServer(uvicorn.Server):
     """uvicorn's server with exit code 0 after a signal; uvicorn raises the signal again.
 
     After SIGTERM or SIGINT the server drains for `drain_delay_s`: a pause ends, it serves requests,
-    but /health is 503. Running requests then have `shutdown_timeout_s`. Then the engine stops, which fails the
-    remaining requests, and after CLOSE_S their connections are aborted. SIGHUP calls `reload`.
+    but /health is 503. Running requests then have `shutdown_timeout_s`. Then the engine stops,
+    which fails the remaining requests, and after CLOSE_S their connections are aborted. SIGHUP
+    calls `reload`.
     """
 
     def __init__(
