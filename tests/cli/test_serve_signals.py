@@ -1,5 +1,6 @@
 """Signals to `nanovllm serve`: drain, reload, and the end of its terminal."""
 
+import errno
 import http.client
 import os
 import re
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from nanovllm.cli.service_manager import Terminal
 from tests.support.serve_command import TIMEOUT_S, Serving
 from tests.support.serving import wait_until
 
@@ -93,6 +95,25 @@ def check_drain(serving: Serving) -> None:
     assert code == 0, errors
     assert "Traceback" not in errors
     assert received[-1].endswith(b"data: [DONE]\n\n")
+
+
+def test_a_terminal_counts_as_open_while_no_file_can_be_opened(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Otherwise the SIGHUP that reloads the keys of a busy server would stop it."""
+    number = errno.EMFILE
+
+    def refuse(path: str, flags: int) -> int:
+        raise OSError(number, path)
+
+    monkeypatch.setattr(os, "open", refuse)
+    terminal = Terminal()
+    assert not terminal.was_closed()
+    number = errno.ENXIO
+    monkeypatch.setattr(
+        os, "open", lambda path, flags: os.dup(1) if path == os.devnull else refuse(path, flags)
+    )
+    assert terminal.was_closed()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs the hangup of Linux's terminals")
