@@ -24,9 +24,10 @@ _logger = logging.getLogger("uvicorn.error")
 class GracefulServer(uvicorn.Server):
     """uvicorn's server with exit code 0 after a signal; uvicorn raises the signal again.
 
-    After SIGTERM or SIGINT the server drains for `drain_delay_s`: it serves requests, but /health
-    is 503. Running requests then have `shutdown_timeout_s`. Then the engine stops, which fails the
-    remaining requests, and after CLOSE_S their connections are aborted. SIGHUP calls `reload`.
+    After SIGTERM or SIGINT the server drains for `drain_delay_s`: a pause ends, it serves requests,
+    but /health is 503. Running requests then have `shutdown_timeout_s`. Then the engine stops,
+    which fails the remaining requests, and after CLOSE_S their connections are aborted. SIGHUP
+    calls `reload`.
     """
 
     def __init__(
@@ -76,13 +77,15 @@ class GracefulServer(uvicorn.Server):
             super().handle_exit(sig, frame)
 
     def _drain(self) -> None:
-        """Let every response close its connection, and stop after the delay."""
+        """End a pause, let every response close its connection, and stop after the delay."""
         _logger.info(
             "Draining for %g s: /health is 503, requests are served; a second signal ends this",
             self._drain_delay_s,
         )
         for headers in (self.config.encoded_headers, self.server_state.default_headers):
             headers.append((b"connection", b"close"))
+        if self._engine.state is EngineState.READY:
+            self._engine.inspector.end_pause()
         self._loop.call_later(self._drain_delay_s, setattr, self, "should_exit", True)
 
     def _handle_hangup(self, sig: int, frame: FrameType | None) -> None:

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from nanovllm.engine.metrics import AdmissionStats
-from nanovllm.engine.shares import SHARE, Shares
+from nanovllm.engine.shares import Shares
 from nanovllm.errors import InvalidRequestError, QueueFullError
 
 MAX_QUEUED_REQUESTS = 1024
@@ -201,14 +201,18 @@ class MemoryBudget:
 
     def __init__(self, max_bytes: int) -> None:
         """Start with nothing reserved."""
-        self.max_bytes = max_bytes
         self._shares = Shares(max_bytes)
         self.num_refused = 0
 
     def fit(self, free_bytes: int) -> None:
         """Lower the limit so that all clients together hold at most `free_bytes`."""
-        self.max_bytes = min(self.max_bytes, free_bytes * SHARE // (SHARE + 1))
-        self._shares.limit = self.max_bytes
+        self._shares.fit(free_bytes)
+
+    @property
+    def max_bytes(self) -> int:
+        """What one client may hold."""
+        assert self._shares.limit is not None
+        return self._shares.limit
 
     @property
     def held_bytes(self) -> int:

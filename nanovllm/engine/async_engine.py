@@ -367,7 +367,7 @@ class AsyncEngine:
             if self._admission.max_tokens is None:
                 self._admission.max_tokens = QUEUED_CACHES * engine.cache_tokens
             if engine.memory.free_bytes is not None:
-                self._logprobs.fit(engine.memory.free_bytes)
+                self._logprobs.fit(engine.memory.free_bytes // 2)
         self._changed.set()
 
     def _fail(self, error: BaseException) -> None:

@@ -4,7 +4,7 @@
     working memory  activations, logits and scratch of the largest step
     reserve         child processes, requests, slack of the allocator
     KV cache        as configured, or what is left
-    log-probabilities of unwritten responses, on a server
+    log-probabilities of unwritten responses, and bodies of requests, on a server: half of the rest
 
 The cache becomes resident when it is first written to. Without a plan, a process whose cache is too
 large for its container starts, and is killed by the kernel after some hundred prompts.
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 RESERVE_BYTES = 64 << 20
 """Memory of a small model's child processes (grammars, chat templates, inspection), and of requests
 without their log-probabilities. Library code, which the kernel can drop, counts as used."""
-_LOGPROBS_PART = 4  # the cache leaves a quarter of the rest to log-probabilities
+_SERVER_PART = 4  # the cache leaves a quarter of the rest to a server
 _WEIGHT_BYTES = {"float32": 4, "bfloat16": 2, "int8": 1, "auto": 2}
 
 
@@ -46,7 +46,7 @@ class MemoryPlan:
 
     @property
     def free_bytes(self) -> int | None:
-        """Bytes for log-probabilities; None without a limit."""
+        """Bytes for log-probabilities and for bodies of requests; None without a limit."""
         if self.limit is None:
             return None
         return self.limit.num_bytes - self.other_bytes - self.cache_bytes
@@ -105,7 +105,7 @@ def plan_memory(
     is_default = config.has_default_cache
     wanted = needed = num_blocks
     if is_default:
-        num_blocks = min(wanted, (room_bytes - room_bytes // _LOGPROBS_PART) // block_bytes)
+        num_blocks = min(wanted, (room_bytes - room_bytes // _SERVER_PART) // block_bytes)
         needed = min(wanted, -(-max_model_len // config.block_size))
     cache_bytes = num_blocks * block_bytes
     text = (

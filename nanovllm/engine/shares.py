@@ -47,6 +47,11 @@ class Shares:
         """What all clients may hold together: a quarter more than one of them."""
         return None if self.limit is None else self.limit + self.limit // SHARE + 2
 
+    def fit(self, total: int) -> None:
+        """Lower the limit so that all clients together hold at most `total`, about."""
+        if self.limit is not None:
+            self.limit = min(self.limit, total * SHARE // (SHARE + 1))
+
     def missing(self, client: str, amount: int) -> int:
         """Return by how much `amount` exceeds what the client may take now; 0 if it does not."""
         if self.limit is None or self.capacity is None:

@@ -25,7 +25,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp
 
 from nanovllm import __version__
-from nanovllm.engine.async_engine import AsyncEngine
+from nanovllm.engine.async_engine import AsyncEngine, EngineState
 from nanovllm.engine.chat.template import ChatTemplate
 from nanovllm.engine.generation_defaults import SamplingDefaults
 from nanovllm.inspection.worker_process import InspectionWorker
@@ -151,6 +151,11 @@ def create_app(
         finally:
             await engine.stop()
 
+    def free_bytes() -> int | None:
+        """Return half of the memory that the cache leaves; log-probabilities have the other."""
+        memory = engine.engine.memory if engine.state is EngineState.READY else None
+        return memory.free_bytes // 2 if memory and memory.free_bytes is not None else None
+
     app = FastAPI(
         title="nanovllm",
         version=__version__,
@@ -169,6 +174,7 @@ def create_app(
         BodyLimitMiddleware,
         max_body_bytes=settings.max_body_bytes,
         max_body_s=settings.stalled_client_s,
+        free_bytes=free_bytes,
     )
     if settings.has_inspector and settings.inspector_controls:
         app.add_middleware(PausedHeaderMiddleware, engine=engine)

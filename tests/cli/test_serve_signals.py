@@ -1,5 +1,6 @@
 """Signals to `nanovllm serve`: drain, reload, and the end of its terminal."""
 
+import errno
 import http.client
 import os
 import re
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from nanovllm.cli.service_manager import Terminal
 from tests.support.serve_command import TIMEOUT_S, Serving
 from tests.support.serving import wait_until
 
@@ -29,7 +31,8 @@ def test_it_reloads_keys_and_drains_before_it_stops(tiny_model: Path, tmp_path: 
     ):
         manager.settimeout(TIMEOUT_S)
         manager.bind(f"{folder}/notify")
-        flags = ("--api-key-file", str(keys), "--drain-delay-s", "600", "--num-threads", "1")
+        flags = ["--api-key-file", str(keys), "--drain-delay-s", "600", "--num-threads", "1"]
+        flags += ["--inspector-controls"]
         variables = {"NOTIFY_SOCKET": f"{folder}/notify"}
         with Serving(str(tiny_model), *flags, variables=variables) as serving:
             assert manager.recv(100) == b"READY=1"
@@ -56,14 +59,17 @@ def check_reload(serving: Serving, keys: Path) -> None:
 
 
 def check_drain(serving: Serving) -> None:
-    """/health is 503 while requests are served; a second signal ends the delay."""
+    """A pause ends, /health is 503 while requests are served; a second signal ends the delay."""
     key = {"Authorization": "Bearer second"}
+    paused = serving.ask("/v1/engine/control", {"action": "pause"}, **key)[1]
+    assert paused["is_paused"]
     with closing(http.client.HTTPConnection("127.0.0.1", serving.port, timeout=TIMEOUT_S)) as idle:
         idle.request("GET", "/health")
         assert idle.getresponse().read() == b'{"status":"ready"}'
         serving.process.send_signal(signal.SIGTERM)
         wait_until(lambda: serving.ask("/health")[0] == 503)
         assert "about to stop" in serving.ask("/health")[1]["error"]["message"]
+        wait_until(lambda: not serving.ask("/v1/engine/state", **key)[1]["is_paused"])
         idle.request("GET", "/v1/models", headers=key)
         response = idle.getresponse()
         assert (response.status, response.getheader("connection")) == (200, "close")
@@ -89,6 +95,25 @@ def check_drain(serving: Serving) -> None:
     assert code == 0, errors
     assert "Traceback" not in errors
     assert received[-1].endswith(b"data: [DONE]\n\n")
+
+
+def test_a_terminal_counts_as_open_while_no_file_can_be_opened(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Otherwise the SIGHUP that reloads the keys of a busy server would stop it."""
+    number = errno.EMFILE
+
+    def refuse(path: str, flags: int) -> int:
+        raise OSError(number, path)
+
+    monkeypatch.setattr(os, "open", refuse)
+    terminal = Terminal()
+    assert not terminal.was_closed()
+    number = errno.ENXIO
+    monkeypatch.setattr(
+        os, "open", lambda path, flags: os.dup(1) if path == os.devnull else refuse(path, flags)
+    )
+    assert terminal.was_closed()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs the hangup of Linux's terminals")

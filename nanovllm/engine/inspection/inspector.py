@@ -119,7 +119,7 @@ class Inspector:
             self._cancel_pause_end()
         elif self._pause_end is None:
             loop = asyncio.get_running_loop()
-            self._pause_end = loop.call_later(self.max_pause_s, self._end_pause)
+            self._pause_end = loop.call_later(self.max_pause_s, self.end_pause)
         return thread.is_paused, num_steps
 
     def release(self) -> None:
@@ -128,8 +128,8 @@ class Inspector:
         for on_release in list(self._watchers.values()):
             on_release()
 
-    def _end_pause(self) -> None:
-        """Let the engine run again."""
+    def end_pause(self) -> None:
+        """Let the engine run again, if it is paused."""
         self._cancel_pause_end()
         self._thread.run(lambda _: self._set_paused(is_paused=False))
 

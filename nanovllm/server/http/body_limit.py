@@ -4,7 +4,7 @@ Plain ASGI, so that nothing is buffered.
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -13,7 +13,9 @@ from nanovllm.server.http.errors import error_response
 from nanovllm.server.http.request_log import RequestRecord
 
 MAX_BODIES_BYTES = 128 << 20
-"""Memory for the bodies of a client's requests, not counting the first FREE_BODY_BYTES of each."""
+"""Memory for the bodies of a client's requests, not counting the first FREE_BODY_BYTES of each.
+
+It is less where the memory of the process is limited (`MemoryPlan.free_bytes`)."""
 FREE_BODY_BYTES = 1 << 16
 _RETRY_AFTER_S = 5
 
@@ -32,13 +34,19 @@ class BodyLimitMiddleware:
         max_body_bytes: int,
         max_body_s: float,
         max_bodies_bytes: int = MAX_BODIES_BYTES,
+        free_bytes: Callable[[], int | None] = lambda: None,
     ) -> None:
-        """Accept bodies of up to `max_body_bytes` that are complete within `max_body_s`."""
+        """Accept bodies of up to `max_body_bytes` that are complete within `max_body_s`.
+
+        `free_bytes` returns the memory for the bodies of all clients, once it is known. A client
+        may always send one of `max_body_bytes`.
+        """
         self._app = app
         self._max_bytes = max_body_bytes
         self._max_s = max_body_s
         self._turn = asyncio.Lock()
         self._held = Shares(max(max_bodies_bytes, max_body_bytes))
+        self._free_bytes = free_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Check the declared length, then the body while the application reads it."""
@@ -73,6 +81,9 @@ class BodyLimitMiddleware:
         """Check the size of a body so far and count its memory; raises _BodyRefusedError."""
         if body.num_bytes > self._max_bytes:
             raise self._too_large()
+        free_bytes = self._free_bytes()
+        if free_bytes is not None:
+            self._held.fit(max(free_bytes, 2 * self._max_bytes))
         added_bytes = max(0, body.num_bytes - FREE_BODY_BYTES) - body.held_bytes
         if self._held.missing(client, added_bytes):
             message = (

@@ -93,8 +93,8 @@ class ResponseStore:
             own.responses[response_id] = response
             own.num_bytes += response.num_bytes
             while self._is_over():
-                largest = max(self._clients.values(), key=lambda each: each.num_bytes)
-                largest.remove(next(iter(largest.responses)))
+                largest = max(self._clients, key=lambda each: self._clients[each].num_bytes)
+                self._remove(largest, next(iter(self._clients[largest].responses)))
         return True
 
     def find(self, client: str, response_id: str) -> StoredResponse | None:
@@ -109,8 +109,15 @@ class ResponseStore:
     def remove(self, client: str, response_id: str) -> bool:
         """Remove a response of a client; return whether it was kept."""
         with self._lock:
-            own = self._clients.get(client)
-            return own is not None and own.remove(response_id)
+            return client in self._clients and self._remove(client, response_id)
+
+    def _remove(self, client: str, response_id: str) -> bool:
+        """Remove a response, and its client with the last one; return whether it was there."""
+        own = self._clients[client]
+        was_there = own.remove(response_id)
+        if not own.responses:
+            del self._clients[client]
+        return was_there
 
     def _is_over(self) -> bool:
         clients = self._clients.values()

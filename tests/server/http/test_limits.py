@@ -394,6 +394,38 @@ def test_bodies_that_are_held_are_bounded_together() -> None:
     asyncio.run(hold_bodies())
 
 
+def test_bodies_fit_the_memory_of_the_process() -> None:
+    """In a small container, one client's bodies would otherwise end the server."""
+    free_bytes: list[int | None] = [None]
+    size = 1 << 20
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await asyncio.sleep(0.1)
+        await PlainTextResponse("read")(scope, receive, send)
+
+    async def statuses() -> list[int]:
+        guard = BodyLimitMiddleware(app, size, 60.0, free_bytes=lambda: free_bytes[0])
+        received: list[int] = []
+
+        async def receive() -> Message:
+            return {"type": "http.request", "body": b" " * size, "more_body": False}
+
+        async def send(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                received.append(message["status"])
+
+        scope = {"type": "http", "method": "POST", "path": "/", "headers": []}
+        await asyncio.gather(*(guard(scope, receive, send) for _ in range(3)))
+        return sorted(received)
+
+    assert asyncio.run(statuses()) == [200, 200, 200]
+    free_bytes[0] = 0
+    assert asyncio.run(statuses()) == [200, 429, 429]
+    free_bytes[0] = 8 * size
+    assert asyncio.run(statuses()) == [200, 200, 200]
+
+
 async def hold_bodies() -> None:
     may_end = asyncio.Event()
 

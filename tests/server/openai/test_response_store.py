@@ -92,6 +92,16 @@ def test_clients_find_their_own_responses_and_drop_no_others() -> None:
     assert ClientResponses(store, "two").conversation("a") is None
 
 
+def test_clients_without_responses_are_forgotten() -> None:
+    """Their keys may be long gone."""
+    store = ResponseStore(max_responses=1)
+    for client in ("one", "two", "three"):
+        store.add(client, "a", response_of(1000))
+    assert list(store._clients) == ["three"]  # noqa: SLF001
+    assert store.remove("three", "a")
+    assert not store._clients  # noqa: SLF001
+
+
 @pytest.mark.parametrize("streams", [False, True])
 def test_a_stored_response_is_continued_as_if_the_client_had_sent_it_all(
     chat_client: OpenAI, chat_server: RunningServer, llm: LLM, *, streams: bool
