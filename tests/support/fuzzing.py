@@ -52,12 +52,13 @@ def fuzzed_server(folder: Path, **changes: Any) -> Iterator[RunningServer]:
         yield server
 
 
-def narrowed(document: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the document closed, and fix the model's name, which would rarely be drawn.
+def narrowed(server: RunningServer) -> dict[str, Any]:
+    """Return a server's document closed, with names and ids that would rarely be drawn.
 
-    The stream of the engine's events is left out: it has no end. The engine is never paused.
+    These are the model's name, and ids of stored responses: one to get, others to delete. The
+    stream of the engine's events is left out: it has no end. The engine is never paused.
     """
-    copied = closed(document)
+    copied = closed(server.http.get("/openapi.json").json())
     del copied["paths"]["/v1/engine/events"]
     copied["components"]["schemas"]["ControlRequest"]["properties"]["action"]["enum"] = ["resume"]
     for schema in copied["components"]["schemas"].values():
@@ -69,7 +70,16 @@ def narrowed(document: Mapping[str, Any]) -> dict[str, Any]:
             schema["properties"]["model"] = {"enum": [MODEL, "alias", None]}
     for parameter in copied["paths"]["/v1/models/{model_id}"]["get"]["parameters"]:
         parameter["schema"]["enum"] = [MODEL, "alias"]
+    for method, count in (("get", 1), ("delete", 10)):
+        for parameter in copied["paths"]["/v1/responses/{response_id}"][method]["parameters"]:
+            parameter["schema"]["enum"] = [_stored_response(server) for _ in range(count)]
     return copied
+
+
+def _stored_response(server: RunningServer) -> str:
+    """Return the id of a new response that the server keeps."""
+    answered = server.http.post("/v1/responses", json={"input": "a", "max_output_tokens": 1})
+    return str(answered.raise_for_status().json()["id"])
 
 
 def fuzz(
@@ -166,9 +176,7 @@ def main() -> int:
             str(parsed.workers),
             "--continue-on-failure",
         ]
-        code, _ = fuzz(
-            server, narrowed(server.http.get("/openapi.json").json()), [*bounds, *parsed.options]
-        )
+        code, _ = fuzz(server, narrowed(server), [*bounds, *parsed.options])
         assert server.http.get("/health").status_code == 200, "the server is not healthy any more"
         assert server.is_idle(), "requests were left behind"
     return code
