@@ -74,7 +74,8 @@ def _add_limits(group: "argparse._ArgumentGroup") -> None:
         default=1024,
         metavar="REQUESTS",
         help="maximum unfinished choices of a client, which is an API key or else an address; more "
-        "are refused with 429. All clients together may use 1.25 times this and the next two limits",
+        "are refused with 429. All clients together may use 1.25 times this and the "
+        "next two limits",
     )
     group.add_argument(
         "--max-queued-tokens",
