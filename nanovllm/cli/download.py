@@ -10,6 +10,7 @@ from typing import Any
 from nanovllm.cli.argument_types import print_message
 from nanovllm.cli.environment import MODEL_VARIABLES
 from nanovllm.cli.parsers.parser import add_command
+from nanovllm.config import BUNDLED_MODELS
 from nanovllm.errors import NanovllmError, printable
 
 DEFAULT_MODEL = "gpt2"
@@ -63,6 +64,9 @@ def run(args: argparse.Namespace) -> int:
         )
         return 2
     name: str = args.model or args.name or DEFAULT_MODEL
+    if name in BUNDLED_MODELS:
+        print_message(f"{name} is part of nanovllm and needs no download", _COMMAND)
+        return 0
     output: Path = args.output or Path("models") / (name.rstrip("/").split("/")[-1] or name)
     from nanovllm.hub import download, read_model_info  # noqa: PLC0415 - slow to import
 

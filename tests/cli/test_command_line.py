@@ -112,6 +112,8 @@ def test_the_page_has_every_command_and_every_variable() -> None:
         ("pull gpt2", "nanovllm COMMAND", "no command pull; did you mean download?"),
         ("run gpt2", "nanovllm COMMAND", "no command run; did you mean generate or serve?"),
         ("bench latenc", "nanovllm bench KIND", "there is no kind latenc; did you mean latency?"),
+        ("bench", "nanovllm bench KIND", "name the kind: latency, throughput or serve"),
+        ("visualize", "nanovllm visualize KIND", "name the kind: attention, logit-lens or embed"),
         ("fly", "nanovllm COMMAND", "there is no command fly; choose serve, generate, "),
         ("--port 1 serve", "nanovllm COMMAND", "the options of a command follow it"),
         ("serve --port x", "nanovllm serve", "argument --port: x is no port"),

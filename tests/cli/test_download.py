@@ -73,6 +73,13 @@ def test_the_default_is_gpt2_in_models_and_the_end_says_how_to_serve_it(
     )
 
 
+def test_a_bundled_model_needs_no_download(hub: FakeHub, tmp_path: Path) -> None:
+    code, _, errors = finish("--model", "tiny-books", hub=hub.url, folder=tmp_path)
+    assert code == 0
+    assert "tiny-books is part of nanovllm and needs no download" in errors
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("flags", [("someone/small",), ("--model", "someone/small")])
 def test_any_repository_downloads_to_the_output_folder(
     hub: FakeHub, files: dict[str, bytes], tmp_path: Path, flags: tuple[str, ...]

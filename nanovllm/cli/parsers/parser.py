@@ -109,6 +109,8 @@ class CommandParser(argparse.ArgumentParser):
         joined = None if args is None else self._join_truth_values(args)
         if joined and self._subparsers is not None and joined[0].startswith("-"):
             self._check_first(joined[0])
+        if joined == []:
+            self._check_subcommand()
         parsed, rest = super().parse_known_args(joined, namespace)
         if rest:
             self.error(self._unrecognized(rest))
@@ -136,6 +138,13 @@ class CommandParser(argparse.ArgumentParser):
         if option not in self._option_string_actions:
             order = f"the options of a command follow it: {self.format_usage().partition(' ')[2]}"
             self.error(f"unrecognized option {option}; {order.strip()}")
+
+    def _check_subcommand(self) -> None:
+        """Refuse an empty command line where a subcommand is required, and name the choices."""
+        for action in self._subparsers._group_actions if self._subparsers else ():  # noqa: SLF001
+            if action.required and action.choices is not None:
+                names = list(map(str, action.choices))
+                self.error(f"name the {str(action.metavar).lower()}: {_alternatives(names)}")
 
     def _unrecognized(self, rest: Sequence[str]) -> str:
         """Return the error for the first unknown argument."""

@@ -73,8 +73,8 @@ def _add_limits(group: "argparse._ArgumentGroup") -> None:
         type=positive,
         default=1024,
         metavar="REQUESTS",
-        help="maximum unfinished choices of a client (an API key, else an address); all together a "
-        "quarter more",
+        help="maximum unfinished choices of a client (API key or address); all clients may have "
+        "1.25 times this and the next two",
     )
     group.add_argument(
         "--max-queued-tokens",
@@ -115,7 +115,7 @@ def _add_limits(group: "argparse._ArgumentGroup") -> None:
         type=positive_number,
         metavar="SECONDS",
         help="send a blank line to a stream after this many seconds without an event, for proxies "
-        "that close idle connections (default: send nothing)",
+        "that close idle connections (default: never)",
     )
     group.add_argument(
         "--drain-delay-s",

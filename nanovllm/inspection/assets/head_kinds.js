@@ -96,10 +96,12 @@ export function finderCard({ key, name, what }, head, { numRepeats, onSelect, on
 }
 
 function inductionNeed(numRepeats) {
-  const has = numRepeats ? `repeats ${formatThings(numRepeats, "token")}` : "repeats no token";
+  const has = numRepeats
+    ? `repeats ${formatThings(numRepeats, "token")}, fewer than ${MIN_REPEATS}`
+    : "repeats no token";
   return (
     "An induction head continues a sequence that came before. It needs a prompt that repeats a " +
-    `sequence; this one ${has}, fewer than ${MIN_REPEATS}.`
+    `sequence; this one ${has}.`
   );
 }
 

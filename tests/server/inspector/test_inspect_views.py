@@ -171,7 +171,7 @@ def test_an_induction_head_is_named_only_for_a_prompt_that_repeats(
         show(page, "abcab", "Show attention")
         assert short.count() == 0
         card = page.locator(".v-finder", has_text="Induction")
-        assert "this one repeats 2 tokens, fewer than 5" in (card.text_content() or "")
+        assert "this one repeats 2 tokens, fewer than 5." in (card.text_content() or "")
         page.locator("summary", has_text="Statistics of all heads").click()
         column = page.locator("#panel-attention .v-table tbody td:nth-child(6)")
         assert set(column.all_text_contents()) == {"\u2013"}
