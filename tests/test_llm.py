@@ -297,7 +297,7 @@ def test_an_interrupted_step_leaves_nothing_in_the_prefix_cache(
 def test_a_cache_that_cannot_be_had_is_told(tiny_model: Path, backend: BackendName) -> None:
     with pytest.raises(
         ValueError,
-        match=r" is .*, of which .* and the KV cache .*; raise the limit, or lower kv_cache_memory",
+        match=r"the KV cache .*, but .* is .*, of which .* used; lower kv_cache_memory, or raise",
     ):
         LLM(tiny_model, backend=backend, kv_cache_memory="9000000GiB")
 

@@ -386,7 +386,11 @@ def test_an_error_has_one_traceback(llm: LLM, tmp_path: Path) -> None:
 def test_every_exported_name_is_there_and_every_exception_is_exported() -> None:
     for name in nanovllm.__all__:
         assert getattr(nanovllm, name) is not None
-    errors = {name for name, one in vars(nanovllm.errors).items() if isinstance(one, type)}
+    errors = {
+        name
+        for name, one in vars(nanovllm.errors).items()
+        if isinstance(one, type) and issubclass(one, Exception)
+    }
     assert errors <= set(nanovllm.__all__)
     assert {"LLM", "AsyncLLM", "Prompt"} <= set(dir(nanovllm))
 

@@ -199,7 +199,7 @@ def bad_ask(draw: random.Random) -> tuple[str, bytes | dict[str, Any], int]:
         (COMPLETIONS, {"prompt": prompt, "structured_outputs": {"regex": "("}}, 400),
         (COMPLETIONS, {"prompt": prompt, "model": prompt * 9}, 404),
         (EMBEDDINGS, {"input": []}, 400),
-        ("/v1/chat/completions", {"messages": [{"role": "user", "content": prompt}]}, 400),
+        ("/v1/chat/completions", {"messages": [{"role": prompt, "content": prompt}]}, 400),
         ("/tokenize", {"prompt": 5}, 400),
         ("/detokenize", {"tokens": [10**7]}, 400),
         ("/v1/nothing", {"prompt": prompt}, 404),

@@ -43,7 +43,10 @@ GOOD: dict[str, tuple[str, Any]] = {
         CHAT,
         {"messages": MESSAGES[1:], "seed": 6, "ignore_eos": True, "model": "alias"},
     ),
-    "response": (RESPONSES, {"input": "the end", "temperature": 0, "max_output_tokens": 12}),
+    "response": (
+        RESPONSES,
+        {"input": "the end", "temperature": 0, "max_output_tokens": 12, "store": False},
+    ),
     "embedding": (EMBEDDINGS, {"input": "the well"}),
     "embeddings": (
         EMBEDDINGS,
