@@ -52,7 +52,7 @@ def test_tsne_without_its_package_names_the_remedy(
     model: InspectedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "sklearn.manifold", None)
-    with pytest.raises(InvalidRequestError, match=r"pip install 'nanovllm\[visualize\]'"):
+    with pytest.raises(InvalidRequestError, match=r"pip install scikit-learn, or use pca"):
         project(model, "tsne", 10)
 
 
