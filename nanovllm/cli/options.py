@@ -98,8 +98,8 @@ _ENGINE_OPTIONS: dict[str, tuple[Callable[[str], Any], str]] = {
 
 
 _POLICY_HELP = (
-    "order of requests: by arrival, by priority, or equal shares of clients (default: fcfs; fair "
-    "with several API keys or a file of them)"
+    "order of requests: by arrival, priority or equal shares of clients (default: fcfs; fair with "
+    "several API keys or a key file)"
 )
 _ENGINE_CHOICES: dict[str, tuple[tuple[str, ...], str]] = {
     "backend": (BACKENDS, "implementation of the forward pass; numpy is the readable one"),
