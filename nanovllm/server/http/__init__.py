@@ -4,6 +4,7 @@ In reading order:
 
 errors          the error format and exception handlers
 request_log     request ids, the record of a request, and the log
+access_log      what the access log leaves out
 docs_page       the pages / and /docs
 auth            API keys and the `Host` check
 cors            cross-origin requests of web pages
