@@ -47,7 +47,7 @@ export function escapeControls(text) {
 }
 
 /** Return a text whose invisible characters, but spaces, are signs or escapes. */
-function readableText(text) {
+export function readableText(text) {
   const escaped = escapeControls(text).replace(INVISIBLE, escapeCharacter);
   return escaped.replaceAll("\n", "↵").replaceAll("\t", "⇥");
 }

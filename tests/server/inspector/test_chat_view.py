@@ -97,6 +97,23 @@ def test_a_conversation_is_streamed_kept_edited_and_continued(
         assert box.evaluate("element => element === document.activeElement")
 
 
+def test_the_tokens_of_a_stop_string_are_not_shown(
+    browser: "Browser", chat_server: RunningServer
+) -> None:
+    with open_page(browser, f"{chat_server.url}/#chat") as page:
+        fill(page, "max_tokens", "8")
+        fill(page, "temperature", "0")
+        fill(page, "allowed_token_ids", ", ".join(map(str, LETTERS)))
+        send(page, "the")
+        whole = messages(page)[-1]
+        fill(page, "stop", whole[5:7])
+        page.get_by_role("button", name="Retry").click()
+        end = page.locator(f"{ANSWERED} .badge").filter(has_text="stop string")
+        end.wait_for()
+        assert end.text_content() == f"stop string {whole[5:7]}"
+        assert messages(page)[-1] == whole[: whole.index(whole[5:7])]
+
+
 def test_an_answer_is_stopped_and_errors_keep_the_conversation(
     browser: "Browser", slow: RunningServer
 ) -> None:

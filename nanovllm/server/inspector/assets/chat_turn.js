@@ -14,6 +14,7 @@ export class ChatTurn {
    */
   constructor(turn, { vocabulary, onedit, onretry, onbranch }) {
     this.turn = turn;
+    this.vocabulary = vocabulary;
     const isUser = turn.role === "user";
     const quiet = /** @type {const} */ ({ kind: "quiet", small: true });
     this.end = h("span", { class: "badge" });
@@ -49,6 +50,19 @@ export class ChatTurn {
     this.element.classList.toggle("running", isRunning);
     this.actions.hidden = isRunning;
     replace(this.end, isRunning ? "answering" : endText(choice));
-    this.text.update({ tokens: choice.tokens, promptText: "", coloring, numAlternatives });
+    const tokens = isRunning ? choice.tokens : answerTokens(choice, this.vocabulary);
+    this.text.update({ tokens, promptText: "", coloring, numAlternatives });
   }
+}
+
+/**
+ * Return the tokens of an answer without those that belong to its stop string alone.
+ * @param {import("./generation.js").Choice} choice
+ * @param {import("./vocabulary.js").Vocabulary} vocabulary
+ */
+function answerTokens({ tokens, text, stopReason }, vocabulary) {
+  if (typeof stopReason !== "string") return tokens;
+  const ids = tokens.map((token) => token.id);
+  while (ids.length && vocabulary.join(ids.slice(0, -1)).length >= text.length) ids.pop();
+  return tokens.slice(0, ids.length);
 }

@@ -17,6 +17,7 @@
  *   `request` is the last one of the choice
  */
 
+import { readableText } from "./format.js";
 import { newRequestId } from "./request_ids.js";
 
 /**
@@ -293,5 +294,5 @@ export function endText(choice) {
   const { stopReason } = choice;
   if (stopReason === null) return "stop: end of text";
   const isText = typeof stopReason === "string";
-  return isText ? `stop: ${JSON.stringify(stopReason)}` : `stop: token ${stopReason}`;
+  return isText ? `stop string ${readableText(stopReason)}` : `stop: token ${stopReason}`;
 }
