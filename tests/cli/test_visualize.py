@@ -133,7 +133,7 @@ def test_a_picture_without_matplotlib_names_the_extra(
     monkeypatch.setattr(pictures, "find_spec", lambda name: None)
     arguments = ("--prompt", "a", "--output", tmp_path / "lens.png")
     _, err = run(capsys, "visualize", "logit-lens", *arguments, code=1)
-    assert "pip install matplotlib, or write an .html file" in err
+    assert "pip install matplotlib scikit-learn, or write an .html file" in err
 
 
 @pytest.mark.parametrize(
