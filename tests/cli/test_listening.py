@@ -31,6 +31,25 @@ def test_sockets_are_bound_before_the_model_is_loaded() -> None:
         one.close()
 
 
+def test_responses_are_not_delayed_by_nagles_algorithm() -> None:
+    async def connect() -> int:
+        accepted: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+        def note(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            connected = writer.get_extra_info("socket")
+            accepted.set_result(connected.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+            writer.close()
+
+        (bound,) = bind("127.0.0.1", 0)
+        port = bound.getsockname()[1]
+        async with await asyncio.start_server(note, sock=bound):
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.close()
+            return await accepted
+
+    assert asyncio.run(connect())
+
+
 def test_connections_leave_room_for_the_files_that_a_server_needs() -> None:
     assert connection_limits(None) == (None, BACKLOG)
     for max_files in (64, 256, 1024, 65536):
