@@ -293,7 +293,7 @@ class Client:
                 finally:
                     sending.cancel()
                     await asyncio.gather(sending, return_exceptions=True)
-                check_error(answer, *statuses)
+                check_error(answer, *statuses, 429)  # where bodies have no room, that is first
                 entry.fate = f"refused {answer.status}"
 
     async def garbage(self) -> None:
