@@ -8,14 +8,12 @@ from llvmlite import ir
 from nanovllm.model.kernels.build.compiler import compiled
 from nanovllm.model.kernels.build.layout import WORD_BYTES
 from nanovllm.model.kernels.build.target import KernelTarget
-from nanovllm.model.kernels.simd.move import record_at
+from nanovllm.model.kernels.simd.move import load_int
 from nanovllm.model.kernels.simd.vector import I32, I64, Value, Vectors, kernel
-from nanovllm.model.kernels.threads.barrier import take_item
 from nanovllm.training.kernels.elementwise import float_argument
-from nanovllm.training.kernels.records import ITEM_ELEMENTS, RECORDS
+from nanovllm.training.kernels.phases import Work, make_entry, split
+from nanovllm.training.kernels.records import ITEM_ELEMENTS
 from nanovllm.training.network.dropout import LAST_SHIFT, SHIFTS_AND_MULTIPLIERS
-
-_record_at = record_at(RECORDS["add_dropout"])
 
 
 def integer_argument(v: Vectors, integer: Value) -> Value:
@@ -51,45 +49,33 @@ def _mix(v: Vectors, words: Value) -> Value:
     return v.builder.xor(words, v.builder.lshr(words, v.integers(LAST_SHIFT)))
 
 
-def make_add_dropout(target: KernelTarget) -> Any:
-    """Return the entry add_dropout(record_ptr, thread): out = residual + dropout(x).
-
-    `residual_ptr` may be 0, for dropout alone.
-    """
-    drop = kernel(target, _make_emit(has_residual=False, drops=True))
-    add_dropped = kernel(target, _make_emit(has_residual=True, drops=True))
-    add = kernel(target, _make_emit(has_residual=True, drops=False))
+def make_dropout(target: KernelTarget) -> Any:
+    """Return the entry of NumpyOperations.dropout; `residual_ptr` may be 0."""
+    drop = kernel(target, _make_emit(has_residual=False))
+    add_dropped = kernel(target, _make_emit(has_residual=True))
 
     @compiled
-    def add_dropout(record_ptr: int, thread: int) -> None:
-        record = _record_at(record_ptr)
-        first = take_item(record.phases_ptr) * ITEM_ELEMENTS
-        while first < record.count:
-            offset_bytes = first * WORD_BYTES
-            count = min(ITEM_ELEMENTS, record.count - first)
-            x_ptr, out_ptr = record.x_ptr + offset_bytes, record.out_ptr + offset_bytes
-            residual_ptr = record.residual_ptr + offset_bytes
-            if record.residual_ptr == 0:
-                drop(
-                    count, x_ptr, x_ptr, out_ptr, first,
-                    record.key_low, record.key_high, record.threshold, record.factor_bits,
-                )  # fmt: skip
-            elif record.threshold > 0:
-                add_dropped(
-                    count, residual_ptr, x_ptr, out_ptr, first,
-                    record.key_low, record.key_high, record.threshold, record.factor_bits,
-                )  # fmt: skip
-            else:
-                add(
-                    count, residual_ptr, x_ptr, out_ptr, first,
-                    record.key_low, record.key_high, record.threshold, record.factor_bits,
-                )  # fmt: skip
-            first = take_item(record.phases_ptr) * ITEM_ELEMENTS
+    def compute(record: Any, thread: int, item: int) -> None:
+        key = load_int(record.key_ptr, 0)
+        first = item * ITEM_ELEMENTS
+        offset_bytes = first * WORD_BYTES
+        count = min(ITEM_ELEMENTS, record.count - first)
+        x_ptr, out_ptr = record.x_ptr + offset_bytes, record.out_ptr + offset_bytes
+        if record.residual_ptr == 0:
+            drop(
+                count, x_ptr, x_ptr, out_ptr, first,
+                key, key >> 32, record.threshold, record.factor_bits,
+            )  # fmt: skip
+        else:
+            add_dropped(
+                count, record.residual_ptr + offset_bytes, x_ptr, out_ptr, first,
+                key, key >> 32, record.threshold, record.factor_bits,
+            )  # fmt: skip
 
-    return add_dropout
+    return make_entry("dropout", [Work(split("count", ITEM_ELEMENTS), compute)])
 
 
-def _make_emit(*, has_residual: bool, drops: bool) -> Any:
+def _make_emit(*, has_residual: bool) -> Any:
     def emit(
         v: Vectors, count: Value, residual_ptr: Value, x_ptr: Value, out_ptr: Value, first: Value,
         key_low: Value, key_high: Value, threshold: Value, factor: Value,
@@ -102,9 +88,8 @@ def _make_emit(*, has_residual: bool, drops: bool) -> Any:
 
         def compute(i: Value, load: Callable[[Value], Value]) -> Value:
             x = load(v.element(x_ptr, i))
-            if drops:
-                kept = is_kept(v, count_up(v, v.address(first, i), I64(1)), key, least)
-                x = v.where(kept, v.multiply(x, scale), v.constant(0.0))
+            kept = is_kept(v, count_up(v, v.address(first, i), I64(1)), key, least)
+            x = v.where(kept, v.multiply(x, scale), v.constant(0.0))
             return v.add(load(v.element(residual_ptr, i)), x) if has_residual else x
 
         def vector(i: Value, _: list[Value]) -> list[Value]:

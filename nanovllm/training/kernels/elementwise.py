@@ -5,8 +5,10 @@ have inside a vector.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
-from nanovllm.model.kernels.simd.vector import F32, I32, I64, Value, Vectors
+from nanovllm.model.kernels.build.target import KernelTarget
+from nanovllm.model.kernels.simd.vector import F32, I32, I64, Value, Vectors, kernel
 
 Keep = Callable[[Value], Value]
 """Keep(x) -> x where the lane has an element of its own, 0 where it has a copy."""
@@ -89,3 +91,12 @@ def sum_elements(
 
     totals = fold_elements(v, count, inputs, (), [v.constant(0.0)] * sums, add)
     return [v.sum(total) for total in totals]
+
+
+def make_add(target: KernelTarget) -> Any:
+    """Return add(a_ptr, b_ptr, out_ptr, count): out = a + b."""
+
+    def add(v: Vectors, a_ptr: Value, b_ptr: Value, out_ptr: Value, count: Value) -> None:
+        map_elements(v, count, (a_ptr, b_ptr), (out_ptr,), lambda a, b: [v.add(a, b)])
+
+    return kernel(target, add)

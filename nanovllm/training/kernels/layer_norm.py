@@ -10,36 +10,27 @@ from typing import Any
 from nanovllm.model.kernels.build.compiler import compiled
 from nanovllm.model.kernels.build.layout import WORD_BYTES
 from nanovllm.model.kernels.build.target import KernelTarget
-from nanovllm.model.kernels.forward.phase import ABORTED, end_phase
-from nanovllm.model.kernels.simd.move import record_at
 from nanovllm.model.kernels.simd.vector import F32, I32, Value, Vectors, kernel
-from nanovllm.model.kernels.threads.barrier import take_item
-from nanovllm.training.kernels.elementwise import map_elements, sum_elements
-from nanovllm.training.kernels.records import ITEM_ROWS, RECORDS, STRIP
-
-_forward_record_at = record_at(RECORDS["layer_norm"])
-_backward_record_at = record_at(RECORDS["layer_norm_backward"])
+from nanovllm.training.kernels.elementwise import make_add, map_elements, sum_elements
+from nanovllm.training.kernels.phases import Work, make_entry, split
+from nanovllm.training.kernels.records import ITEM_ROWS, STRIP
 
 
 def make_layer_norm(target: KernelTarget) -> Any:
-    """Return the entry layer_norm(record_ptr, thread); see NumpyOperations.layer_norm."""
+    """Return the entry of NumpyOperations.layer_norm."""
     normalize = kernel(target, _normalize)
 
     @compiled
-    def layer_norm(record_ptr: int, thread: int) -> None:
-        record = _forward_record_at(record_ptr)
-        first = take_item(record.phases_ptr) * ITEM_ROWS
-        while first < record.rows:
-            for row in range(first, min(first + ITEM_ROWS, record.rows)):
-                offset_bytes = row * record.d_model * WORD_BYTES
-                normalize(
-                    record.x_ptr + offset_bytes, record.gain_ptr, record.bias_ptr,
-                    record.out_ptr + offset_bytes, record.mean_ptr + row * WORD_BYTES,
-                    record.inverse_ptr + row * WORD_BYTES, record.d_model, record.epsilon_bits,
-                )  # fmt: skip
-            first = take_item(record.phases_ptr) * ITEM_ROWS
+    def compute(record: Any, thread: int, item: int) -> None:
+        for row in range(item * ITEM_ROWS, min((item + 1) * ITEM_ROWS, record.rows)):
+            offset_bytes = row * record.d_model * WORD_BYTES
+            normalize(
+                record.x_ptr + offset_bytes, record.gain_ptr, record.bias_ptr,
+                record.out_ptr + offset_bytes, record.mean_ptr + row * WORD_BYTES,
+                record.inverse_ptr + row * WORD_BYTES, record.d_model, record.epsilon_bits,
+            )  # fmt: skip
 
-    return layer_norm
+    return make_entry("layer_norm", [Work(split("rows", ITEM_ROWS), compute)])
 
 
 def _normalize(
@@ -69,55 +60,56 @@ def _normalize(
 
 
 def make_layer_norm_backward(target: KernelTarget) -> Any:
-    """Return the entry layer_norm_backward(record_ptr, thread); `onto_ptr` may be 0.
+    """Return the entry of NumpyOperations.layer_norm_backward; `onto_ptr` may be 0.
 
     `partial` is [items, 2, d_model]: each item's gradients of gain and bias.
     """
     differentiate = kernel(target, _make_differentiate(has_onto=False))
     differentiate_onto = kernel(target, _make_differentiate(has_onto=True))
-    clear, add = _make_clear(target), kernel(target, _add)
+    clear, add = _make_clear(target), make_add(target)
+    count_items = split("rows", ITEM_ROWS)
 
     @compiled
-    def layer_norm_backward(record_ptr: int, thread: int) -> None:
-        record = _backward_record_at(record_ptr)
+    def differentiate_rows(record: Any, thread: int, item: int) -> None:
         row_bytes = record.d_model * WORD_BYTES
-        items, done = (record.rows + ITEM_ROWS - 1) // ITEM_ROWS, 0
-        item = take_item(record.phases_ptr)
-        while item < items:
-            sums_ptr = record.partial_ptr + item * 2 * row_bytes
-            clear(sums_ptr, 2 * record.d_model)
-            for row in range(item * ITEM_ROWS, min((item + 1) * ITEM_ROWS, record.rows)):
-                offset_bytes = row * row_bytes
-                if record.onto_ptr == 0:
-                    differentiate(
-                        record.grad_out_ptr + offset_bytes, record.x_ptr + offset_bytes,
-                        record.gain_ptr, record.mean_ptr + row * WORD_BYTES,
-                        record.inverse_ptr + row * WORD_BYTES, 0, record.grad_x_ptr + offset_bytes,
-                        sums_ptr, sums_ptr + row_bytes, record.d_model,
-                    )  # fmt: skip
-                else:
-                    differentiate_onto(
-                        record.grad_out_ptr + offset_bytes, record.x_ptr + offset_bytes,
-                        record.gain_ptr, record.mean_ptr + row * WORD_BYTES,
-                        record.inverse_ptr + row * WORD_BYTES, record.onto_ptr + offset_bytes,
-                        record.grad_x_ptr + offset_bytes, sums_ptr, sums_ptr + row_bytes,
-                        record.d_model,
-                    )  # fmt: skip
-            done += 1
-            item = take_item(record.phases_ptr)
-        phase_ptr = end_phase(record, thread, record.phases_ptr, done, items)
-        if phase_ptr == ABORTED:
-            return
-        first = take_item(phase_ptr) * STRIP
-        while first < record.d_model:
-            count, offset_bytes = min(STRIP, record.d_model - first), first * WORD_BYTES
-            for item in range(items):
-                sums_ptr = record.partial_ptr + item * 2 * row_bytes + offset_bytes
-                add(sums_ptr, record.grad_gain_ptr + offset_bytes, count)
-                add(sums_ptr + row_bytes, record.grad_bias_ptr + offset_bytes, count)
-            first = take_item(phase_ptr) * STRIP
+        sums_ptr = record.partial_ptr + item * 2 * row_bytes
+        clear(sums_ptr, 2 * record.d_model)
+        for row in range(item * ITEM_ROWS, min((item + 1) * ITEM_ROWS, record.rows)):
+            offset_bytes = row * row_bytes
+            if record.onto_ptr == 0:
+                differentiate(
+                    record.grad_out_ptr + offset_bytes, record.x_ptr + offset_bytes,
+                    record.gain_ptr, record.mean_ptr + row * WORD_BYTES,
+                    record.inverse_ptr + row * WORD_BYTES, 0, record.grad_x_ptr + offset_bytes,
+                    sums_ptr, sums_ptr + row_bytes, record.d_model,
+                )  # fmt: skip
+            else:
+                differentiate_onto(
+                    record.grad_out_ptr + offset_bytes, record.x_ptr + offset_bytes,
+                    record.gain_ptr, record.mean_ptr + row * WORD_BYTES,
+                    record.inverse_ptr + row * WORD_BYTES, record.onto_ptr + offset_bytes,
+                    record.grad_x_ptr + offset_bytes, sums_ptr, sums_ptr + row_bytes,
+                    record.d_model,
+                )  # fmt: skip
 
-    return layer_norm_backward
+    @compiled
+    def add_sums(record: Any, thread: int, strip: int) -> None:
+        first, row_bytes = strip * STRIP, record.d_model * WORD_BYTES
+        count, offset_bytes = min(STRIP, record.d_model - first), first * WORD_BYTES
+        gain_ptr, bias_ptr = (
+            record.grad_gain_ptr + offset_bytes,
+            record.grad_bias_ptr + offset_bytes,
+        )
+        for item in range(count_items(record)):
+            sums_ptr = record.partial_ptr + item * 2 * row_bytes + offset_bytes
+            add(sums_ptr, gain_ptr, gain_ptr, count)
+            add(sums_ptr + row_bytes, bias_ptr, bias_ptr, count)
+
+    return make_entry(
+        "layer_norm_backward",
+        [Work(count_items, differentiate_rows)],
+        [Work(split("d_model", STRIP), add_sums)],
+    )
 
 
 def _make_differentiate(*, has_onto: bool) -> Any:
@@ -163,8 +155,3 @@ def _make_clear(target: KernelTarget) -> Any:
         map_elements(v, count, (), (out_ptr,), lambda: [v.constant(0.0)])
 
     return kernel(target, clear)
-
-
-def _add(v: Vectors, source_ptr: Value, out_ptr: Value, count: Value) -> None:
-    """Emit out += source."""
-    map_elements(v, count, (source_ptr, out_ptr), (out_ptr,), lambda a, b: [v.add(a, b)])

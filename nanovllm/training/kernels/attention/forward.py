@@ -18,95 +18,78 @@ import numpy as np
 from nanovllm.model.kernels.build.compiler import compiled
 from nanovllm.model.kernels.build.layout import WORD_BYTES
 from nanovllm.model.kernels.build.target import KernelTarget
-from nanovllm.model.kernels.simd.move import record_at
+from nanovllm.model.kernels.simd.move import load_int
 from nanovllm.model.kernels.simd.scalar import load_float, store_float
 from nanovllm.model.kernels.simd.vector import I64, Value, Vectors, kernel
-from nanovllm.model.kernels.threads.barrier import take_item
-from nanovllm.training.kernels.attention.layout import QUERIES, attention_layout, panel_width
-from nanovllm.training.kernels.attention.panels import make_copy_panels, make_transpose_panels
+from nanovllm.training.kernels.attention.layout import QUERIES, forward_memory, panel_width
+from nanovllm.training.kernels.attention.panels import (
+    count_heads,
+    make_copy_panels,
+    make_transpose_panels,
+)
 from nanovllm.training.kernels.attention.tiles import TAIL, make_matmul
 from nanovllm.training.kernels.dropout import count_up, integer_argument, is_kept
 from nanovllm.training.kernels.elementwise import float_argument, map_elements
-from nanovllm.training.kernels.records import RECORDS
+from nanovllm.training.kernels.phases import Work, make_entry
 
-_record_at = record_at(RECORDS["attention"])
-_layout = compiled(attention_layout)
+_memory = compiled(forward_memory)
 
 
 def make_attention(target: KernelTarget) -> Any:
-    """Return the entry attention(record_ptr, thread); see NumpyOperations.attention."""
-    attend_head = _make_attend_head(target)
-
-    @compiled
-    def attention(record_ptr: int, thread: int) -> None:
-        record = _record_at(record_ptr)
-        item = take_item(record.phases_ptr)
-        while item < record.batch * record.heads:
-            attend_head(record, thread, item // record.heads, item % record.heads)
-            item = take_item(record.phases_ptr)
-
-    return attention
-
-
-def _make_attend_head(target: KernelTarget) -> Any:
-    """Return attend_head(record, thread, sequence, head)."""
+    """Return the entry of NumpyOperations.attention."""
     width = panel_width(target)
     copy_panels, transpose_panels = make_copy_panels(target), make_transpose_panels(target)
     matmul, causal_matmul = make_matmul(target), make_matmul(target, TAIL)
     softmax, write_row = _make_softmax_row(target), kernel(target, _write_row)
 
     @compiled
-    def attend_head(record: Any, thread: int, sequence: int, head: int) -> None:
+    def attend_head(record: Any, thread: int, item: int) -> None:
         context, head_dim = record.context, record.head_dim
-        d_model = record.heads * head_dim
-        qkv_stride_bytes, row = 3 * d_model * WORD_BYTES, sequence * context
-        query_ptr = record.qkv_ptr + row * qkv_stride_bytes + head * head_dim * WORD_BYTES
-        key_ptr = query_ptr + d_model * WORD_BYTES
-        value_ptr = key_ptr + d_model * WORD_BYTES
-        out_ptr = record.out_ptr + (row * d_model + head * head_dim) * WORD_BYTES
-        number = sequence * record.heads + head
-        logsumexp_ptr = record.logsumexp_ptr + number * context * WORD_BYTES
-
-        keys_ptr = record.scratch_ptr + thread * record.scratch_bytes
-        values, scores, sums, factors, scores_stride_bytes, sums_stride_bytes, _ = _layout(
-            context, head_dim, width
+        row_bytes = record.heads * head_dim * WORD_BYTES
+        qkv_row_bytes = 3 * row_bytes
+        row, head_column = item // record.heads * context, item % record.heads * head_dim
+        query_ptr = record.qkv_ptr + row * qkv_row_bytes + head_column * WORD_BYTES
+        key_ptr, value_ptr = query_ptr + row_bytes, query_ptr + 2 * row_bytes
+        out_ptr = record.out_ptr + row * row_bytes + head_column * WORD_BYTES
+        logsumexp_ptr = record.logsumexp_ptr + item * context * WORD_BYTES
+        memory = _memory(
+            record.scratch_ptr + thread * record.scratch_bytes, context, head_dim, width
         )
-        values_ptr, scores_ptr = keys_ptr + values, keys_ptr + scores
-        sums_ptr, factors_ptr = keys_ptr + sums, keys_ptr + factors
-
-        transpose_panels(key_ptr, qkv_stride_bytes, context, head_dim, keys_ptr)
-        copy_panels(value_ptr, qkv_stride_bytes, context, head_dim, values_ptr)
+        transpose_panels(key_ptr, qkv_row_bytes, context, head_dim, memory.keys_ptr)
+        copy_panels(value_ptr, qkv_row_bytes, context, head_dim, memory.values_ptr)
         for first in range(0, context, QUERIES):
             queries = min(QUERIES, context - first)
-            block_ptr = query_ptr + first * qkv_stride_bytes
+            block_ptr = query_ptr + first * qkv_row_bytes
             for column in range(0, first + queries, width):
                 above = max(0, column - first)  # queries that see no key of this panel
                 matmul(
-                    block_ptr + above * qkv_stride_bytes, qkv_stride_bytes, queries - above,
-                    keys_ptr + column * head_dim * WORD_BYTES, head_dim,
-                    scores_ptr + above * scores_stride_bytes + column * WORD_BYTES,
-                    scores_stride_bytes,
+                    block_ptr + above * qkv_row_bytes, qkv_row_bytes, queries - above,
+                    memory.keys_ptr + column * head_dim * WORD_BYTES, head_dim,
+                    memory.scores_ptr + above * memory.scores_row_bytes + column * WORD_BYTES,
+                    memory.scores_row_bytes,
                 )  # fmt: skip
             for query in range(queries):
                 position = first + query
                 softmax(
-                    record, scores_ptr + query * scores_stride_bytes, position + 1,
-                    (number * context + position) * context,
-                    logsumexp_ptr + position * WORD_BYTES, factors_ptr + query * WORD_BYTES,
+                    record, memory.scores_ptr + query * memory.scores_row_bytes, position + 1,
+                    (item * context + position) * context,
+                    logsumexp_ptr + position * WORD_BYTES,
+                    memory.factors_ptr + query * WORD_BYTES,
                 )  # fmt: skip
             for column in range(0, head_dim, width):
                 causal_matmul(
-                    scores_ptr, scores_stride_bytes, queries,
-                    values_ptr + column * context * WORD_BYTES, first,
-                    sums_ptr + column * WORD_BYTES, sums_stride_bytes,
+                    memory.scores_ptr, memory.scores_row_bytes, queries,
+                    memory.values_ptr + column * context * WORD_BYTES, first,
+                    memory.sums_ptr + column * WORD_BYTES, memory.row_bytes,
                 )  # fmt: skip
             for query in range(queries):
                 write_row(
-                    sums_ptr + query * sums_stride_bytes, factors_ptr + query * WORD_BYTES,
-                    out_ptr + (first + query) * d_model * WORD_BYTES, head_dim,
+                    memory.sums_ptr + query * memory.row_bytes,
+                    memory.factors_ptr + query * WORD_BYTES,
+                    out_ptr + (first + query) * row_bytes, head_dim,
                 )  # fmt: skip
 
-    return attend_head
+    return make_entry("attention", [Work(count_heads, attend_head)])
 
 
 def _make_softmax_row(target: KernelTarget) -> Any:
@@ -127,15 +110,16 @@ def _make_softmax_row(target: KernelTarget) -> Any:
         record: Any, scores_ptr: int, visible: int, first_index: int, logsumexp_ptr: int,
         factor_ptr: int,
     ) -> None:  # fmt: skip
+        key = load_int(record.key_ptr, 0)
         if record.threshold > 0:
             exponentiate_and_drop(
                 scores_ptr, visible, record.scale_bits, logsumexp_ptr, factor_ptr,
-                first_index, record.key_low, record.key_high, record.threshold, record.factor_bits,
+                first_index, key, key >> 32, record.threshold, record.factor_bits,
             )  # fmt: skip
         else:
             exponentiate(
                 scores_ptr, visible, record.scale_bits, logsumexp_ptr, factor_ptr,
-                first_index, record.key_low, record.key_high, record.threshold, record.factor_bits,
+                first_index, key, key >> 32, record.threshold, record.factor_bits,
             )  # fmt: skip
         total, largest = load_float(factor_ptr, 0), load_float(logsumexp_ptr, 0)
         store_float(logsumexp_ptr, 0, np.float32(largest + math.log(total)))

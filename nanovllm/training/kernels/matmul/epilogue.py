@@ -15,7 +15,7 @@ from nanovllm.model.kernels.build.target import KernelTarget
 from nanovllm.model.kernels.forward.activation import ACTIVATIONS
 from nanovllm.model.kernels.simd.vector import I32, I64, Value, Vectors, kernel
 from nanovllm.training.kernels.activation_gradient import ACTIVATION_GRADIENTS
-from nanovllm.training.kernels.records import KINDS, LINEAR
+from nanovllm.training.kernels.records import IDENTITY, KINDS
 
 
 def make_epilogue(target: KernelTarget) -> Any:
@@ -50,7 +50,7 @@ def make_epilogue(target: KernelTarget) -> Any:
                 total, addend = (load(v.element(p, i)) for p in (row_sums_ptr, row_addend_ptr))
                 value = v.builder.select(is_sum, v.add(addend, total), total)
                 row_c_element = v.element(row_c_ptr, i)
-                if number == LINEAR:
+                if number == IDENTITY:
                     store(value, row_c_element)
                 else:
                     activated = ACTIVATIONS[KINDS[number]](v, value)

@@ -7,7 +7,8 @@ Panels are those of nanovllm/model/kernels/build/packing.py. A transposed operan
 its copy.
 """
 
-from typing import Any
+from functools import cache
+from typing import Any, NamedTuple
 
 import numpy as np
 from llvmlite import ir
@@ -18,21 +19,48 @@ from nanovllm.model.kernels.build.target import KernelTarget
 from nanovllm.model.kernels.simd.scalar import load_float, store_float
 from nanovllm.model.kernels.simd.vector import F32, Value, Vectors, kernel
 from nanovllm.training.kernels.matmul.tile import TILE_ROWS
+from nanovllm.training.kernels.phases import Work
 from nanovllm.training.kernels.transpose import transpose_block
 
 SLIVER_STEP_BYTES = TILE_ROWS * WORD_BYTES
 
 
-def make_pack_panel(target: KernelTarget) -> Any:
-    """Return pack_panel, which copies the columns of one panel.
+class Packing(NamedTuple):
+    """A matrix B that is packed.
 
-    source_ptr      B, or if transposed its transpose
-    row_bytes       bytes from one row of the source to the next
-    transposed      whether the rows of the source are columns of B
+    source_ptr      B, or its transpose
+    is_transposed   whether the rows of the source are columns of B
     steps, columns  size of B
-    panel           index of the panel
-    out_ptr         the panel [steps, width]
+    panels_ptr      result; there are no items where this is 0
     """
+
+    source_ptr: int
+    is_transposed: bool
+    steps: int
+    columns: int
+    panels_ptr: int
+
+
+def pack_work(target: KernelTarget, describe: Any) -> Work:
+    """Return the work of packing the matrix that describe(record) returns, a panel an item."""
+    width = target.panel_width
+    pack_panel = _make_pack_panel(target)
+
+    @compiled
+    def count(record: Any) -> int:
+        matrix = describe(record)
+        return (matrix.columns + width - 1) // width if matrix.panels_ptr != 0 else 0
+
+    @compiled
+    def compute(record: Any, thread: int, item: int) -> None:
+        pack_panel(describe(record), item)
+
+    return Work(count, compute)
+
+
+@cache
+def _make_pack_panel(target: KernelTarget) -> Any:
+    """Return pack_panel(matrix, panel), which copies the columns of one panel."""
     width = target.panel_width
     width_bytes = width * WORD_BYTES
 
@@ -53,17 +81,18 @@ def make_pack_panel(target: KernelTarget) -> Any:
     lanes = target.lanes
 
     @outlined
-    def pack_panel(
-        source_ptr: int, row_bytes: int, transposed: int, steps: int, columns: int, panel: int,
-        out_ptr: int,
-    ) -> None:  # fmt: skip
-        source_ptr += panel * width * (WORD_BYTES if transposed == 0 else row_bytes)
-        columns = min(width, columns - panel * width)
-        if transposed == 0 and columns == width:
+    def pack_panel(matrix: Packing, panel: int) -> None:
+        steps = matrix.steps
+        row_bytes = (steps if matrix.is_transposed else matrix.columns) * WORD_BYTES
+        out_ptr = matrix.panels_ptr + panel * steps * width_bytes
+        columns = min(width, matrix.columns - panel * width)
+        column_bytes = row_bytes if matrix.is_transposed else WORD_BYTES
+        source_ptr = matrix.source_ptr + panel * width * column_bytes
+        if not matrix.is_transposed and columns == width:
             copy_rows(source_ptr, row_bytes, steps, out_ptr)
             return
         whole_columns, whole_steps = 0, 0  # that `transpose` has packed
-        if transposed != 0:
+        if matrix.is_transposed:
             whole_columns, whole_steps = columns // lanes * lanes, steps // lanes * lanes
             for column in range(0, whole_columns, lanes):
                 transpose(
@@ -73,7 +102,7 @@ def make_pack_panel(target: KernelTarget) -> Any:
         for column in range(width):
             for k in range(whole_steps if column < whole_columns else 0, steps):
                 value = np.float32(0.0)
-                if column < columns and transposed != 0:
+                if column < columns and matrix.is_transposed:
                     value = load_float(source_ptr + column * row_bytes, k)
                 elif column < columns:
                     value = load_float(source_ptr + k * row_bytes, column)

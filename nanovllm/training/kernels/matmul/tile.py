@@ -12,7 +12,7 @@ Each sum is one chain of multiply-adds in the order of the steps, so its bits de
 height of the tile nor the thread.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from nanovllm.model.kernels.build.compiler import compiled
 from nanovllm.model.kernels.build.layout import LINE_BYTES, WORD_BYTES
@@ -22,27 +22,39 @@ from nanovllm.model.kernels.simd.vector import I64, Value, Vectors, kernel
 TILE_ROWS = 6
 
 
-def _make_tile(target: KernelTarget, rows: int) -> Any:
-    """Return tile: out[rows, width] = [addend +] (start + A[rows, steps] @ panel[steps, width]).
+class TileInput(NamedTuple):
+    """Rows of A: the address, and the bytes from one row and from one step to the next."""
 
-    a_ptr, a_row_bytes, a_step_bytes  A, and bytes from one row, and one step, to the next
-    panel_ptr                         panel of B [steps, width]
-    steps                             number of steps
-    start_ptr                         first values of the sums of each row [width]
-    out_ptr, out_row_bytes            result, and bytes from one row to the next
-    adds, addend_ptr, addend_row_bytes
-                                      whether to add an addend [rows, width], which is read anyway
-    c_ptr, c_row_bytes                rows that are written next, which are prefetched
+    ptr: int
+    row_bytes: int
+    step_bytes: int
+
+
+class TileResult(NamedTuple):
+    """Rows of the result, and whether an addend of the same stride is added to them.
+
+    The addend is read anyway.
     """
-    width_bytes = target.panel_width * WORD_BYTES
 
-    def tile(
-        v: Vectors, a_ptr: Value, a_row_bytes: Value, a_step_bytes: Value, panel_ptr: Value,
-        steps: Value, start_ptr: Value, out_ptr: Value, out_row_bytes: Value, adds: Value,
-        addend_ptr: Value, addend_row_bytes: Value, c_ptr: Value, c_row_bytes: Value,
-    ) -> None:  # fmt: skip
+    ptr: int
+    row_bytes: int
+    adds: int
+    addend_ptr: int
+
+
+def _emit_tiles(
+    v: Vectors, rows: Value, a_ptr: Value, a_row_bytes: Value, a_step_bytes: Value,
+    panel_ptr: Value, steps: Value, start_ptr: Value, out_ptr: Value, out_row_bytes: Value,
+    adds: Value, addend_ptr: Value, c_ptr: Value, c_row_bytes: Value,
+) -> None:  # fmt: skip
+    """Emit the tile of each number of rows."""
+    width_bytes = v.target.panel_width * WORD_BYTES
+
+    def emit_tile(height: int) -> None:
         def row_pointers(base_ptr: Value, row_bytes: Value) -> list[Value]:
-            return [v.address(base_ptr, v.builder.mul(row_bytes, I64(row))) for row in range(rows)]
+            return [
+                v.address(base_ptr, v.builder.mul(row_bytes, I64(row))) for row in range(height)
+            ]
 
         for c_row_ptr in row_pointers(c_ptr, c_row_bytes):
             for offset_bytes in range(0, width_bytes, LINE_BYTES):
@@ -59,10 +71,10 @@ def _make_tile(target: KernelTarget, rows: int) -> Any:
             return [v.fma(x, y, total) for (x, y), total in zip(products, sums, strict=True)]
 
         start = [v.load(start_ptr, offset_bytes) for offset_bytes in offsets]
-        sums = iter(v.loop(steps, 1, start * rows, step))
+        sums = iter(v.loop(steps, 1, start * height, step))
         is_sum = v.builder.icmp_signed("!=", adds, I64(0))
         out_ptrs = row_pointers(out_ptr, out_row_bytes)
-        addend_ptrs = row_pointers(addend_ptr, addend_row_bytes)
+        addend_ptrs = row_pointers(addend_ptr, out_row_bytes)
         for out_row_ptr, addend_row_ptr in zip(out_ptrs, addend_ptrs, strict=True):
             for offset_bytes in offsets:
                 total = next(sums)
@@ -70,50 +82,31 @@ def _make_tile(target: KernelTarget, rows: int) -> Any:
                 value = v.builder.select(is_sum, sum_with_addend, total)
                 v.store(value, out_row_ptr, offset_bytes)
 
-    return kernel(target, tile)
+    for height in range(1, TILE_ROWS + 1):
+        with v.when_equal(rows, height):
+            emit_tile(height)
 
 
 def make_tile(target: KernelTarget) -> Any:
-    """Return tile, of `rows` <= 6 rows; its first argument is their number."""
-    tile1, tile2, tile3, tile4, tile5, tile6 = (
-        _make_tile(target, rows) for rows in range(1, TILE_ROWS + 1)
-    )
+    """Return tile: out[rows, width] = [addend +] (start + A[rows, steps] @ panel[steps, width]).
+
+    rows                number of rows, up to TILE_ROWS
+    a                   TileInput
+    panel_ptr, steps    panel of B [steps, width]
+    start_ptr           first values of the sums of each row [width]
+    result              TileResult
+    c_ptr, c_row_bytes  rows that are written next, which are prefetched
+    """
+    tile_of = kernel(target, _emit_tiles)
 
     @compiled
     def tile(
-        rows: int, a_ptr: int, a_row_bytes: int, a_step_bytes: int, panel_ptr: int, steps: int,
-        start_ptr: int, out_ptr: int, out_row_bytes: int, adds: int, addend_ptr: int,
-        addend_row_bytes: int, c_ptr: int, c_row_bytes: int,
+        rows: int, a: TileInput, panel_ptr: int, steps: int, start_ptr: int, result: TileResult,
+        c_ptr: int, c_row_bytes: int,
     ) -> None:  # fmt: skip
-        if rows == 6:
-            tile6(
-                a_ptr, a_row_bytes, a_step_bytes, panel_ptr, steps, start_ptr, out_ptr,
-                out_row_bytes, adds, addend_ptr, addend_row_bytes, c_ptr, c_row_bytes,
-            )  # fmt: skip
-        elif rows == 5:
-            tile5(
-                a_ptr, a_row_bytes, a_step_bytes, panel_ptr, steps, start_ptr, out_ptr,
-                out_row_bytes, adds, addend_ptr, addend_row_bytes, c_ptr, c_row_bytes,
-            )  # fmt: skip
-        elif rows == 4:
-            tile4(
-                a_ptr, a_row_bytes, a_step_bytes, panel_ptr, steps, start_ptr, out_ptr,
-                out_row_bytes, adds, addend_ptr, addend_row_bytes, c_ptr, c_row_bytes,
-            )  # fmt: skip
-        elif rows == 3:
-            tile3(
-                a_ptr, a_row_bytes, a_step_bytes, panel_ptr, steps, start_ptr, out_ptr,
-                out_row_bytes, adds, addend_ptr, addend_row_bytes, c_ptr, c_row_bytes,
-            )  # fmt: skip
-        elif rows == 2:
-            tile2(
-                a_ptr, a_row_bytes, a_step_bytes, panel_ptr, steps, start_ptr, out_ptr,
-                out_row_bytes, adds, addend_ptr, addend_row_bytes, c_ptr, c_row_bytes,
-            )  # fmt: skip
-        else:
-            tile1(
-                a_ptr, a_row_bytes, a_step_bytes, panel_ptr, steps, start_ptr, out_ptr,
-                out_row_bytes, adds, addend_ptr, addend_row_bytes, c_ptr, c_row_bytes,
-            )  # fmt: skip
+        tile_of(
+            rows, a.ptr, a.row_bytes, a.step_bytes, panel_ptr, steps, start_ptr, result.ptr,
+            result.row_bytes, result.adds, result.addend_ptr, c_ptr, c_row_bytes,
+        )  # fmt: skip
 
     return tile
