@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from benchmarks.load.ledger import (
+from tests.load.ledger import (
     ANSWERED,
     CUT,
     LEFT,
@@ -24,7 +24,7 @@ from benchmarks.load.ledger import (
     must_be_whole,
     read_refusal,
 )
-from benchmarks.load.requests import (
+from tests.load.requests import (
     COMPLETIONS,
     EMBEDDINGS,
     MAX_BODY_BYTES,
@@ -36,7 +36,7 @@ from benchmarks.load.requests import (
     oversized_request,
     text_ask,
 )
-from benchmarks.load.wire import Answer, Connection, get, parse, post
+from tests.load.wire import Answer, Connection, get, parse, post
 
 PATIENCE_S = 120.0  # timeout of a response
 _TIDE_S, _EBB_S, _STEADY = 15.0, 4.0, 0.15

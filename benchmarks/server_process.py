@@ -18,19 +18,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
 from nanovllm.cli.main import main
 from nanovllm.config import EngineConfig
 from nanovllm.engine.engine import Engine
-from nanovllm.engine.inspection import inspector
 
 START_TIMEOUT_S = 300.0  # where the kernels were never compiled before
 END_TIMEOUT_S = 60.0
 _START_INTERVAL_S = 0.05
 _MAX_LOG_BYTES = 8 << 20
-_SETTING = re.compile(r"(RLIMIT_[A-Z]+|LEASE_S)=([\d.]+)")
-_ROOT = Path(__file__).resolve().parents[2]
+_LIMIT = re.compile(r"(RLIMIT_[A-Z]+)=(\d+)")
+_ROOT = Path(__file__).resolve().parents[1]
 
 
 class ServerProcess:
@@ -40,19 +37,14 @@ class ServerProcess:
         self,
         flags: Sequence[str],
         limits: Mapping[str, int] | None = None,
-        lease_s: float | None = None,
     ) -> None:
         """Start on entering, on a free port; what it prints goes to files, which `end` reads.
 
         Args:
             limits: of its process, by name in the module resource, such as {"RLIMIT_NOFILE": 64}.
-            lease_s: time after the last watcher until the engine records no steps, instead of
-                inspector.LEASE_S.
         """
         self._flags = flags
-        self._settings = [f"{name}={value}" for name, value in (limits or {}).items()]
-        if lease_s is not None:
-            self._settings.append(f"LEASE_S={lease_s}")
+        self._limits = [f"{name}={value}" for name, value in (limits or {}).items()]
         self._folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
         self._output, self._errors = (Path(self._folder.name, name) for name in ("out", "err"))
         self._process: subprocess.Popen[str]
@@ -62,7 +54,7 @@ class ServerProcess:
         path = os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH")]))
         with self._output.open("wb") as output, self._errors.open("wb") as errors:
             self._process = subprocess.Popen(
-                [sys.executable, str(Path(__file__)), *self._settings, *self._flags, "--port", "0"],
+                [sys.executable, str(Path(__file__)), *self._limits, *self._flags, "--port", "0"],
                 stdout=output, stderr=errors, text=True, env={**os.environ, "PYTHONPATH": path},
             )  # fmt: skip
         end_s = time.monotonic() + START_TIMEOUT_S
@@ -145,10 +137,9 @@ def _tail(path: Path) -> str:
 def serve_and_check(arguments: Sequence[str]) -> int:
     """Run the command to its end, then check the engine's integrity.
 
-    Arguments such as RLIMIT_NOFILE=64 limit this process, LEASE_S=0.1 sets `inspector.LEASE_S`;
-    the others are the command's.
+    Arguments such as RLIMIT_NOFILE=64 limit this process; the others are the command's.
     """
-    flags = [argument for argument in arguments if not _set(argument)]
+    flags = [argument for argument in arguments if not _set_limit(argument)]
     loaded: list[Engine] = []
     load = Engine.load
 
@@ -172,15 +163,12 @@ def serve_and_check(arguments: Sequence[str]) -> int:
     return code
 
 
-def _set(argument: str) -> bool:
-    """Apply a setting; return whether the argument is one."""
-    match = _SETTING.fullmatch(argument)
+def _set_limit(argument: str) -> bool:
+    """Apply a limit; return whether the argument is one."""
+    match = _LIMIT.fullmatch(argument)
     if match is None:
         return False
     name, value = match.groups()
-    if name == "LEASE_S":
-        inspector.LEASE_S = float(value)
-        return True
     import resource  # noqa: PLC0415 - POSIX only
 
     number = getattr(resource, name)

@@ -1,6 +1,6 @@
 """Draw docs/images/training-loss.svg from the results of nanogpt.py.
 
-Run: python benchmarks/loss_chart.py nanogpt.json
+Run: python tools/loss_chart.py nanogpt.json
 
 The colours follow the reader's light or dark theme.
 """

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks import server_soak
-from benchmarks.load.ledger import (
+from tests.load import server_soak
+from tests.load.ledger import (
     ANSWERED,
     Ledger,
     WrongAnswerError,
@@ -18,10 +18,10 @@ from benchmarks.load.ledger import (
     must_be_whole,
     read_refusal,
 )
-from benchmarks.load.requests import COMPLETIONS, Ask, oversized_request
-from benchmarks.load.verdict import judge, table
-from benchmarks.load.watch import Sample, Watch, gauge
-from benchmarks.load.wire import Answer, parse
+from tests.load.requests import COMPLETIONS, Ask, oversized_request
+from tests.load.verdict import judge, table
+from tests.load.watch import Sample, Watch, gauge
+from tests.load.wire import Answer, parse
 
 SOAK_MINUTES = 1 / 3
 

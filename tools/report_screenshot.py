@@ -1,6 +1,6 @@
 """Take docs/images/training-report.png: the report of a training run in headless Chromium.
 
-Run: python benchmarks/report_screenshot.py RUN
+Run: python tools/report_screenshot.py RUN
 
 RUN is the output folder of `nanovllm train`. The report is drawn again first. Chromium or Chrome is
 looked up in PATH.

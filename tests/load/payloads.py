@@ -9,8 +9,8 @@ import random
 from collections.abc import Iterator
 from typing import Any
 
-from benchmarks.load.requests import COMPLETIONS, CONTEXT, VOCAB
-from benchmarks.load.wire import HOST_HEADER, get, head, post
+from tests.load.requests import COMPLETIONS, CONTEXT, VOCAB
+from tests.load.wire import HOST_HEADER, get, head, post
 
 CHAT = "/v1/chat/completions"
 ATTACKER_KEY, BYSTANDER_KEY = "attacker", "bystander"

@@ -1,6 +1,6 @@
 """Draw docs/images/scaling.svg from the results of simulate.py.
 
-Run: python -m benchmarks.scaling.plot scaling.json
+Run: python -m tools.scaling_chart scaling.json
 
 Needs matplotlib. Both axes of the times are logarithmic: a factor of two has the same length
 everywhere.

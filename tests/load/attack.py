@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.load.wire import Answer, Connection, parse
+from tests.load.wire import Answer, Connection, parse
 
 CLOSED, LEFT, NO_ANSWER = "closed", "left", "no answer"
 REFUSED = frozenset({"400", "413", "422", "429", "503"})

@@ -1,6 +1,6 @@
 """Draw docs/images/comparison.svg from the table of compare.py in docs/performance.md.
 
-Run: python benchmarks/comparison_chart.py
+Run: python tools/comparison_chart.py
 
 One panel per weight type and workload, one bar per engine. The colours follow the reader's light or
 dark theme.

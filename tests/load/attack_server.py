@@ -1,6 +1,6 @@
 """Attack a server, one attack after another, and measure other clients meanwhile.
 
-Run: make attack    or    python benchmarks/attacks.py --only bad-words,chunks
+Run: make attack    or    python -m tests.load.attack_server --only bad-words,chunks
 
 Each attack has a server of its own: `nanovllm serve` with the bundled model and one thread, with a
 memory limit that protects the machine. Meanwhile one client streams, one polls /health every 10 ms,
@@ -20,18 +20,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from benchmarks.load import payloads
-from benchmarks.load.attack import Attack
-from benchmarks.load.attacks import ATTACKS
-from benchmarks.load.bystanders import LOST, OK, OTHER_BITS, REFUSED, Bystanders
-from benchmarks.load.server_process import ServerNotStartedError, ServerProcess
-from benchmarks.load.watch import cpu_s, peak_bytes, tree_bytes
 from benchmarks.options import names_of, tell
+from benchmarks.server_process import ServerNotStartedError, ServerProcess
 from nanovllm.cli.argument_types import not_negative, positive, positive_number
 from nanovllm.cli.bench.report import describe_machine
 from nanovllm.config import parse_bytes
+from tests.load import payloads
+from tests.load.attack import Attack
+from tests.load.attacks import ATTACKS
+from tests.load.bystanders import LOST, OK, OTHER_BITS, REFUSED, Bystanders
+from tests.load.programs import start_program
+from tests.load.watch import cpu_s, peak_bytes, tree_bytes
 
 SHUTDOWN_TIMEOUT_S = 3
 _FLAGS = ["--shutdown-timeout-s", str(SHUTDOWN_TIMEOUT_S)]
@@ -175,7 +174,9 @@ async def _attack(
         server.log_bytes,
         cpu_s(server.pid),
     )
-    attacker = await _start_attacker(attack, server.port, parsed.seconds_per_attack)
+    seconds = str(parsed.seconds_per_attack)
+    at = ["--port", str(server.port), "--seconds", seconds, "--only", attack.name]
+    attacker = await start_program("attacks", *at)
     started_s, signalled_s = time.monotonic(), None
     with contextlib.suppress(asyncio.TimeoutError):
         await asyncio.wait_for(attacker.wait(), attack.signal_after_s or _longest_s(parsed))
@@ -222,18 +223,6 @@ async def _end(server: ServerProcess, signalled_s: float | None) -> dict[str, An
         "tracebacks": end["tracebacks"],
         "integrity": end["integrity"],
     }
-
-
-async def _start_attacker(attack: Attack, port: int, seconds: float) -> asyncio.subprocess.Process:
-    """Start the attack in its own process, so that it delays no client; return when it begins."""
-    program = Path(__file__).parent / "load" / "attacks.py"
-    flags = ["--port", str(port), "--seconds", str(seconds), "--only", attack.name]
-    attacker = await asyncio.create_subprocess_exec(
-        sys.executable, str(program), *flags, stdout=asyncio.subprocess.PIPE
-    )
-    assert attacker.stdout is not None
-    await attacker.stdout.readline()
-    return attacker
 
 
 async def _outcomes(attacker: asyncio.subprocess.Process, timeout_s: float) -> dict[str, int]:

@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from benchmarks.load.requests import EMBEDDINGS, Ask
-from benchmarks.load.wire import Answer
 from benchmarks.options import tell
+from tests.load.requests import EMBEDDINGS, Ask
+from tests.load.wire import Answer
 
 ANSWERED, LEFT, CUT, FAILED = "answered", "left", "cut", "failed"
 """Fates beside `refused 429` etc.: LEFT by the client, CUT by the server after a stall."""

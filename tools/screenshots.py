@@ -1,6 +1,6 @@
 """Take docs/images/inspector*: screenshots and a short animation of the inspector's page.
 
-Run: python benchmarks/screenshots.py [--only playground] [--no-animation]
+Run: python tools/screenshots.py [--only playground] [--no-animation]
 
 Needs the extra `browser` and Chromium. The script starts a server of the bundled model with a small
 KV cache, and sends it more requests than fit, so that some of them wait and are preempted.

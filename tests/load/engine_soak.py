@@ -1,6 +1,6 @@
 """Run serve32 in a loop: do memory and speed stay flat?
 
-Run: python benchmarks/soak.py --minutes 30
+Run: python -m tests.load.engine_soak --minutes 30
 
 Each minute it reports tokens per second, resident memory and memory bandwidth: speed that falls
 with the bandwidth is the machine's. The verdict compares the last quarter of the minutes with the
@@ -9,20 +9,16 @@ first, without the first minute; the last line is JSON.
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.contenders import CLASSES, OUR_OPTIONS
 from benchmarks.options import add_common_options, ensure_model, finish, heading, in_process
 from benchmarks.peers.ours import load
+from benchmarks.worker import resident_bytes
 from benchmarks.workload import make_workloads
 from nanovllm.cli.argument_types import positive_number
 from nanovllm.cli.bench.machine import MemoryReader
@@ -123,20 +119,6 @@ def judge(intervals: Sequence[dict[str, Any]]) -> dict[str, Any]:
         f"({before:,.0f} to {after:,.0f} tok/s)"
     )
     return {"is_flat": is_flat, "memory_growth_bytes": growth, "speed_loss": loss, "text": text}
-
-
-def resident_bytes(pid: int | None = None) -> int | None:
-    """Return a process's resident memory, by default this one's; None if unknown."""
-    pid = os.getpid() if pid is None else pid
-    statm = Path(f"/proc/{pid}/statm")
-    if statm.is_file():
-        return int(statm.read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    if sys.platform == "darwin":
-        asked = subprocess.run(
-            ["/bin/ps", "-o", "rss=", "-p", str(pid)], capture_output=True, text=True, check=True
-        )
-        return int(asked.stdout) * 1024
-    return None
 
 
 def shown(number: int, interval: dict[str, Any]) -> str:

@@ -8,9 +8,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.load.ledger import must_be_whole
-from benchmarks.load.wire import Connection, get, parse
-from benchmarks.soak import resident_bytes
+from benchmarks.worker import resident_bytes
+from tests.load.ledger import must_be_whole
+from tests.load.wire import Connection, get, parse
 
 HEALTH_INTERVAL_S = 0.1
 SAMPLE_INTERVAL_S = 1.0

@@ -1,9 +1,9 @@
 """Run a server under several times its capacity, with good and misbehaving clients.
 
-Run: make soak    or    python benchmarks/server_soak.py --minutes 10
+Run: make soak    or    python -m tests.load.server_soak --minutes 10
 
 Clients read slowly, disconnect, stall, drip bytes and send malformed data. With --attacks, an
-attacker runs beside them: the attacks of benchmarks/attacks.py that fit any server, in turns, and
+attacker runs beside them: the attacks of attacks.py that fit any server, in turns, and
 bystanders that measure their effect.
 
 It starts `nanovllm serve` with a short queue in its own process and drives it over sockets. The
@@ -23,20 +23,19 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from benchmarks.load.attacks import FOR_ANY_SERVER
-from benchmarks.load.clients import PATIENCE_S, Client, Load, ask_once
-from benchmarks.load.ledger import ANSWERED, FAILED, Ledger, must_be_whole
-from benchmarks.load.requests import COMPLETIONS, MAX_BODY_BYTES, Ask, known_asks
-from benchmarks.load.server_process import ServerProcess
-from benchmarks.load.verdict import Seen, judge, table
-from benchmarks.load.watch import Watch, open_files
-from benchmarks.load.wire import Connection, parse, post
 from benchmarks.options import names_of, tell
+from benchmarks.server_process import ServerProcess
 from nanovllm.cli.argument_types import not_negative, positive, positive_number
 from nanovllm.cli.bench.report import describe_machine
 from nanovllm.config import parse_bytes
+from tests.load.attacks import FOR_ANY_SERVER
+from tests.load.clients import PATIENCE_S, Client, Load, ask_once
+from tests.load.ledger import ANSWERED, FAILED, Ledger, must_be_whole
+from tests.load.programs import start_program
+from tests.load.requests import COMPLETIONS, MAX_BODY_BYTES, Ask, known_asks
+from tests.load.verdict import Seen, judge, table
+from tests.load.watch import Watch, open_files
+from tests.load.wire import Connection, parse, post
 
 MAX_QUEUED, MAX_SEQS, STALLED_CLIENT_S = 64, 16, 4
 ATTACKED_BODY_BYTES = 4 << 20
@@ -196,8 +195,8 @@ async def _attacked(server: ServerProcess, parsed: argparse.Namespace) -> AsyncI
     at = ["--port", str(server.port)]
     names = ["--seconds", str(seconds), "--only", ",".join(parsed.attacks)]
     names += ["--patience-s", str(PATIENCE_S)]
-    bystanders = await _begin("bystanders.py", [*at, "--pid", str(server.pid)])
-    attacker = await _begin("attacks.py", [*at, *names])
+    bystanders = await start_program("bystanders", *at, "--pid", str(server.pid))
+    attacker = await start_program("attacks", *at, *names)
     try:
         yield found
         outcomes = await _last_line(attacker, _DRAIN_S + PATIENCE_S)
@@ -208,21 +207,6 @@ async def _attacked(server: ServerProcess, parsed: argparse.Namespace) -> AsyncI
                 process.kill()
             await process.wait()
     found.append(Seen(outcomes, figures, parsed.max_health_s, parsed.max_pause_s))
-
-
-async def _begin(program: str, flags: list[str]) -> asyncio.subprocess.Process:
-    """Start a program of benchmarks/load and wait for its first line."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        str(Path(__file__).parent / "load" / program),
-        *flags,
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-    )
-    assert process.stdout is not None
-    if not await process.stdout.readline():
-        raise RuntimeError(f"{program} did not start")
-    return process
 
 
 async def _last_line(process: asyncio.subprocess.Process, timeout_s: float) -> dict[str, Any]:

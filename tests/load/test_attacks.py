@@ -11,15 +11,16 @@ from typing import Any
 
 import pytest
 
-from benchmarks import attacks as program
-from benchmarks.load import payloads, requests, watch
-from benchmarks.load.attack import Attack, Target, ask, flood, outcome_of
-from benchmarks.load.attacks import ATTACKS, FOR_ANY_SERVER, half_close, rest, take_turns
-from benchmarks.load.bystanders import OK, Session, Stopwatch
-from benchmarks.load.ledger import WrongAnswerError
-from benchmarks.load.verdict import Seen, attack_conditions
-from benchmarks.load.wire import Answer
 from nanovllm.model.config import GPT2Config
+from tests.load import attack_server as program
+from tests.load import payloads, requests, watch
+from tests.load.attack import Attack, Target, ask, flood, outcome_of
+from tests.load.attacks import ATTACKS, FOR_ANY_SERVER, take_turns
+from tests.load.bystanders import OK, Session, Stopwatch
+from tests.load.dialogues import half_close, rest
+from tests.load.ledger import WrongAnswerError
+from tests.load.verdict import Seen, attack_conditions
+from tests.load.wire import Answer
 
 REQUESTS: dict[str, Callable[[int], bytes | list[bytes]]] = {
     "chained_rules": payloads.chained_rules,
@@ -312,7 +313,7 @@ def test_the_program_attacks_a_server(tmp_path: Path, capsys: pytest.CaptureFixt
 
 def test_limits_of_the_server_are_set(monkeypatch: pytest.MonkeyPatch) -> None:
     resource = pytest.importorskip("resource")
-    from benchmarks.load import server_process
+    from benchmarks import server_process
 
     limits: dict[int, tuple[int, int]] = {}
     monkeypatch.setattr(resource, "setrlimit", lambda kind, both: limits.update({kind: both}))

@@ -5,11 +5,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.load.attack import LOADED
-from benchmarks.load.attacks import ATTACKS
-from benchmarks.load.bystanders import LOST, OK, OTHER_BITS
-from benchmarks.load.ledger import ANSWERED, CUT, FAILED, LEFT, Ledger
-from benchmarks.load.watch import Sample, Watch
+from tests.load.attack import LOADED
+from tests.load.attacks import ATTACKS
+from tests.load.bystanders import LOST, OK, OTHER_BITS
+from tests.load.ledger import ANSWERED, CUT, FAILED, LEFT, Ledger
+from tests.load.watch import Sample, Watch
 
 RSS_GROWTH = 0.05
 ATTACKED_RSS_GROWTH = 0.25  # large requests leave gaps in the heap

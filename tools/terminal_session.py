@@ -1,6 +1,6 @@
 """Record docs/images/terminal.svg: run real commands and draw what they print.
 
-Run: python benchmarks/terminal_session.py
+Run: python tools/terminal_session.py
 
 The server and the commands run on this machine with the bundled model. The picture plays once:
 every piece of output appears when the command printed it, with pauses shortened to a second. A

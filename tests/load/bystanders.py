@@ -4,7 +4,7 @@ Each keeps one connection open, as client libraries do. An unfinished wait count
 so far. `own_delay_s` is the longest time without a processor of this process: waits that are not
 longer say nothing about the server.
 
-Run: python benchmarks/load/bystanders.py --port 8000 --pid 123
+Run: python -m tests.load.bystanders --port 8000 --pid 123
 
 As a program they run until standard input ends; the last line of output is JSON.
 """
@@ -18,16 +18,13 @@ from collections import Counter
 from collections.abc import Mapping
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
-from benchmarks.load.ledger import WrongAnswerError, essence, must_be_whole, read_events
-from benchmarks.load.requests import COMPLETIONS, Ask
-from benchmarks.load.watch import tree_bytes
-from benchmarks.load.wire import Answer, Connection, get, parse, post
 from nanovllm.cli.argument_types import positive
+from tests.load.ledger import WrongAnswerError, essence, must_be_whole, read_events
+from tests.load.requests import COMPLETIONS, Ask
+from tests.load.watch import tree_bytes
+from tests.load.wire import Answer, Connection, get, parse, post
 
 OK, REFUSED, LOST, OTHER_BITS = "ok", "refused", "lost", "other bits"
 BEGUN = "begun"

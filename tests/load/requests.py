@@ -5,7 +5,7 @@ import random
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.load.wire import HOST_HEADER, head, post
+from tests.load.wire import HOST_HEADER, head, post
 
 COMPLETIONS, EMBEDDINGS = "/v1/completions", "/v1/embeddings"
 MAX_BODY_BYTES = 1 << 17  # of the server under load
