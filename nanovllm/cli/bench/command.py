@@ -1,14 +1,13 @@
-"""The parsers of `nanovllm bench latency|throughput|serve`."""
+"""`nanovllm bench latency|throughput|serve`: measure speed."""
 
 import argparse
 import math
-from functools import partial
 from pathlib import Path
 
 from nanovllm.cli.argument_types import not_negative, port_number, positive, positive_number
 from nanovllm.cli.environment import API_KEY_VARIABLE, ENGINE_VARIABLES
 from nanovllm.cli.options import add_engine_options, add_model
-from nanovllm.cli.parsers.parser import add_command
+from nanovllm.cli.parser import add_commands, imported, set_up
 
 _DESCRIPTION = "Measure how fast a model is on this machine. Every report ends in a line of JSON."
 _PHASES = (
@@ -27,45 +26,26 @@ streams. The exit code is 1 if a request failed.
 """
 
 
-def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add `bench` and its three kinds."""
-    parser = subparsers.add_parser(
-        "bench", help="measure speed", usage="%(prog)s KIND [options]", description=_DESCRIPTION
-    )
-    kinds = parser.add_subparsers(
-        title="kinds", required=True, metavar="KIND", prog="nanovllm bench"
-    )
-    add_kind = partial(add_command, kinds, arguments="[MODEL] [options]")
-    _add_latency(
-        add_kind(
-            "latency",
-            "nanovllm.cli.bench.offline:run_latency",
-            summary="time of a batch",
-            description=_LATENCY,
-            variables=ENGINE_VARIABLES,
-        )
-    )
-    _add_throughput(
-        add_kind(
-            "throughput",
-            "nanovllm.cli.bench.offline:run_throughput",
-            summary="tokens per second of many prompts at once",
-            description=_THROUGHPUT,
-            variables=ENGINE_VARIABLES,
-        )
-    )
-    _add_serve(
-        add_kind(
-            "serve",
-            "nanovllm.cli.bench.serve:run",
-            summary="latency and throughput of a running server",
-            description=_SERVE,
-            variables=(API_KEY_VARIABLE,),
-        )
-    )
+def define(parser: argparse.ArgumentParser) -> None:
+    """Define the three kinds."""
+    parser.usage = "%(prog)s KIND [options]"
+    parser.description = _DESCRIPTION
+    kinds = {
+        "latency": ("time of a batch", _define_latency),
+        "throughput": ("tokens per second of many prompts at once", _define_throughput),
+        "serve": ("latency and throughput of a running server", _define_serve),
+    }
+    add_commands(parser, "kind", kinds)
 
 
-def _add_latency(parser: argparse.ArgumentParser) -> None:
+def _define_latency(parser: argparse.ArgumentParser) -> None:
+    set_up(
+        parser,
+        imported("nanovllm.cli.bench.offline:run_latency"),
+        arguments="[MODEL] [options]",
+        description=_LATENCY,
+        variables=ENGINE_VARIABLES,
+    )
     add_model(parser)
     group = parser.add_argument_group("workload")
     _add_lengths(parser, group, "", (32, 128))
@@ -87,10 +67,17 @@ def _add_latency(parser: argparse.ArgumentParser) -> None:
     )
     _add_temperature(group)
     _add_json(parser)
-    add_engine_options(parser, seed=0, prefix_caching=False)
+    add_engine_options(parser, seed=0, enable_prefix_caching=False)
 
 
-def _add_throughput(parser: argparse.ArgumentParser) -> None:
+def _define_throughput(parser: argparse.ArgumentParser) -> None:
+    set_up(
+        parser,
+        imported("nanovllm.cli.bench.offline:run_throughput"),
+        arguments="[MODEL] [options]",
+        description=_THROUGHPUT,
+        variables=ENGINE_VARIABLES,
+    )
     add_model(parser)
     group = parser.add_argument_group("workload")
     group.add_argument(
@@ -108,10 +95,17 @@ def _add_throughput(parser: argparse.ArgumentParser) -> None:
     )
     _add_temperature(group)
     _add_json(parser)
-    add_engine_options(parser, seed=0, prefix_caching=False)
+    add_engine_options(parser, seed=0, enable_prefix_caching=False)
 
 
-def _add_serve(parser: argparse.ArgumentParser) -> None:
+def _define_serve(parser: argparse.ArgumentParser) -> None:
+    set_up(
+        parser,
+        imported("nanovllm.cli.bench.serve:run"),
+        arguments="[MODEL] [options]",
+        description=_SERVE,
+        variables=(API_KEY_VARIABLE,),
+    )
     add_model(parser, "name of the served model (default: the server's first)", default=None)
     server = parser.add_argument_group("server")
     address = server.add_mutually_exclusive_group()

@@ -5,14 +5,17 @@ typer, cyclopts and jsonargparse were measured and take 0.15 to 0.4 s longer to 
 """
 
 import argparse
-import pkgutil
 import textwrap
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from pkgutil import resolve_name
 from typing import Any
 
 from nanovllm.cli.environment import variables_help
+from nanovllm.cli.interrupts import ended_by_interrupts
 from nanovllm.suggestions import suggest
+
+Run = Callable[[argparse.Namespace], int]
+Define = Callable[[argparse.ArgumentParser], None]
 
 _TRUTH = {"true": True, "false": False}
 _OTHER_COMMANDS = {
@@ -25,49 +28,55 @@ _OTHER_COMMANDS = {
 """Commands by their names in other programs, such as ollama."""
 
 
-@dataclass(frozen=True, slots=True)
-class Command:
-    """The function "module:function" that runs a command, imported when it is called."""
-
-    target: str
-
-    def load(self) -> Callable[[argparse.Namespace], int]:
-        """Import the function."""
-        function: Callable[[argparse.Namespace], int] = pkgutil.resolve_name(self.target)
-        return function
-
-    def __call__(self, parsed: argparse.Namespace) -> int:
-        """Run the command and return its exit code."""
-        return self.load()(parsed)
-
-
-def add_command(
-    subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]",
-    name: str,
-    target: str,
+def set_up(
+    parser: argparse.ArgumentParser,
+    run: Run,
     *,
     arguments: str,
-    summary: str,
     description: str,
-    variables: Sequence[str],
-) -> argparse.ArgumentParser:
-    """Add a command to its parent's parser and return its own.
+    variables: Sequence[str] = (),
+) -> None:
+    """Describe a command in its parser.
 
     Args:
-        target: the function that runs it, "module:function".
+        run: runs the command with the parsed arguments and returns its exit code.
         arguments: its arguments in the usage line.
-        summary: its line in the parent's help.
         variables: the environment variables that it reads.
     """
-    parser = subparsers.add_parser(
-        name,
-        help=summary,
-        usage=f"%(prog)s {arguments}".strip(),
-        description=description,
-        epilog=variables_help(*variables) if variables else None,
+    parser.usage = f"%(prog)s {arguments}".strip()
+    parser.description = description
+    parser.epilog = variables_help(*variables) if variables else None
+    parser.set_defaults(run=run)
+
+
+def imported(target: str) -> Run:
+    """Return a function that imports the function `target`, "module:function", and calls it."""
+
+    def run(parsed: argparse.Namespace) -> int:
+        with ended_by_interrupts():
+            function = resolve_name(target)
+        return int(function(parsed))
+
+    return run
+
+
+def add_commands(
+    parser: argparse.ArgumentParser, noun: str, commands: Mapping[str, tuple[str, Define | None]]
+) -> None:
+    """Add commands to the main parser, or kinds to that of a command.
+
+    Args:
+        noun: what they are called, such as "command".
+        commands: the line in the help of each, and the function that defines its parser; None if
+            it will not be used.
+    """
+    parsers = parser.add_subparsers(
+        title=f"{noun}s", required=True, metavar=noun.upper(), prog=parser.prog
     )
-    parser.set_defaults(run=Command(target))
-    return parser
+    for name, (summary, define) in commands.items():
+        command = parsers.add_parser(name, help=summary)
+        if define is not None:
+            define(command)
 
 
 class HelpFormatter(argparse.HelpFormatter):
@@ -115,6 +124,37 @@ class CommandParser(argparse.ArgumentParser):
         if rest:
             self.error(self._unrecognized(rest))
         return parsed, rest
+
+    def parse_settings(self, settings: Mapping[str, Any]) -> argparse.Namespace:
+        """Return the options with these values, each by its name without dashes.
+
+        Raises ValueError for an unknown name or a wrong value.
+        """
+        parsed = self.parse_args([])
+        for name, value in settings.items():
+            flag = f"--{name.replace('_', '-')}"
+            action = self._option_string_actions.get(flag)
+            if action is None:
+                raise ValueError(self._unrecognized([flag]))
+            try:
+                setattr(parsed, action.dest, self._setting(flag, action, value))
+            except argparse.ArgumentError as error:
+                raise ValueError(str(error)) from None
+        return parsed
+
+    def _setting(self, flag: str, action: argparse.Action, value: Any) -> Any:
+        """Return the value of an option, converted and checked as on the command line."""
+        if _is_switch(action):
+            is_on = _TRUTH.get(str(value).lower())
+            if is_on is None:
+                raise argparse.ArgumentError(action, f"{value!r} must be true or false")
+            return is_on != flag.startswith("--no-")
+        if isinstance(value, list) or isinstance(action, argparse._AppendAction):  # noqa: SLF001
+            values = value if isinstance(value, list) else [value]
+            return [self._get_value(action, str(one)) for one in values]
+        converted = self._get_value(action, str(value))
+        self._check_value(action, converted)
+        return converted
 
     def error(self, message: str) -> Any:
         """Print the usage of this command, a line, and the error; exit with code 2."""
