@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import comparison_chart
 from nanovllm import LLM
 from nanovllm.cli.main import build_parser
+from tools import comparison_chart
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
