@@ -73,11 +73,14 @@ def fields_by_name(kind: type[BaseModel]) -> dict[str, FieldInfo]:
 
 @cache
 def integer_fields(kind: type[BaseModel]) -> frozenset[str]:
-    """Return the names in JSON of a model's integer fields."""
+    """Return the names in JSON of a model's integer fields, with or without bounds or None."""
     return frozenset(
         name
         for name, field in fields_by_name(kind).items()
-        if field.annotation is int or int in get_args(field.annotation)
+        if any(
+            one is int or get_args(one)[:1] == (int,)
+            for one in (field.annotation, *get_args(field.annotation))
+        )
     )
 
 

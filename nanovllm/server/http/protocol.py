@@ -32,7 +32,7 @@ MAX_REST_BYTES = 16 << 20
 """Maximum bytes after a response has begun: the rest of a refused body, or further requests."""
 MAX_PIPELINED_BYTES = 1 << 16
 """Maximum bytes of pipelined requests."""
-MIN_CHUNKS, MIN_MEAN_CHUNK_BYTES = 1024, 256
+MIN_CHUNKS, MIN_MEAN_CHUNK_BYTES = 1024, 128
 """A body of more than MIN_CHUNKS chunks must have this mean size of chunks: each chunk takes as
 long as one of 64 KiB, and those that are read at once delay other connections."""
 
