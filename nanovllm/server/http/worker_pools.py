@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 from starlette.requests import Request
 
-from nanovllm.engine.async_engine import AsyncEngine
+from nanovllm.engine.request_handle import Deadline
 from nanovllm.engine.shares import FairQueue
 from nanovllm.errors import EngineFaultError, EngineNotReadyError, NanovllmError, QueueFullError
 from nanovllm.server.http.deadlines import deadline_of
@@ -39,12 +39,15 @@ MAX_WAITING_INSPECTIONS = 4
 _NUM_SMALL, _NUM_LARGE, _NUM_GUARDED, _NUM_WRITERS = 2, 2, 4, 2
 
 
-class Work:
+class WorkerPools:
     """The thread pools of one server."""
 
-    def __init__(self, engine: AsyncEngine) -> None:
-        """Create the pools; no thread starts yet."""
-        self._engine = engine
+    def __init__(self, timeout_error: Callable[[Deadline], NanovllmError]) -> None:
+        """Create the pools; no thread starts yet.
+
+        `timeout_error` returns the error of a request that exceeds its deadline in a queue.
+        """
+        self._timeout_error = timeout_error
         self._small = FairThreadPool("nanovllm-small", _NUM_SMALL, MAX_WAITING)
         self._large = FairThreadPool("nanovllm-large", _NUM_LARGE, MAX_WAITING_LARGE)
         self._guarded = FairThreadPool("nanovllm-guarded", _NUM_GUARDED, MAX_WAITING)
@@ -84,7 +87,7 @@ class Work:
                 client,
                 call,
                 deadline_s=deadline.at_s,
-                timeout_error=lambda: self._engine.timeout_error(deadline),
+                timeout_error=lambda: self._timeout_error(deadline),
             )
         return await unless_disconnected(request, result)
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from nanovllm.server.http.bounds import MAX_FIELDS
+from nanovllm.server.http.bounded_model import MAX_FIELDS
 from nanovllm.server.openai.chat_schemas import ChatRequest
 from nanovllm.server.openai.schemas import CompletionRequest
 

@@ -10,7 +10,7 @@ from typing import Any, get_args
 from pydantic import BaseModel
 
 from nanovllm.errors import InvalidRequestError
-from nanovllm.server.http.bounds import fields_by_name
+from nanovllm.server.http.bounded_model import fields_by_name
 from nanovllm.server.http.errors import MAX_INPUT_CHARACTERS, shorten
 from nanovllm.suggestions import suggest
 

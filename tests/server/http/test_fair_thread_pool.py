@@ -18,7 +18,7 @@ from nanovllm.errors import (
     RequestTimeoutError,
 )
 from nanovllm.server.http.event_stream import unless_disconnected
-from nanovllm.server.http.work import FairThreadPool
+from nanovllm.server.http.worker_pools import FairThreadPool
 from tests.support.serving import TIMEOUT_S
 
 

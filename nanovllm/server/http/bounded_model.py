@@ -4,13 +4,14 @@ Pydantic collects all errors of a body in one call that holds the GIL, so a body
 errors would stop the event loop for seconds. Sizes are therefore checked first.
 """
 
-import math
 from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Annotated, Any, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, model_validator
 from pydantic.fields import FieldInfo
+
+from nanovllm.server.http.json_io import write_json
 
 MAX_FIELDS = 100  # more than any model has; each unknown field costs an error
 _CHUNK_VALUES = 1 << 15
@@ -56,9 +57,9 @@ class BoundedModel(BaseModel):
             return value
         if len(value) > MAX_FIELDS:
             raise ValueError(f"an object of {len(value)} fields, the limit is {MAX_FIELDS}")
-        fields = fields_by_name(cls)
+        fields, integers = fields_by_name(cls), integer_fields(cls)
         return {
-            name: as_integer(item) if _is_integer(fields.get(name)) else item
+            name: as_integer(item) if name in integers else item
             for name, item in value.items()
             if item is not None or (name in fields and fields[name].is_required())
         }
@@ -70,10 +71,17 @@ def fields_by_name(kind: type[BaseModel]) -> dict[str, FieldInfo]:
     return {field.alias or name: field for name, field in kind.model_fields.items()}
 
 
-def _is_integer(field: FieldInfo | None) -> bool:
-    """Return whether a field is an integer, with or without bounds or None."""
-    kinds = () if field is None else (field.annotation, *get_args(field.annotation))
-    return any(kind is int or get_args(kind)[:1] == (int,) for kind in kinds)
+@cache
+def integer_fields(kind: type[BaseModel]) -> frozenset[str]:
+    """Return the names in JSON of a model's integer fields, with or without bounds or None."""
+    return frozenset(
+        name
+        for name, field in fields_by_name(kind).items()
+        if any(
+            one is int or get_args(one)[:1] == (int,)
+            for one in (field.annotation, *get_args(field.annotation))
+        )
+    )
 
 
 def as_integer(value: Any) -> Any:
@@ -112,23 +120,17 @@ def at_most(limit: int) -> BeforeValidator:
 
 
 def _check_json(value: dict[str, Any]) -> dict[str, Any]:
-    """Refuse what json.loads returns, but no JSON in UTF-8 can express."""
-    items: list[Any] = [value]
-    while items:
-        item = items.pop()
-        if isinstance(item, dict):
-            items += [*item, *item.values()]
-        elif isinstance(item, list):
-            items += item
-        elif isinstance(item, float) and not math.isfinite(item):
-            raise ValueError("has NaN or infinity, which JSON does not have; send finite numbers")
-        elif isinstance(item, str):
-            try:
-                item.encode()
-            except UnicodeEncodeError:
-                raise ValueError(
-                    "has half of a surrogate pair, which is not a character; send valid Unicode"
-                ) from None
+    """Refuse what a JSON parser returns, but no JSON in UTF-8 can express."""
+    try:
+        write_json(value)
+    except UnicodeEncodeError:
+        raise ValueError(
+            "has half of a surrogate pair, which is not a character; send valid Unicode"
+        ) from None
+    except ValueError:
+        raise ValueError(
+            "has NaN or infinity, which JSON does not have; send finite numbers"
+        ) from None
     return value
 
 
