@@ -1,4 +1,4 @@
-"""Results of the client checks, stored in results.json, and docs/reference/clients.md made from them."""
+"""Results of the client checks in results.json, and docs/reference/clients.md made of them."""
 
 import json
 import textwrap

@@ -1,4 +1,4 @@
-"""The dashboard, the alerts and docs/reference/metrics.md have what /metrics has, and nothing else."""
+"""The dashboard, the alerts and docs/reference/metrics.md have what /metrics has, no more."""
 
 import json
 import re
