@@ -21,6 +21,7 @@ from nanovllm.hub.inventory import (
     stored_items,
 )
 from nanovllm.model.config import GPT2Config, load_generation_config
+from nanovllm.sampling_params import MODEL_DEFAULTS
 
 
 def run_list(parsed: argparse.Namespace) -> int:
@@ -61,7 +62,7 @@ def run_show(parsed: argparse.Namespace) -> int:
         "chat template": _chat_template(folder),
         "sampling": ", ".join(
             f"{name} {defaults[name]}"
-            for name in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+            for name in MODEL_DEFAULTS
             if defaults.get(name) is not None
         ),
     }
