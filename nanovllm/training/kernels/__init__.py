@@ -20,8 +20,6 @@ line imports only from lines below it (the contract in pyproject.toml):
     matmul                C = A @ B, A @ B^T and A^T @ B
     phases                entries: items of work that the threads share
     dropout               dropout masks in vectors
-    activation_gradient   derivatives of the activation functions
-    elementwise           loops over the elements of arrays, in vectors and a rest of scalars
     transpose             transposition of rows in squares of vectors
     records               the arguments of each operation
 """

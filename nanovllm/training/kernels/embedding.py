@@ -9,27 +9,24 @@ from typing import Any
 from nanovllm.model.kernels.build.compiler import compiled
 from nanovllm.model.kernels.build.layout import WORD_BYTES
 from nanovllm.model.kernels.build.target import KernelTarget
-from nanovllm.model.kernels.simd.move import load_int
-from nanovllm.training.kernels.elementwise import make_add
+from nanovllm.model.kernels.simd.move import load_int, make_add, make_copy
 from nanovllm.training.kernels.phases import Work, make_entry, split
 from nanovllm.training.kernels.records import ITEM_ROWS, STRIP
 
 
 def make_embed(target: KernelTarget) -> Any:
     """Return the entry of NumpyOperations.embed."""
-    add = make_add(target)
+    copy, add = make_copy(target), make_add(target)
 
     @compiled
     def compute(record: Any, thread: int, item: int) -> None:
         row_bytes = record.d_model * WORD_BYTES
         for row in range(item * ITEM_ROWS, min((item + 1) * ITEM_ROWS, record.rows)):
             token = load_int(record.token_ids_ptr, row)
-            add(
-                record.token_embedding_ptr + token * row_bytes,
-                record.position_embedding_ptr + row % record.context * row_bytes,
-                record.out_ptr + row * row_bytes,
-                record.d_model,
-            )
+            position_ptr = record.position_embedding_ptr + row % record.context * row_bytes
+            out_ptr = record.out_ptr + row * row_bytes
+            copy(record.token_embedding_ptr + token * row_bytes, out_ptr, record.d_model)
+            add(position_ptr, out_ptr, record.d_model)
 
     return make_entry("embed", [Work(split("rows", ITEM_ROWS), compute)])
 
@@ -50,10 +47,10 @@ def make_embed_backward(target: KernelTarget) -> Any:
             grad_ptr = record.grad_out_ptr + row * row_bytes + offset_bytes
             token = load_int(record.token_ids_ptr, row)
             token_ptr = record.grad_token_embedding_ptr + token * row_bytes + offset_bytes
-            add(token_ptr, grad_ptr, token_ptr, count)
+            add(grad_ptr, token_ptr, count)
             if record.grad_position_embedding_ptr != 0:
                 position_bytes = row % record.context * row_bytes + offset_bytes
                 position_ptr = record.grad_position_embedding_ptr + position_bytes
-                add(position_ptr, grad_ptr, position_ptr, count)
+                add(grad_ptr, position_ptr, count)
 
     return make_entry("embed_backward", [Work(split("d_model", STRIP), compute)])

@@ -159,7 +159,7 @@ class CompiledOperations:
             inverse=inverse,
             onto=onto,
             grad_x=grad_x,
-            partial=self._empty(-(-rows // ITEM_ROWS), 2, d_model),
+            partial=self._panels(-(-rows // ITEM_ROWS) * 2, d_model),
             grad_gain=grad_gain,
             grad_bias=grad_bias,
             rows=rows,
@@ -194,7 +194,7 @@ class CompiledOperations:
         """Return f(z) or residual + z, and f'(z) or None; z = x @ weight + bias."""
         check_residual(activation, residual)
         rows, (d_in, d_out) = len(x), weight.shape
-        kind = KINDS.index(ACTIVATIONS[activation].__name__)
+        kind = KINDS.index(ACTIVATIONS[activation].name)
         out = self._empty(rows, d_out)
         slope = self._empty(rows, d_out) if needs_slope and kind != IDENTITY else None
         self._run(

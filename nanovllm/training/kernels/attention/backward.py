@@ -16,8 +16,11 @@ from typing import Any, NamedTuple
 from nanovllm.model.kernels.build.compiler import compiled
 from nanovllm.model.kernels.build.layout import WORD_BYTES
 from nanovllm.model.kernels.build.target import KernelTarget
+from nanovllm.model.kernels.simd.elements import sum_elements
+from nanovllm.model.kernels.simd.kernel import kernel
 from nanovllm.model.kernels.simd.move import load_int, make_clear, make_copy
-from nanovllm.model.kernels.simd.vector import Value, Vectors, kernel
+from nanovllm.model.kernels.simd.value import Value
+from nanovllm.model.kernels.simd.vector import Vectors
 from nanovllm.training.kernels.attention.layout import (
     KEYS,
     BackwardMemory,
@@ -30,8 +33,7 @@ from nanovllm.training.kernels.attention.panels import (
     make_transpose_panels,
 )
 from nanovllm.training.kernels.attention.tiles import HEAD, TAIL, make_matmul
-from nanovllm.training.kernels.dropout import count_up, integer_argument, is_kept
-from nanovllm.training.kernels.elementwise import float_argument, sum_elements
+from nanovllm.training.kernels.dropout import Mask
 from nanovllm.training.kernels.phases import Work, make_entry
 
 _memory = compiled(backward_memory)
@@ -206,8 +208,7 @@ def _make_differentiate_row(target: KernelTarget) -> Any:
     dots_ptr         D of all queries
     number           of the head among all heads of the batch
     """
-    differentiate = kernel(target, _make_differentiate(drops=False))
-    differentiate_dropped = kernel(target, _make_differentiate(drops=True))
+    differentiate = kernel(target, _differentiate)
     lanes = target.lanes
 
     @compiled
@@ -217,57 +218,47 @@ def _make_differentiate_row(target: KernelTarget) -> Any:
     ) -> None:  # fmt: skip
         context = record.context
         first = key // lanes * lanes
-        offset = first * WORD_BYTES
-        index = (number * context + first) * context + key
-        key = load_int(record.key_ptr, 0)
-        if record.threshold > 0:
-            differentiate_dropped(
-                context - first, scores_ptr + offset, grad_scores_ptr + offset,
-                lse_ptr + offset, dots_ptr + offset, record.scale_bits, index, context,
-                key, key >> 32, record.threshold, record.factor_bits,
-            )  # fmt: skip
-        else:
-            differentiate(
-                context - first, scores_ptr + offset, grad_scores_ptr + offset,
-                lse_ptr + offset, dots_ptr + offset, record.scale_bits, index, context,
-                key, key >> 32, record.threshold, record.factor_bits,
-            )  # fmt: skip
+        offset_bytes = first * WORD_BYTES
+        differentiate(
+            context - first, scores_ptr + offset_bytes, grad_scores_ptr + offset_bytes,
+            lse_ptr + offset_bytes, dots_ptr + offset_bytes, record.scale_bits,
+            (number * context + first) * context + key, context,
+            load_int(record.key_ptr, 0), record.threshold, record.factor_bits,
+        )  # fmt: skip
 
     return differentiate_row
 
 
-def _make_differentiate(*, drops: bool) -> Any:
-    def emit(
-        v: Vectors, count: Value, scores_ptr: Value, grad_scores_ptr: Value, lse_ptr: Value,
-        dots_ptr: Value, scale_bits: Value, first_index: Value, index_step: Value,
-        key_low: Value, key_high: Value, threshold: Value, factor_bits: Value,
-    ) -> None:  # fmt: skip
-        """Emit P * M and scale * P * (M * grad - D), in whole vectors."""
-        scale = float_argument(v, scale_bits)
-        key = integer_argument(v, key_low), integer_argument(v, key_high)
-        least, factor = integer_argument(v, threshold), float_argument(v, factor_bits)
+def _differentiate(
+    v: Vectors, count: Value, scores_ptr: Value, grad_scores_ptr: Value, lse_ptr: Value,
+    dots_ptr: Value, scale_bits: Value, first_index: Value, index_step: Value, key: Value,
+    threshold: Value, factor_bits: Value,
+) -> None:  # fmt: skip
+    """Emit P * M and scale * P * (M * grad - D), in whole vectors."""
+    scale = v.float_argument(scale_bits)
+    mask = Mask(v, key, threshold, factor_bits)
 
-        def vector(i: Value, _: list[Value]) -> list[Value]:
+    def differentiate_all(*, drops: bool) -> None:
+        with v.range(count, v.lanes) as i:
             score, grad = (v.load(v.element(base, i)) for base in (scores_ptr, grad_scores_ptr))
             lse, dot = (v.load(v.element(base, i)) for base in (lse_ptr, dots_ptr))
-            weight = v.exp(v.subtract(v.multiply(score, scale), lse))
+            weight = v.exp(score * scale - lse)
             dropped = weight
             if drops:
-                first = v.address(first_index, v.builder.mul(i, index_step))
-                index = count_up(v, first, index_step)
-                mask = v.where(is_kept(v, index, key, least), factor, v.constant(0.0))
-                dropped, grad = v.multiply(weight, mask), v.multiply(grad, mask)
-            grad_score = v.multiply(v.multiply(weight, v.subtract(grad, dot)), scale)
+                factors = mask.factors(first_index + i * index_step, index_step)
+                dropped, grad = weight * factors, grad * factors
+            grad_score = weight * (grad - dot) * scale
             v.store(dropped, v.element(scores_ptr, i))
             v.store(grad_score, v.element(grad_scores_ptr, i))
-            return []
 
-        v.loop(count, v.lanes, [], vector)
-
-    return emit
+    with v.when_else(threshold != 0) as (drops, keeps):
+        with drops:
+            differentiate_all(drops=True)
+        with keeps:
+            differentiate_all(drops=False)
 
 
 def _dot(v: Vectors, a_ptr: Value, b_ptr: Value, count: Value, out_ptr: Value) -> None:
     """Emit out = the dot product of `count` float32."""
-    products = sum_elements(v, count, (a_ptr, b_ptr), 1, lambda a, b: [v.multiply(a, b)])
+    products = sum_elements(v, count, (a_ptr, b_ptr), 1, lambda a, b: [a * b])
     v.store(products[0], out_ptr)
