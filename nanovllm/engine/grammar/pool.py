@@ -185,6 +185,21 @@ class GrammarPool:
         for worker in self._workers.running:
             worker.process.close()
 
+    def check_integrity(self) -> None:
+        """Assert that all state is consistent; for tests."""
+        with self._lock:
+            held = [one for worker in self._workers.running for one in worker.grammars.values()]
+            states = (GrammarState.COMPILING, GrammarState.READY)
+            assert {one for one in self._grammars.values() if one.state in states} == set(held)
+            assert len(held) == len(set(held)) <= self.limits.max_grammars
+            waiting = [*self._quick, *self._waiting]
+            assert len(waiting) == len(set(waiting))
+            assert all(grammar.state is GrammarState.WAITING for grammar in waiting)
+            for grammar in self._grammars.values():
+                is_waiting = grammar.state is GrammarState.WAITING
+                assert is_waiting == (grammar in waiting)
+                assert not (grammar.state is GrammarState.EVICTED and grammar.needs_worker)
+
     # Grammars -----------------------------------------------------------------------------------
 
     def _make_place(self, client: str) -> QueueFullError | None:
