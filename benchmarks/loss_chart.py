@@ -15,9 +15,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.contenders import OURS, ROOT
 from nanovllm.training.report.formatting import format_ticks
 from nanovllm.training.report.scales import Scale, fit_scale
+
+from benchmarks.contenders import OURS, ROOT
 
 CHART = ROOT / "docs" / "images" / "training-loss.svg"
 TITLE = "Training on tinyshakespeare: loss by step, lower is better"

@@ -22,12 +22,13 @@ _MODULES = [
     )
     for path in (Path(__file__).parents[1] / "nanovllm" / package).glob("[a-z]*.py")
 ]
-_MODULES.remove("nanovllm.training.config")  # checks the types of its settings itself
+for _module in ("config", "settings"):  # they check the types of settings themselves
+    _MODULES.remove(f"nanovllm.training.{_module}")
 _ADAPTERS = [
     f"nanovllm.model.kernels.{name}"
     for name in ("backend", "packed_weights", "sampler", "record", "build.packing")
 ]
-install_shape_checks([*_MODULES, *_ADAPTERS, "nanovllm.runner"])
+install_shape_checks([*_MODULES, *_ADAPTERS, "nanovllm.evaluation.scoring", "nanovllm.runner"])
 
 from nanovllm.config import BACKENDS  # noqa: E402
 from nanovllm.model.kernels.threads.cores import usable_cpus  # noqa: E402

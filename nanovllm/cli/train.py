@@ -15,7 +15,7 @@ from nanovllm.trainer import Trainer
 from nanovllm.training.commands import model_argument, quoted
 from nanovllm.training.config import TrainingConfig, TrainingConfigError, read_toml
 from nanovllm.training.metrics import Evaluation
-from nanovllm.training.report import load_run
+from nanovllm.training.report import read_run
 
 
 def run(parsed: argparse.Namespace) -> int:
@@ -33,7 +33,7 @@ def run(parsed: argparse.Namespace) -> int:
     print(f"{result.state}: {result.message}")
     if result.best_val_loss is not None:
         print(f"best validation loss {result.best_val_loss:.4f} at step {result.best_step}")
-    overfitting = load_run(result.folder).overfitting
+    overfitting = read_run(result.folder).overfitting
     if overfitting:
         print(overfitting)
     print(f"report: {quoted(result.folder / 'report.html')}")

@@ -5,14 +5,14 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from nanovllm.errors import TrainingError
-from nanovllm.training.report import REPORT_FILE, is_run, load_run, render_report, write_page
+from nanovllm.training.report import REPORT_FILE, is_run, read_run, render_report, write_page
 
 _COMPARISON_FILE = Path("comparison.html")
 
 
 def run(parsed: argparse.Namespace) -> int:
     """Write the page and print its path."""
-    runs = [load_run(folder) for folder in dict.fromkeys(_find_runs(parsed.runs))]
+    runs = [read_run(folder) for folder in dict.fromkeys(_find_runs(parsed.runs))]
     default = runs[0].folder / REPORT_FILE if len(runs) == 1 else _COMPARISON_FILE
     output: Path = parsed.output or default
     if output.is_dir():

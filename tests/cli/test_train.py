@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 
+from nanovllm import trainer as trainer_module
 from nanovllm.cli.main import main
 from nanovllm.model.activation import ACTIVATIONS
-from nanovllm.training import trainer as trainer_module
+from nanovllm.trainer import Trainer
 from nanovllm.training.run import files as run_files
 from nanovllm.training.run.checkpoint import RESUME_FILE
-from nanovllm.training.trainer import Trainer
 from tests.support.checkpoints import write_tiny_model
 from tests.support.training_runs import assert_same_weights
 
