@@ -5,7 +5,6 @@ The modules in reading order:
 network       GPT-2 with its gradients, in NumPy
 kernels       the operations of the network, compiled
 data          text files, tokenizers and batches
-settings      settings that state their bounds and descriptions once
 config        the settings of a run
 setup         data, tokenizer and network before the first step
 resume        the saved state of a run, from which it continues

@@ -1,7 +1,7 @@
 """TrainingConfig: the settings of a run, from Python, the command line or a TOML file.
 
-Each field states its type, bounds and description once: the config checks its values by them, and
-the command line makes its options of them (`training_settings`).
+A setting is declared here once: its type and bounds, its default and its text. The checks and the
+options of the command line follow from it.
 """
 
 import math
@@ -9,17 +9,18 @@ import sys
 from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import asdict, dataclass, fields, replace
-from functools import cache, partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, cast
+from typing import Annotated, Any, TypeAlias, cast
 
+from annotated_types import Interval
+
+from nanovllm.checked_fields import checked_fields
 from nanovllm.config import BACKENDS
-from nanovllm.errors import TrainingError
+from nanovllm.errors import InvalidRequestError, TrainingError
 from nanovllm.model.activation import ACTIVATIONS
 from nanovllm.model.config import POSITIONS
 from nanovllm.suggestions import suggest
-from nanovllm.training.settings import Paths, Setting, Text, describe_settings, setting
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -27,6 +28,7 @@ else:
     import tomli as tomllib
 
 _PATHS = ("data", "validation_data")
+_TEXTS = ("output", "pattern", "init_from", "tokenizer")
 _VALIDATION_FRACTION = 0.1
 _DEFAULT_STEPS = 2000
 _OF_CHECKPOINT = (
@@ -68,12 +70,25 @@ PRESETS: Mapping[str, NetworkSettings] = MappingProxyType(
 """Settings of the published models (Radford et al. 2019, table 2)."""
 
 
+_CHOICES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "preset": tuple(PRESETS),
+        "positions": POSITIONS,
+        "backend": BACKENDS,
+        "activation": tuple(ACTIVATIONS),
+    }
+)
+
+
 class TrainingConfigError(TrainingError):
     """Settings of a run are missing, wrong, or contradict each other: the message lists all."""
 
 
-_run, _model = partial(setting, "run"), partial(setting, "model")
-_optimization, _evaluation = partial(setting, "optimization"), partial(setting, "evaluation")
+Text: TypeAlias = str | Path
+Size: TypeAlias = Annotated[int, Interval(ge=1, le=2**24)]
+Steps: TypeAlias = Annotated[int, Interval(ge=1, le=2**40)]
+Factor: TypeAlias = Annotated[float, Interval(ge=0, lt=math.inf)]
+Rate: TypeAlias = Annotated[float, Interval(ge=0, lt=1)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,138 +96,115 @@ class TrainingConfig:
     """Settings of a run; TrainingError names every value that cannot be used.
 
     `data` and `output` are necessary. A setting of None takes the value of the preset, of the
-    checkpoint in `init_from`, or the default in its description.
+    checkpoint in `init_from`, or the default that is given here.
+
+    Attributes:
+        data: text files, folders of them, or one token file (.npy, or .bin of uint16).
+        validation_data: text or a token file to validate on; its files that are also in `data` are
+            left out of the training text (default: the end of `data`).
+        output: new or empty folder for checkpoint, metrics, report and the state for resuming.
+        pattern: files to read from folders, but not from hidden ones, node_modules or virtual
+            environments.
+        layers: transformer blocks (default: 4).
+        heads: attention heads (default: 4).
+        width: d_model, the width of the residual stream (default: 128).
+        context: context length in tokens (default: 64, with `init_from` the model's).
+        activation: function of the feed-forward block: gelu_new, gelu, quick_gelu, relu, relu2,
+            silu, sigmoid, tanh, mish or another that transformers names (default: gelu_new).
+        positions: position embedding, learned or sinusoidal (default: learned).
+        preset: sizes of gpt2, gpt2-medium, gpt2-large or gpt2-xl.
+        init_from: fine-tune this model: a folder, or a name such as gpt2.
+        tokenizer: char, bpe (trained on the data), gpt2, or a folder or tokenizer.json (default:
+            bpe).
+        vocab_size: vocabulary of a bpe tokenizer (default: 1024, or what a small text gives).
+        batch_size: sequences of a batch, which is one forward pass.
+        grad_accumulation: batches per update.
+        steps: updates (default: 2000, or those of `epochs`).
+        epochs: passes over the data, instead of `steps`.
+        lr: peak learning rate (default: 1e-3, fine-tuning 1e-4).
+        min_lr: learning rate at the end of the cosine (default: a tenth of `lr`).
+        warmup_steps: updates to reach `lr` (default: a twentieth of the steps, at most 100).
+        weight_decay: AdamW's decay of matrices; biases, gains and positions have none.
+        grad_clip: maximum gradient norm, 0 for none.
+        beta1: AdamW's first decay rate.
+        beta2: AdamW's second decay rate.
+        dropout: dropout rate.
+        seed: of initial weights, data order and dropout.
+        eval_every: updates between evaluations (default: a tenth of the steps).
+        max_eval_batches: batches of an evaluation (default: the whole validation split).
+        patience: end after this many evaluations without a lower validation loss.
+        stop_after: save and end after this step, to resume later.
+        validation_fraction: part of the text, at its end, that is held out.
+        sample_tokens: tokens to generate at each evaluation.
+        backend: numba for compiled kernels, numpy for the readable operations.
+        num_threads: threads of the kernels, and of NumPy in `train` (default: all usable physical
+            cores).
     """
 
-    data: Paths = _run(
-        (), "text files, folders of them, or one token file (.npy, or .bin of uint16)", "path"
-    )
-    validation_data: Paths = _run(
-        (),
-        "text or a token file to validate on; its files that are also in --data are left out of "
-        "the training text (default: the end of --data)",
-        "path",
-    )
-    output: Text | Path = _run("", "new or empty folder for checkpoint, metrics and report", "dir")
-    pattern: Text = _run(
-        "*.txt",
-        "files to read from folders, but not from hidden ones, node_modules or virtual "
-        "environments",
-        "glob",
-    )
-    stop_after: int | None = _run(
-        None, "save and end after this step, to resume later", "step", ge=1, le=2**40
-    )
-    seed: int = _run(0, "seed of weights, data order and dropout", ge=0, le=2**63 - 1)
-    backend: str = _run(
-        "numba", "numba: compiled kernels; numpy: the readable operations", "name", BACKENDS
-    )
-    num_threads: int | None = _run(
-        None,
-        "threads of the kernels and of NumPy (default: all usable physical cores)",
-        "threads",
-        ge=1,
-        le=2**10,
-    )
-
-    layers: int | None = _model(None, "transformer blocks (default: 4)", ge=1, le=2**10)
-    heads: int | None = _model(None, "attention heads (default: 4)", ge=1, le=2**14)
-    width: int | None = _model(None, "width of the residual stream (default: 128)", ge=1, le=2**17)
-    context: int | None = _model(
-        None, "context length (default: 64, with --init-from the model's)", "tokens", ge=1, le=2**24
-    )
-    activation: str | None = _model(
-        None,
-        "gelu_new, gelu, quick_gelu, relu, relu2, silu, sigmoid, tanh, mish or another of "
-        "docs/training.md (default: gelu_new)",
-        "name",
-        ACTIVATIONS,
-    )
-    positions: str | None = _model(
-        None, "position embedding, learned or sinusoidal (default: learned)", "kind", POSITIONS
-    )
-    preset: str | None = _model(
-        None, "sizes of gpt2, gpt2-medium, gpt2-large or gpt2-xl", "name", PRESETS
-    )
-    init_from: Text | Path | None = _model(
-        None, "fine-tune this model: a folder, or a name such as gpt2", "model"
-    )
-    tokenizer: Text | Path | None = _model(
-        None,
-        "char, bpe (trained on the data), gpt2, or a folder or tokenizer.json (default: bpe)",
-        "kind",
-    )
-    vocab_size: int | None = _model(
-        None,
-        "vocabulary of a bpe tokenizer (default: 1024, or what a small text gives)",
-        "tokens",
-        ge=1,
-        le=2**24,
-    )
-
-    batch_size: int = _optimization(12, "sequences per batch", "seqs", ge=1, le=2**24)
-    grad_accumulation: int = _optimization(1, "batches per update", "batches", ge=1, le=2**24)
-    steps: int | None = _optimization(None, "updates (default: 2000)", ge=1, le=2**40)
-    epochs: int | None = _optimization(
-        None, "passes over the data, instead of --steps", ge=1, le=2**40
-    )
-    lr: float | None = _optimization(
-        None, "peak learning rate (default: 1e-3, fine-tuning 1e-4)", ge=0
-    )
-    min_lr: float | None = _optimization(
-        None, "learning rate at the end of the cosine (default: a tenth of --lr)", ge=0
-    )
-    warmup_steps: int | None = _optimization(
-        None,
-        "updates to reach --lr (default: a twentieth of the steps, at most 100)",
-        "steps",
-        ge=0,
-        le=2**40,
-    )
-    weight_decay: float = _optimization(
-        0.1, "AdamW's decay of matrices; biases, gains and positions have none", ge=0
-    )
-    grad_clip: float = _optimization(1.0, "maximum gradient norm, 0 for none", ge=0)
-    beta1: float = _optimization(0.9, "AdamW's first decay rate", ge=0, lt=1)
-    beta2: float = _optimization(0.99, "AdamW's second decay rate", ge=0, lt=1)
-    dropout: float = _optimization(0.0, "dropout rate", ge=0, lt=1)
-
-    eval_every: int | None = _evaluation(
-        None, "updates between evaluations (default: a tenth of the steps)", "steps", ge=1, le=2**40
-    )
-    max_eval_batches: int | None = _evaluation(
-        None,
-        "batches of an evaluation (default: the whole validation split)",
-        "batches",
-        ge=1,
-        le=2**40,
-    )
-    patience: int | None = _evaluation(
-        None,
-        "end after this many evaluations without a lower validation loss",
-        "evals",
-        ge=1,
-        le=2**40,
-    )
-    validation_fraction: float = _evaluation(
-        _VALIDATION_FRACTION, "part of the text, at its end, that is held out", "f", ge=0, lt=1
-    )
-    sample_tokens: int = _evaluation(
-        100, "tokens to generate at each evaluation", "tokens", ge=0, le=10_000
-    )
+    data: Text | Sequence[Text] = ()
+    validation_data: Text | Sequence[Text] = ()
+    output: Text = ""
+    pattern: str = "*.txt"
+    layers: Annotated[int, Interval(ge=1, le=2**10)] | None = None
+    heads: Annotated[int, Interval(ge=1, le=2**14)] | None = None
+    width: Annotated[int, Interval(ge=1, le=2**17)] | None = None
+    context: Size | None = None
+    activation: str | None = None
+    positions: str | None = None
+    preset: str | None = None
+    init_from: Text | None = None
+    tokenizer: Text | None = None
+    vocab_size: Size | None = None
+    batch_size: Size = 12
+    grad_accumulation: Size = 1
+    steps: Steps | None = None
+    epochs: Steps | None = None
+    lr: Factor | None = None
+    min_lr: Factor | None = None
+    warmup_steps: Annotated[int, Interval(ge=0, le=2**40)] | None = None
+    weight_decay: Factor = 0.1
+    grad_clip: Factor = 1.0
+    beta1: Rate = 0.9
+    beta2: Rate = 0.99
+    dropout: Rate = 0.0
+    seed: Annotated[int, Interval(ge=0, le=2**63 - 1)] = 0
+    eval_every: Steps | None = None
+    max_eval_batches: Steps | None = None
+    patience: Steps | None = None
+    stop_after: Steps | None = None
+    validation_fraction: Rate = _VALIDATION_FRACTION
+    sample_tokens: Annotated[int, Interval(ge=0, le=10_000)] = 100
+    backend: str = "numba"
+    num_threads: Annotated[int, Interval(ge=1, le=2**10)] | None = None
 
     def __post_init__(self) -> None:
-        given = {one.name: getattr(self, one.name) for one in training_settings()}
-        for name in (*_PATHS, "output", "init_from", "tokenizer"):
-            object.__setattr__(self, name, _as_text(getattr(self, name), several=name in _PATHS))
         problems = {}
-        if self.data in ((), ("",)):
+        if self.data in ((), [], "", [""]):
             problems["data"] = "data is missing: text files, folders or a token file (--data)"
         if self.output == "":
             problems["output"] = "output is missing: a new folder for the run (--output)"
-        for one in training_settings():
-            if one.name not in problems and not one.accepts(getattr(self, one.name)):
-                problems[one.name] = f"{one.name} is {given[one.name]!r} but must be {one.limit}"
+        for name, field in checked_fields(TrainingConfig).items():
+            value = getattr(self, name)
+            try:
+                field.check(value)
+            except InvalidRequestError as error:
+                problems[name] = str(error)
+            expected = _CHOICES.get(name, ())
+            if value is not None and expected and value not in expected:
+                problems[name] = f"{name} is {value!r} but must be one of {', '.join(expected)}"
+        for name in _TEXTS:
+            value = getattr(self, name)
+            if not (name in problems or _is_text(value) or value is None):
+                problems[name] = f"{name} is {value!r} but must be text"
+            elif isinstance(value, Path):
+                object.__setattr__(self, name, str(value))
+        for name in _PATHS:
+            value = getattr(self, name)
+            paths = [value] if isinstance(value, str | Path) else value
+            if isinstance(paths, Sequence) and all(map(_is_text, paths)):
+                object.__setattr__(self, name, tuple(map(str, paths)))
+            elif name not in problems:
+                problems[name] = f"{name} is {value!r} but must be paths of text"
         found = [*problems.values(), *self._contradictions(wrong=set(problems))]
         if found:
             raise TrainingConfigError("these settings cannot be used:\n  " + "\n  ".join(found))
@@ -220,9 +212,8 @@ class TrainingConfig:
     def _contradictions(self, wrong: set[str]) -> list[str]:
         """Return the problems of settings together; those that are `wrong` have their defaults."""
         config = copy(self)
-        for one in training_settings():
-            if one.name in wrong:
-                object.__setattr__(config, one.name, one.default)
+        for name in wrong:
+            object.__setattr__(config, name, checked_fields(TrainingConfig)[name].default)
         problems = []
         if config.steps is not None and config.epochs is not None:
             problems.append("steps and epochs are both given; leave one out")
@@ -362,23 +353,9 @@ def read_toml(path: Path) -> dict[str, Any]:
     return {name.replace("-", "_"): value for name, value in raw.items()}
 
 
-@cache
-def training_settings() -> tuple[Setting, ...]:
-    """Return the settings of a run, group by group."""
-    return describe_settings(TrainingConfig)
-
-
 def _step_problem(name: str, value: int, limit: str, steps: int) -> str:
     return f"{name} is {value:,} but must be {limit} the {steps:,} steps of the run"
 
 
-def _as_text(value: Any, *, several: bool) -> Any:
-    """Return paths as text, one of `several` as a tuple; other values as they are."""
-    if isinstance(value, Path):
-        value = str(value)
-    if not several:
-        return value
-    if isinstance(value, str):
-        return (value,)
-    is_list = isinstance(value, Sequence) and not isinstance(value, bytes)
-    return tuple(_as_text(one, several=False) for one in value) if is_list else value
+def _is_text(value: object) -> bool:
+    return isinstance(value, str | Path) and str(value) != "" and "\0" not in str(value)
