@@ -55,7 +55,14 @@ _METAVARS = {
     "validation_data": "PATH",
     "output": "DIR",
     "pattern": "GLOB",
+    "stop_after": "STEP",
+    "context": "TOKENS",
+    "vocab_size": "TOKENS",
+    "activation": "NAME",
     "init_from": "MODEL",
+    "grad_accumulation": "BATCHES",
+    "eval_every": "STEPS",
+    "patience": "EVALUATIONS",
 }
 _OTHERS = {
     "config": ("FILE", "TOML file with any of these settings"),
@@ -81,20 +88,21 @@ def define(parser: argparse.ArgumentParser) -> None:
         for name in names:
             field = fields.get(name)
             options = _describe_other(name) if field is None else _describe_field(field)
-            flag = "--" + name.replace("_", "-")
-            group.add_argument(flag, default=argparse.SUPPRESS, **options)
+            group.add_argument(_flag(name), default=argparse.SUPPRESS, **options)
 
 
 def _describe_field(field: CheckedField) -> dict[str, Any]:
     """Return the arguments of `add_argument` for a setting, whose text says what it is for."""
-    text = re.sub(r"`(\w+)`", lambda found: "--" + found[1].replace("_", "-"), field.help).rstrip(
-        "."
-    )
+    text = re.sub(r"`(\w+)`", lambda found: _flag(found[1]), field.help).rstrip(".")
     if field.default not in (None, "", ()):
         text += f" (default: {field.default})"
     takes = {"nargs": "+"} if field.default == () else {"type": field.kind or str}
     metavar = _METAVARS.get(field.name, field.name.rsplit("_", 1)[-1].upper())
     return {**takes, "metavar": metavar, "help": text}
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
 
 
 def _describe_other(name: str) -> dict[str, Any]:

@@ -109,7 +109,7 @@ class TrainingConfig:
         heads: attention heads (default: 4).
         width: d_model, the width of the residual stream (default: 128).
         context: context length in tokens (default: 64, with `init_from` the model's).
-        activation: function of the feed-forward block: gelu_new, gelu, quick_gelu, relu, relu2,
+        activation: activation function: gelu_new, gelu, quick_gelu, relu, relu2,
             silu, sigmoid, tanh, mish or another that transformers names (default: gelu_new).
         positions: position embedding, learned or sinusoidal (default: learned).
         preset: sizes of gpt2, gpt2-medium, gpt2-large or gpt2-xl.
@@ -129,7 +129,7 @@ class TrainingConfig:
         beta1: AdamW's first decay rate.
         beta2: AdamW's second decay rate.
         dropout: dropout rate.
-        seed: of initial weights, data order and dropout.
+        seed: seed of initial weights, data order and dropout.
         eval_every: updates between evaluations (default: a tenth of the steps).
         max_eval_batches: batches of an evaluation (default: the whole validation split).
         patience: end after this many evaluations without a lower validation loss.
@@ -137,8 +137,7 @@ class TrainingConfig:
         validation_fraction: part of the text, at its end, that is held out.
         sample_tokens: tokens to generate at each evaluation.
         backend: numba for compiled kernels, numpy for the readable operations.
-        num_threads: threads of the kernels, and of NumPy in `train` (default: all usable physical
-            cores).
+        num_threads: threads of the kernels and of NumPy (default: all usable physical cores).
     """
 
     data: Text | Sequence[Text] = ()
@@ -178,36 +177,42 @@ class TrainingConfig:
     num_threads: Annotated[int, Interval(ge=1, le=2**10)] | None = None
 
     def __post_init__(self) -> None:
-        problems = {}
+        missing = {}
         if self.data in ((), [], "", [""]):
-            problems["data"] = "data is missing: text files, folders or a token file (--data)"
+            missing["data"] = "data is missing: text files, folders or a token file (--data)"
         if self.output == "":
-            problems["output"] = "output is missing: a new folder for the run (--output)"
+            missing["output"] = "output is missing: a new folder for the run (--output)"
+        problems = {**missing, **self._wrong_values(), **self._wrong_texts(), **missing}
+        found = [*problems.values(), *self._contradictions(wrong=set(problems))]
+        if found:
+            raise TrainingConfigError("these settings cannot be used:\n  " + "\n  ".join(found))
+
+    def _wrong_values(self) -> dict[str, str]:
+        """Return the problems of numbers and choices by setting."""
+        problems = {}
         for name, field in checked_fields(TrainingConfig).items():
-            value = getattr(self, name)
+            value, choices = getattr(self, name), _CHOICES.get(name)
             try:
                 field.check(value)
             except InvalidRequestError as error:
                 problems[name] = str(error)
-            expected = _CHOICES.get(name, ())
-            if value is not None and expected and value not in expected:
-                problems[name] = f"{name} is {value!r} but must be one of {', '.join(expected)}"
-        for name in _TEXTS:
+            if choices and value is not None and value not in choices:
+                problems[name] = f"{name} is {value!r} but must be one of {', '.join(choices)}"
+        return problems
+
+    def _wrong_texts(self) -> dict[str, str]:
+        """Make paths text; return the problems of texts by setting."""
+        problems = {}
+        for name in (*_TEXTS, *_PATHS):
             value = getattr(self, name)
-            if not (name in problems or _is_text(value) or value is None):
-                problems[name] = f"{name} is {value!r} but must be text"
-            elif isinstance(value, Path):
-                object.__setattr__(self, name, str(value))
-        for name in _PATHS:
-            value = getattr(self, name)
-            paths = [value] if isinstance(value, str | Path) else value
-            if isinstance(paths, Sequence) and all(map(_is_text, paths)):
-                object.__setattr__(self, name, tuple(map(str, paths)))
-            elif name not in problems:
-                problems[name] = f"{name} is {value!r} but must be paths of text"
-        found = [*problems.values(), *self._contradictions(wrong=set(problems))]
-        if found:
-            raise TrainingConfigError("these settings cannot be used:\n  " + "\n  ".join(found))
+            texts = value if name in _PATHS and not isinstance(value, str | Path) else [value]
+            if isinstance(texts, Sequence) and all(map(_is_text, texts)):
+                text = tuple(map(str, texts)) if name in _PATHS else str(value)
+                object.__setattr__(self, name, text)
+            elif value is not None or name not in ("init_from", "tokenizer"):
+                kind = "paths of text" if name in _PATHS else "text"
+                problems[name] = f"{name} is {value!r} but must be {kind}"
+        return problems
 
     def _contradictions(self, wrong: set[str]) -> list[str]:
         """Return the problems of settings together; those that are `wrong` have their defaults."""
