@@ -57,17 +57,17 @@ compare-training: $(RUN)  ## compare training with PyTorch; ARGS="--torch-python
 	@$(BIN)/python benchmarks/training.py $(ARGS)
 
 charts: $(RUN)  ## draw the comparison chart and record the terminal session of the README
-	@$(BIN)/python benchmarks/comparison_chart.py
-	@$(BIN)/python benchmarks/terminal_session.py
+	@$(BIN)/python tools/comparison_chart.py
+	@$(BIN)/python tools/terminal_session.py
 
 screenshots: $(DEV)  ## take the pictures of the inspector; ARGS="--only engine --no-animation"
-	@$(BIN)/python benchmarks/screenshots.py $(ARGS)
+	@$(BIN)/python tools/screenshots.py $(ARGS)
 
 soak: $(TEST)  ## overload and attack a server for ten minutes; ARGS="--minutes 1"
-	@$(BIN)/python benchmarks/server_soak.py --attacks all $(ARGS)
+	@$(BIN)/python -m tests.load.server_soak --attacks all $(ARGS)
 
 attack: $(TEST)  ## run known attacks against a server; ARGS="--only bad-words,chunks"
-	@$(BIN)/python benchmarks/attacks.py $(ARGS)
+	@$(BIN)/python -m tests.load.attack_server $(ARGS)
 
 clients: $(TEST)  ## run client libraries, write docs/reference/clients.md; ONLY=litellm,openai
 	@$(BIN)/python -m tests.clients.run --only "$(ONLY)"

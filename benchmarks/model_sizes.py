@@ -26,8 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.contenders import CLASSES, OUR_OPTIONS, ROOT
 from benchmarks.make_model import SIZES
 from benchmarks.options import add_common_options, ensure_model, finish, heading, names_of, tell
-from benchmarks.soak import resident_bytes
-from benchmarks.worker import peak_bytes
+from benchmarks.worker import peak_bytes, resident_bytes
 from nanovllm import LLM, RequestOutput, SamplingParams
 
 PREFILL_TOKENS = 512

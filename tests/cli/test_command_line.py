@@ -64,7 +64,7 @@ def test_every_command_has_its_function(command: str) -> None:
         "eval": ["--data", "a"],
         "train-report": ["a"],
     }.get(command, [])
-    assert callable(build_parser().parse_args([*command.split(), *required]).run.load())
+    assert callable(build_parser().parse_args([*command.split(), *required]).run)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
