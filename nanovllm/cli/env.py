@@ -14,10 +14,10 @@ from nanovllm.cli.environment import VARIABLES
 from nanovllm.config import format_bytes
 from nanovllm.errors import printable
 from nanovllm.hub.inventory import kernel_files
+from nanovllm.model.cores import default_threads, usable_cpus
 from nanovllm.model.kernels.build.codegen import host_cpu
 from nanovllm.model.kernels.build.object_cache import user_cache
 from nanovllm.model.kernels.build.target import host_target
-from nanovllm.model.kernels.threads.cores import default_threads, usable_cpus
 from nanovllm.model.memory_limit import PHYSICAL_MEMORY, memory_limit
 
 _PACKAGES = (

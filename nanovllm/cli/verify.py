@@ -24,8 +24,8 @@ from nanovllm.errors import EngineFaultError, NanovllmError
 from nanovllm.hub import resolve_model
 from nanovllm.llm import LLM
 from nanovllm.model.batch import ForwardBatch
+from nanovllm.model.logprobs import log_softmax
 from nanovllm.outputs import RequestOutput
-from nanovllm.runner.logprobs import log_softmax
 from nanovllm.sampling_params import SamplingParams
 
 _COMMAND = "nanovllm verify"

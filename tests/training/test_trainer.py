@@ -16,7 +16,7 @@ from threadpoolctl import ThreadpoolController
 from nanovllm.errors import TrainingError
 from nanovllm.llm import LLM
 from nanovllm.model.config import GPT2Config
-from nanovllm.model.kernels.threads.cores import cpu_name
+from nanovllm.model.cores import cpu_name
 from nanovllm.sampling_params import SamplingParams
 from nanovllm.training import trainer as trainer_module
 from nanovllm.training.config import TrainingConfig
