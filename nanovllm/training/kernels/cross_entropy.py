@@ -16,38 +16,38 @@ from nanovllm.model.kernels.simd.kernel import kernel
 from nanovllm.model.kernels.simd.move import load_int
 from nanovllm.model.kernels.simd.value import Value
 from nanovllm.model.kernels.simd.vector import Vectors
-from nanovllm.training.kernels.matmul.matmul import Matmul, matmul_work
-from nanovllm.training.kernels.matmul.pack import Packing, pack_work
+from nanovllm.training.kernels.matmul.matmul import Matmul, matmul_work, plain_matmul
+from nanovllm.training.kernels.matmul.pack import Panels, pack_work
 from nanovllm.training.kernels.phases import Work, make_entry, split
-from nanovllm.training.kernels.records import IDENTITY
 
 _ROWS_PER_ITEM = 8
 
 
+@compiled
+def _transposed_head(record: Any) -> Panels:
+    return Panels(
+        source_ptr=record.head_ptr,
+        is_transposed=True,
+        steps=record.d_model,
+        columns=record.vocab,
+        panels_ptr=record.transposed_panels_ptr,
+    )
+
+
+@compiled
+def _head(record: Any) -> Panels:
+    return Panels(
+        source_ptr=record.head_ptr,
+        is_transposed=False,
+        steps=record.vocab,
+        columns=record.d_model,
+        panels_ptr=record.panels_ptr,
+    )
+
+
 def make_pack_head(target: KernelTarget) -> Any:
-    """Return the entry pack_head."""
-
-    @compiled
-    def transposed_head(record: Any) -> Packing:
-        return Packing(
-            source_ptr=record.head_ptr,
-            is_transposed=True,
-            steps=record.d_model,
-            columns=record.vocab,
-            panels_ptr=record.transposed_panels_ptr,
-        )
-
-    @compiled
-    def head(record: Any) -> Packing:
-        return Packing(
-            source_ptr=record.head_ptr,
-            is_transposed=False,
-            steps=record.vocab,
-            columns=record.d_model,
-            panels_ptr=record.panels_ptr,
-        )
-
-    return make_entry("pack_head", [pack_work(target, transposed_head), pack_work(target, head)])
+    """Return the entry pack_head; without `panels_ptr` it packs the transpose alone."""
+    return make_entry("pack_head", [pack_work(target, _transposed_head), pack_work(target, _head)])
 
 
 def make_cross_entropy(target: KernelTarget) -> Any:
@@ -60,23 +60,18 @@ def make_cross_entropy(target: KernelTarget) -> Any:
 
     @compiled
     def logits(record: Any) -> Matmul:
-        return Matmul(
+        return plain_matmul(
             rows=record.rows,
-            columns=record.vocab,
-            steps=record.d_model,
             a_ptr=record.hidden_ptr,
             is_transposed=False,
-            panels_ptr=record.transposed_panels_ptr,
+            b=_transposed_head(record),
             out_ptr=record.logits_ptr,
-            slope_ptr=record.logits_ptr,
-            kind=IDENTITY,
-            bias_ptr=0,
             addend_ptr=0,
         )
 
     @compiled
-    def hidden(record: Any) -> Packing:
-        return Packing(
+    def hidden(record: Any) -> Panels:
+        return Panels(
             source_ptr=record.hidden_ptr,
             is_transposed=False,
             steps=record.rows,
@@ -86,33 +81,23 @@ def make_cross_entropy(target: KernelTarget) -> Any:
 
     @compiled
     def head_gradient(record: Any) -> Matmul:
-        return Matmul(
+        return plain_matmul(
             rows=record.vocab,
-            columns=record.d_model,
-            steps=record.rows,
             a_ptr=record.logits_ptr,
             is_transposed=True,
-            panels_ptr=record.hidden_panels_ptr,
+            b=hidden(record),
             out_ptr=record.grad_head_ptr,
-            slope_ptr=record.grad_head_ptr,
-            kind=IDENTITY,
-            bias_ptr=0,
             addend_ptr=record.grad_head_ptr,
         )
 
     @compiled
     def hidden_gradient(record: Any) -> Matmul:
-        return Matmul(
+        return plain_matmul(
             rows=record.rows,
-            columns=record.d_model,
-            steps=record.vocab,
             a_ptr=record.logits_ptr,
             is_transposed=False,
-            panels_ptr=record.panels_ptr,
+            b=_head(record),
             out_ptr=record.grad_hidden_ptr,
-            slope_ptr=record.grad_hidden_ptr,
-            kind=IDENTITY,
-            bias_ptr=0,
             addend_ptr=0,
         )
 

@@ -16,18 +16,18 @@ from nanovllm.model.kernels.simd.elements import Elements, for_elements
 from nanovllm.model.kernels.simd.kernel import kernel
 from nanovllm.model.kernels.simd.value import Value
 from nanovllm.model.kernels.simd.vector import Vectors
-from nanovllm.training.kernels.matmul.matmul import Matmul, matmul_work
-from nanovllm.training.kernels.matmul.pack import Packing, make_sum_and_pack, pack_work
+from nanovllm.training.kernels.matmul.matmul import Matmul, matmul_work, plain_matmul
+from nanovllm.training.kernels.matmul.pack import Panels, make_sum_and_pack, pack_work
 from nanovllm.training.kernels.phases import Work, make_entry, split
-from nanovllm.training.kernels.records import GRADIENT_ROWS, IDENTITY
+from nanovllm.training.kernels.records import GRADIENT_ROWS
 
 
 def make_linear(target: KernelTarget) -> Any:
     """Return the entry of NumpyOperations.linear."""
 
     @compiled
-    def weight(record: Any) -> Packing:
-        return Packing(
+    def weight(record: Any) -> Panels:
+        return Panels(
             source_ptr=record.weight_ptr,
             is_transposed=False,
             steps=record.d_in,
@@ -39,13 +39,11 @@ def make_linear(target: KernelTarget) -> Any:
     def outputs(record: Any) -> Matmul:
         return Matmul(
             rows=record.rows,
-            columns=record.d_out,
-            steps=record.d_in,
             a_ptr=record.x_ptr,
             is_transposed=False,
-            panels_ptr=record.panels_ptr,
+            b=weight(record),
             out_ptr=record.out_ptr,
-            slope_ptr=record.slope_ptr,
+            slope_ptr=record.slope_ptr if record.slope_ptr != 0 else record.out_ptr,
             kind=record.kind,
             bias_ptr=record.bias_ptr,
             addend_ptr=record.residual_ptr,
@@ -58,8 +56,8 @@ def make_linear_backward(target: KernelTarget) -> Any:
     """Return the entry of NumpyOperations.linear_backward."""
 
     @compiled
-    def transposed_weight(record: Any) -> Packing:
-        return Packing(
+    def transposed_weight(record: Any) -> Panels:
+        return Panels(
             source_ptr=record.weight_ptr,
             is_transposed=True,
             steps=record.d_out,
@@ -68,34 +66,34 @@ def make_linear_backward(target: KernelTarget) -> Any:
         )
 
     @compiled
-    def weight_gradient(record: Any) -> Matmul:
-        return Matmul(
-            rows=record.d_in,
-            columns=record.d_out,
+    def output_gradient(record: Any) -> Panels:
+        return Panels(
+            source_ptr=record.grad_out_ptr,
+            is_transposed=False,
             steps=record.rows,
+            columns=record.d_out,
+            panels_ptr=record.grad_panels_ptr,
+        )
+
+    @compiled
+    def weight_gradient(record: Any) -> Matmul:
+        return plain_matmul(
+            rows=record.d_in,
             a_ptr=record.x_ptr,
             is_transposed=True,
-            panels_ptr=record.grad_panels_ptr,
+            b=output_gradient(record),
             out_ptr=record.grad_weight_ptr,
-            slope_ptr=record.grad_weight_ptr,
-            kind=IDENTITY,
-            bias_ptr=0,
             addend_ptr=record.grad_weight_ptr,
         )
 
     @compiled
     def input_gradient(record: Any) -> Matmul:
-        return Matmul(
+        return plain_matmul(
             rows=record.rows,
-            columns=record.d_in,
-            steps=record.d_out,
             a_ptr=record.grad_out_ptr,
             is_transposed=False,
-            panels_ptr=record.weight_panels_ptr,
+            b=transposed_weight(record),
             out_ptr=record.grad_x_ptr,
-            slope_ptr=record.grad_x_ptr,
-            kind=IDENTITY,
-            bias_ptr=0,
             addend_ptr=0,
         )
 

@@ -204,7 +204,7 @@ class CompiledOperations:
             weight=weight,
             bias=bias,
             residual=residual,
-            slope=out if slope is None else slope,
+            slope=slope,
             out=out,
             panels=self._panels(d_in, d_out),
             scratch=self._scratch(),
@@ -332,6 +332,7 @@ class CompiledOperations:
             self._run(
                 "cross_entropy",
                 (2 if grad_head is None else 6) * count * head.size,
+                head=head,
                 hidden=hidden[rows],
                 targets=targets[rows],
                 transposed_panels=transposed_panels,

@@ -55,8 +55,8 @@ RECORDS: Mapping[str, np.dtype] = {
         """,
         "pack_head": "head_ptr transposed_panels_ptr panels_ptr vocab d_model",
         "cross_entropy": """
-            hidden_ptr targets_ptr transposed_panels_ptr panels_ptr hidden_panels_ptr logits_ptr
-            grad_hidden_ptr grad_head_ptr sums_ptr target_logits_ptr scratch_ptr
+            head_ptr hidden_ptr targets_ptr transposed_panels_ptr panels_ptr hidden_panels_ptr
+            logits_ptr grad_hidden_ptr grad_head_ptr sums_ptr target_logits_ptr scratch_ptr
             rows vocab d_model scale_bits
         """,
     }.items()

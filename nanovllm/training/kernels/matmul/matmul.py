@@ -23,7 +23,7 @@ from nanovllm.model.kernels.build.layout import WORD_BYTES
 from nanovllm.model.kernels.build.target import KernelTarget
 from nanovllm.model.kernels.simd.move import make_clear, make_copy
 from nanovllm.training.kernels.matmul.epilogue import make_epilogue
-from nanovllm.training.kernels.matmul.pack import SLIVER_STEP_BYTES, make_pack_slivers
+from nanovllm.training.kernels.matmul.pack import SLIVER_STEP_BYTES, Panels, make_pack_slivers
 from nanovllm.training.kernels.matmul.tile import TILE_ROWS, TileInput, TileResult, make_tile
 from nanovllm.training.kernels.phases import Work
 from nanovllm.training.kernels.records import BLOCK_ROWS, IDENTITY, MAX_PIECE, SCRATCH_FLOATS
@@ -37,9 +37,9 @@ _SCRATCH_BYTES = SCRATCH_FLOATS * WORD_BYTES
 class Matmul(NamedTuple):
     """The operands of out = f(z), z = [addend +] [bias +] A @ B; arrays are C-contiguous.
 
-    rows, columns, steps     out is [rows, columns], A [rows, steps], B [steps, columns]
+    rows                     of A and of out
     a_ptr, is_transposed     A, or its transpose, whose rows are steps
-    panels_ptr               B as panels
+    b                        B, which has been packed
     out_ptr                  result; there are no items where this is 0
     slope_ptr                receives f'(z), and before that the sums of pieces; out_ptr where f is
                              the identity or its slopes are not needed
@@ -49,16 +49,22 @@ class Matmul(NamedTuple):
     """
 
     rows: int
-    columns: int
-    steps: int
     a_ptr: int
     is_transposed: bool
-    panels_ptr: int
+    b: Panels
     out_ptr: int
     slope_ptr: int
     kind: int
     bias_ptr: int
     addend_ptr: int
+
+
+@compiled
+def plain_matmul(
+    rows: int, a_ptr: int, is_transposed: bool, b: Panels, out_ptr: int, addend_ptr: int
+) -> Matmul:
+    """Return the operands of out = [addend +] A @ B."""
+    return Matmul(rows, a_ptr, is_transposed, b, out_ptr, out_ptr, IDENTITY, 0, addend_ptr)
 
 
 @compiled
@@ -91,7 +97,7 @@ def matmul_work(target: KernelTarget, describe: Any) -> Work:
         product = describe(record)
         if product.out_ptr == 0:
             return 0
-        panels = (product.columns + width - 1) // width
+        panels = (product.b.columns + width - 1) // width
         return _count_blocks(product.rows) * _count_groups(product, panels, record.threads)
 
     @compiled
@@ -127,7 +133,7 @@ def _make_multiply(target: KernelTarget) -> Any:
 
     @outlined
     def multiply(product: Matmul, threads: int, item: int, scratch_ptr: int) -> None:
-        columns, steps = product.columns, product.steps
+        columns, steps = product.b.columns, product.b.steps
         panels = (columns + width - 1) // width
         groups = _count_groups(product, panels, threads)
         group = item % groups
@@ -161,7 +167,7 @@ def _make_multiply(target: KernelTarget) -> Any:
                 first_ptr = first_sums(
                     bias_ptr + panel * width_bytes if bias_ptr != 0 else 0, tile_columns, start_ptr
                 )
-                panel_ptr = product.panels_ptr + (panel * steps + first_step) * width_bytes
+                panel_ptr = product.b.panels_ptr + (panel * steps + first_step) * width_bytes
                 for row in range(0, height, TILE_ROWS):
                     tile_rows = min(TILE_ROWS, height - row)
                     offset_bytes = block_offset_bytes + row * row_bytes + panel * width_bytes

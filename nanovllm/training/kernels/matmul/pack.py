@@ -27,13 +27,13 @@ from nanovllm.training.kernels.transpose import transpose_block
 SLIVER_STEP_BYTES = TILE_ROWS * WORD_BYTES
 
 
-class Packing(NamedTuple):
-    """A matrix B that is packed.
+class Panels(NamedTuple):
+    """A matrix B and its panels.
 
     source_ptr      B, or its transpose
     is_transposed   whether the rows of the source are columns of B
     steps, columns  size of B
-    panels_ptr      result; there are no items where this is 0
+    panels_ptr      the panels; where this is 0, nothing is packed
     """
 
     source_ptr: int
@@ -80,7 +80,7 @@ def _make_pack_panel(target: KernelTarget) -> Any:
     lanes = target.lanes
 
     @outlined
-    def pack_panel(matrix: Packing, panel: int) -> None:
+    def pack_panel(matrix: Panels, panel: int) -> None:
         steps = matrix.steps
         row_bytes = (steps if matrix.is_transposed else matrix.columns) * WORD_BYTES
         out_ptr = matrix.panels_ptr + panel * steps * width_bytes
@@ -160,8 +160,7 @@ def make_sum_and_pack(target: KernelTarget) -> Any:
     """
     width = target.panel_width
     width_bytes = width * WORD_BYTES
-    sum_panel = kernel(target, _make_sum_panel(has_factors=False))
-    multiply_panel = kernel(target, _make_sum_panel(has_factors=True))
+    sum_panel = kernel(target, _sum_panel)
 
     @compiled
     def sum_and_pack(
@@ -172,16 +171,10 @@ def make_sum_and_pack(target: KernelTarget) -> Any:
         whole = columns // width
         for panel in range(whole):
             offset_bytes = panel * width_bytes
-            if factors_ptr == 0:
-                sum_panel(
-                    source_ptr + offset_bytes, 0, row_bytes, rows,
-                    panels_ptr + panel * panel_bytes, sums_ptr + offset_bytes,
-                )  # fmt: skip
-            else:
-                multiply_panel(
-                    source_ptr + offset_bytes, factors_ptr + offset_bytes, row_bytes, rows,
-                    panels_ptr + panel * panel_bytes, sums_ptr + offset_bytes,
-                )  # fmt: skip
+            sum_panel(
+                source_ptr + offset_bytes, factors_ptr + offset_bytes if factors_ptr != 0 else 0,
+                row_bytes, rows, panels_ptr + panel * panel_bytes, sums_ptr + offset_bytes,
+            )  # fmt: skip
         if whole * width == columns:
             return
         for lane in range(width):
@@ -201,22 +194,21 @@ def make_sum_and_pack(target: KernelTarget) -> Any:
     return sum_and_pack
 
 
-def _make_sum_panel(*, has_factors: bool) -> Any:
-    def emit(
-        v: Vectors, source_ptr: Value, factors_ptr: Value, row_bytes: Value, rows: Value,
-        out_ptr: Value, sums_ptr: Value,
-    ) -> None:  # fmt: skip
-        """Emit the copy of some rows of one whole panel, and the sums of its columns."""
-        vectors = v.target.panel_vectors
-        offsets = [vector * v.lanes * WORD_BYTES for vector in range(vectors)]
+def _sum_panel(
+    v: Vectors, source_ptr: Value, factors_ptr: Value, row_bytes: Value, rows: Value,
+    out_ptr: Value, sums_ptr: Value,
+) -> None:  # fmt: skip
+    """Emit the copy of some rows of one whole panel, and the sums of its columns."""
+    width_bytes = v.target.panel_width * WORD_BYTES
+    offsets = range(0, width_bytes, v.lanes * WORD_BYTES)
 
+    def sum_rows(*, multiplies: bool) -> None:
         def one_row(row: Value, sums: list[Value]) -> list[Value]:
-            offset_bytes = row * row_bytes
-            from_ptr = source_ptr + offset_bytes
-            to_ptr = out_ptr + row * (v.target.panel_width * WORD_BYTES)
+            from_ptr = source_ptr + row * row_bytes
+            to_ptr = out_ptr + row * width_bytes
             values = [v.load(from_ptr, offset) for offset in offsets]
-            if has_factors:
-                row_factors_ptr = factors_ptr + offset_bytes
+            if multiplies:
+                row_factors_ptr = factors_ptr + row * row_bytes
                 factors = [v.load(row_factors_ptr, offset) for offset in offsets]
                 values = [a * b for a, b in zip(values, factors, strict=True)]
                 for value, offset in zip(values, offsets, strict=True):
@@ -225,8 +217,12 @@ def _make_sum_panel(*, has_factors: bool) -> Any:
                 v.store(value, to_ptr, offset)
             return [total + value for total, value in zip(sums, values, strict=True)]
 
-        sums = v.loop(rows, 1, [v.constant(0.0)] * vectors, one_row)
+        sums = v.loop(rows, 1, [v.constant(0.0)] * len(offsets), one_row)
         for total, offset in zip(sums, offsets, strict=True):
             v.store(total, sums_ptr, offset)
 
-    return emit
+    with v.when_else(factors_ptr != 0) as (has_factors, has_none):
+        with has_factors:
+            sum_rows(multiplies=True)
+        with has_none:
+            sum_rows(multiplies=False)
