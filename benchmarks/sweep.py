@@ -25,6 +25,8 @@ from nanovllm import LLM, SamplingParams
 from nanovllm.cli.bench.machine import KINDS, MemoryReader, measure_peak
 from nanovllm.cli.bench.roofline import Costs, Phase, engine_costs
 from nanovllm.engine.engine import Engine
+from nanovllm.engine.generation_request import GenerationRequest
+from nanovllm.engine.scheduling.request import FinishReason
 from nanovllm.errors import EngineFaultError
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
@@ -189,10 +191,11 @@ def decode_batch(
     engine: Engine, prompts: Sequence[list[int]], length: int
 ) -> tuple[Phase, list[tuple[float, int]]]:
     """Run a batch; return the prefill, and the time and context of each decode step."""
-    lengths = {f"sweep-{index}": len(prompt) for index, prompt in enumerate(prompts)}
-    for request_id, prompt in zip(lengths, prompts, strict=True):
-        params = SamplingParams(temperature=0.0, max_tokens=length, ignore_eos=True)
-        engine.add_request(engine.input_processor.submit(request_id, prompt, params).requests[0])
+    params = SamplingParams(temperature=0.0, max_tokens=length, ignore_eos=True)
+    batch = engine.input_processor.process(GenerationRequest(prompts=prompts, params=params))
+    lengths = {prompt.request_id: prompt.num_prompt_tokens for prompt in batch}
+    for prompt in batch:
+        engine.add_request(prompt.requests[0])
     prefill = Phase()
     steps: list[tuple[float, int]] = []
     while engine.has_work and len(steps) < _STEPS:
@@ -206,7 +209,7 @@ def decode_batch(
         for update in step.updates:
             lengths[update.request_id] += 1
     for request_id in lengths:
-        engine.abort_request(request_id)
+        engine.finish_request(request_id, FinishReason.ABORT)
     prefill.pairs = sum(len(prompt) * (len(prompt) + 1) // 2 for prompt in prompts)
     prefill.rows = len(prompts)
     return prefill, steps

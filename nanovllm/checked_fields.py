@@ -110,7 +110,8 @@ def check_fields(settings: Any) -> None:
 
     NumPy scalars become Python numbers, and integers become floats where the field is one.
     """
-    for name, field in checked_fields(type(settings)).items():
+    kind: type = type(settings)
+    for name, field in checked_fields(kind).items():
         value = getattr(settings, name)
         checked = field.check(to_python(value))
         if checked is not value:

@@ -20,7 +20,8 @@ from nanovllm.config import BUNDLED_MODELS
 from nanovllm.engine.chat.prompts import ChatPrompts
 from nanovllm.engine.chat.template import ChatTemplate
 from nanovllm.engine.engine import Engine
-from nanovllm.engine.input_processor import PreparedRequest
+from nanovllm.engine.generation_request import GenerationRequest
+from nanovllm.engine.prompt_request import PromptRequest
 from nanovllm.errors import ContextLengthError, EngineFaultError, InvalidRequestError
 from nanovllm.hub import resolve_model
 from nanovllm.hub.downloads import full_name
@@ -133,18 +134,19 @@ class Writer:
         """Forget the last prompt."""
         self.prompt = self.text = ""
 
-    def _prepare(self, prompt: Prompt, params: SamplingParams) -> PreparedRequest:
+    def _prepare(self, prompt: Prompt, params: SamplingParams) -> PromptRequest:
         """Check a prompt; raises InvalidRequestError."""
-        return self.engine.input_processor.submit("generate", prompt, params)
+        request = GenerationRequest(prompts=[prompt], params=params, request_id="generate")
+        (processed,) = self.engine.input_processor.process(request)
+        return processed
 
-    def _write(self, prepared: PreparedRequest) -> None:
+    def _write(self, prepared: PromptRequest) -> None:
         """Print the pieces of a completion, and add them to `text`."""
         start_s, before = time.perf_counter(), self.engine.stats().generation_tokens
-        processor = prepared.output_processor
         try:
             with closing(self.engine.run([prepared])) as steps:
                 for _ in steps:
-                    delta = processor.take_delta()
+                    delta = prepared.take_delta()
                     if delta is not None and delta.outputs[0].text:
                         self.text += delta.outputs[0].text
                         print(delta.outputs[0].text, end="", flush=True)
@@ -152,8 +154,8 @@ class Writer:
         finally:
             self.num_tokens = self.engine.stats().generation_tokens - before
             self.duration_s = time.perf_counter() - start_s
-        if processor.error is not None:
-            raise EngineFaultError(processor.error)
+        if prepared.error is not None:
+            raise EngineFaultError(prepared.error)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -194,7 +196,7 @@ class ChatWriter(Writer):
 
     def _prepare_chat(
         self, messages: list[dict[str, str]], *, is_continued: bool = False
-    ) -> PreparedRequest:
+    ) -> PromptRequest:
         params = self.chats.params(self.template, SamplingParams(**self.settings))
         try:
             token_ids = self.chats.encode(

@@ -61,9 +61,7 @@ def run_show(parsed: argparse.Namespace) -> int:
         "context": f"{config.max_positions:,} tokens",
         "chat template": _chat_template(folder),
         "sampling": ", ".join(
-            f"{name} {defaults[name]}"
-            for name in MODEL_DEFAULTS
-            if defaults.get(name) is not None
+            f"{name} {defaults[name]}" for name in MODEL_DEFAULTS if defaults.get(name) is not None
         ),
     }
     print(printable(str(parsed.model)))

@@ -17,6 +17,11 @@ ENTRY_BYTES = 24
 """Memory of each token of a packed position, in bytes."""
 
 
+def logprobs_bytes(num_positions: int, count: int | None) -> int:
+    """Return the maximum memory of packed positions with `count` top tokens each, in bytes."""
+    return 0 if count is None else num_positions * (POSITION_BYTES + ENTRY_BYTES * (count + 1))
+
+
 class PackedLogprobs(NamedTuple):
     """TokenLogprobs of one position, packed into arrays."""
 

@@ -14,6 +14,7 @@ from nanovllm.model.config import GPT2Config
 from nanovllm.model.sampling import TokenLogprobs
 from nanovllm.outputs import Logprob
 from nanovllm.sampling_params import SamplingParams
+from tests.support.processing import process
 
 FOUND = TokenLogprobs([7, 50256, 3], [-0.1, -math.inf, -2.5e-30], [1, 50257, 2])
 
@@ -50,7 +51,7 @@ def test_a_request_counts_every_position_that_it_reports(tiny_model: Path) -> No
 
     def count(**settings: object) -> int:
         params = SamplingParams(**{"max_tokens": 5, **settings})  # type: ignore[arg-type]
-        return input_processor.submit("id", [1] * 10, params).logprobs_bytes
+        return process(input_processor, "id", [1] * 10, params).size.logprobs_bytes
 
     def position(logprobs: int) -> int:
         return POSITION_BYTES + ENTRY_BYTES * (logprobs + 1)

@@ -1,4 +1,4 @@
-"""OutputProcessor: log-probabilities of tokens and prompts, and best_of."""
+"""PromptRequest: log-probabilities of tokens and prompts, and best_of."""
 
 import itertools
 import math
@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nanovllm.engine.output_processor import OutputProcessor, SequenceUpdate
+from nanovllm.engine.prompt_request import PromptRequest
 from nanovllm.engine.scheduling.request import FinishReason
+from nanovllm.engine.step_output import SequenceUpdate
 from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.model.sampling import TokenLogprobs
 from nanovllm.outputs import Logprob
@@ -128,7 +129,7 @@ def test_cached_tokens_are_those_of_the_first_sequence(tokenizer: Tokenizer, fir
 
 
 def end_with(
-    output_processor: OutputProcessor, choice: int, logprobs: Sequence[float], token_id: int = 1
+    output_processor: PromptRequest, choice: int, logprobs: Sequence[float], token_id: int = 1
 ) -> None:
     """Give a sequence tokens of these log-probabilities, of which the last ends it."""
     for place, logprob in enumerate(logprobs):
@@ -142,7 +143,7 @@ def end_with(
 
 def test_greedy_answers_are_one_sequence(tokenizer: Tokenizer) -> None:
     output_processor = make(tokenizer, n=3, temperature=0, logprobs=0)
-    assert output_processor.sequence_ids == ["r-0"]
+    assert output_processor.unfinished_ids == ["r-0"]
     end_with(output_processor, 0, [-1.0])
     answers = output_processor.output().outputs
     assert output_processor.is_finished

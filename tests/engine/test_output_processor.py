@@ -1,11 +1,11 @@
-"""OutputProcessor: text, tokens and log-probabilities that agree, whole or as deltas."""
+"""PromptRequest: text, tokens and log-probabilities that agree, whole or as deltas."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nanovllm.engine.output_processor import SequenceUpdate
 from nanovllm.engine.scheduling.request import FinishReason
+from nanovllm.engine.step_output import SequenceUpdate
 from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.errors import EngineFaultError
 from nanovllm.model.sampling import TokenLogprobs

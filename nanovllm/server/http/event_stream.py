@@ -57,7 +57,11 @@ async def _wait_for_disconnect(receive: Receive) -> None:
 
 
 class PieceResponse(Response):
-    """A response that sends pieces as they come; closes their source if the client disconnects."""
+    """A response that sends pieces as they come; closes their source if the client disconnects.
+
+    Attributes:
+        on_close: called at the end in any case, even if no piece was taken.
+    """
 
     def __init__(
         self,
@@ -74,13 +78,12 @@ class PieceResponse(Response):
         Args:
             stalled_after_s: time after which a client that takes nothing counts as disconnected;
                 it is found within twice this time.
-            on_close: called at the end in any case, even if no piece was taken.
             keep_alive_s: time without a piece after which blank lines are sent; None for never.
         """
         super().__init__(media_type=media_type, headers=headers)
         del self.headers["content-length"]
         self._pieces = pieces
-        self._on_close = on_close
+        self.on_close = on_close
         self._stalled_after_s = stalled_after_s
         self._keep_alive_s = keep_alive_s
         self._sending = asyncio.Lock()  # held while a piece or KEEP_ALIVE is sent
@@ -95,7 +98,7 @@ class PieceResponse(Response):
             while not await self._is_over(writer, disconnect):
                 pass
         finally:
-            self._on_close()
+            self.on_close()
             for task in (writer, disconnect):
                 task.cancel()
             results = await asyncio.gather(writer, disconnect, return_exceptions=True)
