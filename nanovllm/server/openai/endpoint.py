@@ -12,7 +12,6 @@ completions.
 """
 
 import asyncio
-import json
 import logging
 import time
 import uuid
@@ -45,19 +44,21 @@ from nanovllm.server.http.event_stream import (
     Write,
     unless_disconnected,
 )
-from nanovllm.server.http.json_writer import json_pieces
+from nanovllm.server.http.json_io import dump_json, json_pieces
 from nanovllm.server.http.request_log import record_of
-from nanovllm.server.http.work import Work
+from nanovllm.server.http.worker_pools import WorkerPools
 from nanovllm.server.openai.beams import run_searches
 from nanovllm.server.openai.renderer import Renderer, ResponseContext, is_large
 from nanovllm.server.openai.response_store import NOT_KEPT, ClientResponses, ResponseStore
 from nanovllm.server.openai.schemas import GenerationBody
 from nanovllm.server.openai.structured import rename_fields
-from nanovllm.server.openapi import request_body, responses
+from nanovllm.server.openapi import operation
 
 B = TypeVar("B", bound=GenerationBody)
 
 logger = logging.getLogger(__name__)
+
+MANY_PROMPTS = 32  # whose outputs are put together on a worker thread
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +108,6 @@ class ModelService:
         model_names: names that requests may use for the model.
         chat_template: renders messages; None where the model has none.
         response_store: keeps responses; None for no store.
-        stalled_client_s: time after which a client that reads nothing counts as disconnected.
         keep_alive_s: time after which a stream without an event sends blank lines; None for never.
         work: the worker threads.
     """
@@ -116,9 +116,8 @@ class ModelService:
     model_names: Sequence[str]
     chat_template: ChatTemplate | None
     response_store: ResponseStore | None
-    stalled_client_s: float
     keep_alive_s: float | None
-    work: Work
+    work: WorkerPools
 
 
 def sampling_params(engine: Engine, *, max_tokens: int | None, **fields: Any) -> SamplingParams:
@@ -188,18 +187,16 @@ def add_endpoint(app: FastAPI, endpoint: Endpoint[B], service: ModelService) -> 
         return await _respond(endpoint, request, service)
 
     errors = (400, 404, 429, 503, 504)
-    app.post(
-        endpoint.path,
-        name=endpoint.name,
-        description=endpoint.description,
-        responses=responses(
-            *errors,
-            whole=endpoint.response,
-            event=endpoint.event,
-            ends_with_done=endpoint.ends_with_done,
-        ),
-        openapi_extra=request_body(endpoint.body),
-    )(respond)
+    described = operation(
+        *errors,
+        response=endpoint.response,
+        body=endpoint.body,
+        event=endpoint.event,
+        ends_with_done=endpoint.ends_with_done,
+    )
+    app.post(endpoint.path, name=endpoint.name, description=endpoint.description, **described)(
+        respond
+    )
 
 
 async def _respond(endpoint: Endpoint[B], request: Request, service: ModelService) -> Response:
@@ -230,7 +227,7 @@ async def _respond(endpoint: Endpoint[B], request: Request, service: ModelServic
         with client_field_names(body):
             searched = await run_searches(prompts, async_engine, request, write)
         record.completion_tokens = sum(output.num_generated_tokens for output in searched)
-        return await _whole_response(renderer, searched, service, write)
+        return await _whole_response(renderer, searched, write)
     with client_field_names(body):
         handle = async_engine.generate(prompts, deadline=deadline_of(request))
 
@@ -241,16 +238,7 @@ async def _respond(endpoint: Endpoint[B], request: Request, service: ModelServic
     response: Response | None = None
     try:
         with client_field_names(body):
-            if not body.is_streamed:
-                await unless_disconnected(request, handle.wait())
-            elif prompts[0].has_grammar:  # an invalid one has a status
-                await _wait_for_update(request, handle, service.keep_alive_s)
-        if body.is_streamed:
-            events = _events(renderer, body, handle, write)
-            response = EventStream(events, release, service.stalled_client_s, service.keep_alive_s)
-        else:
-            outputs = [prompt.result() for prompt in prompts]
-            response = await _whole_response(renderer, outputs, service, write)
+            response = await _generate(renderer, body, handle, request, service)
     finally:
         if isinstance(response, PieceResponse):
             response.on_close = release
@@ -259,15 +247,34 @@ async def _respond(endpoint: Endpoint[B], request: Request, service: ModelServic
     return response
 
 
-async def _wait_for_update(
-    request: Request, handle: RequestHandle, keep_alive_s: float | None
-) -> None:
-    """Wait for the first output of a request, or until its stream must be kept alive.
+async def _generate(
+    renderer: Renderer[Any],
+    body: GenerationBody,
+    handle: RequestHandle,
+    request: Request,
+    service: ModelService,
+) -> Response:
+    """Return the response of a queued request: whole once it has ended, or a stream.
 
-    Raises ClientDisconnectedError, and the error of a request that ends before.
+    The head of a stream with a grammar waits for its first output, or until the stream must be kept
+    alive, so that the error of an invalid grammar has a status.
     """
-    with suppress(asyncio.TimeoutError):
-        await unless_disconnected(request, asyncio.wait_for(handle.wait_for_update(), keep_alive_s))
+    write = service.work.writer(request)
+    if body.is_streamed:
+        if handle.prompts[0].has_grammar:
+            with suppress(asyncio.TimeoutError):
+                update = asyncio.wait_for(handle.wait_for_update(), service.keep_alive_s)
+                await unless_disconnected(request, update)
+        return EventStream(
+            _events(renderer, body, handle, write), keep_alive_s=service.keep_alive_s
+        )
+    await unless_disconnected(request, handle.wait())
+
+    def results() -> list[Any]:
+        return [prompt.result() for prompt in handle.prompts]
+
+    outputs = await write(results) if len(handle.prompts) > MANY_PROMPTS else results()
+    return await _whole_response(renderer, outputs, write)
 
 
 async def _events(
@@ -300,10 +307,7 @@ def _parts(delta: RequestOutput) -> list[RequestOutput]:
 
 
 async def _whole_response(
-    renderer: Renderer[Any],
-    outputs: Sequence[Any],
-    service: ModelService,
-    write: Write,
+    renderer: Renderer[Any], outputs: Sequence[Any], write: Write
 ) -> Response:
     """Return the response with these outputs.
 
@@ -311,16 +315,9 @@ async def _whole_response(
     of one choice is in memory at a time.
     """
     if not renderer.is_large(outputs):
-        content = json.dumps(
-            renderer.body(outputs),
-            ensure_ascii=False,
-            allow_nan=False,
-            separators=(",", ":"),
-            default=list,
-        )
-        return Response(content.encode(), media_type="application/json")
+        return Response(dump_json(renderer.body(outputs)), media_type="application/json")
     body = await write(partial(renderer.body, outputs))
-    return PieceResponse(_pieces(body, write), "application/json", service.stalled_client_s)
+    return PieceResponse(_pieces(body, write))
 
 
 async def _pieces(body: Mapping[str, Any], write: Write) -> AsyncGenerator[bytes, None]:
