@@ -11,13 +11,14 @@ from dataclasses import replace
 
 from nanovllm.engine.admission import RequestSize
 from nanovllm.engine.detokenizer import IncrementalDecoder, StopStrings
-from nanovllm.engine.logprobs import LogprobList, PackedLogprobs, logprobs_bytes
+from nanovllm.engine.logprobs import LogprobList, logprobs_bytes
 from nanovllm.engine.pooling import Pooler
 from nanovllm.engine.scheduling.request import FinishReason, Request
 from nanovllm.engine.sequence_output import SequenceOutput
 from nanovllm.engine.step_output import SequenceUpdate
 from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.errors import EngineFaultError, NanovllmError
+from nanovllm.model.sampling import TokenLogprobs
 from nanovllm.outputs import (
     CompletionOutput,
     EmbeddingOutput,
@@ -64,7 +65,7 @@ class PromptRequest:
         self._params = params
         self._tokenizer = tokenizer
         self._pooler = pooler
-        self._prompt_logprobs: list[PackedLogprobs | None] | None = (
+        self._prompt_logprobs: list[TokenLogprobs | None] | None = (
             None if params.prompt_logprobs is None else [None]
         )
         self._num_cached_tokens = 0
@@ -159,7 +160,7 @@ class PromptRequest:
             self._pooler.add(update.hidden)
         if update.choice_index == 0:
             if self._prompt_logprobs is not None:
-                self._prompt_logprobs += map(PackedLogprobs.pack, update.prompt_logprobs)
+                self._prompt_logprobs += update.prompt_logprobs
             # Only of the first choice: the others share its blocks.
             self._num_cached_tokens = update.num_cached_tokens
         found_stop = sequence.add(update)
@@ -284,7 +285,7 @@ class PromptRequest:
         )
 
     def _output(
-        self, outputs: list[CompletionOutput], prompt_logprobs: list[PackedLogprobs | None] | None
+        self, outputs: list[CompletionOutput], prompt_logprobs: list[TokenLogprobs | None] | None
     ) -> RequestOutput:
         return RequestOutput(
             request_id=self.request_id,
@@ -316,6 +317,6 @@ class PromptRequest:
             stop_reason=sequence.stop_reason,
         )
 
-    def _unpacked(self, positions: Sequence[PackedLogprobs | None]) -> LogprobList:
+    def _unpacked(self, positions: Sequence[TokenLogprobs | None]) -> LogprobList:
         """Return the positions as a LogprobList with the tokens' texts."""
         return LogprobList(positions, self._tokenizer.token_text)

@@ -8,7 +8,6 @@ import math
 from dataclasses import dataclass, field
 
 from nanovllm.engine.detokenizer import IncrementalDecoder, StopStrings
-from nanovllm.engine.logprobs import PackedLogprobs
 from nanovllm.engine.scheduling.request import FinishReason
 from nanovllm.engine.step_output import SequenceUpdate
 from nanovllm.model.sampling import TokenLogprobs
@@ -24,7 +23,7 @@ class SequenceOutput:
     stops: StopStrings
     token_ids: list[int] = field(default_factory=list)
     text: str = ""
-    logprobs: list[PackedLogprobs] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
     cumulative_logprob: float = 0.0
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None
@@ -91,7 +90,7 @@ class SequenceOutput:
         if logprobs is not None:
             self.cumulative_logprob += logprobs.logprobs[0]
             if params.logprobs is not None:
-                self.logprobs.append(PackedLogprobs.pack(logprobs))
+                self.logprobs.append(logprobs)
         is_left_out = finish_reason is FinishReason.STOP and not params.include_stop_str_in_output
         text = "" if is_left_out else self.decoder.push(token_id)
         if finish_reason is not None:

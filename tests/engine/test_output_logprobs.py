@@ -22,14 +22,12 @@ from tests.support.assembling import PROMPT, answer, feed, make, positions, upda
 def test_log_probabilities_belong_to_their_tokens(tokenizer: Tokenizer) -> None:
     output_processor = make(tokenizer, logprobs=2)
     a, b, half = tokenizer.encode("a")[0], tokenizer.encode("b")[0], tokenizer.encode("é")[0]
-    output_processor.add_update(
-        update(a, logprobs=TokenLogprobs([a, b, a], [-2.0, -1.0, -2.0], [2, 1, 2]))
-    )
+    output_processor.add_update(update(a, logprobs=TokenLogprobs([a, b, a], [-2.0, -1.0, -2.0], 2)))
     output_processor.add_update(
         update(
             half,
             FinishReason.LENGTH,
-            logprobs=TokenLogprobs([half, a, b], [-9.0, -0.5, -1.5], [40, 1, 2]),
+            logprobs=TokenLogprobs([half, a, b], [-9.0, -0.5, -1.5], 40),
         )
     )
     assert answer(output_processor).logprobs == [
@@ -43,9 +41,7 @@ def test_tokens_past_a_stop_string_have_no_log_probabilities(tokenizer: Tokenize
     output_processor = make(tokenizer, logprobs=0, stop="b")
     for text in "abab":
         token_id = tokenizer.encode(text)[0]
-        output_processor.add_update(
-            update(token_id, logprobs=TokenLogprobs([token_id], [-1.0], [1]))
-        )
+        output_processor.add_update(update(token_id, logprobs=TokenLogprobs([token_id], [-1.0], 1)))
     assert (
         len(answer(output_processor).token_ids) == len(answer(output_processor).logprobs or []) == 2
     )
@@ -136,7 +132,7 @@ def end_with(
         finish = FinishReason.LENGTH if place == len(logprobs) - 1 else None
         output_processor.add_update(
             update(
-                token_id, finish, choice=choice, logprobs=TokenLogprobs([token_id], [logprob], [1])
+                token_id, finish, choice=choice, logprobs=TokenLogprobs([token_id], [logprob], 1)
             )
         )
 

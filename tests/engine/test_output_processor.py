@@ -240,7 +240,7 @@ def test_pieces_join_to_the_whole(
                     token_id,
                     finish,
                     choice=choice,
-                    logprobs=TokenLogprobs([token_id], [-float(token_id)], [7]),
+                    logprobs=TokenLogprobs([token_id], [-float(token_id)], 7),
                 )
             )
         if fetches[turn % len(fetches)] and (piece := output_processor.take_delta()) is not None:

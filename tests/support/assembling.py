@@ -84,4 +84,4 @@ def answer(output_processor: PromptRequest, choice: int = 0) -> CompletionOutput
 
 
 def positions(token_ids: Sequence[int]) -> list[TokenLogprobs]:
-    return [TokenLogprobs([token_id], [-0.5], [1]) for token_id in token_ids]
+    return [TokenLogprobs([token_id], [-0.5], 1) for token_id in token_ids]
