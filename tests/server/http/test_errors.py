@@ -133,7 +133,7 @@ BAD_FIELDS: dict[str, tuple[dict[str, Any], str | None, str]] = {
     "logit_bias of digits of another script": ({"logit_bias": {"٣": 1}}, "logit_bias", "token ids"),
     "logit_bias too large": (
         {"logit_bias": {"1": 101}}, "logit_bias",
-        "logit_bias of token 1 is 101.0 but must be a number, from -100.0 to 100.0",
+        "logit_bias of token 1 is 101.0 but must be a number, from -100 to 100",
     ),
     "logit_bias a text": (
         {"logit_bias": {"1": "x"}}, "logit_bias", 'logit_bias.1: must be a number (given: "x")',
