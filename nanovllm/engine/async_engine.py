@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from enum import Enum
 
+from nanovllm.deadlines import Deadline
 from nanovllm.engine.admission import (
     MAX_LOGPROBS_BYTES,
     MAX_QUEUED_REQUESTS,
@@ -31,7 +32,7 @@ from nanovllm.engine.generation_request import GenerationRequest, prepare_reques
 from nanovllm.engine.input_processor import PreparedRequest
 from nanovllm.engine.inspection.inspector import Inspector
 from nanovllm.engine.metrics import AdmissionStats, EngineSnapshot, StepStats
-from nanovllm.engine.request_handle import Deadline, RequestHandle
+from nanovllm.engine.request_handle import RequestHandle
 from nanovllm.engine.scheduling.request import FinishReason
 from nanovllm.engine.update_stats import count_update
 from nanovllm.errors import (

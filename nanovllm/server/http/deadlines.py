@@ -8,7 +8,7 @@ import re
 
 from starlette.requests import Request
 
-from nanovllm.engine.request_handle import Deadline
+from nanovllm.deadlines import Deadline
 from nanovllm.errors import InvalidRequestError
 from nanovllm.server.http.errors import shorten
 from nanovllm.server.http.request_log import record_of

@@ -25,9 +25,9 @@ from typing import Any, TextIO
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from nanovllm.deadlines import Deadline
 from nanovllm.engine.admission import HeldMemory
 from nanovllm.engine.input_processor import PreparedRequest
-from nanovllm.engine.request_handle import Deadline
 from nanovllm.server.http.errors import shorten
 
 MAX_PROMPTS = 10

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 from starlette.requests import Request
 
-from nanovllm.engine.request_handle import Deadline
+from nanovllm.deadlines import Deadline
 from nanovllm.engine.shares import FairQueue
 from nanovllm.errors import EngineFaultError, EngineNotReadyError, NanovllmError, QueueFullError
 from nanovllm.server.http.deadlines import deadline_of

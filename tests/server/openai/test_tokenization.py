@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, processors
 
 from nanovllm import LLM
+from nanovllm.server.openai import tokenization
 from nanovllm.server.openai.tokenization import MAX_TEXT_BYTES, MAX_TOKENS
 from tests.support.chats import MESSAGES, TEMPLATE, prompt_of
 from tests.support.chats import ask as chat
@@ -86,6 +87,16 @@ def test_token_strs_are_spelt_as_in_the_vocabulary(server: RunningServer, tiny_m
     assert found["token_strs"] == ["in", "Ġthe", "Ġ", "Ã", "©"]
     back = ask(server, "/detokenize", tokens=found["tokens"], return_token_strs=True)
     assert back == {"prompt": "in the é", "token_strs": found["token_strs"]}
+
+
+def test_a_long_text_is_not_made_of_few_tokens(
+    server: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokenization, "MAX_DETOKENIZED_CHARACTERS", 9)
+    assert ask(server, "/detokenize", tokens=[1] * 9)["prompt"]
+    error = refused(server, "/detokenize", {"tokens": [1] * 10})
+    assert error["param"] == "tokens"
+    assert "more than 9 characters" in error["message"]
 
 
 @pytest.mark.parametrize("text", TEXTS)
