@@ -110,7 +110,7 @@ def check_fields(settings: Any) -> None:
 
     NumPy scalars become Python numbers, and integers become floats where the field is one.
     """
-    for name, field in checked_fields(type(settings)).items():
+    for name, field in checked_fields(settings.__class__).items():
         value = getattr(settings, name)
         checked = field.check(to_python(value))
         if checked is not value:

@@ -1,8 +1,8 @@
 """Simulate 1 to 64 replicas under Poisson and bursty arrivals, for each routing policy.
 
 Run: python -m benchmarks.scaling.simulate --json scaling.json     (after make install)
-     python benchmarks/table.py scaling.json --write docs/scaling.md
-     python -m benchmarks.scaling.plot scaling.json
+     python benchmarks/table.py scaling.json --write docs/maintainers/measurements.md
+     python -m tools.scaling_chart scaling.json
 
 Measures engine steps of the model first, and fits the cost model to them; --cost takes the
 coefficients of an earlier run instead, and a bad fit ends the program. The times of Ray Serve's

@@ -1,25 +1,125 @@
 """`nanovllm train`: train or fine-tune a model on text."""
 
+from __future__ import annotations
+
 import argparse
 import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-from tqdm import tqdm
+from typing import TYPE_CHECKING, Any
 
 from nanovllm.cli.argument_types import print_message
+from nanovllm.cli.interrupts import ended_by_interrupts
+from nanovllm.cli.parser import set_up
 from nanovllm.errors import TrainingError, printable
-from nanovllm.trainer import Trainer
-from nanovllm.training.commands import model_argument, quoted
-from nanovllm.training.config import TrainingConfig, TrainingConfigError, read_toml
-from nanovllm.training.metrics import Evaluation
-from nanovllm.training.report import load_run
+
+if TYPE_CHECKING:
+    from nanovllm.trainer import Trainer
+    from nanovllm.training.metrics import Evaluation
+
+_DESCRIPTION = """
+Train a GPT-2 from scratch, or fine-tune one, and write a Hugging Face checkpoint that
+`nanovllm serve` and transformers load.
+
+  nanovllm train --data shakespeare.txt --output run
+  nanovllm train --data ~/project --pattern "*.py" --output run --layers 6 --width 384
+  nanovllm train --data notes.txt --init-from gpt2 --context 256 --output run
+  nanovllm train --resume run
+  nanovllm serve ./run
+
+The same settings, with underscores, may be in a TOML file (--config); the command line counts more.
+Ctrl-C saves the state and ends the run.
+"""
+_OPTIONS: dict[str, tuple[tuple[str, type, str | None, str], ...]] = {
+    "run": (
+        ("--data", list, "PATH",
+         "text files, folders of them, or one token file (.npy, or .bin of uint16)"),
+        ("--validation-data", list, "PATH",
+         "text or a token file to validate on (default: the end of --data)"),
+        ("--output", str, "DIR", "new or empty folder for checkpoint, metrics and report"),
+        ("--pattern", str, "GLOB",
+         ("files to read from folders, but not from hidden ones, node_modules or virtual "
+          "environments (default: *.txt)")),
+        ("--config", str, "FILE", "TOML file with any of these settings"),
+        ("--resume", str, "DIR", "continue the run in DIR, to the same bits"),
+        ("--stop-after", int, "STEP", "save and end after this step"),
+        ("--seed", int, None, "seed of weights, data order and dropout (default: 0)"),
+        ("--backend", str, "NAME",
+         "numba: compiled kernels; numpy: the readable operations (default: numba)"),
+        ("--num-threads", int, "THREADS",
+         "threads of the kernels and of NumPy (default: all usable physical cores)"),
+    ),
+    "model": (
+        ("--layers", int, None, "transformer blocks (default: 4)"),
+        ("--heads", int, None, "attention heads (default: 4)"),
+        ("--width", int, None, "width of the residual stream (default: 128)"),
+        ("--context", int, "TOKENS", "context length (default: 64, with --init-from the model's)"),
+        ("--activation", str, "NAME",
+         ("gelu_new, gelu, quick_gelu, relu, relu2, silu, sigmoid, tanh, mish or another of "
+          "docs/training.md (default: gelu_new)")),
+        ("--positions", str, "KIND",
+         "position embedding, learned or sinusoidal (default: learned)"),
+        ("--preset", str, "NAME", "sizes of gpt2, gpt2-medium, gpt2-large or gpt2-xl"),
+        ("--init-from", str, "MODEL", "fine-tune this model: a folder, or a name such as gpt2"),
+        ("--tokenizer", str, "KIND",
+         "char, bpe (trained on the data), gpt2, or a folder or tokenizer.json (default: bpe)"),
+        ("--vocab-size", int, "TOKENS",
+         "vocabulary of a bpe tokenizer (default: 1024, or what a small text gives)"),
+    ),
+    "optimization": (
+        ("--batch-size", int, "SEQS", "sequences per batch (default: 12)"),
+        ("--grad-accumulation", int, "BATCHES", "batches per update (default: 1)"),
+        ("--steps", int, None, "updates (default: 2000)"),
+        ("--epochs", int, None, "passes over the data, instead of --steps"),
+        ("--lr", float, None, "peak learning rate (default: 1e-3, fine-tuning 1e-4)"),
+        ("--min-lr", float, None, "final learning rate (default: a tenth of --lr)"),
+        ("--warmup-steps", int, "STEPS",
+         "updates to reach --lr (default: a twentieth of the steps, at most 100)"),
+        ("--weight-decay", float, None, "AdamW's decay of matrices (default: 0.1)"),
+        ("--grad-clip", float, None, "maximum gradient norm, 0 for none (default: 1)"),
+        ("--beta1", float, None, "AdamW's first decay rate (default: 0.9)"),
+        ("--beta2", float, None, "AdamW's second decay rate (default: 0.99)"),
+        ("--dropout", float, None, "dropout rate (default: 0)"),
+    ),
+    "evaluation": (
+        ("--eval-every", int, "STEPS",
+         "updates between evaluations (default: a tenth of the steps)"),
+        ("--max-eval-batches", int, "BATCHES",
+         "batches of an evaluation (default: the whole validation split)"),
+        ("--patience", int, "EVALS",
+         "end after this many evaluations without a lower validation loss"),
+        ("--validation-fraction", float, "F",
+         "part of the text, at its end, that is held out (default: 0.1)"),
+        ("--sample-tokens", int, "TOKENS", "tokens to generate at each evaluation (default: 100)"),
+    ),
+}  # fmt: skip
+"""Flag, type, metavar and help of the options of each group."""
+
+
+def define(parser: argparse.ArgumentParser) -> None:
+    """Define the options; one that is left out has no attribute."""
+    set_up(
+        parser,
+        run,
+        arguments="--data PATH... --output DIR [options]",
+        description=_DESCRIPTION,
+        variables=("NANOVLLM_CACHE_DIR",),
+    )
+    parser.set_defaults(parser=parser)  # for errors that the settings have together
+    for title, options in _OPTIONS.items():
+        group = parser.add_argument_group(title)
+        for flag, kind, metavar, text in options:
+            value: dict[str, Any] = {"nargs": "+"} if kind is list else {"type": kind}
+            group.add_argument(flag, default=argparse.SUPPRESS, metavar=metavar, help=text, **value)
 
 
 def run(parsed: argparse.Namespace) -> int:
     """Train, and print each evaluation and how the run ended."""
+    with ended_by_interrupts():
+        from nanovllm.training.commands import model_argument, quoted
+        from nanovllm.training.config import TrainingConfigError, read_toml
+        from nanovllm.training.report import load_run
     given = {name: value for name, value in vars(parsed).items() if name not in {"run", "parser"}}
     file = given.pop("config", None)
     settings = {**({} if file is None else read_toml(Path(file))), **given}
@@ -44,6 +144,9 @@ def run(parsed: argparse.Namespace) -> int:
 
 
 def _make_trainer(settings: dict[str, Any], source: str) -> Trainer:
+    from nanovllm.trainer import Trainer
+    from nanovllm.training.config import TrainingConfig
+
     folder = settings.pop("resume", None)
     if folder is None:
         return Trainer(TrainingConfig.from_dict(settings, source))
@@ -56,6 +159,8 @@ def _make_trainer(settings: dict[str, Any], source: str) -> Trainer:
 
 
 def _describe(trainer: Trainer) -> None:
+    from nanovllm.training.commands import model_argument
+
     setup = trainer.setup
     model = setup.model
     for notice in setup.notices:
@@ -94,6 +199,8 @@ def _size(files: Sequence[Path]) -> str:
 
 def _print_evaluation(evaluation: Evaluation, _sample: str | None) -> None:
     """Print an evaluation as a line above the progress bar."""
+    from tqdm import tqdm
+
     parts = [f"step {evaluation.step:>6}"]
     for name, loss in (("train", evaluation.train_loss), ("validation", evaluation.val_loss)):
         if loss is not None:

@@ -10,11 +10,13 @@ Args:
 Everything is checked before a replica starts.
 """
 
+import argparse
 from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from nanovllm.cli.serve import options_from
 from nanovllm.deploy.prefix_policy import MAX_EXTRA_REQUESTS
 
 Option = str | int | float | bool
@@ -84,6 +86,7 @@ class ModelSettings(_Settings):
             )
         for name in sorted(_TAKEN_OPTIONS & self.options.keys()):
             raise ValueError(f"options has {name}; {_TAKEN_REMEDIES[name]}")
+        self.serve_options()
         return self
 
     @property
@@ -101,22 +104,20 @@ class ModelSettings(_Settings):
         """Whether the number of replicas follows the load."""
         return self.most_replicas > self.replicas
 
-    def arguments(self) -> list[str]:
-        """Return the arguments of `nanovllm serve` for a replica."""
-        arguments = ["serve", self.model, "--num-threads", str(self.num_threads)]
-        if "inspector" not in self.options:
-            arguments.append("--no-inspector")  # each request would show another replica
-        if "response_store" not in self.options:
-            arguments.append("--no-response-store")  # the next request may go to another replica
-        if self.name is not None:
-            arguments += ["--served-model-name", self.name]
-        for name, values in self.options.items():
-            for value in values if isinstance(values, list) else [values]:
-                text = str(value).lower() if isinstance(value, bool) else str(value)
-                arguments.append(f"--{name.replace('_', '-')}={text}")
-        return arguments
+    def serve_options(self) -> argparse.Namespace:
+        """Return the options of `nanovllm serve` for a replica; raises ValueError."""
+        own = {"model": self.model, "num_threads": self.num_threads}
+        names = {} if self.name is None else {"served_model_name": self.name}
+        try:
+            return options_from({**_DEFAULTS, **self.options, **own, **names})
+        except ValueError as error:
+            raise ValueError(f"an option of {self.model} is not valid: {error}") from None
 
 
+_DEFAULTS = {
+    "inspector": False,  # each request would show another replica
+    "response_store": False,  # the next request may go to another replica
+}
 _TAKEN_REMEDIES = {
     "model": "name it by `model`",
     "num_threads": "set num_threads of the model itself",

@@ -1,10 +1,10 @@
 """GET /metrics: the engine's numbers in Prometheus's text format, and counts of HTTP requests.
 
 Names, labels and meanings are those of vLLM (v1/metrics/loggers.py), with the prefix `nanovllm:`;
-HTTP requests are counted as vLLM's prometheus-fastapi-instrumentator does. docs/reliability.md
-lists the series, and those that vLLM does not have. Gauges and counters are read from the engine at
-each scrape; histograms are fed after each step. The low buckets are finer than vLLM's, because
-small models answer in milliseconds.
+HTTP requests are counted as vLLM's prometheus-fastapi-instrumentator does. The series, and those
+that vLLM does not have, are listed in docs/reference/metrics.md. Gauges and counters are read from
+the engine at each scrape; histograms are fed after each step. The low buckets are finer than
+vLLM's, because small models answer in milliseconds.
 """
 
 import platform

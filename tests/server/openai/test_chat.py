@@ -362,11 +362,11 @@ BAD: dict[str, tuple[dict[str, Any], str, str]] = {
         'part 0 has the field "cache"',
     ),
     "half a character": (
-        {"messages": [{"role": "user", "content": "\ud800"}]}, "messages", "surrogate",
+        {"messages": [{"role": "user", "content": "\ud800"}]}, None, "surrogate",
     ),
     "half a character in a part": (
         {"messages": [{"role": "user", "content": [{"type": "text", "text": "\ud800"}]}]},
-        "messages", "surrogate",
+        None, "surrogate",
     ),
     "a tool call": (
         {"messages": [{"role": "assistant", "content": "", "tool_calls": [{"id": "1"}]}]},

@@ -261,7 +261,7 @@ BAD_BODIES: dict[str, tuple[str, Any, str | None, str]] = {
     "text null": ("/tokenize", {"prompt": None}, "prompt", "required"),
     "several texts": ("/tokenize", {"prompt": ["a", "b"]}, "prompt", "a list of 2"),
     "a number": ("/tokenize", {"prompt": 5}, "prompt", "5"),
-    "half a character": ("/tokenize", {"prompt": "ab\ud800"}, "prompt", "surrogate"),
+    "half a character": ("/tokenize", {"prompt": "ab\ud800"}, None, "surrogate"),
     "a text and messages": (
         "/tokenize", {"prompt": "a", "messages": MESSAGES}, "messages", "leave one of them out",
     ),
@@ -288,7 +288,7 @@ BAD_BODIES: dict[str, tuple[str, Any, str | None, str]] = {
     "model a number": ("/tokenize", {"prompt": "a", "model": 5}, "model", "5"),
     "a list": ("/tokenize", ["a"], None, "JSON object"),
     "many unknown fields": (
-        "/tokenize", {f"k{i}": 0 for i in range(100_000)}, None, "100000 fields",
+        "/tokenize", {f"k{i}": 0 for i in range(60_000)}, None, "60000 fields",
     ),
     "no ids": ("/detokenize", {}, "tokens", "required"),
     "ids null": ("/detokenize", {"tokens": None}, "tokens", "null"),
@@ -310,7 +310,7 @@ BAD_BODIES: dict[str, tuple[str, Any, str | None, str]] = {
         "not supported",
     ),
     "many other unknown fields": (
-        "/detokenize", {f"k{i}": 0 for i in range(100_000)}, None, "100000 fields",
+        "/detokenize", {f"k{i}": 0 for i in range(60_000)}, None, "60000 fields",
     ),
 }  # fmt: skip
 
