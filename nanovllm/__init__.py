@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from nanovllm.async_llm import AsyncLLM
     from nanovllm.config import EngineConfig
     from nanovllm.engine.async_engine import AsyncEngine
-    from nanovllm.engine.beam_search import BeamSearchParams
+    from nanovllm.engine.generation_request import BeamSearchParams
     from nanovllm.engine.tokenizer import Tokenizer
     from nanovllm.errors import (
         CheckpointError,
@@ -114,7 +114,7 @@ _EXPORTS = {
     "nanovllm.async_llm": ["AsyncLLM"],
     "nanovllm.config": ["EngineConfig"],
     "nanovllm.engine.async_engine": ["AsyncEngine"],
-    "nanovllm.engine.beam_search": ["BeamSearchParams"],
+    "nanovllm.engine.generation_request": ["BeamSearchParams"],
     "nanovllm.engine.tokenizer": ["Tokenizer"],
     "nanovllm.errors": [name for name in __all__ if name.endswith("Error")],
     "nanovllm.evaluation": ["EvaluationResult", "evaluate"],

@@ -144,7 +144,7 @@ class AsyncLLM:
         with await self._begin(prompt, sampling_params, request_id, **options) as handle:
             async with aclosing(handle.deltas()) as deltas:
                 async for _ in deltas:
-                    yield handle.prepared_requests[0].output_processor.output()
+                    yield handle.prompts[0].output()
 
     async def stream(
         self,
@@ -169,7 +169,7 @@ class AsyncLLM:
         """Return the whole answer; arguments and errors are those of `generate`."""
         with await self._begin(prompt, sampling_params, request_id, **options) as handle:
             await handle.wait()
-            return handle.prepared_requests[0].output_processor.output()
+            return handle.prompts[0].output()
 
     async def _begin(
         self,

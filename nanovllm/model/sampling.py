@@ -5,6 +5,7 @@ one of backend="numba", which uses the backend's threads. They draw the same tok
 draw is within rounding error of the boundary between two.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -72,12 +73,16 @@ class TokenLogprobs(NamedTuple):
 
     They are those of the model itself, before all settings, as vLLM and transformers report them.
     Ranks count from 1 and follow the logits, on ties the lower id first: where no setting changes
-    the logits, the greedy token has rank 1.
+    the logits, the greedy token has rank 1. Samplers return `array.array`s, which take a tenth of
+    the memory of lists.
+
+    Attributes:
+        rank: rank of the chosen token; those of the others are 1, 2 and so on.
     """
 
-    token_ids: list[int]
-    logprobs: list[float]
-    ranks: list[int]
+    token_ids: Sequence[int]
+    logprobs: Sequence[float]
+    rank: int
 
 
 @dataclass(frozen=True, slots=True)

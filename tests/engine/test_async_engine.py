@@ -149,7 +149,7 @@ def test_leaving_is_harmless_in_every_state_and_twice(
             handle = submit(engine, "the", params)
             await state(engine, handle)
             handle.release()
-            handle.release([0, 0])
+            handle.end(0)
             if state is waiting:
                 first.release()
             await until(lambda: not engine.engine.has_work)

@@ -54,7 +54,7 @@ def submit(
 
 def output_of(handle: RequestHandle) -> RequestOutput:
     """Return the output so far of a request of one prompt."""
-    return handle.prepared_requests[0].output_processor.output()
+    return handle.prompts[0].output()
 
 
 async def generate(

@@ -38,6 +38,7 @@ from nanovllm.structured_outputs import StructuredOutputs
 
 LATE_S = 0.2
 """Sequences whose mask is later than this may be preempted: recomputing them costs less."""
+_ROOM_WAIT_S = 0.01
 _NO_END = "structured_outputs requires an end-of-text token, but the model has no eos_token_id"
 
 
@@ -257,6 +258,11 @@ class Grammars:
     def is_full(self) -> bool:
         """Whether `begin` may soon raise QueueFullError."""
         return self._pool is not None and self._pool.is_full
+
+    def wait_for_room(self) -> None:
+        """Wait until `is_full` is false, for callers that begin any number of grammars."""
+        while self.is_full:
+            time.sleep(_ROOM_WAIT_S)
 
     def wait(self, timeout_s: float) -> None:
         """Wait up to `timeout_s` for a mask or a compiled grammar, then poll."""

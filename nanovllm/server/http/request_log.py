@@ -26,8 +26,6 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from nanovllm.deadlines import Deadline
-from nanovllm.engine.admission import HeldMemory
-from nanovllm.engine.input_processor import PreparedRequest
 from nanovllm.server.http.errors import shorten
 
 MAX_PROMPTS = 10
@@ -56,7 +54,6 @@ class RequestRecord:
         completion_tokens: generated tokens; None if generation did not begin.
         keeps_prompts: prompts are logged.
         prompts: the prompts to log; None if they are not logged, or before validation.
-        held: memory that is released when the response has ended.
     """
 
     request_id: str
@@ -73,17 +70,10 @@ class RequestRecord:
     completion_tokens: int | None = None
     keeps_prompts: bool = False
     prompts: Sequence[str | list[int]] | None = None
-    held: list[HeldMemory] = field(default_factory=list)
 
     def note_prompts(self, prompts: Sequence[str | list[int]]) -> None:
         """Record the prompts as sent, if prompts are logged."""
         self.prompts = prompts if self.keeps_prompts else None
-
-    def note_answers(self, prepared_requests: Sequence[PreparedRequest]) -> None:
-        """Record the number of generated tokens, at the end of the response."""
-        self.completion_tokens = sum(
-            prepared.output_processor.num_output_tokens for prepared in prepared_requests
-        )
 
     def line(self, method: str, path: str) -> str:
         """Return the log line, JSON in ASCII: no input of a client can break or forge a line."""
@@ -124,7 +114,7 @@ class RequestLogMiddleware:
         self._log_prompts = log_prompts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Record the response and disconnects, release memory and log."""
+        """Record the response and disconnects, and log."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -161,8 +151,6 @@ class RequestLogMiddleware:
         finally:
             if not record.is_answered:
                 self._count(scope, record.status or _CLIENT_DISCONNECTED)
-            for memory in record.held:
-                memory.release()
             if self._log_requests:
                 _logger.info(record.line(scope["method"], scope["path"]))
 

@@ -196,5 +196,5 @@ CHAT = Endpoint(
     renderer=ChatRenderer,
     response=ChatCompletion,
     event=ChatCompletionChunk,
-    is_guarded=lambda _: True,
+    is_guarded=True,
 )

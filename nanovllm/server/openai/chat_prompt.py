@@ -75,7 +75,7 @@ def encode_prompt(
         fields,
         template,
         input_processor.tokenizer,
-        partial(input_processor.check_text, is_truncated=is_truncated),
+        partial(input_processor.reader.check_text, is_truncated=is_truncated),
         add_special_tokens=add_special_tokens,
     )
 

@@ -50,7 +50,14 @@ class Renderer(ABC, Generic[OutputT]):
 
     A stream is `begin`, deltas, and `end` or `error`; each returns whole server-sent events. An
     endpoint that does not stream has `body` only.
+
+    Attributes:
+        context: what is known of the response before it has any output.
     """
+
+    def __init__(self, context: ResponseContext) -> None:
+        """Render the response of `context`."""
+        self.context = context
 
     @abstractmethod
     def body(self, outputs: Sequence[OutputT]) -> Mapping[str, Any]:
@@ -58,6 +65,10 @@ class Renderer(ABC, Generic[OutputT]):
 
         A list may be an iterator, whose items are made one at a time while they are written.
         """
+
+    def is_large(self, outputs: Sequence[OutputT]) -> bool:
+        """Return whether the body must be written on a worker thread."""
+        return is_large(outputs)
 
     def begin(self) -> bytes:
         """Return the events before any output."""
@@ -84,7 +95,7 @@ class ChoicesRenderer(Renderer[RequestOutput]):
 
     def __init__(self, context: ResponseContext, request: SamplingBody) -> None:
         """Render the response to a request."""
-        self.context = context
+        super().__init__(context)
         self._stream_options = request.stream_options
         self._usage = UsageCounter(context.prompt_tokens)
         self._num_tokens: Counter[tuple[int, int]] = Counter()  # by prompt and choice
@@ -216,7 +227,7 @@ def make_usage(prompt_tokens: int, completion_tokens: int, cached_tokens: int) -
     }  # fmt: skip
 
 
-def is_large(outputs: Sequence[RequestOutput]) -> bool:
+def is_large(outputs: Sequence[Any]) -> bool:
     """Return whether outputs, or deltas, must be written on a worker thread.
 
     Writing the log-probabilities of many positions, or many texts or token ids, takes too long for

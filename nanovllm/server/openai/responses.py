@@ -123,7 +123,7 @@ class ResponseRenderer(Renderer[RequestOutput]):
 
     def __init__(self, context: ResponseContext, request: ResponsesRequest) -> None:
         """Render the response to a request."""
-        self._context = context
+        super().__init__(context)
         self._request = request
         self._item_id = MESSAGE_PREFIX + context.id.removeprefix(RESPONSE_PREFIX)
         self._is_stored = context.stored.is_kept and request.store is not False
@@ -220,12 +220,12 @@ class ResponseRenderer(Renderer[RequestOutput]):
         }
         if self._is_stored:
             own = {"role": "assistant", "content": text}
-            response["store"] = self._context.stored.add(response, [*self._conversation, own])
+            response["store"] = self.context.stored.add(response, [*self._conversation, own])
         return response
 
     def _response(self, status: ResponseStatus) -> ModelResponse:
         """Return the response before it has any output."""
-        context, request = self._context, self._request
+        context, request = self.context, self._request
         output_format = request.text and request.text.format
         return {
             "id": context.id, "object": "response", "created_at": context.created,
@@ -262,5 +262,5 @@ RESPONSES = Endpoint(
     event=ResponseEvent,
     ends_with_done=False,
     has_secret_ids=True,
-    is_guarded=lambda _: True,
+    is_guarded=True,
 )

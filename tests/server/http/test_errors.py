@@ -199,7 +199,7 @@ BAD_FIELDS: dict[str, tuple[dict[str, Any], str | None, str]] = {
         "structured_outputs.json: must be a JSON schema",
     ),
     "priority": ({"priority": 2**31}, "priority", str(2**31)),
-    "a priority without the policy": ({"priority": -1}, "priority", "--scheduling-policy priority"),
+    "a priority without the policy": ({"priority": -1}, "priority", "scheduling_policy='priority'"),
     "request_id with a line break": ({"request_id": "a\nb"}, "request_id", "pattern"),
     "user a number": ({"user": 5}, "user", "must be text (given: 5)"),
     "model a number": ({"model": 5}, "model", "5"),

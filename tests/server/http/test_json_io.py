@@ -73,8 +73,8 @@ def outcome(read: Any, document: bytes) -> tuple[Any, ...]:
 def test_reading_agrees_with_json_loads(
     value: Any, is_ascii: bool, at: int, part: str, replaces: bool
 ) -> None:
-    text = json.dumps(value, ensure_ascii=is_ascii)
-    damaged = text[:at] + part + text[at + replaces :]
+    text, plain_text = (json.dumps(value, ensure_ascii=each) for each in (is_ascii, False))
+    damaged = plain_text[:at] + part + plain_text[at + replaces :]
     for document in (text.encode(), damaged.encode(), b"\xef\xbb\xbf" + text.encode()):
         assert outcome(read_json, document) == outcome(json.loads, document), document
 

@@ -163,7 +163,7 @@ def test_either_end_may_be_cut_off(server: RunningServer, llm: LLM) -> None:
     assert vectors(bare) == vectors(embed(server, "the"))
 
 
-BAD: dict[str, tuple[dict[str, Any], str, str]] = {
+BAD: dict[str, tuple[dict[str, Any], str | None, str]] = {
     "dimensions": (
         {"dimensions": 16},
         "dimensions",
