@@ -5,7 +5,6 @@ stored response (response_store.py). The chat template makes a prompt of it. Whe
 template, an input that is text is the prompt itself.
 """
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +15,7 @@ from nanovllm.errors import InvalidRequestError
 from nanovllm.outputs import RequestOutput
 from nanovllm.prompts import Prompt
 from nanovllm.server.http.errors import error_of, shorten
+from nanovllm.server.http.json_io import dump_json
 from nanovllm.server.http.validation_errors import quote
 from nanovllm.server.openai.chat_prompt import encode_prompt, end_turn
 from nanovllm.server.openai.chat_schemas import MAX_MESSAGES, ChatMessage, PromptFields
@@ -189,8 +189,7 @@ class ResponseRenderer(Renderer[RequestOutput]):
     def _event(self, event_type: str, **fields: Any) -> bytes:
         event = {"type": event_type, "sequence_number": self._num_events, **fields}
         self._num_events += 1
-        data = json.dumps(event, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-        return f"event: {event_type}\ndata: {data}\n\n".encode()
+        return b"event: %s\ndata: %s\n\n" % (event_type.encode(), dump_json(event))
 
     def _text_event(self, event_type: str, **fields: Any) -> bytes:
         return self._event(
