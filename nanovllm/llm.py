@@ -348,7 +348,6 @@ class LLM:
         input_processor = self.engine.input_processor
         processed: list[PromptRequest] = []
         for index, (prompt, each) in enumerate(zip(prompts, params, strict=True)):
-            input_processor.grammars.wait_for_room()
             request = GenerationRequest(prompts=[prompt], params=each, request_id="llm")
             with naming_prompt(index, len(prompts)):
                 processed += input_processor.process(request)

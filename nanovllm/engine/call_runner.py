@@ -86,8 +86,10 @@ class CallRunner:
         self._lock = threading.RLock()  # held briefly; guards _worker and _is_closed
         self._worker: threading.Thread | None = None
         self._is_closed = False
-        # Only the worker uses these two.
+        # Only the worker uses these three. Prompts are held back until there is room for their
+        # grammars.
         self._calls: set[_Call] = set()
+        self._held_back: dict[PromptRequest, None] = {}
         self._router: UpdateRouter[_Call] = UpdateRouter(engine.finish_request)
 
     def run(self, prompts: Sequence[PromptRequest], on_step: OnStep | None = None) -> None:
@@ -210,16 +212,26 @@ class CallRunner:
             try:
                 self._router.add(call.prompts, call)
                 for prompt in call.prompts:
-                    for request in prompt.requests:
-                        self._engine.add_request(request)
+                    self._add_or_hold_back(prompt)
             except Exception as error:  # noqa: BLE001 - it is raised in the thread that waits
                 self._finish_call(call, error)
+        for prompt in list(self._held_back):
+            self._add_or_hold_back(prompt)
         for call in cancelled:
             self._finish_call(call, None)
         if is_closed:
             for call in list(self._calls):
                 self._finish_call(call, _closed_error())
         return True
+
+    def _add_or_hold_back(self, prompt: PromptRequest) -> None:
+        """Queue the sequences of a prompt, if its grammar may be compiled now."""
+        if prompt.has_grammar and self._engine.input_processor.grammars.is_full:
+            self._held_back[prompt] = None
+            return
+        self._held_back.pop(prompt, None)
+        for request in prompt.requests:
+            self._engine.add_request(request)
 
     def _step(self) -> None:
         """Step the engine once, and pass its updates to their calls."""
@@ -254,6 +266,7 @@ class CallRunner:
         self._calls.discard(call)
         try:
             for prompt in call.prompts:
+                self._held_back.pop(prompt, None)
                 self._router.remove(prompt)
         except Exception as failure:  # noqa: BLE001 - it is raised in the thread that waits
             error = error or failure

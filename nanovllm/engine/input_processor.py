@@ -24,7 +24,7 @@ from nanovllm.engine.request_limits import Limits
 from nanovllm.engine.scheduling.request import Request
 from nanovllm.engine.scheduling.token_rules import TokenRules
 from nanovllm.engine.tokenizer import Tokenizer
-from nanovllm.errors import InvalidRequestError, NanovllmError, describe_value
+from nanovllm.errors import InvalidRequestError, describe_value
 from nanovllm.model.config import GPT2Config
 from nanovllm.prompts import Prompt
 from nanovllm.sampling_params import SamplingParams
@@ -74,25 +74,19 @@ class InputProcessor:
     def process(self, request: GenerationRequest) -> tuple[PromptRequest, ...]:
         """Check and tokenize the prompts of a request that samples or embeds.
 
-        A grammar is only queued for compilation. The engine ends the request if that fails.
+        A grammar is compiled once the engine has the request, which it ends if that fails.
 
-        Raises:
-            InvalidRequestError: a prompt or its settings are invalid; the message has the index of
-                the prompt if there are several.
-            QueueFullError: too many grammars wait to be compiled.
+        Raises InvalidRequestError for an invalid prompt or setting; the message has the index of
+        the prompt if there are several.
         """
         params = request.params
         assert not isinstance(params, BeamSearchParams), "begin_searches checks beam searches"
         self._check_queue_fields(request)
         sampling = params.prompt_params if isinstance(params, PoolingParams) else params
         prompts: list[PromptRequest] = []
-        try:
-            for index, prompt in enumerate(request.prompts):
-                with naming_prompt(index, len(request.prompts)):
-                    prompts.append(self._process(prompt, request, sampling))
-        except NanovllmError:
-            prompts.clear()  # the traceback keeps `prompts`, whose grammars would go on compiling
-            raise
+        for index, prompt in enumerate(request.prompts):
+            with naming_prompt(index, len(request.prompts)):
+                prompts.append(self._process(prompt, request, sampling))
         return tuple(prompts)
 
     def _process(
@@ -116,7 +110,7 @@ class InputProcessor:
         grammar = (
             None
             if params.structured_outputs is None
-            else self.grammars.begin(params.structured_outputs, request.client)
+            else self.grammars.for_request(params.structured_outputs, request.client)
         )
         ends_text = frozenset(self.model.eos_token_ids)
         eos, ignored_eos = (

@@ -1,8 +1,8 @@
 """From logits to tokens: the settings of each row, and the protocol of a sampler.
 
-There are two samplers: NumPy's, which is the specification (runner/sampler.py), and the compiled
-one of backend="numba", which uses the backend's threads. They draw the same tokens, except where a
-draw is within rounding error of the boundary between two.
+There are two samplers: NumPy's, which is the specification (numpy_sampler.py), and the compiled one
+of backend="numba", which uses the backend's threads. They draw the same tokens, except where a draw
+is within rounding error of the boundary between two.
 """
 
 from collections.abc import Sequence
@@ -11,6 +11,22 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int64, UInt64
+
+ROW_SETTINGS = np.dtype(
+    [
+        ("temperature", np.float32),
+        ("top_p", np.float32),
+        ("min_p", np.float32),
+        ("repetition_penalty", np.float32),
+        ("presence_penalty", np.float32),
+        ("frequency_penalty", np.float32),
+        ("top_k", np.int64),
+        ("num_logprobs", np.int64),
+        ("choices", np.int64),
+        ("seeds", np.uint64),
+    ]
+)
+"""Settings of a row that are the same at every step; those of SamplingParams have its names."""
 
 
 @dataclass(frozen=True, slots=True)
