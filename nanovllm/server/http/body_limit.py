@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from nanovllm.engine.shares import Shares
 from nanovllm.server.http.clients import client_of
 from nanovllm.server.http.errors import error_response
+from nanovllm.shares import Shares
 
 MAX_BODIES_BYTES = 128 << 20
 """Memory for the bodies of a client's requests, not counting the first FREE_BODY_BYTES of each.

@@ -21,11 +21,11 @@ from typing import Any, TypeVar
 from starlette.requests import Request
 
 from nanovllm.deadlines import Deadline
-from nanovllm.engine.shares import FairQueue
 from nanovllm.errors import EngineFaultError, EngineNotReadyError, NanovllmError, QueueFullError
 from nanovllm.server.http.clients import client_of
 from nanovllm.server.http.deadlines import deadline_of
 from nanovllm.server.http.event_stream import unless_disconnected
+from nanovllm.shares import FairQueue
 
 T = TypeVar("T")
 SMALL_BYTES = 1 << 15
