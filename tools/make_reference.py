@@ -15,11 +15,14 @@ import os
 import re
 import sys
 import textwrap
+import types
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from annotated_types import Interval
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -44,6 +47,9 @@ _ABOUT_SETTINGS = (
 )
 _UNTITLED = {"positional arguments": ("argument", ""), "options": ("option", "")}
 """Groups of argparse itself, and the heads of their tables."""
+_UNIONS = (Union, types.UnionType)
+_UNLIMITED = 2**30
+"""Bounds beyond this are those of the sampler's arrays."""
 _WIDTH = "2000"  # columns: no line of a help text is wrapped
 _SHORT = re.compile(r"^(-\w) [A-Z]+, ")
 """The begin of "-i FILE, --input FILE", which Python 3.13 writes as "-i, --input FILE"."""
@@ -184,12 +190,33 @@ def settings_page() -> str:
     ]
     for kind in SETTINGS:
         texts = attributes(kind)
-        rows = ["| setting | default | meaning |", "|---|---|---|"]
+        hints = get_type_hints(kind, include_extras=True)
+        rows = ["| setting | default | values | meaning |", "|---|---|---|---|"]
         for field in fields(kind):
             default = "" if field.default is MISSING else f"`{field.default!r}`"
-            rows.append(f"| `{field.name}` | {default} | {_cell(texts[field.name])} |")
+            values, text = _values(hints[field.name]), _cell(texts[field.name])
+            rows.append(f"| `{field.name}` | {default} | {values} | {text} |")
         parts += [f"## {kind.__name__}", "\n".join(rows)]
     return _joined(parts)
+
+
+def _values(hint: Any) -> str:
+    """Return the names or the bounds that an annotation allows; "" where it says neither."""
+    if get_origin(hint) is Literal:
+        return ", ".join(f"`{value!r}`" for value in get_args(hint))
+    if get_origin(hint) is Annotated:
+        bounds = next(item for item in hint.__metadata__ if isinstance(item, Interval))
+        return _range(bounds)
+    inner = [_values(part) for part in get_args(hint) if get_origin(hint) in _UNIONS]
+    return next(filter(None, inner), "")
+
+
+def _range(bounds: Interval) -> str:
+    low = f"above {bounds.gt}" if bounds.gt is not None else f"{bounds.ge}"
+    has_limit = bounds.le is not None and float(bounds.le) < _UNLIMITED  # type: ignore[arg-type]
+    if bounds.ge is not None and float(bounds.ge) <= -_UNLIMITED:  # type: ignore[arg-type]
+        return ""
+    return f"{low} to {bounds.le}" if has_limit else f"from {low}"
 
 
 def attributes(kind: type[Any]) -> dict[str, str]:
