@@ -1,9 +1,10 @@
-"""Write the generated pages of docs/reference: options.md and settings.md.
+"""Write the generated pages of docs/reference: options.md, settings.md and ray-serve.md.
 
 Run: python tools/make_reference.py [--check]
 
 options.md is made of what `nanovllm COMMAND --help` prints, and of the registry of environment
-variables; settings.md of the docstrings and defaults of the settings of the Python API.
+variables; settings.md of the docstrings and defaults of the settings of the Python API;
+ray-serve.md of the declarations of its settings.
 tests/docs/test_reference.py fails if a page is not up to date.
 """
 
@@ -23,12 +24,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from annotated_types import Interval
+from pydantic_core import PydanticUndefined
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from nanovllm import BeamSearchParams, EngineConfig, SamplingParams, StructuredOutputs
 from nanovllm.cli.environment import VARIABLES
 from nanovllm.cli.main import main as run_command
+from nanovllm.deploy.settings import AppSettings, ModelSettings
 
 FOLDER = Path(__file__).resolve().parent.parent / "docs" / "reference"
 SETTINGS: tuple[type[Any], ...] = (
@@ -44,6 +47,12 @@ _ABOUT_OPTIONS = (
 _ABOUT_SETTINGS = (
     "The settings of the [Python API](python-api.md), with their defaults. Requests of the "
     "[HTTP API](http-api.md) have the fields of SamplingParams under the same names."
+)
+_ABOUT_RAY_SERVE = (
+    "The `args` of an application of `nanovllm.deploy`, as in "
+    "[two-replicas.yaml](../../examples/ray/two-replicas.yaml). "
+    "`python -m nanovllm.deploy.check FILE` checks a file. "
+    "[Scale out](../how-to/scale-out.md#ray-serve) explains how to use it."
 )
 _UNTITLED = {"positional arguments": ("argument", ""), "options": ("option", "")}
 """Groups of argparse itself, and the heads of their tables."""
@@ -93,6 +102,7 @@ def pages() -> dict[Path, str]:
     return {
         FOLDER / "options.md": options_page(list(read_commands())),
         FOLDER / "settings.md": settings_page(),
+        FOLDER / "ray-serve.md": ray_serve_page(),
     }
 
 
@@ -200,6 +210,27 @@ def settings_page() -> str:
     return _joined(parts)
 
 
+def ray_serve_page() -> str:
+    """Return the page of the settings of a Ray Serve application, from their declarations."""
+    parts = ["# Ray Serve settings", _NOTE, _ABOUT_RAY_SERVE]
+    for title, kind in (("Settings of a model", ModelSettings), ("Application", AppSettings)):
+        rows = ["| setting | default | values | meaning |", "|---|---|---|---|"]
+        for name, field in kind.model_fields.items():
+            text, _, default = (field.description or "").partition("; default: ")
+            if field.default not in (None, PydanticUndefined):
+                default = f"`{field.default!r}`"
+            limits = {
+                key: getattr(limit, key)
+                for limit in field.metadata
+                for key in ("gt", "ge", "le")
+                if hasattr(limit, key)
+            }
+            values = _range(Interval(**limits)) if limits else _values(field.annotation)
+            rows.append(f"| `{name}` | {default} | {values} | {_cell(text)} |")
+        parts += [f"## {title}", "\n".join(rows)]
+    return _joined(parts)
+
+
 def _values(hint: Any) -> str:
     """Return the names or the bounds that an annotation allows; "" where it says neither."""
     if get_origin(hint) is Literal:
@@ -216,7 +247,9 @@ def _range(bounds: Interval) -> str:
     has_limit = bounds.le is not None and float(bounds.le) < _UNLIMITED  # type: ignore[arg-type]
     if bounds.ge is not None and float(bounds.ge) <= -_UNLIMITED:  # type: ignore[arg-type]
         return ""
-    return f"{low} to {bounds.le}" if has_limit else f"from {low}"
+    if has_limit:
+        return f"{low} to {bounds.le}"
+    return low if bounds.gt is not None else f"from {low}"
 
 
 def attributes(kind: type[Any]) -> dict[str, str]:
