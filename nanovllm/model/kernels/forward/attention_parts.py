@@ -13,6 +13,7 @@ from nanovllm.model.kernels.forward.tiles import make_batched_tiles, make_tiles
 from nanovllm.model.kernels.simd.formats import Format, cache_format
 from nanovllm.model.kernels.simd.kernel import kernel
 from nanovllm.model.kernels.simd.move import make_clear, make_copy
+from nanovllm.model.kernels.simd.rows import rows_at
 from nanovllm.model.kernels.simd.scalar import store_i32
 from nanovllm.model.kernels.simd.value import Value
 from nanovllm.model.kernels.simd.vector import Vectors
@@ -179,14 +180,9 @@ def _make_shared_tiles(target: KernelTarget, panel_format: Format, vectors: int)
 
     @compiled
     def shared_tiles(
-        in_ptr: int, in_stride_bytes: int, panel_ptr: int, batch_stride_bytes: int,
-        panel_stride_bytes: int, steps: int, out_ptr: int, out_stride_bytes: int, rows: int,
-        prefetch_offset_bytes: int,
-    ) -> None:  # fmt: skip
-        tiles(
-            in_ptr, in_stride_bytes, panel_ptr, panel_stride_bytes, steps,
-            out_ptr, out_stride_bytes, rows, panel_ptr,
-        )  # fmt: skip
+        inputs: Any, panel: Any, step_bytes: int, steps: int, out: Any, rows: int, _offset: int
+    ) -> None:
+        tiles(inputs, rows_at(panel.ptr, step_bytes), steps, out, rows, panel.ptr)
 
     return shared_tiles
 
@@ -194,13 +190,12 @@ def _make_shared_tiles(target: KernelTarget, panel_format: Format, vectors: int)
 def _make_matmul(target: KernelTarget, make_tiles_of: Callable[[int], Any]) -> Any:
     """Return matmul: out[rows, columns] += inputs[rows, steps] @ panel[steps, columns].
 
-    in_ptr, in_stride_bytes    input rows
-    rows                       number of rows
-    panel_ptr                  the panel, or the first row's
-    batch_stride_bytes         bytes from one row's panel to the next row's, where each has its own
-    steps, columns             shape of the panel; columns are whole vectors
-    out_ptr, out_stride_bytes  output rows
-    prefetch_offset_bytes      as in tiles.py, where each row has its own panel
+    inputs                 input rows
+    rows                   number of rows
+    panels                 the panel of all rows, or one for each row
+    steps, columns         shape of a panel; columns are whole vectors
+    out                    output rows
+    prefetch_offset_bytes  as in tiles.py, where each row has its own panel
 
     `make_tiles_of(vectors)` returns the tiles that are so many vectors wide.
     """
@@ -209,30 +204,22 @@ def _make_matmul(target: KernelTarget, make_tiles_of: Callable[[int], Any]) -> A
 
     @compiled
     def matmul(
-        in_ptr: int, in_stride_bytes: int, rows: int, panel_ptr: int, batch_stride_bytes: int,
-        steps: int, columns: int, out_ptr: int, out_stride_bytes: int, prefetch_offset_bytes: int,
+        inputs: Any, rows: int, panels: Any, steps: int, columns: int, out: Any,
+        prefetch_offset_bytes: int,
     ) -> None:  # fmt: skip
         step_bytes = columns * WORD_BYTES
-        while columns >= width:
-            whole(
-                in_ptr, in_stride_bytes, panel_ptr, batch_stride_bytes, step_bytes, steps,
-                out_ptr, out_stride_bytes, rows, prefetch_offset_bytes,
-            )  # fmt: skip
-            panel_ptr += width * WORD_BYTES
-            out_ptr += width * WORD_BYTES
-            columns -= width
-        while columns >= 2 * lanes:
-            two(
-                in_ptr, in_stride_bytes, panel_ptr, batch_stride_bytes, step_bytes, steps,
-                out_ptr, out_stride_bytes, rows, prefetch_offset_bytes,
-            )  # fmt: skip
-            panel_ptr += 2 * lanes * WORD_BYTES
-            out_ptr += 2 * lanes * WORD_BYTES
-            columns -= 2 * lanes
-        if columns > 0:
-            one(
-                in_ptr, in_stride_bytes, panel_ptr, batch_stride_bytes, step_bytes, steps,
-                out_ptr, out_stride_bytes, rows, prefetch_offset_bytes,
-            )  # fmt: skip
+        while columns > 0:
+            if columns >= width:
+                done = width
+                whole(inputs, panels, step_bytes, steps, out, rows, prefetch_offset_bytes)
+            elif columns >= 2 * lanes:
+                done = 2 * lanes
+                two(inputs, panels, step_bytes, steps, out, rows, prefetch_offset_bytes)
+            else:
+                done = lanes
+                one(inputs, panels, step_bytes, steps, out, rows, prefetch_offset_bytes)
+            panels = rows_at(panels.ptr + done * WORD_BYTES, panels.stride_bytes)
+            out = rows_at(out.ptr + done * WORD_BYTES, out.stride_bytes)
+            columns -= done
 
     return matmul
