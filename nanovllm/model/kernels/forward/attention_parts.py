@@ -11,7 +11,7 @@ from nanovllm.model.kernels.build.target import KernelTarget
 from nanovllm.model.kernels.forward.convert import make_round_row
 from nanovllm.model.kernels.forward.tiles import make_batched_tiles, make_tiles
 from nanovllm.model.kernels.simd.formats import Format, cache_format
-from nanovllm.model.kernels.simd.kernel import kernel
+from nanovllm.model.kernels.simd.kernel import kernel, kernel_maker
 from nanovllm.model.kernels.simd.move import make_clear, make_copy
 from nanovllm.model.kernels.simd.rows import rows_at
 from nanovllm.model.kernels.simd.scalar import store_i32
@@ -116,48 +116,40 @@ def make_softmax(target: KernelTarget, *, as_bfloat16: bool) -> Any:
     return kernel(target, softmax)
 
 
-def _make_multiply_row(target: KernelTarget) -> Any:
+@kernel_maker()
+def _make_multiply_row(v: Vectors, row_ptr: Value, factor_ptr: Value, columns: Value) -> None:
     """Return multiply_row(row_ptr, factor_ptr, columns): row *= one float32, in whole vectors."""
+    factor = v.splat(v.load_scalar(factor_ptr))
 
-    def multiply_row(v: Vectors, row_ptr: Value, factor_ptr: Value, columns: Value) -> None:
-        factor = v.splat(v.load_scalar(factor_ptr))
-
-        with v.range(columns, v.lanes) as i:
-            vector_ptr = v.element(row_ptr, i)
-            v.store(v.load(vector_ptr) * factor, vector_ptr)
-
-    return kernel(target, multiply_row)
+    with v.range(columns, v.lanes) as i:
+        vector_ptr = v.element(row_ptr, i)
+        v.store(v.load(vector_ptr) * factor, vector_ptr)
 
 
-def _make_apply_scales(target: KernelTarget) -> Any:
+@kernel_maker()
+def _make_apply_scales(
+    v: Vectors, row_ptr: Value, scales_ptr: Value, seen: Value, columns: Value
+) -> None:
     """Return apply_scales(row_ptr, scales_ptr, seen, columns): row[:seen] *= scales[:seen].
 
     It reads and writes whole vectors of `columns`. `seen` may be 0 or less. Slots that were never
     written have no scale.
     """
-
-    def apply_scales(
-        v: Vectors, row_ptr: Value, scales_ptr: Value, seen: Value, columns: Value
-    ) -> None:
-        with v.range(columns, v.lanes) as i:
-            vector_ptr = v.element(row_ptr, i)
-            value = v.load(vector_ptr)
-            scaled = value * v.load(v.element(scales_ptr, i))
-            v.store(v.where(v.first_lanes(seen - i), scaled, value), vector_ptr)
-
-    return kernel(target, apply_scales)
+    with v.range(columns, v.lanes) as i:
+        vector_ptr = v.element(row_ptr, i)
+        value = v.load(vector_ptr)
+        scaled = value * v.load(v.element(scales_ptr, i))
+        v.store(v.where(v.first_lanes(seen - i), scaled, value), vector_ptr)
 
 
-def _make_all_finite(target: KernelTarget) -> Any:
+@kernel_maker(returns=types.intp)
+def _make_all_finite(v: Vectors, values_ptr: Value, count: Value) -> Value:
     """Return all_finite(values_ptr, count) -> 1, or 0 where a float32 is infinite or a NaN."""
 
-    def all_finite(v: Vectors, values_ptr: Value, count: Value) -> Value:
-        def check(i: Value, mask: Value) -> Value:
-            return mask & v.is_finite(v.load(v.element(values_ptr, i)))
+    def check(i: Value, mask: Value) -> Value:
+        return mask & v.is_finite(v.load(v.element(values_ptr, i)))
 
-        return v.every(v.fold(count, v.lanes, v.integers(-1), check))
-
-    return kernel(target, all_finite, returns=types.intp)
+    return v.every(v.fold(count, v.lanes, v.integers(-1), check))
 
 
 def _make_convert_query(cache: str, round_row: Any, copy: Any) -> Any:

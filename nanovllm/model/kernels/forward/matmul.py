@@ -47,10 +47,15 @@ from nanovllm.model.kernels.forward.tiles import TILE_ROWS, make_tiles
 from nanovllm.model.kernels.simd.formats import weight_format
 from nanovllm.model.kernels.simd.move import linear_at, make_clear
 from nanovllm.model.kernels.simd.rows import rows_at, rows_from
-from nanovllm.model.kernels.step_record import LINEAR, LINEARS_PER_LAYER, ROW_BLOCK, ROW_QUANT_BYTES
+from nanovllm.model.kernels.step_record import (
+    LINEAR_RECORD,
+    LINEARS_PER_LAYER,
+    ROW_BLOCK,
+    ROW_QUANT_BYTES,
+)
 from nanovllm.model.kernels.threads.phase import make_phase
 
-LINEAR_BYTES = LINEAR.itemsize
+LINEAR_BYTES = LINEAR_RECORD.itemsize
 # 192 KiB with AVX-512, else 48 KiB: the rows and the next piece fit the second-level cache too.
 _PIECE_STEPS = 768
 _GROUP_ROWS = 2 * TILE_ROWS  # their accumulators stay in the first-level cache until the epilogue

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Sequence
+from functools import cache, wraps
 from typing import Any
 
 from numba import types
@@ -47,6 +48,20 @@ def kernel(
         ]
     )
     return intrinsic(declare)
+
+
+def kernel_maker(returns: Any = types.void) -> Callable[..., Callable[[KernelTarget], Any]]:
+    """Return a decorator that turns emit(v, ...) into make(target), which returns its kernel."""
+
+    def decorate(emit: Callable[..., Value | None]) -> Callable[[KernelTarget], Any]:
+        @cache
+        @wraps(emit)
+        def make(target: KernelTarget) -> Any:
+            return kernel(target, emit, returns)
+
+        return make
+
+    return decorate
 
 
 def _record_of(annotation: Any) -> Any:
