@@ -64,7 +64,7 @@ from nanovllm.server.openapi import operation
 B = TypeVar("B", bound=GenerationBody)
 
 logger = logging.getLogger(__name__)
-_GRAMMAR_POLL_S = 0.002
+_GRAMMAR_POLL_S = 0.005
 
 
 @dataclass(frozen=True, slots=True)
