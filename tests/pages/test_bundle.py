@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from nanovllm.inspection.bundle import bundle
+from nanovllm.pages.bundle import bundle
 
 
 def write(folder: Path, **modules: str) -> None:

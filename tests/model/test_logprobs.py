@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from nanovllm.runner.logprobs import log_softmax, token_logprobs
+from nanovllm.model.logprobs import log_softmax, token_logprobs
 
 GRID = st.sampled_from([-3.0, -1.0, -0.5, 0.0, 0.5, 2.0, 7.0])  # few values, so that many are equal
 

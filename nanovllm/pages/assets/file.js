@@ -1,7 +1,7 @@
 /** The script of a self-contained file: shows the data in it by one of the page's views. */
 
 import { attentionExplorer } from "./attention_view.js";
-import { button, errorMessage } from "./components.js";
+import { errorMessage, themeButton } from "./components.js";
 import { embeddingsExplorer } from "./embeddings_view.js";
 import { lensExplorer } from "./lens_view.js";
 
@@ -22,10 +22,4 @@ function explorer(data) {
 
 const content = document.getElementById("data").textContent;
 document.getElementById("main").append(explorer(JSON.parse(content)));
-document.getElementById("actions").append(
-  button({
-    label: "Light or dark",
-    small: true,
-    onclick: () => document.dispatchEvent(new Event("themechoice")),
-  }),
-);
+document.getElementById("actions").append(themeButton());

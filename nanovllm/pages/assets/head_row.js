@@ -182,11 +182,12 @@ function rowTable(tokens, row) {
   const largest = {
     q: largestOf([q]), k: largestOf(k), v: Math.max(largestOf(v), largestOf([output])),
   };
-  const strips = [];
+  /** @type {Map<Element, {values: number[], most: number}>} */
+  const strips = new Map();
   const strip = (name, values) => {
-    const canvas = h("canvas", { width: size, height: 1, "aria-hidden": "true" });
-    strips.push({ canvas, values, most: largest[name] });
-    return h("div", { class: "v-vector" }, canvas);
+    const element = h("div", { class: "v-vector" });
+    strips.set(element, { values, most: largest[name] });
+    return element;
   };
   const [low, high] = [Math.min(0, ...scores), Math.max(0, ...scores)];
   const span = high - low || 1;
@@ -274,17 +275,33 @@ function rowTable(tokens, row) {
     if (key !== cursor.key || dimension !== cursor.dimension) move(key, dimension);
   });
 
-  function paint() {
-    const colorOf = signedScale();
-    for (const { canvas, values, most } of strips) {
-      const image = new ImageData(size, 1);
-      values.forEach((value, index) =>
-        image.data.set([...colorOf(valueFraction(value, most)), 255], index * 4));
-      canvas.getContext("2d").putImageData(image, 0, 0);
-    }
+  function paintStrip(element, colorOf) {
+    const { values, most } = strips.get(element);
+    const canvas = h("canvas", { width: size, height: 1, "aria-hidden": "true" });
+    const image = new ImageData(size, 1);
+    values.forEach((value, index) =>
+      image.data.set([...colorOf(valueFraction(value, most)), 255], index * 4));
+    canvas.getContext("2d").putImageData(image, 0, 0);
+    replace(element, canvas);
   }
 
-  paint();
+  // A canvas costs too much for each of 512 tokens: the strips near the visible part have one.
+  const observer = new IntersectionObserver((entries) => {
+    const colorOf = signedScale();
+    for (const { target, isIntersecting } of entries) {
+      for (const element of target.querySelectorAll(".v-vector")) {
+        if (!isIntersecting) replace(element);
+        else if (!element.firstChild) paintStrip(element, colorOf);
+      }
+    }
+  }, { root: box, rootMargin: "200px" });
+  for (const row of [...rows, ...head.rows, ...foot.rows]) observer.observe(row);
+
+  function paint() {
+    const colorOf = signedScale();
+    for (const element of strips.keys()) if (element.firstChild) paintStrip(element, colorOf);
+  }
+
   return {
     paint,
     /** Move the cursor to a key, at the dimension that counts most in its score. */

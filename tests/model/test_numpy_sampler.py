@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, reject
 from hypothesis import strategies as st
 
-from nanovllm.runner.philox import uniform
-from nanovllm.runner.sampler import draw_token, sample
+from nanovllm.model.numpy_sampler import draw_token, sample
+from nanovllm.model.philox import uniform
 from tests.support.sampling import Row, make_sampling
 
 VOCAB = 12

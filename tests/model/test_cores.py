@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from nanovllm.model.kernels.threads.cores import cpu_name, default_threads, linux_threads
+from nanovllm.model.cores import cpu_name, default_threads, linux_threads
 
 TOPOLOGY = "sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list"
 PAIRS = {TOPOLOGY.format(cpu=cpu): f"{cpu % 4},{cpu % 4 + 4}\n" for cpu in range(8)}

@@ -15,6 +15,37 @@ export function formatNumber(value, digits = 3) {
   return Number(value.toPrecision(digits)).toString().replace("-", "−");
 }
 
+/** Return a number with at most so many significant digits: 0.0003, 21400, 3e-5. */
+export function shortNumber(value, digits = 5) {
+  const size = Math.abs(value);
+  const rounded = Number(value.toPrecision(digits));
+  if (size === 0 || (size >= 1e-4 && size < 1e15)) return String(rounded);
+  return rounded.toExponential().replace("e+", "e");
+}
+
+/** Return a large number in three digits with a suffix: 12.3M; below 10,000 a whole number. */
+export function formatCompact(value) {
+  const unit = [1e12, 1e9, 1e6, 1e3].find((one) =>
+    Math.abs(value) >= Math.max(one * 0.9995, 10_000 * 0.99995)); // 999,950 is 1.00M, not 1000k
+  if (!unit) return formatCount(value);
+  const scaled = value / unit;
+  const digits = Math.max(0, 2 - Math.floor(Math.log10(Math.max(1, Math.abs(scaled) * 1.0005))));
+  return scaled.toFixed(digits) + "kMBT"[Math.log10(unit) / 3 - 1];
+}
+
+/** Return a duration in its two largest units: 1 h 02 min. @param {number} seconds */
+export function formatElapsed(seconds) {
+  if (seconds < 9.95) return `${seconds.toFixed(1)} s`;
+  const whole = Math.round(seconds);
+  const two = (number) => String(number).padStart(2, "0");
+  if (whole < 60) return `${whole} s`;
+  if (whole < 3600) return `${Math.floor(whole / 60)} min ${two(whole % 60)} s`;
+  const minutes = Math.round(seconds / 60);
+  const hours = Math.floor(minutes / 60);
+  if (hours < 48) return `${hours} h ${two(minutes % 60)} min`;
+  return `${Math.floor(hours / 24)} d ${hours % 24} h`;
+}
+
 /** Return a probability in percent; small ones keep two digits. @param {number} value 0 to 1 */
 export function formatPercent(value) {
   const percent = value * 100;

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nanovllm.runner.philox import philox4x32, uniform
+from nanovllm.model.philox import philox4x32, uniform
 
 SEEDS = st.integers(0, 2**64 - 1)
 SMALL = st.integers(0, 2**31 - 1)

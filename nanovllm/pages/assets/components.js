@@ -57,6 +57,12 @@ export function button({ label, icon: name, iconOnly, kind = "", small, ...attri
   );
 }
 
+/** Return the button of a file that changes its theme. */
+export function themeButton() {
+  const onclick = () => document.dispatchEvent(new Event("themechoice"));
+  return button({ label: "Light or dark", small: true, onclick });
+}
+
 /**
  * Return a labelled field around an input, select or textarea.
  * @param {{label: string, control: any, hint?: string, unit?: string, hideLabel?: boolean}} options

@@ -8,13 +8,13 @@ not depend on the rows beside it.
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int64
 
+from nanovllm.model.logprobs import token_logprobs
+from nanovllm.model.philox import uniform
 from nanovllm.model.sampling import SampledTokens, SamplingSettings, TokenLogprobs
-from nanovllm.runner.logprobs import token_logprobs
-from nanovllm.runner.philox import uniform
 
 
 class NumpySampler:
-    """The sampler for backends that bring none."""
+    """The sampler of backend="numpy"."""
 
     def sample(
         self, logits: Float32[np.ndarray, "rows vocab"], settings: SamplingSettings

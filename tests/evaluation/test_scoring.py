@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nanovllm.evaluation.scoring import cross_entropy, cut_windows, score_windows
 from nanovllm.model.batch import ForwardBatch
 from nanovllm.model.numpy_backend import NumpyBackend
-from nanovllm.training.scoring import cross_entropy, cut_windows, score_windows
 
 TEXTS = [np.arange(start, start + length, dtype=np.int64) for start, length in ((0, 50), (7, 2))]
 

@@ -2,8 +2,8 @@
 
 Each text is tokenized and scored on its own, so that no window spans two files. A literal
 `<|endoftext|>` is encoded as the special token, as in training. Windows and the context of each
-prediction are defined in nanovllm/training/scoring.py: every token but a text's first is predicted
-exactly once. With N probabilities p[i] of predicted tokens and B bytes,
+prediction are defined in scoring.py: every token but a text's first is predicted exactly once.
+With N probabilities p[i] of predicted tokens and B bytes,
 
     loss          = sum(-ln p[i]) / N            nats per token
     perplexity    = exp(loss)
@@ -34,11 +34,11 @@ from nanovllm.config import BackendName, DType, EngineConfig, KVCacheDType, Quan
 from nanovllm.engine.engine import Engine
 from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.errors import TrainingError
+from nanovllm.evaluation.scoring import cut_windows, score_windows
 from nanovllm.hub import resolve_model
 from nanovllm.model.config import GPT2Config
 from nanovllm.progress import progress_bar
 from nanovllm.training.data.text import pieces, read_documents
-from nanovllm.training.scoring import cut_windows, score_windows
 
 TextSource: TypeAlias = str | os.PathLike[str]
 """A text, or the path of a file or folder of texts."""
