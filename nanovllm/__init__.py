@@ -24,6 +24,7 @@ sampling_params     settings of a request
 structured_outputs  constraints on an output
 prompts             the forms of a prompt
 outputs             what requests return
+checked_fields      checks of settings by their annotations
 vllm_settings       errors for unknown settings, with advice for those that vLLM has
 suggestions         near names for misspelled ones
 errors              the public exceptions

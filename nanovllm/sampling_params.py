@@ -1,28 +1,46 @@
-"""SamplingParams: settings of a request, with the names, defaults and ranges of vLLM and OpenAI."""
+"""SamplingParams: settings of a request, with the names, defaults and ranges of vLLM and OpenAI.
+
+A setting is declared here once: its type and bounds, its default and its text. The fields of HTTP
+bodies and run-batch, their OpenAPI document and the checks of Python callers follow from it.
+"""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
-from typing import Any, Literal, TypeAlias, get_args
+from dataclasses import dataclass, fields, replace
+from typing import Annotated, Any, Literal, TypeAlias
 
+from annotated_types import Interval
+
+from nanovllm.checked_fields import check_fields, short_repr, to_python
 from nanovllm.errors import InvalidRequestError, listed
 from nanovllm.structured_outputs import StructuredOutputs
 from nanovllm.vllm_settings import suggests_fields
 
 GREEDY_TEMPERATURE = 1e-5  # below this, logits / temperature may overflow float32
-MAX_TEMPERATURE = 2.0  # as OpenAI: above it, text is noise
-MAX_BEST_OF = 20  # as OpenAI: most of the choices are discarded
 MAX_STOP_STRINGS = 16
 MAX_STOP_CHARACTERS = 1000  # per stop string
 MAX_BAD_WORD_CHARACTERS = 1000  # per bad word
 MAX_BAD_WORDS_CHARACTERS = 1 << 16  # in total; each bad word is tokenized twice
 MAX_LOGIT_EDITS = 1024  # entries of logit_bias, bad_words and stop_token_ids each
-MIN_SEED, MAX_SEED = -(2**63), 2**63 - 1
-MAX_TOP_K = 2**31 - 1  # the sampler's arrays are int32
-MAX_PROMPT_TOKENS = 2**31 - 1
+MAX_BIAS = 100
 MAX_ALLOWED_TOKENS = 1 << 18
-MIN_REPETITION_PENALTY = 1e-5  # below this, logits / penalty may overflow float32
-MAX_REPETITION_PENALTY = 100.0
+MAX_COUNT = 2**31 - 1  # the sampler's arrays are int32
+
+Temperature: TypeAlias = Annotated[float, Interval(ge=0, le=2)]  # as OpenAI: above, text is noise
+TopP: TypeAlias = Annotated[float, Interval(gt=0, le=1)]
+TopK: TypeAlias = Annotated[int, Interval(ge=-1, le=MAX_COUNT)]
+Fraction: TypeAlias = Annotated[float, Interval(ge=0, le=1)]
+# Below 1e-5, logits / penalty may overflow float32.
+RepetitionPenalty: TypeAlias = Annotated[float, Interval(ge=1e-5, le=100)]
+Penalty: TypeAlias = Annotated[float, Interval(ge=-2, le=2)]
+Seed: TypeAlias = Annotated[int, Interval(ge=-(2**63), le=2**63 - 1)]
+Choices: TypeAlias = Annotated[int, Interval(ge=1, le=128)]
+BestOf: TypeAlias = Annotated[int, Interval(ge=1, le=20)]  # as OpenAI: most are discarded
+Count: TypeAlias = Annotated[int, Interval(ge=0, le=MAX_COUNT)]
+TruncatedLength: TypeAlias = Annotated[int, Interval(ge=-1, le=MAX_COUNT)]
 TruncationSide: TypeAlias = Literal["left", "right"]
+
+MODEL_DEFAULTS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+"""Settings whose default a model may set in its generation_config.json."""
 
 
 @suggests_fields
@@ -66,40 +84,36 @@ class SamplingParams:
             text. GPT-2's has none.
     """
 
-    n: int = 1
-    best_of: int | None = None
-    max_tokens: int | None = 16
-    min_tokens: int = 0
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
+    n: Choices = 1
+    best_of: BestOf | None = None
+    max_tokens: Annotated[int, Interval(ge=0)] | None = 16
+    min_tokens: Count = 0
+    temperature: Temperature = 1.0
+    top_k: TopK = 0
+    top_p: TopP = 1.0
+    min_p: Fraction = 0.0
+    repetition_penalty: RepetitionPenalty = 1.0
+    presence_penalty: Penalty = 0.0
+    frequency_penalty: Penalty = 0.0
     logit_bias: Mapping[int, float] | None = None
     allowed_token_ids: Iterable[int] | None = None
     bad_words: Iterable[str] | None = None
-    seed: int | None = None
+    seed: Seed | None = None
     stop: str | Iterable[str] | None = None
     stop_token_ids: Iterable[int] | None = None
     ignore_eos: bool = False
     include_stop_str_in_output: bool = False
     skip_special_tokens: bool = True
-    logprobs: int | None = None
-    prompt_logprobs: int | None = None
+    logprobs: Count | None = None
+    prompt_logprobs: Count | None = None
     structured_outputs: StructuredOutputs | None = None
-    truncate_prompt_tokens: int | None = None
+    truncate_prompt_tokens: TruncatedLength | None = None
     truncation_side: TruncationSide = "left"
     add_special_tokens: bool = True
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if (number := _to_python(value)) is not value:
-                object.__setattr__(self, field.name, number)
-        self._check_numbers()
-        self._check_flags()
+        check_fields(self)
+        object.__setattr__(self, "top_k", max(self.top_k, 0))
         self._normalize_lists()
         self._check_combinations()
 
@@ -137,51 +151,6 @@ class SamplingParams:
         """`stop` as a tuple."""
         return _as_tuple("stop", self.stop)
 
-    def _check_numbers(self) -> None:
-        required = {"n": (1, 128), "min_tokens": (0, None), "top_k": (-1, MAX_TOP_K)}
-        optional = {
-            "max_tokens": (0, None),
-            "seed": (MIN_SEED, MAX_SEED),
-            "logprobs": (0, None),
-            "prompt_logprobs": (0, None),
-            "best_of": (1, MAX_BEST_OF),
-            "truncate_prompt_tokens": (-1, MAX_PROMPT_TOKENS),
-        }
-        for name, (low, high) in required.items():
-            _check_int(name, getattr(self, name), low, high)
-        for name, (low, high) in optional.items():
-            if getattr(self, name) is not None:
-                _check_int(name, getattr(self, name), low, high)
-        real = {
-            "temperature": (0.0, MAX_TEMPERATURE),
-            "top_p": (0.0, 1.0),
-            "min_p": (0.0, 1.0),
-            "repetition_penalty": (MIN_REPETITION_PENALTY, MAX_REPETITION_PENALTY),
-            "presence_penalty": (-2.0, 2.0),
-            "frequency_penalty": (-2.0, 2.0),
-        }
-        for name, (minimum, maximum) in real.items():
-            _check_real(name, getattr(self, name), minimum, maximum)
-            object.__setattr__(self, name, float(getattr(self, name)))
-        if self.top_p == 0:
-            raise InvalidRequestError(
-                "top_p is 0 but must be above 0; leave it out for 1", param="top_p"
-            )
-        object.__setattr__(self, "top_k", max(self.top_k, 0))
-
-    def _check_flags(self) -> None:
-        for name in (
-            "ignore_eos",
-            "include_stop_str_in_output",
-            "skip_special_tokens",
-            "add_special_tokens",
-        ):
-            value = getattr(self, name)
-            if not isinstance(value, bool):
-                raise InvalidRequestError(
-                    f"{name} is {_short(value)} but must be true or false", param=name
-                )
-
     def _normalize_lists(self) -> None:
         """Check and copy all collections, so that the caller cannot change them."""
         for name, max_texts, max_characters in (
@@ -200,7 +169,12 @@ class SamplingParams:
                 ids = _as_tuple(name, getattr(self, name))
                 _check_length(name, ids, max_ids)
                 for token_id in ids:
-                    _check_int(name, token_id, 0, None)
+                    if not _is_token_id(token_id):
+                        raise InvalidRequestError(
+                            f"{name} has {short_repr(token_id)}, but a token id must be an "
+                            "integer, at least 0",
+                            param=name,
+                        )
                 object.__setattr__(self, name, tuple(dict.fromkeys(ids)))
         if self.allowed_token_ids == ():
             raise InvalidRequestError(
@@ -237,15 +211,10 @@ class SamplingParams:
                 "leave it out to keep the whole prompt",
                 param="truncate_prompt_tokens",
             )
-        if self.truncation_side not in get_args(TruncationSide):
-            raise InvalidRequestError(
-                f"truncation_side is {_short(self.truncation_side)} but must be 'left' or 'right'",
-                param="truncation_side",
-            )
 
     def clone(self, **changes: Any) -> "SamplingParams":
         """Return a copy with some settings changed, such as `params.clone(max_tokens=32)`."""
-        return SamplingParams(**{**self.as_dict(), **changes})
+        return replace(self, **changes)
 
     def as_dict(self) -> dict[str, Any]:
         """Return every setting by name."""
@@ -301,19 +270,12 @@ def _as_tuple(name: str, value: Any) -> tuple[Any, ...]:
     if isinstance(value, str):
         return (value,)
     if not isinstance(value, Iterable):
-        raise InvalidRequestError(f"{name} is {_short(value)} but must be a list", param=name)
-    return tuple(item if isinstance(item, int | str) else _to_python(item) for item in value)
+        raise InvalidRequestError(f"{name} is {short_repr(value)} but must be a list", param=name)
+    return tuple(item if isinstance(item, int | str) else to_python(item) for item in value)
 
 
-def _to_python(value: Any) -> Any:
-    """Return a NumPy scalar as a Python number, anything else unchanged."""
-    is_scalar = getattr(value, "ndim", None) == 0 and hasattr(value, "item")
-    return value.item() if is_scalar else value
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 200 else text[:197] + "..."
+def _is_token_id(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def _check_length(name: str, items: tuple[Any, ...], limit: int) -> None:
@@ -327,7 +289,7 @@ def _check_texts(name: str, texts: tuple[Any, ...], max_characters: int) -> None
     for text in texts:
         if not isinstance(text, str) or not text:
             raise InvalidRequestError(
-                f"{name} has {_short(text)} but takes texts that are not empty", param=name
+                f"{name} has {short_repr(text)} but takes texts that are not empty", param=name
             )
         check_unicode(name, text)
         if len(text) > max_characters:
@@ -343,47 +305,30 @@ def _check_texts(name: str, texts: tuple[Any, ...], max_characters: int) -> None
         )
 
 
-def _range(low: float | None, high: float | None) -> str:
-    return f"at least {low}" if high is None else f"from {low} to {high}"
-
-
-def _check_int(name: str, value: object, low: int, high: int | None) -> None:
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, int)
-        or value < low
-        or (high is not None and value > high)
-    ):
-        raise InvalidRequestError(
-            f"{name} is {_short(value)} but must be an integer, {_range(low, high)}", param=name
-        )
-
-
-def _check_real(name: str, value: object, low: float, high: float, owner: str = "") -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-        raise InvalidRequestError(
-            f"{name}{owner} is {_short(value)} but must be a number, {_range(low, high)}",
-            param=name,
-        )
-
-
 def _checked_bias(bias: Mapping[int, float]) -> dict[int, float]:
     if not isinstance(bias, Mapping):
         raise InvalidRequestError(
-            f"logit_bias is {_short(bias)} but must map token ids to numbers", param="logit_bias"
+            f"logit_bias is {short_repr(bias)} but must map token ids to numbers",
+            param="logit_bias",
         )
     if len(bias) > MAX_LOGIT_EDITS:
         raise InvalidRequestError(
             f"logit_bias has {len(bias)} entries, the limit is {MAX_LOGIT_EDITS}",
             param="logit_bias",
         )
-    bias = {_to_python(token_id): _to_python(value) for token_id, value in bias.items()}
-    wrong = [key for key in bias if isinstance(key, bool) or not isinstance(key, int) or key < 0]
+    bias = {to_python(token_id): to_python(value) for token_id, value in bias.items()}
+    wrong = [key for key in bias if not _is_token_id(key)]
     if wrong:
         raise InvalidRequestError(
-            f"logit_bias has keys that are not token ids: {listed(map(_short, wrong))}",
+            f"logit_bias has keys that are not token ids: {listed(map(short_repr, wrong))}",
             param="logit_bias",
         )
     for token_id, value in bias.items():
-        _check_real("logit_bias", value, -100.0, 100.0, f" of token {token_id}")
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not is_number or not -MAX_BIAS <= value <= MAX_BIAS:
+            raise InvalidRequestError(
+                f"logit_bias of token {token_id} is {short_repr(value)} but must be a number, from "
+                f"{-MAX_BIAS} to {MAX_BIAS}",
+                param="logit_bias",
+            )
     return {token_id: float(value) for token_id, value in bias.items()}

@@ -81,6 +81,7 @@ def run_show(parsed: argparse.Namespace) -> int:
         from nanovllm.hub import read_model_info, resolve_model
         from nanovllm.hub.inventory import KERNELS, kernel_files
         from nanovllm.model.config import GPT2Config, load_generation_config
+        from nanovllm.sampling_params import MODEL_DEFAULTS
     if parsed.model == KERNELS and not Path(KERNELS).exists():
         _print_files(kernel_files())
         return 0
@@ -99,9 +100,7 @@ def run_show(parsed: argparse.Namespace) -> int:
         "context": f"{config.max_positions:,} tokens",
         "chat template": _chat_template(folder),
         "sampling": ", ".join(
-            f"{name} {defaults[name]}"
-            for name in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
-            if defaults.get(name) is not None
+            f"{name} {defaults[name]}" for name in MODEL_DEFAULTS if defaults.get(name) is not None
         ),
     }
     print(printable(str(parsed.model)))

@@ -15,13 +15,19 @@ cache. The search itself is arithmetic on the results and depends on neither eng
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Annotated, TypeAlias
 
+from annotated_types import Interval
+
+from nanovllm.checked_fields import check_fields
 from nanovllm.engine.input_processor import InputProcessor
 from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.errors import ContextLengthError, InvalidRequestError
 from nanovllm.outputs import CompletionOutput, PositionLogprobs, RequestOutput
 from nanovllm.prompts import Prompt
 from nanovllm.sampling_params import SamplingParams
+
+LengthPenalty: TypeAlias = Annotated[float, Interval(ge=-10, le=10)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,28 +44,13 @@ class BeamSearchParams:
             outputs, below 1 short ones.
     """
 
-    beam_width: int
-    max_tokens: int = 16
+    beam_width: Annotated[int, Interval(ge=1)]
+    max_tokens: Annotated[int, Interval(ge=1)] = 16
     ignore_eos: bool = False
-    length_penalty: float = 1.0
+    length_penalty: LengthPenalty = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("beam_width", "max_tokens"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise InvalidRequestError(
-                    f"{name} is {value!r} but must be an integer of at least 1", param=name
-                )
-        penalty = self.length_penalty
-        if (
-            isinstance(penalty, bool)
-            or not isinstance(penalty, int | float)
-            or not -10 <= penalty <= 10
-        ):
-            raise InvalidRequestError(
-                f"length_penalty is {penalty!r} but must be a number, from -10 to 10",
-                param="length_penalty",
-            )
+        check_fields(self)
 
     @property
     def step_params(self) -> SamplingParams:

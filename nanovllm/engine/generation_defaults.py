@@ -2,21 +2,14 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypedDict, cast
+from typing import Any, TypeAlias
 
 from nanovllm.errors import CheckpointError, InvalidRequestError
 from nanovllm.model.config import load_generation_config
-from nanovllm.sampling_params import SamplingParams
+from nanovllm.sampling_params import MODEL_DEFAULTS, SamplingParams
 
-
-class SamplingDefaults(TypedDict, total=False):
-    """Fields of SamplingParams that generation_config.json may set."""
-
-    temperature: float
-    top_k: int
-    top_p: float
-    min_p: float
-    repetition_penalty: float
+SamplingDefaults: TypeAlias = Mapping[str, Any]
+"""Settings of SamplingParams by name, of those in MODEL_DEFAULTS."""
 
 
 def load_sampling_defaults(folder: Path) -> SamplingDefaults:
@@ -26,10 +19,7 @@ def load_sampling_defaults(folder: Path) -> SamplingDefaults:
     that uses the default would fail.
     """
     config: Mapping[str, Any] = load_generation_config(folder)
-    names = SamplingDefaults.__annotations__
-    defaults = cast(
-        "SamplingDefaults", {name: config[name] for name in names if config.get(name) is not None}
-    )
+    defaults = {name: config[name] for name in MODEL_DEFAULTS if config.get(name) is not None}
     try:
         SamplingParams(**defaults)
     except InvalidRequestError as error:

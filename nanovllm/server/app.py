@@ -27,9 +27,8 @@ from starlette.types import ASGIApp
 from nanovllm import __version__
 from nanovllm.engine.async_engine import AsyncEngine, EngineState
 from nanovllm.engine.chat.template import ChatTemplate
-from nanovllm.engine.generation_defaults import SamplingDefaults
 from nanovllm.inspection.worker_process import InspectionWorker
-from nanovllm.sampling_params import SamplingParams
+from nanovllm.sampling_params import MODEL_DEFAULTS, SamplingParams
 from nanovllm.server import openapi
 from nanovllm.server.control import ServerControl
 from nanovllm.server.http import errors
@@ -268,9 +267,7 @@ def _add_models(app: FastAPI, engine: AsyncEngine, settings: ServerSettings) -> 
             "id": name, "object": "model", "created": created, "owned_by": "nanovllm",
             "root": settings.model_names[0], "max_model_len": engine.engine.max_model_len,
             "has_chat_template": settings.chat_template is not None,
-            "sampling_defaults": {
-                field: getattr(params, field) for field in SamplingDefaults.__annotations__
-            },
+            "sampling_defaults": {name: getattr(params, name) for name in MODEL_DEFAULTS},
         }  # fmt: skip
 
     @app.get("/v1/models", responses=responses(503, whole=ModelList))

@@ -93,6 +93,16 @@ def test_an_activation_hides_no_nan_and_touches_no_neighbour(name: str) -> None:
     np.testing.assert_array_equal(np.delete(actual, 35), np.delete(expected, 35))
 
 
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_a_slope_is_the_central_difference(name: str) -> None:
+    x = np.linspace(-4.0, 4.0, 41) + 0.013
+    step = 1e-6
+    slope = (ACTIVATIONS[name](x + step) - ACTIVATIONS[name](x - step)) / (2 * step)
+    # erf is accurate to 5e-7; its slope here is exact
+    tolerance = 1e-6 if name in {"gelu", "gelu_python"} else 1e-8
+    np.testing.assert_allclose(ACTIVATIONS[name].slope(x), slope, atol=tolerance, rtol=0)
+
+
 def test_the_two_gelus_differ() -> None:
     """Only the name tells them apart; a checkpoint of one gives wrong results with the other."""
     apart = np.abs(ACTIVATIONS["gelu"](POINTS) - ACTIVATIONS["gelu_new"](POINTS))

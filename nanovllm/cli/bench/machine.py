@@ -13,6 +13,7 @@ that it is compared with.
 """
 
 import functools
+import operator
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +25,9 @@ from numba import types
 from nanovllm.model.kernels.build.compiler import compiled
 from nanovllm.model.kernels.build.layout import LINE_BYTES, WORD_BYTES
 from nanovllm.model.kernels.build.target import PER_WORD, KernelTarget, host_target
-from nanovllm.model.kernels.simd.vector import I32, I64, Value, Vectors, kernel
+from nanovllm.model.kernels.simd.kernel import kernel
+from nanovllm.model.kernels.simd.value import I64, Value
+from nanovllm.model.kernels.simd.vector import Vectors
 
 STREAMS = 4
 MIN_READ_BYTES = 256 << 20
@@ -159,16 +162,16 @@ def make_read(target: KernelTarget, streams: int) -> Callable[[int, int, int], i
             updated = []
             for number, total in enumerate(sums):
                 stream, vector = divmod(number, _VECTORS_PER_STREAM)
-                offset = v.times(stream_bytes, stream)
-                words = v.load_words(v.address(start, i, offset, vector * vector_bytes))
-                updated.append(v.builder.add(total, words))
+                stream_ptr = start + i + stream_bytes * stream
+                updated.append(total + v.load_words(stream_ptr + vector * vector_bytes))
             return updated
 
         zeros = [v.integers(0)] * streams * _VECTORS_PER_STREAM
         sums = v.loop(stream_bytes, _VECTORS_PER_STREAM * vector_bytes, zeros, step)
-        total = functools.reduce(v.builder.add, sums)
-        lanes = [v.builder.extract_element(total, I32(lane)) for lane in range(v.lanes)]
-        return functools.reduce(v.builder.add, [v.builder.sext(lane, I64) for lane in lanes])
+        total = functools.reduce(operator.add, sums)
+        return functools.reduce(
+            operator.add, [total.lane(lane).sext(I64) for lane in range(v.lanes)]
+        )
 
     read_once = kernel(target, add_up, types.int64)
 

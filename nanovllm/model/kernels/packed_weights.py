@@ -63,7 +63,7 @@ class PackedWeights:
         self._spec = spec
         self._width = spec.target.panel_width
         self.held: list[tuple[str, np.ndarray]] = []
-        self.activation = ACTIVATION_NAMES.index(ACTIVATIONS[config.activation].__name__)
+        self.activation = ACTIVATION_NAMES.index(ACTIVATIONS[config.activation].name)
         records = np.zeros(config.layers * LINEARS_PER_LAYER + 1, dtype=LINEAR)
         norms: list[LayerNorm] = []
         parts = _quantized_parts(config, weights) if spec.weights == "int8" else _parts(weights)

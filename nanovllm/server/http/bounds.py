@@ -71,8 +71,9 @@ def fields_by_name(kind: type[BaseModel]) -> dict[str, FieldInfo]:
 
 
 def _is_integer(field: FieldInfo | None) -> bool:
-    """Return whether a field is an integer."""
-    return field is not None and (field.annotation is int or int in get_args(field.annotation))
+    """Return whether a field is an integer, with or without bounds or None."""
+    kinds = () if field is None else (field.annotation, *get_args(field.annotation))
+    return any(kind is int or get_args(kind)[:1] == (int,) for kind in kinds)
 
 
 def as_integer(value: Any) -> Any:

@@ -65,9 +65,10 @@ def parse_chat(
             param="top_logprobs",
         )
     fields = sampling_fields(body) | {
-        "logprobs": (body.top_logprobs or 0) if body.logprobs else None
+        "max_tokens": max_tokens,
+        "logprobs": (body.top_logprobs or 0) if body.logprobs else None,
     }
-    settings = sampling_params(engine, max_tokens=max_tokens, **fields)
+    settings = sampling_params(engine, **fields)
     return generation_request(body, [prompt], end_turn(settings, template, engine))
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
 from nanovllm.errors import InvalidRequestError
-from nanovllm.sampling_params import MAX_PROMPT_TOKENS
+from nanovllm.sampling_params import MAX_COUNT, Count
 from nanovllm.server.http.bounds import BoundedModel, allow_nulls
 from nanovllm.server.http.errors import shorten
 from nanovllm.server.http.problems import quote, quoted_input
@@ -196,17 +196,15 @@ class ChatRequest(SamplingBody, UnusedChatFields, PromptFields):
     max_tokens: int | None = Field(
         None,
         ge=1,
-        le=MAX_PROMPT_TOKENS,
+        le=MAX_COUNT,
         description="maximum tokens to generate; by default what the context has room for",
     )
     max_completion_tokens: int | None = Field(
-        None, ge=1, le=MAX_PROMPT_TOKENS, description="another name of max_tokens"
+        None, ge=1, le=MAX_COUNT, description="another name of max_tokens"
     )
     logprobs: bool | None = False
-    top_logprobs: int | None = Field(
+    top_logprobs: Count | None = Field(
         None,
-        ge=0,
-        le=MAX_PROMPT_TOKENS,
         description="with logprobs: number of most likely tokens to report at each position",
     )
     echo: bool | None = Field(

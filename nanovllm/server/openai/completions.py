@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from nanovllm.checked_fields import checked_fields
 from nanovllm.engine.beam_search import BeamSearchParams
 from nanovllm.engine.chat.template import ChatTemplate
 from nanovllm.engine.engine import Engine
@@ -34,13 +35,6 @@ from nanovllm.server.openai.schemas import DEFAULT_MAX_TOKENS, CompletionRequest
 from nanovllm.server.openai.structured import structured_outputs
 
 MAX_TRUNCATED_CHARACTERS = 1 << 20
-_SAME_FIELDS = (
-    "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty",
-    "frequency_penalty", "n", "best_of", "seed", "stop", "stop_token_ids",
-    "include_stop_str_in_output", "ignore_eos", "min_tokens", "bad_words", "allowed_token_ids",
-    "skip_special_tokens", "prompt_logprobs", "truncate_prompt_tokens", "truncation_side",
-)  # fmt: skip
-"""Fields of bodies that SamplingParams has under the same names."""
 
 
 def parse_completion(
@@ -55,9 +49,9 @@ def parse_completion(
     fields = sampling_fields(body) | {
         "logprobs": body.logprobs,
         "prompt_logprobs": max((count for count in counts if count is not None), default=None),
-        "add_special_tokens": body.add_special_tokens,
+        "max_tokens": max_tokens,
     }
-    params = sampling_params(engine, max_tokens=max_tokens, **fields)
+    params = sampling_params(engine, **fields)
     if params.truncate_prompt_tokens is not None:
         check_truncated("prompt", body.logged_prompts)
     return generation_request(body, body.logged_prompts, params)
@@ -83,7 +77,7 @@ def sampling_fields(body: SamplingBody) -> dict[str, Any]:
     Raises InvalidRequestError.
     """
     return {
-        **{name: getattr(body, name) for name in _SAME_FIELDS},
+        **{name: getattr(body, name) for name in checked_fields(SamplingParams)},
         "logit_bias": _logit_bias(body.logit_bias),
         "structured_outputs": structured_outputs(body.response_format, body.structured_outputs),
     }

@@ -16,19 +16,18 @@ from nanovllm.engine.engine import Engine
 from nanovllm.engine.generation_request import GenerationRequest, PoolingParams
 from nanovllm.errors import InvalidRequestError
 from nanovllm.outputs import EmbeddingRequestOutput
+from nanovllm.sampling_params import MAX_COUNT, TruncationSide
 from nanovllm.server.openai.completions import check_truncated
 from nanovllm.server.openai.endpoint import Endpoint
 from nanovllm.server.openai.prompts import Prompts, check_prompts, list_prompts
 from nanovllm.server.openai.renderer import Renderer, ResponseContext
 from nanovllm.server.openai.response_types import Embedding, EmbeddingList
 from nanovllm.server.openai.schemas import (
-    MAX_PRIORITY,
     MAX_USER_CHARACTERS,
     NO_EFFECT,
     SPECIAL_TOKENS,
     GenerationBody,
     NotSupported,
-    Side,
     TruncatePromptTokens,
 )
 
@@ -48,10 +47,12 @@ class EmbeddingRequest(GenerationBody):
     pooling: Literal["last", "mean"] = Field(
         "last", description="the last token's hidden state, or the mean of all"
     )
-    priority: int = Field(0, ge=-MAX_PRIORITY, le=MAX_PRIORITY)
+    priority: int = Field(0, ge=-MAX_COUNT, le=MAX_COUNT)
     cache_salt: str | None = Field(None, min_length=1, max_length=256)
     truncate_prompt_tokens: TruncatePromptTokens = None
-    truncation_side: Side = None
+    truncation_side: TruncationSide | None = Field(
+        None, description="side on which a longer prompt is cut; by default right"
+    )
     add_special_tokens: bool = Field(True, description=SPECIAL_TOKENS)
 
     @property

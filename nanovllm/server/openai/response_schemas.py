@@ -16,7 +16,7 @@ from pydantic import (
     model_validator,
 )
 
-from nanovllm.sampling_params import MAX_PROMPT_TOKENS, MAX_TEMPERATURE
+from nanovllm.sampling_params import MAX_COUNT, Temperature, TopP
 from nanovllm.server.http.bounds import BoundedModel, JSONObject
 from nanovllm.server.http.errors import shorten
 from nanovllm.server.http.problems import quote
@@ -117,11 +117,11 @@ class ResponsesRequest(UnusedFields, GenerationBody):
     max_output_tokens: int | None = Field(
         None,
         ge=1,
-        le=MAX_PROMPT_TOKENS,
+        le=MAX_COUNT,
         description="maximum tokens to generate; by default what the context has room for",
     )
-    temperature: float | None = Field(None, ge=0, le=MAX_TEMPERATURE)
-    top_p: float | None = Field(None, gt=0, le=1)
+    temperature: Temperature | None = None
+    top_p: TopP | None = None
     stream: bool | None = False
     text: TextOptions | None = None
 

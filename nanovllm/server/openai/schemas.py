@@ -2,38 +2,39 @@
 
 Names and ranges are those of OpenAI, the extensions those of vLLM. A field that is not listed is
 refused by name, unless it is null: null means left out, wherever a field is optional. Some fields
-of OpenAI are accepted and have no effect. SamplingParams checks the entries of lists, which are
-only described here, in JSON schemas. Checking costs little however large the body is: it ends at
-the first fault of a list, and a body with too many fields is refused as a whole.
+of OpenAI are accepted and have no effect. The settings of SamplingParams are fields with its
+bounds. It also checks the entries of lists, which are only described here, in JSON schemas.
+Checking costs little however large the body is: it ends at the first fault of a list, and a body
+with too many fields is refused as a whole.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     BeforeValidator,
     Field,
     WithJsonSchema,
+    create_model,
     field_validator,
     model_validator,
 )
 
+from nanovllm.checked_fields import checked_fields
+from nanovllm.engine.beam_search import LengthPenalty
 from nanovllm.errors import InvalidRequestError
 from nanovllm.sampling_params import (
     MAX_ALLOWED_TOKENS,
     MAX_BAD_WORD_CHARACTERS,
-    MAX_BEST_OF,
+    MAX_BIAS,
+    MAX_COUNT,
     MAX_LOGIT_EDITS,
-    MAX_PROMPT_TOKENS,
-    MAX_REPETITION_PENALTY,
-    MAX_SEED,
     MAX_STOP_CHARACTERS,
     MAX_STOP_STRINGS,
-    MAX_TEMPERATURE,
-    MAX_TOP_K,
-    MIN_REPETITION_PENALTY,
-    MIN_SEED,
-    TruncationSide,
+    MODEL_DEFAULTS,
+    Count,
+    SamplingParams,
+    TruncatedLength,
 )
 from nanovllm.server.http.bounds import INTEGERS, BoundedModel, JSONObject, at_most
 from nanovllm.server.openai.prompts import Prompts, check_prompts, list_prompts
@@ -43,7 +44,6 @@ from nanovllm.server.openai.structured import (
     structured_field_names,
 )
 
-MAX_PRIORITY = 2**31 - 1
 DEFAULT_MAX_TOKENS = 16
 MAX_USER_CHARACTERS = 1024
 MAX_METADATA = 100
@@ -83,7 +83,7 @@ BadWords = Annotated[
 _STOP_SCHEMA = {"type": "string", "minLength": 1, "maxLength": MAX_STOP_CHARACTERS}
 _BIAS_SCHEMA = {
     "type": "object", "maxProperties": MAX_LOGIT_EDITS,
-    "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100},
+    "additionalProperties": {"type": "number", "minimum": -MAX_BIAS, "maximum": MAX_BIAS},
     "propertyNames": {"pattern": "^[0-9]{1,12}$"},
 }  # fmt: skip
 Stops = Annotated[
@@ -108,17 +108,11 @@ Metadata = Annotated[
     WithJsonSchema({"type": "object", "maxProperties": MAX_METADATA}),
 ]
 TruncatePromptTokens = Annotated[
-    int | None,
+    TruncatedLength | None,
     Field(
-        ge=-1,
-        le=MAX_PROMPT_TOKENS,
         description="maximum tokens of a prompt that are read; -1 for as many as fit",
         json_schema_extra={"not": {"const": 0}},
     ),
-]
-Side = Annotated[
-    TruncationSide | None,
-    Field(description="end of a longer prompt that is cut off by truncate_prompt_tokens"),
 ]
 
 
@@ -206,54 +200,62 @@ class UnusedFields(Body):
     )
 
 
-class SamplingBody(UnusedFields, GenerationBody):
-    """The fields that completions and chats share: sampling, stop conditions and streaming."""
+def _setting_fields() -> dict[str, tuple[Any, Any]]:
+    """Return a field for each setting of SamplingParams that is a number, a flag or a choice.
 
-    temperature: float | None = Field(None, ge=0, le=MAX_TEMPERATURE)
-    top_p: float | None = Field(None, gt=0, le=1)
-    n: int | None = Field(1, ge=1, le=128)
+    Its bounds and its description are stated there only. None stands for the model's default.
+    """
+    return {
+        name: (
+            setting.value_type,
+            Field(None if name in MODEL_DEFAULTS else setting.default, description=setting.help),
+        )
+        for name, setting in checked_fields(SamplingParams).items()
+        if setting.kind is not None or setting.choices
+    }
+
+
+if TYPE_CHECKING:
+
+    class _Settings(GenerationBody):
+        """The settings that this package reads itself; the others only reach SamplingParams."""
+
+        n: int | None
+        best_of: int | None
+        ignore_eos: bool
+        prompt_logprobs: int | None
+        skip_special_tokens: bool
+
+else:
+    _Settings = create_model("_Settings", __base__=GenerationBody, **_setting_fields())
+
+
+class SamplingBody(UnusedFields, _Settings):
+    """The fields that completions and chats share: sampling, stop conditions and streaming.
+
+    Every setting of SamplingParams is one of them; those below have another form in JSON.
+    """
+
     stop: Stops | None = None
-    presence_penalty: float | None = Field(0.0, ge=-2, le=2)
-    frequency_penalty: float | None = Field(0.0, ge=-2, le=2)
     logit_bias: LogitBias | None = None
-    seed: int | None = Field(None, ge=MIN_SEED, le=MAX_SEED)
-    stream: bool | None = False
-    stream_options: StreamOptions | None = None
-
-    top_k: int | None = Field(None, ge=-1, le=MAX_TOP_K)
-    min_p: float | None = Field(None, ge=0, le=1)
-    repetition_penalty: float | None = Field(
-        None, ge=MIN_REPETITION_PENALTY, le=MAX_REPETITION_PENALTY
-    )
     stop_token_ids: StopTokenIds | None = None
-    include_stop_str_in_output: bool = False
-    ignore_eos: bool = False
-    min_tokens: int = Field(0, ge=0, le=MAX_PROMPT_TOKENS)
     bad_words: BadWords | None = None
     allowed_token_ids: AllowedTokenIds | None = None
-    skip_special_tokens: bool = True
+    truncate_prompt_tokens: TruncatePromptTokens = None
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredFields | None = None
-    priority: int = Field(0, ge=-MAX_PRIORITY, le=MAX_PRIORITY)
+
+    stream: bool | None = False
+    stream_options: StreamOptions | None = None
+    priority: int = Field(0, ge=-MAX_COUNT, le=MAX_COUNT)
     cache_salt: str | None = Field(None, min_length=1, max_length=256)
     request_id: str | None = Field(None, max_length=128, pattern=r"^[A-Za-z0-9._:-]+$")
-
-    best_of: int | None = Field(
-        None,
-        ge=1,
-        le=MAX_BEST_OF,
-        description="number of choices to generate, of which the n with the highest mean "
-        "log-probability are returned",
-    )
     use_beam_search: bool = Field(
         False, description="return the most probable sequences; max(n, best_of) beams"
     )
-    length_penalty: float | None = Field(
-        None, ge=-10, le=10, description="for use_beam_search: above 1 favours long answers"
+    length_penalty: LengthPenalty | None = Field(
+        None, description="for use_beam_search: above 1 favours long answers"
     )
-    prompt_logprobs: int | None = Field(None, ge=0, le=MAX_PROMPT_TOKENS)
-    truncate_prompt_tokens: TruncatePromptTokens = None
-    truncation_side: Side = None
     return_token_ids: bool | None = Field(
         False, description="add the token ids of the prompt and of each choice"
     )
@@ -319,10 +321,10 @@ class CompletionRequest(SamplingBody):
     max_tokens: int | None = Field(
         DEFAULT_MAX_TOKENS,
         ge=0,
-        le=MAX_PROMPT_TOKENS,
+        le=MAX_COUNT,
         description="maximum tokens to generate; 0 only with echo",
     )
-    logprobs: int | None = Field(None, ge=0, le=MAX_PROMPT_TOKENS)
+    logprobs: Count | None = None
     echo: bool | None = False
     suffix: Annotated[str, refuse("GPT-2 cannot fill in the middle", "")] | None = Field(
         None, description=NO_EFFECT, json_schema_extra={"maxLength": 0}

@@ -21,8 +21,6 @@ line imports only from lines below it (the contract in pyproject.toml):
 
     matmul                C = A @ B, A @ B^T and A^T @ B
     dropout               dropout masks in vectors
-    activation_gradient   derivatives of the activation functions
-    elementwise           loops over the elements of arrays, in vectors and a rest of scalars
     transpose             transposition of rows in squares of vectors
     records               the arguments of each operation
 """

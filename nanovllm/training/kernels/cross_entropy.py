@@ -12,10 +12,12 @@ from nanovllm.model.kernels.build.compiler import compiled
 from nanovllm.model.kernels.build.layout import WORD_BYTES
 from nanovllm.model.kernels.build.target import KernelTarget
 from nanovllm.model.kernels.forward.phase import ABORTED, end_phase
+from nanovllm.model.kernels.simd.elements import Elements, fold_elements, map_elements
+from nanovllm.model.kernels.simd.kernel import kernel
 from nanovllm.model.kernels.simd.move import load_int, record_at
-from nanovllm.model.kernels.simd.vector import I32, Value, Vectors, kernel
+from nanovllm.model.kernels.simd.value import Value
+from nanovllm.model.kernels.simd.vector import Vectors
 from nanovllm.model.kernels.threads.barrier import take_item
-from nanovllm.training.kernels.elementwise import Keep, float_argument, fold_elements
 from nanovllm.training.kernels.matmul.matmul import make_matmul
 from nanovllm.training.kernels.matmul.pack import make_pack_panel
 from nanovllm.training.kernels.records import LINEAR, RECORDS, SCRATCH_FLOATS
@@ -175,36 +177,25 @@ def _softmax(
 ) -> None:  # fmt: skip
     """Emit row = scale * (softmax(row) - onehot(target)) for `count` logits."""
 
-    def take_larger(
-        values: list[Value], peak: list[Value], _: Keep
-    ) -> tuple[list[Value], list[Value]]:
-        return [], [v.maximum(peak[0], values[0])]
+    def take_larger(logits: Elements, peaks: list[Value]) -> list[Value]:
+        return [v.maximum(peaks[0], logits.load(row_ptr))]
 
-    def exponentiate(
-        values: list[Value], total: list[Value], keep: Keep
-    ) -> tuple[list[Value], list[Value]]:
-        value = v.exp(v.subtract(values[0], peak))
-        return [value], [v.add(total[0], keep(value))]
+    def exponentiate(logits: Elements, totals: list[Value]) -> list[Value]:
+        value = v.exp(logits.load(row_ptr) - peak)
+        logits.store(value, row_ptr)
+        return [totals[0] + logits.without_copies(value)]
 
-    peaks = fold_elements(v, count, [row_ptr], [], [v.constant(-float("inf"))], take_larger)
+    peaks = fold_elements(v, count, [v.constant(-float("inf"))], take_larger)
     peak = v.splat(v.largest(peaks[0]))
     target_ptr = v.element(row_ptr, target)
     target_logit = v.splat(v.load_scalar(target_ptr))
-    sums = fold_elements(v, count, [row_ptr], [row_ptr], [v.constant(0.0)], exponentiate)
+    sums = fold_elements(v, count, [v.constant(0.0)], exponentiate)
     total = v.sum(sums[0])
-    scale = float_argument(v, scale_bits)
-    factor = v.divide(scale, v.splat(total))
-    fold_elements(
-        v,
-        count,
-        [row_ptr],
-        [row_ptr],
-        [],
-        lambda values, _, keep: ([v.multiply(values[0], factor)], []),
-    )
-    first = I32(0)
+    scale = v.float_argument(scale_bits)
+    factor = scale / v.splat(total)
+    map_elements(v, count, [row_ptr], [row_ptr], lambda value: [value * factor])
     probability = v.splat(v.load_scalar(target_ptr))
-    v.store(v.builder.extract_element(v.subtract(probability, scale), first), target_ptr)
+    v.store((probability - scale).lane(0), target_ptr)
     v.store(total, sum_ptr)
-    shifted = v.builder.extract_element(v.subtract(target_logit, peak), first)
+    shifted = (target_logit - peak).lane(0)
     v.store(shifted, target_logit_ptr)

@@ -1,33 +1,27 @@
 """Dropout in vectors: the masks of nanovllm/training/network/dropout.py, bit for bit."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
-
-from llvmlite import ir
 
 from nanovllm.model.kernels.build.compiler import compiled
 from nanovllm.model.kernels.build.layout import WORD_BYTES
 from nanovllm.model.kernels.build.target import KernelTarget
+from nanovllm.model.kernels.simd.elements import Elements, for_elements
+from nanovllm.model.kernels.simd.kernel import kernel
 from nanovllm.model.kernels.simd.move import record_at
-from nanovllm.model.kernels.simd.vector import I32, I64, Value, Vectors, kernel
+from nanovllm.model.kernels.simd.value import Value
+from nanovllm.model.kernels.simd.vector import Vectors
 from nanovllm.model.kernels.threads.barrier import take_item
-from nanovllm.training.kernels.elementwise import float_argument
 from nanovllm.training.kernels.records import ITEM_ELEMENTS, RECORDS
 from nanovllm.training.network.dropout import LAST_SHIFT, SHIFTS_AND_MULTIPLIERS
 
 _record_at = record_at(RECORDS["add_dropout"])
 
 
-def integer_argument(v: Vectors, integer: Value) -> Value:
-    """Return the lower 32 bits of an argument in every lane."""
-    return v.splat(v.builder.trunc(integer, I32))
-
-
 def count_up(v: Vectors, first: Value, step: Value) -> Value:
     """Return the int32 first, first + step, first + 2 * step, ... of int64 arguments."""
-    lanes = ir.Constant(v.i32s, [I32(lane) for lane in range(v.lanes)])
-    steps = v.builder.mul(integer_argument(v, step), lanes)
-    return v.builder.add(integer_argument(v, first), steps)
+    steps = v.integer_argument(step) * v.lane_numbers()
+    return v.integer_argument(first) + steps
 
 
 def is_kept(v: Vectors, index: Value, key: Sequence[Value], threshold: Value) -> Value:
@@ -39,16 +33,16 @@ def is_kept(v: Vectors, index: Value, key: Sequence[Value], threshold: Value) ->
         key: lower and upper half of the site's key, in every lane.
         threshold: in every lane; elements whose hash is below it are dropped.
     """
-    words = _mix(v, v.builder.xor(index, key[0]))
-    words = _mix(v, v.builder.add(words, key[1]))
-    return v.builder.icmp_unsigned(">=", words, threshold)
+    words = _mix(v, index ^ key[0])
+    words = _mix(v, words + key[1])
+    return words.unsigned_at_least(threshold)
 
 
 def _mix(v: Vectors, words: Value) -> Value:
     for shift, multiplier in SHIFTS_AND_MULTIPLIERS:
-        shifted = v.builder.lshr(words, v.integers(shift))
-        words = v.builder.mul(v.builder.xor(words, shifted), v.integers(multiplier))
-    return v.builder.xor(words, v.builder.lshr(words, v.integers(LAST_SHIFT)))
+        shifted = words.lshr(shift)
+        words = (words ^ shifted) * multiplier
+    return words ^ words.lshr(LAST_SHIFT)
 
 
 def make_add_dropout(target: KernelTarget) -> Any:
@@ -95,29 +89,16 @@ def _make_emit(*, has_residual: bool, drops: bool) -> Any:
         key_low: Value, key_high: Value, threshold: Value, factor: Value,
     ) -> None:  # fmt: skip
         """Emit out = residual + where(kept, x * factor, 0)."""
-        key = integer_argument(v, key_low), integer_argument(v, key_high)
-        least, scale = integer_argument(v, threshold), float_argument(v, factor)
+        key = v.integer_argument(key_low), v.integer_argument(key_high)
+        least, scale = v.integer_argument(threshold), v.float_argument(factor)
 
-        whole = v.builder.and_(count, I64(-v.lanes))
-
-        def compute(i: Value, load: Callable[[Value], Value]) -> Value:
-            x = load(v.element(x_ptr, i))
+        def compute(elements: Elements) -> None:
+            x = elements.load(x_ptr)
             if drops:
-                kept = is_kept(v, count_up(v, v.address(first, i), I64(1)), key, least)
-                x = v.where(kept, v.multiply(x, scale), v.constant(0.0))
-            return v.add(load(v.element(residual_ptr, i)), x) if has_residual else x
+                kept = is_kept(v, count_up(v, first + elements.index, v.scalar(1)), key, least)
+                x = v.where(kept, x * scale, 0.0)
+            elements.store(elements.load(residual_ptr) + x if has_residual else x, out_ptr)
 
-        def vector(i: Value, _: list[Value]) -> list[Value]:
-            v.store(compute(i, v.load), v.element(out_ptr, i))
-            return []
-
-        def rest(i: Value, _: list[Value]) -> list[Value]:
-            index = v.builder.add(whole, i)
-            value = compute(index, lambda x_ptr: v.splat(v.load_scalar(x_ptr)))
-            v.store(v.builder.extract_element(value, I32(0)), v.element(out_ptr, index))
-            return []
-
-        v.loop(whole, v.lanes, [], vector)
-        v.loop(v.builder.sub(count, whole), 1, [], rest)
+        for_elements(v, count, compute)
 
     return emit

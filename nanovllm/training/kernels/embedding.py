@@ -9,10 +9,12 @@ from typing import Any
 from nanovllm.model.kernels.build.compiler import compiled
 from nanovllm.model.kernels.build.layout import WORD_BYTES
 from nanovllm.model.kernels.build.target import KernelTarget
+from nanovllm.model.kernels.simd.elements import map_elements
+from nanovllm.model.kernels.simd.kernel import kernel
 from nanovllm.model.kernels.simd.move import load_int, record_at
-from nanovllm.model.kernels.simd.vector import Value, Vectors, kernel
+from nanovllm.model.kernels.simd.value import Value
+from nanovllm.model.kernels.simd.vector import Vectors
 from nanovllm.model.kernels.threads.barrier import take_item
-from nanovllm.training.kernels.elementwise import map_elements
 from nanovllm.training.kernels.records import ITEM_ROWS, RECORDS, STRIP
 
 _forward_record_at = record_at(RECORDS["embed"])
@@ -72,4 +74,4 @@ def make_embed_backward(target: KernelTarget) -> Any:
 
 def _add(v: Vectors, a_ptr: Value, b_ptr: Value, out_ptr: Value, count: Value) -> None:
     """Emit out = a + b."""
-    map_elements(v, count, (a_ptr, b_ptr), (out_ptr,), lambda a, b: [v.add(a, b)])
+    map_elements(v, count, (a_ptr, b_ptr), (out_ptr,), lambda a, b: [a + b])

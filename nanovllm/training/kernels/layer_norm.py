@@ -11,10 +11,12 @@ from nanovllm.model.kernels.build.compiler import compiled
 from nanovllm.model.kernels.build.layout import WORD_BYTES
 from nanovllm.model.kernels.build.target import KernelTarget
 from nanovllm.model.kernels.forward.phase import ABORTED, end_phase
+from nanovllm.model.kernels.simd.elements import map_elements, sum_elements
+from nanovllm.model.kernels.simd.kernel import kernel
 from nanovllm.model.kernels.simd.move import record_at
-from nanovllm.model.kernels.simd.vector import F32, I32, Value, Vectors, kernel
+from nanovllm.model.kernels.simd.value import F32, I32, Value
+from nanovllm.model.kernels.simd.vector import Vectors
 from nanovllm.model.kernels.threads.barrier import take_item
-from nanovllm.training.kernels.elementwise import map_elements, sum_elements
 from nanovllm.training.kernels.records import ITEM_ROWS, RECORDS, STRIP
 
 _forward_record_at = record_at(RECORDS["layer_norm"])
@@ -47,21 +49,20 @@ def _normalize(
     inverse_ptr: Value, d_model: Value, epsilon_bits: Value,
 ) -> None:  # fmt: skip
     """Emit out = gain * (x - mean) * inverse + bias of one row."""
-    count = v.builder.sitofp(d_model, F32)
-    mean_scalar = v.divide(sum_elements(v, d_model, (x_ptr,), 1, lambda x: [x])[0], count)
+    count = d_model.to_float()
+    mean_scalar = sum_elements(v, d_model, (x_ptr,), 1, lambda x: [x])[0] / count
     mean = v.splat(mean_scalar)
 
     def square(x: Value) -> list[Value]:
-        centred = v.subtract(x, mean)
-        return [v.multiply(centred, centred)]
+        centred = x - mean
+        return [centred * centred]
 
-    variance = v.divide(sum_elements(v, d_model, (x_ptr,), 1, square)[0], count)
-    epsilon = v.builder.bitcast(v.builder.trunc(epsilon_bits, I32), F32)
-    inverse_scalar = v.divide(F32(1.0), v.sqrt(v.add(variance, epsilon)))
+    variance = sum_elements(v, d_model, (x_ptr,), 1, square)[0] / count
+    inverse_scalar = 1.0 / v.sqrt(variance + epsilon_bits.trunc(I32).bitcast(F32))
     inverse = v.splat(inverse_scalar)
 
     def normalize(x: Value, gain: Value, bias: Value) -> list[Value]:
-        return [v.fma(v.multiply(v.subtract(x, mean), inverse), gain, bias)]
+        return [v.fma((x - mean) * inverse, gain, bias)]
 
     map_elements(v, d_model, (x_ptr, gain_ptr, bias_ptr), (out_ptr,), normalize)
     v.store(mean_scalar, mean_ptr)
@@ -128,26 +129,26 @@ def _make_differentiate(*, has_onto: bool) -> Any:
     ) -> None:  # fmt: skip
         """Emit grad_x of one row, and add the row to the gradients of gain and bias."""
         mean, inverse = (v.splat(v.load_scalar(base_ptr)) for base_ptr in (mean_ptr, inverse_ptr))
-        count = v.builder.sitofp(d_model, F32)
+        count = d_model.to_float()
 
         def normalized(x: Value) -> Value:
-            return v.multiply(v.subtract(x, mean), inverse)
+            return (x - mean) * inverse
 
         def products(grad: Value, x: Value, gain: Value) -> list[Value]:
-            g = v.multiply(grad, gain)
-            return [g, v.multiply(g, normalized(x))]
+            g = grad * gain
+            return [g, g * normalized(x)]
 
         sums = sum_elements(v, d_model, (grad_ptr, x_ptr, gain_ptr), 2, products)
-        mean_g, mean_gn = (v.splat(v.divide(total, count)) for total in sums)
+        mean_g, mean_gn = (v.splat(total / count) for total in sums)
 
         def differentiate(
             grad: Value, x: Value, gain: Value, grad_gain: Value, grad_bias: Value, *onto: Value
         ) -> list[Value]:
             n = normalized(x)
-            centred = v.subtract(v.multiply(grad, gain), mean_g)
-            grad_x = v.multiply(inverse, v.subtract(centred, v.multiply(n, mean_gn)))
-            grad_x = v.add(onto[0], grad_x) if onto else grad_x
-            return [grad_x, v.fma(grad, n, grad_gain), v.add(grad_bias, grad)]
+            centred = grad * gain - mean_g
+            grad_x = inverse * (centred - n * mean_gn)
+            grad_x = onto[0] + grad_x if onto else grad_x
+            return [grad_x, v.fma(grad, n, grad_gain), grad_bias + grad]
 
         inputs = [grad_ptr, x_ptr, gain_ptr, grad_gain_ptr, grad_bias_ptr]
         inputs += [onto_ptr] if has_onto else []
@@ -167,4 +168,4 @@ def _make_clear(target: KernelTarget) -> Any:
 
 def _add(v: Vectors, source_ptr: Value, out_ptr: Value, count: Value) -> None:
     """Emit out += source."""
-    map_elements(v, count, (source_ptr, out_ptr), (out_ptr,), lambda a, b: [v.add(a, b)])
+    map_elements(v, count, (source_ptr, out_ptr), (out_ptr,), lambda a, b: [a + b])

@@ -17,8 +17,11 @@ from nanovllm.model.kernels.build.compiler import compiled, outlined
 from nanovllm.model.kernels.build.layout import WORD_BYTES
 from nanovllm.model.kernels.build.target import KernelTarget
 from nanovllm.model.kernels.forward.phase import ABORTED, end_phase
+from nanovllm.model.kernels.simd.elements import Elements, for_elements
+from nanovllm.model.kernels.simd.kernel import kernel
 from nanovllm.model.kernels.simd.move import record_at
-from nanovllm.model.kernels.simd.vector import F32, I64, Value, Vectors, kernel
+from nanovllm.model.kernels.simd.value import Value
+from nanovllm.model.kernels.simd.vector import Vectors
 from nanovllm.model.kernels.threads.barrier import take_item
 from nanovllm.training.kernels.matmul.matmul import make_matmul
 from nanovllm.training.kernels.matmul.pack import make_pack_panel, make_sum_and_pack
@@ -179,23 +182,13 @@ def _add_sums(
 ) -> None:
     """Emit out += the sum over blocks of sums[block, count], added in the order of the blocks."""
 
-    def add_columns(i: Value, load: Any, zero: Value) -> None:
-        def block(index: Value, total: list[Value]) -> list[Value]:
-            block_ptr = v.address(sums_ptr, v.builder.mul(index, block_bytes))
-            return [v.add(total[0], load(v.element(block_ptr, i)))]
+    def add_columns(columns: Elements) -> None:
+        total = v.fold(
+            blocks,
+            1,
+            v.constant(0.0),
+            lambda block, total: total + columns.load(sums_ptr + block * block_bytes),
+        )
+        columns.store(columns.load(out_ptr) + total, out_ptr)
 
-        total = v.loop(blocks, 1, [zero], block)[0]
-        here_ptr = v.element(out_ptr, i)
-        v.store(v.add(load(here_ptr), total), here_ptr)
-
-    def vector(i: Value, _: list[Value]) -> list[Value]:
-        add_columns(i, v.load, v.constant(0.0))
-        return []
-
-    def rest(i: Value, _: list[Value]) -> list[Value]:
-        add_columns(v.builder.add(whole, i), v.load_scalar, F32(0.0))
-        return []
-
-    whole = v.builder.and_(count, I64(-v.lanes))
-    v.loop(whole, v.lanes, [], vector)
-    v.loop(v.builder.sub(count, whole), 1, [], rest)
+    for_elements(v, count, add_columns)

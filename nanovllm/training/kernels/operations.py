@@ -395,9 +395,6 @@ def _check_positions(token_ids: TokenIds, position_embedding: Array) -> None:
         raise IndexError(f"sequences have {context} tokens, but there are {positions} positions")
 
 
-_FUNCTION_NAMES = {name: function.__name__ for name, function in ACTIVATIONS.items()}
-
-
 def _kind(activation: str) -> int:
     """Return the number of an activation that a checkpoint names."""
-    return KINDS.index(_FUNCTION_NAMES[activation])
+    return KINDS.index(ACTIVATIONS[activation].name)

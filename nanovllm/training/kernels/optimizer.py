@@ -2,16 +2,15 @@
 
 from typing import Any
 
-from llvmlite import ir
-
 from nanovllm.model.kernels.build.compiler import compiled
 from nanovllm.model.kernels.build.layout import WORD_BYTES
 from nanovllm.model.kernels.build.target import KernelTarget
+from nanovllm.model.kernels.simd.elements import map_elements
+from nanovllm.model.kernels.simd.kernel import kernel
 from nanovllm.model.kernels.simd.move import record_at
-from nanovllm.model.kernels.simd.scalar import F64
-from nanovllm.model.kernels.simd.vector import I64, Value, Vectors, kernel
+from nanovllm.model.kernels.simd.value import F64, Value
+from nanovllm.model.kernels.simd.vector import Vectors
 from nanovllm.model.kernels.threads.barrier import take_item
-from nanovllm.training.kernels.elementwise import float_argument, map_elements
 from nanovllm.training.kernels.records import ITEM_ELEMENTS, RECORDS
 
 _adamw_record_at = record_at(RECORDS["adamw"])
@@ -50,7 +49,7 @@ def _update(
 ) -> None:  # fmt: skip
     """Emit the update of `count` elements; the factors are the bits of float32."""
     scale, m_rate, v_rate, m_factor, v_factor, rate, kept, floor = (
-        float_argument(v, bits)
+        v.float_argument(bits)
         for bits in (
             gradient_scale, first_rate, second_rate, first_correction, second_correction,
             learning_rate, decay, epsilon,
@@ -58,12 +57,12 @@ def _update(
     )  # fmt: skip
 
     def compute(p: Value, g: Value, m: Value, s: Value) -> list[Value]:
-        g = v.multiply(g, scale)
-        m = v.fma(m_rate, v.subtract(g, m), m)
-        s = v.fma(v_rate, v.subtract(v.multiply(g, g), s), s)
-        root = v.add(v.sqrt(v.multiply(s, v_factor)), floor)
-        change = v.divide(v.multiply(rate, v.multiply(m, m_factor)), root)
-        return [v.subtract(v.multiply(p, kept), change), v.constant(0.0), m, s]
+        g = g * scale
+        m = v.fma(m_rate, g - m, m)
+        s = v.fma(v_rate, g * g - s, s)
+        root = v.sqrt(s * v_factor) + floor
+        change = rate * (m * m_factor) / root
+        return [p * kept - change, v.constant(0.0), m, s]
 
     arrays = (parameters_ptr, gradients_ptr, first_ptr, second_ptr)
     map_elements(v, count, arrays, arrays, compute)
@@ -94,21 +93,15 @@ def make_sum_of_squares(target: KernelTarget) -> Any:
 
 def _sum_squares(v: Vectors, values_ptr: Value, count: Value, out_ptr: Value) -> None:
     """Emit out = the sum of the squares of `count` float32, in float64."""
-    doubles = ir.VectorType(F64, v.lanes)
-    whole = v.builder.and_(count, I64(-v.lanes))
+    whole = count & -v.lanes
 
-    def square(value: Value, kind: Any) -> Value:
-        wide = v.builder.fpext(value, kind)
-        return v.builder.fmul(wide, wide)
+    def add_vector(i: Value, total: Value) -> Value:
+        wide = v.load(v.element(values_ptr, i)).to_double()
+        return total + wide * wide
 
-    def vector(i: Value, total: list[Value]) -> list[Value]:
-        return [v.add(total[0], square(v.load(v.element(values_ptr, i)), doubles))]
+    def add_rest(i: Value, total: Value) -> Value:
+        wide = v.load_scalar(v.element(values_ptr, whole + i)).to_double()
+        return total + wide * wide
 
-    def rest(i: Value, total: list[Value]) -> list[Value]:
-        value = v.load_scalar(v.element(values_ptr, v.builder.add(whole, i)))
-        return [v.add(total[0], square(value, F64))]
-
-    zeros = ir.Constant(doubles, [ir.Constant(F64, 0.0)] * v.lanes)
-    total = v.sum(v.loop(whole, v.lanes, [zeros], vector)[0])
-    total = v.loop(v.builder.sub(count, whole), 1, [total], rest)[0]
-    v.store(total, out_ptr)
+    total = v.sum(v.fold(whole, v.lanes, v.constant(0.0, F64), add_vector))
+    v.store(v.fold(count - whole, 1, total, add_rest), out_ptr)

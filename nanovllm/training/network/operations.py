@@ -19,7 +19,6 @@ import numpy as np
 from jaxtyping import Float, Int64
 
 from nanovllm.model.activation import ACTIVATIONS
-from nanovllm.training.network.activation_gradients import ACTIVATION_GRADIENTS
 from nanovllm.training.network.dropout import keep_mask
 
 Array = Float[np.ndarray, "..."]
@@ -176,8 +175,8 @@ class NumpyOperations:
         z = x @ weight + bias
         if activation == "linear":
             return (z if residual is None else residual + z), None
-        slope = ACTIVATION_GRADIENTS[activation](z) if needs_slope else None
-        return ACTIVATIONS[activation](z), slope
+        function = ACTIVATIONS[activation]
+        return function(z), function.slope(z) if needs_slope else None
 
     def linear_backward(
         self,

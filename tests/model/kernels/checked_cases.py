@@ -18,7 +18,9 @@ from nanovllm.model.kernels.build.compiler import compiled
 from nanovllm.model.kernels.build.layout import WORD_BYTES
 from nanovllm.model.kernels.build.packing import aligned_zeros
 from nanovllm.model.kernels.build.target import CHECKS_ADDRESSES, KernelTarget, Spec, host_target
-from nanovllm.model.kernels.simd.vector import Value, Vectors, kernel
+from nanovllm.model.kernels.simd.kernel import kernel
+from nanovllm.model.kernels.simd.value import Value
+from nanovllm.model.kernels.simd.vector import Vectors
 from nanovllm.model.kernels.step_record import ROW_BLOCK
 from tests.support.batches import make_batch
 from tests.support.checkpoints import write_checkpoint
@@ -252,13 +254,9 @@ def test_a_token_beyond_the_vocabulary_is_reported_by_the_sampler(backend: Numba
 
 def double(v: Vectors, numbers: Value, count: Value) -> None:
     """Double numbers, in whole vectors."""
-
-    def vector(i: Value, _: list[Value]) -> list[Value]:
+    with v.range(count, v.lanes) as i:
         at = v.element(numbers, i)
-        v.store(v.add(v.load(at), v.load(at)), at)
-        return []
-
-    v.loop(count, v.lanes, [], vector)
+        v.store(v.load(at) + v.load(at), at)
 
 
 def test_a_kernel_that_goes_one_vector_too_far_is_caught_and_does_no_harm() -> None:

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from nanovllm.model.activation import ACTIVATIONS
 from nanovllm.training.kernels.operations import CompiledOperations
-from nanovllm.training.network.activation_gradients import ACTIVATION_GRADIENTS
 from nanovllm.training.network.operations import AdamWStep, NumpyOperations
 from tests.training.kernels.comparison import check_equal, random
 
@@ -48,7 +48,7 @@ def test_linear_backward(
     check_equal(results[1:], results[0], rtol=3e-6)
 
 
-@pytest.mark.parametrize("activation", ACTIVATION_GRADIENTS)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_activations(compiled: list[CompiledOperations], activation: str) -> None:
     """Values from the flat parts of each function to its steep ones, and values that are none."""
     far = [100.0, 1e20, np.inf]

@@ -11,7 +11,6 @@ attend           one query in several heads, or several queries in one head
 attention_parts  softmax and the matmuls of attention
 kv_cache         layout of the cache; stores keys and values
 layernorm        layer normalization of a row
-activation       activation functions on vectors
 argmax           argmax fused into the matmul of the output head
 convert          converts rows to the types of linear layers and of the cache
 phase            an operation shared by several threads, and the barrier at its end

@@ -12,13 +12,13 @@ NO_TOKEN instead of an argmax.
 
 from typing import Any
 
-from llvmlite import ir
-
 from nanovllm.model.kernels.build.compiler import compiled
 from nanovllm.model.kernels.build.layout import WORD_BYTES
 from nanovllm.model.kernels.build.target import KernelTarget
+from nanovllm.model.kernels.simd.kernel import kernel
 from nanovllm.model.kernels.simd.scalar import load_float, load_i32
-from nanovllm.model.kernels.simd.vector import I32, Value, Vectors, kernel
+from nanovllm.model.kernels.simd.value import I32, Value
+from nanovllm.model.kernels.simd.vector import Vectors
 from nanovllm.model.kernels.step_record import NO_TOKEN, best_bytes
 
 _INFINITY = float("inf")
@@ -30,13 +30,10 @@ def make_clear_best(target: KernelTarget) -> Any:
     row_bytes = best_bytes(lanes)
 
     def clear_best(v: Vectors, best_ptr: Value, rows: Value) -> None:
-        def row(i: Value, _: list[Value]) -> list[Value]:
-            row_ptr = v.address(best_ptr, v.times(i, row_bytes))
+        with v.range(rows) as i:
+            row_ptr = best_ptr + i * row_bytes
             v.store(v.constant(-_INFINITY), row_ptr)
             v.store(v.integers(0), row_ptr, lanes * WORD_BYTES)
-            return []
-
-        v.loop(rows, 1, [], row)
 
     return kernel(target, clear_best)
 
@@ -56,21 +53,21 @@ def make_update_best(target: KernelTarget) -> Any:
         v: Vectors, scores_ptr: Value, columns: Value, first_token: Value, vocab: Value,
         best_ptr: Value,
     ) -> None:  # fmt: skip
-        tokens_left = v.builder.sub(vocab, first_token)
-        lane_numbers = ir.Constant(v.i32s, [I32(lane) for lane in range(lanes)])
+        tokens_left = vocab - first_token
+        lane_numbers = v.lane_numbers()
         best = v.load(best_ptr)
-        best_token = v.builder.bitcast(v.load(best_ptr, lanes * WORD_BYTES), v.i32s)
+        best_token = v.load(best_ptr, lanes * WORD_BYTES).bitcast(I32)
 
         def vector(i: Value, carried: list[Value]) -> list[Value]:
             best, best_token = carried
             score = v.load(v.element(scores_ptr, i))
-            is_sound = v.builder.fcmp_ordered("<", score, v.constant(_INFINITY))
-            score = v.where(is_sound, score, v.constant(_INFINITY))
-            is_token = v.first_lanes(v.builder.sub(tokens_left, i))
-            score = v.where(is_token, score, v.constant(-_INFINITY))
-            is_better = v.builder.fcmp_ordered(">", score, best)
-            first = v.splat(v.builder.trunc(v.builder.add(first_token, i), I32))
-            token = v.builder.add(first, lane_numbers)
+            is_sound = score < _INFINITY
+            score = v.where(is_sound, score, _INFINITY)
+            is_token = v.first_lanes(tokens_left - i)
+            score = v.where(is_token, score, -_INFINITY)
+            is_better = score > best
+            first = v.splat((first_token + i).trunc(I32))
+            token = first + lane_numbers
             return [v.where(is_better, score, best), v.where(is_better, token, best_token)]
 
         best, best_token = v.loop(columns, lanes, [best, best_token], vector)

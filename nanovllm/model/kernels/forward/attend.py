@@ -22,8 +22,10 @@ from nanovllm.model.kernels.build.layout import WORD_BYTES
 from nanovllm.model.kernels.build.target import KernelTarget
 from nanovllm.model.kernels.forward.attention_parts import AttentionParts
 from nanovllm.model.kernels.forward.kv_cache import block_index
+from nanovllm.model.kernels.simd.kernel import kernel
 from nanovllm.model.kernels.simd.move import load_int
-from nanovllm.model.kernels.simd.vector import I32, Value, Vectors, kernel
+from nanovllm.model.kernels.simd.value import I32, Value
+from nanovllm.model.kernels.simd.vector import Vectors
 
 
 def make_attend(target: KernelTarget, parts: AttentionParts, *, is_decode: bool) -> Any:
@@ -229,14 +231,11 @@ def _make_keep_first(target: KernelTarget, per_word: int) -> Any:
     def keep_first(
         v: Vectors, words_ptr: Value, out_ptr: Value, numbers: Value, columns: Value
     ) -> None:
-        bits = v.builder.trunc(v.times(numbers, 32 // per_word), I32)
-        mask = v.splat(v.builder.sub(v.builder.shl(I32(1), bits), I32(1)))
+        bits = (numbers * (32 // per_word)).trunc(I32)
+        mask = v.splat((1 << bits) - 1)
 
-        def vector(i: Value, _: list[Value]) -> list[Value]:
-            kept = v.builder.and_(v.load_words(v.element(words_ptr, i)), mask)
+        with v.range(columns, v.lanes) as i:
+            kept = v.load_words(v.element(words_ptr, i)) & mask
             v.store(kept, v.element(out_ptr, i))
-            return []
-
-        v.loop(columns, v.lanes, [], vector)
 
     return kernel(target, keep_first)

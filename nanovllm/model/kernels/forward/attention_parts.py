@@ -11,9 +11,11 @@ from nanovllm.model.kernels.build.target import KernelTarget
 from nanovllm.model.kernels.forward.convert import make_round_row
 from nanovllm.model.kernels.forward.tiles import make_batched_tiles, make_tiles
 from nanovllm.model.kernels.simd.formats import Format, cache_format
+from nanovllm.model.kernels.simd.kernel import kernel
 from nanovllm.model.kernels.simd.move import make_clear, make_copy
 from nanovllm.model.kernels.simd.scalar import store_i32
-from nanovllm.model.kernels.simd.vector import F32, Value, Vectors, kernel
+from nanovllm.model.kernels.simd.value import Value
+from nanovllm.model.kernels.simd.vector import Vectors
 
 
 class AttentionParts:
@@ -79,38 +81,36 @@ def make_softmax(target: KernelTarget, *, as_bfloat16: bool) -> Any:
         def over_row(initial: Value, visit: Callable[[Value, Value, Value], Value]) -> Value:
             """Fold the row's vectors: visit(first column, mask of the visible lanes, carried)."""
 
-            def block(index: Value, carried: list[Value]) -> list[Value]:
-                first = v.builder.mul(index, block_columns)
-                left = v.builder.sub(visible, v.builder.mul(index, block_size))
-                is_partial = v.builder.icmp_signed("<", left, block_size)
-                seen = v.builder.select(is_partial, left, block_size)
+            def block(index: Value, carried: Value) -> Value:
+                first = index * block_columns
+                left = visible - index * block_size
+                seen = v.minimum(left, block_size)
 
-                def vector(i: Value, carried: list[Value]) -> list[Value]:
-                    is_seen = v.first_lanes(v.builder.sub(seen, i))
-                    return [visit(v.builder.add(first, i), is_seen, carried[0])]
+                def vector(i: Value, carried: Value) -> Value:
+                    return visit(first + i, v.first_lanes(seen - i), carried)
 
-                return v.loop(block_columns, v.lanes, carried, vector)
+                return v.fold(block_columns, v.lanes, carried, vector)
 
-            return v.loop(blocks, 1, [initial], block)[0]
+            return v.fold(blocks, 1, initial, block)
 
         def find_largest(column: Value, is_seen: Value, largest: Value) -> Value:
             score = v.load(v.element(scores_ptr, column))
-            return v.maximum(v.where(is_seen, score, v.constant(float("-inf"))), largest)
+            return v.maximum(v.where(is_seen, score, float("-inf")), largest)
 
         def exponentiate(column: Value, is_seen: Value, total: Value) -> Value:
             score_ptr = v.element(scores_ptr, column)
-            scaled = v.multiply(v.load(score_ptr), scale)
-            weight = v.where(is_seen, v.exp(v.subtract(scaled, largest)), v.constant(0.0))
+            scaled = v.load(score_ptr) * scale
+            weight = v.where(is_seen, v.exp(scaled - largest), 0.0)
             if as_bfloat16:  # half as long, so it never overtakes the scores still to be read
-                v.store(v.round_bfloat16(weight), v.address(scores_ptr, v.times(column, 2)))
+                v.store(v.round_bfloat16(weight), scores_ptr + column * 2)
             else:
                 v.store(weight, score_ptr)
-            return v.add(total, weight)
+            return total + weight
 
         largest_score = v.largest(over_row(v.constant(float("-inf")), find_largest))
-        largest = v.multiply(v.splat(largest_score), scale)
+        largest = v.splat(largest_score) * scale
         total = v.sum(over_row(v.constant(0.0), exponentiate))
-        v.store(v.divide(F32(1.0), total), inv_sum_ptr)
+        v.store(1.0 / total, inv_sum_ptr)
 
     return kernel(target, softmax)
 
@@ -121,12 +121,9 @@ def _make_multiply_row(target: KernelTarget) -> Any:
     def multiply_row(v: Vectors, row_ptr: Value, factor_ptr: Value, columns: Value) -> None:
         factor = v.splat(v.load_scalar(factor_ptr))
 
-        def vector(i: Value, _: list[Value]) -> list[Value]:
+        with v.range(columns, v.lanes) as i:
             vector_ptr = v.element(row_ptr, i)
-            v.store(v.multiply(v.load(vector_ptr), factor), vector_ptr)
-            return []
-
-        v.loop(columns, v.lanes, [], vector)
+            v.store(v.load(vector_ptr) * factor, vector_ptr)
 
     return kernel(target, multiply_row)
 
@@ -141,14 +138,11 @@ def _make_apply_scales(target: KernelTarget) -> Any:
     def apply_scales(
         v: Vectors, row_ptr: Value, scales_ptr: Value, seen: Value, columns: Value
     ) -> None:
-        def vector(i: Value, _: list[Value]) -> list[Value]:
+        with v.range(columns, v.lanes) as i:
             vector_ptr = v.element(row_ptr, i)
             value = v.load(vector_ptr)
-            scaled = v.multiply(value, v.load(v.element(scales_ptr, i)))
-            v.store(v.where(v.first_lanes(v.builder.sub(seen, i)), scaled, value), vector_ptr)
-            return []
-
-        v.loop(columns, v.lanes, [], vector)
+            scaled = value * v.load(v.element(scales_ptr, i))
+            v.store(v.where(v.first_lanes(seen - i), scaled, value), vector_ptr)
 
     return kernel(target, apply_scales)
 
@@ -157,10 +151,10 @@ def _make_all_finite(target: KernelTarget) -> Any:
     """Return all_finite(values_ptr, count) -> 1, or 0 where a float32 is infinite or a NaN."""
 
     def all_finite(v: Vectors, values_ptr: Value, count: Value) -> Value:
-        def vector(i: Value, mask: list[Value]) -> list[Value]:
-            return [v.builder.and_(mask[0], v.is_finite(v.load(v.element(values_ptr, i))))]
+        def check(i: Value, mask: Value) -> Value:
+            return mask & v.is_finite(v.load(v.element(values_ptr, i)))
 
-        return v.every(v.loop(count, v.lanes, [v.integers(-1)], vector)[0])
+        return v.every(v.fold(count, v.lanes, v.integers(-1), check))
 
     return kernel(target, all_finite, returns=types.intp)
 

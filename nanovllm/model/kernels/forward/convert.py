@@ -17,13 +17,14 @@ A row with a NaN or an infinity gets the scale NaN, because a byte cannot repres
 
 from typing import Any
 
-from llvmlite import ir
-
 from nanovllm.model.kernels.build.compiler import compiled
 from nanovllm.model.kernels.build.layout import WORD_BYTES
 from nanovllm.model.kernels.build.target import KernelTarget
+from nanovllm.model.kernels.simd.elements import Elements, for_elements
+from nanovllm.model.kernels.simd.kernel import kernel
 from nanovllm.model.kernels.simd.move import make_clear, make_copy
-from nanovllm.model.kernels.simd.vector import F32, I8, I16, I32, I64, Value, Vectors, kernel
+from nanovllm.model.kernels.simd.value import I8, I16, I32, I64, Value
+from nanovllm.model.kernels.simd.vector import Vectors
 from nanovllm.model.kernels.step_record import ROW_QUANT_OUTLIERS
 
 _MIN_MAGNITUDE = 1e-30  # keeps the scale of a row of zeros above 0
@@ -33,22 +34,11 @@ def make_round_row(target: KernelTarget) -> Any:
     """Return round_row(source_ptr, out_ptr, count): exactly `count` float32 to bfloat16."""
 
     def round_row(v: Vectors, source_ptr: Value, out_ptr: Value, count: Value) -> None:
-        whole = v.builder.and_(count, I64(-v.lanes))
+        def convert(elements: Elements) -> None:
+            rounded = v.round_bfloat16(elements.load(source_ptr))
+            elements.store(rounded, out_ptr, element_bytes=2)
 
-        def vector(i: Value, _: list[Value]) -> list[Value]:
-            rounded = v.round_bfloat16(v.load(v.element(source_ptr, i)))
-            v.store(rounded, v.address(out_ptr, v.times(i, 2)))
-            return []
-
-        def number(i: Value, _: list[Value]) -> list[Value]:
-            index = v.builder.add(whole, i)
-            rounded = v.round_bfloat16(v.splat(v.load_scalar(v.element(source_ptr, index))))
-            first = v.builder.extract_element(rounded, I32(0))
-            v.store(first, v.address(out_ptr, v.times(index, 2)))
-            return []
-
-        v.loop(whole, v.lanes, [], vector)
-        v.loop(v.builder.sub(count, whole), 1, [], number)
+        for_elements(v, count, convert)
 
     return kernel(target, round_row)
 
@@ -57,12 +47,9 @@ def make_widen_row(target: KernelTarget) -> Any:
     """Return widen_row(source_ptr, out_ptr, count): bfloat16 to float32, in whole vectors."""
 
     def widen_row(v: Vectors, source_ptr: Value, out_ptr: Value, count: Value) -> None:
-        def vector(i: Value, _: list[Value]) -> list[Value]:
-            codes = v.load_codes(v.address(source_ptr, v.times(i, 2)), I16)
-            v.store(v.builder.shl(codes, v.integers(16)), v.element(out_ptr, i))
-            return []
-
-        v.loop(count, v.lanes, [], vector)
+        with v.range(count, v.lanes) as i:
+            codes = v.load_codes(source_ptr + i * 2, I16)
+            v.store(codes << 16, v.element(out_ptr, i))
 
     return kernel(target, widen_row)
 
@@ -84,33 +71,30 @@ def make_quantize_row(target: KernelTarget) -> Any:
         count: Value,
     ) -> None:  # fmt: skip
         def value(i: Value) -> Value:
-            return v.multiply(v.load(v.element(source_ptr, i)), v.load(v.element(factors_ptr, i)))
+            return v.load(v.element(source_ptr, i)) * v.load(v.element(factors_ptr, i))
 
         def find_range(i: Value, carried: list[Value]) -> list[Value]:
-            inside = v.where(v.first_lanes(v.builder.sub(count, i)), value(i), v.constant(0.0))
+            inside = v.where(v.first_lanes(count - i), value(i), 0.0)
             return [
                 v.minimum(inside, carried[0]),
                 v.maximum(inside, carried[1]),
-                v.fma(inside, v.constant(0.0), carried[2]),
+                v.fma(inside, 0.0, carried[2]),
             ]
-
-        def convert(i: Value, _: list[Value]) -> list[Value]:
-            code = v.builder.add(v.round_int32(v.multiply(value(i), v.splat(inverse))), zero_point)
-            code = v.clamp_integers(code, 0, 255)
-            v.store(v.builder.trunc(code, ir.VectorType(I8, v.lanes)), v.address(out_ptr, i))
-            return []
 
         zeros = v.constant(0.0)
         smallest, largest, zero_or_nan = v.loop(count, v.lanes, [zeros, zeros, zeros], find_range)
         low, high = v.smallest(smallest), v.largest(largest)
-        extent = v.builder.fsub(high, low)
-        is_flat = v.builder.fcmp_ordered("==", extent, F32(0.0))
-        inverse = v.builder.select(is_flat, F32(0.0), v.builder.fdiv(F32(255.0), extent))
-        zero_point = v.round_int32(v.splat(v.builder.fneg(v.builder.fmul(low, inverse))))
-        scale = v.builder.fadd(v.builder.fdiv(extent, F32(255.0)), v.sum(zero_or_nan))
+        extent = high - low
+        is_flat = extent == 0.0
+        inverse = v.where(is_flat, 0.0, 255.0 / extent)
+        zero_point = v.round_int32(v.splat(-(low * inverse)))
+        scale = extent / 255.0 + v.sum(zero_or_nan)
         v.store(scale, row_quant_ptr)
-        v.store(v.builder.extract_element(zero_point, I32(0)), row_quant_ptr, WORD_BYTES)
-        v.loop(count, v.lanes, [], convert)
+        v.store(zero_point.lane(0), row_quant_ptr, WORD_BYTES)
+        with v.range(count, v.lanes) as i:
+            code = v.round_int32(value(i) * v.splat(inverse)) + zero_point
+            code = v.minimum(v.maximum(code, 0), 255)
+            v.store(code.trunc(I8), out_ptr + i)
 
     return kernel(target, quantize_row)
 
@@ -129,16 +113,13 @@ def _make_extract_outliers(target: KernelTarget) -> Any:
         v: Vectors, source_ptr: Value, factors_ptr: Value, columns_ptr: Value, count: Value,
         row_quant_ptr: Value,
     ) -> None:  # fmt: skip
-        outliers_ptr = v.address(row_quant_ptr, ROW_QUANT_OUTLIERS * WORD_BYTES)
+        outliers_ptr = row_quant_ptr + ROW_QUANT_OUTLIERS * WORD_BYTES
 
-        def extract(i: Value, _: list[Value]) -> list[Value]:
-            column = v.builder.zext(v.load_word(v.element(columns_ptr, i)), I64)
+        with v.range(count) as i:
+            column = v.load_word(v.element(columns_ptr, i)).zext(I64)
             value = v.load_scalar(v.element(source_ptr, column))
             factor = v.load_scalar(v.element(factors_ptr, i))
-            v.store(v.builder.fmul(value, factor), v.element(outliers_ptr, i))
-            return []
-
-        v.loop(count, 1, [], extract)
+            v.store(value * factor, v.element(outliers_ptr, i))
 
     return kernel(target, extract_outliers)
 
@@ -153,28 +134,25 @@ def make_quantize_signed(target: KernelTarget) -> Any:
         v: Vectors, source_ptr: Value, out_ptr: Value, scale_ptr: Value, count: Value
     ) -> None:
         def value(i: Value) -> Value:
-            is_inside = v.first_lanes(v.builder.sub(count, i))
-            return v.where(is_inside, v.load(v.element(source_ptr, i)), v.constant(0.0))
+            is_inside = v.first_lanes(count - i)
+            return v.where(is_inside, v.load(v.element(source_ptr, i)), 0.0)
 
         def find_largest(i: Value, carried: list[Value]) -> list[Value]:
             return [
                 v.maximum(v.magnitude(value(i)), carried[0]),
-                v.fma(value(i), v.constant(0.0), carried[1]),
+                v.fma(value(i), 0.0, carried[1]),
             ]
-
-        def convert(i: Value, _: list[Value]) -> list[Value]:
-            code = v.round_int32(v.multiply(value(i), inverse))
-            v.store(v.builder.trunc(code, ir.VectorType(I8, v.lanes)), v.address(out_ptr, i))
-            return []
 
         magnitudes, zero_or_nan = v.loop(
             count, v.lanes, [v.constant(_MIN_MAGNITUDE), v.constant(0.0)], find_largest
         )
         largest = v.largest(magnitudes)
-        scale = v.builder.fadd(v.builder.fmul(largest, F32(1 / 127)), v.sum(zero_or_nan))
+        scale = largest * (1 / 127) + v.sum(zero_or_nan)
         v.store(scale, scale_ptr)
-        inverse = v.splat(v.builder.fdiv(F32(127.0), largest))
-        v.loop(count, v.lanes, [], convert)
+        inverse = v.splat(127.0 / largest)
+        with v.range(count, v.lanes) as i:
+            code = v.round_int32(value(i) * inverse)
+            v.store(code.trunc(I8), out_ptr + i)
 
     return kernel(target, quantize_signed)
 
@@ -252,19 +230,16 @@ def make_pack_value_row(target: KernelTarget, per_word: int) -> Any:
     def pack_value_row(
         v: Vectors, codes_ptr: Value, words_ptr: Value, position: Value, columns: Value
     ) -> None:
-        shift = v.splat(v.builder.trunc(v.builder.mul(position, I64(bits)), I32))
+        shift = v.splat((position * bits).trunc(I32))
         code_mask = v.integers(-1 if per_word == 1 else (1 << bits) - 1)
-        others = v.builder.not_(v.builder.shl(code_mask, shift))
-        is_first = v.builder.icmp_signed("==", position, I64(0))
-        keep = v.builder.select(is_first, v.integers(0), others)
+        others = ~(code_mask << shift)
+        is_first = position == 0
+        keep = v.where(is_first, 0, others)
 
-        def vector(i: Value, _: list[Value]) -> list[Value]:
+        with v.range(columns, v.lanes) as i:
             word_ptr = v.element(words_ptr, i)
-            codes = v.load_codes(v.address(codes_ptr, v.times(i, bits // 8)), code_type)
-            kept = v.builder.and_(v.load_words(word_ptr), keep)
-            v.store(v.builder.or_(kept, v.builder.shl(codes, shift)), word_ptr)
-            return []
-
-        v.loop(columns, v.lanes, [], vector)
+            codes = v.load_codes(codes_ptr + i * (bits // 8), code_type)
+            kept = v.load_words(word_ptr) & keep
+            v.store(kept | (codes << shift), word_ptr)
 
     return kernel(target, pack_value_row)

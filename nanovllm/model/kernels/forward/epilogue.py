@@ -25,8 +25,10 @@ from typing import Any
 from nanovllm.model.kernels.build.compiler import compiled
 from nanovllm.model.kernels.build.layout import LINE_BYTES, WORD_BYTES
 from nanovllm.model.kernels.build.target import KernelTarget
-from nanovllm.model.kernels.forward.activation import ACTIVATIONS
-from nanovllm.model.kernels.simd.vector import I64, Value, Vectors, kernel
+from nanovllm.model.kernels.simd.activation import ACTIVATIONS
+from nanovllm.model.kernels.simd.kernel import kernel
+from nanovllm.model.kernels.simd.value import Value
+from nanovllm.model.kernels.simd.vector import Vectors
 from nanovllm.model.kernels.step_record import (
     ACTIVATION_NAMES,
     RESIDUAL,
@@ -88,16 +90,9 @@ def make_prefetch_output(target: KernelTarget, weights: str) -> Any:
     def prefetch(
         v: Vectors, rows: Value, out_ptr: Value, out_stride_bytes: Value, count_bytes: Value
     ) -> None:
-        def prefetch_row(row: Value, _: list[Value]) -> list[Value]:
-            def prefetch_line(offset_bytes: Value, _: list[Value]) -> list[Value]:
-                row_bytes = v.builder.mul(row, out_stride_bytes)
-                v.prefetch(v.address(out_ptr, row_bytes, offset_bytes), writes=True)
-                return []
-
-            v.loop(count_bytes, LINE_BYTES, [], prefetch_line)
-            return []
-
-        v.loop(rows, 1, [], prefetch_row)
+        with v.range(rows) as row, v.range(count_bytes, LINE_BYTES) as offset_bytes:
+            row_bytes = row * out_stride_bytes
+            v.prefetch(out_ptr + row_bytes + offset_bytes, writes=True)
 
     prefetch_rows = kernel(target, prefetch)
 
@@ -140,8 +135,7 @@ def _make_finish_rows(
     ) -> None:  # fmt: skip
         def emit_loops(finish: _Finish, *, as_bfloat16: bool) -> None:
             """Emit one kind: a loop over the panel's vectors, and within it one over the rows."""
-
-            def vector(i: Value, _: list[Value]) -> list[Value]:
+            with v.range(v.scalar(target.panel_width), v.lanes) as i:
                 weight_ptr = v.element(outlier_weight_ptr, i)
                 column_quant: tuple[Value, ...] = ()
                 if weights == "int8":
@@ -149,11 +143,11 @@ def _make_finish_rows(
                     column_quant = column_sums, v.load(v.element(column_scales_ptr, i))
                 bias = v.load(v.element(bias_ptr, i))
 
-                def row(index: Value, _: list[Value]) -> list[Value]:
-                    row_bytes = v.times(index, target.panel_width * WORD_BYTES)
-                    accumulator_ptr = v.element(v.address(accumulators_ptr, row_bytes), i)
+                with v.range(rows) as index:
+                    row_bytes = index * (target.panel_width * WORD_BYTES)
+                    accumulator_ptr = v.element(accumulators_ptr + row_bytes, i)
                     if column_quant:
-                        quant_ptr = v.address(row_quant_ptr, v.times(index, ROW_QUANT_BYTES))
+                        quant_ptr = row_quant_ptr + index * ROW_QUANT_BYTES
                         value = _dequantize(
                             v,
                             v.load_words(accumulator_ptr),
@@ -165,27 +159,19 @@ def _make_finish_rows(
                         )
                     else:
                         value = v.load(accumulator_ptr)
-                    result_ptr = v.address(
-                        out_ptr,
-                        v.builder.mul(index, out_stride_bytes),
-                        v.times(i, 2 if as_bfloat16 else WORD_BYTES),
+                    result_ptr = (
+                        out_ptr + index * out_stride_bytes + i * (2 if as_bfloat16 else WORD_BYTES)
                     )
-                    value = finish(v.add(value, bias), result_ptr)
+                    value = finish(value + bias, result_ptr)
                     v.store(v.round_bfloat16(value) if as_bfloat16 else value, result_ptr)
-                    return []
-
-                v.loop(rows, 1, [], row)
-                return []
-
-            v.loop(I64(target.panel_width), v.lanes, [], vector)
 
         for number in kinds:
-            with v.when_equal(kind, number):
+            with v.when(kind == number):
                 if number == STORE:
                     emit_loops(lambda value, _: value, as_bfloat16=False)
                 elif number == RESIDUAL:
                     emit_loops(
-                        lambda value, result_ptr: v.add(v.load(result_ptr), value),
+                        lambda value, result_ptr: v.load(result_ptr) + value,
                         as_bfloat16=False,
                     )
                 else:
@@ -197,7 +183,7 @@ def _make_finish_rows(
 
 
 def _activation(v: Vectors, name: str) -> _Finish:
-    return lambda value, _: ACTIVATIONS[name](v, value)
+    return lambda value, _: ACTIVATIONS[name](v, value)[0]
 
 
 def _dequantize(
@@ -220,13 +206,13 @@ def _dequantize(
     column_sums, column_scales = column_quant
     row_scale = v.splat(v.load_scalar(row_quant_ptr))
     zero_point = v.splat(v.load_word(row_quant_ptr, WORD_BYTES))
-    total = v.to_float(v.builder.sub(accumulators, v.builder.mul(column_sums, zero_point)))
-    outliers_ptr = v.address(row_quant_ptr, ROW_QUANT_OUTLIERS * WORD_BYTES)
+    total = (accumulators - column_sums * zero_point).to_float()
+    outliers_ptr = row_quant_ptr + ROW_QUANT_OUTLIERS * WORD_BYTES
 
-    def add_outlier(k: Value, carried: list[Value]) -> list[Value]:
+    def add_outlier(k: Value, total: Value) -> Value:
         outlier = v.splat(v.load_scalar(v.element(outliers_ptr, k)))
-        weight_ptr = v.address(outlier_weight_ptr, v.builder.mul(k, outlier_stride_bytes))
-        return [v.fma(outlier, v.load(weight_ptr), carried[0])]
+        weight_ptr = outlier_weight_ptr + k * outlier_stride_bytes
+        return v.fma(outlier, v.load(weight_ptr), total)
 
-    scaled = v.multiply(total, v.multiply(column_scales, row_scale))
-    return v.loop(outliers, 1, [scaled], add_outlier)[0]
+    scaled = total * (column_scales * row_scale)
+    return v.fold(outliers, 1, scaled, add_outlier)

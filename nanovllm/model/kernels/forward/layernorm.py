@@ -7,7 +7,9 @@ of the variance, where it would count as -mean. Gain and bias are 0 there, and s
 from typing import Any
 
 from nanovllm.model.kernels.build.target import KernelTarget
-from nanovllm.model.kernels.simd.vector import F32, Value, Vectors, kernel
+from nanovllm.model.kernels.simd.kernel import kernel
+from nanovllm.model.kernels.simd.value import Value
+from nanovllm.model.kernels.simd.vector import Vectors
 
 
 def make_normalize_row(target: KernelTarget) -> Any:
@@ -24,28 +26,24 @@ def make_normalize_row(target: KernelTarget) -> Any:
         d_model: Value, epsilon_ptr: Value,
     ) -> None:  # fmt: skip
         def centred(i: Value) -> Value:
-            return v.subtract(v.load(v.element(hidden_ptr, i)), mean)
+            return v.load(v.element(hidden_ptr, i)) - mean
 
-        def add(i: Value, total: list[Value]) -> list[Value]:
-            return [v.add(total[0], v.load(v.element(hidden_ptr, i)))]
+        def add(i: Value, total: Value) -> Value:
+            return total + v.load(v.element(hidden_ptr, i))
 
-        def add_square(i: Value, total: list[Value]) -> list[Value]:
-            is_inside = v.first_lanes(v.builder.sub(d_model, i))
-            difference = v.where(is_inside, centred(i), v.constant(0.0))
-            return [v.fma(difference, difference, total[0])]
-
-        def normalize(i: Value, _: list[Value]) -> list[Value]:
-            scaled = v.multiply(centred(i), inverse)
-            gain, bias = v.load(v.element(gain_ptr, i)), v.load(v.element(bias_ptr, i))
-            v.store(v.fma(scaled, gain, bias), v.element(out_ptr, i))
-            return []
+        def add_square(i: Value, total: Value) -> Value:
+            difference = v.where(v.first_lanes(d_model - i), centred(i), 0.0)
+            return v.fma(difference, difference, total)
 
         zero = v.constant(0.0)
-        count = v.builder.sitofp(d_model, F32)
-        mean = v.splat(v.divide(v.sum(v.loop(d_model, v.lanes, [zero], add)[0]), count))
-        variance = v.divide(v.sum(v.loop(d_model, v.lanes, [zero], add_square)[0]), count)
-        deviation = v.sqrt(v.add(variance, v.load_scalar(epsilon_ptr)))
-        inverse = v.splat(v.divide(F32(1.0), deviation))
-        v.loop(d_model, v.lanes, [], normalize)
+        count = d_model.to_float()
+        mean = v.splat(v.sum(v.fold(d_model, v.lanes, zero, add)) / count)
+        variance = v.sum(v.fold(d_model, v.lanes, zero, add_square)) / count
+        deviation = v.sqrt(variance + v.load_scalar(epsilon_ptr))
+        inverse = v.splat(1.0 / deviation)
+        with v.range(d_model, v.lanes) as i:
+            scaled = centred(i) * inverse
+            gain, bias = v.load(v.element(gain_ptr, i)), v.load(v.element(bias_ptr, i))
+            v.store(v.fma(scaled, gain, bias), v.element(out_ptr, i))
 
     return kernel(target, normalize_row)

@@ -22,7 +22,9 @@ from nanovllm.model.kernels.build.compiler import compiled
 from nanovllm.model.kernels.build.layout import LINE_BYTES, WORD_BYTES
 from nanovllm.model.kernels.build.target import KernelTarget
 from nanovllm.model.kernels.simd.formats import Format
-from nanovllm.model.kernels.simd.vector import I64, Value, Vectors, kernel
+from nanovllm.model.kernels.simd.kernel import kernel
+from nanovllm.model.kernels.simd.value import Value
+from nanovllm.model.kernels.simd.vector import Vectors
 
 TILE_ROWS = 6
 
@@ -54,7 +56,7 @@ def _make_tile(
     ) -> None:  # fmt: skip
         def prefetch(k: Value) -> None:
             for line in range(prefetch_lines):
-                lines_ptr = v.address(prefetch_ptr, v.times(k, prefetch_lines * LINE_BYTES))
+                lines_ptr = prefetch_ptr + k * (prefetch_lines * LINE_BYTES)
                 v.prefetch(lines_ptr, line * LINE_BYTES, nontemporal=nontemporal)
 
         _walk(
@@ -93,8 +95,8 @@ def _make_batched_tile(target: KernelTarget, panel_format: Format, rows: int, ve
 
         def prefetch(k: Value) -> None:
             for row_panel_ptr in panel_ptrs if target.prefetch_next_block else ():
-                next_ptr = v.address(row_panel_ptr, prefetch_offset_bytes)
-                step_ptr = v.address(next_ptr, v.builder.mul(k, panel_stride_bytes))
+                next_ptr = row_panel_ptr + prefetch_offset_bytes
+                step_ptr = next_ptr + k * panel_stride_bytes
                 for offset_bytes in range(0, vectors * v.lanes * WORD_BYTES, LINE_BYTES):
                     v.prefetch(step_ptr, offset_bytes)
 
@@ -114,7 +116,7 @@ def _make_batched_tile(target: KernelTarget, panel_format: Format, rows: int, ve
 
 
 def _row_pointers(v: Vectors, base_ptr: Value, stride_bytes: Value, rows: int) -> list[Value]:
-    return [v.address(base_ptr, v.builder.mul(stride_bytes, I64(row))) for row in range(rows)]
+    return [base_ptr + stride_bytes * row for row in range(rows)]
 
 
 def _walk(
@@ -144,9 +146,7 @@ def _walk(
 
     def step(k: Value, accumulators: list[Value]) -> list[Value]:
         prefetch(k)
-        step_ptrs = [
-            v.address(panel_ptr, v.builder.mul(k, panel_stride_bytes)) for panel_ptr in panel_ptrs
-        ]
+        step_ptrs = [panel_ptr + k * panel_stride_bytes for panel_ptr in panel_ptrs]
         weights = {
             (panel, offset_bytes): panel_format.widen(
                 v, v.load_words(step_ptrs[panel], offset_bytes)
@@ -155,8 +155,7 @@ def _walk(
             if panel < len(panel_ptrs)
         }
         inputs = [
-            panel_format.inputs(v, v.address(in_ptr, v.times(k, panel_format.input_bytes)))
-            for in_ptr in in_ptrs
+            panel_format.inputs(v, in_ptr + k * panel_format.input_bytes) for in_ptr in in_ptrs
         ]
         results = []
         for (row, offset_bytes), accumulator in zip(row_offsets, accumulators, strict=True):

@@ -15,14 +15,15 @@ so float32 arguments are passed as their bits (scalar.py's float_to_bits).
 
 from typing import Any
 
-from llvmlite import ir
 from numba import types
 
 from nanovllm.model.kernels.build.layout import WORD_BYTES
 from nanovllm.model.kernels.build.target import KernelTarget
 from nanovllm.model.kernels.sampling.record import GROUP_VECTORS
-from nanovllm.model.kernels.simd.scalar import F64, ordered_bits
-from nanovllm.model.kernels.simd.vector import F32, I32, I64, Value, Vectors, kernel
+from nanovllm.model.kernels.simd.kernel import kernel
+from nanovllm.model.kernels.simd.scalar import ordered_bits
+from nanovllm.model.kernels.simd.value import F32, F64, I32, I64, Value
+from nanovllm.model.kernels.simd.vector import Vectors
 
 MAX_DISTANCE = 87.0
 """Scores further below the largest weigh nothing: exp(-87) is 1e-38, and a draw has 53 bits."""
@@ -31,31 +32,19 @@ LOWEST = -3.4028234663852886e38
 _INFINITY = float("inf")
 
 
-def _splat_bits(v: Vectors, bits: Value) -> Value:
-    """Broadcast a float32 argument, passed as its bits, to every lane."""
-    return v.splat(v.builder.bitcast(v.builder.trunc(bits, I32), F32))
-
-
 def _weight(v: Vectors, score: Value, least: Value, largest: Value) -> Value:
     """Return exp(score - largest), or 0 where the score is below `least`."""
-    return v.where(
-        v.builder.fcmp_ordered(">=", score, least),
-        v.exp(v.subtract(score, largest)),
-        v.constant(0.0),
-    )
+    return v.where(score >= least, v.exp(score - largest), 0.0)
 
 
 def make_fill(target: KernelTarget) -> Any:
     """Make fill(out, count, bits): set `count` float32, rounded up to vectors, to one value."""
 
     def fill(v: Vectors, out: Value, count: Value, bits: Value) -> None:
-        value = _splat_bits(v, bits)
+        value = v.float_argument(bits)
 
-        def store(i: Value, _: list[Value]) -> list[Value]:
+        with v.range(count, v.lanes) as i:
             v.store(value, v.element(out, i))
-            return []
-
-        v.loop(count, v.lanes, [], store)
 
     return kernel(target, fill)
 
@@ -78,33 +67,24 @@ def make_scale(target: KernelTarget) -> Any:
     def scale(
         v: Vectors, source: Value, out: Value, count: Value, padded: Value, temperature: Value
     ) -> None:
-        divisor = _splat_bits(v, temperature)
-        whole = v.builder.and_(count, I64(-lanes))
-        rest = v.builder.sub(count, whole)
+        divisor = v.float_argument(temperature)
+        whole = count & -lanes
+        rest = count - whole
 
         def scaled(x: Value) -> Value:
-            finite = v.minimum(v.add(v.divide(x, divisor), v.constant(0.0)), v.constant(-LOWEST))
-            is_below_infinity = v.builder.fcmp_ordered("<", x, v.constant(_INFINITY))
-            return v.where(is_below_infinity, finite, v.constant(_INFINITY))
+            finite = v.minimum(x / divisor + 0.0, -LOWEST)
+            is_below_infinity = x < _INFINITY
+            return v.where(is_below_infinity, finite, _INFINITY)
 
-        def vector(i: Value, _: list[Value]) -> list[Value]:
+        with v.range(whole, lanes) as i:
             v.store(scaled(v.load(v.element(source, i))), v.element(out, i))
-            return []
-
-        def copy(i: Value, _: list[Value]) -> list[Value]:
-            index = v.builder.add(whole, i)
+        with v.range(rest) as i:
+            index = whole + i
             v.store(v.load_scalar(v.element(source, index)), v.element(out, index))
-            return []
-
-        def finish(i: Value, _: list[Value]) -> list[Value]:
-            address = v.element(out, v.builder.add(whole, i))
-            inside = v.first_lanes(v.builder.sub(rest, i))
-            v.store(v.where(inside, scaled(v.load(address)), v.constant(-_INFINITY)), address)
-            return []
-
-        v.loop(whole, lanes, [], vector)
-        v.loop(rest, 1, [], copy)
-        v.loop(v.builder.sub(padded, whole), lanes, [], finish)
+        with v.range(padded - whole, lanes) as i:
+            address = v.element(out, whole + i)
+            inside = v.first_lanes(rest - i)
+            v.store(v.where(inside, scaled(v.load(address)), -_INFINITY), address)
 
     return kernel(target, scale)
 
@@ -117,15 +97,15 @@ def make_maxima(target: KernelTarget) -> Any:
     lanes = target.lanes
 
     def maxima(v: Vectors, scores: Value, groups: Value, maxima: Value) -> Value:
-        def group(g: Value, best: list[Value]) -> list[Value]:
-            start = v.element(scores, v.times(g, GROUP_VECTORS * lanes))
+        def group(g: Value, best: Value) -> Value:
+            start = v.element(scores, g * (GROUP_VECTORS * lanes))
             highest = v.load(start)
             for vector in range(1, GROUP_VECTORS):
                 highest = v.maximum(v.load(start, vector * lanes * WORD_BYTES), highest)
-            v.store(highest, v.element(maxima, v.times(g, lanes)))
-            return [v.maximum(highest, best[0])]
+            v.store(highest, v.element(maxima, g * lanes))
+            return v.maximum(highest, best)
 
-        return v.largest(v.loop(groups, 1, [v.constant(-_INFINITY)], group)[0])
+        return v.largest(v.fold(groups, 1, v.constant(-_INFINITY), group))
 
     return kernel(target, maxima, returns=types.float32)
 
@@ -142,22 +122,21 @@ def make_weigh_groups(target: KernelTarget) -> Any:
     def weigh_groups(
         v: Vectors, scores: Value, groups: Value, least: Value, largest: Value, sums: Value
     ) -> Value:
-        least, largest = _splat_bits(v, least), _splat_bits(v, largest)
-        doubles = ir.VectorType(F64, lanes)
+        least, largest = v.float_argument(least), v.float_argument(largest)
 
-        def group(g: Value, total: list[Value]) -> list[Value]:
-            start = v.element(scores, v.times(g, GROUP_VECTORS * lanes))
+        def group(g: Value, total: Value) -> Value:
+            start = v.element(scores, g * (GROUP_VECTORS * lanes))
 
-            def vector(i: Value, subtotal: list[Value]) -> list[Value]:
+            def vector(i: Value, subtotal: Value) -> Value:
                 weight = _weight(v, v.load(v.element(start, i)), least, largest)
-                return [v.add(subtotal[0], v.builder.fpext(weight, doubles))]
+                return subtotal + weight.to_double()
 
-            zeros = ir.Constant(doubles, [ir.Constant(F64, 0.0)] * lanes)
-            subtotal = v.sum(v.loop(I64(GROUP_VECTORS * lanes), lanes, [zeros], vector)[0])
-            v.store(subtotal, v.address(sums, v.times(g, 8)))
-            return [v.add(total[0], subtotal)]
+            zeros, size = v.constant(0.0, F64), v.scalar(GROUP_VECTORS * lanes)
+            subtotal = v.sum(v.fold(size, lanes, zeros, vector))
+            v.store(subtotal, sums + g * 8)
+            return total + subtotal
 
-        return v.loop(groups, 1, [ir.Constant(F64, 0.0)], group)[0]
+        return v.fold(groups, 1, v.scalar(0.0, F64), group)
 
     return kernel(target, weigh_groups, returns=types.float64)
 
@@ -172,13 +151,10 @@ def make_weigh(target: KernelTarget) -> Any:
     def weigh(
         v: Vectors, scores: Value, count: Value, least: Value, largest: Value, weights: Value
     ) -> None:
-        least, largest = _splat_bits(v, least), _splat_bits(v, largest)
+        least, largest = v.float_argument(least), v.float_argument(largest)
 
-        def vector(i: Value, _: list[Value]) -> list[Value]:
+        with v.range(count, lanes) as i:
             v.store(_weight(v, v.load(v.element(scores, i)), least, largest), v.element(weights, i))
-            return []
-
-        v.loop(count, lanes, [], vector)
 
     return kernel(target, weigh)
 
@@ -191,15 +167,12 @@ def make_weigh_keys(target: KernelTarget) -> Any:
     lanes = target.lanes
 
     def weigh_keys(v: Vectors, keys: Value, count: Value, largest: Value, weights: Value) -> None:
-        largest = _splat_bits(v, largest)
+        largest = v.float_argument(largest)
 
-        def vector(i: Value, _: list[Value]) -> list[Value]:
-            key = v.builder.bitcast(v.load(v.element(keys, i)), v.i32s)
-            score = v.builder.bitcast(ordered_bits(v.builder, key, v.integers), v.f32s)
-            v.store(v.exp(v.subtract(score, largest)), v.element(weights, i))
-            return []
-
-        v.loop(count, lanes, [], vector)
+        with v.range(count, lanes) as i:
+            key = v.load(v.element(keys, i)).bitcast(I32)
+            score = ordered_bits(key).bitcast(F32)
+            v.store(v.exp(score - largest), v.element(weights, i))
 
     return kernel(target, weigh_keys)
 
@@ -213,22 +186,18 @@ def make_rank(target: KernelTarget) -> Any:
     lanes = target.lanes
 
     def rank(v: Vectors, scores: Value, padded: Value, token: Value, score: Value) -> Value:
-        own_score = _splat_bits(v, score)
+        own_score = v.float_argument(score)
 
-        def vector(i: Value, count: list[Value]) -> list[Value]:
+        def count_vector(i: Value, count: Value) -> Value:
             score = v.load(v.element(scores, i))
-            tied = v.builder.and_(
-                v.builder.fcmp_ordered("==", score, own_score),
-                v.first_lanes(v.builder.sub(token, i)),
-            )
-            ahead = v.builder.or_(v.builder.fcmp_ordered(">", score, own_score), tied)
-            return [v.builder.add(count[0], v.builder.zext(ahead, v.i32s))]
+            tied = (score == own_score) & v.first_lanes(token - i)
+            ahead = (score > own_score) | tied
+            return count + ahead.zext(I32)
 
-        counts = v.loop(padded, lanes, [v.integers(0)], vector)[0]
-        total = I64(0)
+        counts = v.fold(padded, lanes, v.integers(0), count_vector)
+        total = v.scalar(0)
         for lane in range(lanes):
-            lane_count = v.builder.extract_element(counts, I32(lane))
-            total = v.builder.add(total, v.builder.zext(lane_count, I64))
+            total = total + counts.lane(lane).zext(I64)
         return total
 
     return kernel(target, rank, returns=types.intp)

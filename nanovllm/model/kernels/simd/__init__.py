@@ -1,7 +1,11 @@
 """Vectors, storage formats, and the loads and stores of all kernels.
 
-vector   operations on vectors of float32 and int32
-formats  float32, bfloat16 and int8 in panels, and how a tile multiplies by them
-scalar   scalars at an address, and float32 as ordered integers
-move     records at an address, and copies of rows
+activation  activation functions and their slopes
+move        records at an address, and copies of rows
+elements    loops over arrays of any length: whole vectors, then single elements
+scalar      scalars at an address, and float32 as ordered integers
+formats     float32, bfloat16 and int8 in panels, and how a tile multiplies by them
+kernel      functions of compiled code whose bodies are emitted through Vectors
+vector      operations on vectors of float32 and int32, and loops
+value       scalars and vectors with Python's operators
 """

@@ -13,11 +13,10 @@ At each step `Format.widen` turns a vector of words into operands once for all r
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from llvmlite import ir
-
 from nanovllm.model.kernels.build.layout import WORD_BYTES
 from nanovllm.model.kernels.build.target import KernelTarget
-from nanovllm.model.kernels.simd.vector import I16, Value, Vectors
+from nanovllm.model.kernels.simd.value import F32, I16, Value
+from nanovllm.model.kernels.simd.vector import Vectors
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +66,7 @@ def _float32() -> Format:
         per_word=1,
         input_bytes=WORD_BYTES,
         accumulates_int32=False,
-        widen=lambda v, words: [v.builder.bitcast(words, v.f32s)],
+        widen=lambda v, words: [words.bitcast(F32)],
         inputs=lambda v, address: [v.splat(v.load_scalar(address))],
         multiply_add=lambda v, a, w, total: v.fma(a, w, total),
     )
@@ -125,7 +124,7 @@ def _int8_by_int32() -> Format:
         accumulates_int32=True,
         widen=_sign_extend_to_int32,
         inputs=lambda v, address: _zero_extend_to_int32(v, v.splat(v.load_word(address))),
-        multiply_add=lambda v, a, w, total: v.builder.add(total, v.builder.mul(a, w)),
+        multiply_add=lambda v, a, w, total: total + a * w,
     )
 
 
@@ -134,7 +133,7 @@ def _int8_widened() -> Format:
         per_word=4,
         input_bytes=4 * WORD_BYTES,
         accumulates_int32=False,
-        widen=lambda v, words: [v.to_float(byte) for byte in _sign_extend_to_int32(v, words)],
+        widen=lambda v, words: [byte.to_float() for byte in _sign_extend_to_int32(v, words)],
         inputs=lambda v, address: [
             v.splat(v.load_scalar(address, row * WORD_BYTES)) for row in range(4)
         ],
@@ -144,25 +143,22 @@ def _int8_widened() -> Format:
 
 def _sign_extend_to_int32(v: Vectors, words: Value) -> list[Value]:
     """Return bytes 0 to 3 of each word as int32."""
-    shifted = [v.builder.shl(words, v.integers(24 - 8 * byte)) for byte in range(3)]
-    return [v.builder.ashr(word, v.integers(24)) for word in (*shifted, words)]
+    shifted = [words << (24 - 8 * byte) for byte in range(3)]
+    return [word >> 24 for word in (*shifted, words)]
 
 
 def _zero_extend_to_int32(v: Vectors, words: Value) -> list[Value]:
     """Return bytes 0 to 3 of each word as int32."""
-    shifted = (v.builder.lshr(words, v.integers(8 * byte)) for byte in range(4))
-    return [v.builder.and_(word, v.integers(255)) for word in shifted]
+    shifted = (words.lshr(8 * byte) for byte in range(4))
+    return [word & 255 for word in shifted]
 
 
 def _sign_extend_to_int16(v: Vectors, words: Value) -> list[Value]:
     """Return bytes 0 and 2 of each word as a pair of int16, and bytes 1 and 3."""
-    kind = ir.VectorType(I16, 2 * v.lanes)
-    eight = ir.Constant(kind, [I16(8)] * (2 * v.lanes))
-    pairs = v.builder.bitcast(words, kind)
-    return [v.builder.ashr(v.builder.shl(pairs, eight), eight), v.builder.ashr(pairs, eight)]
+    pairs = words.bitcast(I16)
+    return [(pairs << 8) >> 8, pairs >> 8]
 
 
 def _zero_extend_to_int16(v: Vectors, words: Value) -> list[Value]:
     """Return bytes 0 and 2 of each word as a pair of int16, and bytes 1 and 3."""
-    mask = v.integers(0x00FF00FF)
-    return [v.builder.and_(words, mask), v.builder.and_(v.builder.lshr(words, v.integers(8)), mask)]
+    return [words & 0x00FF00FF, words.lshr(8) & 0x00FF00FF]

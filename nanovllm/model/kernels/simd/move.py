@@ -9,8 +9,11 @@ from numba import types
 from nanovllm.model.kernels.build.bounds import checked
 from nanovllm.model.kernels.build.compiler import intrinsic
 from nanovllm.model.kernels.build.target import CHECKS_ADDRESSES, KernelTarget
+from nanovllm.model.kernels.simd.elements import map_elements
+from nanovllm.model.kernels.simd.kernel import kernel
 from nanovllm.model.kernels.simd.scalar import make_load
-from nanovllm.model.kernels.simd.vector import I64, Value, Vectors, kernel
+from nanovllm.model.kernels.simd.value import I64, Value
+from nanovllm.model.kernels.simd.vector import Vectors
 from nanovllm.model.kernels.step_record import LINEAR, STEP_RECORD
 
 
@@ -42,19 +45,7 @@ def make_copy(target: KernelTarget) -> Any:
     """Make copy(source, out, count), which copies exactly `count` float32."""
 
     def copy(v: Vectors, source: Value, out: Value, count: Value) -> None:
-        whole = v.builder.and_(count, I64(-v.lanes))
-
-        def vectors(i: Value, _: list[Value]) -> list[Value]:
-            v.store(v.load(v.element(source, i)), v.element(out, i))
-            return []
-
-        def rest(i: Value, _: list[Value]) -> list[Value]:
-            index = v.builder.add(whole, i)
-            v.store(v.load_scalar(v.element(source, index)), v.element(out, index))
-            return []
-
-        v.loop(whole, v.lanes, [], vectors)
-        v.loop(v.builder.sub(count, whole), 1, [], rest)
+        map_elements(v, count, [source], [out], lambda value: [value])
 
     return kernel(target, copy)
 
@@ -63,11 +54,8 @@ def make_clear(target: KernelTarget) -> Any:
     """Make clear(out, count), which stores `count` float32 zeros, rounded up to whole vectors."""
 
     def clear(v: Vectors, out: Value, count: Value) -> None:
-        def zero(i: Value, _: list[Value]) -> list[Value]:
+        with v.range(count, v.lanes) as i:
             v.store(v.constant(0.0), v.element(out, i))
-            return []
-
-        v.loop(count, v.lanes, [], zero)
 
     return kernel(target, clear)
 
@@ -83,12 +71,9 @@ def make_scatter(target: KernelTarget) -> Any:
     """
 
     def scatter(v: Vectors, source: Value, out: Value, out_stride: Value, count: Value) -> None:
-        def one(i: Value, _: list[Value]) -> list[Value]:
+        with v.range(count) as i:
             value = v.load_scalar(v.element(source, i))
-            v.store(value, v.address(out, v.builder.mul(i, out_stride)))
-            return []
-
-        v.loop(count, 1, [], one)
+            v.store(value, out + i * out_stride)
 
     return kernel(target, scatter)
 
@@ -97,11 +82,8 @@ def make_add(target: KernelTarget) -> Any:
     """Make add(source, out, count): out += source for `count` float32, rounded up to vectors."""
 
     def add(v: Vectors, source: Value, out: Value, count: Value) -> None:
-        def vector(i: Value, _: list[Value]) -> list[Value]:
-            total = v.add(v.load(v.element(out, i)), v.load(v.element(source, i)))
+        with v.range(count, v.lanes) as i:
+            total = v.load(v.element(out, i)) + v.load(v.element(source, i))
             v.store(total, v.element(out, i))
-            return []
-
-        v.loop(count, v.lanes, [], vector)
 
     return kernel(target, add)

@@ -7,6 +7,7 @@ sorted together with token ids:
     negative floats   their bits with all but the sign inverted
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
@@ -15,19 +16,18 @@ from numba import types
 from nanovllm.model.kernels.build.bounds import checked, size_of
 from nanovllm.model.kernels.build.compiler import intrinsic
 from nanovllm.model.kernels.build.target import CHECKS_ADDRESSES
-from nanovllm.model.kernels.simd.vector import F32, I32, I64, Value
+from nanovllm.model.kernels.simd.value import F32, F64, I32, I64, Value
 
-F64 = ir.DoubleType()
 _MAGNITUDE = 0x7FFFFFFF
 
 
-def _element(builder: Any, base: Value, index: Value, kind: Any, *, writes: bool = False) -> Value:
+def _element(base: Value, index: Value, kind: Any, *, writes: bool = False) -> Any:
     """Return a pointer to element `index` of an array at address `base`."""
     size = size_of(kind)
-    address = builder.add(base, builder.mul(index, I64(size)))
+    address = (base + index * size).ir
     if CHECKS_ADDRESSES:
-        address = checked(builder, address, size, writes=writes)
-    return builder.inttoptr(address, ir.PointerType(kind))
+        address = checked(base.builder, address, size, writes=writes)
+    return base.builder.inttoptr(address, ir.PointerType(kind))
 
 
 def make_load(kind: Any, returns: Any) -> Any:
@@ -40,8 +40,8 @@ def make_load(kind: Any, returns: Any) -> Any:
 
     def load(typing_context: Any, base: Any, index: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            base, index = arguments
-            value = builder.load(_element(builder, base, index, kind), align=size_of(kind))
+            base, index = (Value(builder, argument) for argument in arguments)
+            value = builder.load(_element(base, index, kind), align=size_of(kind))
             return builder.sext(value, I64) if kind == I32 else value
 
         return returns(types.intp, types.intp), generate
@@ -54,10 +54,10 @@ def _make_store(kind: Any, takes: Any) -> Any:
 
     def store(typing_context: Any, base: Any, index: Any, value: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            base, index, value = arguments
-            value = builder.trunc(value, I32) if kind == I32 else value
-            pointer = _element(builder, base, index, kind, writes=True)
-            builder.store(value, pointer, align=size_of(kind))
+            base, index, value = (Value(builder, argument) for argument in arguments)
+            value = value.trunc(I32) if kind == I32 else value
+            pointer = _element(base, index, kind, writes=True)
+            builder.store(value.ir, pointer, align=size_of(kind))
             return context.get_dummy_value()
 
         return types.void(types.intp, types.intp, takes), generate
@@ -71,42 +71,32 @@ load_i32, store_i32 = make_load(I32, types.intp), _make_store(I32, types.intp)
 store_int = _make_store(I64, types.intp)
 
 
-def ordered_bits(builder: Any, bits: Value, constant: Any) -> Value:
-    """Emit the map of float32 bits to ordered integers, which is its own inverse.
-
-    Args:
-        builder: emits the code.
-        bits: int32, a scalar or a vector.
-        constant: constant(number) -> an int32 of the shape of `bits`.
-    """
-    return builder.xor(bits, builder.and_(builder.ashr(bits, constant(31)), constant(_MAGNITUDE)))
+def ordered_bits(bits: Value) -> Value:
+    """Return the ordered integers of the bits of float32; the map is its own inverse."""
+    return bits ^ ((bits >> 31) & _MAGNITUDE)
 
 
-@intrinsic
-def float_to_bits(typing_context: Any, x: Any) -> Any:
-    """Return the bits of a float32 as int64, the form in which kernels take a float argument."""
+def _make_conversion(emit: Callable[[Value], Value], takes: Any, returns: Any) -> Any:
+    """Make a function of one scalar whose body `emit` emits."""
 
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.zext(builder.bitcast(arguments[0], I32), I64)
+    def convert(typing_context: Any, x: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            return emit(Value(builder, arguments[0])).ir
 
-    return types.intp(types.float32), generate
+        return returns(takes), generate
 
-
-@intrinsic
-def float_to_ordered(typing_context: Any, x: Any) -> Any:
-    """Return the ordered integer of a float32."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.sext(ordered_bits(builder, builder.bitcast(arguments[0], I32), I32), I64)
-
-    return types.intp(types.float32), generate
+    return intrinsic(convert)
 
 
-@intrinsic
-def ordered_to_float(typing_context: Any, key: Any) -> Any:
-    """Return the float32 of an ordered integer."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.bitcast(ordered_bits(builder, builder.trunc(arguments[0], I32), I32), F32)
-
-    return types.float32(types.intp), generate
+float_to_bits = _make_conversion(
+    lambda x: x.bitcast(I32).zext(I64), takes=types.float32, returns=types.intp
+)
+"""float_to_bits(x): the bits of a float32 as int64, as kernels take a float argument."""
+float_to_ordered = _make_conversion(
+    lambda x: ordered_bits(x.bitcast(I32)).sext(I64), takes=types.float32, returns=types.intp
+)
+"""float_to_ordered(x): the ordered integer of a float32."""
+ordered_to_float = _make_conversion(
+    lambda key: ordered_bits(key.trunc(I32)).bitcast(F32), takes=types.intp, returns=types.float32
+)
+"""ordered_to_float(key): the float32 of an ordered integer."""

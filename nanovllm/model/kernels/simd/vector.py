@@ -4,12 +4,12 @@ Plain Numba loops do not reach the machine's speed: Numba widens 32-bit integers
 multiplication and an addition, and has no vector exp. So the innermost loops are written as LLVM
 vector code, through llvmlite:
 
-    acc = v.fma(v.splat(v.load_scalar(a, k)), v.load(w, k), acc)
+    acc = v.fma(v.splat(v.load_scalar(a_ptr)), v.load(w_ptr), acc)
+    out = 0.5 * x * (1.0 + v.exp(-x))
 
-A method of `Vectors` emits LLVM instructions when Python calls it and returns the LLVM value of
-their result. So a Python loop emits its body once for each iteration, and a Python `if` chooses
-what is emitted; `loop` and `when_equal` emit loops and branches. Kernels also use `builder`,
-llvmlite's IRBuilder, for integer arithmetic and comparisons.
+An operator of a `Value` (value.py) or a method of `Vectors` emits LLVM instructions when Python
+calls it and returns their result. So a Python loop emits its body once for each iteration, and a
+Python `if` chooses what is emitted; `loop` and `when` emit loops and branches.
 
 `lanes` is the number of float32 in a register: 16 with AVX-512, 8 with AVX2, 4 with SSE and NEON.
 Addresses, counts and offsets are 64-bit integers. Offsets are in bytes.
@@ -18,23 +18,18 @@ Narrower values are packed in 32-bit words, one word for each lane: two bfloat16
 bfloat16 is the upper half of a float32, so a shift widens it.
 """
 
-import inspect
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from llvmlite import ir
-from numba import types
 from numba.core import cgutils
 
 from nanovllm.model.kernels.build.bounds import checked, size_of
-from nanovllm.model.kernels.build.compiler import intrinsic
 from nanovllm.model.kernels.build.layout import WORD_BYTES
 from nanovllm.model.kernels.build.target import KernelTarget
+from nanovllm.model.kernels.simd.value import F32, I8, I16, I32, I64, Value, constant
 
-F32 = ir.FloatType()
-I8, I16, I32, I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
-Value = Any  # llvmlite has no useful types for values
 _EXPONENT_SHIFT = 12582912.0 + 127.0  # 1.5 * 2**23 + 127; see `exp`
 
 
@@ -54,6 +49,8 @@ class _Bfloat16(ir.Type):  # type: ignore[misc]
 class Vectors:
     """Operations on vectors of `lanes` float32 or int32.
 
+    Where a method takes several values of one type, some may be numbers: constants of that type.
+
     Attributes:
         builder: emits the code.
         target: instruction set that the code is compiled for.
@@ -69,60 +66,68 @@ class Vectors:
         self.f32s = ir.VectorType(F32, self.lanes)
         self.i32s = ir.VectorType(I32, self.lanes)
 
-    def constant(self, number: float) -> Value:
-        """Return a float32 constant in every lane."""
-        return ir.Constant(self.f32s, [ir.Constant(F32, number)] * self.lanes)
+    def constant(self, number: float, element: Any = F32) -> Value:
+        """Return a constant in every lane, of float32 or another type."""
+        return Value(self.builder, constant(ir.VectorType(element, self.lanes), number))
 
     def integers(self, number: int) -> Value:
         """Return an int32 constant in every lane."""
-        return ir.Constant(self.i32s, [ir.Constant(I32, number)] * self.lanes)
+        return Value(self.builder, constant(self.i32s, number))
 
-    def address(self, base: Value, *terms: Value | int) -> Value:
-        """Return an address plus offsets in bytes."""
-        for term in terms:
-            base = self.builder.add(base, I64(term) if isinstance(term, int) else term)
-        return base
+    def scalar(self, number: float, kind: Any = I64) -> Value:
+        """Return a scalar constant of int64, the type of addresses and counts, or another type."""
+        return Value(self.builder, constant(kind, number))
+
+    def lane_numbers(self) -> Value:
+        """Return the int32 vector 0, 1, 2, ..."""
+        numbers = [I32(lane) for lane in range(self.lanes)]
+        return Value(self.builder, ir.Constant(self.i32s, numbers))
+
+    def float_argument(self, bits: Value) -> Value:
+        """Broadcast a float32 argument to every lane; kernels take its bits, as int64."""
+        return self.splat(bits.trunc(I32).bitcast(F32))
+
+    def integer_argument(self, integer: Value) -> Value:
+        """Broadcast the lower 32 bits of an argument to every lane."""
+        return self.splat(integer.trunc(I32))
 
     def element(self, base: Value, index: Value) -> Value:
         """Return the address of element `index` of a float32 or int32 array."""
-        return self.address(base, self.times(index, WORD_BYTES))
-
-    def times(self, value: Value, factor: int) -> Value:
-        """Multiply a 64-bit integer by a constant."""
-        return self.builder.mul(value, I64(factor))
+        return base + index * WORD_BYTES
 
     def load(self, base: Value, offset: int = 0) -> Value:
         """Load `lanes` float32."""
-        return self._load(base, self.f32s, offset)
+        return self.load_as(self.f32s, base, offset)
 
     def load_as(self, kind: Any, base: Value, offset: int = 0) -> Value:
         """Load a value of an LLVM type of float32 or int32."""
-        return self._load(base, kind, offset)
+        pointer = self._checked_pointer(base, kind, offset)
+        return Value(self.builder, self.builder.load(pointer, align=WORD_BYTES))
 
     def load_scalar(self, base: Value, offset: int = 0) -> Value:
         """Load one float32."""
-        return self._load(base, F32, offset)
+        return self.load_as(F32, base, offset)
 
     def load_words(self, base: Value, offset: int = 0) -> Value:
         """Load `lanes` 32-bit words."""
-        return self._load(base, self.i32s, offset)
+        return self.load_as(self.i32s, base, offset)
 
     def load_word(self, base: Value, offset: int = 0) -> Value:
         """Load one 32-bit word."""
-        return self._load(base, I32, offset)
+        return self.load_as(I32, base, offset)
 
     def load_codes(self, base: Value, element: Any) -> Value:
         """Load `lanes` adjacent integers of type `element`, zero-extended to 32 bits each."""
         pointer = self._checked_pointer(base, ir.VectorType(element, self.lanes), 0)
-        codes = self.builder.load(pointer, align=element.width // 8)
-        return codes if element == I32 else self.builder.zext(codes, self.i32s)
+        codes = Value(self.builder, self.builder.load(pointer, align=element.width // 8))
+        return codes if element == I32 else codes.zext(I32)
 
     def store(self, value: Value, base: Value, offset: int = 0) -> None:
         """Store a vector or a scalar."""
         element = value.type.element if isinstance(value.type, ir.VectorType) else value.type
         align = element.width // 8 if isinstance(element, ir.IntType) else WORD_BYTES
         pointer = self._checked_pointer(base, value.type, offset, writes=True)
-        self.builder.store(value, pointer, align=align)
+        self.builder.store(value.ir, pointer, align=align)
 
     def prefetch(
         self, base: Value, offset: int = 0, *, nontemporal: bool = False, writes: bool = False
@@ -136,122 +141,94 @@ class Vectors:
 
     def splat(self, scalar: Value) -> Value:
         """Broadcast a scalar to every lane."""
-        kind = ir.VectorType(scalar.type, self.lanes)
-        one = self.builder.insert_element(ir.Constant(kind, ir.Undefined), scalar, I32(0))
-        return self.builder.shuffle_vector(
-            one, ir.Constant(kind, ir.Undefined), ir.Constant(self.i32s, [I32(0)] * self.lanes)
-        )
+        undefined = ir.Constant(ir.VectorType(scalar.type, self.lanes), ir.Undefined)
+        one = self.builder.insert_element(undefined, scalar.ir, I32(0))
+        zeros = constant(self.i32s, 0)
+        return Value(self.builder, self.builder.shuffle_vector(one, undefined, zeros))
 
-    def fma(self, a: Value, b: Value, c: Value) -> Value:
+    def shuffle(self, a: Value, b: Value, lanes: Sequence[int]) -> Value:
+        """Return a vector of these lanes of `a` and `b`; those of `b` count on from a's."""
+        mask = ir.Constant(ir.VectorType(I32, len(lanes)), [I32(lane) for lane in lanes])
+        return Value(self.builder, self.builder.shuffle_vector(a.ir, b.ir, mask))
+
+    def fma(self, a: Value, b: Value | float, c: Value | float) -> Value:
         """Return a * b + c, rounded once where the target has FMA."""
         if not self.target.has_fma:
-            return self.add(self.multiply(a, b), c)
-        return self._call(f"llvm.fma.v{self.lanes}f32", self.f32s, a, b, c)
+            return a * b + c
+        return self._call(f"llvm.fma.v{self.lanes}f32", self.f32s, *self._alike(a, b, c))
 
     def dot_bfloat16(self, a: Value, b: Value, c: Value) -> Value:
         """Return c + the dot product of the bfloat16 pairs of each word, rounded as AVX512_BF16."""
         kind = ir.VectorType(_Bfloat16(), 2 * self.lanes)
-        a, b = self.builder.bitcast(a, kind), self.builder.bitcast(b, kind)
-        return self._call(f"llvm.x86.avx512bf16.dpbf16ps.{32 * self.lanes}", self.f32s, c, a, b)
+        pairs = (self.builder.bitcast(words.ir, kind) for words in (a, b))
+        return self._call(
+            f"llvm.x86.avx512bf16.dpbf16ps.{32 * self.lanes}", self.f32s, c.ir, *pairs
+        )
 
     def dot_int8(self, a: Value, b: Value, c: Value) -> Value:
         """Return c + the dot product of each word's bytes, unsigned in `a` and signed in `b`."""
-        kind = ir.VectorType(I8, 4 * self.lanes)
-        a, b = self.builder.bitcast(a, kind), self.builder.bitcast(b, kind)
-        return self._call(f"llvm.x86.avx512.vpdpbusd.{32 * self.lanes}", self.i32s, c, a, b)
+        parts = (words.bitcast(I8).ir for words in (a, b))
+        return self._call(f"llvm.x86.avx512.vpdpbusd.{32 * self.lanes}", self.i32s, c.ir, *parts)
 
     def dot_int16(self, a: Value, b: Value, c: Value) -> Value:
         """Return c + the dot product of the int16 pairs of each word."""
-        kind = ir.VectorType(I16, 2 * self.lanes)
         names = {16: "avx512.pmaddw.d.512", 8: "avx2.pmadd.wd", 4: "sse2.pmadd.wd"}
-        a, b = self.builder.bitcast(a, kind), self.builder.bitcast(b, kind)
-        return self.builder.add(c, self._call(f"llvm.x86.{names[self.lanes]}", self.i32s, a, b))
+        parts = (words.bitcast(I16).ir for words in (a, b))
+        return c + self._call(f"llvm.x86.{names[self.lanes]}", self.i32s, *parts)
 
     def widen_bfloat16(self, words: Value) -> tuple[Value, Value]:
         """Return the lower and the upper bfloat16 of each word as float32, or of a single word."""
-        kind, constant = (F32, I32) if words.type == I32 else (self.f32s, self.integers)
-        first = self.builder.bitcast(self.builder.shl(words, constant(16)), kind)
-        return first, self.builder.bitcast(self.builder.and_(words, constant(-65536)), kind)
-
-    def to_float(self, integers: Value) -> Value:
-        """Convert int32 to float32."""
-        return self.builder.sitofp(integers, self.f32s)
+        return (words << 16).bitcast(F32), (words & -65536).bitcast(F32)
 
     def round_bfloat16(self, x: Value) -> Value:
         """Round to the nearest bfloat16, ties to even; return its bits as int16.
 
         Rounding the bits of a NaN could carry into its exponent, so its quiet bit is set instead.
         """
-        bits = self.builder.bitcast(x, self.i32s)
-        odd = self.builder.and_(self.builder.lshr(bits, self.integers(16)), self.integers(1))
-        rounded = self.builder.add(self.builder.add(bits, self.integers(0x7FFF)), odd)
-        quiet = self.builder.or_(bits, self.integers(0x00400000))
-        is_nan = self.builder.fcmp_unordered("uno", x, x)
-        upper = self.builder.lshr(self.where(is_nan, quiet, rounded), self.integers(16))
-        return self.builder.trunc(upper, ir.VectorType(I16, self.lanes))
+        bits = x.bitcast(I32)
+        odd = bits.lshr(16) & 1
+        rounded = bits + 0x7FFF + odd
+        quiet = bits | 0x00400000
+        return self.where(x.is_nan(), quiet, rounded).lshr(16).trunc(I16)
 
     def round_int32(self, x: Value) -> Value:
         """Round to the nearest int32, ties to even, for |x| below 2**22.
 
         Adding 1.5 * 2**23 rounds to an integer and leaves it in the low bits.
         """
-        shifted = self.builder.bitcast(self.add(x, self.constant(12582912.0)), self.i32s)
-        return self.builder.sub(shifted, self.integers(0x4B400000))
-
-    def clamp_integers(self, value: Value, low: int, high: int) -> Value:
-        """Clamp int32 values to [low, high]."""
-        for comparison, limit in ((">", self.integers(low)), ("<", self.integers(high))):
-            inside = self.builder.icmp_signed(comparison, value, limit)
-            value = self.builder.select(inside, value, limit)
-        return value
+        return (x + 12582912.0).bitcast(I32) - 0x4B400000
 
     def magnitude(self, x: Value) -> Value:
         """Return |x|."""
-        bits = self.builder.and_(self.builder.bitcast(x, self.i32s), self.integers(0x7FFFFFFF))
-        return self.builder.bitcast(bits, self.f32s)
+        return (x.bitcast(I32) & 0x7FFFFFFF).bitcast(F32)
 
-    def add(self, a: Value, b: Value) -> Value:
-        """Return a + b."""
-        return self.builder.fadd(a, b)
-
-    def subtract(self, a: Value, b: Value) -> Value:
-        """Return a - b."""
-        return self.builder.fsub(a, b)
-
-    def multiply(self, a: Value, b: Value) -> Value:
-        """Return a * b."""
-        return self.builder.fmul(a, b)
-
-    def divide(self, a: Value, b: Value) -> Value:
-        """Return a / b."""
-        return self.builder.fdiv(a, b)
-
-    def maximum(self, a: Value, b: Value) -> Value:
-        """Return the larger of a and b, and b where either is NaN.
+    def maximum(self, a: Value | float, b: Value | float) -> Value:
+        """Return the larger of a and b, and b where either is not greater, as where one is NaN.
 
         To propagate the NaN of a value, pass it second.
         """
-        return self.builder.select(self.builder.fcmp_ordered(">", a, b), a, b)
+        a, b = self._values(a, b)
+        return self.where(a > b, a, b)
 
-    def minimum(self, a: Value, b: Value) -> Value:
+    def minimum(self, a: Value | float, b: Value | float) -> Value:
         """Return the smaller of a and b, and b where either is NaN; see `maximum`."""
-        return self.builder.select(self.builder.fcmp_ordered("<", a, b), a, b)
+        a, b = self._values(a, b)
+        return self.where(a < b, a, b)
 
     def first_lanes(self, count: Value) -> Value:
         """Return a mask for `where` of the first `count` lanes.
 
         It has none where count <= 0, all where count >= lanes. `count` must fit int32.
         """
-        numbers = ir.Constant(self.i32s, [I32(lane) for lane in range(self.lanes)])
-        return self.builder.icmp_signed("<", numbers, self.splat(self.builder.trunc(count, I32)))
+        return self.lane_numbers() < self.splat(count.trunc(I32))
 
-    def where(self, mask: Value, a: Value, b: Value) -> Value:
+    def where(self, mask: Value, a: Value | float, b: Value | float) -> Value:
         """Return a where the mask is set, b elsewhere."""
-        return self.builder.select(mask, a, b)
+        return Value(self.builder, self.builder.select(mask.ir, *self._alike(a, b)))
 
     def sum(self, vector: Value) -> Value:
         """Return the sum of the lanes, added in a fixed order: halves onto halves."""
-        return self._fold(vector, self.builder.fadd)
+        return self._fold(vector, lambda low, high: low + high)
 
     def largest(self, vector: Value) -> Value:
         """Return the largest lane."""
@@ -264,21 +241,19 @@ class Vectors:
     def is_finite(self, x: Value) -> Value:
         """Return an int32 mask: -1 in lanes that are neither infinite nor NaN, else 0.
 
-        Such masks are for `and_` and `every`; `where` takes masks of single bits.
+        Such masks are for `&` and `every`; `where` takes masks of single bits.
         """
-        exponent = self.integers(0x7F800000)
-        bits = self.builder.and_(self.builder.bitcast(x, self.i32s), exponent)
-        return self.builder.sext(self.builder.icmp_signed("!=", bits, exponent), self.i32s)
+        exponent = 0x7F800000
+        return ((x.bitcast(I32) & exponent) != exponent).sext(I32)
 
     def every(self, mask: Value) -> Value:
         """Return 1 as int64 if an int32 mask is -1 in every lane, else 0."""
-        bits = self._fold(mask, self.builder.and_)
-        return self.builder.zext(self.builder.icmp_signed("==", bits, I32(-1)), I64)
+        return (self._fold(mask, lambda low, high: low & high) == -1).zext(I64)
 
     def sqrt(self, x: Value) -> Value:
         """Return the square root of a float32, or of each lane."""
         suffix = "f32" if x.type == F32 else f"v{self.lanes}f32"
-        return self._call(f"llvm.sqrt.{suffix}", x.type, x)
+        return self._call(f"llvm.sqrt.{suffix}", x.type, x.ir)
 
     def exp(self, x: Value) -> Value:
         """Return exp(x) with a relative error of 2e-7 for x from -87.3 to 88.3.
@@ -289,22 +264,27 @@ class Vectors:
         in the low bits, which become the exponent of 2**n; n = 128 gives infinity. No result is
         denormal, because denormal numbers are slow on some CPUs.
         """
-        is_normal = self.builder.fcmp_unordered(">=", x, self.constant(-87.3))
-        x = self.minimum(self.constant(88.8), x)
-        shifted = self.fma(x, self.constant(1.4426950408889634), self.constant(_EXPONENT_SHIFT))
-        n = self.subtract(shifted, self.constant(_EXPONENT_SHIFT))
-        r = self.fma(n, self.constant(-0.693145751953125), x)
-        r = self.fma(n, self.constant(-1.4286068203094172e-06), r)
+        is_normal = x.not_below(-87.3)
+        x = self.minimum(88.8, x)
+        shifted = self.fma(x, 1.4426950408889634, _EXPONENT_SHIFT)
+        n = shifted - _EXPONENT_SHIFT
+        r = self.fma(n, -0.693145751953125, x)
+        r = self.fma(n, -1.4286068203094172e-06, r)
         result = self.constant(1 / 5040)
         for coefficient in (1 / 720, 1 / 120, 1 / 24, 1 / 6, 0.5, 1.0, 1.0):
-            result = self.fma(result, r, self.constant(coefficient))
-        exponent = self.builder.shl(self.builder.bitcast(shifted, self.i32s), self.integers(23))
-        result = self.multiply(result, self.builder.bitcast(exponent, self.f32s))
-        return self.where(is_normal, result, self.constant(0.0))
+            result = self.fma(result, r, coefficient)
+        power_of_two = (shifted.bitcast(I32) << 23).bitcast(F32)
+        return self.where(is_normal, result * power_of_two, 0.0)
 
-    def when_equal(self, value: Value, number: int) -> AbstractContextManager[Any]:
-        """Return a context manager: what is emitted inside runs where `value == number`."""
-        return self.builder.if_then(self.builder.icmp_signed("==", value, I64(number)))
+    def when(self, condition: Value) -> AbstractContextManager[Any]:
+        """Return a context manager: what is emitted inside runs where the condition holds."""
+        context: AbstractContextManager[Any] = self.builder.if_then(condition.ir)
+        return context
+
+    def when_else(self, condition: Value) -> AbstractContextManager[Any]:
+        """Return a context manager of two: what is emitted in the second runs elsewhere."""
+        context: AbstractContextManager[Any] = self.builder.if_else(condition.ir)
+        return context
 
     def loop(
         self,
@@ -317,6 +297,31 @@ class Vectors:
 
         `body` is called once, to emit the code of an iteration.
         """
+        with self._loop(count, step, carried) as (index, values, updated):
+            updated.extend(body(index, list(values)))
+        return values
+
+    def fold(
+        self, count: Value, step: int, initial: Value, body: Callable[[Value, Value], Value]
+    ) -> Value:
+        """Emit `loop` with one carried value: `value = body(i, value)`; return it."""
+        return self.loop(count, step, [initial], lambda i, carried: [body(i, carried[0])])[0]
+
+    @contextmanager
+    def range(self, count: Value, step: int = 1) -> Iterator[Value]:
+        """Emit `for i in range(0, count, step):` and what is emitted inside as its body.
+
+        with v.range(count, v.lanes) as i:
+            v.store(v.constant(0.0), v.element(out_ptr, i))
+        """
+        with self._loop(count, step, ()) as (index, _, _):
+            yield index
+
+    @contextmanager
+    def _loop(
+        self, count: Value, step: int, carried: Sequence[Value]
+    ) -> Iterator[tuple[Value, list[Value], list[Value]]]:
+        """Yield the index, the carried values, and a list for their values after an iteration."""
         builder = self.builder
         before = builder.block
         head, inside, after = (
@@ -324,82 +329,54 @@ class Vectors:
         )
         builder.branch(head)
         builder.position_at_end(head)
-        index = builder.phi(I64)
-        index.add_incoming(I64(0), before)
-        values = []
-        for value in carried:
-            phi = builder.phi(value.type)
-            phi.add_incoming(value, before)
-            values.append(phi)
-        builder.cbranch(builder.icmp_signed("<", index, count), inside, after)
+        phis = [builder.phi(I64), *(builder.phi(value.type) for value in carried)]
+        for phi, first in zip(phis, (I64(0), *(value.ir for value in carried)), strict=True):
+            phi.add_incoming(first, before)
+        index, *values = (Value(builder, phi) for phi in phis)
+        builder.cbranch((index < count).ir, inside, after)
         builder.position_at_end(inside)
-        updated = body(index, list(values))
-        index.add_incoming(builder.add(index, I64(step)), builder.block)
-        for phi, value in zip(values, updated, strict=True):
-            phi.add_incoming(value, builder.block)
+        updated: list[Value] = []
+        yield index, values, updated
+        for phi, value in zip(phis, (index + step, *updated), strict=True):
+            phi.add_incoming(value.ir, builder.block)
         builder.branch(head)
         builder.position_at_end(after)
-        return values
 
     def _fold(self, vector: Value, combine: Callable[[Value, Value], Value]) -> Value:
         """Reduce the lanes to one, halves onto halves."""
         count = vector.type.count
         while count > 1:
             count //= 2
-            kind = ir.VectorType(I32, count)
-            masks = [
-                ir.Constant(kind, [I32(start + i) for i in range(count)]) for start in (0, count)
-            ]
-            low, high = (self.builder.shuffle_vector(vector, vector, mask) for mask in masks)
+            low, high = (
+                self.shuffle(vector, vector, range(first, first + count)) for first in (0, count)
+            )
             vector = combine(low, high)
-        return self.builder.extract_element(vector, I32(0))
+        return vector.lane(0)
 
-    def _pointer(self, base: Value, kind: Any, offset: int) -> Value:
-        address = self.address(base, offset) if offset else base
-        return self.builder.inttoptr(address, ir.PointerType(kind))
+    def _values(self, *operands: Value | float) -> list[Value]:
+        """Return the operands as values; numbers are constants of the type of the others."""
+        kind = next((each.type for each in operands if isinstance(each, Value)), self.f32s)
+        return [
+            each if isinstance(each, Value) else Value(self.builder, constant(kind, each))
+            for each in operands
+        ]
 
-    def _checked_pointer(
-        self, base: Value, kind: Any, offset: int, *, writes: bool = False
-    ) -> Value:
+    def _alike(self, *operands: Value | float) -> list[Any]:
+        """Return llvmlite's values of the operands; see `_values`."""
+        return [value.ir for value in self._values(*operands)]
+
+    def _pointer(self, base: Value, kind: Any, offset: int) -> Any:
+        address = base + offset if offset else base
+        return self.builder.inttoptr(address.ir, ir.PointerType(kind))
+
+    def _checked_pointer(self, base: Value, kind: Any, offset: int, *, writes: bool = False) -> Any:
         """Return a pointer for a load or a store, checked where the target asks for it."""
         if not self.target.check:
             return self._pointer(base, kind, offset)
-        address = self.address(base, offset)
-        address = checked(self.builder, address, size_of(kind), writes=writes)
-        return self._pointer(address, kind, 0)
+        address = checked(self.builder, (base + offset).ir, size_of(kind), writes=writes)
+        return self.builder.inttoptr(address, ir.PointerType(kind))
 
-    def _load(self, base: Value, kind: Any, offset: int) -> Value:
-        return self.builder.load(self._checked_pointer(base, kind, offset), align=WORD_BYTES)
-
-    def _call(self, name: str, returns: Any, *arguments: Value) -> Value:
+    def _call(self, name: str, returns: Any, *arguments: Any) -> Value:
         kind = ir.FunctionType(returns, [argument.type for argument in arguments])
         function = cgutils.get_or_insert_function(self.builder.module, kind, name)
-        return self.builder.call(function, arguments)
-
-
-def kernel(
-    target: KernelTarget, emit: Callable[..., Value | None], returns: Any = types.void
-) -> Any:
-    """Make a function that compiled code can call and whose body `emit` emits.
-
-    Args:
-        target: what the code is compiled for.
-        emit: emit(v, ...) emits the body through a Vectors, at every call. Its other parameters
-            are those of the function, int64: addresses, strides in bytes and counts.
-        returns: the Numba type of the result.
-    """
-    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-    names = list(inspect.signature(emit).parameters)[1:]
-
-    def declare(typing_context: Any, *arguments: Any) -> Any:
-        def generate(context: Any, builder: Any, signature: Any, values: Sequence[Value]) -> Value:
-            result = emit(Vectors(builder, target), *values)
-            return context.get_dummy_value() if result is None else result
-
-        return returns(*[types.intp] * len(names)), generate
-
-    # Numba passes arguments by the names in the signature.
-    declare.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-        [inspect.Parameter(name, kind) for name in ("typing_context", *names)]
-    )
-    return intrinsic(declare)
+        return Value(self.builder, self.builder.call(function, arguments))

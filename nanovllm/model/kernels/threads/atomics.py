@@ -7,7 +7,7 @@ from numba import types
 from numba.core import cgutils
 
 from nanovllm.model.kernels.build.compiler import intrinsic
-from nanovllm.model.kernels.simd.vector import I64
+from nanovllm.model.kernels.simd.value import I64
 
 _IS_X86 = binding.get_default_triple().startswith(("x86_64", "i686"))
 

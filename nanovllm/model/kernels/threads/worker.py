@@ -20,7 +20,7 @@ from nanovllm.model.kernels.build.layout import (
     IDLE_SPINS,
     RUN_THREADS,
 )
-from nanovllm.model.kernels.simd.vector import I32, I64
+from nanovllm.model.kernels.simd.value import I32, I64
 from nanovllm.model.kernels.threads import os_wait
 from nanovllm.model.kernels.threads.atomics import atomic_add, atomic_load, atomic_store
 from nanovllm.model.kernels.threads.barrier import (

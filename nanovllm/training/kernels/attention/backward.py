@@ -16,8 +16,11 @@ from typing import Any
 from nanovllm.model.kernels.build.compiler import compiled
 from nanovllm.model.kernels.build.layout import WORD_BYTES
 from nanovllm.model.kernels.build.target import KernelTarget
+from nanovllm.model.kernels.simd.elements import sum_elements
+from nanovllm.model.kernels.simd.kernel import kernel
 from nanovllm.model.kernels.simd.move import make_clear, make_copy, record_at
-from nanovllm.model.kernels.simd.vector import Value, Vectors, kernel
+from nanovllm.model.kernels.simd.value import Value
+from nanovllm.model.kernels.simd.vector import Vectors
 from nanovllm.model.kernels.threads.barrier import take_item
 from nanovllm.training.kernels.attention.layout import (
     KEYS,
@@ -26,8 +29,7 @@ from nanovllm.training.kernels.attention.layout import (
 )
 from nanovllm.training.kernels.attention.panels import make_copy_panels, make_transpose_panels
 from nanovllm.training.kernels.attention.tiles import HEAD, TAIL, make_matmul
-from nanovllm.training.kernels.dropout import count_up, integer_argument, is_kept
-from nanovllm.training.kernels.elementwise import float_argument, sum_elements
+from nanovllm.training.kernels.dropout import count_up, is_kept
 from nanovllm.training.kernels.records import RECORDS
 
 _record_at = record_at(RECORDS["attention_backward"])
@@ -250,31 +252,28 @@ def _make_differentiate(*, drops: bool) -> Any:
         key_low: Value, key_high: Value, threshold: Value, factor_bits: Value,
     ) -> None:  # fmt: skip
         """Emit P * M and scale * P * (M * grad - D), in whole vectors."""
-        scale = float_argument(v, scale_bits)
-        key = integer_argument(v, key_low), integer_argument(v, key_high)
-        least, factor = integer_argument(v, threshold), float_argument(v, factor_bits)
+        scale = v.float_argument(scale_bits)
+        key = v.integer_argument(key_low), v.integer_argument(key_high)
+        least, factor = v.integer_argument(threshold), v.float_argument(factor_bits)
 
-        def vector(i: Value, _: list[Value]) -> list[Value]:
+        with v.range(count, v.lanes) as i:
             score, grad = (v.load(v.element(base, i)) for base in (scores_ptr, grad_scores_ptr))
             lse, dot = (v.load(v.element(base, i)) for base in (lse_ptr, dots_ptr))
-            weight = v.exp(v.subtract(v.multiply(score, scale), lse))
+            weight = v.exp(score * scale - lse)
             dropped = weight
             if drops:
-                first = v.address(first_index, v.builder.mul(i, index_step))
+                first = first_index + i * index_step
                 index = count_up(v, first, index_step)
-                mask = v.where(is_kept(v, index, key, least), factor, v.constant(0.0))
-                dropped, grad = v.multiply(weight, mask), v.multiply(grad, mask)
-            grad_score = v.multiply(v.multiply(weight, v.subtract(grad, dot)), scale)
+                mask = v.where(is_kept(v, index, key, least), factor, 0.0)
+                dropped, grad = weight * mask, grad * mask
+            grad_score = weight * (grad - dot) * scale
             v.store(dropped, v.element(scores_ptr, i))
             v.store(grad_score, v.element(grad_scores_ptr, i))
-            return []
-
-        v.loop(count, v.lanes, [], vector)
 
     return emit
 
 
 def _dot(v: Vectors, a_ptr: Value, b_ptr: Value, count: Value, out_ptr: Value) -> None:
     """Emit out = the dot product of `count` float32."""
-    products = sum_elements(v, count, (a_ptr, b_ptr), 1, lambda a, b: [v.multiply(a, b)])
+    products = sum_elements(v, count, (a_ptr, b_ptr), 1, lambda a, b: [a * b])
     v.store(products[0], out_ptr)

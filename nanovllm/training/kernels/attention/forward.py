@@ -18,15 +18,17 @@ import numpy as np
 from nanovllm.model.kernels.build.compiler import compiled
 from nanovllm.model.kernels.build.layout import WORD_BYTES
 from nanovllm.model.kernels.build.target import KernelTarget
+from nanovllm.model.kernels.simd.elements import map_elements
+from nanovllm.model.kernels.simd.kernel import kernel
 from nanovllm.model.kernels.simd.move import record_at
 from nanovllm.model.kernels.simd.scalar import load_float, store_float
-from nanovllm.model.kernels.simd.vector import I64, Value, Vectors, kernel
+from nanovllm.model.kernels.simd.value import Value
+from nanovllm.model.kernels.simd.vector import Vectors
 from nanovllm.model.kernels.threads.barrier import take_item
 from nanovllm.training.kernels.attention.layout import QUERIES, attention_layout, panel_width
 from nanovllm.training.kernels.attention.panels import make_copy_panels, make_transpose_panels
 from nanovllm.training.kernels.attention.tiles import TAIL, make_matmul
-from nanovllm.training.kernels.dropout import count_up, integer_argument, is_kept
-from nanovllm.training.kernels.elementwise import float_argument, map_elements
+from nanovllm.training.kernels.dropout import count_up, is_kept
 from nanovllm.training.kernels.records import RECORDS
 
 _record_at = record_at(RECORDS["attention"])
@@ -152,49 +154,47 @@ def _make_exponentiate(*, drops: bool) -> Any:
         sum_ptr: Value, first_index: Value, key_low: Value, key_high: Value, threshold: Value,
         factor_bits: Value,
     ) -> None:  # fmt: skip
-        scale = float_argument(v, scale_bits)
-        key = integer_argument(v, key_low), integer_argument(v, key_high)
-        least, factor = integer_argument(v, threshold), float_argument(v, factor_bits)
-        whole = v.builder.and_(visible, I64(-v.lanes))
-        rest = v.builder.sub(visible, whole)
+        scale = v.float_argument(scale_bits)
+        key = v.integer_argument(key_low), v.integer_argument(key_high)
+        least, factor = v.integer_argument(threshold), v.float_argument(factor_bits)
+        whole = visible & -v.lanes
+        rest = visible - whole
         is_visible = v.first_lanes(rest)
 
         def scaled(i: Value) -> Value:
-            return v.multiply(v.load(v.element(scores_ptr, i)), scale)
+            return v.load(v.element(scores_ptr, i)) * scale
 
-        def find_largest(i: Value, largest: list[Value]) -> list[Value]:
-            return [v.maximum(scaled(i), largest[0])]
+        def find_largest(i: Value, largest: Value) -> Value:
+            return v.maximum(scaled(i), largest)
 
-        def find_largest_in_rest(_: Value, largest: list[Value]) -> list[Value]:
-            score = v.where(is_visible, scaled(whole), v.constant(float("-inf")))
-            return [v.maximum(score, largest[0])]
+        def find_largest_in_rest(_: Value, largest: Value) -> Value:
+            score = v.where(is_visible, scaled(whole), float("-inf"))
+            return v.maximum(score, largest)
 
         def weigh(i: Value) -> Value:
-            weight = v.exp(v.subtract(scaled(i), largest))
+            weight = v.exp(scaled(i) - largest)
             stored = weight
             if drops:
-                index = count_up(v, v.address(first_index, i), I64(1))
+                index = count_up(v, first_index + i, v.scalar(1))
                 is_weight_kept = is_kept(v, index, key, least)
-                stored = v.where(is_weight_kept, v.multiply(weight, factor), v.constant(0.0))
+                stored = v.where(is_weight_kept, weight * factor, 0.0)
             v.store(stored, v.element(scores_ptr, i))
             return weight
 
-        def add(i: Value, total: list[Value]) -> list[Value]:
-            return [v.add(total[0], weigh(i))]
+        def add(i: Value, total: Value) -> Value:
+            return total + weigh(i)
 
-        def add_rest(_: Value, total: list[Value]) -> list[Value]:
-            return [v.add(total[0], v.where(is_visible, weigh(whole), v.constant(0.0)))]
+        def add_rest(_: Value, total: Value) -> Value:
+            return total + v.where(is_visible, weigh(whole), 0.0)
 
-        lowest = [v.constant(float("-inf"))]
-        peaks = v.loop(
-            rest, v.lanes, v.loop(whole, v.lanes, lowest, find_largest), find_largest_in_rest
-        )
-        largest_scalar = v.largest(peaks[0])
+        peaks = v.fold(whole, v.lanes, v.constant(float("-inf")), find_largest)
+        peaks = v.fold(rest, v.lanes, peaks, find_largest_in_rest)
+        largest_scalar = v.largest(peaks)
         largest = v.splat(largest_scalar)
-        totals = v.loop(whole, v.lanes, [v.constant(0.0)], add)
-        totals = v.loop(rest, v.lanes, totals, add_rest)
+        totals = v.fold(whole, v.lanes, v.constant(0.0), add)
+        totals = v.fold(rest, v.lanes, totals, add_rest)
         v.store(largest_scalar, largest_ptr)
-        v.store(v.sum(totals[0]), sum_ptr)
+        v.store(v.sum(totals), sum_ptr)
 
     return emit
 
@@ -202,4 +202,4 @@ def _make_exponentiate(*, drops: bool) -> Any:
 def _write_row(v: Vectors, in_ptr: Value, factor_ptr: Value, out_ptr: Value, count: Value) -> None:
     """Emit out = in * factor."""
     factor = v.splat(v.load_scalar(factor_ptr))
-    map_elements(v, count, (in_ptr,), (out_ptr,), lambda x: [v.multiply(x, factor)])
+    map_elements(v, count, (in_ptr,), (out_ptr,), lambda x: [x * factor])

@@ -5,8 +5,8 @@ from typing import Any
 from nanovllm.model.kernels.build.compiler import compiled
 from nanovllm.model.kernels.build.layout import WORD_BYTES
 from nanovllm.model.kernels.build.target import KernelTarget
+from nanovllm.model.kernels.simd.kernel import kernel
 from nanovllm.model.kernels.simd.move import make_copy, make_scatter
-from nanovllm.model.kernels.simd.vector import kernel
 from nanovllm.training.kernels.attention.layout import panel_width
 from nanovllm.training.kernels.transpose import transpose_block
 

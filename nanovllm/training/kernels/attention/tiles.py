@@ -23,7 +23,9 @@ from typing import Any
 from nanovllm.model.kernels.build.compiler import compiled
 from nanovllm.model.kernels.build.layout import WORD_BYTES
 from nanovllm.model.kernels.build.target import KernelTarget
-from nanovllm.model.kernels.simd.vector import I64, Value, Vectors, kernel
+from nanovllm.model.kernels.simd.kernel import kernel
+from nanovllm.model.kernels.simd.value import Value
+from nanovllm.model.kernels.simd.vector import Vectors
 from nanovllm.training.kernels.attention.layout import PANEL_VECTORS, panel_width
 
 _HEIGHTS = (6, 4, 2, 1)
@@ -49,13 +51,13 @@ def _make_tile(
     ) -> None:  # fmt: skip
         def load_input(row: int, step: Value) -> Value:
             if transposed:
-                column_ptr = v.address(in_ptr, v.builder.mul(step, in_stride_bytes))
+                column_ptr = in_ptr + step * in_stride_bytes
                 return v.load_scalar(column_ptr, row * WORD_BYTES)
             return v.load_scalar(v.element(in_ptrs[row], step))
 
         def multiply_add(step: Value, accumulators: list[Value], rows: range) -> list[Value]:
             """Add one step's products to the accumulators of some rows."""
-            panel_row_ptr = v.address(panel_ptr, v.times(step, step_bytes))
+            panel_row_ptr = panel_ptr + step * step_bytes
             weights = [v.load(panel_row_ptr, offset) for offset in offsets_bytes]
             updated = list(accumulators)
             for row in rows:
@@ -74,15 +76,15 @@ def _make_tile(
         ]
         first = rows if shape == HEAD else 0
         for step in range(first):
-            accumulators = multiply_add(I64(step), accumulators, range(step + 1))
+            accumulators = multiply_add(v.scalar(step), accumulators, range(step + 1))
         accumulators = v.loop(
             steps,
             1,
             accumulators,
-            lambda k, totals: multiply_add(v.address(k, first), totals, range(rows)),
+            lambda k, totals: multiply_add(k + first, totals, range(rows)),
         )
         for step in range(rows if shape == TAIL else 0):
-            accumulators = multiply_add(v.address(steps, step), accumulators, range(step, rows))
+            accumulators = multiply_add(steps + step, accumulators, range(step, rows))
         for row, out_row_ptr in enumerate(out_ptrs):
             for vector, offset in enumerate(offsets_bytes):
                 v.store(accumulators[row * PANEL_VECTORS + vector], out_row_ptr, offset)
@@ -91,7 +93,7 @@ def _make_tile(
 
 
 def _row_pointers(v: Vectors, base_ptr: Value, stride_bytes: Value, rows: int) -> list[Value]:
-    return [v.address(base_ptr, v.builder.mul(stride_bytes, I64(row))) for row in range(rows)]
+    return [base_ptr + stride_bytes * row for row in range(rows)]
 
 
 def make_matmul(

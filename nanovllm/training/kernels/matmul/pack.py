@@ -15,8 +15,10 @@ from llvmlite import ir
 from nanovllm.model.kernels.build.compiler import compiled, outlined
 from nanovllm.model.kernels.build.layout import WORD_BYTES
 from nanovllm.model.kernels.build.target import KernelTarget
+from nanovllm.model.kernels.simd.kernel import kernel
 from nanovllm.model.kernels.simd.scalar import load_float, store_float
-from nanovllm.model.kernels.simd.vector import F32, Value, Vectors, kernel
+from nanovllm.model.kernels.simd.value import F32, Value
+from nanovllm.model.kernels.simd.vector import Vectors
 from nanovllm.training.kernels.matmul.tile import TILE_ROWS
 from nanovllm.training.kernels.transpose import transpose_block
 
@@ -39,14 +41,11 @@ def make_pack_panel(target: KernelTarget) -> Any:
     def copy_whole(
         v: Vectors, source_ptr: Value, row_bytes: Value, steps: Value, out_ptr: Value
     ) -> None:
-        def step(k: Value, _: list[Value]) -> list[Value]:
-            from_ptr = v.address(source_ptr, v.builder.mul(k, row_bytes))
-            to_ptr = v.address(out_ptr, v.times(k, width_bytes))
+        with v.range(steps) as k:
+            from_ptr = source_ptr + k * row_bytes
+            to_ptr = out_ptr + k * width_bytes
             for offset_bytes in range(0, width_bytes, v.lanes * WORD_BYTES):
                 v.store(v.load(from_ptr, offset_bytes), to_ptr, offset_bytes)
-            return []
-
-        v.loop(steps, 1, [], step)
 
     copy_rows = kernel(target, copy_whole)
     transpose = kernel(target, transpose_block)
@@ -96,14 +95,11 @@ def make_pack_slivers(target: KernelTarget) -> Any:
     def copy_six(
         v: Vectors, source_ptr: Value, step_bytes: Value, steps: Value, out_ptr: Value
     ) -> None:
-        def step(k: Value, _: list[Value]) -> list[Value]:
-            from_ptr = v.address(source_ptr, v.builder.mul(k, step_bytes))
-            to_ptr = v.address(out_ptr, v.times(k, SLIVER_STEP_BYTES))
+        with v.range(steps) as k:
+            from_ptr = source_ptr + k * step_bytes
+            to_ptr = out_ptr + k * SLIVER_STEP_BYTES
             for kind, offset_bytes in ((four, 0), (pair, 4 * WORD_BYTES)):
                 v.store(v.load_as(kind, from_ptr, offset_bytes), to_ptr, offset_bytes)
-            return []
-
-        v.loop(steps, 1, [], step)
 
     copy_sliver = kernel(target, copy_six)
 
@@ -186,19 +182,19 @@ def _make_sum_panel(*, has_factors: bool) -> Any:
         offsets = [vector * v.lanes * WORD_BYTES for vector in range(vectors)]
 
         def one_row(row: Value, sums: list[Value]) -> list[Value]:
-            offset_bytes = v.builder.mul(row, row_bytes)
-            from_ptr = v.address(source_ptr, offset_bytes)
-            to_ptr = v.address(out_ptr, v.times(row, v.target.panel_width * WORD_BYTES))
+            offset_bytes = row * row_bytes
+            from_ptr = source_ptr + offset_bytes
+            to_ptr = out_ptr + row * (v.target.panel_width * WORD_BYTES)
             values = [v.load(from_ptr, offset) for offset in offsets]
             if has_factors:
-                row_factors_ptr = v.address(factors_ptr, offset_bytes)
+                row_factors_ptr = factors_ptr + offset_bytes
                 factors = [v.load(row_factors_ptr, offset) for offset in offsets]
-                values = [v.multiply(a, b) for a, b in zip(values, factors, strict=True)]
+                values = [a * b for a, b in zip(values, factors, strict=True)]
                 for value, offset in zip(values, offsets, strict=True):
                     v.store(value, from_ptr, offset)
             for value, offset in zip(values, offsets, strict=True):
                 v.store(value, to_ptr, offset)
-            return [v.add(total, value) for total, value in zip(sums, values, strict=True)]
+            return [total + value for total, value in zip(sums, values, strict=True)]
 
         sums = v.loop(rows, 1, [v.constant(0.0)] * vectors, one_row)
         for total, offset in zip(sums, offsets, strict=True):

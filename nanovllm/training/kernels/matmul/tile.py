@@ -17,7 +17,9 @@ from typing import Any
 from nanovllm.model.kernels.build.compiler import compiled
 from nanovllm.model.kernels.build.layout import LINE_BYTES, WORD_BYTES
 from nanovllm.model.kernels.build.target import KernelTarget
-from nanovllm.model.kernels.simd.vector import I64, Value, Vectors, kernel
+from nanovllm.model.kernels.simd.kernel import kernel
+from nanovllm.model.kernels.simd.value import Value
+from nanovllm.model.kernels.simd.vector import Vectors
 
 TILE_ROWS = 6
 
@@ -42,7 +44,7 @@ def _make_tile(target: KernelTarget, rows: int) -> Any:
         addend_ptr: Value, addend_row_bytes: Value, c_ptr: Value, c_row_bytes: Value,
     ) -> None:  # fmt: skip
         def row_pointers(base_ptr: Value, row_bytes: Value) -> list[Value]:
-            return [v.address(base_ptr, v.builder.mul(row_bytes, I64(row))) for row in range(rows)]
+            return [base_ptr + row_bytes * row for row in range(rows)]
 
         for c_row_ptr in row_pointers(c_ptr, c_row_bytes):
             for offset_bytes in range(0, width_bytes, LINE_BYTES):
@@ -51,23 +53,23 @@ def _make_tile(target: KernelTarget, rows: int) -> Any:
         offsets = range(0, width_bytes, v.lanes * WORD_BYTES)
 
         def step(k: Value, sums: list[Value]) -> list[Value]:
-            b_ptr = v.address(panel_ptr, v.times(k, width_bytes))
+            b_ptr = panel_ptr + k * width_bytes
             b = [v.load(b_ptr, offset_bytes) for offset_bytes in offsets]
-            a_bytes = v.builder.mul(k, a_step_bytes)
-            a = [v.splat(v.load_scalar(v.address(row_ptr, a_bytes))) for row_ptr in row_ptrs]
+            a_bytes = k * a_step_bytes
+            a = [v.splat(v.load_scalar(row_ptr + a_bytes)) for row_ptr in row_ptrs]
             products = [(x, y) for x in a for y in b]
             return [v.fma(x, y, total) for (x, y), total in zip(products, sums, strict=True)]
 
         start = [v.load(start_ptr, offset_bytes) for offset_bytes in offsets]
         sums = iter(v.loop(steps, 1, start * rows, step))
-        is_sum = v.builder.icmp_signed("!=", adds, I64(0))
+        is_sum = adds != 0
         out_ptrs = row_pointers(out_ptr, out_row_bytes)
         addend_ptrs = row_pointers(addend_ptr, addend_row_bytes)
         for out_row_ptr, addend_row_ptr in zip(out_ptrs, addend_ptrs, strict=True):
             for offset_bytes in offsets:
                 total = next(sums)
-                sum_with_addend = v.add(v.load(addend_row_ptr, offset_bytes), total)
-                value = v.builder.select(is_sum, sum_with_addend, total)
+                sum_with_addend = v.load(addend_row_ptr, offset_bytes) + total
+                value = v.where(is_sum, sum_with_addend, total)
                 v.store(value, out_row_ptr, offset_bytes)
 
     return kernel(target, tile)

@@ -19,8 +19,10 @@ from nanovllm.model.kernels.build.packing import (
     to_bfloat16,
 )
 from nanovllm.model.kernels.build.target import PER_WORD, WEIGHT_TYPES, KernelTarget
-from nanovllm.model.kernels.forward.activation import ACTIVATIONS
-from nanovllm.model.kernels.simd.vector import Value, Vectors, kernel
+from nanovllm.model.kernels.simd.activation import ACTIVATIONS
+from nanovllm.model.kernels.simd.kernel import kernel
+from nanovllm.model.kernels.simd.value import Value
+from nanovllm.model.kernels.simd.vector import Vectors
 from nanovllm.model.kernels.step_record import (
     ACTIVATION_NAMES,
     LINEAR,
@@ -388,11 +390,8 @@ def test_without_fused_multiply_add_nothing_is_called_for_it() -> None:
         target = KernelTarget(lanes=4, has_fma=has_fma)
 
         def exponentiate(v: Vectors, numbers: Value, out: Value, count: Value) -> None:
-            def vector(i: Value, _: list[Value]) -> list[Value]:
+            with v.range(count, v.lanes) as i:
                 v.store(v.exp(v.load(v.element(numbers, i))), v.element(out, i))
-                return []
-
-            v.loop(count, v.lanes, [], vector)
 
         exp = kernel(target, exponentiate)
 
@@ -426,7 +425,7 @@ def test_activations_are_numpys(target: KernelTarget, name: str) -> None:
     )
     expected = getattr(activation, name)(values)
     np.testing.assert_allclose(out, expected, rtol=2e-6, atol=1e-6)
-    assert {function.__name__ for function in activation.ACTIVATIONS.values()} == set(ACTIVATIONS)
+    assert {function.name for function in activation.ACTIVATIONS.values()} == set(ACTIVATIONS)
 
 
 def finish(
