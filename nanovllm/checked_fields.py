@@ -50,10 +50,10 @@ class CheckedField:
             is_valid, expected = isinstance(value, bool), "true or false"
         elif self.kind is int:
             is_valid = isinstance(value, int) and not isinstance(value, bool)
-            is_valid, expected = is_valid and self._is_inside(value), f"an integer, {self._range}"
+            is_valid, expected = is_valid and self._is_inside(value), f"an integer{self._range}"
         elif self.kind is float:
             is_valid = isinstance(value, int | float) and not isinstance(value, bool)
-            is_valid, expected = is_valid and self._is_inside(value), f"a number, {self._range}"
+            is_valid, expected = is_valid and self._is_inside(value), f"a number{self._range}"
         else:
             is_valid = not self.choices or value in self.choices
             expected = " or ".join(map(repr, self.choices))
@@ -74,9 +74,13 @@ class CheckedField:
     @property
     def _range(self) -> str:
         bounds = self.bounds
+        if bounds is _UNBOUNDED:
+            return ""
         if bounds.gt is not None:
-            return f"above {bounds.gt} and up to {bounds.le}"
-        return f"at least {bounds.ge}" if bounds.le is None else f"from {bounds.ge} to {bounds.le}"
+            return f", above {bounds.gt} and up to {bounds.le}"
+        if bounds.le is None:
+            return f", at least {bounds.ge}"
+        return f", from {bounds.ge} to {bounds.le}"
 
 
 @cache
