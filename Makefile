@@ -18,7 +18,7 @@ DEV := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
 .PHONY: help install serve test fuzz check format bench compare compare-training charts soak attack
-.PHONY: clients screenshots ray image constraints wheel build clean
+.PHONY: clients docs screenshots ray image constraints wheel build clean
 .NOTPARALLEL:
 
 help:  ## list the targets
@@ -50,7 +50,7 @@ format: $(DEV)  ## format the code and sort the imports
 bench: $(RUN)  ## measure prefill and decode speed; MODEL=folder-or-name ARGS="more flags"
 	@$(BIN)/nanovllm bench latency $(if $(MODEL),"$(MODEL)") $(ARGS)
 
-compare: $(RUN)  ## compare with other engines (docs/performance.md); ARGS="--peers llamacpp,vllm"
+compare: $(RUN)  ## compare with other engines (docs/maintainers/measurements.md); ARGS="--peers llamacpp,vllm"
 	@$(BIN)/python benchmarks/compare.py $(if $(MODEL),--model "$(MODEL)") $(ARGS)
 
 compare-training: $(RUN)  ## compare training with PyTorch; ARGS="--torch-python PATH"
@@ -69,8 +69,12 @@ soak: $(TEST)  ## overload and attack a server for ten minutes; ARGS="--minutes 
 attack: $(TEST)  ## run known attacks against a server; ARGS="--only bad-words,chunks"
 	@$(BIN)/python -m tests.load.attack_server $(ARGS)
 
-clients: $(TEST)  ## run client libraries, write docs/clients.md; ONLY=litellm,openai
+clients: $(TEST)  ## run client libraries, write docs/reference/clients.md; ONLY=litellm,openai
 	@$(BIN)/python -m tests.clients.run --only "$(ONLY)"
+
+docs: $(RUN)  ## build the documentation into site/; REPO_URL=address for links to source files
+	@$(PIP) -e ".[docs]"
+	@REPO_URL="$(REPO_URL)" $(BIN)/mkdocs build --strict --quiet
 
 ray: $(RUN)  ## serve two replicas by Ray Serve; CONFIG=examples/ray/two-replicas.yaml
 	@$(PIP) -e ".[ray]"
@@ -89,7 +93,7 @@ wheel: $(TEST)  ## build the source archive and the wheel into dist/
 build: wheel
 
 clean:  ## remove .venv, caches and build results
-	rm -rf $(VENV) .clients dist build
+	rm -rf $(VENV) .clients dist build site
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

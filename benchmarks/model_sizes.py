@@ -1,7 +1,7 @@
 """Measure memory and speed of each GPT-2 size in each weight type.
 
 Run: python benchmarks/model_sizes.py --types float32,bfloat16,int8 --json sizes.json
-     python benchmarks/table.py sizes.json --write README.md
+     python benchmarks/table.py sizes.json --write docs/how-to/models.md
 
 Each pair of a size and a type runs in a process of its own: it loads a model with random weights,
 decodes one sequence, computes one prompt of 512 tokens, and reports its memory. A model that is

@@ -2,7 +2,7 @@
 
 Run: python benchmarks/nanogpt.py input.txt --torch-python /path/to/venv/bin/python \
          --json nanogpt.json
-     python benchmarks/table.py nanogpt.json --write docs/performance.md
+     python benchmarks/table.py nanogpt.json --write docs/maintainers/measurements.md
      python tools/loss_chart.py nanogpt.json
 
 input.txt is tinyshakespeare, of https://github.com/karpathy/char-rnn. Both train a new network by

@@ -1,6 +1,6 @@
 """Print the results of the benchmarks as Markdown tables, or write them into a page.
 
-Run: python benchmarks/table.py compare.json roofline.json --write docs/performance.md
+Run: python benchmarks/table.py compare.json roofline.json --write docs/maintainers/measurements.md
 
 It reads the JSON of compare.py, roofline.py, engine_soak.py, model_sizes.py, training.py and
 nanogpt.py, and of replicas.py, routing.py and simulate.py in scaling/. In the page, the table of a

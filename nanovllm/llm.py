@@ -41,7 +41,7 @@ class LLM:
     ) -> None:
         """Load a model by folder, by name ("gpt2", "any/repo"), or the bundled one.
 
-        EngineConfig and docs/python-api.md explain the settings.
+        EngineConfig and docs/reference/python-api.md explain the settings.
 
         Raises:
             ModelNotFoundError: there is no model of that name.

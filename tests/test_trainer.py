@@ -1,6 +1,5 @@
 """Trainer resolves the names of models."""
 
-import re
 from pathlib import Path
 
 import pytest
@@ -8,22 +7,6 @@ import pytest
 from nanovllm import Trainer, TrainingConfig
 from nanovllm.errors import ModelNotFoundError
 from tests.support.checkpoints import write_tiny_model
-
-
-@pytest.mark.slow(7)
-def test_the_samples_of_the_page_print_what_it_shows(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    page = (Path(__file__).parents[1] / "docs" / "training.md").read_text(encoding="utf-8")
-    section = page.partition("## From Python\n")[2].partition("\n## ")[0]
-    sample = re.compile(r"^```python\n(.*?)^```\n\n```\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-    blocks = sample.findall(section)
-    assert len(blocks) == section.count("```python") == 3
-    monkeypatch.chdir(tmp_path)
-    for source, shown in blocks:
-        exec(source, {})
-        printed = capsys.readouterr().out.splitlines()
-        assert [line.rstrip() for line in printed] == shown.splitlines()
 
 
 def test_names_of_models_are_resolved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Draw docs/images/comparison.svg from the table of compare.py in docs/performance.md.
+"""Draw docs/images/comparison.svg from the table of compare.py in docs/maintainers/measurements.md.
 
 Run: python tools/comparison_chart.py
 
@@ -15,7 +15,7 @@ from html import escape
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGE = ROOT / "docs" / "performance.md"
+PAGE = ROOT / "docs" / "maintainers" / "measurements.md"
 CHART = ROOT / "docs" / "images" / "comparison.svg"
 
 _TITLES = {

@@ -1,7 +1,7 @@
 """Simulate 1 to 64 replicas under Poisson and bursty arrivals, for each routing policy.
 
 Run: python -m benchmarks.scaling.simulate --json scaling.json     (after make install)
-     python benchmarks/table.py scaling.json --write docs/scaling.md
+     python benchmarks/table.py scaling.json --write docs/maintainers/measurements.md
      python -m tools.scaling_chart scaling.json
 
 Measures engine steps of the model first, and fits the cost model to them; --cost takes the

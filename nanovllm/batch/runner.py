@@ -20,7 +20,7 @@ from nanovllm.engine.scheduling.request import FinishReason
 from nanovllm.errors import EngineFaultError, InvalidRequestError, NanovllmError
 from nanovllm.server.http.body import check_body
 from nanovllm.server.http.errors import error_body, problem_of, served_name, shorten
-from nanovllm.server.http.problems import quote
+from nanovllm.server.http.validation_errors import quote
 from nanovllm.server.openai.chat import CHAT
 from nanovllm.server.openai.completions import COMPLETIONS
 from nanovllm.server.openai.embeddings import EMBEDDINGS

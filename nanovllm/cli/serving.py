@@ -42,7 +42,6 @@ from nanovllm.server.control import ServerControl
 from nanovllm.server.http.access_log import leave_out_routine_requests
 from nanovllm.server.http.protocol import watched_protocol
 from nanovllm.server.http.request_log import write_log_to
-from nanovllm.server.http.work import Work
 from nanovllm.server.metrics import ServerMetrics
 
 _SWITCH_INTERVAL_S = 0.0005
@@ -60,7 +59,6 @@ class LoadedServer:
     app: ASGIApp
     settings: ServerSettings
     metrics: ServerMetrics
-    work: Work
     control: ServerControl
 
 
@@ -90,9 +88,9 @@ def load_server(parsed: argparse.Namespace) -> LoadedServer:
         on_step=metrics.on_step,
     )
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
-    work, control = Work(engine), ServerControl(settings.api_keys)
-    app = create_app(engine, settings, metrics, work=work, control=control)
-    return LoadedServer(engine, app, settings, metrics, work, control)
+    control = ServerControl(engine, settings.api_keys)
+    app = create_app(engine, settings, metrics, control)
+    return LoadedServer(engine, app, settings, metrics, control)
 
 
 def serve(parsed: argparse.Namespace) -> int:
@@ -137,7 +135,7 @@ def serve(parsed: argparse.Namespace) -> int:
     hint_key = shell_key(parsed, len(settings.api_keys))
     output = sys.stderr if settings.log_requests else sys.stdout
     code = asyncio.run(_serve(server, sockets, engine, name, hint_key, output))
-    if loaded.work.is_busy or engine.has_thread:
+    if loaded.control.work.is_busy or engine.has_thread:
         _end_process(code)
     return code
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float32
 
-from nanovllm.errors import InvalidRequestError
+from nanovllm.errors import InvalidRequestError, describe_value
 from nanovllm.inspection.observe import InspectedModel
 from nanovllm.model.config import GPT2Config
 
@@ -113,7 +113,9 @@ def attention_head(
 
 def _check_index(param: str, index: int, count: int, what: str) -> None:
     if not 0 <= index < count:
-        raise InvalidRequestError(f"{param} is {index}, but {what} 0 to {count - 1}", param=param)
+        raise InvalidRequestError(
+            f"{param} is {describe_value(index)}, but {what} 0 to {count - 1}", param=param
+        )
 
 
 def attention_weights(

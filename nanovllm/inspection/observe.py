@@ -12,7 +12,12 @@ import numpy as np
 from jaxtyping import Float32
 
 from nanovllm.engine.tokenizer import Tokenizer
-from nanovllm.errors import ContextLengthError, EngineFaultError, InvalidRequestError
+from nanovllm.errors import (
+    ContextLengthError,
+    EngineFaultError,
+    InvalidRequestError,
+    describe_value,
+)
 from nanovllm.model import gpt2
 from nanovllm.model.batch import ForwardBatch
 from nanovllm.model.checkpoint import open_weights
@@ -80,7 +85,7 @@ class InspectedModel:
         """Raise InvalidRequestError unless the vocabulary has this token."""
         if not 0 <= token_id < self.config.vocab:
             raise InvalidRequestError(
-                f"the token id {token_id} is not in the vocabulary; give 0 to "
+                f"the token id {describe_value(token_id)} is not in the vocabulary; give 0 to "
                 f"{self.config.vocab - 1}",
                 param=param,
             )

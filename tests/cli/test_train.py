@@ -82,7 +82,9 @@ def test_the_help_names_activation_functions_that_exist(
     names = text.partition("--activation NAME ")[2].partition(" or another")[0]
     assert "gelu_new" in names
     assert set(names.split(", ")) <= set(ACTIVATIONS)
-    documented = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
+    documented = (Path(__file__).parents[2] / "docs" / "reference" / "training.md").read_text(
+        encoding="utf-8"
+    )
     assert all(f"`{name}`" in documented for name in ACTIVATIONS)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-pytest.importorskip("ray.serve", reason="needs Ray Serve: pip install 'nanovllm[ray]'")
+pytest.importorskip("ray.serve", reason="needs Ray Serve: pip install -e '.[ray]'")
 
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError

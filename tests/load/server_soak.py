@@ -8,7 +8,7 @@ bystanders that measure their effect.
 
 It starts `nanovllm serve` with a short queue in its own process and drives it over sockets. The
 verdict has a line for each condition; the last line is JSON. The exit code is 1 if a condition
-fails. docs/reliability.md lists the promises.
+fails. docs/reference/guarantees.md lists the promises.
 """
 
 import argparse

@@ -17,7 +17,7 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any, TextIO
@@ -33,6 +33,7 @@ from nanovllm.server.http.errors import shorten
 MAX_PROMPTS = 10
 MAX_PROMPT_CHARACTERS = 2000  # of each; of token ids, half as many
 _HEADER = b"x-request-id"
+_CLIENT_DISCONNECTED = 499
 _VALID_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 _logger = logging.getLogger("nanovllm.requests")
 
@@ -104,9 +105,21 @@ class RequestRecord:
 class RequestLogMiddleware:
     """Give every request an id and log it. It goes outside of the layers that refuse requests."""
 
-    def __init__(self, app: ASGIApp, *, log_requests: bool, log_prompts: bool = False) -> None:
-        """Wrap `app`; without `log_requests` requests only get ids."""
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        log_requests: bool,
+        log_prompts: bool = False,
+        count: Callable[[Scope, int], None] = lambda scope, status: None,
+    ) -> None:
+        """Wrap `app`; without `log_requests` requests only get ids.
+
+        `count` is called with the status of each request before the client sees the end of its
+        response; with 499 where the client was gone before it began.
+        """
         self._app = app
+        self._count = count
         self._log_requests = log_requests
         self._log_prompts = log_prompts
 
@@ -138,6 +151,7 @@ class RequestLogMiddleware:
             elif message["type"] == "http.response.body" and not message.get("more_body", False):
                 # Set before sending: then uvicorn reports every connection as disconnected.
                 record.is_answered = True
+                self._count(scope, record.status or _CLIENT_DISCONNECTED)
             await send(message)
 
         try:
@@ -145,6 +159,8 @@ class RequestLogMiddleware:
             # A stream ends early only for a client that has gone.
             record.client_gone = record.client_gone or not record.is_answered
         finally:
+            if not record.is_answered:
+                self._count(scope, record.status or _CLIENT_DISCONNECTED)
             for memory in record.held:
                 memory.release()
             if self._log_requests:

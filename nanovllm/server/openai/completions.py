@@ -13,7 +13,7 @@ from nanovllm.errors import InvalidRequestError, listed
 from nanovllm.outputs import CompletionOutput, PositionLogprobs, RequestOutput
 from nanovllm.prompts import Prompt
 from nanovllm.sampling_params import SamplingParams
-from nanovllm.server.http.problems import quote
+from nanovllm.server.http.validation_errors import quote
 from nanovllm.server.openai.beams import beam_search_params, check_beam_fields
 from nanovllm.server.openai.endpoint import Endpoint, sampling_params
 from nanovllm.server.openai.logprobs import (

@@ -13,7 +13,6 @@ completions.
 """
 
 import asyncio
-import json
 import logging
 import time
 import uuid
@@ -52,15 +51,15 @@ from nanovllm.server.http.event_stream import (
     json_response,
     unless_disconnected,
 )
-from nanovllm.server.http.json_writer import json_pieces, write_json
+from nanovllm.server.http.json_io import dump_json, json_pieces, write_json
 from nanovllm.server.http.request_log import record_of
-from nanovllm.server.http.work import Work
+from nanovllm.server.http.worker_pools import WorkerPools
 from nanovllm.server.openai.beams import run_searches
 from nanovllm.server.openai.renderer import Renderer, ResponseContext, is_large
 from nanovllm.server.openai.response_store import NOT_KEPT, ClientResponses, ResponseStore
 from nanovllm.server.openai.schemas import GenerationBody
 from nanovllm.server.openai.structured import rename_fields
-from nanovllm.server.openapi import request_body, responses
+from nanovllm.server.openapi import operation
 
 B = TypeVar("B", bound=GenerationBody)
 
@@ -114,7 +113,6 @@ class ModelService:
         model_names: names that requests may use for the model.
         chat_template: renders messages; None where the model has none.
         response_store: keeps responses; None for no store.
-        stalled_client_s: time after which a client that reads nothing counts as disconnected.
         keep_alive_s: time after which a stream without an event sends blank lines; None for never.
         work: the worker threads.
     """
@@ -123,9 +121,8 @@ class ModelService:
     model_names: Sequence[str]
     chat_template: ChatTemplate | None
     response_store: ResponseStore | None
-    stalled_client_s: float
     keep_alive_s: float | None
-    work: Work
+    work: WorkerPools
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,18 +216,16 @@ def add_endpoint(app: FastAPI, endpoint: Endpoint[B], service: ModelService) -> 
         return await _respond(endpoint, request, service)
 
     errors = (400, 404, 429, 503, 504)
-    app.post(
-        endpoint.path,
-        name=endpoint.name,
-        description=endpoint.description,
-        responses=responses(
-            *errors,
-            whole=endpoint.response,
-            event=endpoint.event,
-            ends_with_done=endpoint.ends_with_done,
-        ),
-        openapi_extra=request_body(endpoint.body),
-    )(respond)
+    described = operation(
+        *errors,
+        response=endpoint.response,
+        body=endpoint.body,
+        event=endpoint.event,
+        ends_with_done=endpoint.ends_with_done,
+    )
+    app.post(endpoint.path, name=endpoint.name, description=endpoint.description, **described)(
+        respond
+    )
 
 
 async def _respond(endpoint: Endpoint[B], request: Request, service: ModelService) -> Response:
@@ -261,7 +256,7 @@ async def _respond(endpoint: Endpoint[B], request: Request, service: ModelServic
         with client_field_names(body):
             outputs = await run_searches(call.searches, call.request, async_engine, request, write)
         record.completion_tokens = sum(output.num_generated_tokens for output in outputs)
-        return await _whole_response(call.renderer, outputs, service, write)
+        return await _whole_response(call.renderer, outputs, write)
     with client_field_names(body):
         record.held.append(async_engine.hold_logprobs(call.prepared_requests))
         await _wait_for_grammar(request, call.prepared_requests)
@@ -273,7 +268,7 @@ async def _respond(endpoint: Endpoint[B], request: Request, service: ModelServic
 
     if body.is_streamed:
         events = _events(call, body, handle, write)
-        return EventStream(events, release, service.stalled_client_s, service.keep_alive_s)
+        return EventStream(events, release, service.keep_alive_s)
     try:
         with client_field_names(body):
             await unless_disconnected(request, handle.wait())
@@ -281,8 +276,8 @@ async def _respond(endpoint: Endpoint[B], request: Request, service: ModelServic
         release()
     if call.is_embedding:  # which may have a million numbers
         content = await write(lambda: write_json(call.renderer.body(call.outputs())))
-        return json_response(content, service.stalled_client_s)
-    return await _whole_response(call.renderer, call.outputs(), service, write)
+        return json_response(content)
+    return await _whole_response(call.renderer, call.outputs(), write)
 
 
 async def _wait_for_grammar(request: Request, prepared_requests: Sequence[PreparedRequest]) -> None:
@@ -349,10 +344,7 @@ def _parts(delta: RequestOutput) -> list[RequestOutput]:
 
 
 async def _whole_response(
-    renderer: Renderer[Any],
-    outputs: Sequence[RequestOutput],
-    service: ModelService,
-    write: Write,
+    renderer: Renderer[Any], outputs: Sequence[RequestOutput], write: Write
 ) -> Response:
     """Return the response with these outputs.
 
@@ -360,16 +352,9 @@ async def _whole_response(
     of one choice is in memory at a time.
     """
     if not is_large(outputs):
-        content = json.dumps(
-            renderer.body(outputs),
-            ensure_ascii=False,
-            allow_nan=False,
-            separators=(",", ":"),
-            default=list,
-        )
-        return Response(content.encode(), media_type="application/json")
+        return Response(dump_json(renderer.body(outputs)), media_type="application/json")
     body = await write(partial(renderer.body, outputs))
-    return PieceResponse(_pieces(body, write), "application/json", service.stalled_client_s)
+    return PieceResponse(_pieces(body, write))
 
 
 async def _pieces(body: Mapping[str, Any], write: Write) -> AsyncGenerator[bytes, None]:

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.outputs import CompletionOutput, EmbeddingRequestOutput, RequestOutput
 from nanovllm.server.http.errors import response_for
-from nanovllm.server.http.json_writer import write_json
+from nanovllm.server.http.json_io import write_json
 from nanovllm.server.openai.response_store import NOT_KEPT, ClientResponses
 from nanovllm.server.openai.response_types import Usage
 from nanovllm.server.openai.schemas import SamplingBody

@@ -19,7 +19,7 @@ from starlette.responses import Response
 from nanovllm.server.http.errors import error_response, shorten
 from nanovllm.server.http.request_log import record_of
 from nanovllm.server.openai.response_types import DeletedResponse, ModelResponse
-from nanovllm.server.openapi import responses
+from nanovllm.server.openapi import operation
 
 MAX_RESPONSES = 4096
 MAX_STORED_BYTES = 32 << 20
@@ -168,7 +168,7 @@ NOT_KEPT = ClientResponses()
 def add_store_routes(app: FastAPI, store: ResponseStore) -> None:
     """Add GET and DELETE of /v1/responses/{id}."""
 
-    @app.get("/v1/responses/{response_id}", responses=responses(404, whole=ModelResponse))
+    @app.get("/v1/responses/{response_id}", **operation(404, response=ModelResponse))
     async def stored_response(request: Request, response_id: str) -> Response:
         """A response that the server keeps."""
         found = store.find(record_of(request).api_key_digest, response_id)
@@ -176,7 +176,7 @@ def add_store_routes(app: FastAPI, store: ResponseStore) -> None:
             return _not_found(response_id)
         return Response(found.body, media_type="application/json")
 
-    @app.delete("/v1/responses/{response_id}", responses=responses(404, whole=DeletedResponse))
+    @app.delete("/v1/responses/{response_id}", **operation(404, response=DeletedResponse))
     async def delete_response(request: Request, response_id: str) -> Response:
         """Delete a response that the server keeps."""
         if not store.remove(record_of(request).api_key_digest, response_id):

@@ -16,7 +16,7 @@ from nanovllm.errors import InvalidRequestError
 from nanovllm.outputs import RequestOutput
 from nanovllm.prompts import Prompt
 from nanovllm.server.http.errors import error_of, shorten
-from nanovllm.server.http.problems import quote
+from nanovllm.server.http.validation_errors import quote
 from nanovllm.server.openai.chat_prompt import encode_prompt, end_turn
 from nanovllm.server.openai.chat_schemas import MAX_MESSAGES, ChatMessage, PromptFields
 from nanovllm.server.openai.endpoint import Endpoint, sampling_params

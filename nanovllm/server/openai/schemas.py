@@ -36,7 +36,7 @@ from nanovllm.sampling_params import (
     SamplingParams,
     TruncatedLength,
 )
-from nanovllm.server.http.bounds import INTEGERS, BoundedModel, JSONObject, at_most
+from nanovllm.server.http.bounded_model import INTEGERS, BoundedModel, JSONObject, at_most
 from nanovllm.server.openai.prompts import Prompts, check_prompts, list_prompts
 from nanovllm.server.openai.structured import (
     ResponseFormat,

@@ -14,7 +14,7 @@ from nanovllm.engine.chat.template import ChatTemplate
 from nanovllm.engine.engine import Engine
 from nanovllm.errors import InvalidRequestError
 from nanovllm.sampling_params import check_unicode
-from nanovllm.server.http.bounds import INTEGERS, allow_nulls
+from nanovllm.server.http.bounded_model import INTEGERS, allow_nulls
 from nanovllm.server.openai.chat_prompt import encode_messages
 from nanovllm.server.openai.chat_schemas import Messages, PromptFields
 from nanovllm.server.openai.response_types import Detokenized, Tokenized, TokenizerInfo

@@ -18,7 +18,7 @@ def reasons(
     """Return the reason of each request by its id; `blocked` are those without a mask."""
     masks = MaskStates(frozenset(blocked))
     requests = inspect_requests(scheduler, recorder, masks, age_s=lambda _: 0.0)
-    return {request.request_id: request.reason for request in requests}
+    return {request.id: request.reason for request in requests}
 
 
 def add(scheduler: Scheduler, *requests: Request) -> None:
@@ -188,7 +188,7 @@ def test_a_preempted_request_names_the_step_and_who_took_the_block() -> None:
     assert preemption.num_blocks >= 2
     assert now.startswith("needs ")
     phases = {
-        request.request_id: request.phase
+        request.id: request.phase
         for request in inspect_requests(scheduler, None, age_s=lambda _: 0.0)
     }
     assert phases[preempted] == "preempted", "also where no recorder has seen it"
