@@ -56,8 +56,8 @@ _OPTIONS: dict[str, tuple[tuple[str, type, str | None, str], ...]] = {
         ("--width", int, None, "width of the residual stream (default: 128)"),
         ("--context", int, "TOKENS", "context length (default: 64, with --init-from the model's)"),
         ("--activation", str, "NAME",
-         ("gelu_new, gelu, quick_gelu, relu, relu2, silu, sigmoid, tanh, mish or another of "
-          "docs/training.md (default: gelu_new)")),
+         ("gelu_new, gelu, quick_gelu, relu, silu, tanh, mish or another of "
+          "docs/reference/training.md (default: gelu_new)")),
         ("--positions", str, "KIND",
          "position embedding, learned or sinusoidal (default: learned)"),
         ("--preset", str, "NAME", "sizes of gpt2, gpt2-medium, gpt2-large or gpt2-xl"),
