@@ -94,7 +94,7 @@ def add_engine_options(parser: argparse.ArgumentParser, **defaults: Any) -> None
 
 def _add_fields(
     group: "argparse._ArgumentGroup",
-    settings: type[EngineConfig | SamplingParams],
+    settings: type,
     names: Sequence[str],
     defaults: Mapping[str, Any],
     *,
