@@ -134,7 +134,7 @@ class CommandParser(argparse.ArgumentParser):
         for name, value in settings.items():
             flag = f"--{name.replace('_', '-')}"
             action = self._option_string_actions.get(flag)
-            if action is None:
+            if action is None or not (_is_switch(action) or action.nargs is None):
                 raise ValueError(self._unrecognized([flag]))
             try:
                 setattr(parsed, action.dest, self._setting(flag, action, value))
@@ -149,9 +149,11 @@ class CommandParser(argparse.ArgumentParser):
             if is_on is None:
                 raise argparse.ArgumentError(action, f"{value!r} must be true or false")
             return is_on != flag.startswith("--no-")
-        if isinstance(value, list) or isinstance(action, argparse._AppendAction):  # noqa: SLF001
+        if isinstance(action, argparse._AppendAction):  # noqa: SLF001 - has no other name
             values = value if isinstance(value, list) else [value]
             return [self._get_value(action, str(one)) for one in values]
+        if isinstance(value, list):
+            raise argparse.ArgumentError(action, "takes one value, not a list")
         converted = self._get_value(action, str(value))
         self._check_value(action, converted)
         return converted
