@@ -11,11 +11,12 @@ engine              continuous batching: scheduler, KV cache, requests
 llm                 LLM, the Python API
 async_llm           AsyncLLM, the same for asyncio
 evaluation          evaluate: loss, perplexity and bits per byte of a checkpoint
-trainer             Trainer: trains a model by folder or name
+trainer             Trainer: the training loop
 server              the OpenAI-compatible HTTP API
 batch               files of requests
 inspection          attention, logit lens and embeddings of one prompt
-training            from text files to a checkpoint
+training            from text files to a checkpoint: data, network, files and report
+pages               HTML pages in one file, and the scripts that they share with the server's page
 hub                 from model names to folders
 cli                 the nanovllm command
 deploy              replicas under Ray Serve

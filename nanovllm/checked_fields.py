@@ -7,6 +7,7 @@ made of them (server/openai/schemas.py).
 """
 
 import inspect
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -69,6 +70,7 @@ class CheckedField:
             (bounds.ge is None or value >= bounds.ge)
             and (bounds.gt is None or value > bounds.gt)
             and (bounds.le is None or value <= bounds.le)
+            and (bounds.lt is None or value < bounds.lt)
         )
 
     @property
@@ -78,6 +80,8 @@ class CheckedField:
             return ""
         if bounds.gt is not None:
             return f", above {bounds.gt} and up to {bounds.le}"
+        if bounds.lt is not None and bounds.lt != math.inf:
+            return f", at least {bounds.ge} and below {bounds.lt}"
         if bounds.le is None:
             return f", at least {bounds.ge}"
         return f", from {bounds.ge} to {bounds.le}"

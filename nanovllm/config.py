@@ -89,7 +89,7 @@ class EngineConfig:
         enable_prefix_caching: reuse the KV cache of shared prompt prefixes.
         batch_invariant: make results bit-identical in any batch; slower with numpy, always so with
             numba.
-        num_threads: compute threads; None for the cores this process may use.
+        num_threads: compute threads; None for the usable physical cores.
         seed: seed of requests that have none; None for random.
         max_logprobs: maximum log-probabilities per position that a request may ask for.
         scheduling_policy: order of requests: by arrival, priority or equal shares of clients. With

@@ -27,10 +27,10 @@ _ADAPTERS = [
     f"nanovllm.model.kernels.{name}"
     for name in ("backend", "packed_weights", "sampler", "record", "build.packing")
 ]
-install_shape_checks([*_MODULES, *_ADAPTERS, "nanovllm.runner"])
+install_shape_checks([*_MODULES, *_ADAPTERS, "nanovllm.evaluation.scoring", "nanovllm.runner"])
 
 from nanovllm.config import BACKENDS  # noqa: E402
-from nanovllm.model.kernels.threads.cores import usable_cpus  # noqa: E402
+from nanovllm.model.cores import usable_cpus  # noqa: E402
 from tests.support.checkpoints import write_tiny_model  # noqa: E402
 from tests.support.serving import ENGINE_SETTINGS  # noqa: E402
 

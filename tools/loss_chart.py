@@ -7,17 +7,18 @@ The colours follow the reader's light or dark theme.
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.contenders import OURS, ROOT
-from nanovllm.training.report.formatting import format_ticks
-from nanovllm.training.report.scales import Scale, fit_scale
+
+Scale: TypeAlias = tuple[float, float]  # the values at both ends of an axis
 
 CHART = ROOT / "docs" / "images" / "training-loss.svg"
 TITLE = "Training on tinyshakespeare: loss by step, lower is better"
@@ -64,8 +65,10 @@ def draw(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
         for name, run in runs.items()
         for loss in _LOSSES
     }
-    x_scale = Scale(0.0, float(max(step for line in lines.values() for step, _ in line)))
-    y_scale = fit_scale([value for line in lines.values() for _, value in line])
+    steps, values = zip(*(point for line in lines.values() for point in line), strict=True)
+    x_scale = (0.0, float(max(steps)))
+    margin = 0.05 * (max(values) - min(values))
+    y_scale = (min(values) - margin, max(values) + margin)
     parts = [*_axes(x_scale, y_scale)]
     for number, ((name, loss), points) in enumerate(lines.items()):
         kind = f"{'ours' if name == OURS else 'peer'} {_LOSSES[loss]}"
@@ -89,22 +92,36 @@ def _axes(x_scale: Scale, y_scale: Scale) -> list[str]:
         _text((_LEFT + _RIGHT) / 2, _BOTTOM + 40, "step", "name", "middle"),
         _text(_LEFT - 40, _TOP - 10, "loss in nats per character", "name"),
     ]
-    x_ticks, y_ticks = x_scale.ticks(5, min_step=1.0), y_scale.ticks(6)
-    for tick, label in zip(x_ticks, format_ticks(x_ticks), strict=True):
-        parts.append(_text(_x(x_scale, tick), _BOTTOM + 20, label, "tick", "middle"))
-    for tick, label in zip(y_ticks, format_ticks(y_ticks), strict=True):
-        y = _y(y_scale, tick)
+    parts += [
+        _text(_x(x_scale, tick), _BOTTOM + 20, f"{tick:g}", "tick", "middle")
+        for tick in _ticks(*x_scale, 5)
+    ]
+    for tick in _ticks(*y_scale, 6):
+        y, label = _y(y_scale, tick), f"{tick:g}"
         parts.append(f'<line class="grid" x1="{_LEFT}" y1="{y}" x2="{_RIGHT}" y2="{y}"/>')
         parts.append(_text(_LEFT - 8, y + 4, label, "tick", "end"))
     return parts
 
 
+def _ticks(low: float, high: float, count: int) -> list[float]:
+    """Return about `count` round values from `low` to `high`."""
+    power = 10.0 ** math.floor(math.log10((high - low) / count))
+    steps = (power * nice for nice in (1, 2, 2.5, 5, 10))
+    step = next(one for one in steps if one >= (high - low) / count)
+    return [index * step for index in range(math.ceil(low / step), math.floor(high / step) + 1)]
+
+
 def _x(scale: Scale, step: float) -> float:
-    return round(_LEFT + scale.fraction(step) * (_RIGHT - _LEFT), 1)
+    return round(_LEFT + _fraction(scale, step) * (_RIGHT - _LEFT), 1)
 
 
 def _y(scale: Scale, value: float) -> float:
-    return round(_BOTTOM - scale.fraction(value) * (_BOTTOM - _TOP), 1)
+    return round(_BOTTOM - _fraction(scale, value) * (_BOTTOM - _TOP), 1)
+
+
+def _fraction(scale: Scale, value: float) -> float:
+    low, high = scale
+    return (value - low) / (high - low)
 
 
 def _text(x: float, y: float, text: str, kind: str, anchor: str = "start") -> str:

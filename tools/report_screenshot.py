@@ -17,7 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.contenders import ROOT
-from nanovllm.training.report import load_run, render_report
+from nanovllm.training.report import read_run, render_report
 
 PICTURE = ROOT / "docs" / "images" / "training-report.png"
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
         page = Path(folder) / "report.html"
-        page.write_text(render_report([load_run(parsed.run)]), encoding="utf-8")
+        page.write_text(render_report([read_run(parsed.run)]), encoding="utf-8")
         take(page, parsed.output, parsed.height)
     print(f"{parsed.output}: {parsed.output.stat().st_size:,} bytes")
     return 0

@@ -52,13 +52,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--output", type=Path, default=FOLDER, metavar="FOLDER")
     parser.add_argument("--only", choices=VIEWS, action="append", help="view to take; repeatable")
+    parser.add_argument(
+        "--variants", action="store_true", help="take each view in dark and narrow, too"
+    )
     parser.add_argument("--no-animation", action="store_true", help="take screenshots only")
     parsed = parser.parse_args(arguments)
     with _server() as (host, port), _chromium() as browser:
         url = f"http://{host}:{port}/"
         for view in parsed.only or VIEWS:
             with _load(host, port) if view == "engine" else nullcontext():
-                for picture in take_view(browser, url, view, parsed.output):
+                for picture in take_view(browser, url, view, parsed.output, parsed.variants):
                     print(picture)
         if not parsed.no_animation:
             recording = Recording(browser.new_page(viewport=_viewport(ANIMATION_SIZE)))
@@ -70,10 +73,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def take_view(browser: Browser, url: str, view: str, folder: Path) -> Iterator[Path]:
-    """Take a view at each size, light and dark."""
+def take_view(
+    browser: Browser, url: str, view: str, folder: Path, has_variants: bool
+) -> Iterator[Path]:
+    """Take a view, wide and light; with variants, at each size, light and dark."""
     for size_name, size in SIZES.items():
         for scheme_name, scheme in SCHEMES.items():
+            if (size_name or scheme_name) and not has_variants:
+                continue
             context = browser.new_context(
                 viewport=_viewport(size),
                 color_scheme=scheme,

@@ -47,9 +47,9 @@ def run(parsed: argparse.Namespace) -> int:
 def _machine() -> dict[str, str]:
     with ended_by_interrupts():
         from nanovllm.cli.bench.report import describe_machine
+        from nanovllm.model.cores import default_threads, usable_cpus
         from nanovllm.model.kernels.build.codegen import host_cpu
         from nanovllm.model.kernels.build.target import host_target
-        from nanovllm.model.kernels.threads.cores import default_threads, usable_cpus
 
     machine, target = describe_machine(), host_target()
     instructions = [f"vectors of {32 * target.lanes} bits"]

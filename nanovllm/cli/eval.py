@@ -1,6 +1,6 @@
 """`nanovllm eval`: loss, perplexity and bits per byte of a checkpoint in one or several precisions.
 
-nanovllm/evaluation.py defines the figures.
+nanovllm/evaluation defines the figures.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """argparse with one-line errors, suggestions for misspelled names, and defaults in help texts.
 
 typer, cyclopts and jsonargparse were measured and take 0.15 to 0.4 s longer to start, more than
-`nanovllm --help` as a whole (docs/reference/command-line.md, "Start time").
+`nanovllm --help` as a whole (docs/maintainers/lab-notebook.md).
 """
 
 import argparse

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nanovllm.checked_fields import CheckedField, checked_fields
 from nanovllm.cli.argument_types import print_message
 from nanovllm.cli.interrupts import ended_by_interrupts
 from nanovllm.cli.parser import set_up
@@ -31,70 +33,41 @@ Train a GPT-2 from scratch, or fine-tune one, and write a Hugging Face checkpoin
 The same settings, with underscores, may be in a TOML file (--config); the command line counts more.
 Ctrl-C saves the state and ends the run.
 """
-_OPTIONS: dict[str, tuple[tuple[str, type, str | None, str], ...]] = {
+_GROUPS = {
     "run": (
-        ("--data", list, "PATH",
-         "text files, folders of them, or one token file (.npy, or .bin of uint16)"),
-        ("--validation-data", list, "PATH",
-         "text or a token file to validate on (default: the end of --data)"),
-        ("--output", str, "DIR", "new or empty folder for checkpoint, metrics and report"),
-        ("--pattern", str, "GLOB",
-         ("files to read from folders, but not from hidden ones, node_modules or virtual "
-          "environments (default: *.txt)")),
-        ("--config", str, "FILE", "TOML file with any of these settings"),
-        ("--resume", str, "DIR", "continue the run in DIR, to the same bits"),
-        ("--stop-after", int, "STEP", "save and end after this step"),
-        ("--seed", int, None, "seed of weights, data order and dropout (default: 0)"),
-        ("--backend", str, "NAME",
-         "numba: compiled kernels; numpy: the readable operations (default: numba)"),
-        ("--num-threads", int, "THREADS",
-         "threads of the kernels and of NumPy (default: all usable physical cores)"),
+        "data", "validation_data", "output", "pattern", "config", "resume", "stop_after", "seed",
+        "backend", "num_threads",
     ),
     "model": (
-        ("--layers", int, None, "transformer blocks (default: 4)"),
-        ("--heads", int, None, "attention heads (default: 4)"),
-        ("--width", int, None, "width of the residual stream (default: 128)"),
-        ("--context", int, "TOKENS", "context length (default: 64, with --init-from the model's)"),
-        ("--activation", str, "NAME",
-         ("gelu_new, gelu, quick_gelu, relu, silu, tanh, mish or another of "
-          "docs/reference/training.md (default: gelu_new)")),
-        ("--positions", str, "KIND",
-         "position embedding, learned or sinusoidal (default: learned)"),
-        ("--preset", str, "NAME", "sizes of gpt2, gpt2-medium, gpt2-large or gpt2-xl"),
-        ("--init-from", str, "MODEL", "fine-tune this model: a folder, or a name such as gpt2"),
-        ("--tokenizer", str, "KIND",
-         "char, bpe (trained on the data), gpt2, or a folder or tokenizer.json (default: bpe)"),
-        ("--vocab-size", int, "TOKENS",
-         "vocabulary of a bpe tokenizer (default: 1024, or what a small text gives)"),
+        "layers", "heads", "width", "context", "activation", "positions", "preset", "init_from",
+        "tokenizer", "vocab_size",
     ),
     "optimization": (
-        ("--batch-size", int, "SEQS", "sequences per batch (default: 12)"),
-        ("--grad-accumulation", int, "BATCHES", "batches per update (default: 1)"),
-        ("--steps", int, None, "updates (default: 2000)"),
-        ("--epochs", int, None, "passes over the data, instead of --steps"),
-        ("--lr", float, None, "peak learning rate (default: 1e-3, fine-tuning 1e-4)"),
-        ("--min-lr", float, None, "final learning rate (default: a tenth of --lr)"),
-        ("--warmup-steps", int, "STEPS",
-         "updates to reach --lr (default: a twentieth of the steps, at most 100)"),
-        ("--weight-decay", float, None, "AdamW's decay of matrices (default: 0.1)"),
-        ("--grad-clip", float, None, "maximum gradient norm, 0 for none (default: 1)"),
-        ("--beta1", float, None, "AdamW's first decay rate (default: 0.9)"),
-        ("--beta2", float, None, "AdamW's second decay rate (default: 0.99)"),
-        ("--dropout", float, None, "dropout rate (default: 0)"),
+        "batch_size", "grad_accumulation", "steps", "epochs", "lr", "min_lr", "warmup_steps",
+        "weight_decay", "grad_clip", "beta1", "beta2", "dropout",
     ),
     "evaluation": (
-        ("--eval-every", int, "STEPS",
-         "updates between evaluations (default: a tenth of the steps)"),
-        ("--max-eval-batches", int, "BATCHES",
-         "batches of an evaluation (default: the whole validation split)"),
-        ("--patience", int, "EVALS",
-         "end after this many evaluations without a lower validation loss"),
-        ("--validation-fraction", float, "F",
-         "part of the text, at its end, that is held out (default: 0.1)"),
-        ("--sample-tokens", int, "TOKENS", "tokens to generate at each evaluation (default: 100)"),
+        "eval_every", "max_eval_batches", "patience", "validation_fraction", "sample_tokens",
     ),
 }  # fmt: skip
-"""Flag, type, metavar and help of the options of each group."""
+_METAVARS = {
+    "data": "PATH",
+    "validation_data": "PATH",
+    "output": "DIR",
+    "pattern": "GLOB",
+    "stop_after": "STEP",
+    "context": "TOKENS",
+    "vocab_size": "TOKENS",
+    "activation": "NAME",
+    "init_from": "MODEL",
+    "grad_accumulation": "BATCHES",
+    "eval_every": "STEPS",
+    "patience": "EVALUATIONS",
+}
+_OTHERS = {
+    "config": ("FILE", "TOML file with any of these settings"),
+    "resume": ("DIR", "continue the run in DIR, to the same bits"),
+}
 
 
 def define(parser: argparse.ArgumentParser) -> None:
@@ -107,11 +80,34 @@ def define(parser: argparse.ArgumentParser) -> None:
         variables=("NANOVLLM_CACHE_DIR",),
     )
     parser.set_defaults(parser=parser)  # for errors that the settings have together
-    for title, options in _OPTIONS.items():
+    with ended_by_interrupts():
+        from nanovllm.training.config import TrainingConfig
+    fields = checked_fields(TrainingConfig)
+    for title, names in _GROUPS.items():
         group = parser.add_argument_group(title)
-        for flag, kind, metavar, text in options:
-            value: dict[str, Any] = {"nargs": "+"} if kind is list else {"type": kind}
-            group.add_argument(flag, default=argparse.SUPPRESS, metavar=metavar, help=text, **value)
+        for name in names:
+            field = fields.get(name)
+            options = _describe_other(name) if field is None else _describe_field(field)
+            group.add_argument(_flag(name), default=argparse.SUPPRESS, **options)
+
+
+def _describe_field(field: CheckedField) -> dict[str, Any]:
+    """Return the arguments of `add_argument` for a setting, whose text says what it is for."""
+    text = re.sub(r"`(\w+)`", lambda found: _flag(found[1]), field.help).rstrip(".")
+    if field.default not in (None, "", ()):
+        text += f" (default: {field.default})"
+    takes = {"nargs": "+"} if field.default == () else {"type": field.kind or str}
+    metavar = _METAVARS.get(field.name, field.name.rsplit("_", 1)[-1].upper())
+    return {**takes, "metavar": metavar, "help": text}
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _describe_other(name: str) -> dict[str, Any]:
+    metavar, text = _OTHERS[name]
+    return {"metavar": metavar, "help": text}
 
 
 def run(parsed: argparse.Namespace) -> int:
@@ -119,7 +115,7 @@ def run(parsed: argparse.Namespace) -> int:
     with ended_by_interrupts():
         from nanovllm.training.commands import model_argument, quoted
         from nanovllm.training.config import TrainingConfigError, read_toml
-        from nanovllm.training.report import load_run
+        from nanovllm.training.report import read_run
     given = {name: value for name, value in vars(parsed).items() if name not in {"run", "parser"}}
     file = given.pop("config", None)
     settings = {**({} if file is None else read_toml(Path(file))), **given}
@@ -133,7 +129,7 @@ def run(parsed: argparse.Namespace) -> int:
     print(f"{result.state}: {result.message}")
     if result.best_val_loss is not None:
         print(f"best validation loss {result.best_val_loss:.4f} at step {result.best_step}")
-    overfitting = load_run(result.folder).overfitting
+    overfitting = read_run(result.folder).overfitting
     if overfitting:
         print(overfitting)
     print(f"report: {quoted(result.folder / 'report.html')}")

@@ -49,8 +49,8 @@ def define(parser: argparse.ArgumentParser) -> None:
 def run(parsed: argparse.Namespace) -> int:
     """Write the page and print its path."""
     with ended_by_interrupts():
-        from nanovllm.training.report import REPORT_FILE, load_run, render_report, write_page
-    runs = [load_run(folder) for folder in dict.fromkeys(_find_runs(parsed.runs))]
+        from nanovllm.training.report import REPORT_FILE, read_run, render_report, write_page
+    runs = [read_run(folder) for folder in dict.fromkeys(_find_runs(parsed.runs))]
     default = runs[0].folder / REPORT_FILE if len(runs) == 1 else _COMPARISON_FILE
     output: Path = parsed.output or default
     if output.is_dir():

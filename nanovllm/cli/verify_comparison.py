@@ -18,8 +18,8 @@ from nanovllm.config import EngineConfig
 from nanovllm.errors import EngineFaultError
 from nanovllm.llm import LLM
 from nanovllm.model.batch import ForwardBatch
+from nanovllm.model.logprobs import log_softmax
 from nanovllm.outputs import RequestOutput
-from nanovllm.runner.logprobs import log_softmax
 from nanovllm.sampling_params import SamplingParams
 
 _CHUNK_ROWS = 32  # positions whose log-probabilities, [rows, vocab], are compared at once

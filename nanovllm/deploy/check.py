@@ -26,7 +26,7 @@ from nanovllm.engine.memory import RESERVE_BYTES, weights_bytes
 from nanovllm.errors import NanovllmError
 from nanovllm.hub import resolve_model
 from nanovllm.model.config import GPT2Config
-from nanovllm.model.kernels.threads.cores import usable_cpus
+from nanovllm.model.cores import usable_cpus
 from nanovllm.model.memory_limit import MemoryLimit, memory_limit
 
 BUILDER = "nanovllm.deploy.ray_serve:build"

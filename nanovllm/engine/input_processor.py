@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TypeAlias, get_args
 
-from nanovllm.engine.grammar.grammar import CompiledGrammar, Grammars
+from nanovllm.engine.grammar.grammar import Grammars, RequestGrammar
 from nanovllm.engine.logprobs import ENTRY_BYTES, POSITION_BYTES
 from nanovllm.engine.output_processor import OutputProcessor
 from nanovllm.engine.pooling import Pooler
@@ -40,12 +40,12 @@ _Rules: TypeAlias = tuple[tuple[tuple[int, ...], ...], TokenRules]
 class PreparedRequest:
     """A checked prompt: its sequences for the engine, and the processor of their updates.
 
-    `grammar` may still be compiling; wait for it to get its errors before the request runs.
+    `grammar` is compiled once the engine has a sequence, or `grammar.wait` is called.
     """
 
     requests: tuple[Request, ...]
     output_processor: OutputProcessor
-    grammar: CompiledGrammar | None = None
+    grammar: RequestGrammar | None = None
 
     @property
     def num_choices(self) -> int:
@@ -127,8 +127,7 @@ class InputProcessor:
     ) -> PreparedRequest:
         """Check a prompt and its settings; raises InvalidRequestError.
 
-        `check_length` is called with the number of prompt tokens, and may raise. It runs before the
-        request's grammar is queued for compilation.
+        `check_length` is called with the number of prompt tokens, and may raise.
         """
         text, token_ids = self.read_prompt(
             prompt,
@@ -144,7 +143,7 @@ class InputProcessor:
         grammar = (
             None
             if params.structured_outputs is None
-            else self.grammars.begin(params.structured_outputs, client)
+            else self.grammars.for_request(params.structured_outputs, client)
         )
         requests = self._sequences(
             request_id,
@@ -170,7 +169,7 @@ class InputProcessor:
         prompt_token_ids: tuple[int, ...],
         params: SamplingParams,
         rules: _Rules,
-        grammar: CompiledGrammar | None,
+        grammar: RequestGrammar | None,
         *,
         max_new_tokens: int,
         seed: int,

@@ -42,6 +42,7 @@ class RequestTracker:
             self.deadlines[request.request_id] = deadline_s
         if request.grammar is not None:
             self.structured[request.request_id] = request
+            request.grammar.open()
 
     def pop(self, request_id: str) -> RequestTimes:
         """Remove a sequence that has ended; return its times."""

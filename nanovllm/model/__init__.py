@@ -14,11 +14,15 @@ tokenizer_files  the tokenizer of a model folder
 tokenizer_growth  refuses tokenizers that multiply texts
 checkpoint       weights from safetensors files
 sampling         SamplingSettings and the protocol of a sampler
+numpy_sampler    the sampler in NumPy: edits, penalties, temperature, filters, draw
+philox           random numbers as a function of seed, choice and position
+logprobs         log-probabilities of tokens
 backend          the protocol of a backend, and LoadOptions
 numpy_backend    backend="numpy": gpt2.py behind that protocol
 quantization     int8 weights: scales, multipliers, outliers
 kernels          backend="numba": the compiled forward pass and sampler
 memory_limit     the limit of this process's memory
+cores            the processor's name, and the cores that this process may use
 control_groups   the control groups of this process
 free_memory      returns freed memory to the operating system
 """

@@ -70,8 +70,8 @@ class Backend(Protocol):
         ...
 
     @property
-    def sampler(self) -> Sampler | None:
-        """A sampler that uses the backend's threads; None if there is none."""
+    def sampler(self) -> Sampler:
+        """What turns the logits into tokens."""
         ...
 
     def block_bytes(self, block_size: int) -> int:

@@ -14,6 +14,7 @@ from nanovllm.model.checkpoint import load_weights
 from nanovllm.model.config import GPT2Config
 from nanovllm.model.free_memory import return_freed_memory
 from nanovllm.model.kv_cache import KVCache
+from nanovllm.model.numpy_sampler import NumpySampler
 from nanovllm.model.weights import GPT2Weights
 
 
@@ -80,9 +81,9 @@ class NumpyBackend:
         return max((pool["num_threads"] for pool in pools), default=1)
 
     @property
-    def sampler(self) -> None:
-        """None: the runner samples with NumPy."""
-        return
+    def sampler(self) -> NumpySampler:
+        """Sampling in NumPy."""
+        return NumpySampler()
 
     def block_bytes(self, block_size: int) -> int:
         """Return the bytes of one block: keys and values of every layer in float32."""

@@ -1,8 +1,8 @@
 """From logits to tokens: the settings of each row, and the protocol of a sampler.
 
-There are two samplers: NumPy's, which is the specification (runner/sampler.py), and the compiled
-one of backend="numba", which uses the backend's threads. They draw the same tokens, except where a
-draw is within rounding error of the boundary between two.
+There are two samplers: NumPy's, which is the specification (numpy_sampler.py), and the compiled one
+of backend="numba", which uses the backend's threads. They draw the same tokens, except where a draw
+is within rounding error of the boundary between two.
 """
 
 from dataclasses import dataclass

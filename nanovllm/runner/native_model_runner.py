@@ -12,9 +12,8 @@ from nanovllm.model.backend import Backend, BackendLoader, LoadOptions
 from nanovllm.model.batch import ForwardBatch
 from nanovllm.model.config import GPT2Config
 from nanovllm.model.numpy_backend import NumpyBackend
-from nanovllm.model.sampling import Sampler, SamplingSettings, TokenLogprobs
+from nanovllm.model.sampling import SamplingSettings, TokenLogprobs
 from nanovllm.runner.logit_rows import LogitRows, PromptRows
-from nanovllm.runner.sampler import NumpySampler
 
 PROMPT_ROWS_AT_ONCE = 32
 """Rows of prompt log-probabilities in one slice: 6 MB of logits with a vocabulary of 50,257."""
@@ -55,7 +54,7 @@ class NativeModelRunner:
     def __init__(self, backend: Backend) -> None:
         """Run on `backend`; allocate its cache before the first step."""
         self._backend = backend
-        self._sampler: Sampler = backend.sampler or NumpySampler()
+        self._sampler = backend.sampler
 
     @classmethod
     def load(

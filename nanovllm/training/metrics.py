@@ -37,7 +37,7 @@ class Evaluation:
 
 
 @dataclass(frozen=True, slots=True)
-class StepRecord:
+class Update:
     """A line of steps.jsonl: one update. None is a value that is not known.
 
     Attributes:

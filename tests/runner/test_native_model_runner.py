@@ -12,9 +12,9 @@ from nanovllm.model.backend import LoadOptions
 from nanovllm.model.batch import ForwardBatch
 from nanovllm.model.checkpoint import load_weights
 from nanovllm.model.config import GPT2Config
+from nanovllm.model.logprobs import token_logprobs
 from nanovllm.model.numpy_backend import NumpyBackend
 from nanovllm.model.weights import GPT2Weights
-from nanovllm.runner.logprobs import token_logprobs
 from nanovllm.runner.native_model_runner import PROMPT_ROWS_AT_ONCE, NativeModelRunner, RunnerOutput
 from tests.support.batches import make_batch
 from tests.support.sampling import Row, make_step

@@ -56,8 +56,8 @@ def test_every_problem_is_named_at_once() -> None:
         "data is missing: text files, folders or a token file (--data)",
         "output is missing: a new folder for the run (--output)",
         "width is 10, which 3 heads do not divide",
-        "layers is 0 but must be an integer from 1 to 1024",
-        "dropout is 1.0 but must be a number of at least 0 and below 1",
+        "layers is 0 but must be an integer, from 1 to 1024",
+        "dropout is 1.0 but must be a number, at least 0 and below 1",
         "lr is -1.0",
         "seed is -1",
         "preset is 'gpt5' but must be one of gpt2, gpt2-medium, gpt2-large, gpt2-xl",
@@ -78,7 +78,7 @@ def test_every_problem_is_named_at_once() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"steps": 0}, "steps is 0 but must be an integer from 1"),
+        ({"steps": 0}, "steps is 0 but must be an integer, from 1"),
         ({"steps": 10, "warmup_steps": 10}, "warmup_steps is 10 but must be below the 10 steps"),
         ({"warmup_steps": 2000}, "must be below the 2,000 steps of the run"),
         ({"steps": 10, "stop_after": 11}, "stop_after is 11 but must be at most the 10 steps"),

@@ -10,7 +10,7 @@ Each line imports only from lines below it (the contract in pyproject.toml):
     entries         the functions that Python calls
 
     forward         the operations of nanovllm/model/gpt2.py, in the same order
-    sampling        the twin of nanovllm/runner/sampler.py: from rows of logits to tokens
+    sampling        the twin of nanovllm/model/numpy_sampler.py: from rows of logits to tokens
     threads         a pool of threads, its barriers and its work counters
     simd            vectors, storage formats and loads and stores of scalars
     step_record     the records through which Python passes arguments to a forward pass

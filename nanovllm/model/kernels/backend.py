@@ -16,6 +16,7 @@ from nanovllm.model.backend import LoadOptions
 from nanovllm.model.batch import ForwardBatch
 from nanovllm.model.checkpoint import open_weights
 from nanovllm.model.config import GPT2Config
+from nanovllm.model.cores import default_threads
 from nanovllm.model.free_memory import return_freed_memory
 from nanovllm.model.kernels.build.bounds import watch
 from nanovllm.model.kernels.build.layout import LINE_BYTES, WORD_BYTES
@@ -44,7 +45,6 @@ from nanovllm.model.kernels.step_record import (
     STEP_RECORD,
     best_bytes,
 )
-from nanovllm.model.kernels.threads.cores import default_threads
 from nanovllm.model.kernels.threads.pool import ThreadPool
 from nanovllm.model.weights import GPT2Weights
 

@@ -17,7 +17,7 @@ import logging
 import time
 import uuid
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
-from contextlib import aclosing, contextmanager, suppress
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Generic, TypeVar
@@ -34,7 +34,7 @@ from nanovllm.engine.generation_request import (
     PoolingParams,
     prepare_requests,
 )
-from nanovllm.engine.grammar.grammar import CompiledGrammar
+from nanovllm.engine.grammar.grammar import Grammar
 from nanovllm.engine.input_processor import PreparedRequest
 from nanovllm.engine.request_handle import RequestHandle
 from nanovllm.errors import InvalidRequestError
@@ -64,6 +64,7 @@ from nanovllm.server.openapi import operation
 B = TypeVar("B", bound=GenerationBody)
 
 logger = logging.getLogger(__name__)
+_GRAMMAR_POLL_S = 0.002
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,26 +292,24 @@ async def _wait_for_grammar(request: Request, prepared_requests: Sequence[Prepar
         return
     deadline = deadline_of(request)
     timeout_s = None if deadline is None else deadline.at_s - time.monotonic()
+    first = grammar.start()
     try:
-        await unless_disconnected(request, asyncio.wait_for(_compiled(grammar), timeout_s))
+        compiled = _compiled(first, grammar.grammars.poll)
+        await unless_disconnected(request, asyncio.wait_for(compiled, timeout_s))
     except asyncio.TimeoutError:
         return  # AsyncEngine.generate raises the error
-    if grammar.error is not None:
-        raise grammar.error
-
-
-async def _compiled(grammar: CompiledGrammar) -> None:
-    loop, compiled = asyncio.get_running_loop(), asyncio.Event()
-
-    def watcher() -> None:
-        with suppress(RuntimeError):  # the loop is closed
-            loop.call_soon_threadsafe(compiled.set)
-
-    grammar.watch(watcher)
-    try:
-        await compiled.wait()
     finally:
-        grammar.unwatch(watcher)
+        first.close()
+    if first.error is not None:
+        raise first.error
+
+
+async def _compiled(grammar: Grammar, poll: Callable[[], None]) -> None:
+    """Wait until a grammar is compiled or has failed."""
+    grammar.open()
+    while grammar.error is None and grammar.pooled is not None and not grammar.pooled.is_settled:
+        poll()
+        await asyncio.sleep(_GRAMMAR_POLL_S)
 
 
 async def _events(

@@ -6,9 +6,9 @@ import numpy as np
 from jaxtyping import Int64
 
 from nanovllm.model.activation import ACTIVATIONS
+from nanovllm.model.cores import default_threads
 from nanovllm.model.kernels.build.packing import aligned_zeros, round_up
 from nanovllm.model.kernels.build.target import KernelTarget, host_target
-from nanovllm.model.kernels.threads.cores import default_threads
 from nanovllm.training.kernels.attention_operations import (
     AttentionOperations,
     dropout_arguments,

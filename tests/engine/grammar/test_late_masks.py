@@ -210,7 +210,7 @@ def drive(engine: Engine, *requests: Request, until: Request) -> dict[str, Any]:
 @contextmanager
 def stopped_workers() -> Iterator[None]:
     """Stop all processes that compute masks, as on an overloaded machine."""
-    workers = [pid for server in children_of(os.getpid()) for pid in children_of(server)]
+    workers = children_of(os.getpid())
     for pid in workers:
         os.kill(pid, signal.SIGSTOP)
     try:

@@ -1,4 +1,4 @@
-"""Compiled sampling, the twin of nanovllm/runner/sampler.py.
+"""Compiled sampling, the twin of nanovllm/model/numpy_sampler.py.
 
 sample    from rows of logits to tokens
 record    the arguments of a run, and the layout of scratch memory

@@ -1,6 +1,6 @@
 """Log-probabilities of a row: its token's with the rank, and the top tokens', of unmodified logits.
 
-The compiled twin of nanovllm/runner/logprobs.py. `record` is a SAMPLING_RECORD and `scratch` the
+The compiled twin of nanovllm/model/logprobs.py. `record` is a SAMPLING_RECORD and `scratch` the
 thread's memory (record.py).
 """
 

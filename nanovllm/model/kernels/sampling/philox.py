@@ -1,4 +1,4 @@
-"""Philox random numbers of one row, the compiled twin of nanovllm/runner/philox.py."""
+"""Philox random numbers of one row, the compiled twin of nanovllm/model/philox.py."""
 
 from typing import Any
 

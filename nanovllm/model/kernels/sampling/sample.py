@@ -1,4 +1,4 @@
-"""From rows of logits to tokens: the compiled twin of nanovllm/runner/sampler.py.
+"""From rows of logits to tokens: the compiled twin of nanovllm/model/numpy_sampler.py.
 
 Every filter is a threshold: min_p, top_k and top_p keep the scores from some value up, and each
 raises the threshold of the previous one. So a row is read a few times from end to end and never

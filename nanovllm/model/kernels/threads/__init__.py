@@ -5,6 +5,5 @@ worker      the compiled side of a helper thread
 barrier     work counters, barriers, and waiting for a run
 atomics     atomic operations on int64
 os_wait     sleeping and waking, and a monotonic clock
-cores       the processor's name, and the cores that this process may use
 contention  the number of threads to use while other programs take cores
 """

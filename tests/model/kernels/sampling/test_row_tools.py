@@ -15,7 +15,7 @@ from nanovllm.model.kernels.sampling.select import select
 from nanovllm.model.kernels.sampling.sort import sort_descending
 from nanovllm.model.kernels.simd.scalar import float_to_bits, float_to_ordered, ordered_to_float
 from nanovllm.model.kernels.step_record import NO_TOKEN, best_bytes
-from nanovllm.runner.philox import uniform
+from nanovllm.model.philox import uniform
 from tests.support.kernel_entries import argmax_kernel
 from tests.support.targets import WIDTHS
 

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from nanovllm.model.kernels.build.target import KernelTarget
 from nanovllm.model.kernels.sampler import CompiledRowSampler
 from nanovllm.model.kernels.threads.pool import ThreadPool
+from nanovllm.model.logprobs import token_logprobs
+from nanovllm.model.numpy_sampler import apply_filters, sample
+from nanovllm.model.philox import uniform
 from nanovllm.model.sampling import TokenLists, TokenLogprobs
-from nanovllm.runner.logprobs import token_logprobs
-from nanovllm.runner.philox import uniform
-from nanovllm.runner.sampler import apply_filters, sample
 from tests.support.sampling import Row, make_sampling
 from tests.support.targets import WHOLE_TARGETS, load_whole
 

@@ -1,0 +1,139 @@
+"""NumPy's sampler and the specification: edits, penalties, temperature, filters, draw.
+
+The order is vLLM's: allowed tokens, bans and biases, penalties; then either the argmax, or
+temperature, min_p, top_k, top_p and a draw. Every operation works on one row, so a row's token does
+not depend on the rows beside it.
+"""
+
+import numpy as np
+from jaxtyping import Bool, Float32, Float64, Int64
+
+from nanovllm.model.logprobs import token_logprobs
+from nanovllm.model.philox import uniform
+from nanovllm.model.sampling import SampledTokens, SamplingSettings, TokenLogprobs
+
+
+class NumpySampler:
+    """The sampler of backend="numpy"."""
+
+    def sample(
+        self, logits: Float32[np.ndarray, "rows vocab"], settings: SamplingSettings
+    ) -> SampledTokens:
+        """Return a token for each row; `logits` are overwritten."""
+        reported = np.flatnonzero(settings.num_logprobs >= 0)
+        unchanged = logits[reported]  # a copy
+        token_ids, has_token = sample(logits, settings)
+        logprobs: list[TokenLogprobs | None] = [None] * len(logits)
+        if reported.size:
+            reports = self.logprobs(unchanged, token_ids[reported], settings.num_logprobs[reported])
+            for row, report in zip(reported.tolist(), reports, strict=True):
+                logprobs[row] = report
+        return SampledTokens(token_ids, has_token, logprobs)
+
+    def logprobs(
+        self,
+        logits: Float32[np.ndarray, "rows vocab"],
+        token_ids: Int64[np.ndarray, " rows"],
+        num_logprobs: Int64[np.ndarray, " rows"],
+    ) -> list[TokenLogprobs]:
+        """Return the log-probabilities of each row's token and its top `num_logprobs`."""
+        return token_logprobs(logits, token_ids, num_logprobs)
+
+
+@np.errstate(over="ignore", invalid="ignore")  # a row that overflowed may be beside sound ones
+def sample(
+    logits: Float32[np.ndarray, "rows vocab"], settings: SamplingSettings
+) -> tuple[Int64[np.ndarray, " rows"], Bool[np.ndarray, " rows"]]:
+    """Return a token for each row and whether the row has one; `logits` are overwritten."""
+    _apply_edits(logits, settings)
+    _apply_penalties(logits, settings)
+    has_token = np.isfinite(logits.max(axis=1))
+    tokens = logits.argmax(axis=1)
+    drawn = np.flatnonzero((settings.temperature > 0) & has_token)
+    if drawn.size:
+        draws = uniform(settings.seeds[drawn], settings.choices[drawn], settings.positions[drawn])
+        for row, draw in zip(drawn.tolist(), draws.tolist(), strict=True):
+            scores = logits[row]
+            scores /= settings.temperature[row]
+            apply_filters(
+                scores,
+                top_k=int(settings.top_k[row]),
+                top_p=float(settings.top_p[row]),
+                min_p=float(settings.min_p[row]),
+            )
+            tokens[row] = draw_token(scores, draw)
+    return tokens, has_token
+
+
+def _apply_edits(logits: Float32[np.ndarray, "rows vocab"], settings: SamplingSettings) -> None:
+    """Ban tokens that are not allowed; add biases."""
+    allowed = settings.allowed
+    for row in np.flatnonzero(np.diff(allowed.starts)).tolist():
+        ids = allowed.token_ids[allowed.starts[row] : allowed.starts[row + 1]]
+        kept = logits[row, ids]
+        logits[row] = -np.inf
+        logits[row, ids] = kept
+    if settings.edits.token_ids.size:
+        logits[settings.edits.rows, settings.edits.token_ids] += settings.edit_values
+
+
+def _apply_penalties(logits: Float32[np.ndarray, "rows vocab"], settings: SamplingSettings) -> None:
+    """Apply the repetition penalty to all tokens seen, the others to those of the output.
+
+    The repetition penalty divides a positive logit and multiplies a negative one: both go down.
+    """
+    if not settings.history.token_ids.size:
+        return
+    rows, token_ids = settings.history.rows, settings.history.token_ids
+    counts = settings.history_counts
+    values = logits[rows, token_ids]
+    repetition = settings.repetition_penalty[rows]
+    values = np.where(values > 0, values / repetition, values * repetition)
+    values -= settings.frequency_penalty[rows] * counts.astype(np.float32)
+    values -= settings.presence_penalty[rows] * (counts > 0).astype(np.float32)
+    logits[rows, token_ids] = values
+
+
+def apply_filters(
+    scores: Float32[np.ndarray, " vocab"], *, top_k: int, top_p: float, min_p: float
+) -> None:
+    """Set the scores of filtered tokens to minus infinity, in place.
+
+    Tokens that tie with the last one kept are kept too.
+    """
+    if min_p > 0:
+        scores[scores < scores.max() + np.float32(np.log(min_p))] = -np.inf
+    if 0 < top_k < scores.size:
+        scores[scores < np.partition(scores, scores.size - top_k)[scores.size - top_k]] = -np.inf
+    if top_p < 1:
+        scores[scores < _nucleus_threshold(scores, top_p)] = -np.inf
+
+
+def _nucleus_threshold(scores: Float32[np.ndarray, " vocab"], top_p: float) -> float:
+    """Return the lowest score in the nucleus, the smallest set of most likely tokens whose
+    probabilities sum to top_p (Holtzman et al. 2020, arXiv:1904.09751).
+
+    Tokens less likely than (1 - top_p) / vocab cannot sum to 1 - top_p, so none of them is in the
+    nucleus. Only the others, usually few, are sorted.
+    """
+    weights = np.exp(scores - scores.max())
+    total = weights.sum(dtype=np.float64)
+    candidates = scores[weights >= np.float32((1.0 - top_p) * total / scores.size)]
+    candidates[::-1].sort()
+    cumulative = np.cumsum(np.exp(candidates - candidates[0]), dtype=np.float64)
+    last = int(np.searchsorted(cumulative, top_p * total))
+    return float(candidates[min(last, candidates.size - 1)])
+
+
+def draw_token(scores: Float32[np.ndarray, " vocab"], draw: float) -> int:
+    """Return the first token, in order of ids, whose cumulative probability is above `draw`.
+
+    `draw` is in [0, 1).
+    """
+    candidates = np.flatnonzero(scores > -np.inf)
+    weights: Float64[np.ndarray, " candidates"] = np.exp(
+        (scores[candidates] - scores.max()).astype(np.float64)
+    )
+    cumulative = np.cumsum(weights)
+    index = int(np.searchsorted(cumulative, draw * cumulative[-1], side="right"))
+    return int(candidates[min(index, candidates.size - 1)])

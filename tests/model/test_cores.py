@@ -1,0 +1,84 @@
+"""The default number of threads, on machines simulated by files, and the processor's name."""
+
+import platform
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from nanovllm.model.cores import cpu_name, default_threads, linux_threads
+
+TOPOLOGY = "sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list"
+PAIRS = {TOPOLOGY.format(cpu=cpu): f"{cpu % 4},{cpu % 4 + 4}\n" for cpu in range(8)}
+"""Four cores of two hardware threads each: CPUs 0 and 4 are one core."""
+
+
+def write(root: Path, files: Mapping[str, str]) -> Path:
+    for name, text in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("cpus", "expected"),
+    [({0}, 1), ({0, 4}, 1), ({0, 1}, 2), ({0, 1, 4, 5}, 2), (set(range(8)), 4), ({8, 9, 10}, 3)],
+)
+def test_two_threads_of_a_core_count_once(tmp_path: Path, cpus: set[int], expected: int) -> None:
+    assert linux_threads(cpus, write(tmp_path, PAIRS)) == expected
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({}, 4),
+        ({"proc/self/cgroup": "0::/\n"}, 4),
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "max 100000\n"}, 4),
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "250000 100000\n"}, 2),
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "50000 100000\n"}, 1),
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "800000 100000\n"}, 4),
+        (
+            {
+                "proc/self/cgroup": "0::/a/b\n",
+                "sys/fs/cgroup/a/cpu.max": "300000 100000\n",
+                "sys/fs/cgroup/a/b/cpu.max": "max 100000\n",
+            },
+            3,
+        ),
+        ({"proc/self/cgroup": "0::/a/b\n", "sys/fs/cgroup/a/b/cpu.max": "100000 50000\n"}, 2),
+        ({"proc/self/cgroup": "0::/../other\n", "sys/fs/cgroup/cpu.max": "200000 100000\n"}, 2),
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "nonsense\n"}, 4),
+        ({"proc/self/cgroup": "nonsense\n"}, 4),
+    ],
+)
+def test_a_share_of_the_machine_is_respected(
+    tmp_path: Path, files: dict[str, str], expected: int
+) -> None:
+    assert linux_threads(range(8), write(tmp_path, {**PAIRS, **files})) == expected
+
+
+@pytest.mark.parametrize(("quota", "expected"), [("-1", 4), ("200000", 2), ("10000", 1)])
+@pytest.mark.parametrize("group", ["/", "/docker/ab"])
+def test_the_older_control_groups_are_respected(
+    tmp_path: Path, quota: str, expected: int, group: str
+) -> None:
+    folder = "sys/fs/cgroup/cpu" + group.rstrip("/")
+    files = {
+        "proc/self/cgroup": f"12:memory:{group}\n4:cpu,cpuacct:{group}\n1:name=systemd:{group}\n",
+        f"{folder}/cpu.cfs_quota_us": f"{quota}\n",
+        f"{folder}/cpu.cfs_period_us": "100000\n",
+    }
+    assert linux_threads(range(8), write(tmp_path, {**PAIRS, **files})) == expected
+
+
+def test_this_machine_has_at_least_one() -> None:
+    assert default_threads() >= 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/cpuinfo")
+def test_the_processor_has_the_name_that_the_system_shows() -> None:
+    names = re.findall(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
+    assert cpu_name() == (names or [platform.processor() or platform.machine()])[0].strip()
