@@ -43,6 +43,11 @@ class CheckedField:
     default: Any
     help: str
 
+    @property
+    def summary(self) -> str:
+        """The first sentence of `help`, without its period."""
+        return re.split(r"\.(?: |$)", self.help)[0]
+
     def check(self, value: Any) -> Any:
         """Return a valid value, as a float where the field is one; raises InvalidRequestError."""
         if value is None and self.is_optional:

@@ -112,8 +112,7 @@ def _add_fields(
     checked = checked_fields(settings)
     for name in names:
         field = checked[name]
-        sentence = field.help.split(". ")[0].rstrip(".")
-        text, _, unset = sentence.partition("; None for ")
+        text, _, unset = field.summary.partition("; None for ")
         default = {name: field.default, **defaults}[name]
         if default is None:
             text += f" (default: {_UNSET.get(name, unset)})"

@@ -93,7 +93,7 @@ def define(parser: argparse.ArgumentParser) -> None:
 
 def _describe_field(field: CheckedField) -> dict[str, Any]:
     """Return the arguments of `add_argument` for a setting, whose text says what it is for."""
-    text = re.sub(r"`(\w+)`", lambda found: _flag(found[1]), field.help).rstrip(".")
+    text = re.sub(r"`(\w+)`", lambda found: _flag(found[1]), field.summary)
     if field.default not in (None, "", ()):
         text += f" (default: {field.default})"
     takes = {"nargs": "+"} if field.default == () else {"type": field.kind or str}
