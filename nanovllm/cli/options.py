@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nanovllm.checked_fields import checked_fields
+from nanovllm.cli.parser import flag_of
 from nanovllm.config import BUNDLED_MODEL, EngineConfig
 from nanovllm.sampling_params import SamplingParams
 
@@ -126,7 +127,7 @@ def _add_fields(
         else:
             metavar = name.rsplit("_", 1)[-1].upper()
             options |= {"type": field.kind or str, "metavar": metavar}
-        group.add_argument(_option(name), **options)
+        group.add_argument(flag_of(name), **options)
 
 
 def engine_config(parsed: argparse.Namespace) -> EngineConfig:
@@ -170,10 +171,6 @@ def sampling_settings(parsed: argparse.Namespace) -> dict[str, Any]:
     return {
         name: value for name, value in vars(parsed).items() if name in names and value is not None
     }
-
-
-def _option(name: str) -> str:
-    return "--" + name.replace("_", "-")
 
 
 def add_chat_template(group: "argparse._ActionsContainer", more: str = "") -> None:

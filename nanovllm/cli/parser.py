@@ -28,6 +28,11 @@ _OTHER_COMMANDS = {
 """Commands by their names in other programs, such as ollama."""
 
 
+def flag_of(name: str) -> str:
+    """Return the option of a setting."""
+    return f"--{name.replace('_', '-')}"
+
+
 def set_up(
     parser: argparse.ArgumentParser,
     run: Run,
@@ -132,7 +137,7 @@ class CommandParser(argparse.ArgumentParser):
         """
         parsed = self.parse_args([])
         for name, value in settings.items():
-            flag = f"--{name.replace('_', '-')}"
+            flag = flag_of(name)
             action = self._option_string_actions.get(flag)
             if action is None or not (_is_switch(action) or action.nargs is None):
                 raise ValueError(self._unrecognized([flag]))
