@@ -28,6 +28,8 @@ outputs             what requests return
 checked_fields      checks of settings by their annotations
 vllm_settings       errors for unknown settings, with advice for those that vLLM has
 suggestions         near names for misspelled ones
+deadlines           the time by which a request must be complete
+shares              how bounded room is divided between clients
 errors              the public exceptions
 progress            progress bars
 stop_signal         stopping at Ctrl-C

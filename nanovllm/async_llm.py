@@ -11,10 +11,11 @@ from typing import TypedDict
 from typing_extensions import Self, Unpack
 
 from nanovllm.config import EngineConfig, EngineSettings
+from nanovllm.deadlines import Deadline
 from nanovllm.engine.async_engine import AsyncEngine
 from nanovllm.engine.engine import Engine
 from nanovllm.engine.generation_request import GenerationRequest
-from nanovllm.engine.request_handle import Deadline, RequestHandle
+from nanovllm.engine.request_handle import RequestHandle
 from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.errors import EngineNotReadyError
 from nanovllm.hub import BUNDLED_MODEL, resolve_model

@@ -26,7 +26,6 @@ inspection/          state, step records and pauses of a running engine
 async_engine         an engine for asyncio tasks
 request_handle       a request that an asyncio task waits for
 admission            limits on unfinished requests
-shares               how bounded room is divided between clients
 beam_search          beam search over an engine's requests
 chat/                chat templates
 grammar/             structured outputs

@@ -14,8 +14,8 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from nanovllm.engine.metrics import AdmissionStats
-from nanovllm.engine.shares import Shares
 from nanovllm.errors import InvalidRequestError, QueueFullError
+from nanovllm.shares import Shares
 
 MAX_QUEUED_REQUESTS = 1024
 QUEUED_CACHES = 16

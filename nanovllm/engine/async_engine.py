@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from enum import Enum
 
+from nanovllm.deadlines import Deadline
 from nanovllm.engine.admission import (
     MAX_LOGPROBS_BYTES,
     MAX_QUEUED_REQUESTS,
@@ -30,7 +31,7 @@ from nanovllm.engine.generation_request import GenerationRequest
 from nanovllm.engine.inspection.inspector import Inspector
 from nanovllm.engine.metrics import AdmissionStats, EngineSnapshot, StepStats
 from nanovllm.engine.prompt_request import PromptRequest
-from nanovllm.engine.request_handle import Deadline, RequestHandle
+from nanovllm.engine.request_handle import RequestHandle
 from nanovllm.engine.step_output import StepOutput
 from nanovllm.engine.update_router import UpdateRouter
 from nanovllm.errors import EngineFaultError, EngineNotReadyError, RequestTimeoutError

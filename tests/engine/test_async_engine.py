@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 from nanovllm import LLM, SamplingParams
+from nanovllm.deadlines import Deadline
 from nanovllm.engine.async_engine import AsyncEngine
 from nanovllm.engine.generation_request import GenerationRequest
 from nanovllm.engine.input_processor import InputProcessor
 from nanovllm.engine.metrics import StepStats
-from nanovllm.engine.request_handle import Deadline, RequestHandle
+from nanovllm.engine.request_handle import RequestHandle
 from nanovllm.errors import (
     ContextLengthError,
     InvalidRequestError,

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from nanovllm.config import EngineConfig
+from nanovllm.deadlines import Deadline
 from nanovllm.engine.async_engine import AsyncEngine
 from nanovllm.engine.engine import Engine
 from nanovllm.engine.generation_request import GenerationRequest
-from nanovllm.engine.request_handle import Deadline
 from nanovllm.engine.scheduling.request import FinishReason
 from nanovllm.errors import RequestTimeoutError
 from nanovllm.sampling_params import SamplingParams

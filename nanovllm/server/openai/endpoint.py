@@ -35,6 +35,7 @@ from nanovllm.errors import InvalidRequestError
 from nanovllm.outputs import RequestOutput
 from nanovllm.sampling_params import SamplingParams
 from nanovllm.server.http.body import read_body
+from nanovllm.server.http.clients import client_of
 from nanovllm.server.http.deadlines import deadline_of
 from nanovllm.server.http.errors import served_name, status_of
 from nanovllm.server.http.event_stream import (
@@ -203,11 +204,11 @@ async def _respond(endpoint: Endpoint[B], request: Request, service: ModelServic
     async_engine, work = service.async_engine, service.work
     body, num_bytes = await read_body(request, endpoint.body, work)
     model = served_name(body.model, service.model_names)
-    record = record_of(request)
+    record, client = record_of(request), client_of(request)
     record.note_prompts(body.logged_prompts)
     # Before time is spent on the prompts.
-    async_engine.check_room(body.num_choices, client=record.client)
-    stored = ClientResponses(service.response_store, record.api_key_digest)
+    async_engine.check_room(body.num_choices, client=client.name)
+    stored = ClientResponses(service.response_store, client.key_digest)
     call = partial(
         prepare,
         endpoint,
@@ -215,7 +216,7 @@ async def _respond(endpoint: Endpoint[B], request: Request, service: ModelServic
         async_engine.engine,
         service.chat_template,
         model,
-        record.client,
+        client.name,
         stored,
     )
     renderer, prompts = await work.read(request, num_bytes, call, is_guarded=endpoint.is_guarded)

@@ -4,7 +4,6 @@ Each endpoint has one. ChoicesRenderer has what completions and chats share: a l
 chunks with one choice each.
 """
 
-import json
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +13,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.outputs import CompletionOutput, EmbeddingRequestOutput, RequestOutput
 from nanovllm.server.http.errors import response_for
-from nanovllm.server.http.json_io import write_json
+from nanovllm.server.http.json_io import dump_json, write_json
 from nanovllm.server.openai.response_store import NOT_KEPT, ClientResponses
 from nanovllm.server.openai.response_types import Usage
 from nanovllm.server.openai.schemas import SamplingBody
@@ -129,7 +128,7 @@ class ChoicesRenderer(Renderer[RequestOutput]):
     def delta(self, index: int, output: RequestOutput) -> bytes:
         """Return a chunk for each choice that has something new."""
         self._usage.add(index, output)
-        encode = write_json if is_large([output]) else _dumps
+        encode = write_json if is_large([output]) else dump_json
         chunks = []
         for delta in output.outputs:
             self._num_tokens[index, delta.index] += len(delta.token_ids)
@@ -160,7 +159,7 @@ class ChoicesRenderer(Renderer[RequestOutput]):
         if not self._has_usage:
             return _DONE
         chunk = {**self._head(self.chunk_type), "choices": [], "usage": self._usage.usage()}
-        return b"data: " + _dumps(chunk) + b"\n\n" + _DONE
+        return b"data: " + dump_json(chunk) + b"\n\n" + _DONE
 
     def error(self, error: Exception) -> bytes:
         """Return the error, whose status can only follow in the stream, and [DONE]."""
@@ -244,7 +243,3 @@ def is_large(outputs: Sequence[Any]) -> bool:
 
 
 _DONE = b"data: [DONE]\n\n"
-
-
-def _dumps(value: Mapping[str, Any]) -> bytes:
-    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()

@@ -5,7 +5,6 @@ stored response (response_store.py). The chat template makes a prompt of it. Whe
 template, an input that is text is the prompt itself.
 """
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +15,7 @@ from nanovllm.errors import InvalidRequestError
 from nanovllm.outputs import RequestOutput
 from nanovllm.prompts import Prompt
 from nanovllm.server.http.errors import error_of, shorten
+from nanovllm.server.http.json_io import dump_json
 from nanovllm.server.http.validation_errors import quote
 from nanovllm.server.openai.chat_prompt import encode_messages, end_turn
 from nanovllm.server.openai.chat_schemas import MAX_MESSAGES, ChatMessage, PromptFields
@@ -80,14 +80,18 @@ def _not_stored(param: str, missing_id: str, stored: ClientResponses) -> Invalid
     )
 
 
+def conversation(body: ResponsesRequest) -> list[ChatMessage]:
+    """Return the messages that the chat template makes a prompt of."""
+    if body.instructions is None:
+        return [*body.messages]
+    return [ChatMessage(role="system", content=body.instructions, name=None), *body.messages]
+
+
 def parse_response(
     body: ResponsesRequest, engine: Engine, template: ChatTemplate | None
 ) -> GenerationRequest:
     """Return the request of a body; raises InvalidRequestError."""
-    messages: list[ChatMessage] = []
-    if body.instructions is not None:
-        messages.append(ChatMessage(role="system", content=body.instructions, name=None))
-    messages += body.messages
+    messages = conversation(body)
     prompt: Prompt
     if isinstance(body.input, str) and len(messages) == 1 and template is None:
         prompt = body.input
@@ -190,8 +194,7 @@ class ResponseRenderer(Renderer[RequestOutput]):
     def _event(self, event_type: str, **fields: Any) -> bytes:
         event = {"type": event_type, "sequence_number": self._num_events, **fields}
         self._num_events += 1
-        data = json.dumps(event, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-        return f"event: {event_type}\ndata: {data}\n\n".encode()
+        return b"event: %s\ndata: %s\n\n" % (event_type.encode(), dump_json(event))
 
     def _text_event(self, event_type: str, **fields: Any) -> bytes:
         return self._event(

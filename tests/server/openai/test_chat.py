@@ -340,7 +340,7 @@ def with_part(part: object) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": [part]}]}
 
 
-BAD: dict[str, tuple[dict[str, Any], str, str]] = {
+BAD: dict[str, tuple[dict[str, Any], str | None, str]] = {
     "no messages": ({"messages": []}, "messages", "at least 1"),
     "too many": ({"messages": [{"role": "user", "content": "a"}] * 2049}, "messages", "2048"),
     "no list": ({"messages": "the"}, "messages", "list"),
@@ -362,11 +362,11 @@ BAD: dict[str, tuple[dict[str, Any], str, str]] = {
         'part 0 has the field "cache"',
     ),
     "half a character": (
-        {"messages": [{"role": "user", "content": "\ud800"}]}, "messages", "surrogate",
+        {"messages": [{"role": "user", "content": "\ud800"}]}, None, "surrogate",
     ),
     "half a character in a part": (
         {"messages": [{"role": "user", "content": [{"type": "text", "text": "\ud800"}]}]},
-        "messages", "surrogate",
+        None, "surrogate",
     ),
     "a tool call": (
         {"messages": [{"role": "assistant", "content": "", "tool_calls": [{"id": "1"}]}]},
