@@ -308,14 +308,15 @@ class GrammarPool:
             self._end(worker)
         elif worker.is_late:
             sequence, grammar = worker.current
-            if grammar is not None:
-                grammar.is_slow = True
+            if grammar is None:
+                return  # it reads its requests
+            if sequence is None and not (worker.compiling and grammar.sequences):
+                self._end(worker)  # the sequence was released, or all those of the new grammar
+                return
+            grammar.is_slow = True
             if sequence is not None:
                 worker.slow_down()
-            if worker.compiling is not None and not worker.compiling.sequences:
-                self._end(worker)
-            else:
-                self._move_others(worker)
+            self._move_others(worker)
         elif worker.is_slow:
             self._move_others(worker)
 
