@@ -10,7 +10,7 @@ must not delay others:
                             and the second such sequence fails its grammar; for another cause: what
                             it was working on fails when it ends a second worker
     there is no room        idle grammars are evicted, then those in use of the client with most;
-                            see engine/shares.py
+                            see shares.py
 
 A grammar that moves, was evicted or has lost its worker is compiled again where a sequence needs a
 mask, and the sequence's tokens are sent again. The mask of a position is requested as soon as the

@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 
 from nanovllm.engine.grammar.states import GrammarState, PooledGrammar
-from nanovllm.engine.shares import FairQueue, Shares
+from nanovllm.shares import FairQueue, Shares
 
 _MAX_WITHOUT_WORKER = 512  # grammars without a worker whose first mask or error is kept
 
