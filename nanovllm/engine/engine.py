@@ -28,7 +28,12 @@ from nanovllm.engine.scheduling.block_manager import BlockManager
 from nanovllm.engine.scheduling.kv_cache_manager import KVCacheManager
 from nanovllm.engine.scheduling.request import FinishReason, Request, RequestState
 from nanovllm.engine.scheduling.scheduler import Scheduler
-from nanovllm.engine.scheduling.step_plan import MaskStates, SequenceResult, StepPlan
+from nanovllm.engine.scheduling.step_plan import (
+    NO_MASKS_MISSING,
+    MaskStates,
+    SequenceResult,
+    StepPlan,
+)
 from nanovllm.engine.step_output import SequenceUpdate, StepOutput
 from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.engine.update_router import UpdateRouter
@@ -95,6 +100,7 @@ class Engine:
         )
         self.input_processor = InputProcessor(model, tokenizer, limits, seed=config.seed)
         self._tracker = RequestTracker()
+        self._masks = NO_MASKS_MISSING  # as of the last step
         self._last_step_s = 0.0
         self.started_s = time.monotonic()
         self.num_steps = 0
@@ -147,13 +153,13 @@ class Engine:
     def stats(self) -> EngineSnapshot:
         """Return a snapshot of the statistics. Call it on the engine's thread; any may read it."""
         scheduler, tracker = self.scheduler, self._tracker
-        blocked = self.mask_states().blocked
+        deferred = map(tracker.structured.get, self._masks.blocked)
         return EngineSnapshot(
             num_requests_running=len(scheduler.running),
             num_requests_waiting=scheduler.num_waiting,
             num_requests_deferred=sum(
-                tracker.structured[request_id].state is RequestState.WAITING
-                for request_id in blocked
+                request is not None and request.state is RequestState.WAITING
+                for request in deferred
             ),
             kv_cache_usage=self.blocks.usage,
             prompt_tokens=tracker.prompt_tokens,
@@ -209,11 +215,10 @@ class Engine:
         """Run one step if any request can run; call `on_planned` before the forward pass."""
         started = time.monotonic()
         self._abort_overdue(started)
-        failed = self._finish_failed_grammars()
-        masks = self.mask_states()
-        plan = self.scheduler.schedule(masks)
+        failed = self._read_masks()
+        plan = self.scheduler.schedule(self._masks)
         if not plan.sequences:
-            if masks.blocked and not failed:
+            if self._masks.blocked and not failed:
                 self.input_processor.grammars.wait(_BLOCKED_WAIT_S)
             return StepOutput(failed, StepStats(0, 0, 0, 0.0))
         if on_planned is not None:
@@ -311,17 +316,18 @@ class Engine:
             if deadline_s <= now:
                 self.finish_request(request_id, FinishReason.ABORT)
 
-    def _finish_failed_grammars(self) -> tuple[SequenceUpdate, ...]:
+    def _read_masks(self) -> tuple[SequenceUpdate, ...]:
         """Receive the masks of grammars, and finish the requests whose grammar has failed."""
         grace_s = min(max(_MASK_GRACE * self._last_step_s, _MIN_MASK_GRACE_S), _MAX_MASK_GRACE_S)
         self.input_processor.grammars.poll(grace_s)
+        self._masks = self.mask_states()
         updates = []
-        for request_id, request in list(self._tracker.structured.items()):
-            error = None if request.grammar is None else request.grammar.error
-            if error is not None:
-                update = self.finish_request(request_id, FinishReason.ERROR)
-                assert update is not None
-                updates.append(replace(update, error=error))
+        for request_id in sorted(self._masks.failed):
+            grammar = self._tracker.structured[request_id].grammar
+            update = self.finish_request(request_id, FinishReason.ERROR)
+            assert update is not None
+            assert grammar is not None
+            updates.append(replace(update, error=grammar.error))
         return tuple(updates)
 
 

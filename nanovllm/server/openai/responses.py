@@ -17,7 +17,7 @@ from nanovllm.prompts import Prompt
 from nanovllm.server.http.errors import error_of, shorten
 from nanovllm.server.http.json_io import dump_json
 from nanovllm.server.http.validation_errors import quote
-from nanovllm.server.openai.chat_prompt import encode_prompt, end_turn
+from nanovllm.server.openai.chat_prompt import encode_messages, end_turn
 from nanovllm.server.openai.chat_schemas import MAX_MESSAGES, ChatMessage, PromptFields
 from nanovllm.server.openai.endpoint import Endpoint, sampling_params
 from nanovllm.server.openai.renderer import Renderer, ResponseContext, usage_of
@@ -93,7 +93,8 @@ def parse_response(
         prompt = body.input
     else:
         end = PromptFields.model_validate({})
-        prompt = encode_prompt(messages, end, template, engine.input_processor)
+        check_text = engine.input_processor.reader.check_text
+        prompt = encode_messages(messages, end, template, engine.tokenizer, check_text)
     params = sampling_params(
         engine,
         max_tokens=body.max_output_tokens,
