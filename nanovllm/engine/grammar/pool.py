@@ -40,7 +40,6 @@ from nanovllm.engine.grammar.worker_set import WorkerSet
 from nanovllm.engine.sandbox.messages import Message
 from nanovllm.engine.sandbox.process import WorkerEndedError
 from nanovllm.errors import EngineFaultError, InvalidRequestError, NanovllmError, QueueFullError
-from nanovllm.shares import FairQueue, Shares
 
 logger = logging.getLogger(__name__)
 

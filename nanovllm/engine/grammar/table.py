@@ -1,13 +1,13 @@
 """The grammars of a pool by their keys, those that wait, and which of them makes way for another.
 
-See engine/shares.py for the rule. The least recently used come first.
+See nanovllm/shares.py for the rule. The least recently used come first.
 """
 
 from collections import OrderedDict
 from collections.abc import Iterator
 
 from nanovllm.engine.grammar.states import GrammarState, PooledGrammar
-from nanovllm.engine.shares import FairQueue, Shares
+from nanovllm.shares import FairQueue, Shares
 
 _MAX_WITHOUT_WORKER = 512  # grammars without a worker whose first mask or error is kept
 
