@@ -34,13 +34,13 @@ from nanovllm.engine.grammar.pool import GrammarPool
 from nanovllm.engine.grammar.states import MaskSequence, PooledGrammar
 from nanovllm.engine.sandbox.process import WorkerProcess
 from nanovllm.engine.tokenizer import Tokenizer
-from nanovllm.errors import InvalidRequestError, NanovllmError
+from nanovllm.errors import InvalidRequestError, NanovllmError, setting
 from nanovllm.structured_outputs import StructuredOutputs
 
 LATE_S = 0.2
 """Sequences whose mask is later than this may be preempted: recomputing them costs less."""
 _WAIT_S = 0.1
-_NO_END = "structured_outputs requires an end-of-text token, but the model has no eos_token_id"
+_NO_END = f"{setting(PARAM)} requires an end-of-text token, but the model has no eos_token_id"
 
 
 class Grammar:

@@ -1,6 +1,6 @@
 """The grammars of a pool by their keys, those that wait, and which of them makes way for another.
 
-See engine/shares.py for the rule. The least recently used come first.
+See nanovllm/shares.py for the rule. The least recently used come first.
 """
 
 from collections import OrderedDict
