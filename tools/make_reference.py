@@ -1,9 +1,10 @@
-"""Write the generated pages of docs/reference: options.md and settings.md.
+"""Write the generated pages of docs/reference: options.md, settings.md and ray-serve.md.
 
 Run: python tools/make_reference.py [--check]
 
 options.md is made of what `nanovllm COMMAND --help` prints, and of the registry of environment
-variables; settings.md of the docstrings and defaults of the settings of the Python API.
+variables; settings.md of the docstrings and defaults of the settings of the Python API;
+ray-serve.md of the declarations of its settings.
 tests/docs/test_reference.py fails if a page is not up to date.
 """
 
@@ -15,17 +16,22 @@ import os
 import re
 import sys
 import textwrap
+import types
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from annotated_types import Interval
+from pydantic_core import PydanticUndefined
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from nanovllm import BeamSearchParams, EngineConfig, SamplingParams, StructuredOutputs
 from nanovllm.cli.environment import VARIABLES
 from nanovllm.cli.main import main as run_command
+from nanovllm.deploy.settings import AppSettings, ModelSettings
 
 FOLDER = Path(__file__).resolve().parent.parent / "docs" / "reference"
 SETTINGS: tuple[type[Any], ...] = (
@@ -42,8 +48,17 @@ _ABOUT_SETTINGS = (
     "The settings of the [Python API](python-api.md), with their defaults. Requests of the "
     "[HTTP API](http-api.md) have the fields of SamplingParams under the same names."
 )
+_ABOUT_RAY_SERVE = (
+    "The `args` of an application of `nanovllm.deploy`, as in "
+    "[two-replicas.yaml](../../examples/ray/two-replicas.yaml). "
+    "`python -m nanovllm.deploy.check FILE` checks a file. "
+    "[Scale out](../how-to/scale-out.md#ray-serve) explains how to use it."
+)
 _UNTITLED = {"positional arguments": ("argument", ""), "options": ("option", "")}
 """Groups of argparse itself, and the heads of their tables."""
+_UNIONS = (Union, types.UnionType)
+_UNLIMITED = 2**30
+"""Bounds beyond this are those of the sampler's arrays."""
 _WIDTH = "2000"  # columns: no line of a help text is wrapped
 _SHORT = re.compile(r"^(-\w) [A-Z]+, ")
 """The begin of "-i FILE, --input FILE", which Python 3.13 writes as "-i, --input FILE"."""
@@ -87,6 +102,7 @@ def pages() -> dict[Path, str]:
     return {
         FOLDER / "options.md": options_page(list(read_commands())),
         FOLDER / "settings.md": settings_page(),
+        FOLDER / "ray-serve.md": ray_serve_page(),
     }
 
 
@@ -184,12 +200,56 @@ def settings_page() -> str:
     ]
     for kind in SETTINGS:
         texts = attributes(kind)
-        rows = ["| setting | default | meaning |", "|---|---|---|"]
+        hints = get_type_hints(kind, include_extras=True)
+        rows = ["| setting | default | values | meaning |", "|---|---|---|---|"]
         for field in fields(kind):
             default = "" if field.default is MISSING else f"`{field.default!r}`"
-            rows.append(f"| `{field.name}` | {default} | {_cell(texts[field.name])} |")
+            values, text = _values(hints[field.name]), _cell(texts[field.name])
+            rows.append(f"| `{field.name}` | {default} | {values} | {text} |")
         parts += [f"## {kind.__name__}", "\n".join(rows)]
     return _joined(parts)
+
+
+def ray_serve_page() -> str:
+    """Return the page of the settings of a Ray Serve application, from their declarations."""
+    parts = ["# Ray Serve settings", _NOTE, _ABOUT_RAY_SERVE]
+    for title, kind in (("Settings of a model", ModelSettings), ("Application", AppSettings)):
+        rows = ["| setting | default | values | meaning |", "|---|---|---|---|"]
+        for name, field in kind.model_fields.items():
+            text, _, default = (field.description or "").partition("; default: ")
+            if field.default not in (None, PydanticUndefined):
+                default = f"`{field.default!r}`"
+            limits = {
+                key: getattr(limit, key)
+                for limit in field.metadata
+                for key in ("gt", "ge", "le")
+                if hasattr(limit, key)
+            }
+            values = _range(Interval(**limits)) if limits else _values(field.annotation)
+            rows.append(f"| `{name}` | {default} | {values} | {_cell(text)} |")
+        parts += [f"## {title}", "\n".join(rows)]
+    return _joined(parts)
+
+
+def _values(hint: Any) -> str:
+    """Return the names or the bounds that an annotation allows; "" where it says neither."""
+    if get_origin(hint) is Literal:
+        return ", ".join(f"`{value!r}`" for value in get_args(hint))
+    if get_origin(hint) is Annotated:
+        bounds = next(item for item in hint.__metadata__ if isinstance(item, Interval))
+        return _range(bounds)
+    inner = [_values(part) for part in get_args(hint) if get_origin(hint) in _UNIONS]
+    return next(filter(None, inner), "")
+
+
+def _range(bounds: Interval) -> str:
+    low = f"above {bounds.gt}" if bounds.gt is not None else f"{bounds.ge}"
+    has_limit = bounds.le is not None and float(bounds.le) < _UNLIMITED  # type: ignore[arg-type]
+    if bounds.ge is not None and float(bounds.ge) <= -_UNLIMITED:  # type: ignore[arg-type]
+        return ""
+    if has_limit:
+        return f"{low} to {bounds.le}"
+    return low if bounds.gt is not None else f"from {low}"
 
 
 def attributes(kind: type[Any]) -> dict[str, str]:
