@@ -77,7 +77,8 @@ class CheckedField:
     def _range(self) -> str:
         bounds = self.bounds
         if bounds.gt is not None:
-            return f"above {bounds.gt} and up to {bounds.le}"
+            most = f"up to {bounds.le}" if bounds.lt is None else f"below {bounds.lt}"
+            return f"above {bounds.gt} and {most}"
         if bounds.lt is not None and bounds.lt != math.inf:
             return f"at least {bounds.ge} and below {bounds.lt}"
         return f"at least {bounds.ge}" if bounds.le is None else f"from {bounds.ge} to {bounds.le}"

@@ -19,9 +19,9 @@ from nanovllm.llm import LLM
 from nanovllm.model.config import GPT2Config
 from nanovllm.model.cores import cpu_name
 from nanovllm.sampling_params import SamplingParams
-from nanovllm.trainer import Trainer, TrainingResult
+from nanovllm.trainer import Trainer
 from nanovllm.training.config import TrainingConfig
-from nanovllm.training.metrics import Evaluation, Update
+from nanovllm.training.metrics import Evaluation, TrainingResult, Update
 from nanovllm.training.run.checkpoint import RESUME_FILE, load_counters
 from nanovllm.training.run.lock import lock_folder
 from tests.support.training_runs import assert_same_weights, weights

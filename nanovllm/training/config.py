@@ -171,7 +171,7 @@ class TrainingConfig:
     max_eval_batches: Steps | None = None
     patience: Steps | None = None
     stop_after: Steps | None = None
-    validation_fraction: Rate = _VALIDATION_FRACTION
+    validation_fraction: Annotated[float, Interval(gt=0, lt=1)] = _VALIDATION_FRACTION
     sample_tokens: Annotated[int, Interval(ge=0, le=10_000)] = 100
     backend: str = "numba"
     num_threads: Annotated[int, Interval(ge=1, le=2**10)] | None = None

@@ -10,7 +10,7 @@ must not delay others:
                             and the second such sequence fails its grammar; for another cause: what
                             it was working on fails when it ends a second worker
     there is no room        idle grammars are evicted, then those in use of the client with most;
-                            see engine/shares.py
+                            see shares.py
 
 A grammar that moves, was evicted or has lost its worker is compiled again where a sequence needs a
 mask, and the sequence's tokens are sent again. The mask of a position is requested as soon as the
@@ -39,8 +39,8 @@ from nanovllm.engine.grammar.worker import PROMPT_S, GrammarWorker, Process
 from nanovllm.engine.grammar.worker_set import WorkerSet
 from nanovllm.engine.sandbox.messages import Message
 from nanovllm.engine.sandbox.process import WorkerEndedError
-from nanovllm.engine.shares import FairQueue, Shares
 from nanovllm.errors import EngineFaultError, InvalidRequestError, NanovllmError, QueueFullError
+from nanovllm.shares import FairQueue, Shares
 
 logger = logging.getLogger(__name__)
 

@@ -19,11 +19,12 @@ PIECE_ITEMS = 64
 """List items in a piece; a piece of log-probabilities takes 2 to 5 ms."""
 _NESTED = 4  # levels of objects and lists that are split; deeper ones are small
 _CONTAINERS = b"[{:"
-_LIMITS = {
-    "recursion limit exceeded": "it is nested more than 200 levels deep",
-    "number out of range": "it has an integer of more than 4300 digits",
+_EXPLANATIONS = {
+    "recursion limit exceeded": "it may be nested 200 levels deep",
+    "number out of range": "an integer may have 4300 digits",
+    "hex escape": "half of a surrogate pair is not a character; send valid Unicode",
 }
-"""Descriptions of the parser's own limits by the beginning of its message."""
+"""What the parser's message leaves open, by a part of it."""
 
 
 def read_json(document: bytes) -> Any:
@@ -38,8 +39,8 @@ def read_json(document: bytes) -> Any:
         return from_json(document.removeprefix(codecs.BOM_UTF8), cache_strings="none")
     except ValueError as error:
         message = str(error)
-        limit = next((text for name, text in _LIMITS.items() if message.startswith(name)), None)
-        raise ValueError(limit or message) from error
+        notes = [note for part, note in _EXPLANATIONS.items() if part in message]
+        raise ValueError("; ".join([message, *notes])) from error
 
 
 def _count_marks(text: bytes) -> int:

@@ -21,7 +21,7 @@ from pydantic import (
 )
 
 from nanovllm.checked_fields import checked_fields
-from nanovllm.engine.beam_search import LengthPenalty
+from nanovllm.engine.generation_request import LengthPenalty
 from nanovllm.errors import InvalidRequestError
 from nanovllm.sampling_params import (
     MAX_ALLOWED_TOKENS,
@@ -294,11 +294,6 @@ class SamplingBody(UnusedFields, _Settings):
                 "length_penalty is only for use_beam_search; set that to true or leave it out",
                 param="length_penalty",
             )
-
-    @property
-    def has_structure(self) -> bool:
-        """Whether the request has structured outputs, which need a grammar."""
-        return self.structured_outputs is not None or self.response_format is not None
 
     @property
     def num_candidates(self) -> int:

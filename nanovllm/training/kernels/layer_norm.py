@@ -10,13 +10,13 @@ from typing import Any
 from nanovllm.model.kernels.build.compiler import compiled
 from nanovllm.model.kernels.build.layout import WORD_BYTES
 from nanovllm.model.kernels.build.target import KernelTarget
-from nanovllm.model.kernels.forward.phase import ABORTED, end_phase
 from nanovllm.model.kernels.simd.elements import map_elements, sum_elements
 from nanovllm.model.kernels.simd.kernel import kernel
 from nanovllm.model.kernels.simd.move import record_at
 from nanovllm.model.kernels.simd.value import F32, I32, Value
 from nanovllm.model.kernels.simd.vector import Vectors
 from nanovllm.model.kernels.threads.barrier import take_item
+from nanovllm.model.kernels.threads.phase import ABORTED, end_phase
 from nanovllm.training.kernels.records import ITEM_ROWS, RECORDS, STRIP
 
 _forward_record_at = record_at(RECORDS["layer_norm"])

@@ -1,6 +1,6 @@
 """Linear layers: f(x @ weight + bias), and the gradients of x, weight and bias.
 
-Both operations are phases (forward/phase.py): first the operands are packed, then the threads share
+Both operations are phases (threads/phase.py): first the operands are packed, then the threads share
 the items of the matmuls.
 
     linear           pack weight
@@ -16,13 +16,13 @@ from typing import Any
 from nanovllm.model.kernels.build.compiler import compiled, outlined
 from nanovllm.model.kernels.build.layout import WORD_BYTES
 from nanovllm.model.kernels.build.target import KernelTarget
-from nanovllm.model.kernels.forward.phase import ABORTED, end_phase
 from nanovllm.model.kernels.simd.elements import Elements, for_elements
 from nanovllm.model.kernels.simd.kernel import kernel
 from nanovllm.model.kernels.simd.move import record_at
 from nanovllm.model.kernels.simd.value import Value
 from nanovllm.model.kernels.simd.vector import Vectors
 from nanovllm.model.kernels.threads.barrier import take_item
+from nanovllm.model.kernels.threads.phase import ABORTED, end_phase
 from nanovllm.training.kernels.matmul.matmul import make_matmul
 from nanovllm.training.kernels.matmul.pack import make_pack_panel, make_sum_and_pack
 from nanovllm.training.kernels.records import GRADIENT_ROWS, LINEAR, RECORDS, SCRATCH_FLOATS

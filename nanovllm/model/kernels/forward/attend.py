@@ -24,6 +24,7 @@ from nanovllm.model.kernels.forward.attention_parts import AttentionParts
 from nanovllm.model.kernels.forward.kv_cache import block_index
 from nanovllm.model.kernels.simd.kernel import kernel
 from nanovllm.model.kernels.simd.move import load_int
+from nanovllm.model.kernels.simd.rows import rows_at
 from nanovllm.model.kernels.simd.value import I32, Value
 from nanovllm.model.kernels.simd.vector import Vectors
 
@@ -116,10 +117,14 @@ def _make_compute_scores(parts: AttentionParts, *, is_decode: bool) -> Any:
                 next_ptr = record.keys_ptr + next_index * record.key_block_bytes
             block_ptr = scores_ptr + block * record.block_columns * WORD_BYTES
             matmul(
-                queries_ptr, record.query_stride_bytes, rows, panel_ptr, record.key_block_bytes,
-                record.key_steps, record.block_columns, block_ptr, scores_stride_bytes,
+                rows_at(queries_ptr, record.query_stride_bytes),
+                rows,
+                rows_at(panel_ptr, record.key_block_bytes),
+                record.key_steps,
+                record.block_columns,
+                rows_at(block_ptr, scores_stride_bytes),
                 next_ptr - panel_ptr,
-            )  # fmt: skip
+            )
             if has_scales:
                 seen = min(record.block_size, visible - block * record.block_size)
                 for row in range(rows):
@@ -172,10 +177,14 @@ def _make_weighted_sum(target: KernelTarget, parts: AttentionParts, *, is_decode
                     apply_scales(row_ptr, scales_ptr, seen, record.block_columns)
             steps = (min(record.block_size, left) + per_word - 1) // per_word
             matmul(
-                block_ptr, weights_stride_bytes, rows, panel_ptr, record.value_block_bytes,
-                steps, record.head_columns, sums_ptr, record.head_columns * WORD_BYTES,
+                rows_at(block_ptr, weights_stride_bytes),
+                rows,
+                rows_at(panel_ptr, record.value_block_bytes),
+                steps,
+                record.head_columns,
+                rows_at(sums_ptr, record.head_columns * WORD_BYTES),
                 next_ptr - panel_ptr,
-            )  # fmt: skip
+            )
         if may_spoil and not all_finite(sums_ptr, rows * record.head_columns):
             sum_by_query(
                 record, layer, head, rows, table_ptr, visible, weights_ptr, weights_stride_bytes,
@@ -212,11 +221,12 @@ def _make_sum_by_query(target: KernelTarget, parts: AttentionParts) -> Any:
                 panel_ptr = record.values_ptr + index * record.value_block_bytes
                 tokens = min(record.block_size, seen - block * record.block_size)
                 steps, rest = tokens // per_word, tokens % per_word
-                matmul(in_ptr, 0, 1, panel_ptr, 0, steps, columns, out_ptr, 0, 0)
+                inputs, panel, out = rows_at(in_ptr, 0), rows_at(panel_ptr, 0), rows_at(out_ptr, 0)
+                matmul(inputs, 1, panel, steps, columns, out, 0)
                 if rest > 0:  # the last word also holds tokens that the query does not see
                     keep_first(panel_ptr + steps * row_bytes, spare_ptr, rest, columns)
-                    in_ptr += steps * step_bytes
-                    matmul(in_ptr, 0, 1, spare_ptr, 0, 1, columns, out_ptr, 0, 0)
+                    inputs = rows_at(in_ptr + steps * step_bytes, 0)
+                    matmul(inputs, 1, rows_at(spare_ptr, 0), 1, columns, out, 0)
 
     return sum_by_query
 
