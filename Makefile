@@ -81,7 +81,8 @@ clients: $(TEST)  ## run client libraries, write docs/reference/clients.md; ONLY
 
 docs: $(RUN)  ## build the documentation into site/; REPO_URL=address for links to source files
 	@$(PIP) -e ".[docs]"
-	@REPO_URL="$(REPO_URL)" $(BIN)/mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 REPO_URL="$(REPO_URL)" $(BIN)/mkdocs build --strict --quiet
+	@echo "site/index.html is built"
 
 ray: $(RUN)  ## serve two replicas by Ray Serve; CONFIG=examples/ray/two-replicas.yaml
 	@$(PIP) -e ".[ray]"
