@@ -122,7 +122,7 @@ def linear_indices(layer: int) -> tuple[int, int, int, int]:
 
 @compiled
 def _count_tokens(record: Any, *_arguments: Any) -> int:
-    return record.tokens  # type: ignore[no-any-return]
+    return record.tokens
 
 
 def _make_embed(spec: Spec) -> Any:
@@ -180,7 +180,7 @@ def _make_final(spec: Spec) -> Any:
 
     @compiled
     def count_rows(record: Any) -> int:
-        return record.rows  # type: ignore[no-any-return]
+        return record.rows
 
     @compiled
     def final_norm(record: Any, _thread: int, row: int) -> None:

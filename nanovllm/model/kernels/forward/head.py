@@ -79,7 +79,7 @@ def _make_clear_rows(spec: Spec) -> Any:
 
     @compiled
     def count_threads(record: Any) -> int:
-        return record.threads  # type: ignore[no-any-return]
+        return record.threads
 
     @compiled
     def clear_rows(record: Any, _thread: int, item: int) -> None:
@@ -107,7 +107,7 @@ def _make_argmax_panels(spec: Spec) -> Any:
 
     @compiled
     def count_panels(record: Any, _inputs: Any) -> int:
-        return head_of(record).panels  # type: ignore[no-any-return]
+        return head_of(record).panels
 
     @compiled
     def argmax_panel(record: Any, thread: int, panel: int, inputs: Any) -> None:
@@ -138,7 +138,7 @@ def _make_choose_rows(spec: Spec) -> Any:
 
     @compiled
     def count_rows(record: Any) -> int:
-        return record.rows  # type: ignore[no-any-return]
+        return record.rows
 
     @compiled
     def choose_row(record: Any, _thread: int, row: int) -> None:
