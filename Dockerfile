@@ -11,7 +11,7 @@
 # With EXTRAS=ray the image has Ray Serve too (deploy/kubernetes/ray).
 #
 # The versions of all packages are those of deploy/constraints.txt. A tag of the base image moves;
-# for the same image again, name the base by its digest (docs/operations.md):
+# for the same image again, name the base by its digest (docs/how-to/deploy.md):
 #
 #   docker build --build-arg BASE=python:3.12-slim@sha256:DIGEST -t nanovllm .
 

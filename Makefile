@@ -18,7 +18,7 @@ DEV := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
 .PHONY: help install serve test fuzz check format bench compare compare-training charts soak attack
-.PHONY: clients screenshots ray image constraints wheel build clean
+.PHONY: clients docs screenshots ray image constraints wheel build clean
 .NOTPARALLEL:
 
 help:  ## list the targets
@@ -50,27 +50,31 @@ format: $(DEV)  ## format the code and sort the imports
 bench: $(RUN)  ## measure prefill and decode speed; MODEL=folder-or-name ARGS="more flags"
 	@$(BIN)/nanovllm bench latency $(if $(MODEL),"$(MODEL)") $(ARGS)
 
-compare: $(RUN)  ## compare with other engines (docs/performance.md); ARGS="--peers llamacpp,vllm"
+compare: $(RUN)  ## compare with other engines (docs/maintainers/measurements.md); ARGS="--peers llamacpp,vllm"
 	@$(BIN)/python benchmarks/compare.py $(if $(MODEL),--model "$(MODEL)") $(ARGS)
 
 compare-training: $(RUN)  ## compare training with PyTorch; ARGS="--torch-python PATH"
 	@$(BIN)/python benchmarks/training.py $(ARGS)
 
 charts: $(RUN)  ## draw the comparison chart and record the terminal session of the README
-	@$(BIN)/python benchmarks/comparison_chart.py
-	@$(BIN)/python benchmarks/terminal_session.py
+	@$(BIN)/python tools/comparison_chart.py
+	@$(BIN)/python tools/terminal_session.py
 
 screenshots: $(DEV)  ## take the pictures of the inspector; ARGS="--only engine --no-animation"
-	@$(BIN)/python benchmarks/screenshots.py $(ARGS)
+	@$(BIN)/python tools/screenshots.py $(ARGS)
 
 soak: $(TEST)  ## overload and attack a server for ten minutes; ARGS="--minutes 1"
-	@$(BIN)/python benchmarks/server_soak.py --attacks all $(ARGS)
+	@$(BIN)/python -m tests.load.server_soak --attacks all $(ARGS)
 
 attack: $(TEST)  ## run known attacks against a server; ARGS="--only bad-words,chunks"
-	@$(BIN)/python benchmarks/attacks.py $(ARGS)
+	@$(BIN)/python -m tests.load.attack_server $(ARGS)
 
-clients: $(TEST)  ## run client libraries, write docs/clients.md; ONLY=litellm,openai
+clients: $(TEST)  ## run client libraries, write docs/reference/clients.md; ONLY=litellm,openai
 	@$(BIN)/python -m tests.clients.run --only "$(ONLY)"
+
+docs: $(RUN)  ## build the documentation into site/; REPO_URL=address for links to source files
+	@$(PIP) -e ".[docs]"
+	@REPO_URL="$(REPO_URL)" $(BIN)/mkdocs build --strict --quiet
 
 ray: $(RUN)  ## serve two replicas by Ray Serve; CONFIG=examples/ray/two-replicas.yaml
 	@$(PIP) -e ".[ray]"
@@ -89,7 +93,7 @@ wheel: $(TEST)  ## build the source archive and the wheel into dist/
 build: wheel
 
 clean:  ## remove .venv, caches and build results
-	rm -rf $(VENV) .clients dist build
+	rm -rf $(VENV) .clients dist build site
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

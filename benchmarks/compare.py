@@ -6,7 +6,7 @@ Run: python benchmarks/compare.py --peers auto --peer-python /path/to/venv/bin/p
 All contenders of a class are loaded first. They take turns for several rounds, in a new order each
 round, each in its own process while the others are stopped. Memory bandwidth is measured before and
 after each run. Output tokens are counted, and greedy outputs compared with ours. The last line of
-the report is JSON. docs/performance.md explains it.
+the report is JSON. docs/maintainers/measurements.md explains it.
 """
 
 import argparse

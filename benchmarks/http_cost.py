@@ -19,8 +19,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.contenders import CLASSES, OUR_OPTIONS, OURS, Contender, Entry
-from benchmarks.load.server_process import ServerProcess
 from benchmarks.options import add_common_options, ensure_model, finish, heading, names_of, tell
+from benchmarks.server_process import ServerProcess
 from benchmarks.workload import Workload, make_workloads
 from nanovllm.cli.argument_types import positive
 

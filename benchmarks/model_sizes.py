@@ -1,7 +1,7 @@
 """Measure memory and speed of each GPT-2 size in each weight type.
 
 Run: python benchmarks/model_sizes.py --types float32,bfloat16,int8 --json sizes.json
-     python benchmarks/table.py sizes.json --write README.md
+     python benchmarks/table.py sizes.json --write docs/how-to/models.md
 
 Each pair of a size and a type runs in a process of its own: it loads a model with random weights,
 decodes one sequence, computes one prompt of 512 tokens, and reports its memory. A model that is
@@ -26,8 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.contenders import CLASSES, OUR_OPTIONS, ROOT
 from benchmarks.make_model import SIZES
 from benchmarks.options import add_common_options, ensure_model, finish, heading, names_of, tell
-from benchmarks.soak import resident_bytes
-from benchmarks.worker import peak_bytes
+from benchmarks.worker import peak_bytes, resident_bytes
 from nanovllm import LLM, RequestOutput, SamplingParams
 
 PREFILL_TOKENS = 512

@@ -2,8 +2,8 @@
 
 Run: python benchmarks/nanogpt.py input.txt --torch-python /path/to/venv/bin/python \
          --json nanogpt.json
-     python benchmarks/table.py nanogpt.json --write docs/performance.md
-     python benchmarks/loss_chart.py nanogpt.json
+     python benchmarks/table.py nanogpt.json --write docs/maintainers/measurements.md
+     python tools/loss_chart.py nanogpt.json
 
 input.txt is tinyshakespeare, of https://github.com/karpathy/char-rnn. Both train a new network by
 the recipe in examples/training/nanogpt-cpu.toml, each with its own random numbers. The losses are
@@ -28,7 +28,7 @@ from benchmarks.options import add_run_options, finish, heading, tell
 from benchmarks.table import nanogpt_lines
 from benchmarks.training import PYTHON_VARIABLE, TORCH
 from nanovllm.training.config import read_toml
-from nanovllm.training.report import load_run
+from nanovllm.training.report import read_run
 
 RECIPE = ROOT / "examples" / "training" / "nanogpt-cpu.toml"
 TARGET_LOSS = 1.90
@@ -97,7 +97,7 @@ def train_ours(parsed: argparse.Namespace, temporary: Path) -> Evaluations:
     names = ("step", "train_loss", "val_loss", "elapsed_s")
     return [
         {name: getattr(evaluation, name) for name in names}
-        for evaluation in load_run(folder).evaluations
+        for evaluation in read_run(folder).evaluations
     ]
 
 

@@ -1,8 +1,8 @@
 """Print the results of the benchmarks as Markdown tables, or write them into a page.
 
-Run: python benchmarks/table.py compare.json roofline.json --write docs/performance.md
+Run: python benchmarks/table.py compare.json roofline.json --write docs/maintainers/measurements.md
 
-It reads the JSON of compare.py, roofline.py, soak.py, busy.py, model_sizes.py, training.py and
+It reads the JSON of compare.py, roofline.py, engine_soak.py, model_sizes.py, training.py and
 nanogpt.py, and of replicas.py, routing.py and simulate.py in scaling/. In the page, the table of a
 benchmark is between <!-- compare: begin --> and <!-- compare: end -->, and so on.
 """
@@ -10,7 +10,6 @@ benchmark is between <!-- compare: begin --> and <!-- compare: end -->, and so o
 import argparse
 import json
 import re
-import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -52,7 +51,6 @@ def markdown(record: Record) -> str:
         "compare": _compare,
         "roofline": _roofline,
         "soak": _soak,
-        "busy": _busy,
         "sizes": _sizes,
         "training": training_lines,
         "nanogpt": nanogpt_lines,
@@ -144,23 +142,6 @@ def _soak(record: Record) -> list[str]:
         "|---|---|---|---|---|",
         _row(record["type"], cells),
     ]
-
-
-def _busy(record: Record) -> list[str]:
-    lines: list[str] = []
-    for work, found in record["works"].items():
-        names = list(next(iter(found.values()))["tokens_per_s"])
-        lines += ["", f"**{work}**, {record['class']}, tokens per second", ""]
-        lines.append(
-            _row("busy processes", [*names, "ratio to the better of one thread and OpenVINO"])
-        )
-        lines.append("|---" * (len(names) + 2) + "|")
-        for busy, cell in found.items():
-            speeds = [statistics.median(cell["tokens_per_s"][name]) for name in names]
-            lines.append(
-                _row(busy, [*(f"{speed:,.0f}" for speed in speeds), f"{cell['ratio']:.2f}"])
-            )
-    return lines[1:]
 
 
 def _sizes(record: Record) -> list[str]:

@@ -1,7 +1,7 @@
 """Compare the training speed of nanovllm with PyTorch's.
 
 Run: python benchmarks/training.py --torch-python /path/to/venv/bin/python --json training.json
-     python benchmarks/table.py training.json --write docs/performance.md
+     python benchmarks/table.py training.json --write docs/maintainers/measurements.md
 
 Every contender trains the same network on random tokens, in its own process. In each round all take
 a turn, in a new order, while the others are stopped. A step is the forward and the backward pass,

@@ -12,6 +12,7 @@ Run one by hand: python -m benchmarks.peers.llamacpp MODEL f32 --threads 2
 import argparse
 import json
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -89,6 +90,20 @@ def peak_bytes() -> int | None:
         return None
     lines = status.read_text(encoding="ascii").splitlines()
     return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM"))
+
+
+def resident_bytes(pid: int | None = None) -> int | None:
+    """Return a process's resident memory, by default this one's; None if unknown."""
+    pid = os.getpid() if pid is None else pid
+    statm = Path(f"/proc/{pid}/statm")
+    if statm.is_file():
+        return int(statm.read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    if sys.platform == "darwin":
+        asked = subprocess.run(
+            ["/bin/ps", "-o", "rss=", "-p", str(pid)], capture_output=True, text=True, check=True
+        )
+        return int(asked.stdout) * 1024
+    return None
 
 
 def in_groups(

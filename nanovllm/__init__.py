@@ -11,11 +11,12 @@ engine              continuous batching: scheduler, KV cache, requests
 llm                 LLM, the Python API
 async_llm           AsyncLLM, the same for asyncio
 evaluation          evaluate: loss, perplexity and bits per byte of a checkpoint
-trainer             Trainer: trains a model by folder or name
+trainer             Trainer: the training loop
 server              the OpenAI-compatible HTTP API
 batch               files of requests
 inspection          attention, logit lens and embeddings of one prompt
-training            from text files to a checkpoint
+training            from text files to a checkpoint: data, network, files and report
+pages               HTML pages in one file, and the scripts that they share with the server's page
 hub                 from model names to folders
 cli                 the nanovllm command
 deploy              replicas under Ray Serve
@@ -27,6 +28,8 @@ outputs             what requests return
 checked_fields      checks of settings by their annotations
 vllm_settings       errors for unknown settings, with advice for those that vLLM has
 suggestions         near names for misspelled ones
+deadlines           the time by which a request must be complete
+shares              how bounded room is divided between clients
 errors              the public exceptions
 progress            progress bars
 stop_signal         stopping at Ctrl-C
@@ -41,7 +44,7 @@ if TYPE_CHECKING:
     from nanovllm.async_llm import AsyncLLM
     from nanovllm.config import EngineConfig
     from nanovllm.engine.async_engine import AsyncEngine
-    from nanovllm.engine.beam_search import BeamSearchParams
+    from nanovllm.engine.generation_request import BeamSearchParams
     from nanovllm.engine.tokenizer import Tokenizer
     from nanovllm.errors import (
         CheckpointError,
@@ -114,7 +117,7 @@ _EXPORTS = {
     "nanovllm.async_llm": ["AsyncLLM"],
     "nanovllm.config": ["EngineConfig"],
     "nanovllm.engine.async_engine": ["AsyncEngine"],
-    "nanovllm.engine.beam_search": ["BeamSearchParams"],
+    "nanovllm.engine.generation_request": ["BeamSearchParams"],
     "nanovllm.engine.tokenizer": ["Tokenizer"],
     "nanovllm.errors": [name for name in __all__ if name.endswith("Error")],
     "nanovllm.evaluation": ["EvaluationResult", "evaluate"],

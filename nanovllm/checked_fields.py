@@ -7,6 +7,7 @@ made of them (server/openai/schemas.py).
 """
 
 import inspect
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -69,13 +70,17 @@ class CheckedField:
             (bounds.ge is None or value >= bounds.ge)
             and (bounds.gt is None or value > bounds.gt)
             and (bounds.le is None or value <= bounds.le)
+            and (bounds.lt is None or value < bounds.lt)
         )
 
     @property
     def _range(self) -> str:
         bounds = self.bounds
         if bounds.gt is not None:
-            return f"above {bounds.gt} and up to {bounds.le}"
+            most = f"up to {bounds.le}" if bounds.lt is None else f"below {bounds.lt}"
+            return f"above {bounds.gt} and {most}"
+        if bounds.lt is not None and bounds.lt != math.inf:
+            return f"at least {bounds.ge} and below {bounds.lt}"
         return f"at least {bounds.ge}" if bounds.le is None else f"from {bounds.ge} to {bounds.le}"
 
 
@@ -110,7 +115,7 @@ def check_fields(settings: Any) -> None:
 
     NumPy scalars become Python numbers, and integers become floats where the field is one.
     """
-    for name, field in checked_fields(type(settings)).items():
+    for name, field in checked_fields(settings.__class__).items():
         value = getattr(settings, name)
         checked = field.check(to_python(value))
         if checked is not value:

@@ -69,31 +69,29 @@ class EngineConfig:
     """Settings of one engine; raises ValueError naming the value, the limit and the remedy.
 
     Attributes:
-        dtype: type of the weights; with `quantization`, of the token embedding only. "auto" is
-            bfloat16 for a checkpoint stored as bfloat16, and float32 otherwise.
-        quantization: "int8" for 8-bit weights with dynamic quantization of activations, row by row;
-            None for weights of type `dtype`.
-        kv_cache_dtype: type of keys and values. "auto" is float32 with float32 weights, and
-            bfloat16 with bfloat16 and int8 weights.
-        backend: implementation of the forward pass: "numba" is compiled, "numpy" is the readable
-            specification and computes in float32 only.
-        max_model_len: maximum number of tokens of prompt and output; None for the model's context.
+        dtype: type of the weights in memory. With `quantization`, of the token embedding only.
+            "auto" is bfloat16 for a checkpoint stored as bfloat16, and float32 otherwise.
+        quantization: type that weights are quantized to on load; None for none. With "int8",
+            activations are quantized too, row by row.
+        kv_cache_dtype: type of the KV cache; auto is float32 for float32 weights, else bfloat16.
+        backend: implementation of the forward pass; numba is compiled, numpy is the readable
+            specification. "numpy" computes in float32 only.
+        max_model_len: maximum tokens of prompt and output together; None for the model's context.
         block_size: tokens per block of the KV cache.
-        max_num_seqs: maximum number of sequences per step.
-        max_num_batched_tokens: maximum number of tokens per step; longer prompts are prefilled in
+        max_num_seqs: maximum sequences in one step.
+        max_num_batched_tokens: maximum tokens computed in one step; longer prompts are computed in
             chunks.
-        kv_cache_memory: size of the KV cache in bytes, a number or text such as "512MiB". "auto" is
-            1 GiB, or less where the memory of the process is limited.
+        kv_cache_memory: memory of the KV cache, such as 512MiB; auto is 1GiB, less where memory is
+            limited. A number is in bytes.
         num_blocks: size of the KV cache in blocks, instead of kv_cache_memory.
-        enable_prefix_caching: reuse the keys and values of common prompt prefixes.
-        batch_invariant: make a request's result bit-identical in every batch. "numba" always is;
-            "numpy" becomes slower.
-        num_threads: number of threads for the forward pass; None for the backend's default.
-        seed: seed of the requests that have none; None for a new one in each process.
-        max_logprobs: maximum number of log-probabilities per position that a request may have.
-        scheduling_policy: "fcfs" orders requests by arrival, "priority" by priority and arrival.
-            Any client may choose its priority. "fair" gives clients that need more than they get
-            equal shares.
+        enable_prefix_caching: reuse the KV cache of shared prompt prefixes.
+        batch_invariant: make results bit-identical in any batch; slower with numpy, always so with
+            numba.
+        num_threads: compute threads; None for the usable physical cores.
+        seed: seed of requests that have none; None for random.
+        max_logprobs: maximum log-probabilities per position that a request may ask for.
+        scheduling_policy: order of requests: by arrival, priority or equal shares of clients. With
+            "priority" any client may choose its priority.
     """
 
     dtype: DType = "float32"

@@ -59,8 +59,8 @@ class SamplingParams:
         top_k: sample from the k most likely tokens; 0 or -1 for all.
         top_p: sample from the smallest set of most likely tokens with this total probability.
         min_p: minimum probability of a token, relative to the most likely one.
-        repetition_penalty: above 1 makes tokens of the prompt and the output less likely (CTRL,
-            Keskar et al. 2019, section 4.1).
+        repetition_penalty: above 1 makes tokens of the prompt and the output less likely. From
+            CTRL, Keskar et al. 2019, section 4.1.
         presence_penalty: subtracted from the logit of every token in the output.
         frequency_penalty: subtracted from the logit of a token for each occurrence in the output.
         logit_bias: {token id: value added to its logit}.

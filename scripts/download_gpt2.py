@@ -3,7 +3,6 @@
 Run: python scripts/download_gpt2.py --model gpt2 --output ./models/gpt2
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -14,7 +13,7 @@ if sys.version_info < (3, 10):  # noqa: UP036 - people run this file with whatev
         f"nanovllm needs Python 3.10 or newer; this is {sys.version_info[0]}.{sys.version_info[1]}"
     )
 try:
-    from nanovllm.cli.download import DESCRIPTION, add_arguments, run
+    from nanovllm.cli.main import main
 except ModuleNotFoundError as error:
     sys.exit(
         f"{error}. Install the dependencies first: run `make install` and then "
@@ -22,6 +21,4 @@ except ModuleNotFoundError as error:
     )
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=DESCRIPTION)
-    add_arguments(parser)
-    sys.exit(run(parser.parse_args()))
+    sys.exit(main(["download", *sys.argv[1:]]))

@@ -27,7 +27,7 @@ _ADAPTERS = [
     f"nanovllm.model.kernels.{name}"
     for name in ("backend", "packed_weights", "sampler", "record", "build.packing")
 ]
-install_shape_checks([*_MODULES, *_ADAPTERS, "nanovllm.runner"])
+install_shape_checks([*_MODULES, *_ADAPTERS, "nanovllm.evaluation.scoring", "nanovllm.runner"])
 
 from nanovllm.config import BACKENDS  # noqa: E402
 from nanovllm.model.cores import usable_cpus  # noqa: E402

@@ -2,7 +2,6 @@
 
 import gc
 import pickle
-import subprocess
 import threading
 import traceback
 from collections.abc import Callable, Iterator
@@ -14,8 +13,9 @@ import pytest
 
 import nanovllm
 from nanovllm import LLM, EngineNotReadyError, InvalidRequestError, SamplingParams
-from nanovllm.engine.engine import Engine, StepOutput
-from nanovllm.engine.sandbox.spawn import spawn
+from nanovllm.engine.engine import Engine
+from nanovllm.engine.sandbox.process import WorkerProcess
+from nanovllm.engine.step_output import StepOutput
 from tests.support.checkpoints import write_tiny_model
 from tests.support.serving import TIMEOUT_S, wait_until
 
@@ -292,21 +292,20 @@ def test_a_closed_llm_says_so(tiny_model: Path) -> None:
 def test_a_closed_llm_has_no_process_that_renders_chats(
     tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    started: list[subprocess.Popen[bytes]] = []
+    started: list[WorkerProcess] = []
 
-    def spawning(kind: str) -> Any:
-        process, connection = spawn(kind)
-        started.append(process)
-        return process, connection
+    def starting(*arguments: Any) -> WorkerProcess:
+        started.append(WorkerProcess(*arguments))
+        return started[-1]
 
-    monkeypatch.setattr("nanovllm.engine.chat.template_process.spawn", spawning)
+    monkeypatch.setattr("nanovllm.engine.sandbox.process_pool.WorkerProcess", starting)
     with LLM(tiny_model, **SETTINGS) as llm:
         llm.chat(TALK, GREEDY, use_tqdm=False, chat_template=TEMPLATE)
-        assert [process.poll() for process in started] == [None]
+        assert [process.is_running for process in started] == [True]
     with pytest.raises(EngineNotReadyError, match="this LLM is closed"):
         llm.chat(TALK, GREEDY, chat_template=TEMPLATE)
     (process,) = started
-    assert process.poll() is not None
+    assert not process.is_running
 
 
 def test_a_closed_llm_keeps_no_engine(tiny_model: Path) -> None:

@@ -1,62 +1,451 @@
-"""Trainer resolves the names of models."""
+"""The training loop: it learns, stops, resumes to the same bits, and never loses a checkpoint."""
 
-import re
+import json
+import math
+import os
+import signal
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
+from threadpoolctl import ThreadpoolController
 
-from nanovllm import Trainer, TrainingConfig
-from nanovllm.errors import ModelNotFoundError
-from tests.support.checkpoints import write_tiny_model
+from nanovllm import trainer as trainer_module
+from nanovllm.errors import TrainingError
+from nanovllm.llm import LLM
+from nanovllm.model.config import GPT2Config
+from nanovllm.model.cores import cpu_name
+from nanovllm.sampling_params import SamplingParams
+from nanovllm.trainer import Trainer
+from nanovllm.training.config import TrainingConfig
+from nanovllm.training.metrics import Evaluation, TrainingResult, Update
+from nanovllm.training.run.checkpoint import RESUME_FILE, load_counters
+from nanovllm.training.run.lock import lock_folder
+from tests.support.training_runs import assert_same_weights, weights
+
+TEXT = "she sells sea shells on the sea shore. " * 60
+SMALL: dict[str, Any] = {
+    "layers": 2,
+    "heads": 2,
+    "width": 16,
+    "context": 16,
+    "batch_size": 4,
+    "steps": 12,
+    "eval_every": 4,
+    "lr": 1e-2,
+    "warmup_steps": 2,
+    "tokenizer": "char",
+    "sample_tokens": 6,
+    "backend": "numpy",
+}
 
 
-@pytest.mark.slow(7)
-def test_the_samples_of_the_page_print_what_it_shows(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    path = tmp_path / "text.txt"
+    path.write_text(TEXT, encoding="utf-8")
+    return path
+
+
+def config(text: Path, output: Path, **changes: Any) -> TrainingConfig:
+    return TrainingConfig.from_dict({"data": text, "output": output, **SMALL, **changes})
+
+
+def train(text: Path, output: Path, **changes: Any) -> TrainingResult:
+    return Trainer(config(text, output, **changes)).train()
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_a_run_learns_and_its_folder_is_a_checkpoint(text: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    result = train(text, folder, steps=120, eval_every=40)
+    assert (result.state, result.step) == ("finished", 120)
+    metrics = lines(folder / "metrics.jsonl")
+    assert [line["step"] for line in metrics] == [0, 40, 80, 120]
+    assert metrics[0]["val_loss"] > 2.0
+    assert metrics[-1]["val_loss"] < 0.7
+    assert metrics[-1]["tokens"] == 120 * 4 * 16
+    assert len(lines(folder / "samples.jsonl")) == 4
+    summary = json.loads((folder / "run.json").read_text())
+    assert (summary["state"], summary["cpu"]) == ("finished", cpu_name())
+    assert '"state":"finished"' in (folder / "report.html").read_text(encoding="utf-8")
+    with LLM(folder, backend="numpy") as llm:
+        sampling = SamplingParams(max_tokens=5, temperature=0)
+        assert llm.generate("on the s", sampling)[0].outputs[0].text == "ea sh"
+        assert llm.default_sampling_params() == SamplingParams(temperature=0.7, top_p=0.9)
+
+
+@pytest.mark.parametrize("changes", [{}, {"dropout": 0.2, "grad_accumulation": 2}])
+def test_a_resumed_run_ends_with_the_same_bits(
+    text: Path, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
-    page = (Path(__file__).parents[1] / "docs" / "training.md").read_text(encoding="utf-8")
-    section = page.partition("## From Python\n")[2].partition("\n## ")[0]
-    sample = re.compile(r"^```python\n(.*?)^```\n\n```\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-    blocks = sample.findall(section)
-    assert len(blocks) == section.count("```python") == 3
+    """It stops between two evaluations, and is resumed twice."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train(text, whole, **changes)
+    assert train(text, parts, stop_after=3, **changes).state == "stopped"
+    assert Trainer.resume(parts, stop_after=7).train().state == "stopped"
+    assert Trainer.resume(parts).train().state == "finished"
+    assert_same_weights(whole, parts)
+    for name in ("step", "train_loss", "val_loss", "lr", "grad_norm", "tokens"):
+        assert [line[name] for line in lines(parts / "metrics.jsonl")] == [
+            line[name] for line in lines(whole / "metrics.jsonl")
+        ]
+
+    assert lines(parts / "steps.jsonl") == lines(whole / "steps.jsonl")
+
+
+def test_every_update_of_a_short_run_is_recorded(text: Path, tmp_path: Path) -> None:
+    train(text, tmp_path / "run")
+    metrics, steps = (lines(tmp_path / "run" / f"{name}.jsonl") for name in ("metrics", "steps"))
+    assert [line["step"] for line in steps] == list(range(12))
+    assert [line["lr"] for line in steps[::4]] == [line["lr"] for line in metrics[:3]]
+    assert metrics[1]["train_loss"] == pytest.approx(
+        sum(line["train_loss"] for line in steps[:4]) / 4
+    )
+    assert all(line["grad_norm"] > 0 for line in steps)
+
+
+def test_a_callback_gets_the_record_of_every_update(text: Path, tmp_path: Path) -> None:
+    records: list[Update] = []
+    Trainer(config(text, tmp_path / "run")).train(on_step=records.append)
+    assert [asdict(record) for record in records] == lines(tmp_path / "run" / "steps.jsonl")
+
+
+def test_an_error_of_a_callback_leaves_a_run_that_can_be_resumed(
+    text: Path, tmp_path: Path
+) -> None:
+    def fail(record: Update) -> None:
+        if record.step == 5:
+            raise ConnectionError("no logging service")
+
+    with pytest.raises(ConnectionError):
+        Trainer(config(text, tmp_path / "run")).train(on_step=fail)
+    with Trainer.resume(tmp_path / "run") as resumed:
+        assert resumed.step == 6
+        resumed.train()
+    train(text, tmp_path / "whole")
+    assert_same_weights(tmp_path / "whole", tmp_path / "run")
+
+
+def test_the_records_of_updates_are_few(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainer_module, "_MAX_UPDATES", 5)
+    train(text, tmp_path / "run")
+    assert [line["step"] for line in lines(tmp_path / "run" / "steps.jsonl")] == [0, 3, 6, 9]
+
+
+def test_the_settings_in_effect_are_recorded(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Resuming changes none of them, nor the paths of the data."""
     monkeypatch.chdir(tmp_path)
-    for source, shown in blocks:
-        exec(source, {})
-        printed = capsys.readouterr().out.splitlines()
-        assert [line.rstrip() for line in printed] == shown.splitlines()
+    folder = tmp_path / "run"
+    unset = {"steps": None, "eval_every": None, "warmup_steps": None}
+    trainer = Trainer(config(Path(text.name), folder, stop_after=1, **unset))
+    trainer.train()
+    before = json.loads((folder / "run.json").read_text())
+    assert before["config"] | {
+        "steps": 2000, "min_lr": 0.001, "warmup_steps": 100, "eval_every": 200,
+        "vocab_size": before["model"]["vocab"], "data": ["text.txt"],
+    } == before["config"]  # fmt: skip
+    assert {"steps", "min_lr", "warmup_steps", "vocab_size", "weight_decay"} <= {
+        *before["defaults"]
+    }
+    assert not {"lr", "layers", "batch_size", "data", "output"} & {*before["defaults"]}
+    Trainer.resume(folder, stop_after=2).train()
+    after = json.loads((folder / "run.json").read_text())
+    assert after["config"] == before["config"] | {"stop_after": 2}
+    text.rename(tmp_path / "moved.txt")
+    Trainer.resume(folder, stop_after=3, data="moved.txt").train()
+    assert json.loads((folder / "run.json").read_text())["config"]["data"] == ["moved.txt"]
 
 
-def test_names_of_models_are_resolved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = write_tiny_model(tmp_path / "model")
-    monkeypatch.setattr("nanovllm.trainer.resolve_model", lambda name: {"gpt2": source}[name])
-    text = tmp_path / "text.txt"
-    text.write_text("the cat in the hall, on a wall with a bell\n" * 20, encoding="utf-8")
-    sizes = {"layers": 1, "heads": 1, "width": 8}
-    for name, settings in (
-        ("tuned", {"init_from": "gpt2"}),
-        ("new", {"tokenizer": "gpt2", **sizes}),
-        ("preset", {"preset": "gpt2", **sizes}),
-    ):
-        config = {"data": text, "output": tmp_path / name, "backend": "numpy", "context": 16}
-        config |= {"steps": 1, "sample_tokens": 0, "batch_size": 1, **settings}
-        with Trainer(TrainingConfig.from_dict(config)) as trainer:
-            assert str(source) in {trainer.config.init_from, trainer.config.tokenizer}
-            if name == "tuned":
-                trainer.train()
-    with Trainer.resume(tmp_path / "tuned", init_from="gpt2") as trainer:
-        assert isinstance(trainer, Trainer)
+def test_numpy_uses_the_threads_of_the_run(text: Path, tmp_path: Path) -> None:
+    """Samples are NumPy's with any backend; afterwards, the process has its own number again."""
+
+    def count(*_: object) -> None:
+        pools = ThreadpoolController().select(user_api="blas").info()
+        counts.append(max(pool["num_threads"] for pool in pools))
+
+    counts: list[int] = []
+    with ThreadpoolController().limit(limits=2, user_api="blas"):
+        Trainer(config(text, tmp_path / "run", num_threads=1, steps=4)).train(count)
+        count()
+    assert counts == [1, 1, 2]
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["threads"] == 1
 
 
-def test_without_a_connection_the_missing_tokenizer_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_folder_in_use_leaves_the_threads_of_numpy(text: Path, tmp_path: Path) -> None:
+    trainer = Trainer(config(text, tmp_path / "run", num_threads=1))
+    with ThreadpoolController().limit(limits=2, user_api="blas"):
+        with lock_folder(tmp_path / "run"), pytest.raises(TrainingError, match="in use"):
+            trainer.train()
+        pools = ThreadpoolController().select(user_api="blas").info()
+        assert max(pool["num_threads"] for pool in pools) == 2
+
+
+def test_a_sample_begins_with_its_prompt(text: Path, tmp_path: Path) -> None:
+    train(text, tmp_path / "run", stop_after=4)
+    for sample in lines(tmp_path / "run" / "samples.jsonl"):
+        assert len(sample["prompt"]) == 8  # characters are tokens here
+        assert sample["prompt"] in TEXT
+        assert sample["text"].startswith(sample["prompt"])
+        assert len(sample["text"]) == 8 + 6
+
+
+def test_lines_after_the_last_saved_state_are_dropped(text: Path, tmp_path: Path) -> None:
+    """A process may be killed between writing a line and saving the state."""
+    folder = tmp_path / "run"
+    train(text, folder, stop_after=4)
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 8, "val_loss": 1.0}\n{"step": null}\n[[\n{"step": 12, "val_lo')
+    with (folder / "steps.jsonl").open("a") as file:
+        file.write('{"step": 4, "train_loss": 9.0}\n{"step": 5, "train_lo')
+    Trainer.resume(folder).train()
+    assert [line["step"] for line in lines(folder / "metrics.jsonl")] == [0, 4, 8, 12]
+    steps = lines(folder / "steps.jsonl")
+    assert [line["step"] for line in steps] == list(range(12))
+    assert steps[4]["train_loss"] != 9.0
+
+
+def test_an_interrupt_ends_after_the_step_and_saves(text: Path, tmp_path: Path) -> None:
+    folder, whole = tmp_path / "run", tmp_path / "whole"
+
+    def interrupt(evaluation: Evaluation, _sample: str | None) -> None:
+        if evaluation.step == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    result = Trainer(config(text, folder)).train(interrupt)
+    assert (result.state, result.step) == ("stopped", 4)
+    assert "--resume" in result.message
+    assert signal.getsignal(signal.SIGINT) is before
+    Trainer.resume(folder).train()
+    train(text, whole)
+    assert_same_weights(whole, folder)
+
+
+def test_patience_ends_a_run_that_no_longer_improves(text: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    result = train(text, folder, lr=0.0, min_lr=0.0, patience=2, steps=100, eval_every=2)
+    assert (result.state, result.step, result.best_step) == ("finished", 4, 0)
+    assert "no lower validation loss for 2" in result.message
+
+
+def test_the_best_checkpoint_is_that_of_the_lowest_validation_loss(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def resolve(name: str) -> Path:
-        raise ModelNotFoundError(f"{name} is not on this machine")
+    folder = tmp_path / "run"
+    losses = iter([3.0, 1.0, 2.0, 2.5])
+    monkeypatch.setattr(Trainer, "validation_loss", lambda self: next(losses))
+    result = train(text, folder)
+    assert (result.best_step, result.best_val_loss) == (4, 1.0)
+    monkeypatch.undo()
+    train(text, tmp_path / "short", stop_after=4)
+    best = load_file(folder / "model.safetensors")
+    for name, array in weights(tmp_path / "short").items():
+        np.testing.assert_array_equal(best[name], array)
 
-    monkeypatch.setattr("nanovllm.trainer.resolve_model", resolve)
-    config = TrainingConfig(data="text.txt", output=tmp_path / "run", preset="gpt2")
-    with pytest.raises(
-        ModelNotFoundError,
-        match=r"the tokenizer gpt2 is missing: gpt2 is not on .*; or train one \(--tokenizer bpe\)",
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_checkpoint(
+    text: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    with (
+        np.errstate(all="ignore"),
+        pytest.raises(
+            TrainingError,
+            match=r"loss is [\w.+]{3,9} .* at step \d+: lower the learning rate .*"
+            r"clip gradients \(--grad-clip 1\) in a new run with another --output",
+        ),
     ):
-        Trainer(config)
+        train(text, folder, lr=1e30, grad_clip=0.0, warmup_steps=0, eval_every=100)
+    assert json.loads((folder / "run.json").read_text())["state"] == "failed"
+    for name, array in load_file(folder / "model.safetensors").items():
+        assert np.isfinite(array).all(), name
+
+
+def test_advice_after_a_loss_that_is_not_finite_names_no_setting_in_use(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainer_module, "batch_loss", lambda *_, **__: 1e300 * 1e300)
+    with pytest.raises(TrainingError, match="validation loss is inf at step 0") as raised:
+        train(text, tmp_path / "run")
+    assert "lower the learning rate (--lr) or lengthen the warmup" in str(raised.value)
+    assert "clip" not in str(raised.value)
+
+
+def test_epochs_give_too_few_steps_for_the_warmup(text: Path, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"warmup_steps is 999 but must be below the \d+ steps"):
+        Trainer(config(text, tmp_path / "run", steps=None, epochs=1, warmup_steps=999))
+
+
+def test_a_full_disk_ends_the_run_and_keeps_the_checkpoint(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    train(text, folder, stop_after=4)
+    before = (folder / RESUME_FILE).read_bytes()
+
+    def no_room(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("nanovllm.training.run.checkpoint.save_file", no_room)
+    with pytest.raises(TrainingError, match=r"cannot be written.*No space left.*is kept"):
+        Trainer.resume(folder).train()
+    monkeypatch.undo()
+    assert (folder / RESUME_FILE).read_bytes() == before
+    Trainer.resume(folder).train()
+    train(text, tmp_path / "whole")
+    assert_same_weights(tmp_path / "whole", folder)
+
+
+def test_a_second_run_does_not_overwrite_the_first(text: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    train(text, folder, steps=1, warmup_steps=0)
+    with pytest.raises(TrainingError, match=r"holds a run already.*--resume"):
+        Trainer(config(text, folder))
+    with pytest.raises(TrainingError, match="is a file"):
+        Trainer(config(text, text))
+
+
+def test_a_folder_with_other_files_is_no_output(text: Path, tmp_path: Path) -> None:
+    """Only an empty folder is, or that of a run which was killed before it saved a state."""
+    names = (".lock", ".lock-owner", "last/config.json", "last/tokenizer.json")
+    unfinished = tmp_path / "unfinished"
+    for name in names:
+        (unfinished / name).parent.mkdir(parents=True, exist_ok=True)
+        (unfinished / name).touch()
+    Trainer(config(text, unfinished)).close()
+    (unfinished / "last" / "model.safetensors").touch()
+    with pytest.raises(TrainingError, match="is not empty and holds no run: it has last;"):
+        Trainer(config(text, unfinished))
+    other = tmp_path / "other"
+    other.mkdir()
+    for number, name in enumerate(("notes.md", "last", "a.txt", "config.json"), start=1):
+        (other / name).touch()
+        with pytest.raises(TrainingError, match=r"it has .*; choose a new folder \(--output\)"):
+            Trainer(config(text, other))
+        assert len(list(other.iterdir())) == number
+    with pytest.raises(TrainingError, match=r"it has a\.txt, config\.json, last and 1 more;"):
+        Trainer(config(text, other))
+    with pytest.raises(TrainingError, match=r"it has other, text\.txt, unfinished;"):
+        Trainer(config(text, tmp_path))
+
+
+def test_validation_data_is_recorded_and_checked_when_resuming(text: Path, tmp_path: Path) -> None:
+    folder, held_out = tmp_path / "run", tmp_path / "held-out.txt"
+    held_out.write_text("sea shells", encoding="utf-8")
+    train(text, folder, stop_after=4, validation_data=held_out)
+    summary = json.loads((folder / "run.json").read_text())
+    assert summary["config"]["validation_data"] == [str(held_out)]
+    assert summary["data"]["validation_tokens"] == 10
+    held_out.write_text("sea", encoding="utf-8")
+    with pytest.raises(TrainingError, match="the data is not that of the run"):
+        Trainer.resume(folder)
+    moved = tmp_path / "moved.txt"
+    moved.write_text("sea shells", encoding="utf-8")
+    assert Trainer.resume(folder, validation_data=moved).train().state == "finished"
+
+
+@pytest.mark.parametrize(
+    "change", [{"step": "4"}, {"updates": -1}, {"seconds": math.inf}, {"x": 1}]
+)
+def test_damaged_counters_are_refused(text: Path, tmp_path: Path, change: dict[str, Any]) -> None:
+    folder = tmp_path / "run"
+    train(text, folder, stop_after=2)
+    state = load_counters(folder)
+    state["counters"] |= change
+    arrays = load_file(folder / RESUME_FILE)
+    save_file(arrays, folder / RESUME_FILE, metadata={"state": json.dumps(state)})
+    with pytest.raises(TrainingError, match=r"resume\.safetensors is damaged: it has no counters"):
+        Trainer.resume(folder)
+
+
+def test_a_run_that_another_process_continued_is_loaded_again(text: Path, tmp_path: Path) -> None:
+    folder, whole = tmp_path / "run", tmp_path / "whole"
+    train(text, folder, stop_after=2)
+    earlier = Trainer.resume(folder)
+    Trainer.resume(folder, stop_after=5).train()
+    assert earlier.train().state == "finished"
+    train(text, whole)
+    assert_same_weights(whole, folder)
+    assert [line["step"] for line in lines(folder / "metrics.jsonl")] == [0, 4, 8, 12]
+
+
+def test_too_little_memory_is_a_message(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(trainer_module, "batch_loss", fail)
+    with pytest.raises(TrainingError, match=r"memory ran out at step 0: lower --context"):
+        train(text, tmp_path / "run")
+
+
+def test_resuming_with_other_data_or_settings_is_refused(text: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    train(text, folder, stop_after=4)
+    with pytest.raises(
+        TrainingError, match=r"lr is 0\.01 in the run in .* cannot change when it is resumed"
+    ):
+        Trainer.resume(folder, lr=1.0)
+    text.write_text(TEXT.replace("sea", "see"), encoding="utf-8")
+    with pytest.raises(TrainingError, match="the data is not that of the run"):
+        Trainer.resume(folder)
+    with pytest.raises(TrainingError, match=r"has no resume\.safetensors"):
+        Trainer.resume(tmp_path / "nothing")
+
+
+def test_fine_tuning_starts_from_the_checkpoint_and_lowers_its_loss(
+    text: Path, tmp_path: Path
+) -> None:
+    source = tmp_path / "source"
+    train(text, source, steps=40, eval_every=40)
+    other = tmp_path / "other.txt"
+    other.write_text("the shells she sells are sea shells. " * 60, encoding="utf-8")
+    settings = {"data": other, "init_from": source, "steps": 30, "eval_every": 10, "lr": 3e-3}
+    settings |= {"output": tmp_path / "tuned", "backend": "numpy", "batch_size": 4}
+    result = Trainer(TrainingConfig.from_dict(settings)).train()
+    losses = [one.val_loss for one in result.evaluations if one.val_loss is not None]
+    assert losses[-1] < losses[0] - 0.2
+    assert GPT2_files(tmp_path / "tuned") == GPT2_files(source)
+
+
+def GPT2_files(folder: Path) -> str:  # noqa: N802
+    return (folder / "config.json").read_text() + (folder / "tokenizer.json").read_text()
+
+
+def test_an_epoch_is_every_window_once(text: Path, tmp_path: Path) -> None:
+    trainer = Trainer(config(text, tmp_path / "run", steps=None, epochs=3))
+    windows = trainer.setup.train.windows
+    assert trainer.steps == -(-3 * windows // 4)
+
+
+def test_sinusoidal_positions_are_saved_and_stay(text: Path, tmp_path: Path) -> None:
+    """Also when the run is resumed, and when its checkpoint is fine-tuned."""
+    folder = tmp_path / "run"
+    train(text, folder, positions="sinusoidal", stop_after=4)
+    with Trainer.resume(folder) as resumed:
+        resumed.train()
+    assert GPT2Config.load(folder).positions == "sinusoidal"
+    settings = TrainingConfig(
+        data=text, init_from=folder, output=tmp_path / "tuned", steps=3, lr=1e-2, backend="numpy"
+    )
+    with Trainer(settings) as tuned:
+        tuned.train()
+    with Trainer(config(text, tmp_path / "new", positions="sinusoidal")) as new:
+        expected = new.setup.parameters.arrays()["wpe.weight"]
+    for name in ("run", "tuned"):
+        np.testing.assert_array_equal(weights(tmp_path / name)["transformer.wpe.weight"], expected)
+    run = json.loads((tmp_path / "tuned" / "run.json").read_text())
+    assert run["config"]["positions"] == "sinusoidal"
+    assert GPT2_files(tmp_path / "tuned") == GPT2_files(folder)

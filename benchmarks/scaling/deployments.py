@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.load.server_process import ServerProcess
+from benchmarks.server_process import ServerProcess
 
 START_TIMEOUT_S = 300.0
 APPLICATION = "nanovllm"

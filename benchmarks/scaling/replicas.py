@@ -1,7 +1,7 @@
 """Compare two replicas of one thread under Ray Serve with one server of two threads.
 
 Run: python -m benchmarks.scaling.replicas --json replicas.json     (needs the extra ray)
-     python benchmarks/table.py replicas.json --write docs/scaling.md
+     python benchmarks/table.py replicas.json --write docs/maintainers/measurements.md
 
 `nanovllm bench serve` measures each deployment with 1, 32 and 128 clients, in rounds; nothing else
 runs meanwhile. A server of one thread is measured with 1 client: what it lacks against a replica of

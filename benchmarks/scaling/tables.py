@@ -1,4 +1,4 @@
-"""The tables of docs/scaling.md, from the JSON of replicas.py, routing.py and simulate.py."""
+"""Tables of docs/maintainers/measurements.md from replicas.py, routing.py and simulate.py."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

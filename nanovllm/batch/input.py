@@ -15,7 +15,7 @@ from typing import BinaryIO
 import numpy as np
 
 from nanovllm.server.http.errors import shorten
-from nanovllm.server.http.problems import MAX_PROBLEMS
+from nanovllm.server.http.validation_errors import MAX_PROBLEMS
 
 MAX_CUSTOM_ID_CHARACTERS = 512
 _FIELDS = ("custom_id", "method", "url", "body")

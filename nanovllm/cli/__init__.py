@@ -1,33 +1,38 @@
-"""The `nanovllm` command, a module for each subcommand.
+"""The `nanovllm` command. A command is a module, imported when it is used.
 
-In reading order:
+A command's module has a function that defines its parser and imports nothing slow, and one that
+runs the command and imports what it needs. In reading order:
 
-main              parse the command line, run a command, print errors
-parsers/          the commands' argument parsers, quick to import
-options           options shared by several commands
-argument_types    argument types, files and messages
-environment       environment variables
-table             tables on standard output
-serve             `nanovllm serve`
-graceful_server   uvicorn's server, with draining and reloading at signals
-listening         connection limits and sockets of the server
-security_options  API keys, hosts, origins and TLS of the server
-reload            API keys and TLS read again at SIGHUP
-service_manager   messages to systemd, and the controlling terminal
-interrupts        Ctrl-C that ends calls of libraries at once
-numa              a warning for processors on several NUMA nodes
-generate          `nanovllm generate`
-repl              the interactive prompt of `generate`
-run_batch         `nanovllm run-batch`
-train             `nanovllm train`
-download          `nanovllm download`
-models            `nanovllm list`, `show` and `remove`
-env               `nanovllm env`
-bench/            `nanovllm bench`
-eval              `nanovllm eval`
-verify            `nanovllm verify`
-verify_reference  the transformers reference of `verify`
-train_report      `nanovllm train-report`
-visualize         `nanovllm visualize`
-trace             `nanovllm trace`
+main                the commands; parse the command line, run a command, print errors
+parser              argparse with suggestions, and defaults in help texts
+options             options shared by several commands
+argument_types      argument types, files and messages
+environment         environment variables
+table               tables on standard output
+interrupts          signals while code runs that handles them badly
+serve               `nanovllm serve`
+serving             its application, its sockets and its life
+graceful_server     uvicorn's server, with draining and reloading at signals
+listening           connection limits and sockets of the server
+security_options    API keys, hosts, origins and TLS of the server
+reload              API keys and TLS read again at SIGHUP
+service_manager     messages to systemd, and the controlling terminal
+numa                a warning for processors on several NUMA nodes
+generate            `nanovllm generate`
+writer              prints completions and answers
+repl                the interactive prompt of `generate`
+run_batch           `nanovllm run-batch`
+train               `nanovllm train`
+train_report        `nanovllm train-report`
+download            `nanovllm download`
+models              `nanovllm list`, `show` and `remove`
+env                 `nanovllm env`
+bench/              `nanovllm bench`
+eval                `nanovllm eval`
+verify              `nanovllm verify`
+verify_comparison   its comparison
+verify_reference    its reference, transformers
+visualize           `nanovllm visualize`
+drawing             its pictures
+trace               `nanovllm trace`
 """

@@ -9,39 +9,31 @@ from typing import Any
 
 from nanovllm.cli.argument_types import print_message
 from nanovllm.cli.environment import MODEL_VARIABLES
-from nanovllm.cli.parsers.parser import add_command
+from nanovllm.cli.interrupts import ended_by_interrupts
+from nanovllm.cli.options import add_model
+from nanovllm.cli.parser import set_up
 from nanovllm.config import BUNDLED_MODELS
 from nanovllm.errors import NanovllmError, printable
 
 DEFAULT_MODEL = "gpt2"
 _COMMAND = "nanovllm download"
-DESCRIPTION = (
+_DESCRIPTION = (
     "Fetch a GPT-2 checkpoint from the Hugging Face hub: safetensors, tokenizer and config, never "
     "pickles. Run it again to resume an interrupted download."
 )
 
 
-def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add `download` to the subcommands of `nanovllm`."""
-    parser = add_command(
-        subparsers,
-        "download",
-        "nanovllm.cli.download:run",
+def define(parser: argparse.ArgumentParser) -> None:
+    """Define the options."""
+    set_up(
+        parser,
+        run,
         arguments="[MODEL] [options]",
-        summary="fetch a model from the Hugging Face hub",
-        description=DESCRIPTION,
+        description=_DESCRIPTION,
         variables=MODEL_VARIABLES,
     )
-    add_arguments(parser)
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments, shared with scripts/download_gpt2.py."""
     names = "gpt2, gpt2-medium, gpt2-large, gpt2-xl, distilgpt2, or any owner/name on the hub"
-    parser.add_argument(
-        "name", nargs="?", metavar="MODEL", help=f"{names} (default: {DEFAULT_MODEL})"
-    )
-    parser.add_argument("--model", metavar="MODEL", help="the same, as a flag")
+    add_model(parser, f"{names} (default: {DEFAULT_MODEL})", DEFAULT_MODEL)
     parser.add_argument(
         "--output",
         type=Path,
@@ -58,17 +50,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Download and print a summary; return the exit code."""
-    if args.name and args.model and args.name != args.model:
-        print_message(
-            f"two models are named, {args.name} and --model {args.model}; name one", _COMMAND
-        )
-        return 2
-    name: str = args.model or args.name or DEFAULT_MODEL
+    name: str = args.model
     if name in BUNDLED_MODELS:
         print_message(f"{name} is part of nanovllm and needs no download", _COMMAND)
         return 0
     output: Path = args.output or Path("models") / (name.rstrip("/").split("/")[-1] or name)
-    from nanovllm.hub import download, read_model_info  # noqa: PLC0415 - slow to import
+    with ended_by_interrupts():
+        from nanovllm.hub import download, read_model_info
 
     print(f"Downloading {name} to {output}", flush=True)
     try:

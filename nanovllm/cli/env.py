@@ -9,17 +9,16 @@ from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from nanovllm.cli.bench.report import describe_machine
 from nanovllm.cli.environment import VARIABLES
+from nanovllm.cli.interrupts import ended_by_interrupts
+from nanovllm.cli.parser import set_up
 from nanovllm.config import format_bytes
 from nanovllm.errors import printable
-from nanovllm.hub.inventory import kernel_files
-from nanovllm.model.cores import default_threads, usable_cpus
-from nanovllm.model.kernels.build.codegen import host_cpu
-from nanovllm.model.kernels.build.object_cache import user_cache
-from nanovllm.model.kernels.build.target import host_target
-from nanovllm.model.memory_limit import PHYSICAL_MEMORY, memory_limit
 
+_DESCRIPTION = """
+Show what a bug report needs: versions, processor, memory, folders and environment variables. Keys
+and tokens are not shown.
+"""
 _PACKAGES = (
     "numpy", "numba", "llvmlite", "tokenizers", "safetensors", "huggingface-hub", "fastapi",
     "uvicorn", "h11", "pydantic", "jinja2", "llguidance", "tqdm", "openai", "torch", "transformers",
@@ -27,6 +26,11 @@ _PACKAGES = (
 _ACCOUNT = re.compile(r"(?:(?<=//)|^(?!\w+://))[^/?#]*@")
 """User name and password in the URL of a mirror, with or without a scheme."""
 _PUBLIC_PREFIXES = ("NUMBA_", "OMP_", "OPENBLAS_", "MKL_")
+
+
+def define(parser: argparse.ArgumentParser) -> None:
+    """Define the options, of which there are none."""
+    set_up(parser, run, arguments="", description=_DESCRIPTION, variables=tuple(VARIABLES))
 
 
 def run(parsed: argparse.Namespace) -> int:
@@ -41,6 +45,12 @@ def run(parsed: argparse.Namespace) -> int:
 
 
 def _machine() -> dict[str, str]:
+    with ended_by_interrupts():
+        from nanovllm.cli.bench.report import describe_machine
+        from nanovllm.model.cores import default_threads, usable_cpus
+        from nanovllm.model.kernels.build.codegen import host_cpu
+        from nanovllm.model.kernels.build.target import host_target
+
     machine, target = describe_machine(), host_target()
     instructions = [f"vectors of {32 * target.lanes} bits"]
     instructions += ["bfloat16 dot products"] if target.bfloat16_dot else []
@@ -58,6 +68,8 @@ def _machine() -> dict[str, str]:
 
 def _memory() -> str:
     """Return the machine's memory, its free part, and the limit of this process."""
+    from nanovllm.model.memory_limit import PHYSICAL_MEMORY, memory_limit
+
     parts = []
     with suppress(AttributeError, ValueError, OSError):  # Windows
         page_bytes = os.sysconf("SC_PAGE_SIZE")
@@ -70,7 +82,10 @@ def _memory() -> str:
 
 
 def _folders() -> dict[str, str]:
-    from huggingface_hub import constants  # noqa: PLC0415 - slow to import
+    from huggingface_hub import constants
+
+    from nanovllm.hub.inventory import kernel_files
+    from nanovllm.model.kernels.build.object_cache import user_cache
 
     kernels, files = user_cache().folder, kernel_files()
     size_bytes = sum(path.stat().st_size for path in files)

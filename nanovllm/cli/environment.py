@@ -34,6 +34,12 @@ VARIABLES = {
     "HF_HUB_OFFLINE": Variable("1: use models on this machine only", "0"),
     "HF_ENDPOINT": Variable("address of the hub, or of a mirror", "https://huggingface.co"),
     "HF_TOKEN": Variable("access token for gated and private models", "none", is_secret=True),
+    "XDG_CACHE_HOME": Variable("the user's cache folder on Linux", "~/.cache"),
+    "LOCALAPPDATA": Variable("the user's cache folder on Windows", "set by Windows"),
+    "NOTIFY_SOCKET": Variable("where a server reports that it is ready", "set by systemd"),
+    "NANOVLLM_CHECK": Variable("1: check every address in the kernels, for developers", "0"),
+    "NUMBA_CPU_NAME": Variable("compile the kernels for this CPU", "host"),
+    "NUMBA_CPU_FEATURES": Variable("and with these features, such as +avx2,-fma", "the CPU's"),
 }
 MODEL_VARIABLES = ("HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "HF_ENDPOINT", "HF_TOKEN")
 ENGINE_VARIABLES = ("NANOVLLM_CACHE_DIR", *MODEL_VARIABLES)

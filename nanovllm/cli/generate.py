@@ -2,36 +2,78 @@
 
 import argparse
 import sys
-import time
 from contextlib import closing
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from nanovllm.cli.argument_types import print_message
+from nanovllm.cli.environment import ENGINE_VARIABLES, HISTORY_VARIABLE
+from nanovllm.cli.interrupts import ended_by_interrupts
 from nanovllm.cli.options import (
     DEFAULT_MAX_TOKENS,
+    add_chat_template,
+    add_engine_options,
+    add_model_flag,
+    add_sampling_options,
     engine_config,
     load_chat_template,
     sampling_settings,
 )
-from nanovllm.cli.repl import Repl, read_lines_of
+from nanovllm.cli.parser import set_up
 from nanovllm.config import BUNDLED_MODELS
-from nanovllm.engine.chat.prompts import ChatPrompts
-from nanovllm.engine.chat.template import ChatTemplate
-from nanovllm.engine.engine import Engine
-from nanovllm.engine.input_processor import PreparedRequest
-from nanovllm.errors import ContextLengthError, EngineFaultError, InvalidRequestError
-from nanovllm.hub import resolve_model
-from nanovllm.hub.downloads import full_name
-from nanovllm.prompts import Prompt
+from nanovllm.errors import InvalidRequestError
 from nanovllm.sampling_params import SamplingParams
+
+if TYPE_CHECKING:
+    from nanovllm.cli.writer import Writer
+
+_DESCRIPTION = """
+Continue a prompt on the terminal. Without a prompt, read prompts from the terminal or from standard
+input, one a line; on a terminal, /help lists the commands. With --chat, prompts are messages of a
+conversation.
+
+  nanovllm generate "She smiled and said"
+  nanovllm generate --model gpt2 "She smiled and said"
+  nanovllm generate gpt2 "She smiled and said"
+"""
+
+
+def define(parser: argparse.ArgumentParser) -> None:
+    """Define the options."""
+    set_up(
+        parser,
+        run,
+        arguments="[[MODEL] PROMPT] [options]",
+        description=_DESCRIPTION,
+        variables=(HISTORY_VARIABLE, *ENGINE_VARIABLES),
+    )
+    parser.add_argument(
+        "texts",
+        nargs="*",
+        metavar="PROMPT",
+        help="text to continue, after the model if two are given (default: read prompts)",
+    )
+    add_model_flag(parser)
+    group = parser.add_argument_group("chat")
+    group.add_argument(
+        "--chat",
+        action="store_true",
+        help="answer messages by the chat template (default: no, continue texts)",
+    )
+    add_chat_template(group, "; implies --chat")
+    add_sampling_options(parser)
+    add_engine_options(parser)
 
 
 def run(parsed: argparse.Namespace) -> int:
     """Complete the prompt, or each line of the input; return the exit code."""
     model, prompt = model_and_prompt(parsed)
     settings = {"max_tokens": DEFAULT_MAX_TOKENS, **sampling_settings(parsed)}
+    with ended_by_interrupts():
+        from nanovllm.cli.writer import ChatWriter, Writer
+        from nanovllm.engine.chat.prompts import ChatPrompts
+        from nanovllm.engine.engine import Engine
+        from nanovllm.hub import resolve_model
     SamplingParams(**settings)  # report a wrong option before the model is loaded
     folder = resolve_model(model)
     is_chat = parsed.chat or parsed.chat_template is not None
@@ -52,6 +94,8 @@ def _answer_all(writer: "Writer", prompt: str | None) -> int:
     if prompt is not None:
         writer.answer(prompt)
         return 0
+    from nanovllm.cli.repl import Repl, read_lines_of
+
     if sys.stdin.isatty():
         Repl(writer).run()
         return 0
@@ -88,128 +132,11 @@ def model_and_prompt(parsed: argparse.Namespace) -> tuple[str, str | None]:
 
 
 def _is_model_name(text: str) -> bool:
+    from nanovllm.hub.downloads import full_name
+
     if text in BUNDLED_MODELS or full_name(text) != text:
         return True
     try:
         return (Path(text) / "config.json").is_file()
     except (OSError, ValueError):  # no file can have such a name
         return False
-
-
-@dataclass(slots=True)
-class Writer:
-    """Prints completions on standard output; `settings` of the sampler may change between them.
-
-    Attributes:
-        num_tokens: generated tokens of the last completion.
-        duration_s: time that it took.
-        prompt: the last prompt; empty before the first.
-        text: the prompt and its completion.
-    """
-
-    engine: Engine
-    settings: dict[str, Any]
-    num_tokens: int = 0
-    duration_s: float = 0.0
-    prompt: str = ""
-    text: str = ""
-
-    def answer(self, prompt: str) -> None:
-        """Stream the prompt and its completion."""
-        prepared = self._prepare(prompt, SamplingParams(**self.settings))
-        self.prompt = self.text = prompt
-        print(prompt, end="", flush=True)
-        self._write(prepared)
-
-    def retry(self) -> None:
-        """Stream another completion of the last prompt."""
-        self.answer(_existing(self.prompt))
-
-    def extend(self) -> None:
-        """Continue the last completion."""
-        self._write(self._prepare(_existing(self.text), SamplingParams(**self.settings)))
-
-    def clear(self) -> None:
-        """Forget the last prompt."""
-        self.prompt = self.text = ""
-
-    def _prepare(self, prompt: Prompt, params: SamplingParams) -> PreparedRequest:
-        """Check a prompt; raises InvalidRequestError."""
-        return self.engine.input_processor.submit("generate", prompt, params)
-
-    def _write(self, prepared: PreparedRequest) -> None:
-        """Print the pieces of a completion, and add them to `text`."""
-        start_s, before = time.perf_counter(), self.engine.stats().generation_tokens
-        processor = prepared.output_processor
-        try:
-            with closing(self.engine.run([prepared])) as steps:
-                for _ in steps:
-                    delta = processor.take_delta()
-                    if delta is not None and delta.outputs[0].text:
-                        self.text += delta.outputs[0].text
-                        print(delta.outputs[0].text, end="", flush=True)
-            print()
-        finally:
-            self.num_tokens = self.engine.stats().generation_tokens - before
-            self.duration_s = time.perf_counter() - start_s
-        if processor.error is not None:
-            raise EngineFaultError(processor.error)
-
-
-@dataclass(slots=True, kw_only=True)
-class ChatWriter(Writer):
-    """Prints the answers of a conversation. `text` is the last answer.
-
-    Attributes:
-        messages: the conversation up to the last message of the user.
-    """
-
-    chats: ChatPrompts
-    template: ChatTemplate
-    messages: list[dict[str, str]] = field(default_factory=list)
-
-    def answer(self, prompt: str) -> None:
-        """Stream the answer to a message."""
-        answered = [{"role": "assistant", "content": self.text}] if self.messages else []
-        messages = [*self.messages, *answered, {"role": "user", "content": prompt}]
-        prepared = self._prepare_chat(messages)
-        self.messages, self.prompt, self.text = messages, prompt, ""
-        self._write(prepared)
-
-    def retry(self) -> None:
-        """Stream another answer to the last message."""
-        _existing(self.prompt)
-        prepared = self._prepare_chat(self.messages)
-        self.text = ""
-        self._write(prepared)
-
-    def extend(self) -> None:
-        """Continue the last answer."""
-        begun = {"role": "assistant", "content": _existing(self.text)}
-        self._write(self._prepare_chat([*self.messages, begun], is_continued=True))
-
-    def clear(self) -> None:
-        """Forget the conversation."""
-        self.messages, self.prompt, self.text = [], "", ""
-
-    def _prepare_chat(
-        self, messages: list[dict[str, str]], *, is_continued: bool = False
-    ) -> PreparedRequest:
-        params = self.chats.params(self.template, SamplingParams(**self.settings))
-        try:
-            token_ids = self.chats.encode(
-                self.template,
-                messages,
-                add_generation_prompt=not is_continued,
-                continue_final_message=is_continued,
-            )
-            return self._prepare(token_ids, params)
-        except ContextLengthError as error:
-            raise ContextLengthError(f"{error}; /clear begins a new conversation") from None
-
-
-def _existing(text: str) -> str:
-    """Return the text; raises InvalidRequestError if it is empty."""
-    if not text:
-        raise InvalidRequestError("there is nothing yet to repeat or continue; type a prompt first")
-    return text

@@ -1,9 +1,12 @@
-"""Ctrl-C while code runs that Python's own handler cannot end quickly or quietly."""
+"""Signals while code runs that Python's own handlers cannot end quickly or quietly."""
 
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
+
+from nanovllm.cli.service_manager import Terminal
 
 
 @contextmanager
@@ -22,3 +25,23 @@ def ended_by_interrupts() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def ignore_hangups() -> None:
+    """Ignore SIGHUP, which asks a server to reload, until the server has started.
+
+    It ends the process if it says that the terminal was closed. Where SIGHUP is ignored already, as
+    under nohup, nothing changes.
+    """
+    hangup = getattr(signal, "SIGHUP", None)  # Windows has none
+    is_main = threading.current_thread() is threading.main_thread()
+    if hangup is None or not is_main or signal.getsignal(hangup) is not signal.SIG_DFL:
+        return
+    terminal = Terminal()
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if terminal.was_closed():
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+
+    signal.signal(hangup, handle)

@@ -61,7 +61,7 @@ def bind(host: str, port: int) -> list[socket.socket]:
 def raise_open_files_limit() -> int | None:
     """Raise the soft limit on open files towards 65,536 and return it; None if there is none."""
     try:
-        import resource  # noqa: PLC0415 - Windows has none
+        import resource
     except ImportError:
         return None
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

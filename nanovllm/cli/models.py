@@ -1,31 +1,65 @@
 """`nanovllm list`, `show` and `remove`: models and compiled kernels on this machine."""
 
+from __future__ import annotations
+
 import argparse
 import sys
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from nanovllm.cli.environment import ENGINE_VARIABLES, MODEL_VARIABLES
+from nanovllm.cli.interrupts import ended_by_interrupts
+from nanovllm.cli.options import add_model
+from nanovllm.cli.parser import set_up
 from nanovllm.cli.table import print_table
 from nanovllm.config import DRAFT_MODEL, format_bytes
-from nanovllm.engine.chat.template import ChatTemplate
 from nanovllm.errors import CheckpointError, ModelNotFoundError, printable
-from nanovllm.hub import read_model_info, resolve_model
-from nanovllm.hub.downloads import full_name
-from nanovllm.hub.inventory import (
-    KERNELS,
-    StoredItem,
-    check_removable,
-    kernel_files,
-    remove_item,
-    stored_items,
-)
-from nanovllm.model.config import GPT2Config, load_generation_config
-from nanovllm.sampling_params import MODEL_DEFAULTS
+
+if TYPE_CHECKING:
+    from nanovllm.hub.inventory import StoredItem
+
+_LIST = """
+List the models and the compiled kernels on this machine: the bundled model, the smaller draft
+model beside it (for speculative decoding), downloads below ./models, GPT-2 models in the Hugging
+Face cache, and the kernels.
+"""
+_SHOW = """
+Show a model on this machine: its configuration, files and folder. `show kernels` lists the kernels.
+"""
+_REMOVE = """
+Remove models from the Hugging Face cache, or the compiled kernels ("kernels"), after a question.
+Nothing outside of these two folders is removed.
+"""
+
+
+def define_list(parser: argparse.ArgumentParser) -> None:
+    """Define the options of `list`, which has none."""
+    set_up(parser, run_list, arguments="", description=_LIST, variables=ENGINE_VARIABLES)
+
+
+def define_show(parser: argparse.ArgumentParser) -> None:
+    """Define the options of `show`."""
+    set_up(parser, run_show, arguments="[MODEL]", description=_SHOW, variables=ENGINE_VARIABLES)
+    add_model(parser)
+
+
+def define_remove(parser: argparse.ArgumentParser) -> None:
+    """Define the options of `remove`."""
+    variables = ("NANOVLLM_CACHE_DIR", *MODEL_VARIABLES[:2])
+    arguments = "NAME... [--yes]"
+    set_up(parser, run_remove, arguments=arguments, description=_REMOVE, variables=variables)
+    parser.add_argument("names", nargs="+", metavar="NAME", help="name as in `nanovllm list`")
+    parser.add_argument(
+        "-y", "--yes", action="store_true", help="remove without asking (default: ask)"
+    )
 
 
 def run_list(parsed: argparse.Namespace) -> int:
     """Print a table of the models and kernels."""
+    with ended_by_interrupts():
+        from nanovllm.hub.inventory import stored_items
     rows = [("NAME", "KIND", "SIZE", "CHANGED", "FOLDER")]
     rows += [
         (
@@ -43,6 +77,11 @@ def run_list(parsed: argparse.Namespace) -> int:
 
 def run_show(parsed: argparse.Namespace) -> int:
     """Print a model's configuration and files, or the compiled kernels."""
+    with ended_by_interrupts():
+        from nanovllm.hub import read_model_info, resolve_model
+        from nanovllm.hub.inventory import KERNELS, kernel_files
+        from nanovllm.model.config import GPT2Config, load_generation_config
+        from nanovllm.sampling_params import MODEL_DEFAULTS
     if parsed.model == KERNELS and not Path(KERNELS).exists():
         _print_files(kernel_files())
         return 0
@@ -75,6 +114,8 @@ def run_show(parsed: argparse.Namespace) -> int:
 
 def run_remove(parsed: argparse.Namespace) -> int:
     """Remove models or kernels, after a question without --yes; return 1 if one was kept."""
+    with ended_by_interrupts():
+        from nanovllm.hub.inventory import check_removable, remove_item, stored_items
     items = stored_items()
     chosen = [_find(name, items) for name in dict.fromkeys(parsed.names)]
     for item in chosen:
@@ -92,6 +133,8 @@ def run_remove(parsed: argparse.Namespace) -> int:
 
 
 def _find(name: str, items: Sequence[StoredItem]) -> StoredItem:
+    from nanovllm.hub.downloads import full_name
+
     for item in items:
         if item.name in (name, full_name(name), f"./{name}"):
             return item
@@ -112,6 +155,8 @@ def _confirm(question: str) -> bool:
 
 def _chat_template(folder: Path) -> str:
     """Return "yes" or "no", or why the files of a model folder cannot be read."""
+    from nanovllm.engine.chat.template import ChatTemplate
+
     try:
         return "no" if ChatTemplate.load(folder) is None else "yes"
     except CheckpointError as error:

@@ -1,24 +1,17 @@
 """Options shared by several commands: the model, engine settings and sampling settings.
 
-Options have the names of the settings. This module imports nothing slow, see parsers/__init__.py.
+Options have the names of the settings. This module imports nothing slow.
 """
 
 import argparse
 import re
-from collections.abc import Callable
-from dataclasses import fields
+from collections.abc import Mapping, Sequence
+from dataclasses import Field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
 
-from nanovllm.config import (
-    BACKENDS,
-    BUNDLED_MODEL,
-    DTYPES,
-    KV_CACHE_DTYPES,
-    QUANTIZATIONS,
-    SCHEDULING_POLICIES,
-    EngineConfig,
-)
+from nanovllm.config import BUNDLED_MODEL, EngineConfig
 from nanovllm.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
@@ -82,81 +75,73 @@ def served_names(parsed: argparse.Namespace) -> tuple[str, ...]:
     return tuple(parsed.served_model_name or (Path(parsed.model).name or str(parsed.model),))
 
 
-_ENGINE_OPTIONS: dict[str, tuple[Callable[[str], Any], str]] = {
-    "max_model_len": (
-        int, "maximum tokens of prompt and output together (default: the model's context)",
-    ),
-    "block_size": (int, "tokens in a block of the KV cache"),
-    "max_num_seqs": (int, "maximum sequences in one step"),
-    "max_num_batched_tokens": (int, "maximum tokens computed in one step"),
-    "kv_cache_memory": (
-        str, "memory of the KV cache, such as 512MiB; auto is 1GiB, less where memory is limited",
-    ),
-    "num_threads": (int, "compute threads (default: the cores this process may use)"),
-    "max_logprobs": (int, "maximum log-probabilities per position that a request may ask for"),
-}  # fmt: skip
-
-
-_POLICY_HELP = (
-    "order of requests: by arrival, priority or equal shares of clients (default: fcfs; fair with "
-    "several API keys or a key file)"
-)
-_ENGINE_CHOICES: dict[str, tuple[tuple[str, ...], str]] = {
-    "backend": (BACKENDS, "implementation of the forward pass; numpy is the readable one"),
-    "dtype": (DTYPES, "type of the weights in memory"),
-    "quantization": (QUANTIZATIONS, "quantize weights on load (default: none)"),
-    "kv_cache_dtype": (
-        KV_CACHE_DTYPES,
-        "type of the KV cache; auto is float32 for float32 weights, else bfloat16",
-    ),
-    "scheduling_policy": (SCHEDULING_POLICIES, _POLICY_HELP),
-}
+_UNSET = {"scheduling_policy": "fcfs; fair with several API keys or a key file"}
+"""What an option without a value stands for, where the docstring does not say it."""
 
 
 def add_precision_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of EngineConfig that choose the arithmetic of a forward pass."""
     group = parser.add_argument_group("engine")
-    for name in ("backend", "dtype", "quantization", "kv_cache_dtype", "num_threads"):
-        _add_engine_option(group, name)
+    names = ("backend", "dtype", "quantization", "kv_cache_dtype", "num_threads")
+    _add_fields(group, EngineConfig, names, {})
 
 
-def _add_engine_option(group: "argparse._ArgumentGroup", name: str) -> None:
-    (default,) = (field.default for field in fields(EngineConfig) if field.name == name)
-    if name in _ENGINE_CHOICES:
-        choices, text = _ENGINE_CHOICES[name]
-        default = None if name == "scheduling_policy" else default
-        group.add_argument(_option(name), choices=choices, default=default, help=text)
-    else:
-        kind, text = _ENGINE_OPTIONS[name]
-        metavar = name.rsplit("_", 1)[-1].upper()
-        group.add_argument(_option(name), type=kind, default=default, metavar=metavar, help=text)
-
-
-def add_engine_options(
-    parser: argparse.ArgumentParser, *, seed: int | None = None, prefix_caching: bool = True
-) -> None:
-    """Add an option for each field of EngineConfig."""
+def add_engine_options(parser: argparse.ArgumentParser, **defaults: Any) -> None:
+    """Add an option for each field of EngineConfig; `defaults` are other ones than its own."""
     group = parser.add_argument_group("engine")
-    for name in (*_ENGINE_CHOICES, *_ENGINE_OPTIONS):
-        _add_engine_option(group, name)
-    group.add_argument(
-        "--enable-prefix-caching",
-        action=argparse.BooleanOptionalAction,
-        default=prefix_caching,
-        help="reuse the KV cache of shared prompt prefixes",
-    )
-    group.add_argument(
-        "--batch-invariant",
-        action="store_true",
-        help="make results bit-identical in any batch; slower with numpy, always so with numba "
-        "(default: no)",
-    )
-    group.add_argument(
-        "--seed",
-        type=int,
-        default=seed,
-        help="seed for requests that have none" + (" (default: random)" if seed is None else ""),
-    )
+    names = [field.name for field in fields(EngineConfig) if field.name != "num_blocks"]
+    _add_fields(group, EngineConfig, names, {"scheduling_policy": None, **defaults})
+
+
+def _add_fields(
+    group: "argparse._ArgumentGroup",
+    settings: type[EngineConfig | SamplingParams],
+    names: Sequence[str],
+    defaults: Mapping[str, Any],
+    *,
+    sets_defaults: bool = True,
+) -> None:
+    """Add an option for fields of a class, whose docstring says what each is for.
+
+    The help of an option is the first sentence about the field. "None for X" in it becomes the
+    default, X.
+
+    Args:
+        defaults: other defaults than those of the fields.
+        sets_defaults: without it, the value of an option that is left out is None.
+    """
+    texts = _attributes(settings)
+    by_name: dict[str, Field[Any]] = {field.name: field for field in fields(settings)}
+    for name in names:
+        field, text = by_name[name], texts.get(name, "")
+        text, _, unset = text.partition("; None for ")
+        default = {name: field.default, **defaults}[name]
+        if default is None:
+            text += f" (default: {_UNSET.get(name, unset)})"
+        elif not sets_defaults:
+            text += f" (default: {default})"
+        options: dict[str, Any] = {"default": default if sets_defaults else None, "help": text}
+        if field.type is bool:
+            options["action"] = argparse.BooleanOptionalAction
+        else:
+            options |= _value_options(name, field.type)
+        group.add_argument(_option(name), **options)
+
+
+def _attributes(settings: type) -> dict[str, str]:
+    """Return the first sentence about each attribute in the docstring of a class."""
+    _, _, section = (settings.__doc__ or "").partition("Attributes:\n")
+    entries = re.findall(r"^ {8}(\w+): (.*(?:\n {12}.*)*)", section, re.MULTILINE)
+    return {name: " ".join(text.split()).split(". ")[0].rstrip(".") for name, text in entries}
+
+
+def _value_options(name: str, hint: Any) -> dict[str, Any]:
+    """Return the arguments of `add_argument` for the values of a field of type `hint`."""
+    is_union = get_origin(hint) in (Union, UnionType)
+    kinds = [kind for kind in (get_args(hint) if is_union else (hint,)) if kind is not NoneType]
+    if get_origin(kinds[0]) is Literal:
+        return {"choices": get_args(kinds[0])}
+    return {"type": str if str in kinds else kinds[0], "metavar": name.rsplit("_", 1)[-1].upper()}
 
 
 def engine_config(parsed: argparse.Namespace) -> EngineConfig:
@@ -166,17 +151,10 @@ def engine_config(parsed: argparse.Namespace) -> EngineConfig:
     return EngineConfig(**{name: value for name, value in given.items() if name in names})
 
 
-_SAMPLING_OPTIONS: dict[str, tuple[Callable[[str], Any], str]] = {
-    "max_tokens": (int, f"maximum tokens to generate (default: {DEFAULT_MAX_TOKENS})"),
-    "min_tokens": (int, "minimum tokens before the end-of-text token or a stop string"),
-    "temperature": (float, "sampling temperature; 0 for greedy decoding"),
-    "top_p": (float, "sample from the most probable tokens with this total probability"),
-    "top_k": (int, "sample from the k most probable tokens; 0 for all"),
-    "min_p": (float, "exclude tokens below this fraction of the highest probability"),
-    "repetition_penalty": (float, "above 1, penalize tokens of the prompt and the output"),
-    "presence_penalty": (float, "above 0, penalize tokens of the output"),
-    "frequency_penalty": (float, "above 0, penalize tokens of the output by their count"),
-}
+_SAMPLING_NAMES = (
+    "max_tokens", "min_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty",
+    "presence_penalty", "frequency_penalty",
+)  # fmt: skip
 
 
 def add_sampling_options(parser: argparse.ArgumentParser) -> None:
@@ -185,11 +163,8 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
         "sampling",
         "Defaults in the model's generation_config.json override those below.",
     )
-    defaults = {field.name: field.default for field in fields(SamplingParams)}
-    for name, (kind, text) in _SAMPLING_OPTIONS.items():
-        shown = text if "default" in text else f"{text} (default: {defaults[name]})"
-        metavar = re.sub(".*_", "", name).upper()
-        group.add_argument(_option(name), type=kind, metavar=metavar, help=shown)
+    defaults = {"max_tokens": DEFAULT_MAX_TOKENS}
+    _add_fields(group, SamplingParams, _SAMPLING_NAMES, defaults, sets_defaults=False)
     group.add_argument(
         "--stop",
         action="append",
@@ -227,7 +202,7 @@ def add_chat_template(group: "argparse._ActionsContainer", more: str = "") -> No
 
 def load_chat_template(folder: Path, parsed: argparse.Namespace) -> "ChatTemplate | None":
     """Return the template of --chat-template, or else the model's; raises CheckpointError."""
-    from nanovllm.engine.chat.template import ChatTemplate  # noqa: PLC0415 - slow to import
+    from nanovllm.engine.chat.template import ChatTemplate
 
     template = ChatTemplate.load(folder, parsed.chat_template)
     if template is not None and parsed.chat_template is not None:

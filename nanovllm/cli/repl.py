@@ -198,7 +198,7 @@ def _quoted_lines(line: str) -> str:
 def _line_editing() -> Iterator[None]:
     """Enable readline and its history file for `input`, if readline exists."""
     try:
-        import readline  # noqa: PLC0415 - not on Windows, and it changes what `input` does
+        import readline
     except ImportError:
         yield
         return

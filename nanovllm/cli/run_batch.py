@@ -1,5 +1,7 @@
 """`nanovllm run-batch`: run a file of requests in OpenAI's batch format, without a server."""
 
+from __future__ import annotations
+
 import argparse
 import shutil
 import signal
@@ -10,24 +12,91 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
-from nanovllm.batch.input import BatchInput, CustomIds
-from nanovllm.batch.output import AnswerFile, open_answers, write_answers
-from nanovllm.batch.runner import BatchRunner
-from nanovllm.cli.argument_types import print_message
-from nanovllm.cli.options import engine_config, load_chat_template, served_names
-from nanovllm.engine.chat.template import ChatTemplate
-from nanovllm.engine.engine import Engine
-from nanovllm.hub import resolve_model
-from nanovllm.progress import progress_bar
+from nanovllm.cli.argument_types import positive, print_message
+from nanovllm.cli.environment import ENGINE_VARIABLES
+from nanovllm.cli.interrupts import ended_by_interrupts
+from nanovllm.cli.options import (
+    add_chat_template,
+    add_engine_options,
+    add_model,
+    add_served_model_name,
+    engine_config,
+    load_chat_template,
+    served_names,
+)
+from nanovllm.cli.parser import set_up
 from nanovllm.stop_signal import StopSignal
 
+if TYPE_CHECKING:
+    from nanovllm.batch.input import BatchInput, CustomIds
+    from nanovllm.batch.output import AnswerFile
+    from nanovllm.engine.chat.template import ChatTemplate
+    from nanovllm.engine.engine import Engine
+
 STANDARD_STREAM = Path("-")
+_DESCRIPTION = """
+Run a file of requests in OpenAI's batch format, without a server.
+
+Responses are appended in the order of completion. If interrupted, rerun the same command to resume.
+A request without a seed is sampled anew in every run; with --seed, its seed is derived from that
+seed and its custom_id.
+
+  nanovllm run-batch -i requests.jsonl -o answers.jsonl --model gpt2
+  nanovllm run-batch -i - -o - < requests.jsonl > answers.jsonl
+"""
+
+
+def define(parser: argparse.ArgumentParser) -> None:
+    """Define the options."""
+    set_up(
+        parser,
+        run,
+        arguments="-i FILE -o FILE [MODEL] [options]",
+        description=_DESCRIPTION,
+        variables=ENGINE_VARIABLES,
+    )
+    add_model(parser)
+    parser.add_argument(
+        "-i",
+        "--input",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help='lines {"custom_id", "method", "url", "body"}; - for standard input',
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help='lines {"id", "custom_id", "response", "error"}; - for standard output',
+    )
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="discard responses that the output file has (default: keep them and resume)",
+    )
+    add_served_model_name(parser)
+    add_chat_template(parser)
+    parser.add_argument(
+        "--max-line-bytes",
+        type=positive,
+        default=4 << 20,
+        metavar="BYTES",
+        help="maximum length of an input line in bytes",
+    )
+    add_engine_options(parser)
 
 
 def run(parsed: argparse.Namespace) -> int:
     """Run the requests without a response; return 0, or 128 plus the number of a signal."""
+    with ended_by_interrupts():
+        from nanovllm.batch.input import BatchInput
+        from nanovllm.engine.engine import Engine
+        from nanovllm.hub import resolve_model
     config = engine_config(parsed)
     _check_files(parsed.input, parsed.output)
     source = _shown(parsed.input, "standard input")
@@ -105,6 +174,8 @@ def _open_requests(path: Path) -> Iterator[BinaryIO]:
 
 
 def _open_output(parsed: argparse.Namespace, ids: CustomIds) -> AbstractContextManager[AnswerFile]:
+    from nanovllm.batch.output import open_answers, write_answers
+
     if parsed.output == STANDARD_STREAM:
         return write_answers(_shown(parsed.output, "standard output"))
     return open_answers(parsed.output, ids, overwrite=parsed.overwrite)
@@ -132,6 +203,9 @@ class _Run:
         self, batch: BatchInput, model_names: tuple[str, ...], chat_template: ChatTemplate | None
     ) -> int | None:
         """Write all responses; return the number of the signal that ended the run, or None."""
+        from nanovllm.batch.runner import BatchRunner
+        from nanovllm.progress import progress_bar
+
         start_s = time.monotonic()
         bar = progress_bar(
             total=len(self.ids), initial=self.ids.num_taken, desc="Requests", unit="request"

@@ -1,274 +1,220 @@
 """`nanovllm serve`: run the OpenAI-compatible server."""
 
 import argparse
-import asyncio
-import contextlib
-import json
-import logging
-import math
-import os
-import shlex
-import socket
-import sys
-from dataclasses import dataclass, replace
-from typing import NoReturn, TextIO
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
-import uvicorn
-from starlette.types import ASGIApp
-
-from nanovllm.cli.argument_types import print_message
-from nanovllm.cli.environment import API_KEY_VARIABLE
-from nanovllm.cli.graceful_server import CLOSE_S, GracefulServer
-from nanovllm.cli.listening import bind, connection_limits, raise_open_files_limit
-from nanovllm.cli.numa import numa_warning
-from nanovllm.cli.options import engine_config, load_chat_template, served_names
-from nanovllm.cli.reload import credential_reloader
-from nanovllm.cli.security_options import (
-    check_certificate,
-    is_loopback,
-    read_api_keys,
-    read_hosts,
-    read_origins,
+from nanovllm.cli.argument_types import (
+    bounded_number,
+    not_negative,
+    port_number,
+    positive,
+    positive_number,
 )
-from nanovllm.cli.service_manager import notify
-from nanovllm.config import format_bytes, parse_bytes
-from nanovllm.engine.async_engine import AsyncEngine, EngineState
-from nanovllm.engine.engine import Engine
-from nanovllm.engine.memory import MemoryPlan
-from nanovllm.hub import resolve_model
-from nanovllm.model.memory_limit import PHYSICAL_MEMORY
-from nanovllm.server.app import ServerSettings, create_app
-from nanovllm.server.control import ServerControl
-from nanovllm.server.http.access_log import leave_out_routine_requests
-from nanovllm.server.http.protocol import watched_protocol
-from nanovllm.server.http.request_log import write_log_to
-from nanovllm.server.http.work import Work
-from nanovllm.server.metrics import ServerMetrics
+from nanovllm.cli.environment import API_KEY_VARIABLE, ENGINE_VARIABLES
+from nanovllm.cli.interrupts import ended_by_interrupts, ignore_hangups
+from nanovllm.cli.options import (
+    add_chat_template,
+    add_engine_options,
+    add_model,
+    add_served_model_name,
+)
+from nanovllm.cli.parser import CommandParser, set_up
 
-_SWITCH_INTERVAL_S = 0.0005
-"""Interval of GIL hand-overs. The event loop releases the GIL at each system call; with Python's
-default of 5 ms it would wait that long for it while another thread parses a body."""
-_MAX_HANDSHAKE_S = 3600.0
-_EXAMPLE_PROMPT, _EXAMPLE_TOKENS = "She smiled and said", 40
-
-
-@dataclass(frozen=True, slots=True)
-class LoadedServer:
-    """The parts of a server: the engine, which its application starts and stops."""
-
-    engine: AsyncEngine
-    app: ASGIApp
-    settings: ServerSettings
-    metrics: ServerMetrics
-    work: Work
-    control: ServerControl
-
-
-def load_server(parsed: argparse.Namespace) -> LoadedServer:
-    """Return the server of the options, whose model is loaded when the application starts.
-
-    Raises NanovllmError or ValueError if the model or an option is not valid.
-    """
-    config = engine_config(parsed)
-    settings = server_settings(parsed)
-    # SIGHUP may add keys to a file; with a single client the policy changes nothing.
-    has_several_keys = len(settings.api_keys) > 1 or parsed.api_key_file is not None
-    if parsed.scheduling_policy is None and has_several_keys:
-        config = replace(config, scheduling_policy="fair")
-    folder = resolve_model(parsed.model)
-    Engine.check(folder, config)  # report errors before a port is opened
-    template = load_chat_template(folder, parsed)
-    settings = replace(settings, chat_template=template, inspected_folder=folder)
-    if settings.log_requests:
-        write_log_to(sys.stdout)  # all other messages go to standard error
-    metrics = ServerMetrics(settings.model_names[0])
-    engine = AsyncEngine(
-        lambda: Engine.load(folder, config),
-        max_queued_requests=parsed.max_queued_requests,
-        max_queued_tokens=parsed.max_queued_tokens,
-        max_logprobs_bytes=parse_bytes(parsed.max_queued_logprobs_memory),
-        on_step=metrics.on_step,
-    )
-    sys.setswitchinterval(_SWITCH_INTERVAL_S)
-    work, control = Work(engine), ServerControl(settings.api_keys)
-    app = create_app(engine, settings, metrics, work=work, control=control)
-    return LoadedServer(engine, app, settings, metrics, work, control)
+_DESCRIPTION = "Serve a model over HTTP with an OpenAI-compatible API until a signal arrives."
 
 
 def run(parsed: argparse.Namespace) -> int:
     """Serve until a signal arrives; return 1 if the model or the port cannot be used."""
-    loaded = load_server(parsed)
-    engine, settings = loaded.engine, loaded.settings
-    name = settings.model_names[0]
-    max_connections, backlog = connection_limits(raise_open_files_limit())
-    http = uvicorn.Config(
-        loaded.app,
-        http=watched_protocol(settings.stalled_client_s, max_connections),
-        backlog=backlog,
-        proxy_headers=False,  # any client can forge them
-        ws="none",
-        host=parsed.host,
-        port=parsed.port,
-        log_level=parsed.log_level,
-        access_log=not settings.log_requests,
-        timeout_graceful_shutdown=parsed.shutdown_timeout_s + 3 * CLOSE_S,
-        server_header=False,
-        ssl_certfile=parsed.ssl_certfile,
-        ssl_keyfile=parsed.ssl_keyfile,
+    ignore_hangups()
+    with ended_by_interrupts():
+        from nanovllm.cli.serving import serve
+    return serve(parsed)
+
+
+def define(parser: argparse.ArgumentParser) -> None:
+    """Define the options."""
+    set_up(
+        parser,
+        run,
+        arguments="[MODEL] [options]",
+        description=_DESCRIPTION,
+        variables=(API_KEY_VARIABLE, *ENGINE_VARIABLES),
     )
-    leave_out_routine_requests()
-    if not settings.api_keys and not is_loopback(parsed.host):
-        print_message(
-            f"warning: {parsed.host} can be reached from other machines and there are no API keys, "
-            f"so that anybody may use this server; set {API_KEY_VARIABLE}, or leave --host out"
-        )
-    if warning := numa_warning():
-        print_message(warning)
-    sockets = bind(parsed.host, parsed.port)
-    server = GracefulServer(
-        http,
-        engine,
-        loaded.control,
-        credential_reloader(parsed, http, loaded.control),
-        drain_delay_s=parsed.drain_delay_s,
-        shutdown_timeout_s=parsed.shutdown_timeout_s,
-        handshake_timeout_s=min(settings.stalled_client_s, _MAX_HANDSHAKE_S),
+    add_model(parser)
+    group = parser.add_argument_group("server")
+    group.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 for all interfaces"
     )
-    hint_key = shell_key(parsed, len(settings.api_keys))
-    output = sys.stderr if settings.log_requests else sys.stdout
-    code = asyncio.run(_serve(server, sockets, engine, name, hint_key, output))
-    if loaded.work.is_busy or engine.has_thread:
-        _end_process(code)
-    return code
-
-
-def _end_process(code: int) -> NoReturn:
-    """End the process beside threads that still run.
-
-    Before Python 3.14 the end of the interpreter unwinds the stack of each thread, and a library in
-    Rust or C++ in between, such as pydantic, aborts the process.
-    """
-    logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
-
-
-def server_settings(parsed: argparse.Namespace) -> ServerSettings:
-    """Return the settings of the options and the environment; raises ValueError."""
-    if parsed.log_prompts and not parsed.log_requests:
-        raise ValueError(
-            "--log-prompts needs --log-requests, whose lines the prompts are a part of"
-        )
-    check_certificate(parsed.ssl_certfile, parsed.ssl_keyfile)
-    api_keys = read_api_keys(parsed.api_key, parsed.api_key_file, os.environ)
-    return ServerSettings(
-        model_names=served_names(parsed),
-        api_keys=api_keys,
-        allowed_hosts=read_hosts(parsed.allowed_hosts, parsed.host, has_keys=bool(api_keys)),
-        allowed_origins=read_origins(parsed.allowed_origins),
-        max_body_bytes=parsed.max_body_bytes,
-        request_timeout_s=None
-        if parsed.request_timeout_s == math.inf
-        else parsed.request_timeout_s,
-        stalled_client_s=parsed.stalled_client_s,
-        keep_alive_s=parsed.keep_alive_s,
-        has_response_store=parsed.response_store,
-        log_requests=parsed.log_requests,
-        log_prompts=parsed.log_prompts,
-        has_inspector=parsed.inspector,
-        inspector_shows_prompts=parsed.inspector_shows_prompts,
-        # A proxy makes every client local, so that the address tells nothing where there are keys.
-        inspector_controls=is_loopback(parsed.host) and not api_keys
-        if parsed.inspector_controls is None
-        else parsed.inspector_controls,
+    group.add_argument(
+        "--port", type=port_number, default=8000, help="port to listen on; 0 for a free one"
     )
+    add_served_model_name(group)
+    add_chat_template(group)
+    group.add_argument(
+        "--response-store",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="keep the newest responses of /v1/responses in memory, for previous_response_id and "
+        "item_reference",
+    )
+    _add_limits(group)
+    group.add_argument(
+        "--log-level",
+        choices=("error", "warning", "info", "debug"),
+        default="info",
+        help="minimum severity of log messages",
+    )
+    group.add_argument(
+        "--log-requests",
+        action="store_true",
+        help="log each request as a line of JSON on standard output, which then has no other lines "
+        "(default: uvicorn's access log)",
+    )
+    group.add_argument(
+        "--log-prompts",
+        action="store_true",
+        help="with --log-requests: log prompts too, truncated (default: no)",
+    )
+    _add_inspector(parser)
+    _add_security_options(parser)
+    add_engine_options(parser)
 
 
-async def _serve(
-    server: GracefulServer,
-    sockets: list[socket.socket],
-    engine: AsyncEngine,
-    name: str,
-    key: str | None,
-    output: TextIO,
-) -> int:
-    serving = asyncio.create_task(server.serve(sockets))
-    ready = asyncio.create_task(engine.wait_until_ready())
-    listening = asyncio.create_task(server.listening.wait())
-    await asyncio.wait({serving, ready}, return_when=asyncio.FIRST_COMPLETED)
-    await asyncio.wait({serving, listening}, return_when=asyncio.FIRST_COMPLETED)
-    if engine.state is EngineState.READY and server.started and not server.should_exit:
-        summary = describe(engine.engine, name)
-        hint = startup_message(server.address, name, engine.engine.max_model_len, key)
-        with contextlib.suppress(OSError):  # the terminal was closed
-            print(f"{summary}\n\n{hint}\n", file=output, flush=True)
-        notify("READY=1")
-    elif engine.state is EngineState.FAILED:
-        print_message(f"the model cannot be loaded: {engine.failure}")
-        server.should_exit = True
-    for task in (ready, listening):
-        task.cancel()
-    await asyncio.gather(ready, listening, return_exceptions=True)
-    await serving
-    return 1 if engine.failure is not None or not server.started else 0
+def options_from(settings: Mapping[str, Any]) -> argparse.Namespace:
+    """Return the options with values of a configuration file, by name; raises ValueError."""
+    parser = CommandParser(prog="nanovllm serve")
+    define(parser)
+    return parser.parse_settings(settings)
 
 
-def describe(engine: Engine, name: str) -> str:
-    """Return the startup summary: the model's configuration and the KV cache."""
-    model, blocks = engine.model, engine.blocks
-    backend = engine.runner.backend
-    cache_bytes = blocks.num_blocks * backend.block_bytes(blocks.block_size)
-    threads = "1 thread" if backend.num_threads == 1 else f"{backend.num_threads} threads"
-    rows = {
-        "vocabulary": f"{model.vocab:,} tokens",
-        "hidden size": f"{model.d_model:,}",
-        "layers": f"{model.layers:,}",
-        "heads": f"{model.heads:,} of {model.head_dim}",
-        "parameters": f"{model.num_parameters:,}",
-        "context": f"{engine.max_model_len:,} tokens",
-        "KV cache": f"{engine.cache_tokens:,} tokens in {blocks.num_blocks:,} blocks of "
-        f"{blocks.block_size} (up to {cache_bytes / 2**20:,.0f} MiB)",
-        **_describe_limit(engine.memory),
-        "computes in": f"{backend.weight_dtype} (cache {backend.cache_dtype}), "
-        f"backend {engine.config.backend}, {threads}",
-    }
-    return f"{name}, GPT-2 architecture\n" + "\n".join(
-        f"  {label:12} {value}" for label, value in rows.items()
+def _add_limits(group: "argparse._ArgumentGroup") -> None:
+    group.add_argument(
+        "--max-queued-requests",
+        type=positive,
+        default=1024,
+        metavar="REQUESTS",
+        help="maximum unfinished choices of a client (API key or address); all clients may have "
+        "1.25 times this and the next two",
+    )
+    group.add_argument(
+        "--max-queued-tokens",
+        type=positive,
+        metavar="TOKENS",
+        help="maximum total tokens (prompt + max_tokens) over all unfinished requests of a client "
+        "(default: 16 times the KV cache)",
+    )
+    group.add_argument(
+        "--max-queued-logprobs-memory",
+        default="256MiB",
+        metavar="MEMORY",
+        help="maximum memory for a client's log-probabilities that are not sent yet",
+    )
+    group.add_argument(
+        "--request-timeout-s",
+        type=positive_number,
+        metavar="SECONDS",
+        help="timeout of a request in seconds; the header x-request-timeout-s can lower it "
+        "(default: no limit)",
+    )
+    group.add_argument(
+        "--max-body-bytes",
+        type=positive,
+        default=4 << 20,
+        metavar="BYTES",
+        help="maximum size of a request body in bytes",
+    )
+    group.add_argument(
+        "--stalled-client-s",
+        type=positive_number,
+        default=60.0,
+        metavar="SECONDS",
+        help="close a connection whose client sends or reads nothing for this many seconds",
+    )
+    group.add_argument(
+        "--keep-alive-s",
+        type=bounded_number(0.1, 86_400),
+        metavar="SECONDS",
+        help="send a blank line to a stream after this many seconds without an event, for proxies "
+        "that close idle connections (default: never)",
+    )
+    group.add_argument(
+        "--drain-delay-s",
+        type=not_negative,
+        default=0,
+        metavar="SECONDS",
+        help="seconds after a signal in which /health is 503 but requests are served, so that load "
+        "balancers go elsewhere",
+    )
+    group.add_argument(
+        "--shutdown-timeout-s",
+        type=not_negative,
+        default=10,
+        metavar="SECONDS",
+        help="seconds for running requests to finish after that; 0 aborts them at once",
     )
 
 
-def _describe_limit(memory: MemoryPlan) -> dict[str, str]:
-    """Return a row for a limit below the machine's memory, if there is one."""
-    limit = memory.limit
-    if limit is None or limit.name == PHYSICAL_MEMORY:
-        return {}
-    planned = format_bytes(memory.other_bytes + memory.cache_bytes)
-    return {"memory": f"up to {planned} of {format_bytes(limit.num_bytes)} ({limit.name})"}
-
-
-def shell_key(parsed: argparse.Namespace, num_keys: int) -> str | None:
-    """Return a shell expression for an API key, which shows none; None without keys."""
-    if not num_keys:
-        return None
-    if parsed.api_key is None and parsed.api_key_file is not None:
-        return f"$(grep -m1 '^[^# ]' {shlex.quote(str(parsed.api_key_file.absolute()))})"
-    is_list = parsed.api_key is None and num_keys > 1
-    return f"${{{API_KEY_VARIABLE}%%,*}}" if is_list else f"${API_KEY_VARIABLE}"
-
-
-def startup_message(address: str, name: str, max_model_len: int, key: str | None = None) -> str:
-    """Return the server's URL and a curl command that fits a context of `max_model_len` tokens.
-
-    `key` is a shell expression for an API key.
-    """
-    max_tokens = max(1, min(_EXAMPLE_TOKENS, max_model_len // 2))
-    body = json.dumps(
-        {"model": name, "prompt": _EXAMPLE_PROMPT, "max_tokens": max_tokens}, ensure_ascii=False
+def _add_inspector(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("inspector")
+    group.add_argument(
+        "--inspector",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="serve the inspector: the page / and the endpoints under /v1/engine and /v1/inspect",
     )
-    header = f' -H "Authorization: Bearer {key}"' if key is not None else ""
-    content_type = "-H 'Content-Type: application/json'"
-    return (
-        f"Serving on {address} - try:\n"
-        f"  curl {address}/v1/completions{header} {content_type} -d {shlex.quote(body)}"
+    group.add_argument(
+        "--inspector-shows-prompts",
+        action="store_true",
+        help="include the prompts of all clients, truncated (default: no)",
+    )
+    group.add_argument(
+        "--inspector-controls",
+        action=argparse.BooleanOptionalAction,
+        help="allow all clients to pause and step the engine (default: only on a loopback address "
+        "without API keys)",
+    )
+
+
+def _add_security_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("security")
+    group.add_argument(
+        "--api-key",
+        action="append",
+        help="accepted bearer token, visible to other users of the machine; repeat for several "
+        f"(default: {API_KEY_VARIABLE})",
+    )
+    group.add_argument(
+        "--api-key-file",
+        type=Path,
+        metavar="FILE",
+        help="file with one key a line; lines that begin with # are ignored "
+        f"(default: {API_KEY_VARIABLE})",
+    )
+    group.add_argument(
+        "--allowed-hosts",
+        action="append",
+        metavar="NAME",
+        help="accepted Host header besides IP addresses and localhost; * for any; repeatable "
+        "(default: any with keys or off loopback)",
+    )
+    group.add_argument(
+        "--allowed-origins",
+        action="append",
+        metavar="ORIGIN",
+        help="CORS origin such as https://example.org, or a JSON list of them; * for all; "
+        "repeatable (default: none)",
+    )
+    group.add_argument(
+        "--ssl-certfile",
+        type=Path,
+        metavar="FILE",
+        help="TLS certificate in PEM format (default: none, plain HTTP)",
+    )
+    group.add_argument(
+        "--ssl-keyfile",
+        type=Path,
+        metavar="FILE",
+        help="private key in PEM format (default: in the certificate file)",
     )

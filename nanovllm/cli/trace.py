@@ -1,18 +1,23 @@
 """`nanovllm trace`: print the forward pass of a prompt step by step."""
 
+from __future__ import annotations
+
 import argparse
 import json
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from nanovllm.hub import resolve_model
-from nanovllm.inspection import responses
-from nanovllm.inspection.attention import HeadStatistics
-from nanovllm.inspection.logit_lens import Prediction, check_top
-from nanovllm.inspection.observe import InspectedModel
-from nanovllm.inspection.trace import TraceStep, trace
+from nanovllm.cli.argument_types import positive
+from nanovllm.cli.environment import MODEL_VARIABLES
+from nanovllm.cli.interrupts import ended_by_interrupts
+from nanovllm.cli.options import add_model_flag
+from nanovllm.cli.parser import set_up
+
+if TYPE_CHECKING:
+    from nanovllm.inspection.attention import HeadStatistics
+    from nanovllm.inspection.observe import InspectedModel
+    from nanovllm.inspection.trace import TraceStep
 
 _COLUMNS = 100
 _MAX_SHOWN_TOKEN = 20  # characters
@@ -24,10 +29,40 @@ _KINDS = {
     "self": "itself",
     "induction": "induction",
 }
+_DESCRIPTION = """
+Print the forward pass of a prompt step by step: each operation with the shape, mean, standard
+deviation, smallest and largest number of its result, and the mean norm of its rows; the heads with
+the largest weights of a kind; and the most probable next tokens after each layer (logit lens).
+
+  nanovllm trace "The old man said to the"
+  nanovllm trace --model gpt2 "The capital of France is" --json
+"""
+
+
+def define(parser: argparse.ArgumentParser) -> None:
+    """Define the options."""
+    set_up(
+        parser,
+        run,
+        arguments="PROMPT [--model MODEL] [options]",
+        description=_DESCRIPTION,
+        variables=MODEL_VARIABLES,
+    )
+    parser.add_argument("prompt", metavar="PROMPT", help="text of at most 512 tokens")
+    add_model_flag(parser)
+    parser.add_argument(
+        "--top", type=positive, default=4, metavar="N", help="tokens of each prediction, at most 20"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object (default: no)")
 
 
 def run(parsed: argparse.Namespace) -> int:
     """Print the trace of a prompt as text or JSON."""
+    with ended_by_interrupts():
+        from nanovllm.hub import resolve_model
+        from nanovllm.inspection.logit_lens import check_top
+        from nanovllm.inspection.observe import InspectedModel
+        from nanovllm.inspection.trace import trace
     check_top(parsed.top)
     model = InspectedModel.load(resolve_model(parsed.model))
     token_ids = model.encode(parsed.prompt)
@@ -97,11 +132,11 @@ def _heads(heads: Sequence[HeadStatistics]) -> str:
     return "    " + "; ".join(parts)
 
 
-def _prediction(model: InspectedModel, prediction: Prediction, name: str) -> str:
+def _prediction(model: InspectedModel, prediction: dict[str, Any], name: str) -> str:
     """Return the most probable tokens, as many as fit a line."""
     line = f"    {name:10} "
-    for token_id, logprob in prediction.top:
-        part = f"{_quoted(model, token_id)} {100 * math.exp(logprob):.1f}%  "
+    for token in prediction["top"]:
+        part = f"{_quoted(model, token['id'])} {100 * token['p']:.1f}%  "
         if len(line) + len(part) - 2 > _COLUMNS:
             break
         line += part
@@ -135,15 +170,6 @@ def _record(
         "heads": config.heads,
         "d_model": config.d_model,
         "vocab": config.vocab,
-        "tokens": responses.tokens(model, token_ids),
-        "steps": [
-            {
-                **asdict(step),
-                "heads": [responses.head_entry(head) for head in step.heads],
-                "prediction": None
-                if step.prediction is None
-                else responses.cell(model, step.prediction),
-            }
-            for step in steps
-        ],
+        "tokens": [*map(model.token, token_ids)],
+        "steps": [asdict(step) for step in steps],
     }

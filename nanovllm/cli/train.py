@@ -1,25 +1,121 @@
 """`nanovllm train`: train or fine-tune a model on text."""
 
+from __future__ import annotations
+
 import argparse
 import math
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
-
+from nanovllm.checked_fields import CheckedField, checked_fields
 from nanovllm.cli.argument_types import print_message
+from nanovllm.cli.interrupts import ended_by_interrupts
+from nanovllm.cli.parser import set_up
 from nanovllm.errors import TrainingError, printable
-from nanovllm.trainer import Trainer
-from nanovllm.training.commands import model_argument, quoted
-from nanovllm.training.config import TrainingConfig, TrainingConfigError, read_toml
-from nanovllm.training.metrics import Evaluation
-from nanovllm.training.report import load_run
+
+if TYPE_CHECKING:
+    from nanovllm.trainer import Trainer
+    from nanovllm.training.metrics import Evaluation
+
+_DESCRIPTION = """
+Train a GPT-2 from scratch, or fine-tune one, and write a Hugging Face checkpoint that
+`nanovllm serve` and transformers load.
+
+  nanovllm train --data shakespeare.txt --output run
+  nanovllm train --data ~/project --pattern "*.py" --output run --layers 6 --width 384
+  nanovllm train --data notes.txt --init-from gpt2 --context 256 --output run
+  nanovllm train --resume run
+  nanovllm serve ./run
+
+The same settings, with underscores, may be in a TOML file (--config); the command line counts more.
+Ctrl-C saves the state and ends the run.
+"""
+_GROUPS = {
+    "run": (
+        "data", "validation_data", "output", "pattern", "config", "resume", "stop_after", "seed",
+        "backend", "num_threads",
+    ),
+    "model": (
+        "layers", "heads", "width", "context", "activation", "positions", "preset", "init_from",
+        "tokenizer", "vocab_size",
+    ),
+    "optimization": (
+        "batch_size", "grad_accumulation", "steps", "epochs", "lr", "min_lr", "warmup_steps",
+        "weight_decay", "grad_clip", "beta1", "beta2", "dropout",
+    ),
+    "evaluation": (
+        "eval_every", "max_eval_batches", "patience", "validation_fraction", "sample_tokens",
+    ),
+}  # fmt: skip
+_METAVARS = {
+    "data": "PATH",
+    "validation_data": "PATH",
+    "output": "DIR",
+    "pattern": "GLOB",
+    "stop_after": "STEP",
+    "context": "TOKENS",
+    "vocab_size": "TOKENS",
+    "activation": "NAME",
+    "init_from": "MODEL",
+    "grad_accumulation": "BATCHES",
+    "eval_every": "STEPS",
+    "patience": "EVALUATIONS",
+}
+_OTHERS = {
+    "config": ("FILE", "TOML file with any of these settings"),
+    "resume": ("DIR", "continue the run in DIR, to the same bits"),
+}
+
+
+def define(parser: argparse.ArgumentParser) -> None:
+    """Define the options; one that is left out has no attribute."""
+    set_up(
+        parser,
+        run,
+        arguments="--data PATH... --output DIR [options]",
+        description=_DESCRIPTION,
+        variables=("NANOVLLM_CACHE_DIR",),
+    )
+    parser.set_defaults(parser=parser)  # for errors that the settings have together
+    with ended_by_interrupts():
+        from nanovllm.training.config import TrainingConfig
+    fields = checked_fields(TrainingConfig)
+    for title, names in _GROUPS.items():
+        group = parser.add_argument_group(title)
+        for name in names:
+            field = fields.get(name)
+            options = _describe_other(name) if field is None else _describe_field(field)
+            group.add_argument(_flag(name), default=argparse.SUPPRESS, **options)
+
+
+def _describe_field(field: CheckedField) -> dict[str, Any]:
+    """Return the arguments of `add_argument` for a setting, whose text says what it is for."""
+    text = re.sub(r"`(\w+)`", lambda found: _flag(found[1]), field.help).rstrip(".")
+    if field.default not in (None, "", ()):
+        text += f" (default: {field.default})"
+    takes = {"nargs": "+"} if field.default == () else {"type": field.kind or str}
+    metavar = _METAVARS.get(field.name, field.name.rsplit("_", 1)[-1].upper())
+    return {**takes, "metavar": metavar, "help": text}
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _describe_other(name: str) -> dict[str, Any]:
+    metavar, text = _OTHERS[name]
+    return {"metavar": metavar, "help": text}
 
 
 def run(parsed: argparse.Namespace) -> int:
     """Train, and print each evaluation and how the run ended."""
+    with ended_by_interrupts():
+        from nanovllm.training.commands import model_argument, quoted
+        from nanovllm.training.config import TrainingConfigError, read_toml
+        from nanovllm.training.report import read_run
     given = {name: value for name, value in vars(parsed).items() if name not in {"run", "parser"}}
     file = given.pop("config", None)
     settings = {**({} if file is None else read_toml(Path(file))), **given}
@@ -33,7 +129,7 @@ def run(parsed: argparse.Namespace) -> int:
     print(f"{result.state}: {result.message}")
     if result.best_val_loss is not None:
         print(f"best validation loss {result.best_val_loss:.4f} at step {result.best_step}")
-    overfitting = load_run(result.folder).overfitting
+    overfitting = read_run(result.folder).overfitting
     if overfitting:
         print(overfitting)
     print(f"report: {quoted(result.folder / 'report.html')}")
@@ -44,6 +140,9 @@ def run(parsed: argparse.Namespace) -> int:
 
 
 def _make_trainer(settings: dict[str, Any], source: str) -> Trainer:
+    from nanovllm.trainer import Trainer
+    from nanovllm.training.config import TrainingConfig
+
     folder = settings.pop("resume", None)
     if folder is None:
         return Trainer(TrainingConfig.from_dict(settings, source))
@@ -56,6 +155,8 @@ def _make_trainer(settings: dict[str, Any], source: str) -> Trainer:
 
 
 def _describe(trainer: Trainer) -> None:
+    from nanovllm.training.commands import model_argument
+
     setup = trainer.setup
     model = setup.model
     for notice in setup.notices:
@@ -94,6 +195,8 @@ def _size(files: Sequence[Path]) -> str:
 
 def _print_evaluation(evaluation: Evaluation, _sample: str | None) -> None:
     """Print an evaluation as a line above the progress bar."""
+    from tqdm import tqdm
+
     parts = [f"step {evaluation.step:>6}"]
     for name, loss in (("train", evaluation.train_loss), ("validation", evaluation.val_loss)):
         if loss is not None:

@@ -17,8 +17,8 @@ class Libraries(NamedTuple):
 def import_libraries() -> Libraries:
     """Import torch and transformers without their messages; raises ImportError."""
     # Imported here: only this command needs them, and they are not dependencies.
-    import torch  # noqa: PLC0415
-    import transformers  # noqa: PLC0415
+    import torch
+    import transformers
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()

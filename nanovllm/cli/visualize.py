@@ -1,141 +1,130 @@
 """`nanovllm visualize`: draw attention, the logit lens or token embeddings to a file."""
 
 import argparse
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from pathlib import Path
 
-from nanovllm.cli.interrupts import ended_by_interrupts
-from nanovllm.errors import InvalidRequestError
-from nanovllm.hub import resolve_model
-from nanovllm.inspection import html_file, pictures, responses
-from nanovllm.inspection.attention import attention_weights, head_statistics
-from nanovllm.inspection.embeddings import Method, Projection, nearest, project
-from nanovllm.inspection.logit_lens import logit_lens
-from nanovllm.inspection.observe import InspectedModel
-from nanovllm.progress import progress_bar
+from nanovllm.cli.argument_types import positive
+from nanovllm.cli.environment import MODEL_VARIABLES
+from nanovllm.cli.options import add_model
+from nanovllm.cli.parser import add_commands, imported, set_up
 
-_NUM_NEIGHBORS = 8  # of each point, in a file
+_DESCRIPTION = """
+Draw the attention, the logit lens or the token embeddings of a model. The ending of --output
+chooses the form: .html is an interactive page in a single file of at most 3 MB, .png and .svg are
+static pictures, which need pip install matplotlib.
+"""
+_ATTENTION = """
+Draw the attention weights of a prompt: which tokens each head reads. A .png or .svg shows one head
+with the tokens as labels, or all chosen heads as a grid.
 
+  nanovllm visualize attention --prompt "The old man said" --output attention.html
+  nanovllm visualize attention gpt2 --prompt "..." --layers 5 --heads 1 --output head.svg
+"""
+_LENS = """
+Draw the most probable next token after every layer, at every position of a prompt.
 
-def run_attention(parsed: argparse.Namespace) -> int:
-    """Draw the attention weights of a prompt."""
-    model = _load(parsed)
-    config = model.config
-    layers = _chosen("layers", parsed.layers, config.layers)
-    heads = _chosen("heads", parsed.heads, config.heads)
-    token_ids = model.encode(parsed.prompt)
-    layer = layers[0] if len(layers) == 1 else None
-    weights = attention_weights(model, token_ids, layer)
-    if layer is None:
-        weights = weights[layers]
-    weights = weights[:, heads].reshape(-1, weights.shape[2])
-    statistics = [
-        head
-        for head in head_statistics(model, token_ids)
-        if head.layer in layers and head.head in heads
-    ]
-    if _is_html(parsed):
-        page = html_file.attention_page(model, token_ids, weights, statistics)
-        html_file.write_page(page, parsed.output)
-    else:
-        pictures.draw_attention(model, token_ids, weights, statistics, parsed.output)
-    return _report(parsed)
+  nanovllm visualize logit-lens --prompt "The old man said to the" --output lens.png
+"""
+_EMBEDDINGS = """
+Draw the embeddings of the tokens with the lowest ids, the most frequent ones, in two dimensions.
+
+  nanovllm visualize embeddings --output tokens.html
+  nanovllm visualize embeddings gpt2 --method tsne --limit 3000 --output tokens.png
+"""
 
 
-def run_lens(parsed: argparse.Namespace) -> int:
-    """Draw the logit lens of a prompt."""
-    model = _load(parsed)
-    token_ids = model.encode(parsed.prompt)
-    lens = logit_lens(model, token_ids, parsed.top)
-    if _is_html(parsed):
-        html_file.write_page(html_file.lens_page(model, token_ids, lens), parsed.output)
-    else:
-        pictures.draw_lens(model, token_ids, lens, parsed.output)
-    return _report(parsed)
+def define(parser: argparse.ArgumentParser) -> None:
+    """Define the three kinds."""
+    parser.usage = "%(prog)s KIND [options]"
+    parser.description = _DESCRIPTION
+    kinds = {
+        "attention": ("which tokens each head reads", _define_attention),
+        "logit-lens": ("the prediction after every layer", _define_lens),
+        "embeddings": ("token embeddings in two dimensions", _define_embeddings),
+    }
+    add_commands(parser, "kind", kinds)
 
 
-def run_embeddings(parsed: argparse.Namespace) -> int:
-    """Draw the embeddings of tokens."""
-    model = _load(parsed)
-    marked = [] if parsed.prompt is None else model.encode(parsed.prompt)
-    projection = _project(model, parsed.method, parsed.limit, marked)
-    if _is_html(parsed):
-        methods = {parsed.method: projection}
-        if parsed.method != "pca":
-            methods = {"pca": _project(model, "pca", parsed.limit, marked), **methods}
-        token_ids = projection.token_ids
-        found = nearest(model, token_ids, _NUM_NEIGHBORS)
-        neighbors = {
-            token_id: responses.neighbor_entries(model, pairs)
-            for token_id, pairs in zip(token_ids, found, strict=True)
-        }
-        projections = {
-            method: responses.projection_entry(model, method, points)
-            for method, points in methods.items()
-        }
-        page = html_file.embeddings_page(model, projections, neighbors, marked)
-        html_file.write_page(page, parsed.output)
-    else:
-        pictures.draw_embeddings(model, projection, marked, parsed.output)
-    return _report(parsed)
-
-
-def _load(parsed: argparse.Namespace) -> InspectedModel:
-    folder = parsed.output.parent
-    if not folder.is_dir():
-        raise InvalidRequestError(
-            f"{parsed.output} cannot be written: the folder {folder} does not exist"
+def _define_attention(parser: argparse.ArgumentParser) -> None:
+    _define_common(parser, "run_attention", _ATTENTION, needs_prompt=True)
+    for name in ("layers", "heads"):
+        parser.add_argument(
+            f"--{name}",
+            type=_numbers,
+            metavar="LIST",
+            help=f"{name} to draw, from 0, such as 0,3,5-7 (default: all)",
         )
-    if not _is_html(parsed):
-        pictures.check_packages()
-    return InspectedModel.load(resolve_model(parsed.model))
 
 
-def _is_html(parsed: argparse.Namespace) -> bool:
-    return bool(parsed.output.suffix.lower() == ".html")
+def _define_lens(parser: argparse.ArgumentParser) -> None:
+    _define_common(parser, "run_lens", _LENS, needs_prompt=True)
+    parser.add_argument(
+        "--top",
+        type=positive,
+        default=5,
+        metavar="N",
+        help="tokens of each prediction in an HTML file, at most 20",
+    )
 
 
-def _chosen(name: str, numbers: Sequence[int] | None, count: int) -> list[int]:
-    """Return the numbers of layers or heads; raises InvalidRequestError for one out of range."""
-    chosen = list(range(count)) if numbers is None else list(numbers)
-    if chosen[-1] >= count:
-        raise InvalidRequestError(
-            f"--{name} has {chosen[-1]}, but the model has the {name} 0 to {count - 1}"
-        )
-    return chosen
+def _define_embeddings(parser: argparse.ArgumentParser) -> None:
+    _define_common(parser, "run_embeddings", _EMBEDDINGS, needs_prompt=False)
+    parser.add_argument(
+        "--method",
+        choices=("pca", "tsne"),
+        default="pca",
+        help="projection: principal components, or t-SNE, which needs scikit-learn",
+    )
+    parser.add_argument(
+        "--limit", type=positive, default=2000, metavar="N", help="tokens to draw, 3 to 5000"
+    )
 
 
-def _project(
-    model: InspectedModel, method: Method, limit: int, marked: Sequence[int]
-) -> Projection:
-    if method != "tsne":
-        return project(model, method, limit, extra_ids=marked)
-    shown = f"t-SNE of {min(limit, model.config.vocab):,} tokens"
-    with ended_by_interrupts(), _elapsed_time(shown):
-        return project(model, method, limit, extra_ids=marked)
+def _define_common(
+    parser: argparse.ArgumentParser, function: str, description: str, *, needs_prompt: bool
+) -> None:
+    """Describe a kind that `function` draws, and add the options of all kinds."""
+    set_up(
+        parser,
+        imported(f"nanovllm.cli.drawing:{function}"),
+        arguments=f"[MODEL] {'--prompt TEXT ' * needs_prompt}--output FILE [options]",
+        description=description,
+        variables=MODEL_VARIABLES,
+    )
+    add_model(parser)
+    parser.add_argument(
+        "--prompt",
+        required=needs_prompt,
+        metavar="TEXT",
+        help="text of at most 512 tokens"
+        if needs_prompt
+        else "text whose tokens are drawn and labelled too (default: none)",
+    )
+    parser.add_argument(
+        "--output",
+        type=_output,
+        required=True,
+        metavar="FILE",
+        help="file to write: .html, .png or .svg; an existing one is replaced",
+    )
 
 
-@contextmanager
-def _elapsed_time(text: str) -> Iterator[None]:
-    """Show the time since the start of the block on a terminal."""
-    is_done = threading.Event()
-    with progress_bar(desc=text, bar_format="{desc}: {elapsed}", leave=False) as bar:
-
-        def refresh() -> None:
-            while not is_done.wait(0.5):
-                bar.refresh()
-
-        thread = threading.Thread(target=refresh, daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            is_done.set()
-            thread.join()
+def _output(text: str) -> Path:
+    path = Path(text)
+    if path.suffix.lower() not in {".html", ".png", ".svg"}:
+        raise argparse.ArgumentTypeError(f"{text} must end with .html, .png or .svg")
+    return path
 
 
-def _report(parsed: argparse.Namespace) -> int:
-    size = parsed.output.stat().st_size
-    print(f"wrote {parsed.output} ({size / 1e6:.2f} MB)")
-    return 0
+def _numbers(text: str) -> list[int]:
+    """Parse `0,3,5-7`."""
+    numbers: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        ends = (first, last if dash else first)
+        if not all(end.isascii() and end.isdigit() and len(end) < 6 for end in ends):
+            raise argparse.ArgumentTypeError(f"{text} must be a list such as 0,3,5-7")
+        numbers += range(int(ends[0]), int(ends[1]) + 1)
+    if not numbers:
+        raise argparse.ArgumentTypeError(f"{text} must be a list such as 0,3,5-7")
+    return sorted(set(numbers))

@@ -1,4 +1,4 @@
-"""Replicas of the server on several machines, by Ray Serve (the extra `nanovllm[ray]`).
+"""Replicas of the server on several machines, by Ray Serve (the extra `ray`).
 
 settings        the models of an application, from the `args` of a Ray Serve config file
 check           checks a config file before it is deployed, as a command and at the start

@@ -8,10 +8,8 @@ of its application, but Ray surrounds their errors with tracebacks.
 """
 
 import argparse
-import io
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +17,8 @@ import yaml
 from pydantic import ValidationError
 
 from nanovllm.cli.argument_types import positive_number, print_message
-from nanovllm.cli.main import build_parser
 from nanovllm.cli.options import engine_config, load_chat_template, served_names
-from nanovllm.cli.serve import server_settings
+from nanovllm.cli.serving import server_settings
 from nanovllm.config import format_bytes
 from nanovllm.deploy.settings import AppSettings, ModelSettings, read_settings
 from nanovllm.engine.engine import Engine
@@ -105,7 +102,7 @@ def check_models(
     total_bytes = shrinkable_bytes = 0
     is_alone = not other_bytes and sum(model.most_replicas for model in settings.models) == 1
     for model in settings.models:
-        parsed = parse_arguments(model.arguments())
+        parsed = model.serve_options()
         config = engine_config(parsed)
         server_settings(parsed)
         folder = resolve_model(model.model)
@@ -134,17 +131,6 @@ def check_models(
             "give the CPUs of a cluster of several machines by --cpus"
         )
     return lines, total_bytes
-
-
-def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
-    """Parse the arguments of `nanovllm serve`; raises ValueError instead of ending the process."""
-    message = io.StringIO()
-    try:
-        with redirect_stderr(message):
-            return build_parser().parse_args(list(arguments))
-    except SystemExit:
-        reason = message.getvalue().rpartition("error: ")[2].strip()
-        raise ValueError(f"an option of {arguments[1]} is not valid: {reason}") from None
 
 
 def _replicas(model: ModelSettings) -> str:

@@ -16,7 +16,7 @@ import asyncio
 import json
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 from urllib.parse import parse_qs
@@ -25,18 +25,17 @@ from ray import serve
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from nanovllm.cli.options import load_chat_template
-from nanovllm.cli.serve import server_settings
-from nanovllm.deploy.asgi import HttpRequest
-from nanovllm.deploy.check import parse_arguments
+from nanovllm.cli.serving import server_settings
 from nanovllm.deploy.health import ReplicaHealth
 from nanovllm.deploy.merged_metrics import merge_metrics
 from nanovllm.deploy.prefix import MAX_BODY_BYTES, PrefixReader
-from nanovllm.deploy.relay import DisconnectedError, ask, read_request, relay
+from nanovllm.deploy.relay import ask, relay
+from nanovllm.deploy.settings import ModelSettings
 from nanovllm.hub import resolve_model
 from nanovllm.server.app import ServerSettings
 from nanovllm.server.http.auth import OPEN_PATHS, ApiKeyMiddleware, ApiKeys, TrustedHostMiddleware
@@ -73,19 +72,15 @@ class Served:
 class Ingress:
     """The class that Ray Serve makes the ingress of (`ray_serve.build`)."""
 
-    def __init__(
-        self, arguments: Sequence[Sequence[str]], routing: Sequence[str], *handles: DeploymentHandle
-    ) -> None:
+    def __init__(self, models: Sequence[ModelSettings], *handles: DeploymentHandle) -> None:
         """Load the tokenizers of the models that are routed by prefix.
 
         Args:
-            arguments: the command line of `nanovllm serve` of each model.
-            routing: how each model's requests are routed.
-            handles: a handle for each model.
+            models: the models.
+            handles: a handle for each.
         """
         self._served = [
-            _served(line, handle, uses_prefix=kind == "prefix")
-            for line, kind, handle in zip(arguments, routing, handles, strict=True)
+            _served(model, handle) for model, handle in zip(models, handles, strict=True)
         ]
         self._by_name = {
             name: served for served in self._served for name in served.settings.model_names
@@ -111,21 +106,22 @@ class Ingress:
 
     async def respond(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request that has passed the checks of `_checked`."""
+        path = scope["path"]
         try:
-            request = await read_request(scope, receive)
-        except DisconnectedError:
+            content = await Request(scope, receive).body()
+        except ClientDisconnect:
             return
-        body = await asyncio.to_thread(_json_object, request.body)
-        name = body.get("model") or _name_in_path(request.path)
+        body = await asyncio.to_thread(_json_object, content)
+        name = body.get("model") or _name_in_path(path)
         served = self._by_name.get(name) if isinstance(name, str) else self._served[0]
         own: Callable[[], Awaitable[Response]] | None = None
-        if request.method in _READ_METHODS:
-            if request.path in ("/health", "/ping"):
-                own = partial(self._health.response, is_deep=_is_deep(request.query))
-            elif request.path == "/metrics":
+        if scope["method"] in _READ_METHODS:
+            if path in ("/health", "/ping"):
+                own = partial(self._health.response, is_deep=_is_deep(scope["query_string"]))
+            elif path == "/metrics":
                 own = self._merge_metrics
-            elif request.path == "/v1/models" and len(self._served) > 1:
-                own = partial(self._list_models, request)
+            elif path == "/v1/models" and len(self._served) > 1:
+                own = partial(self._list_models, scope)
         if served is None and own is None:
             own = partial(self._unknown_model, str(name))
         if own is not None:
@@ -133,12 +129,11 @@ class Ingress:
             return
         assert served is not None
         hashes: tuple[bytes, ...] = ()
-        if served.prefix is not None and body and len(request.body) <= MAX_BODY_BYTES:
-            hashes = await asyncio.to_thread(served.prefix.hashes, request.path, body)
+        if served.prefix is not None and body and len(content) <= MAX_BODY_BYTES:
+            hashes = await asyncio.to_thread(served.prefix.hashes, path, body)
+        answer = relay(served.handle, scope, content, hashes, receive, send)
         with suppress(ClientDisconnectedError):
-            await unless_disconnected(
-                Request({"type": "http"}, receive), relay(served.handle, request, hashes, send)
-            )
+            await unless_disconnected(Request({"type": "http"}, receive), answer)
 
     async def _merge_metrics(self) -> Response:
         """Return the metrics of all replicas, each sample with the label `replica`."""
@@ -160,10 +155,10 @@ class Ingress:
             )
             self._pages[index] = [page for page in results if isinstance(page, tuple)]
 
-    async def _list_models(self, request: HttpRequest) -> Response:
+    async def _list_models(self, scope: Scope) -> Response:
         """Return the models of all replicas to which the request has access."""
-        request = replace(request, method="GET")  # a response to HEAD has no content to join
-        answers = [await ask(served.handle, request) for served in self._served]
+        get = {**scope, "method": "GET"}  # a response to HEAD has no content to join
+        answers = [await ask(served.handle, get) for served in self._served]
         valid = [answer for answer in answers if answer.status_code == 200]
         entries = [entry for answer in valid for entry in _json_object(bytes(answer.body))["data"]]
         return JSONResponse({"object": "list", "data": entries}) if valid else answers[0]
@@ -209,10 +204,10 @@ def _running_replicas() -> list[int]:
     ]
 
 
-def _served(arguments: Sequence[str], handle: DeploymentHandle, *, uses_prefix: bool) -> Served:
-    parsed = parse_arguments(arguments)
+def _served(model: ModelSettings, handle: DeploymentHandle) -> Served:
+    parsed = model.serve_options()
     prefix = None
-    if uses_prefix and parsed.enable_prefix_caching:
+    if model.routing == "prefix" and parsed.enable_prefix_caching:
         folder = resolve_model(parsed.model)
         template = load_chat_template(folder, parsed)
         prefix = PrefixReader(folder, parsed.block_size, template)

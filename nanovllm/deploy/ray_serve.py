@@ -41,7 +41,7 @@ def build(args: dict[str, Any]) -> serve.Application:
         limit = memory_limit() if is_one_machine else None
     check_models(settings, limit)
     replicas = [
-        _deployment(model, f"model-{index}").bind(model.arguments(), model.stream_interval_s)
+        _deployment(model, f"model-{index}").bind(model)
         for index, model in enumerate(settings.models)
     ]
     ingress = serve.deployment(
@@ -52,11 +52,7 @@ def build(args: dict[str, Any]) -> serve.Application:
         ray_actor_options={"num_cpus": settings.ingress_cpus},
         health_check_period_s=_HEALTH_PERIOD_S,
     )
-    return ingress.bind(
-        [model.arguments() for model in settings.models],
-        [model.routing for model in settings.models],
-        *replicas,
-    )
+    return ingress.bind(settings.models, *replicas)
 
 
 def _deployment(model: ModelSettings, name: str) -> serve.Deployment:

@@ -14,9 +14,9 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
-from nanovllm.deploy.asgi import HttpRequest, ResponseStart
+from nanovllm.deploy.asgi import passed_on
 from nanovllm.server.http.errors import error_body, error_response
 
 logger = logging.getLogger(__name__)
@@ -25,27 +25,29 @@ _DIED = "the replica that computed this request has ended; send the request agai
 
 
 async def relay(
-    handle: DeploymentHandle, request: HttpRequest, hashes: Sequence[bytes], send: Send
+    handle: DeploymentHandle,
+    scope: Scope,
+    body: bytes,
+    hashes: Sequence[bytes],
+    receive: Receive,
+    send: Send,
 ) -> None:
     """Send the response of one replica; close the call if the client disconnects."""
     arguments: dict[str, Any] = {"prefix_hashes": tuple(hashes)} if hashes else {}
-    start: ResponseStart | None = None
+    start: Message | None = None
     response = None
     try:
-        response = handle.options(stream=True).respond.remote(request, **arguments)
+        response = handle.options(stream=True).respond.remote(passed_on(scope), body, **arguments)
         async for part in response:
-            if isinstance(part, ResponseStart):
-                start = part
-                await send(
-                    {"type": "http.response.start", "status": start.status,
-                     "headers": list(start.headers)}
-                )  # fmt: skip
-            else:
+            if isinstance(part, bytes):
                 await send({"type": "http.response.body", "body": part, "more_body": True})
+            else:
+                start = part
+                await send(part)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
     except (RayError, RayServeException) as error:
         if start is None:
-            await send_whole(failure_response(error), send)
+            await failure_response(error)(scope, receive, send)
         else:
             await _end_stream(start, send)
     finally:
@@ -53,29 +55,29 @@ async def relay(
             response.cancel()  # has no effect on a response that is complete
 
 
-async def _end_stream(start: ResponseStart, send: Send) -> None:
+async def _end_stream(start: Message, send: Send) -> None:
     """Report the end of a replica in the middle of its response, as far as its form allows."""
-    headers = {name.lower(): value for name, value in start.headers}
+    headers = {name.lower(): value for name, value in start["headers"]}
     if not headers.get(b"content-type", b"").startswith(b"text/event-stream"):
         raise ConnectionAbortedError(_DIED)  # the client sees an incomplete body
     event = b"\n\ndata: " + json.dumps(error_body(503, _DIED)).encode() + b"\n\n"
     await send({"type": "http.response.body", "body": event, "more_body": False})
 
 
-async def ask(handle: DeploymentHandle, request: HttpRequest) -> Response:
-    """Return the whole response of one replica."""
-    start = ResponseStart(503, ())
+async def ask(handle: DeploymentHandle, scope: Scope) -> Response:
+    """Return the whole response of one replica to a request without a body."""
+    start: Message = {"status": 503, "headers": []}
     chunks: list[bytes] = []
     try:
-        async for part in handle.options(stream=True).respond.remote(request):
-            if isinstance(part, ResponseStart):
-                start = part
-            else:
+        async for part in handle.options(stream=True).respond.remote(passed_on(scope), b""):
+            if isinstance(part, bytes):
                 chunks.append(part)
+            else:
+                start = part
     except (RayError, RayServeException) as error:
         return failure_response(error)
-    response = Response(b"".join(chunks), start.status)
-    response.raw_headers = list(start.headers)
+    response = Response(b"".join(chunks), start["status"])
+    response.raw_headers = list(start["headers"])
     return response
 
 
@@ -89,40 +91,3 @@ def failure_response(error: Exception) -> Response:
         )
     logger.warning("a replica ended in the middle of a request: %s", type(error).__name__)
     return error_response(503, _DIED)
-
-
-async def send_whole(response: Response, send: Send) -> None:
-    """Send a response that has its whole content."""
-    for message in (
-        {
-            "type": "http.response.start",
-            "status": response.status_code,
-            "headers": response.raw_headers,
-        },
-        {"type": "http.response.body", "body": response.body},
-    ):
-        await send(message)
-
-
-class DisconnectedError(Exception):
-    """The client has closed its connection before its request was complete."""
-
-
-async def read_request(scope: Scope, receive: Receive) -> HttpRequest:
-    """Return the request once its body has arrived; raises DisconnectedError."""
-    chunks: list[bytes] = []
-    has_more = True
-    while has_more:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise DisconnectedError
-        chunks.append(message.get("body", b""))
-        has_more = message.get("more_body", False)
-    return HttpRequest(
-        method=scope["method"],
-        path=scope["path"],
-        query=scope.get("query_string", b""),
-        headers=tuple((bytes(name), bytes(value)) for name, value in scope["headers"]),
-        body=b"".join(chunks),
-        client=scope.get("client"),
-    )

@@ -5,12 +5,13 @@ from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 from ray import serve
+from starlette.types import Message
 
-from nanovllm.cli.serve import load_server
-from nanovllm.deploy.asgi import HttpRequest, Lifespan, ResponseStart, respond
-from nanovllm.deploy.check import parse_arguments
+from nanovllm.cli.serving import load_server
+from nanovllm.deploy.asgi import respond
 from nanovllm.deploy.prefix_policy import NUM_BLOCKS
-from nanovllm.engine.async_engine import EngineState
+from nanovllm.deploy.settings import ModelSettings
+from nanovllm.engine.async_engine import AsyncEngine, EngineState
 
 WAITING_METRIC = "waiting_requests"
 
@@ -18,31 +19,23 @@ WAITING_METRIC = "waiting_requests"
 class EngineReplica:
     """Runs the application of `nanovllm serve` for requests that the ingress passes on."""
 
-    async def __init__(  # type: ignore[misc]
-        self, arguments: Sequence[str], stream_interval_s: float = 0.0
-    ) -> None:
+    async def __init__(self, model: ModelSettings) -> None:  # type: ignore[misc]
         """Load the model; returns once the engine has run a step.
-
-        Args:
-            arguments: the command line of `nanovllm serve`.
-            stream_interval_s: minimum time between two chunks of a stream.
 
         Raises:
             NanovllmError: the model cannot be loaded.
-            ValueError: an option is not valid.
         """
-        server = load_server(parse_arguments(arguments))
+        server = load_server(model.serve_options())
         self._app, self._engine, self._metrics = server.app, server.engine, server.metrics
-        self._stream_interval_s = stream_interval_s
-        self._lifespan = Lifespan(self._app)
-        await self._lifespan.start()
+        self._stream_interval_s = model.stream_interval_s
+        await self._engine.start()
         await self._engine.wait_until_ready()
 
     async def respond(
-        self, request: HttpRequest, prefix_hashes: Sequence[bytes] = ()
-    ) -> AsyncGenerator[ResponseStart | bytes, None]:
-        """Yield the response to a request; `prefix_hashes` is for the router only."""
-        pieces = respond(self._app, request, self._stream_interval_s)
+        self, scope: dict[str, Any], body: bytes, prefix_hashes: Sequence[bytes] = ()
+    ) -> AsyncGenerator[Message | bytes, None]:
+        """Yield the response to a request, see asgi.py; `prefix_hashes` is for the router only."""
+        pieces = respond(self._app, scope, body, self._stream_interval_s)
         try:
             async for piece in pieces:
                 yield piece
@@ -78,6 +71,6 @@ class EngineReplica:
 
     async def __del__(self) -> None:
         """Stop the engine; Ray Serve awaits this when it stops the replica."""
-        lifespan: Any = getattr(self, "_lifespan", None)
-        if lifespan is not None:
-            await asyncio.wait_for(lifespan.stop(), 20)
+        engine: AsyncEngine | None = getattr(self, "_engine", None)
+        if engine is not None:
+            await asyncio.wait_for(engine.stop(), 20)

@@ -10,11 +10,13 @@ Args:
 Everything is checked before a replica starts.
 """
 
+import argparse
 from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from nanovllm.cli.serve import options_from
 from nanovllm.deploy.prefix_policy import MAX_EXTRA_REQUESTS
 
 Option = str | int | float | bool
@@ -38,41 +40,53 @@ class ModelSettings(_Settings):
     name: str | None = Field(
         None, min_length=1, description="name in requests; default: the folder's name"
     )
-    replicas: int = Field(1, ge=1, le=1024, description="replicas, or the least with autoscaling")
+    replicas: int = Field(1, ge=1, le=1024, description="replicas, or the minimum with autoscaling")
     max_replicas: int | None = Field(
-        None, ge=1, le=1024, description="the most replicas; more than `replicas` autoscales"
+        None,
+        ge=1,
+        le=1024,
+        description="maximum replicas; more than `replicas` enables autoscaling; default: replicas",
     )
-    num_threads: int = Field(1, ge=1, le=1024, description="compute threads of each replica")
+    num_threads: int = Field(1, ge=1, le=1024, description="compute threads of a replica")
     num_cpus: float | None = Field(
-        None, gt=0, le=1024, description="CPUs that Ray reserves for each; default: num_threads"
+        None,
+        gt=0,
+        le=1024,
+        description="CPUs that Ray reserves for a replica; default: num_threads",
     )
     routing: Routing = Field("prefix", description="how a replica is chosen")
     max_extra_requests: float = Field(
         MAX_EXTRA_REQUESTS,
         ge=0,
-        description="requests by which a replica with the cached prefix may exceed the least busy",
+        description="requests by which a replica with the cached prefix may exceed the least busy "
+        "one",
     )
     target_ongoing_requests: float = Field(
-        16, gt=0, description="unfinished requests of each replica that autoscaling aims at"
+        16, gt=0, description="unfinished requests of a replica that autoscaling aims at"
     )
-    max_ongoing_requests: int = Field(64, ge=1, description="unfinished requests of each replica")
+    max_ongoing_requests: int = Field(64, ge=1, description="unfinished requests of a replica")
     max_queued_requests: int = Field(
-        128, ge=0, description="requests that wait for a replica; one more is answered by 429"
+        128, ge=0, description="requests that wait for a replica; one more gets a 429"
     )
     stream_interval_s: float = Field(
         0.05,
         ge=0,
         le=10,
-        description="minimum time between two chunks of a stream, because each costs Ray 1 ms",
+        description="minimum seconds between two chunks of a stream after the first two; tokens "
+        "within them are sent together, because each chunk costs Ray 1 ms",
     )
-    downscale_delay_s: float = Field(300, ge=0)
-    upscale_delay_s: float = Field(10, ge=0)
+    upscale_delay_s: float = Field(
+        10, ge=0, description="seconds for which more replicas are needed before one is added"
+    )
+    downscale_delay_s: float = Field(
+        300, ge=0, description="seconds for which fewer replicas are needed before one is removed"
+    )
     drain_timeout_s: float = Field(
-        60, ge=0, description="time for a replica's requests to end before it is stopped"
+        60, ge=0, description="seconds for a replica's requests to end before it is stopped"
     )
     options: dict[str, Option | list[Option]] = Field(
         default_factory=dict,
-        description="options of `nanovllm serve`, without their dashes; a list repeats one",
+        description="other options of `nanovllm serve`, without their dashes; a list repeats one",
     )
 
     @model_validator(mode="after")
@@ -84,6 +98,7 @@ class ModelSettings(_Settings):
             )
         for name in sorted(_TAKEN_OPTIONS & self.options.keys()):
             raise ValueError(f"options has {name}; {_TAKEN_REMEDIES[name]}")
+        self.serve_options()
         return self
 
     @property
@@ -101,22 +116,20 @@ class ModelSettings(_Settings):
         """Whether the number of replicas follows the load."""
         return self.most_replicas > self.replicas
 
-    def arguments(self) -> list[str]:
-        """Return the arguments of `nanovllm serve` for a replica."""
-        arguments = ["serve", self.model, "--num-threads", str(self.num_threads)]
-        if "inspector" not in self.options:
-            arguments.append("--no-inspector")  # each request would show another replica
-        if "response_store" not in self.options:
-            arguments.append("--no-response-store")  # the next request may go to another replica
-        if self.name is not None:
-            arguments += ["--served-model-name", self.name]
-        for name, values in self.options.items():
-            for value in values if isinstance(values, list) else [values]:
-                text = str(value).lower() if isinstance(value, bool) else str(value)
-                arguments.append(f"--{name.replace('_', '-')}={text}")
-        return arguments
+    def serve_options(self) -> argparse.Namespace:
+        """Return the options of `nanovllm serve` for a replica; raises ValueError."""
+        own = {"model": self.model, "num_threads": self.num_threads}
+        names = {} if self.name is None else {"served_model_name": self.name}
+        try:
+            return options_from({**_DEFAULTS, **self.options, **own, **names})
+        except ValueError as error:
+            raise ValueError(f"an option of {self.model} is not valid: {error}") from None
 
 
+_DEFAULTS = {
+    "inspector": False,  # each request would show another replica
+    "response_store": False,  # the next request may go to another replica
+}
 _TAKEN_REMEDIES = {
     "model": "name it by `model`",
     "num_threads": "set num_threads of the model itself",
@@ -136,9 +149,13 @@ _TAKEN_OPTIONS = frozenset(_TAKEN_REMEDIES)
 class AppSettings(_Settings):
     """An application: several models behind one ingress."""
 
-    models: list[ModelSettings] = Field(min_length=1, max_length=64)
+    models: list[ModelSettings] = Field(
+        min_length=1, max_length=64, description="settings of each model, as above"
+    )
     ingress_replicas: int = Field(1, ge=1, le=64, description="processes that take HTTP requests")
-    ingress_cpus: float = Field(0.0, ge=0, le=64, description="CPUs that Ray reserves for each")
+    ingress_cpus: float = Field(
+        0.0, ge=0, le=64, description="CPUs that Ray reserves for each of them"
+    )
     can_grow: bool = Field(
         False, description="the cluster adds machines on demand; do not check its CPUs"
     )

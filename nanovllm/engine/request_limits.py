@@ -31,11 +31,14 @@ class Limits:
                 param="prompt",
             )
 
-    def max_new_tokens(self, num_prompt_tokens: int, params: SamplingParams) -> int:
+    def max_new_tokens(
+        self, num_prompt_tokens: int, params: SamplingParams, *, must_fit: bool = False
+    ) -> int:
         """Return the maximum number of tokens to generate; raises ContextLengthError.
 
-        It is max_tokens, limited by the context. If max_tokens is None, the KV cache limits it too.
-        Otherwise an output that does not fit the KV cache is an error.
+        It is max_tokens, limited by the context, which is an error with `must_fit`. If max_tokens
+        is None, the KV cache limits it too. Otherwise an output that does not fit the KV cache is
+        an error.
         """
         limit = self.max_model_len
         room = limit - num_prompt_tokens
@@ -46,6 +49,14 @@ class Limits:
                 param="prompt",
             )
         max_tokens = params.max_tokens
+        total = num_prompt_tokens + (max_tokens or 0)
+        if must_fit and total > limit:
+            raise ContextLengthError(
+                f"the prompt has {num_prompt_tokens} tokens and max_tokens is {max_tokens}, "
+                f"together {total}, more than the context of {limit}; shorten the prompt or lower "
+                "max_tokens",
+                param="max_tokens",
+            )
         if max_tokens is None:
             max_tokens = max(self.cache_tokens - num_prompt_tokens + 1, 1)
         max_new_tokens = min(max_tokens, room)
@@ -108,7 +119,6 @@ class Limits:
         if priority != 0 and not self.has_priorities:
             raise InvalidRequestError(
                 f"priority is {priority}, but the order of requests does not depend on it; "
-                "leave it out, or start with --scheduling-policy priority "
-                "(scheduling_policy='priority')",
+                "leave it out, or start with scheduling_policy='priority'",
                 param="priority",
             )

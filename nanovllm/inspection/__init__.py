@@ -14,8 +14,6 @@ memory          the memory of an inspection, and its limit
 responses       these results as JSON, for the server's endpoints and the HTML files
 worker          a process that computes responses for a server
 worker_process  starts, limits and ends it
-html_file       self-contained pages
-bundle          joins the pages' ES modules to one script
+html_file       self-contained pages, whose scripts are in nanovllm/pages
 pictures        .png and .svg, by matplotlib
-assets/         style sheets and views of these pages and of the server's page
 """

@@ -1,22 +1,12 @@
-"""Self-contained HTML files: the views of the server's page, with their data.
-
-A file opens from the disk without a network. Its Content-Security-Policy allows the scripts and the
-style sheets in it, by their hashes, and nothing else. Text from prompts and vocabularies is in a
-block of JSON, without the characters `<`, `>` and `&`, and enters the page as text nodes.
+"""Self-contained HTML files of inspection: the views of the server's page, with their data.
 
 Attention weights have 16 bits, a weight of 1 is 65,535; a file that would be too large has 8 bits.
 They are compressed by gzip, which browsers unpack (DecompressionStream), and encoded by base64.
 """
 
-import base64
 import gzip
-import hashlib
-import html
-import json
 import os
-import re
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,25 +16,11 @@ from jaxtyping import Float32
 from nanovllm.errors import InvalidRequestError
 from nanovllm.inspection import responses
 from nanovllm.inspection.attention import HeadStatistics
-from nanovllm.inspection.bundle import bundle
-from nanovllm.inspection.logit_lens import LogitLens
 from nanovllm.inspection.observe import InspectedModel
+from nanovllm.pages import render_page
 
 MAX_FILE_BYTES = 3_000_000
-_ASSETS = Path(__file__).parent / "assets"
-_STYLES = (
-    "style.css",
-    "components.css",
-    "overlays.css",
-    "views.css",
-    "attention.css",
-    "lens.css",
-    "embeddings.css",
-    "file.css",
-)
-
-# Control characters and lone surrogates: invalid in HTML or impossible to encode.
-_INVALID = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
+_STYLES = ("overlays.css", "views.css", "attention.css", "lens.css", "embeddings.css")
 _TITLES = {
     "attention": "Attention",
     "logit-lens": "Logit lens",
@@ -62,23 +38,13 @@ def attention_page(
 
     Raises InvalidRequestError if it would exceed MAX_FILE_BYTES.
     """
-    named = responses.tokens(model, token_ids)
-    overview = {"tokens": named, "heads": [responses.head_entry(one) for one in heads]}
+    overview = responses.overview_entry(model, token_ids, heads)
     size = 0
     for dtype in (np.uint16, np.uint8):
-        data = {
-            "attention": {
-                "tokens": named,
-                "layers": model.config.layers,
-                "heads": model.config.heads,
-                "dtype": np.dtype(dtype).name,
-                "encoding": "gzip",
-                "layout": responses.LAYOUT,
-                "layer": None,
-                "weights": _pack(weights, dtype),
-            },
-            "overview": overview,
-        }
+        packed = responses.attention_entry(
+            model, token_ids, _pack(weights, dtype), dtype=np.dtype(dtype).name
+        )
+        data = {"attention": {**packed, "encoding": "gzip"}, "overview": overview}
         page = _render("attention", model, token_ids, data)
         size = _num_bytes(page)
         if size <= MAX_FILE_BYTES:
@@ -90,11 +56,10 @@ def attention_page(
     )
 
 
-def lens_page(model: InspectedModel, token_ids: Sequence[int], lens: LogitLens) -> str:
+def lens_page(model: InspectedModel, token_ids: Sequence[int], lens: dict[str, Any]) -> str:
     """Return the page of the logit lens; raises InvalidRequestError as `attention_page`."""
-    data = responses.lens_entry(model, token_ids, lens)
     return _checked(
-        _render("logit-lens", model, token_ids, data), "shorten the prompt, or lower --top"
+        _render("logit-lens", model, token_ids, lens), "shorten the prompt, or lower --top"
     )
 
 
@@ -130,10 +95,10 @@ def _checked(page: str, remedy: str) -> str:
     return page
 
 
-def _pack(weights: Float32[np.ndarray, "heads pairs"], dtype: Any) -> str:
+def _pack(weights: Float32[np.ndarray, "heads pairs"], dtype: Any) -> bytes:
     largest = np.iinfo(dtype).max
     integers = np.rint(weights * np.float32(largest)).astype(np.dtype(dtype).newbyteorder("<"))
-    return base64.b64encode(gzip.compress(integers.tobytes(), 9, mtime=0)).decode("ascii")
+    return gzip.compress(integers.tobytes(), 9, mtime=0)
 
 
 def _render(
@@ -142,69 +107,18 @@ def _render(
     token_ids: Sequence[int],
     data: dict[str, Any],
 ) -> str:
-    """Return the whole page."""
-    theme, script, style = _asset("theme.js"), _bundle(), "\n".join(map(_asset, _STYLES))
-    policy = (
-        f"default-src 'none'; style-src '{_hash(style)}'; "
-        f"script-src '{_hash(theme)}' '{_hash(script)}'; img-src data:; "
-        "base-uri 'none'; form-action 'none'"
-    )
     config = model.config
-    title = f"{_TITLES[kind]} · {model.name}"
-    shape = f"{config.layers} layers, {config.heads} heads, {config.d_model} dimensions"
-    prompt = model.tokenizer.decode(token_ids, skip_special_tokens=False)
-    content = json.dumps({"kind": kind, **data}, separators=(",", ":"), allow_nan=False)
-    for character in "<>&":
-        content = content.replace(character, f"\\u{ord(character):04x}")
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="referrer" content="no-referrer">
-<link rel="icon" href="data:,">
-<title>{_escape(title)}</title>
-<style>{style}</style>
-<script>{theme}</script>
-</head>
-<body>
-<header class="file-header">
-<h1>{_escape(_TITLES[kind])}</h1>
-<p class="secondary">{_escape(f"{model.name}: {shape}")}</p>
-<div id="actions"></div>
-</header>
-<main id="main" class="file-main">
-{f'<p class="file-prompt" tabindex="0">{_escape(prompt)}</p>' if prompt else ""}
-<noscript><p>This page needs JavaScript.</p></noscript>
-</main>
-<script type="application/json" id="data">{content}</script>
-<script>{script}</script>
-</body>
-</html>
-"""
+    return render_page(
+        title=f"{_TITLES[kind]} · {model.name}",
+        heading=_TITLES[kind],
+        subtitle=f"{model.name}: {config.layers} layers, {config.heads} heads, "
+        f"{config.d_model} dimensions",
+        script="file.js",
+        styles=_STYLES,
+        data={"kind": kind, **data},
+        intro=model.tokenizer.decode(token_ids, skip_special_tokens=False),
+    )
 
 
 def _num_bytes(page: str) -> int:
     return len(page.encode())
-
-
-def _escape(text: str) -> str:
-    """Return text as HTML; characters that HTML cannot have become U+FFFD."""
-    return html.escape(_INVALID.sub("\ufffd", text))
-
-
-@cache
-def _asset(name: str) -> str:
-    return (_ASSETS / name).read_text(encoding="utf-8")
-
-
-@cache
-def _bundle() -> str:
-    return bundle(_ASSETS, "file.js")
-
-
-@cache
-def _hash(text: str) -> str:
-    """Return the hash of an inline script or style sheet for a Content-Security-Policy."""
-    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

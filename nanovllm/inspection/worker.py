@@ -1,8 +1,8 @@
 """The worker process: observes prompts of one model folder, one job at a time.
 
-                                  <- ready
-    -> run  name, arguments,      <- done; body: the response as JSON
-            cpu_s
+    -> load  folder               <- loaded
+    -> run   name, arguments,     <- done; body: the response as JSON
+             cpu_s
                                   <- failed: kind, message, param
 
 The messages are those of engine/sandbox/messages.py. `name` and `arguments` are those of
@@ -12,15 +12,13 @@ of memory, and when its socket closes. `responses.run` refuses a job that needs 
 limit of the process is for what it does not foresee.
 """
 
-import contextlib
 import json
 import os
 from pathlib import Path
 from typing import Any
 
-from nanovllm.engine.sandbox.limits import MEMORY_EXIT_CODE, limit_memory, limited_cpu
-from nanovllm.engine.sandbox.main import open_channel
-from nanovllm.engine.sandbox.messages import Channel, MessageError
+from nanovllm.engine.sandbox.limits import limit_memory, limited_cpu
+from nanovllm.engine.sandbox.messages import Channel
 from nanovllm.errors import CheckpointError, EngineFaultError, InvalidRequestError
 from nanovllm.inspection import memory, responses
 from nanovllm.inspection.observe import InspectedModel
@@ -33,27 +31,20 @@ _NICE = 19
 _HEADROOM_BYTES = 512 << 20  # for libraries that are loaded later, and for the allocator
 
 
-def main(folder: str, number: int) -> None:
-    """Observe prompts of a model folder until the socket, file descriptor `number`, closes."""
-    channel = open_channel(number)
+def serve(channel: Channel) -> None:
+    """Load the model of the first message, then run jobs until the socket closes."""
     if hasattr(os, "nice"):
         os.nice(_NICE)
-    with contextlib.suppress(OSError, MessageError):  # the parent has ended
-        try:
-            _serve(channel, Path(folder))
-        except MemoryError:
-            os._exit(MEMORY_EXIT_CODE)
-    os._exit(0)
-
-
-def _serve(channel: Channel, folder: Path) -> None:
+    received = channel.receive()
+    if received is None:
+        return
     try:
-        model = InspectedModel.load(folder)
+        model = InspectedModel.load(Path(received[0]["folder"]))
     except (CheckpointError, OSError) as error:
         _send_error(channel, error)
         return
     limit_memory(memory.MAX_MEMORY_BYTES + memory.layers_bytes(model.config) + _HEADROOM_BYTES)
-    channel.send({"op": "ready"})
+    channel.send({"op": "loaded"})
     while (received := channel.receive()) is not None:
         header, _ = received
         try:

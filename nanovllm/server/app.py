@@ -39,16 +39,17 @@ from nanovllm.server.http.cors import CORSMiddleware
 from nanovllm.server.http.docs_page import add_docs_pages
 from nanovllm.server.http.errors import served_name
 from nanovllm.server.http.event_stream import json_response
-from nanovllm.server.http.head import HeadMiddleware
-from nanovllm.server.http.json_writer import write_json
+from nanovllm.server.http.head_requests import HeadMiddleware
+from nanovllm.server.http.json_io import write_json
 from nanovllm.server.http.request_log import RequestLogMiddleware
 from nanovllm.server.http.trailing_slash import TrailingSlashMiddleware
-from nanovllm.server.http.work import Work
-from nanovllm.server.inspector import inspect_routes, page
+from nanovllm.server.inspector import page
+from nanovllm.server.inspector.documents import StateDescriber
+from nanovllm.server.inspector.inspect_routes import add_inspect_routes
 from nanovllm.server.inspector.paused_header import PausedHeaderMiddleware
-from nanovllm.server.inspector.response_types import ControlRequest, EngineStateEvent
-from nanovllm.server.inspector.state_routes import InspectorSettings, add_state_routes
-from nanovllm.server.metrics import HttpMetricsMiddleware, ServerMetrics
+from nanovllm.server.inspector.same_origin import SameOriginMiddleware
+from nanovllm.server.inspector.state_routes import add_state_routes
+from nanovllm.server.metrics import RequestCounter, ServerMetrics
 from nanovllm.server.openai.chat import CHAT
 from nanovllm.server.openai.completions import COMPLETIONS
 from nanovllm.server.openai.embeddings import EMBEDDINGS
@@ -69,7 +70,7 @@ from nanovllm.server.openai.tokenization import (
     tokenize,
     tokenizer_info,
 )
-from nanovllm.server.openapi import request_body, responses
+from nanovllm.server.openapi import operation
 from nanovllm.server.status import add_status_routes
 
 
@@ -118,29 +119,20 @@ class ServerSettings:
 
 
 ENDPOINTS: tuple[Endpoint[Any], ...] = (COMPLETIONS, CHAT, RESPONSES, EMBEDDINGS)
-_DOCUMENTED = (
-    *(endpoint.body for endpoint in ENDPOINTS),
-    *(endpoint.event for endpoint in ENDPOINTS if endpoint.event is not None),
-    TokenizeRequest,
-    DetokenizeRequest,
-)
 
 
 def create_app(
     engine: AsyncEngine,
     settings: ServerSettings,
     metrics: ServerMetrics,
-    *,
-    work: Work | None = None,
     control: ServerControl | None = None,
 ) -> ASGIApp:
     """Return the application with its middleware.
 
-    `engine` must not be started yet; its `on_step` feeds `metrics`. `work` has the worker threads,
-    by default new ones. `control` changes the application while it runs; its keys are those of the
-    settings.
+    `engine` must not be started yet; its `on_step` feeds `metrics`. `control` has the keys of the
+    settings and changes the application while it runs.
     """
-    control = control or ServerControl(settings.api_keys)
+    control = control or ServerControl(engine, settings.api_keys)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -149,11 +141,6 @@ def create_app(
             yield
         finally:
             await engine.stop()
-
-    def free_bytes() -> int | None:
-        """Return half of the memory that the cache leaves; log-probabilities have the other."""
-        memory = engine.engine.memory if engine.state is EngineState.READY else None
-        return memory.free_bytes // 2 if memory and memory.free_bytes is not None else None
 
     app = FastAPI(
         title="nanovllm",
@@ -167,27 +154,13 @@ def create_app(
     app.state.request_timeout_s = settings.request_timeout_s
     metrics.watch(engine)
     errors.install(app)
-    work = work or Work(engine)
-    engine.when_stopped(work.close)
-    app.add_middleware(
-        BodyLimitMiddleware,
-        max_body_bytes=settings.max_body_bytes,
-        max_body_s=settings.stalled_client_s,
-        free_bytes=free_bytes,
-    )
-    if settings.has_inspector and settings.inspector_controls:
-        app.add_middleware(PausedHeaderMiddleware, engine=engine)
-    if settings.api_keys:
-        open_paths = OPEN_PATHS | (page.public_paths() if settings.has_inspector else frozenset())
-        app.add_middleware(ApiKeyMiddleware, api_keys=control.api_keys, open_paths=open_paths)
     service = ModelService(
         engine,
         settings.model_names,
         settings.chat_template,
         ResponseStore() if settings.has_response_store else None,
-        settings.stalled_client_s,
         settings.keep_alive_s,
-        work,
+        control.work,
     )
     add_status_routes(app, engine, metrics, control)
     _add_models(app, engine, settings)
@@ -196,17 +169,39 @@ def create_app(
     if service.response_store is not None:
         add_store_routes(app, service.response_store)
     _add_tokenization(app, service)
-    documented = _DOCUMENTED
     if settings.has_inspector:
-        documented += _add_inspector(app, service, settings, metrics)
+        _add_inspector(app, service, settings, metrics)
     add_docs_pages(app, has_index=not settings.has_inspector)
     openapi.install(
-        app,
-        documented,
-        has_keys=bool(settings.api_keys),
-        checks_host=settings.allowed_hosts is not None,
+        app, has_keys=bool(settings.api_keys), checks_host=settings.allowed_hosts is not None
     )
+    _add_middleware(app, engine, settings, control)
     return _with_outer_middleware(app, settings, metrics)
+
+
+def _add_middleware(
+    app: FastAPI, engine: AsyncEngine, settings: ServerSettings, control: ServerControl
+) -> None:
+    """Add the middleware whose errors the framework's handlers answer, the innermost first."""
+
+    def free_bytes() -> int | None:
+        """Return half of the memory that the cache leaves; log-probabilities have the other."""
+        memory = engine.engine.memory if engine.state is EngineState.READY else None
+        return memory.free_bytes // 2 if memory and memory.free_bytes is not None else None
+
+    app.add_middleware(
+        BodyLimitMiddleware,
+        max_body_bytes=settings.max_body_bytes,
+        max_body_s=settings.stalled_client_s,
+        free_bytes=free_bytes,
+    )
+    if settings.has_inspector:
+        app.add_middleware(SameOriginMiddleware, allowed_origins=settings.allowed_origins)
+    if settings.has_inspector and settings.inspector_controls:
+        app.add_middleware(PausedHeaderMiddleware, engine=engine)
+    if settings.api_keys:
+        open_paths = OPEN_PATHS | (page.public_paths() if settings.has_inspector else frozenset())
+        app.add_middleware(ApiKeyMiddleware, api_keys=control.api_keys, open_paths=open_paths)
 
 
 def _with_outer_middleware(
@@ -221,41 +216,31 @@ def _with_outer_middleware(
         shared = CORSMiddleware(shared, settings.allowed_origins)
     if settings.allowed_hosts is not None:
         shared = TrustedHostMiddleware(shared, settings.allowed_hosts)
-    named = RequestLogMiddleware(
-        shared, log_requests=settings.log_requests, log_prompts=settings.log_prompts
+    logged = RequestLogMiddleware(
+        shared,
+        log_requests=settings.log_requests,
+        log_prompts=settings.log_prompts,
+        count=RequestCounter(app.routes, metrics),
     )
-    return TrailingSlashMiddleware(HttpMetricsMiddleware(named, app.routes, metrics))
+    return TrailingSlashMiddleware(logged)
 
 
 def _add_inspector(
     app: FastAPI, service: ModelService, settings: ServerSettings, metrics: ServerMetrics
-) -> tuple[type[Any], ...]:
-    """Add the page, /v1/engine, and /v1/inspect if the model's folder is known.
-
-    Returns the types that the OpenAPI document describes.
-    """
+) -> None:
+    """Add the page, /v1/engine, and /v1/inspect if the model's folder is known."""
     engine, work = service.async_engine, service.work
-    inspector = InspectorSettings(
+    describer = StateDescriber(
+        engine,
+        metrics,
         settings.model_names[0],
-        shows_prompts=settings.inspector_shows_prompts,
         can_control=settings.inspector_controls,
-        allowed_origins=settings.allowed_origins,
-        stalled_client_s=settings.stalled_client_s,
+        shows_prompts=settings.inspector_shows_prompts,
     )
-    add_state_routes(app, engine, metrics, inspector, work)
-    documented: tuple[type[Any], ...] = (EngineStateEvent, ControlRequest)
+    add_state_routes(app, engine, describer, work)
     if settings.inspected_folder is not None:
-        inspect_routes.add_inspect_routes(
-            app,
-            engine,
-            work,
-            InspectionWorker(settings.inspected_folder),
-            stalled_client_s=settings.stalled_client_s,
-            allowed_origins=settings.allowed_origins,
-        )
-        documented += inspect_routes.DOCUMENTED
+        add_inspect_routes(app, engine, InspectionWorker(settings.inspected_folder), work)
     page.add_page(app)
-    return documented
 
 
 def _add_models(app: FastAPI, engine: AsyncEngine, settings: ServerSettings) -> None:
@@ -270,14 +255,14 @@ def _add_models(app: FastAPI, engine: AsyncEngine, settings: ServerSettings) -> 
             "sampling_defaults": {name: getattr(params, name) for name in MODEL_DEFAULTS},
         }  # fmt: skip
 
-    @app.get("/v1/models", responses=responses(503, whole=ModelList))
+    @app.get("/v1/models", **operation(503, response=ModelList))
     async def models() -> Response:
         """The served model, under each of its names."""
         return JSONResponse(
             ModelList(object="list", data=[describe(name) for name in settings.model_names])
         )
 
-    @app.get("/v1/models/{model_id:path}", responses=responses(404, 503, whole=Model))
+    @app.get("/v1/models/{model_id:path}", **operation(404, 503, response=Model))
     async def model(
         model_id: Annotated[str, Path(examples=list(settings.model_names))],
     ) -> Response:
@@ -289,11 +274,7 @@ def _add_tokenization(app: FastAPI, service: ModelService) -> None:
     """Add the routes of texts and token ids, which are computed on worker threads."""
     async_engine, work = service.async_engine, service.work
 
-    @app.post(
-        "/tokenize",
-        responses=responses(400, 404, 503, whole=Tokenized),
-        openapi_extra=request_body(TokenizeRequest),
-    )
+    @app.post("/tokenize", **operation(400, 404, 503, response=Tokenized, body=TokenizeRequest))
     async def tokenize_text(request: Request) -> Response:
         """Token ids of a text or of messages."""
         body, num_bytes = await read_body(request, TokenizeRequest, work)
@@ -305,12 +286,10 @@ def _add_tokenization(app: FastAPI, service: ModelService) -> None:
             lambda: write_json(tokenize(body, engine, template)),
             is_guarded=body.messages is not None,
         )
-        return json_response(content, service.stalled_client_s)
+        return json_response(content)
 
     @app.post(
-        "/detokenize",
-        responses=responses(400, 404, 503, whole=Detokenized),
-        openapi_extra=request_body(DetokenizeRequest),
+        "/detokenize", **operation(400, 404, 503, response=Detokenized, body=DetokenizeRequest)
     )
     async def detokenize_ids(request: Request) -> Response:
         """The text of token ids."""
@@ -318,9 +297,9 @@ def _add_tokenization(app: FastAPI, service: ModelService) -> None:
         served_name(body.model, service.model_names)
         engine = async_engine.engine
         content = await work.read(request, num_bytes, lambda: write_json(detokenize(body, engine)))
-        return json_response(content, service.stalled_client_s)
+        return json_response(content)
 
-    @app.get("/tokenizer_info", responses=responses(503, whole=TokenizerInfo))
+    @app.get("/tokenizer_info", **operation(503, response=TokenizerInfo))
     async def tokenizer_facts() -> Response:
         """Special tokens and sizes, for programs that let the server tokenize."""
         return JSONResponse(tokenizer_info(async_engine.engine))

@@ -1,10 +1,10 @@
 """GET /metrics: the engine's numbers in Prometheus's text format, and counts of HTTP requests.
 
 Names, labels and meanings are those of vLLM (v1/metrics/loggers.py), with the prefix `nanovllm:`;
-HTTP requests are counted as vLLM's prometheus-fastapi-instrumentator does. docs/reliability.md
-lists the series, and those that vLLM does not have. Gauges and counters are read from the engine at
-each scrape; histograms are fed after each step. The low buckets are finer than vLLM's, because
-small models answer in milliseconds.
+HTTP requests are counted as vLLM's prometheus-fastapi-instrumentator does. The series, and those
+that vLLM does not have, are listed in docs/reference/metrics.md. Gauges and counters are read from
+the engine at each scrape; histograms are fed after each step. The low buckets are finer than
+vLLM's, because small models answer in milliseconds.
 """
 
 import platform
@@ -24,7 +24,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 from pydantic import Field
 from starlette.routing import BaseRoute, Match, Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Scope
 from typing_extensions import TypedDict
 
 from nanovllm import __version__
@@ -112,7 +112,6 @@ _METHODS = frozenset(
     ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "CONNECT", "TRACE")
 )
 _NOT_COUNTED = frozenset(("/metrics", "/health", "/ping", "/load", "/version"))
-_CLIENT_DISCONNECTED = 499
 _NO_ROUTE = "none"
 
 
@@ -323,54 +322,26 @@ class _EngineCollector(Collector):
         return metric
 
 
-class HttpMetricsMiddleware:
-    """Counts requests by method, status and route when their response ends.
+class RequestCounter:
+    """Counts HTTP requests by method, status and route, also those that middleware refuses."""
 
-    Requests that other middleware refuses are counted too.
-    """
-
-    def __init__(self, app: ASGIApp, routes: Iterable[BaseRoute], metrics: ServerMetrics) -> None:
-        """Count the requests to `app`, which has these routes."""
-        self._app = app
+    def __init__(self, routes: Iterable[BaseRoute], metrics: ServerMetrics) -> None:
+        """Count the requests to an application that has these routes."""
         self._metrics = metrics
         known = [route for route in routes if isinstance(route, Route)]
         self._fixed_paths = {route.path for route in known if "{" not in route.path}
         self._patterns = [route for route in known if "{" in route.path]
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request, and count it."""
-        handler = self._handler(scope) if scope["type"] == "http" else ""
-        if scope["type"] != "http" or handler in _NOT_COUNTED:
-            await self._app(scope, receive, send)
-            return
-        status = _CLIENT_DISCONNECTED
-        is_counted = False
-
-        def count() -> None:
-            nonlocal is_counted
-            if not is_counted:
-                is_counted = True
-                self._metrics.count_http_request(scope["method"], status, handler)
-
-        async def watched_send(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            elif message["type"] == "http.response.body" and not message.get("more_body", False):
-                count()  # before the client can see the end of its response
-            await send(message)
-
-        try:
-            await self._app(scope, receive, watched_send)
-        finally:
-            count()
+    def __call__(self, scope: Scope, status: int) -> None:
+        """Count a request whose response ends."""
+        handler = self._handler(scope)
+        if handler not in _NOT_COUNTED:
+            self._metrics.count_http_request(scope["method"], status, handler)
 
     def _handler(self, scope: Scope) -> str:
         """Return the path of the route with the names of its parameters; never a client's text."""
         path: str = scope["path"]
         if path in self._fixed_paths:
             return path
-        for route in self._patterns:
-            if route.matches(scope)[0] is not Match.NONE:
-                return route.path
-        return _NO_ROUTE
+        matches = (route.path for route in self._patterns if route.matches(scope)[0] != Match.NONE)
+        return next(matches, _NO_ROUTE)

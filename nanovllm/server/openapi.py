@@ -1,12 +1,14 @@
 """The OpenAPI document of all routes, errors and events included.
 
-It only documents: the framework neither validates nor serializes responses.
+FastAPI writes it from the decorators of the routes, whose arguments `operation` returns. It only
+documents: the framework neither validates nor serializes responses.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from fastapi import FastAPI
+from fastapi.routing import APIRoute
 from pydantic import BaseModel, TypeAdapter
 
 from nanovllm.server.http.auth import OPEN_PATHS
@@ -56,64 +58,66 @@ _TAGS = (
 """The groups of the document: name, description and the beginnings of their paths, first match."""
 
 
-def responses(
-    *errors: int, whole: Any = None, event: Any = None, ends_with_done: bool = True
-) -> dict[int | str, dict[str, Any]]:
-    """Return the `responses` of a route.
+class _Reference(dict[str, Any]):
+    """A reference to the schema of a type, which `_complete` adds to the document."""
+
+    def __init__(self, kind: Any) -> None:
+        super().__init__({"$ref": _REF.format(model=kind.__name__)})
+        self.kind = kind
+
+
+def operation(
+    *errors: int,
+    response: Any = None,
+    body: type[BaseModel] | None = None,
+    query: type[BaseModel] | None = None,
+    event: Any = None,
+    event_name: str | None = None,
+    ends_with_done: bool = True,
+) -> dict[str, Any]:
+    """Return the arguments of a route's decorator that describe it.
 
     Args:
         errors: their statuses, without those that every route can have.
-        whole: the type of the response; None if the route documents it otherwise.
+        response: the type of a whole response; None if there is none.
+        body: the type of the body, which the route reads itself.
+        query: the type of the query, which the route checks itself.
         event: the type of an event's data, if the response can be streamed.
+        event_name: the name of all events, if they have one.
         ends_with_done: whether a stream ends with [DONE], with any error as the event before it;
             otherwise its events have names, and the last one reports an error.
     """
-    documented: dict[int | str, dict[str, Any]] = {status: _error(status) for status in errors}
-    if whole is not None:
-        documented[200] = {"model": whole, "description": "The response."}
+    extra: dict[str, Any] = {}
+    if body is not None:
+        extra["requestBody"] = {"required": True, "content": _json_content(body)}
+    if query is not None:
+        extra["parameters"] = list(_parameters(query))
+    whole: dict[str, Any] = {"description": "The response."}
     if event is not None:
+        schema = _event_schema(event, event_name, ends_with_done=ends_with_done)
+        whole["content"] = {"text/event-stream": {"itemSchema": schema}}
+        whole["description"] = "Server-sent events."
+    if event is not None and event_name is None:
         end = (
             "The last event is `[DONE]`; the one before it is an error if the response fails."
             if ends_with_done
             else "The last event is `response.failed` if the response fails."
         )
-        documented[200]["description"] = (
+        whole["description"] = (
             "The response, whole or with `stream` as server-sent events. "
             f"{end} Blank lines may stand between events."
         )
-        schema = _event_schema(event) if ends_with_done else _named_event_schema(event)
-        documented[200]["content"] = {"text/event-stream": {"itemSchema": schema}}
-    return documented
+    return {
+        "response_model": response,
+        "responses": {200: whole, **{status: _error(status) for status in errors}},
+        "openapi_extra": extra or None,
+    }
 
 
-def event_responses(*errors: int, name: str, event: Any) -> dict[int | str, dict[str, Any]]:
-    """Return the `responses` of a route whose response is a stream of events of one name."""
-    schema = _named_event_schema(event)
-    schema["properties"]["event"]["const"] = name
-    stream = {"text/event-stream": {"itemSchema": schema}}
-    return {**responses(*errors), 200: {"description": "Server-sent events.", "content": stream}}
-
-
-def query_parameter(name: str, limit: int, description: str) -> dict[str, Any]:
-    """Return the `openapi_extra` of a route with an optional number in its query."""
-    schema = {"type": "integer", "minimum": 1, "maximum": limit}
-    parameter = {"name": name, "in": "query", "schema": schema, "description": description}
-    return {"parameters": [parameter]}
-
-
-def request_body(kind: type[BaseModel]) -> dict[str, Any]:
-    """Return the `openapi_extra` of a route that reads its body itself."""
-    schema = {"$ref": _REF.format(model=kind.__name__)}
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
-
-
-def install(
-    app: FastAPI, kinds: Sequence[Any], *, has_keys: bool, checks_host: bool = False
-) -> None:
+def install(app: FastAPI, *, has_keys: bool, checks_host: bool = False) -> None:
     """Complete the document of `app` with the responses of its middleware.
 
     Args:
-        kinds: the types of bodies and of events' data.
         has_keys: whether clients need an API key.
         checks_host: whether requests for other hosts are refused.
     """
@@ -121,21 +125,20 @@ def install(
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
-            _complete(generate(), kinds, has_keys=has_keys, checks_host=checks_host)
+            _complete(generate(), app, has_keys=has_keys, checks_host=checks_host)
         assert app.openapi_schema is not None
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]
 
 
-def _complete(
-    document: dict[str, Any], kinds: Sequence[Any], *, has_keys: bool, checks_host: bool
-) -> None:
+def _complete(document: dict[str, Any], app: FastAPI, *, has_keys: bool, checks_host: bool) -> None:
     schemas = document["components"]["schemas"]
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)
-    # The framework does not know events, and rounds limits of integers, such as a 64-bit seed's.
-    for kind in (ErrorAnswer, *kinds):
+    # The framework would round limits of integers, such as a 64-bit seed's.
+    routes = [route for route in app.routes if isinstance(route, APIRoute)]
+    for kind in _kinds([[route.responses, route.openapi_extra] for route in routes]):
         schema = TypeAdapter(kind).json_schema(ref_template=_REF)
         schemas.update(schema.pop("$defs", {}))
         schemas[kind.__name__] = schema
@@ -147,69 +150,74 @@ def _complete(
     for path, operations in document["paths"].items():
         tag = next(name for name, _, beginnings in _TAGS if path.startswith(beginnings))
         needs_key = has_keys and path not in OPEN_PATHS
-        for operation in operations.values():
-            operation["tags"] = [tag]
-            _complete_operation(operation, needs_key=needs_key, checks_host=checks_host)
+        for described_operation in operations.values():
+            described_operation["tags"] = [tag]
+            _complete_operation(described_operation, needs_key=needs_key, checks_host=checks_host)
 
 
-def _complete_operation(operation: dict[str, Any], *, needs_key: bool, checks_host: bool) -> None:
+def _kinds(described: Any) -> set[Any]:
+    """Return the types of all references in a description."""
+    if isinstance(described, _Reference):
+        return {described.kind}
+    items = described.values() if isinstance(described, Mapping) else described
+    return set().union(*map(_kinds, items)) if isinstance(described, Mapping | list) else set()
+
+
+def _complete_operation(described: dict[str, Any], *, needs_key: bool, checks_host: bool) -> None:
     """Add the responses of middleware; drop the framework's 422, which is a 400 here."""
-    documented = operation["responses"]
-    documented.pop("422", None)
-    content = documented["200"].get("content", {})
-    if "text/event-stream" in content and content.get("application/json") == {"schema": {}}:
-        del content["application/json"]  # the framework's default, of a route that only streams
+    responses = described["responses"]
+    responses.pop("422", None)
     everywhere = (
         413,
         500,
         *((401,) if needs_key else ()),
         *((403,) if checks_host else ()),
-        *((408,) if "requestBody" in operation else ()),
+        *((408,) if "requestBody" in described else ()),
     )
-    for status in everywhere:
-        described = _error(status)
-        del described["model"]
-        documented[str(status)] = {
-            **described,
-            "content": {
-                "application/json": {"schema": {"$ref": _REF.format(model=ErrorAnswer.__name__)}}
-            },
-        }
-    for response in documented.values():
-        response.setdefault("headers", {})["x-request-id"] = _REQUEST_ID
-    operation["responses"] = dict(sorted(documented.items()))
+    responses.update({str(status): _error(status) for status in everywhere})
+    for response in responses.values():
+        response["headers"] = {**response.get("headers", {}), "x-request-id": _REQUEST_ID}
+    described["responses"] = dict(sorted(responses.items()))
     if needs_key:
-        operation["security"] = [{_KEY_SCHEME: []}]
+        described["security"] = [{_KEY_SCHEME: []}]
 
 
 def _error(status: int) -> dict[str, Any]:
     return {
-        "model": ErrorAnswer,
         "description": _WHY[status],
-        "headers": dict(_HEADERS.get(status, {})),
+        "headers": _HEADERS.get(status, {}),
+        "content": _json_content(ErrorAnswer),
     }
 
 
-def _event_schema(event: Any) -> dict[str, Any]:
-    """Return the schema of a stream's events, as OpenAPI 3.2 has them: data, errors and [DONE]."""
-    done = {"type": "string", "const": "[DONE]"}
-    return {
-        "type": "object",
-        "required": ["data"],
-        "properties": {"data": {"anyOf": [done, _json_schema(event, ErrorAnswer)]}},
-    }
+def _json_content(kind: Any) -> dict[str, Any]:
+    return {"application/json": {"schema": _Reference(kind)}}
 
 
-def _named_event_schema(event: Any) -> dict[str, Any]:
-    """Return the schema of a stream's events that have names."""
+def _parameters(query: type[BaseModel]) -> Iterator[dict[str, Any]]:
+    """Yield the description of each field of a query."""
+    for name, field in query.model_json_schema()["properties"].items():
+        description = field.pop("description", "")
+        options = [option for option in field.get("anyOf", ()) if option.get("type") != "null"]
+        schema = options[0] if options else field
+        yield {"name": name, "in": "query", "schema": schema, "description": description}
+
+
+def _event_schema(event: Any, name: str | None, *, ends_with_done: bool) -> dict[str, Any]:
+    """Return the schema of a stream's events, as OpenAPI 3.2 has them."""
+    if ends_with_done and name is None:
+        done = {"type": "string", "const": "[DONE]"}
+        data = {"anyOf": [done, _json_text(event, ErrorAnswer)]}
+        return {"type": "object", "required": ["data"], "properties": {"data": data}}
+    name_schema = {"type": "string"} if name is None else {"type": "string", "const": name}
     return {
         "type": "object",
         "required": ["event", "data"],
-        "properties": {"event": {"type": "string"}, "data": _json_schema(event)},
+        "properties": {"event": name_schema, "data": _json_text(event)},
     }
 
 
-def _json_schema(*kinds: Any) -> dict[str, Any]:
+def _json_text(*kinds: Any) -> dict[str, Any]:
     """Return the schema of a text that is the JSON of one of these types."""
-    content = {"anyOf": [{"$ref": _REF.format(model=kind.__name__)} for kind in kinds]}
+    content = {"anyOf": list(map(_Reference, kinds))}
     return {"type": "string", "contentMediaType": "application/json", "contentSchema": content}

@@ -12,7 +12,7 @@ from nanovllm.engine.async_engine import AsyncEngine, EngineState
 from nanovllm.server.control import ServerControl
 from nanovllm.server.http.errors import error_response
 from nanovllm.server.metrics import METRICS_MEDIA_TYPE, ServerMetrics
-from nanovllm.server.openapi import responses
+from nanovllm.server.openapi import operation
 
 
 class Health(TypedDict):
@@ -45,7 +45,7 @@ def add_status_routes(
     """Add the routes; only /load needs an engine that is ready."""
 
     @app.get("/ping", include_in_schema=False)
-    @app.get("/health", responses=responses(503, whole=Health))
+    @app.get("/health", **operation(503, response=Health))
     async def health() -> Response:
         """200 once the model is loaded and a step has run, 503 before, after and while draining."""
         if control.is_draining:
@@ -54,7 +54,7 @@ def add_status_routes(
             return JSONResponse(Health(status="ready"))
         return error_response(503, f"the engine is {engine.state.value}")
 
-    @app.get("/version", responses=responses(whole=Version))
+    @app.get("/version", **operation(response=Version))
     async def version() -> Response:
         """The version of the server."""
         return JSONResponse(Version(version=__version__))
@@ -64,7 +64,7 @@ def add_status_routes(
         """Metrics in Prometheus's text format."""
         return Response(metrics.render(), media_type=METRICS_MEDIA_TYPE)
 
-    @app.get("/load", responses=responses(503, whole=Load))
+    @app.get("/load", **operation(503, response=Load))
     async def load() -> Response:
         """Number of running and waiting sequences, and the queue's room, for load balancers."""
         stats, room = engine.stats(), engine.admission_stats()

@@ -7,7 +7,6 @@ kernels       the operations of the network, compiled
 data          text files, tokenizers and batches
 config        the settings of a run
 setup         data, tokenizer and network before the first step
-trainer       the training loop
 resume        the saved state of a run, from which it continues
 counters      sums between two evaluations, and the best validation loss
 run           the files of a run: checkpoints, metrics and samples
@@ -15,5 +14,4 @@ metrics       the lines of metrics.jsonl and samples.jsonl
 report        the HTML report of a run, or of several
 commands      commands that messages name
 atomic_files  files that are written to a temporary name and renamed
-scoring       the loss of every token of a text, by a loaded network
 """

@@ -1,15 +1,23 @@
-"""TrainingConfig: the settings of a run, from Python, the command line or a TOML file."""
+"""TrainingConfig: the settings of a run, from Python, the command line or a TOML file.
+
+A setting is declared here once: its type and bounds, its default and its text. The checks and the
+options of the command line follow from it.
+"""
 
 import math
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Annotated, Any, TypeAlias, cast
 
+from annotated_types import Interval
+
+from nanovllm.checked_fields import checked_fields
 from nanovllm.config import BACKENDS
-from nanovllm.errors import TrainingError
+from nanovllm.errors import InvalidRequestError, TrainingError
 from nanovllm.model.activation import ACTIVATIONS
 from nanovllm.model.config import POSITIONS
 from nanovllm.suggestions import suggest
@@ -20,8 +28,19 @@ else:
     import tomli as tomllib
 
 _PATHS = ("data", "validation_data")
+_TEXTS = ("output", "pattern", "init_from", "tokenizer")
 _VALIDATION_FRACTION = 0.1
 _DEFAULT_STEPS = 2000
+_OF_CHECKPOINT = (
+    "layers",
+    "heads",
+    "width",
+    "activation",
+    "positions",
+    "preset",
+    "tokenizer",
+    "vocab_size",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,41 +69,7 @@ PRESETS: Mapping[str, NetworkSettings] = MappingProxyType(
 )
 """Settings of the published models (Radford et al. 2019, table 2)."""
 
-_INTEGERS: Mapping[str, tuple[int, int]] = MappingProxyType(
-    {
-        "layers": (1, 2**10),
-        "heads": (1, 2**14),
-        "width": (1, 2**17),
-        "context": (1, 2**24),
-        "vocab_size": (1, 2**24),
-        "batch_size": (1, 2**24),
-        "grad_accumulation": (1, 2**24),
-        "steps": (1, 2**40),
-        "epochs": (1, 2**40),
-        "warmup_steps": (0, 2**40),
-        "seed": (0, 2**63 - 1),
-        "eval_every": (1, 2**40),
-        "max_eval_batches": (1, 2**40),
-        "patience": (1, 2**40),
-        "stop_after": (1, 2**40),
-        "sample_tokens": (0, 10_000),
-        "num_threads": (1, 2**10),
-    }
-)
-"""Smallest and largest values; a size of the network has the limit of GPT2Config."""
-_NUMBERS: Mapping[str, float] = MappingProxyType(
-    {
-        "lr": math.inf,
-        "min_lr": math.inf,
-        "weight_decay": math.inf,
-        "grad_clip": math.inf,
-        "beta1": 1.0,
-        "beta2": 1.0,
-        "dropout": 1.0,
-        "validation_fraction": 1.0,
-    }
-)
-"""Numbers from 0 to below this one."""
+
 _CHOICES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "preset": tuple(PRESETS),
@@ -99,202 +84,171 @@ class TrainingConfigError(TrainingError):
     """Settings of a run are missing, wrong, or contradict each other: the message lists all."""
 
 
+Text: TypeAlias = str | Path
+Size: TypeAlias = Annotated[int, Interval(ge=1, le=2**24)]
+Steps: TypeAlias = Annotated[int, Interval(ge=1, le=2**40)]
+Factor: TypeAlias = Annotated[float, Interval(ge=0, lt=math.inf)]
+Rate: TypeAlias = Annotated[float, Interval(ge=0, lt=1)]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingConfig:
     """Settings of a run; TrainingError names every value that cannot be used.
 
-    `data` and `output` are necessary.
-
-    A setting of None takes the value of the preset, of the checkpoint in `init_from`, or the
-    default that is given here.
+    `data` and `output` are necessary. A setting of None takes the value of the preset, of the
+    checkpoint in `init_from`, or the default that is given here.
 
     Attributes:
-        data: text files, folders of them, or one prepared token file (.npy).
-        validation_data: the same, to validate on instead of the end of `data`; files of it that are
-            also in `data` are left out of the training text.
-        output: folder of the run: the checkpoint, metrics, report and the state for resuming.
-        pattern: file names to read from folders.
-        layers: number of transformer blocks (4).
-        heads: number of attention heads (4).
-        width: d_model, the width of the residual stream (128).
-        context: tokens of a sequence, the context length of the model (64).
-        activation: activation function of the feed-forward block (gelu_new).
-        positions: "learned", or "sinusoidal" for a constant position embedding (learned).
-        preset: sizes of a published model: gpt2, gpt2-medium, gpt2-large, gpt2-xl.
-        init_from: model folder whose weights and tokenizer to begin with (fine-tuning).
-        tokenizer: "char", "bpe" (trained on the data), "gpt2", or a folder or tokenizer.json (bpe).
-        vocab_size: number of tokens of a "bpe" tokenizer; None for 1,024, or as many as the text
-            gives.
-        batch_size: sequences per forward pass.
-        grad_accumulation: forward passes per update.
-        steps: updates; None for `epochs`, or 2,000.
-        epochs: passes over the training tokens, instead of `steps`.
-        lr: peak learning rate (1e-3, with `init_from` 1e-4).
-        min_lr: learning rate at the end of the cosine; None for a tenth of `lr`.
-        warmup_steps: updates over which the learning rate rises to `lr`; None for a twentieth of
-            the steps, at most 100.
-        weight_decay: decay of the matrices; biases, gains and positions have none.
-        grad_clip: largest norm of the gradient; 0 for no limit.
-        beta1, beta2: decay rates of AdamW's moments.
-        dropout: rate of dropout.
-        seed: of initial weights, the order of the data, and dropout.
-        eval_every: updates between two evaluations; None for a tenth of the steps.
-        max_eval_batches: batches of an evaluation; None for the whole validation split.
-        patience: evaluations without a lower validation loss before the run ends; None for all.
-        stop_after: end after this update with the state saved, to resume later.
-        validation_fraction: part of the text, at its end, that is held out for validation.
-        sample_tokens: tokens to generate at each evaluation; 0 for no samples.
-        backend: "numba" for compiled kernels, "numpy" for the readable operations.
-        num_threads: threads of the compiled kernels, and of NumPy in `train`; None for all usable
-            cores.
+        data: text files, folders of them, or one token file (.npy, or .bin of uint16).
+        validation_data: text or a token file to validate on; its files that are also in `data` are
+            left out of the training text (default: the end of `data`).
+        output: new or empty folder for checkpoint, metrics, report and the state for resuming.
+        pattern: files to read from folders, but not from hidden ones, node_modules or virtual
+            environments.
+        layers: transformer blocks (default: 4).
+        heads: attention heads (default: 4).
+        width: d_model, the width of the residual stream (default: 128).
+        context: context length in tokens (default: 64, with `init_from` the model's).
+        activation: activation function: gelu_new, gelu, quick_gelu, relu, relu2,
+            silu, sigmoid, tanh, mish or another that transformers names (default: gelu_new).
+        positions: position embedding, learned or sinusoidal (default: learned).
+        preset: sizes of gpt2, gpt2-medium, gpt2-large or gpt2-xl.
+        init_from: fine-tune this model: a folder, or a name such as gpt2.
+        tokenizer: char, bpe (trained on the data), gpt2, or a folder or tokenizer.json (default:
+            bpe).
+        vocab_size: vocabulary of a bpe tokenizer (default: 1024, or what a small text gives).
+        batch_size: sequences of a batch, which is one forward pass.
+        grad_accumulation: batches per update.
+        steps: updates (default: 2000, or those of `epochs`).
+        epochs: passes over the data, instead of `steps`.
+        lr: peak learning rate (default: 1e-3, fine-tuning 1e-4).
+        min_lr: learning rate at the end of the cosine (default: a tenth of `lr`).
+        warmup_steps: updates to reach `lr` (default: a twentieth of the steps, at most 100).
+        weight_decay: AdamW's decay of matrices; biases, gains and positions have none.
+        grad_clip: maximum gradient norm, 0 for none.
+        beta1: AdamW's first decay rate.
+        beta2: AdamW's second decay rate.
+        dropout: dropout rate.
+        seed: seed of initial weights, data order and dropout.
+        eval_every: updates between evaluations (default: a tenth of the steps).
+        max_eval_batches: batches of an evaluation (default: the whole validation split).
+        patience: end after this many evaluations without a lower validation loss.
+        stop_after: save and end after this step, to resume later.
+        validation_fraction: part of the text, at its end, that is held out.
+        sample_tokens: tokens to generate at each evaluation.
+        backend: numba for compiled kernels, numpy for the readable operations.
+        num_threads: threads of the kernels and of NumPy (default: all usable physical cores).
     """
 
-    data: str | Path | Sequence[str | Path] = ()
-    validation_data: str | Path | Sequence[str | Path] = ()
-    output: str | Path = ""
+    data: Text | Sequence[Text] = ()
+    validation_data: Text | Sequence[Text] = ()
+    output: Text = ""
     pattern: str = "*.txt"
-    layers: int | None = None
-    heads: int | None = None
-    width: int | None = None
-    context: int | None = None
+    layers: Annotated[int, Interval(ge=1, le=2**10)] | None = None
+    heads: Annotated[int, Interval(ge=1, le=2**14)] | None = None
+    width: Annotated[int, Interval(ge=1, le=2**17)] | None = None
+    context: Size | None = None
     activation: str | None = None
     positions: str | None = None
     preset: str | None = None
-    init_from: str | Path | None = None
-    tokenizer: str | Path | None = None
-    vocab_size: int | None = None
-    batch_size: int = 12
-    grad_accumulation: int = 1
-    steps: int | None = None
-    epochs: int | None = None
-    lr: float | None = None
-    min_lr: float | None = None
-    warmup_steps: int | None = None
-    weight_decay: float = 0.1
-    grad_clip: float = 1.0
-    beta1: float = 0.9
-    beta2: float = 0.99
-    dropout: float = 0.0
-    seed: int = 0
-    eval_every: int | None = None
-    max_eval_batches: int | None = None
-    patience: int | None = None
-    stop_after: int | None = None
-    validation_fraction: float = _VALIDATION_FRACTION
-    sample_tokens: int = 100
+    init_from: Text | None = None
+    tokenizer: Text | None = None
+    vocab_size: Size | None = None
+    batch_size: Size = 12
+    grad_accumulation: Size = 1
+    steps: Steps | None = None
+    epochs: Steps | None = None
+    lr: Factor | None = None
+    min_lr: Factor | None = None
+    warmup_steps: Annotated[int, Interval(ge=0, le=2**40)] | None = None
+    weight_decay: Factor = 0.1
+    grad_clip: Factor = 1.0
+    beta1: Rate = 0.9
+    beta2: Rate = 0.99
+    dropout: Rate = 0.0
+    seed: Annotated[int, Interval(ge=0, le=2**63 - 1)] = 0
+    eval_every: Steps | None = None
+    max_eval_batches: Steps | None = None
+    patience: Steps | None = None
+    stop_after: Steps | None = None
+    validation_fraction: Annotated[float, Interval(gt=0, lt=1)] = _VALIDATION_FRACTION
+    sample_tokens: Annotated[int, Interval(ge=0, le=10_000)] = 100
     backend: str = "numba"
-    num_threads: int | None = None
+    num_threads: Annotated[int, Interval(ge=1, le=2**10)] | None = None
 
     def __post_init__(self) -> None:
-        problems = []
-        for name in _PATHS:
-            given = getattr(self, name)
-            paths = [given] if isinstance(given, str | Path) else given
-            if name == "data" and paths in ((), [], [""]):
-                problems.append("data is missing: text files, folders or a token file (--data)")
-            elif isinstance(paths, Sequence) and all(map(_is_text, paths)):
-                object.__setattr__(self, name, tuple(map(str, paths)))
-            else:
-                problems.append(f"{name} is {given!r} but must be paths of text")
-        for name in ("output", "init_from", "tokenizer"):
-            if isinstance(getattr(self, name), Path):
-                object.__setattr__(self, name, str(getattr(self, name)))
+        missing = {}
+        if self.data in ((), [], "", [""]):
+            missing["data"] = "data is missing: text files, folders or a token file (--data)"
         if self.output == "":
-            problems.append("output is missing: a new folder for the run (--output)")
-        problems += [*self._wrong_numbers(), *self._wrong_choices(), *self._contradictions()]
-        problems += self._wrong_pairs()
-        if problems:
-            raise TrainingConfigError("these settings cannot be used:\n  " + "\n  ".join(problems))
+            missing["output"] = "output is missing: a new folder for the run (--output)"
+        problems = {**missing, **self._wrong_values(), **self._wrong_texts(), **missing}
+        found = [*problems.values(), *self._contradictions(wrong=set(problems))]
+        if found:
+            raise TrainingConfigError("these settings cannot be used:\n  " + "\n  ".join(found))
 
-    def _given(self, names: Iterable[str]) -> Iterator[tuple[str, Any]]:
-        """Yield the settings of these names that must have a value, or have one."""
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.name in names and not (value is None and field.default is None):
-                yield field.name, value
-
-    def _wrong_numbers(self) -> list[str]:
-        problems = [
-            f"{name} is {value!r} but must be an integer from {low} to {high}"
-            for name, value in self._given(_INTEGERS)
-            for low, high in [_INTEGERS[name]]
-            if not (_is_number(value, int) and low <= value <= high)
-        ]
-        for name, value in self._given(_NUMBERS):
-            high = _NUMBERS[name]
-            if not (_is_number(value, int | float) and 0.0 <= value < high):
-                limit = "" if high == math.inf else f" and below {high:g}"
-                problems.append(f"{name} is {value!r} but must be a number of at least 0{limit}")
+    def _wrong_values(self) -> dict[str, str]:
+        """Return the problems of numbers and choices by setting."""
+        problems = {}
+        for name, field in checked_fields(TrainingConfig).items():
+            value, choices = getattr(self, name), _CHOICES.get(name)
+            try:
+                field.check(value)
+            except InvalidRequestError as error:
+                problems[name] = str(error)
+            if choices and value is not None and value not in choices:
+                problems[name] = f"{name} is {value!r} but must be one of {', '.join(choices)}"
         return problems
 
-    def _wrong_choices(self) -> list[str]:
-        texts = self._given(("output", "pattern", "init_from", "tokenizer"))
-        return [
-            *(
-                f"{name} is {value!r} but must be text"
-                for name, value in texts
-                if not (_is_text(value) or (name, value) == ("output", ""))  # it is missing
-            ),
-            *(
-                f"{name} is {value!r} but must be one of {', '.join(_CHOICES[name])}"
-                for name, value in self._given(_CHOICES)
-                if value not in _CHOICES[name]
-            ),
-        ]
+    def _wrong_texts(self) -> dict[str, str]:
+        """Make paths text; return the problems of texts by setting."""
+        problems = {}
+        for name in (*_TEXTS, *_PATHS):
+            value = getattr(self, name)
+            texts = value if name in _PATHS and not isinstance(value, str | Path) else [value]
+            if isinstance(texts, Sequence) and all(map(_is_text, texts)):
+                text = tuple(map(str, texts)) if name in _PATHS else str(value)
+                object.__setattr__(self, name, text)
+            elif value is not None or name not in ("init_from", "tokenizer"):
+                kind = "paths of text" if name in _PATHS else "text"
+                problems[name] = f"{name} is {value!r} but must be {kind}"
+        return problems
 
-    def _contradictions(self) -> list[str]:
+    def _contradictions(self, wrong: set[str]) -> list[str]:
+        """Return the problems of settings together; those that are `wrong` have their defaults."""
+        config = copy(self)
+        for name in wrong:
+            object.__setattr__(config, name, checked_fields(TrainingConfig)[name].default)
         problems = []
-        if self.steps is not None and self.epochs is not None:
+        if config.steps is not None and config.epochs is not None:
             problems.append("steps and epochs are both given; leave one out")
-        if self.validation_data and self.validation_fraction != _VALIDATION_FRACTION:
+        if config.validation_data and config.validation_fraction != _VALIDATION_FRACTION:
             problems.append("validation_data and validation_fraction are both given; leave one out")
-        if self.init_from is not None:
+        if config.init_from is not None:
             problems += [
                 f"{name} is given, but init_from has one; leave it out"
-                for name in (
-                    "layers",
-                    "heads",
-                    "width",
-                    "activation",
-                    "positions",
-                    "preset",
-                    "tokenizer",
-                    "vocab_size",
-                )
-                if getattr(self, name) is not None
+                for name in _OF_CHECKPOINT
+                if getattr(config, name) is not None
             ]
-        return problems
-
-    def _wrong_pairs(self) -> list[str]:
-        """Return the problems of pairs of settings that are right, each by itself."""
-        problems = []
-        is_known = self.preset is None or self.preset in _CHOICES["preset"]
-        sizes = self.network if is_known else self
-        values: tuple[Any, ...] = (sizes.width, sizes.heads, self.peak_lr, self.min_lr)
-        width, heads, lr, min_lr = (
-            value if _is_number(value, int | float) and value >= 0 else None for value in values
-        )
-        if width is not None and heads and width % heads:
+        width, heads = config.network.width, config.network.heads
+        if width % heads and not wrong & {"width", "heads"}:
             problems.append(
                 f"width is {width}, which {heads} heads do not divide; choose a multiple"
             )
-        if lr is not None and min_lr is not None and min_lr > lr:
-            problems.append(f"min_lr is {min_lr!r} but must be at most lr, {lr!r}")
-        if self.epochs is None:
-            steps = _DEFAULT_STEPS if self.steps is None else self.steps
-            problems += self.schedule_problems(steps) if _is_number(steps, int) else []
+        if config.min_lr is not None and config.min_lr > config.peak_lr:
+            problems.append(f"min_lr is {config.min_lr} but must be at most lr, {config.peak_lr}")
+        if config.epochs is None and "steps" not in wrong:
+            problems += config.schedule_problems(config.number_of_steps(windows=0))
         return problems
 
     def schedule_problems(self, steps: int) -> list[str]:
         """Return the problems of the settings that count steps, in a run of so many steps."""
-        return [
-            f"{name} is {value:,} but must be {limit} the {steps:,} steps of the run"
-            for name, value, limit, excess in (
-                ("warmup_steps", self.warmup_steps, "below", 0),
-                ("stop_after", self.stop_after, "at most", 1),
-            )
-            if value is not None and _is_number(value, int) and value >= steps + excess > 0
-        ]
+        problems = []
+        if self.warmup_steps is not None and self.warmup_steps >= steps:
+            problems.append(_step_problem("warmup_steps", self.warmup_steps, "below", steps))
+        if self.stop_after is not None and self.stop_after > steps:
+            problems.append(_step_problem("stop_after", self.stop_after, "at most", steps))
+        return problems
 
     @property
     def network(self) -> NetworkSettings:
@@ -356,12 +310,12 @@ class TrainingConfig:
     @property
     def data_paths(self) -> tuple[Path, ...]:
         """`data` as paths."""
-        return _to_paths(self.data)
+        return tuple(map(Path, cast("tuple[str, ...]", self.data)))
 
     @property
     def validation_paths(self) -> tuple[Path, ...]:
         """`validation_data` as paths."""
-        return _to_paths(self.validation_data)
+        return tuple(map(Path, cast("tuple[str, ...]", self.validation_data)))
 
     @classmethod
     def from_dict(
@@ -404,13 +358,9 @@ def read_toml(path: Path) -> dict[str, Any]:
     return {name.replace("-", "_"): value for name, value in raw.items()}
 
 
-def _to_paths(value: str | Path | Sequence[str | Path]) -> tuple[Path, ...]:
-    return (Path(value),) if isinstance(value, str | Path) else tuple(map(Path, value))
+def _step_problem(name: str, value: int, limit: str, steps: int) -> str:
+    return f"{name} is {value:,} but must be {limit} the {steps:,} steps of the run"
 
 
 def _is_text(value: object) -> bool:
     return isinstance(value, str | Path) and str(value) != "" and "\0" not in str(value)
-
-
-def _is_number(value: object, kinds: Any) -> bool:
-    return isinstance(value, kinds) and not isinstance(value, bool)

@@ -100,7 +100,7 @@ def save_run(folder: Path, setup: Setup, optimizer: AdamW, counters: Counters) -
     setup.save_weights(folder / LAST)
 
 
-def load_run(folder: Path, setup: Setup, optimizer: AdamW) -> Counters:
+def restore_run(folder: Path, setup: Setup, optimizer: AdamW) -> Counters:
     """Load the saved state into the network and the optimizer; return the counters.
 
     Raises:

@@ -1,29 +1,18 @@
 """Each benchmark runs on a tiny model and ends in a line of JSON."""
 
 import copy
-import itertools
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from benchmarks import (
-    busy,
-    compare,
-    http_cost,
-    inspector_cost,
-    model_sizes,
-    roofline,
-    soak,
-    sweep,
-    table,
-)
+from benchmarks import compare, http_cost, model_sizes, roofline, table
 from benchmarks.make_model import SIZES, make_model
 from nanovllm import LLM, SamplingParams
 from nanovllm.model.config import GPT2Config
+from tests.load import engine_soak
 
 NUMPY = ["--ours", '{"backend": "numpy"}', "--scale", "8", "--threads", "1"]
 TINY: dict[str, Any] = {
@@ -90,29 +79,6 @@ def test_compare_without_peers(run: Run) -> None:
     )
     assert works["decode1"]["share_of_limit"] > 0
     assert works["prefill512"]["share_of_limit"] > 0
-
-
-def test_busy_without_peers(run: Run) -> None:
-    record = run(
-        busy.main,
-        "--peers",
-        "none",
-        "--busy",
-        "0,1",
-        "--rounds",
-        1,
-        "--works",
-        "decode1,two at once",
-    )
-    assert set(record["works"]) == {"decode1", "two at once"}
-    for work in record["works"].values():
-        assert set(work) == {"0", "1"}
-        for beside in work.values():
-            assert set(beside["tokens_per_s"]) == {"nanovllm", busy.ONE_THREAD}
-            assert beside["ratio"] > 0
-    shown = table.markdown(record)
-    assert "**decode1**, float32" in shown
-    assert shown.count("| 1 |") == 2
 
 
 def test_a_peer_that_is_not_installed_is_left_out_and_one_that_is_us_agrees(
@@ -199,18 +165,6 @@ def test_roofline_tells_shares_with_their_spread(run: Run) -> None:
         assert len(share["all"]) == 3
 
 
-def test_sweep_measures_every_point(run: Run) -> None:
-    points = run(sweep.main, "--classes", "float32", "--sweeps", "batch,context,threads")["points"]
-    assert [point["at"] for point in points if point["sweep"] == "batch"] == [1, 2, 4, 8]
-    assert [point["at"] for point in points if point["sweep"] == "context"] == [16, 32, 64, 128]
-    contexts = [point["context"] for point in points if point["sweep"] == "context"]
-    assert contexts == sorted(contexts)
-    for point in points:
-        assert point["step_s"] > 0
-        assert point["decode_tokens_per_s"] == pytest.approx(point["batch"] / point["step_s"])
-        assert point["step_bytes"] > 4 * 32 * 300
-
-
 def test_model_sizes_measures_memory_and_speed(model: Path) -> None:
     options = {"backend": "numpy", "num_threads": 1, "enable_prefix_caching": False}
     point = model_sizes.measure(model, options, seed=7, scale=8)
@@ -235,21 +189,6 @@ def test_http_cost_compares_the_same_tokens(run: Run) -> None:
     assert all(ways[way]["client_share"] > 0 for way in (http_cost.WHOLE, http_cost.STREAMS))
 
 
-def test_inspector_cost_compares_watched_with_unwatched_loads(
-    model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # An event comes at least once a second.
-    flags = ("--streams", "2", "--rounds", "2", "--seconds", "1.2", "--tokens", "60")
-    arguments = ["--model", str(model), "--threads", "1", *flags, "--", "--backend", "numpy"]
-    assert inspector_cost.main(arguments) == 0
-    record = json.loads(capsys.readouterr().out.splitlines()[-1])
-    load = record["loads"]["2"]
-    assert len(load["ratios"]) == 2
-    assert all(ratio > 0 for ratio in load["ratios"])
-    assert load["frames_per_s"] > 0
-    assert load["frame_bytes"] > 1000
-
-
 def test_the_cost_is_the_loss_against_the_engine_in_the_same_round() -> None:
     engine = [{"seconds": 1.0}, {"seconds": 2.0}, {"seconds": 1.0}]
     turns = [
@@ -264,34 +203,6 @@ def test_the_cost_is_the_loss_against_the_engine_in_the_same_round() -> None:
         "costs": pytest.approx([0.2, 0.2, 0.75]),
         "client_share": pytest.approx(0.1),
     }
-
-
-def test_soak_loops_and_judges(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    ticks = itertools.count()  # a second passes whenever the program asks
-    monkeypatch.setattr(soak, "time", SimpleNamespace(monotonic=lambda: float(next(ticks))))
-    monkeypatch.setattr(soak, "SPEED_LOSS", 1.0)  # on a busy machine speed goes up and down
-    record = run(soak.main, "--minutes", 0.25, "--interval-s", 3)
-    assert len(record["intervals"]) == 3
-    assert all(interval["tokens_per_s"] > 0 for interval in record["intervals"])
-
-
-@pytest.mark.parametrize(
-    ("speeds", "memory", "is_flat"),
-    [
-        ([50, 100, 101, 99, 100, 98], [1, 2, 2, 2, 2, 2], True),
-        ([50, 100, 100, 95, 85, 80], [2, 2, 2, 2, 2, 2], False),
-        ([100] * 6, [1, 1, 100, 200, 300, 400], False),
-        ([100] * 6, [None] * 6, True),
-    ],
-)
-def test_soak_compares_the_end_with_the_beginning(
-    speeds: list[float], memory: list[int | None], is_flat: bool
-) -> None:
-    intervals = [
-        {"tokens_per_s": speed, "rss_bytes": None if size is None else size << 20}
-        for speed, size in zip(speeds, memory, strict=True)
-    ]
-    assert soak.judge(intervals)["is_flat"] is is_flat
 
 
 def test_a_made_model_answers_with_every_token(model: Path) -> None:
@@ -319,23 +230,6 @@ def test_sizes_are_those_of_gpt2() -> None:
     }
 
 
-def test_plots_are_drawn(run: Run, tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
-    from benchmarks.plot import draw
-
-    written = draw(
-        run(sweep.main, "--classes", "float32", "--sweeps", "batch,context,threads"), tmp_path
-    )
-    assert [path.name for path in written] == [
-        "roofline.svg",
-        "batch.svg",
-        "context.svg",
-        "threads.svg",
-    ]
-    assert all(path.read_text(encoding="utf-8").rstrip().endswith("</svg>") for path in written)
-    assert all(path.stat().st_size < 60_000 for path in written)
-
-
 def test_tables_go_between_their_markers(run: Run, tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text(
@@ -358,11 +252,13 @@ def test_tables_go_between_their_markers(run: Run, tmp_path: Path) -> None:
 
 
 def test_the_page_has_a_place_for_each_table(run: Run, tmp_path: Path) -> None:
-    page = (Path(__file__).parents[2] / "docs" / "performance.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "maintainers" / "measurements.md").read_text(
+        encoding="utf-8"
+    )
     for program, flags in (
         (compare.main, COMPARE),
         (roofline.main, ROOFLINE),
-        (soak.main, ("--minutes", 0.01)),
+        (engine_soak.main, ("--minutes", 0.01)),
     ):
         record = run(program, *flags)
         assert table.markdown(record) in table.insert(

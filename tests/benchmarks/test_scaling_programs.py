@@ -122,7 +122,7 @@ def test_the_simulation_is_tabulated_and_drawn(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("matplotlib")
-    from benchmarks.scaling import plot
+    from tools import scaling_chart as plot
 
     COST.save(tmp_path / "cost.json")
     file, chart = tmp_path / "figures.json", tmp_path / "chart.svg"

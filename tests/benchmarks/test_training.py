@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from benchmarks import loss_chart, nanogpt, table, training
+from benchmarks import nanogpt, table, training
 from benchmarks.contenders import Contender, Entry, WorkerError
 from benchmarks.peers import train_ours
 from benchmarks.training_worker import SETTINGS, Setting, measure
@@ -19,6 +19,7 @@ from nanovllm.cli.bench.roofline import Costs
 from nanovllm.model.config import GPT2Config
 from nanovllm.training.config import read_toml
 from nanovllm.training.network.optimizer import Schedule
+from tools import loss_chart
 
 TINY = Setting(layers=2, heads=2, width=8, context=4, batch=3, vocab=11)
 TURNS = {"nanovllm": [0.02, 0.03, 0.01], "torch": [0.03, 0.09, 0.03], "torch bfloat16": [0.1] * 3}

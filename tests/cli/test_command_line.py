@@ -64,7 +64,7 @@ def test_every_command_has_its_function(command: str) -> None:
         "eval": ["--data", "a"],
         "train-report": ["a"],
     }.get(command, [])
-    assert callable(build_parser().parse_args([*command.split(), *required]).run.load())
+    assert callable(build_parser().parse_args([*command.split(), *required]).run)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -90,12 +90,10 @@ def test_help_shows_defaults_and_environment_variables(
     assert max(map(len, help_lines)) <= 2, "a help text has more than two lines"
 
 
-def test_the_page_has_every_command_and_every_variable() -> None:
-    page = (ROOT / "docs" / "command-line.md").read_text(encoding="utf-8")
+def test_the_page_has_every_command() -> None:
+    page = (ROOT / "docs" / "reference" / "command-line.md").read_text(encoding="utf-8")
     for command in COMMANDS:
         assert f"`{command}`" in page, command
-    rows = re.findall(r"^\| `([A-Z_]+)` \|", page, re.MULTILINE)
-    assert rows == list(VARIABLES)
 
 
 @pytest.mark.parametrize(

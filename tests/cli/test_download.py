@@ -1,6 +1,5 @@
 """`nanovllm download` by scripts/download_gpt2.py: output, exit codes, and interruption."""
 
-import argparse
 import os
 import signal
 import subprocess
@@ -12,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nanovllm.cli.download import add_parser
+from nanovllm.cli.main import build_parser
 from nanovllm.hub import read_model_info
 from tests.support.fake_hub import FakeHub, Trouble
 
@@ -171,10 +170,10 @@ def test_errors_are_a_line_and_an_exit_code(
 
 
 def test_it_is_a_subcommand() -> None:
-    parser = argparse.ArgumentParser()
-    add_parser(parser.add_subparsers())
-    args = parser.parse_args(["download", "distilgpt2", "--output", "x", "--revision", "v1"])
-    assert (args.name, args.output, args.revision, callable(args.run)) == (
+    args = build_parser().parse_args(
+        ["download", "distilgpt2", "--output", "x", "--revision", "v1"]
+    )
+    assert (args.model, args.output, args.revision, callable(args.run)) == (
         "distilgpt2",
         Path("x"),
         "v1",

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from nanovllm import LLM, SamplingParams
-from nanovllm.cli.generate import ChatWriter, Writer
 from nanovllm.cli.main import main
+from nanovllm.cli.writer import ChatWriter, Writer
 from nanovllm.config import BackendName, EngineConfig
 from nanovllm.engine.chat.prompts import ChatPrompts
 from nanovllm.engine.chat.template import ChatTemplate

@@ -337,7 +337,7 @@ def test_an_answer_that_cannot_be_put_together_is_a_500(
     def breaks(*given: Any) -> Any:
         raise RuntimeError("boom")
 
-    monkeypatch.setattr("nanovllm.engine.output_processor.OutputProcessor.add_update", breaks)
+    monkeypatch.setattr("nanovllm.engine.prompt_request.PromptRequest.add_update", breaks)
     requests = iter(
         [
             BatchRequest(

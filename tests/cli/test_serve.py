@@ -21,7 +21,7 @@ from openai import OpenAI
 
 from nanovllm.cli.main import build_parser, main
 from nanovllm.cli.options import engine_config
-from nanovllm.cli.serve import load_server, server_settings, shell_key, startup_message
+from nanovllm.cli.serving import load_server, server_settings, shell_key, startup_message
 from nanovllm.config import EngineConfig
 from nanovllm.engine.chat.template import ChatTemplate
 from nanovllm.engine.engine import Engine
@@ -510,7 +510,7 @@ def never_serve(monkeypatch: pytest.MonkeyPatch) -> list[ServerSettings]:
         given.append(settings)
         raise ServedError
 
-    monkeypatch.setattr("nanovllm.cli.serve.create_app", stop)
+    monkeypatch.setattr("nanovllm.cli.serving.create_app", stop)
     return given
 
 
@@ -521,7 +521,7 @@ def test_forwarded_addresses_are_not_believed(monkeypatch: pytest.MonkeyPatch) -
         given.append(options)
         raise ServedError
 
-    monkeypatch.setattr("nanovllm.cli.serve.uvicorn.Config", stop)
+    monkeypatch.setattr("nanovllm.cli.serving.uvicorn.Config", stop)
     parsed = build_parser().parse_args(["serve"])
     with pytest.raises(ServedError):
         parsed.run(parsed)

@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 
+from nanovllm import trainer as trainer_module
 from nanovllm.cli.main import main
 from nanovllm.model.activation import ACTIVATIONS
-from nanovllm.training import trainer as trainer_module
+from nanovllm.trainer import Trainer
 from nanovllm.training.run import files as run_files
 from nanovllm.training.run.checkpoint import RESUME_FILE
-from nanovllm.training.trainer import Trainer
 from tests.support.checkpoints import write_tiny_model
 from tests.support.training_runs import assert_same_weights
 
@@ -79,10 +79,12 @@ def test_the_help_names_activation_functions_that_exist(
     with pytest.raises(SystemExit):
         main(["train", "--help"])
     text = " ".join(capsys.readouterr().out.split())
-    names = text.partition("--activation NAME ")[2].partition(" or another")[0]
+    names = text.partition("activation function: ")[2].partition(" or another")[0]
     assert "gelu_new" in names
     assert set(names.split(", ")) <= set(ACTIVATIONS)
-    documented = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
+    documented = (Path(__file__).parents[2] / "docs" / "reference" / "training.md").read_text(
+        encoding="utf-8"
+    )
     assert all(f"`{name}`" in documented for name in ACTIVATIONS)
 
 
@@ -198,7 +200,7 @@ def test_bad_input_is_one_clear_message(
     ("changes", "message"),
     [
         ({"heads": 3}, "width is 16, which 3 heads do not divide"),
-        ({"layers": 10**6}, "layers is 1000000 but must be an integer from 1 to 1024"),
+        ({"layers": 10**6}, "layers is 1000000 but must be an integer, from 1 to 1024"),
         ({"output": None}, "output is missing: a new folder for the run (--output)"),
         ({"data": None}, "data is missing"),
         ({"data": None, "output": None, "heads": 3}, "(--data)\n  output is missing"),

@@ -15,9 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nanovllm.cli import verify
 from nanovllm.cli.main import main
-from nanovllm.cli.verify import Bound, Comparison
+from nanovllm.cli.verify_comparison import Bound, Comparison
 from nanovllm.cli.verify_reference import Libraries, Reference
 from nanovllm.config import EngineConfig
 from nanovllm.engine.tokenizer import Tokenizer
@@ -77,8 +76,8 @@ class FakeReference(Reference):
 def reference(monkeypatch: pytest.MonkeyPatch) -> type[FakeReference]:
     """Verify against the fake, a new class for each test."""
     fake = type("Fake", (FakeReference,), {})
-    monkeypatch.setattr(verify, "Reference", fake)
-    monkeypatch.setattr(verify, "import_libraries", lambda: None)
+    monkeypatch.setattr("nanovllm.cli.verify_reference.Reference", fake)
+    monkeypatch.setattr("nanovllm.cli.verify_reference.import_libraries", lambda: None)
     return fake
 
 
@@ -203,7 +202,7 @@ def test_other_weights_are_found(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     write_tiny_model(tmp_path, scales={"h.1.mlp.c_proj.bias": 1.01})
-    monkeypatch.setattr(verify, "LLM", lambda folder, **settings: LLM(tmp_path, **settings))
+    monkeypatch.setattr("nanovllm.llm.LLM", lambda folder, **settings: LLM(tmp_path, **settings))
     record, _ = run(capsys, tiny_model, "--max-tokens", 2, code=1)
     assert not any(prompt["agrees"] for prompt in record["prompts"])
 
@@ -370,6 +369,6 @@ def test_other_weights_than_those_of_transformers_are_found(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     write_tiny_model(tmp_path, scales={"h.0.attn.c_attn.bias": 1.01})
-    monkeypatch.setattr(verify, "LLM", lambda folder, **settings: LLM(tmp_path, **settings))
+    monkeypatch.setattr("nanovllm.llm.LLM", lambda folder, **settings: LLM(tmp_path, **settings))
     record, _ = run(capsys, tiny_model, "--max-tokens", 2, code=1)
     assert record["max_logprob_difference"] > 1e-4

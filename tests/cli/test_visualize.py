@@ -18,7 +18,7 @@ KINDS = {
     "embeddings": ["--limit", "30", "--prompt", "the"],
 }
 needs_matplotlib = pytest.mark.skipif(
-    find_spec("matplotlib") is None, reason="needs nanovllm[visualize]"
+    find_spec("matplotlib") is None, reason="needs the extra visualize"
 )
 
 
@@ -153,7 +153,7 @@ def test_an_invalid_option_is_refused(
     assert "must" in capsys.readouterr().err
 
 
-@pytest.mark.skipif(find_spec("sklearn") is None, reason="needs nanovllm[visualize]")
+@pytest.mark.skipif(find_spec("sklearn") is None, reason="needs the extra visualize")
 def test_tsne_is_drawn_beside_pca(
     capsys: pytest.CaptureFixture[str], tiny_model: Path, tmp_path: Path
 ) -> None:

@@ -151,7 +151,7 @@ CLIENTS = (
         "check_lm_eval.py",
         "lm-eval",
         ("lm-eval",),
-        setting="see [evaluation.md](evaluation.md)",
+        setting="see [Evaluate a model](../how-to/evaluate.md#lm-eval)",
         timeout_s=1200.0,
     ),
     Client(

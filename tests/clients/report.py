@@ -1,4 +1,4 @@
-"""Results of the client checks, stored in results.json, and docs/clients.md made from them."""
+"""Results of the client checks in results.json, and docs/reference/clients.md made of them."""
 
 import json
 import textwrap
@@ -10,7 +10,7 @@ from tests.clients.clients import CLIENTS
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results.json"
-PAGE = HERE.parents[1] / "docs" / "clients.md"
+PAGE = HERE.parents[1] / "docs" / "reference" / "clients.md"
 
 _HEAD = """# Clients
 

@@ -1,4 +1,4 @@
-"""Run every client against a server of the bundled model, and write docs/clients.md.
+"""Run every client against a server of the bundled model, and write docs/reference/clients.md.
 
 Run: make clients, or make clients ONLY=litellm,openai
 """

@@ -10,13 +10,14 @@ from typing import Any
 import httpx
 import pytest
 
-pytest.importorskip("ray.serve", reason="needs Ray Serve: pip install 'nanovllm[ray]'")
+pytest.importorskip("ray.serve", reason="needs Ray Serve: pip install -e '.[ray]'")
 
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError
+from starlette.types import Message, Scope
 
 from nanovllm.deploy import ingress
-from nanovllm.deploy.asgi import HttpRequest, ResponseStart
+from nanovllm.deploy.settings import ModelSettings
 
 KEY = {"authorization": "Bearer secret"}
 PAGE = "# HELP a b\n# TYPE a gauge\na 1.0\n"
@@ -30,18 +31,19 @@ class Handle:
         self.failure: Exception | None = None
         self.media_type = b"application/json"
         self.is_cut = False
-        self.requests: list[HttpRequest] = []
+        self.requests: list[Scope] = []
         self.respond = SimpleNamespace(remote=lambda *args, **_: Call(self._answer(*args)))
 
     def options(self, *, stream: bool) -> "Handle":
         return self
 
-    async def _answer(self, request: HttpRequest) -> AsyncGenerator[ResponseStart | bytes, None]:
-        self.requests.append(request)
+    async def _answer(self, scope: Scope, body: bytes) -> AsyncGenerator[Message | bytes, None]:
+        self.requests.append(scope)
         if self.failure is not None:
             raise self.failure
         headers = {b"content-type": self.media_type, b"x-model": self.name.encode()}
-        yield ResponseStart(200, (*headers.items(), (b"x-request-id", b"a")))
+        headers[b"x-request-id"] = b"a"
+        yield {"type": "http.response.start", "status": 200, "headers": [*headers.items()]}
         if self.is_cut:
             yield b"data: 1\n\ndata: "
             raise RayActorError
@@ -59,10 +61,10 @@ class Handle:
 class Call:
     """A call of a replica."""
 
-    def __init__(self, parts: AsyncGenerator[ResponseStart | bytes, None]) -> None:
+    def __init__(self, parts: AsyncGenerator[Message | bytes, None]) -> None:
         self._parts = parts
 
-    def __aiter__(self) -> AsyncGenerator[ResponseStart | bytes, None]:
+    def __aiter__(self) -> AsyncGenerator[Message | bytes, None]:
         return self._parts
 
     def cancel(self) -> None:
@@ -72,14 +74,16 @@ class Call:
 class Application:
     """An ingress of the models `one` and `two`; `ask` sends a request to it."""
 
-    def __init__(self, folder: Path, *options: str) -> None:
+    def __init__(self, folder: Path, **options: Any) -> None:
         self.one, self.two = Handle("one"), Handle("two")
-        lines = [
-            ["serve", str(folder), f"--served-model-name={name}", *options]
-            for name in ("one", "two")
-        ]
         handles: Any = (self.one, self.two)
-        self._app = ingress.Ingress(lines, ["prefix"] * 2, *handles).__serve_build_asgi_app__()
+        models = [
+            ModelSettings.model_validate(
+                {"model": str(folder), "name": handle.name, "options": options}
+            )
+            for handle in handles
+        ]
+        self._app = ingress.Ingress(models, *handles).__serve_build_asgi_app__()
 
     def ask(self, method: str, path: str, root: str = "", **request: Any) -> httpx.Response:
         async def send() -> httpx.Response:
@@ -98,8 +102,15 @@ def application(tiny_model: Path) -> Application:
 
 
 @pytest.fixture
-def keyed(tiny_model: Path) -> Application:
-    return Application(tiny_model, "--api-key=secret")
+def key_file(tmp_path: Path) -> str:
+    file = tmp_path / "keys"
+    file.write_text("secret\n", encoding="utf-8")
+    return str(file)
+
+
+@pytest.fixture
+def keyed(tiny_model: Path, key_file: str) -> Application:
+    return Application(tiny_model, api_key_file=key_file)
 
 
 def test_requests_go_to_their_model(application: Application) -> None:
@@ -115,7 +126,7 @@ def test_requests_go_to_their_model(application: Application) -> None:
 def test_the_prefix_of_the_application_is_removed(application: Application) -> None:
     for path in ("/books/version", "/books/version/"):
         application.ask("GET", path, root="/books")
-    assert [request.path for request in application.one.requests] == ["/version"] * 2
+    assert [request["path"] for request in application.one.requests] == ["/version"] * 2
 
 
 def test_an_unknown_model_is_told_with_all_names(application: Application) -> None:
@@ -138,7 +149,7 @@ def test_metrics_of_full_replicas_are_the_last_ones(application: Application) ->
 def test_models_are_those_of_all_replicas(application: Application) -> None:
     assert application.ask("GET", "/v1/models").json()["data"] == ["one", "two"]
     assert application.ask("HEAD", "/v1/models").status_code == 200
-    assert {request.method for request in application.one.requests} == {"GET"}
+    assert {request["method"] for request in application.one.requests} == {"GET"}
     application.two.failure = RayActorError()
     assert application.ask("GET", "/v1/models").json()["data"] == ["one"]
 
@@ -175,17 +186,21 @@ def test_own_answers_are_for_this_host_only(application: Application) -> None:
 
 
 def test_a_large_body_is_refused(tiny_model: Path) -> None:
-    application = Application(tiny_model, "--max-body-bytes=1000")
+    application = Application(tiny_model, max_body_bytes=1000)
     assert application.ask("POST", "/v1/completions", content=b"x" * 1001).status_code == 413
     assert not application.one.requests
 
 
 @pytest.mark.parametrize(("counts", "status"), [([1, 2], 200), ([1, 0], 503)])
 def test_health_is_that_of_all_models(
-    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, counts: list[int], status: int
+    tiny_model: Path,
+    key_file: str,
+    monkeypatch: pytest.MonkeyPatch,
+    counts: list[int],
+    status: int,
 ) -> None:
     monkeypatch.setattr(ingress, "_running_replicas", lambda: counts)
-    keyed = Application(tiny_model, "--api-key=secret")
+    keyed = Application(tiny_model, api_key_file=key_file)
     for path in ("/health", "/health/", "/ping", "/health?deep=1"):
         assert keyed.ask("GET", path).status_code == status
 
@@ -233,13 +248,11 @@ def test_public_pages_need_no_key(keyed: Application, path: str) -> None:
     ],
 )
 def test_web_pages_can_read_the_errors_of_the_ingress(
-    tiny_model: Path, status: int, request_: dict[str, Any]
+    tiny_model: Path, key_file: str, status: int, request_: dict[str, Any]
 ) -> None:
     origin = {"origin": "https://app.example"}
-    application = Application(
-        tiny_model, "--api-key=secret", "--max-body-bytes=1000",
-        "--allowed-origins=https://app.example",
-    )  # fmt: skip
+    options = {"max_body_bytes": 1000, "allowed_origins": "https://app.example"}
+    application = Application(tiny_model, api_key_file=key_file, **options)
     application.one.failure = BackPressureError(1, 1) if status == 429 else RayActorError()
     request = {"headers": KEY, **request_}
     request["headers"] = {**request["headers"], **origin}

@@ -182,7 +182,7 @@ def test_the_applications_of_ray_have_valid_settings(path: Path) -> None:
     for application in content["applications"]:
         assert application["import_path"] == "nanovllm.deploy.ray_serve:build"
         for model in read_settings(application["args"]).models:
-            build_parser().parse_args(model.arguments())
+            model.serve_options()
 
 
 def test_compose_mounts_files_that_exist() -> None:

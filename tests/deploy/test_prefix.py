@@ -11,6 +11,7 @@ from nanovllm.engine.chat.template import ChatTemplate
 from nanovllm.engine.engine import Engine
 from nanovllm.hub import resolve_model
 from nanovllm.sampling_params import SamplingParams
+from tests.support.processing import process
 
 TEXT = "Once upon a time there was an old man, and " * 8
 SIZE = 16
@@ -30,7 +31,7 @@ def test_hashes_are_those_that_the_engine_caches(folder: Path, reader: PrefixRea
     engine = Engine.load(folder, EngineConfig(block_size=SIZE, backend="numpy", num_blocks=64))
     try:
         params = SamplingParams(max_tokens=1, temperature=0.0)
-        prepared = engine.input_processor.submit("one", TEXT, params, cache_salt="salt")
+        prepared = process(engine.input_processor, "one", TEXT, params, cache_salt="salt")
         (request,) = prepared.requests
         for _ in engine.run([prepared]):
             pass

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("ray.serve", reason="needs Ray Serve: pip install 'nanovllm[ray]'")
+pytest.importorskip("ray.serve", reason="needs Ray Serve: pip install -e '.[ray]'")
 
 from ray.serve.request_router import RequestRouter
 

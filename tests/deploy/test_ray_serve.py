@@ -21,7 +21,7 @@ import pytest
 
 if os.environ.get("CI") and sys.platform == "linux" and importlib.util.find_spec("ray") is None:
     raise ImportError(".ci/run installs Ray, but it is missing")
-pytest.importorskip("ray.serve", reason="needs Ray Serve: pip install 'nanovllm[ray]'")
+pytest.importorskip("ray.serve", reason="needs Ray Serve: pip install -e '.[ray]'")
 pytestmark = pytest.mark.slow(60)
 
 import ray  # noqa: E402

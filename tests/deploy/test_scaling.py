@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("ray.serve", reason="needs Ray Serve: pip install 'nanovllm[ray]'")
+pytest.importorskip("ray.serve", reason="needs Ray Serve: pip install -e '.[ray]'")
 
 from nanovllm.deploy.scaling import desired_replicas, scale
 

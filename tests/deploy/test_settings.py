@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from nanovllm.cli.main import build_parser
 from nanovllm.deploy.settings import AppSettings, read_settings
 
 
@@ -11,22 +12,27 @@ def read(**model: Any) -> AppSettings:
     return read_settings({"models": [{"model": "tiny-books", **model}]})
 
 
-def test_arguments_are_those_of_nanovllm_serve() -> None:
-    (model,) = read(
-        name="books",
-        num_threads=3,
-        options={"quantization": "int8", "log_requests": True, "allowed-hosts": ["a", "b"]},
-    ).models
-    assert model.arguments() == [
-        "serve", "tiny-books", "--num-threads", "3", "--no-inspector", "--no-response-store",
-        "--served-model-name", "books",
-        "--quantization=int8", "--log-requests=true", "--allowed-hosts=a", "--allowed-hosts=b",
-    ]  # fmt: skip
+def test_options_are_those_of_nanovllm_serve() -> None:
+    options = {
+        "quantization": "int8", "log_requests": True, "allowed-hosts": ["a", "b"],
+        "allowed-origins": "https://a", "max-body-bytes": 1000, "request-timeout-s": 2.5,
+        "no-enable-prefix-caching": "true",
+    }  # fmt: skip
+    (model,) = read(name="books", num_threads=3, options=options).models
+    line = (
+        "serve tiny-books --num-threads 3 --no-inspector --no-response-store "
+        "--served-model-name books --quantization int8 --log-requests --allowed-hosts a "
+        "--allowed-hosts b --allowed-origins https://a --max-body-bytes 1000 "
+        "--request-timeout-s 2.5 --no-enable-prefix-caching"
+    )
+    expected = vars(build_parser(["serve"]).parse_args(line.split()))
+    assert vars(model.serve_options()).items() <= expected.items()
 
 
 def test_what_is_off_for_several_replicas_can_be_switched_on() -> None:
     (model,) = read(options={"inspector": True, "response_store": True}).models
-    assert model.arguments()[4:] == ["--inspector=true", "--response-store=true"]
+    options = model.serve_options()
+    assert (options.inspector, options.response_store) == (True, True)
 
 
 def test_cpus_are_those_of_all_replicas_when_scaled_up() -> None:
@@ -55,6 +61,10 @@ def test_more_replicas_than_cpus_are_refused() -> None:
         ({"options": {"api-key": "secret"}}, "use api-key-file, because Ray logs"),
         ({"options": {"port": 1}}, "options has port; set port in http_options"),
         ({"options": {"num-threads": 1}}, "options has num-threads; set num_threads of the model"),
+        ({"options": {"quantisation": "int8"}}, r"--quantisation; did you mean --quantization\?"),
+        ({"options": {"quantization": "int3"}}, "option of tiny-books is not valid: .* be int8"),
+        ({"options": {"max-body-bytes": -1}}, "--max-body-bytes: -1 must be an integer"),
+        ({"options": {"log-requests": "perhaps"}}, "'perhaps' must be true or false"),
     ],
 )
 def test_wrong_settings_are_refused(model: dict[str, Any], message: str) -> None:

@@ -97,7 +97,7 @@ def test_a_process_without_memory_is_replaced(worker: InspectionWorker) -> None:
     assert 1 << 30 < soft_limit < 1 << 33
     resource.prlimit(pid, resource.RLIMIT_AS, (1 << 20, hard_limit))
     # The process reports the fault if it can; one that cannot grow its stack is killed instead.
-    with pytest.raises((InvalidRequestError, EngineFaultError), match="ran out of mem|unexpected"):
+    with pytest.raises((InvalidRequestError, EngineFaultError), match=r"ran out of mem|unexpected"):
         worker.run("logit_lens", {"prompt": list(range(128)), "top": 20})
     assert worker.pid is None
     assert json.loads(worker.run("overview", PROMPT))["heads"]

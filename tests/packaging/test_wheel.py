@@ -221,6 +221,32 @@ def test_source_archive_holds_each_file_once(dist: Path) -> None:
     assert sorted(weights) == [f"{top}/nanovllm/bundled/{m}/model.safetensors" for m in models]
 
 
+def test_source_archive_holds_all_that_is_tracked(dist: Path) -> None:
+    if not (ROOT / ".git").exists():
+        pytest.skip("this is an unpacked source archive")
+    tracked = run("git", "ls-files", cwd=ROOT).splitlines()
+    links = {"runner", "model", "server"}
+    [path] = dist.glob("*.tar.gz")
+    with tarfile.open(path) as archive:
+        packed = entries_of(archive.getnames(), f"nanovllm-{nanovllm.__version__}")
+    assert packed - {"PKG-INFO"} == {PurePosixPath(name).parts[0] for name in tracked} - links
+
+
+def test_tests_of_the_source_archive_run(dist: Path, tmp_path: Path) -> None:
+    """Those that read files of the repository, with the packages of this environment."""
+    [path] = dist.glob("*.tar.gz")
+    shutil.unpack_archive(path, tmp_path)
+    folder = tmp_path / f"nanovllm-{nanovllm.__version__}"
+    readers = ("deploy/test_image.py", "deploy/test_manifests.py", "docs/test_pages.py")
+    run(
+        sys.executable,
+        *("-m", "pytest", "-q", "-p", "no:cacheprovider"),
+        *(f"tests/{name}" for name in readers),
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(folder)},
+    )
+
+
 def test_library_works_from_another_folder(
     environment: Path, elsewhere: Path, env: dict[str, str]
 ) -> None:

@@ -81,7 +81,7 @@ class Fuzzer:
         return self._random.choices(kinds, weights=[6, 6, 6, 3, 3, 2, 1])[0]()
 
     def _follow(self, fields: dict[str, Any]) -> str:
-        sequence = self._grammars.compile(StructuredOutputs(**fields)).start()
+        sequence = self._grammars.for_request(StructuredOutputs(**fields)).start()
         try:
             for _ in range(MAX_TOKENS):
                 allowed = np.flatnonzero(sequence.allowed_mask())
@@ -101,7 +101,7 @@ class Fuzzer:
             if self._bystander is not None:
                 self._bystander.close()
             spec = StructuredOutputs(regex="[ab]*")
-            self._bystander = self._grammars.compile(spec).start()
+            self._bystander = self._grammars.for_request(spec).start()
         allowed = np.flatnonzero(self._bystander.allowed_mask())
         assert len(allowed) == 3, f"the bystander may go on with {allowed.tolist()}"
         self._bystander.accept(int(allowed[0]))

@@ -4,7 +4,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from nanovllm.engine.grammar.grammar import Grammars
+from nanovllm.engine.grammar.grammar import Grammar, Grammars, RequestGrammar
 from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.structured_outputs import StructuredOutputs
 
@@ -51,6 +51,21 @@ def is_running(pid: int) -> bool:
         return False
 
 
+def begun(grammars: Grammars, spec: StructuredOutputs, client: str = "") -> Grammar:
+    """Return a sequence's grammar that is compiled, or waits."""
+    grammar = grammars.for_request(spec, client).start()
+    grammar.open()
+    grammars.poll()
+    return grammar
+
+
+def compiled(grammars: Grammars, spec: StructuredOutputs, client: str = "") -> RequestGrammar:
+    """Return a grammar once it is compiled. Raises its error."""
+    grammar = grammars.for_request(spec, client)
+    grammar.wait()
+    return grammar
+
+
 def check_texts(
     grammars: Grammars,
     tokenizer: Tokenizer,
@@ -65,7 +80,7 @@ def check_texts(
 
 def accepts(grammars: Grammars, tokenizer: Tokenizer, spec: StructuredOutputs, text: str) -> bool:
     """Return whether an output may be exactly `text`, by the masks of a worker process."""
-    sequence = grammars.compile(spec).start()
+    sequence = grammars.for_request(spec).start()
     try:
         for token_id in [*tokenizer.encode(text), grammars.vocab - 1]:
             if not sequence.allowed_mask()[token_id]:

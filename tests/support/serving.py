@@ -207,8 +207,8 @@ class RunningServer:
             "max_logprobs_bytes": self._max_logprobs_bytes,
         }
         self.engine = AsyncEngine(self._load, **limits, on_step=self.metrics.on_step)  # type: ignore[arg-type]
-        self.control = ServerControl(self.settings.api_keys)
-        self.app = create_app(self.engine, self.settings, self.metrics, control=self.control)
+        self.control = ServerControl(self.engine, self.settings.api_keys)
+        self.app = create_app(self.engine, self.settings, self.metrics, self.control)
         config = uvicorn.Config(
             self.app,
             port=0,

@@ -17,13 +17,13 @@ from nanovllm.model.activation import ACTIVATIONS
 from nanovllm.model.checkpoint import expected_shapes, load_arrays
 from nanovllm.model.config import GPT2Config
 from nanovllm.sampling_params import SamplingParams
+from nanovllm.trainer import Trainer
 from nanovllm.training.config import TrainingConfig
 from nanovllm.training.network.autograd import Tape
 from nanovllm.training.network.model import loss_sum
 from nanovllm.training.network.operations import NumpyOperations
 from nanovllm.training.network.optimizer import AdamW
 from nanovllm.training.network.parameters import Parameters, is_decayed
-from nanovllm.training.trainer import Trainer
 from tests.support.checkpoints import write_checkpoint
 
 REFERENCE = Path(__file__).parents[1] / "reference" / "recorded_loss.json"

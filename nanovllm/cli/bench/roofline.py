@@ -121,8 +121,8 @@ class Limits:
     def measure(cls, config: EngineConfig) -> "Limits":
         """Measure the limits for an engine's threads and type of weights."""
         # Numba is slow to import.
-        from nanovllm.cli.bench.machine import measure_bandwidth, measure_peak  # noqa: PLC0415
-        from nanovllm.model.cores import default_threads  # noqa: PLC0415
+        from nanovllm.cli.bench.machine import measure_bandwidth, measure_peak
+        from nanovllm.model.cores import default_threads
 
         threads, kind = config.num_threads or default_threads(), weight_kind(config)
         return cls(threads, kind, measure_bandwidth(threads), measure_peak(kind, threads))

@@ -2,7 +2,7 @@ r"""Chat templates: render messages as the prompt that the model was trained on,
 
 Templates are Jinja in the dialect of transformers' `apply_chat_template`. A checkpoint has one in
 chat_template.jinja or in tokenizer_config.json. It is untrusted: it is compiled and rendered in
-Jinja's sandbox, in a process with limits of memory and time (template_process.py).
+Jinja's sandbox, in a process with limits of memory and time (sandbox/template_worker.py).
 
 A model that was not trained to chat has no token that ends a turn. A template for such a model
 names strings that end the assistant's turn in a comment at its beginning, as the bundled template
@@ -22,11 +22,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
 
-from nanovllm.engine.chat.template_process import (
-    TemplateInvalidError,
-    TemplateLimitError,
-    TemplateProcesses,
-)
+from nanovllm.engine.sandbox.process import START_S, WorkerEndedError
+from nanovllm.engine.sandbox.process_pool import ProcessPool, WorkerRefusedError
 from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.errors import CheckpointError, InvalidRequestError
 from nanovllm.sampling_params import MAX_STOP_STRINGS, SamplingParams
@@ -35,6 +32,8 @@ MAX_TEMPLATE_CHARACTERS = 256 << 10
 MAX_RENDERED_CHARACTERS = 4 << 20
 MAX_RENDER_S = 2.0  # processor time; thousands of messages take milliseconds
 MAX_RENDER_BYTES = 256 << 20
+_MAX_RENDER_WALL_S = 20.0 * MAX_RENDER_S  # a busy machine slows the process down
+_MAX_PROCESSES = 2
 BUNDLED_TEMPLATES = {"plain": Path(__file__).parent / "plain.jinja"}
 """Templates by name; plain is for models that have none."""
 
@@ -142,10 +141,10 @@ class ChatTemplate:
         """Raise CheckpointError where the template cannot be compiled."""
         processes = self._processes
         try:
-            processes.check(MAX_RENDER_S)
-        except TemplateInvalidError as error:
+            processes.check()
+        except WorkerRefusedError as error:
             raise self._invalid(error) from None
-        except TemplateLimitError as error:
+        except WorkerEndedError as error:
             raise CheckpointError(
                 f"the chat template {self.origin} cannot be compiled: it {_describe(error.limit)}"
             ) from None
@@ -204,18 +203,17 @@ class ChatTemplate:
     ) -> RenderedPrompt:
         """Return the prompt with its provenance. See `encode` for arguments and errors."""
         processes = self._processes
+        header = {
+            "op": "render", "messages": messages, "special_tokens": self.special_tokens,
+            "max_characters": MAX_RENDERED_CHARACTERS, "cpu_s": MAX_RENDER_S,
+            "add_generation_prompt": add_generation_prompt,
+            "continue_final_message": continue_final_message,
+        }  # fmt: skip
         try:
-            reply, body = processes.render(
-                messages,
-                self.special_tokens,
-                max_characters=MAX_RENDERED_CHARACTERS,
-                cpu_s=MAX_RENDER_S,
-                add_generation_prompt=add_generation_prompt,
-                continue_final_message=continue_final_message,
-            )
-        except TemplateInvalidError as error:
+            reply, body = processes.call(header, timeout_s=_MAX_RENDER_WALL_S)
+        except WorkerRefusedError as error:
             raise self._invalid(error) from None
-        except TemplateLimitError as error:
+        except WorkerEndedError as error:
             remedy = "send fewer messages, or start the server with another --chat-template"
             _refuse(f"for these messages the chat template {_describe(error.limit)}; {remedy}")
         if reply["op"] == "refused":
@@ -226,16 +224,22 @@ class ChatTemplate:
         return RenderedPrompt(body.decode("utf-8", "surrogatepass"), spans)
 
     @cached_property
-    def _processes(self) -> TemplateProcesses:
+    def _processes(self) -> ProcessPool:
         if len(self.source) > MAX_TEMPLATE_CHARACTERS:
             raise CheckpointError(
                 f"the chat template {self.origin} has {len(self.source)} characters, the limit is "
                 f"{MAX_TEMPLATE_CHARACTERS}"
             )
         _ = self.stop_strings  # raise before the template is used
-        return TemplateProcesses(self.source, memory_bytes=MAX_RENDER_BYTES)
+        return ProcessPool(
+            "nanovllm.engine.sandbox.template_worker",
+            {"op": "load", "memory_bytes": MAX_RENDER_BYTES, "cpu_s": MAX_RENDER_S},
+            self.source.encode("utf-8", "surrogatepass"),
+            max_processes=_MAX_PROCESSES,
+            start_s=START_S + _MAX_RENDER_WALL_S,
+        )
 
-    def _invalid(self, error: TemplateInvalidError) -> CheckpointError:
+    def _invalid(self, error: WorkerRefusedError) -> CheckpointError:
         return CheckpointError(f"the chat template {self.origin} is not valid: {error}")
 
 

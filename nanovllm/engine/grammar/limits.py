@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from nanovllm.errors import InvalidRequestError
+from nanovllm.errors import EngineNotReadyError, InvalidRequestError
 
 PARAM = "structured_outputs"
 
@@ -12,15 +12,18 @@ class GrammarLimits:
     """Resource limits of grammars.
 
     Attributes:
+        num_workers: maximum number of worker processes. All but one compile new grammars.
         memory_bytes: memory that compiling one grammar may add to a process.
         compile_cpu_s, mask_cpu_s: processor time for compiling one grammar, and for one mask.
         compile_wall_s, mask_wall_s: elapsed time for the same; also ends a worker that hangs.
         request_cpu_s, request_cpu_s_per_mask: processor time for all masks of a sequence:
             request_cpu_s + request_cpu_s_per_mask * number of masks.
-        max_compiling: maximum number of grammars compiled concurrently.
         max_waiting, max_wait_s: maximum length of the compile queue, and time in it.
-        max_workers, max_bytes: maximum number of worker processes, and their total memory.
+        max_grammars, max_bytes: maximum number of compiled grammars in all workers, and their
+            total memory.
     """
+
+    num_workers: int = 3
 
     memory_bytes: int = 256 << 20
     compile_cpu_s: float = 5.0
@@ -29,20 +32,28 @@ class GrammarLimits:
     mask_wall_s: float = 20.0
     request_cpu_s: float = 10.0
     request_cpu_s_per_mask: float = 0.005
-    max_compiling: int = 2
     max_waiting: int = 64
     max_wait_s: float = 30.0
-    max_workers: int = 64
+    max_grammars: int = 64
     max_bytes: int = 1 << 30
 
-    def allow(self, num_workers: int, num_bytes: int) -> bool:
-        """Return whether so many workers may use so much memory; one alone may use any amount."""
-        is_small = num_bytes <= self.max_bytes or num_workers == 1
-        return num_workers <= self.max_workers and is_small
+    @property
+    def max_compiling(self) -> int:
+        """Maximum number of new grammars that are compiled concurrently."""
+        return max(1, self.num_workers - 1)
+
+    def allow(self, num_grammars: int, num_bytes: int) -> bool:
+        """Return whether so many grammars may use so much memory; one alone may use any amount."""
+        is_small = num_bytes <= self.max_bytes or num_grammars == 1
+        return num_grammars <= self.max_grammars and is_small
+
+    def sequence_cpu_s(self, num_masks: int) -> float:
+        """Return the maximum processor time of so many masks of a sequence."""
+        return self.request_cpu_s + self.request_cpu_s_per_mask * num_masks
 
 
-def describe_limit(limit: str, limits: GrammarLimits) -> str:
-    """Return the message for a worker that reached a limit."""
+def limit_error(limit: str, limits: GrammarLimits) -> InvalidRequestError:
+    """Return the error of a grammar for which a worker reached a limit."""
     reasons = {
         "memory": f"the grammar needs more than {limits.memory_bytes >> 20} MiB of memory",
         "stack": "the rules of the grammar are nested too deeply",
@@ -52,7 +63,12 @@ def describe_limit(limit: str, limits: GrammarLimits) -> str:
         ),
         "total": "the grammar takes too long over all tokens of the output",
     }
-    return f"{reasons[limit]}; make it simpler or smaller"
+    return not_usable(f"{reasons[limit]}; make it simpler or smaller")
+
+
+def stopped_error() -> EngineNotReadyError:
+    """Return the error of a grammar that is used after the engine has stopped."""
+    return EngineNotReadyError("the engine was stopped")
 
 
 def unknown_tokenizer(message: str) -> InvalidRequestError:

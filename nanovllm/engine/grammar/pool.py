@@ -1,105 +1,494 @@
-"""Compile grammars, each in its own worker process, and keep workers for later requests.
+"""Compile grammars in a few worker processes, and request the masks of the sequences that use them.
 
-A thread (grammar/pool_thread.py) starts, monitors and ends the workers, and never blocks on one.
-It receives commands by a queue. `GrammarTable` has the states of the grammars, `GrammarLimits` the
-limits of a worker.
+Each worker holds many grammars, and each grammar is in one worker, or in none. Work that takes long
+must not delay others:
+
+    a new grammar           is compiled by any worker but the last
+    a worker is late        the other grammars in it that need masks move to an idle worker; one is
+                            started where all are late
+    a worker ends           because of a limit: the grammar at fault fails, or its sequence does,
+                            and the second such sequence fails its grammar; for another cause: what
+                            it was working on fails when it ends a second worker
+    there is no room        idle grammars are evicted, then those in use of the client with most;
+                            see shares.py
+
+A grammar that moves, was evicted or has lost its worker is compiled again where a sequence needs a
+mask, and the sequence's tokens are sent again. The mask of a position is requested as soon as the
+token before it is known; until it arrives, the sequence takes no part in the engine's steps.
+
+There is no thread: whoever waits for a mask calls `poll`, that is the engine at each step.
 """
 
+import itertools
+import logging
+import threading
+import time
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
-from nanovllm.engine.grammar.limits import GrammarLimits
-from nanovllm.engine.grammar.pool_thread import PoolThread
-from nanovllm.engine.grammar.table import GrammarTable, Lease, PooledGrammar
-from nanovllm.engine.sandbox.launcher import Tokens
+from nanovllm.engine.grammar.limits import (
+    GrammarLimits,
+    limit_error,
+    not_usable,
+    stopped_error,
+    unknown_tokenizer,
+)
+from nanovllm.engine.grammar.states import GrammarState, MaskSequence, PooledGrammar
+from nanovllm.engine.grammar.worker import PROMPT_S, GrammarWorker, Process
+from nanovllm.engine.grammar.worker_set import WorkerSet
+from nanovllm.engine.sandbox.messages import Message
+from nanovllm.engine.sandbox.process import WorkerEndedError
+from nanovllm.errors import EngineFaultError, InvalidRequestError, NanovllmError, QueueFullError
+from nanovllm.shares import FairQueue, Shares
+
+logger = logging.getLogger(__name__)
+
+_MAX_WITHOUT_WORKER = 512  # grammars without a worker whose first mask or error is kept
+_MAX_STARTS = 3  # workers that may end before they have loaded, until waiting grammars fail
+_MAX_ENDS = 2  # workers that a grammar may end
+_IDLE_S = 10.0  # time after which a worker that nobody needs ends, unless it is the only one
 
 
 class GrammarPool:
-    """Workers for the grammars of one tokenizer. Thread-safe."""
+    """The grammars of one tokenizer and their workers. Thread-safe."""
 
-    def __init__(
-        self, tokens: Tokens, limits: GrammarLimits, on_change: Callable[[], None]
-    ) -> None:
-        """Create the pool; the first grammar starts its thread and processes.
+    def __init__(self, start: Callable[[], Process], limits: GrammarLimits) -> None:
+        """Create the pool; the first grammar starts a worker.
 
-        `on_change` is called on the pool's thread when a grammar has changed its state.
+        `start` starts a process and sends it the tokenizer; it raises OSError.
         """
         self.limits = limits
-        self._table = GrammarTable(limits.max_waiting + limits.max_compiling)
-        self._thread = PoolThread(tokens, limits, self._table, on_change)
-        self._commands = self._thread.commands
-
-    def get(self, key: str, source: dict[str, Any], client: str = "") -> PooledGrammar:
-        """Return a grammar for one more holder, and start compiling a new one.
-
-        The holder calls `drop_holder` once.
-
-        Raises:
-            QueueFullError: too many grammars wait, most of them this client's.
-            EngineNotReadyError: the pool is closed.
-        """
-        grammar, is_new, displaced = self._table.get(key, source, client)
-        if displaced is not None:
-            self._commands.post(lambda: self._thread.displace(displaced))
-        if is_new:
-            self._thread.start()
-            self._commands.post(lambda: self._thread.enqueue(grammar))
-        return grammar
-
-    def drop_holder(self, grammar: PooledGrammar) -> None:
-        """Remove one holder. Removing the last holder or watcher cancels the compilation.
-
-        Takes no lock, so a finalizer may call it.
-        """
-        self._commands.post_unless_ended(lambda: self._thread.drop_holder(grammar))
+        self._lock = threading.RLock()
+        self._grammars: OrderedDict[str, PooledGrammar] = OrderedDict()  # least recently used first
+        self._workers = WorkerSet(start, limits)
+        self._quick: FairQueue[PooledGrammar] = FairQueue()  # to be compiled again
+        self._waiting: FairQueue[PooledGrammar] = FairQueue()
+        self._numbers = itertools.count(1)
+        self._num_starts = 0
+        self._is_closed = False
 
     @property
-    def is_full(self) -> bool:
-        """Whether the compile queue is more than half full."""
-        return self._table.num_unsettled() > self.limits.max_waiting // 2
+    def num_unsettled(self) -> int:
+        """Number of grammars that wait or compile for the first time."""
+        with self._lock:
+            return sum(not grammar.is_settled for grammar in self._grammars.values())
 
-    def acquire(self, grammar: PooledGrammar) -> Lease | None:
-        """Return the grammar's worker for one more sequence.
+    @property
+    def num_compiling(self) -> int:
+        """Number of grammars that are being compiled."""
+        with self._lock:
+            return sum(worker.compiling is not None for worker in self._workers.running)
 
-        Returns None where there is none. A worker is then started, unless `grammar.error` is set.
+    # Sequences ----------------------------------------------------------------------------------
+
+    def add(self, sequence: MaskSequence, key: str, source: dict[str, Any]) -> PooledGrammar:
+        """Return the grammar of this key for one more sequence, and begin to compile a new one.
+
+        The grammar or the sequence may have an error. The caller calls `release` once.
         """
-        lease, compiles_again = self._table.acquire(grammar)
-        if compiles_again:
-            self._commands.post(lambda: self._thread.enqueue(grammar))
-        return lease
+        with self._lock:
+            grammar = self._grammars.get(key)
+            if grammar is None:
+                grammar = PooledGrammar(next(self._numbers), key, source, sequence.client)
+                error = stopped_error() if self._is_closed else self._make_place(sequence.client)
+                if error is not None:
+                    sequence.error = error
+                    return grammar
+                self._grammars[key] = grammar
+                self._trim()
+                self._enqueue(grammar)
+            self._grammars.move_to_end(key)
+            grammar.sequences[sequence.number] = sequence
+            return grammar
 
-    def release(self, grammar: PooledGrammar, worker: int) -> None:
-        """Return the worker that `acquire` gave to one sequence."""
-        self._table.release(grammar, worker)
+    def request(self, sequence: MaskSequence, grammar: PooledGrammar) -> None:
+        """Queue a request for the mask after the sequence's tokens; `flush` sends it."""
+        with self._lock:
+            sequence.mask = None
+            if sequence.number not in grammar.sequences:
+                return  # it was refused
+            worker = self._workers.worker_of(grammar)
+            if worker is not None and grammar.state is GrammarState.READY:
+                worker.queue(sequence, grammar)
+            else:
+                self._find_worker(grammar)
 
-    def watch(self, grammar: PooledGrammar, watcher: Callable[[], None]) -> None:
-        """Call `watcher` on the pool's thread once the grammar is settled."""
-        self._commands.post(lambda: self._thread.watch(grammar, watcher))
+    def release(self, sequence: MaskSequence, grammar: PooledGrammar) -> None:
+        """Request no more masks. A worker that is late for this sequence alone is ended."""
+        with self._lock:
+            if grammar.sequences.pop(sequence.number, None) is None:
+                return
+            worker = self._workers.worker_of(grammar)
+            if worker is not None and worker.compiling is grammar:
+                if not grammar.sequences and worker.is_late:
+                    self._end(worker)
+            elif worker is not None:
+                if worker.current[0] is sequence and worker.is_late:
+                    self._end(worker)
+                else:
+                    worker.release([sequence.number])
+            if not grammar.sequences and grammar.state is GrammarState.WAITING:
+                self._cancel(grammar)
 
-    def unwatch(self, grammar: PooledGrammar, watcher: Callable[[], None]) -> None:
-        """Remove a watcher. Removing the last one cancels the compilation."""
-        self._commands.post(lambda: self._thread.unwatch(grammar, watcher))
+    def flush(self) -> None:
+        """Send the queued requests."""
+        with self._lock:
+            for worker in self._workers.running:
+                worker.send_requests()
 
-    def end_worker(self, grammar: PooledGrammar, worker: int, limit: str = "") -> None:
-        """End this worker of the grammar, because of a limit or because no sequence needs it."""
-        self._commands.post(lambda: self._thread.end_worker(grammar, worker, limit))
+    def poll(self) -> None:
+        """Receive what has arrived and send what is queued, without waiting."""
+        with self._lock:
+            now_s = time.monotonic()
+            for worker in self._workers.running:
+                self._receive(worker)
+            for worker in self._workers.running:
+                self._check(worker, now_s)
+            self._compile_waiting()
+            self._check_queues(now_s)
+            self._workers.reap()
+            self.flush()
 
-    def slow_down(self, worker: int) -> None:
-        """Give a worker the lowest priority."""
-        self._commands.post(lambda: self._thread.slow_down(worker))
+    def wait(self, timeout_s: float) -> None:
+        """Wait up to `timeout_s` until a worker has sent something."""
+        self._workers.wait(timeout_s)
 
-    def report_lost(self, grammar: PooledGrammar, worker: int) -> None:
-        """Report that a worker has closed its socket."""
-        self._commands.post(lambda: self._thread.check_lost(grammar, worker))
+    def wait_for_prompt(self, grace_s: float) -> None:
+        """Wait for the masks of prompt workers, at most `grace_s` after their request, and poll.
 
-    def close(self, *, waits: bool = True) -> None:
-        """End all workers, and with `waits` wait for the thread, for a while. Idempotent."""
-        self._table.close()
-        self._thread.end()
-        if waits:
-            self._thread.join()
+        Most masks arrive before the next step starts or shortly after. Without this wait their
+        sequences would miss every second step. Workers with late replies are not waited for.
+        """
+        grace_s = min(grace_s, PROMPT_S)
+        while True:
+            now_s = time.monotonic()
+            ends_s = [
+                worker.since_s + grace_s for worker in self._workers.running if worker.is_prompt
+            ]
+            if not ends_s or max(ends_s) <= now_s:
+                return
+            self.wait(max(ends_s) - now_s)
+            self.poll()
+
+    def close(self) -> None:
+        """End all workers, and fail what needs them. Idempotent."""
+        with self._lock:
+            self._is_closed = True
+            self._workers.close()
+            for grammar in list(self._grammars.values()):
+                if grammar.error is None:
+                    self._fail(grammar, stopped_error())
 
     def abandon(self) -> None:
-        """Close the inherited descriptors in a forked process; the parent keeps the pool."""
-        self._table.abandon()
-        self._thread.abandon()
+        """Close the inherited descriptors in a forked process; the parent keeps the workers."""
+        for worker in self._workers.running:
+            worker.process.close()
+
+    def check_integrity(self) -> None:
+        """Assert that all state is consistent; for tests."""
+        with self._lock:
+            held = [one for worker in self._workers.running for one in worker.grammars.values()]
+            states = (GrammarState.COMPILING, GrammarState.READY)
+            assert {one for one in self._grammars.values() if one.state in states} == set(held)
+            assert len(held) == len(set(held)) <= self.limits.max_grammars
+            waiting = [*self._quick, *self._waiting]
+            assert len(waiting) == len(set(waiting))
+            assert all(grammar.state is GrammarState.WAITING for grammar in waiting)
+            for grammar in self._grammars.values():
+                is_waiting = grammar.state is GrammarState.WAITING
+                assert is_waiting == (grammar in waiting)
+                assert not (grammar.state is GrammarState.EVICTED and grammar.needs_worker)
+
+    # Grammars -----------------------------------------------------------------------------------
+
+    def _make_place(self, client: str) -> QueueFullError | None:
+        """Have waiting grammars make way where there are too many; return an error if none does.
+
+        A grammar counts for each client whose sequences wait for it. One that makes way is
+        cancelled for this client's sequences only.
+        """
+        limit = self.limits.max_waiting + self.limits.max_compiling
+        while True:
+            unsettled = [grammar for grammar in self._grammars.values() if not grammar.is_settled]
+            if len(unsettled) < limit:
+                return None
+            held = (each for grammar in unsettled for each in grammar.clients)
+            largest = Shares(limit, held).displaced(client)
+            newest = next(
+                (
+                    grammar
+                    for grammar in reversed(unsettled)
+                    if grammar.state is GrammarState.WAITING and largest in grammar.clients
+                ),
+                None,
+            )
+            if newest is None:
+                return QueueFullError(
+                    f"{len(unsettled)} grammars of other requests wait to be compiled, the limit; "
+                    "try again later"
+                )
+            for sequence in list(newest.sequences.values()):
+                if sequence.client == largest:
+                    sequence.error = QueueFullError(
+                        "grammars of other clients take its place; try again later"
+                    )
+                    self.release(sequence, newest)
+
+    def _trim(self) -> None:
+        """Remove the least recently used grammars that have no worker."""
+        without_worker = [
+            key
+            for key, grammar in self._grammars.items()
+            if grammar.state in (GrammarState.EVICTED, GrammarState.FAILED)
+            and not grammar.sequences
+        ]
+        for key in without_worker[: max(0, len(without_worker) - _MAX_WITHOUT_WORKER)]:
+            del self._grammars[key]
+
+    def _find_worker(self, grammar: PooledGrammar) -> None:
+        """Request the missing masks of a grammar from its worker, or have it compiled again."""
+        if grammar.state is GrammarState.READY:
+            worker = self._workers.worker_of(grammar)
+            assert worker is not None
+            for sequence in grammar.sequences.values():
+                if sequence.needs_mask and sequence.number not in worker.requested:
+                    worker.queue(sequence, grammar)
+        elif grammar.state is GrammarState.EVICTED and grammar.needs_worker:
+            grammar.move_to(GrammarState.WAITING)
+            self._enqueue(grammar)
+
+    def _enqueue(self, grammar: PooledGrammar) -> None:
+        """Append a grammar to the compile queue, in which clients take turns."""
+        grammar.since_s = time.monotonic()
+        (self._quick if grammar.is_quick else self._waiting).put(grammar.client, grammar)
+
+    def _dequeue(self, grammar: PooledGrammar) -> None:
+        for queue in (self._quick, self._waiting):
+            queue.remove(grammar.client, grammar)
+
+    def _cancel(self, grammar: PooledGrammar) -> None:
+        """Remove a waiting grammar that nobody needs; keep its first mask if there is one."""
+        self._dequeue(grammar)
+        if grammar.first_mask is None:
+            self._grammars.pop(grammar.key, None)
+        else:
+            grammar.move_to(GrammarState.EVICTED)
+
+    def _fail(self, grammar: PooledGrammar, error: NanovllmError) -> None:
+        """Store an error, and keep the grammar only if a retry would give the same error."""
+        self._dequeue(grammar)
+        grammar.move_to(GrammarState.FAILED)
+        grammar.error, grammar.source = error, {}
+        if not isinstance(error, InvalidRequestError):
+            self._grammars.pop(grammar.key, None)
+
+    def _fail_waiting(self, error: NanovllmError) -> None:
+        for grammar in [*self._quick, *self._waiting]:
+            self._fail(grammar, error)
+
+    def _evict(self, worker: GrammarWorker, grammar: PooledGrammar) -> None:
+        """Remove a compiled grammar from its worker; compile it again where a sequence needs it."""
+        grammar.move_to(GrammarState.EVICTED)
+        worker.release(list(grammar.sequences), [grammar.number])
+        self._reset(grammar)
+
+    def _reset(self, grammar: PooledGrammar) -> None:
+        """Have all tokens of a grammar's sequences sent to its next worker."""
+        for sequence in grammar.sequences.values():
+            sequence.num_sent = 0
+        self._find_worker(grammar)
+
+    # Workers ------------------------------------------------------------------------------------
+
+    def _receive(self, worker: GrammarWorker) -> None:
+        """Handle the messages of a worker, which may be broken."""
+        try:
+            for message in worker.process.receive():
+                self._handle(worker, message)
+        except WorkerEndedError as error:
+            self._lose(worker, error.limit)
+        except (KeyError, TypeError, ValueError):
+            logger.exception("a worker of grammars sent a message that is not valid")
+            self._lose(worker, None)
+
+    def _handle(self, worker: GrammarWorker, message: Message) -> None:
+        header, body = message
+        if header["op"] == "masks":
+            worker.store_masks(header, body)
+        elif header["op"] == "loaded":
+            worker.is_loaded = True
+        elif header["op"] == "failed":
+            self._end(worker)
+            self._fail_waiting(unknown_tokenizer(str(header["message"])))
+        else:
+            self._settle(worker, header, body)
+
+    def _settle(self, worker: GrammarWorker, header: dict[str, Any], body: bytes) -> None:
+        """Store the result of a compilation."""
+        grammar = worker.finish_compiling()
+        if grammar is None:
+            raise ValueError("the worker was compiling nothing")
+        self._num_starts = 0
+        if header["op"] == "compiled":
+            grammar.num_bytes, grammar.cpu_s = int(header["num_bytes"]), float(header["cpu_s"])
+            grammar.first_mask = body
+            grammar.move_to(GrammarState.READY)
+            self._find_worker(grammar)
+        else:
+            del worker.grammars[grammar.number]
+            self._fail(grammar, not_usable(str(header["message"])))
+
+    def _check(self, worker: GrammarWorker, now_s: float) -> None:
+        """End a worker that is overdue or not needed; move other grammars from one that is late."""
+        worker.note_lateness()
+        if worker.overdue(now_s):
+            self._lose(worker, "time")
+        elif worker.is_late:
+            sequence, grammar = worker.current
+            if sequence is not None:
+                worker.slow_down()
+            if grammar is not None and worker.compiling is grammar and not grammar.sequences:
+                self._end(worker)
+            elif grammar is not None:
+                grammar.is_slow = True
+                self._move_others(worker, grammar)
+        elif worker.is_idle and not any(one.sequences for one in worker.grammars.values()):
+            is_spare = now_s - worker.since_s > _IDLE_S and len(self._workers.running) > 1
+            if worker.is_slow or is_spare:
+                self._end(worker)
+
+    def _move_others(self, worker: GrammarWorker, slow: PooledGrammar) -> None:
+        """Move the grammars that need masks to idle workers, as far as there are any."""
+        for grammar in list(worker.grammars.values()):
+            if grammar is slow or not grammar.needs_worker:
+                continue
+            if self._workers.find_idle(grammar) is None:
+                self._start_another(grammar)
+                return
+            self._evict(worker, grammar)
+            self._compile_waiting()
+
+    def _start_another(self, grammar: PooledGrammar) -> None:
+        """Start a worker for a grammar if it would wait for long."""
+        try:
+            self._workers.start_another(grammar)
+        except OSError as error:
+            message = f"the process that compiles grammars cannot be started: {error}"
+            self._fail_waiting(EngineFaultError(message))
+
+    def _compile_waiting(self) -> None:
+        """Compile waiting grammars in idle workers, as far as the limits allow."""
+        for queue in (self._quick, self._waiting):
+            while queue:
+                grammar = queue.take()
+                worker = self._workers.find_idle(grammar)
+                if worker is None or not self._make_room(grammar):
+                    queue.put_back(grammar.client, grammar)
+                    if worker is None:
+                        self._start_another(grammar)
+                    break
+                grammar.move_to(GrammarState.COMPILING)
+                worker.compile(grammar)
+
+    def _make_room(self, newcomer: PooledGrammar) -> bool:
+        """Evict grammars until one more fits. Return whether it does.
+
+        Idle ones go first, then the newest in use of the client with most: its sequences wait until
+        it is compiled again.
+        """
+        while not self._has_room():
+            ready = [
+                grammar
+                for grammar in self._grammars.values()
+                if grammar.state is GrammarState.READY
+            ]
+            victim = next((grammar for grammar in ready if not grammar.sequences), None)
+            if victim is None:
+                shares = Shares(None, (grammar.client for grammar in ready))
+                largest = shares.displaced(newcomer.client)
+                ready.sort(key=lambda grammar: grammar.since_s)
+                victim = next((one for one in reversed(ready) if one.client == largest), None)
+            worker = None if victim is None else self._workers.worker_of(victim)
+            if victim is None or worker is None:
+                return False
+            self._evict(worker, victim)
+        return True
+
+    def _has_room(self) -> bool:
+        """Return whether one more grammar may be compiled."""
+        held = [grammar for worker in self._workers.running for grammar in worker.grammars.values()]
+        num_bytes = sum(
+            self.limits.memory_bytes
+            if grammar.state is GrammarState.COMPILING
+            else grammar.num_bytes
+            for grammar in held
+        )
+        return self.limits.allow(len(held) + 1, num_bytes + self.limits.memory_bytes)
+
+    def _check_queues(self, now_s: float) -> None:
+        """Fail grammars that have waited for too long while there were workers."""
+        if not any(worker.is_loaded for worker in self._workers.running):
+            return
+        for grammar in [*self._quick, *self._waiting]:
+            if now_s - grammar.since_s > self.limits.max_wait_s:
+                message = "the grammars of other requests occupy all workers; try again later"
+                self._fail(grammar, QueueFullError(message))
+
+    def _lose(self, worker: GrammarWorker, limit: str | None) -> None:
+        """Blame a grammar or a sequence for the end of a worker, and forget the worker."""
+        sequence, grammar = worker.current
+        was_compiling = worker.compiling is not None
+        if not worker.is_loaded:
+            self._num_starts += 1
+        self._end(worker)
+        if self._num_starts >= _MAX_STARTS:
+            self._num_starts = 0
+            self._fail_waiting(EngineFaultError("the process that compiles grammars has ended"))
+        elif grammar is not None and was_compiling:
+            self._blame_grammar(grammar, limit)
+        elif grammar is not None and sequence is not None:
+            self._blame_sequence(sequence, grammar, limit)
+
+    def _blame_grammar(self, grammar: PooledGrammar, limit: str | None) -> None:
+        """Fail a grammar that has reached a limit, or has ended two workers."""
+        grammar.num_ends += 1
+        if limit is not None:
+            self._fail(grammar, limit_error(limit, self.limits))
+        elif grammar.num_ends >= _MAX_ENDS:
+            message = f"{grammar.num_ends} processes that compiled the grammar have ended"
+            self._fail(grammar, EngineFaultError(message))
+
+    def _blame_sequence(
+        self, sequence: MaskSequence, grammar: PooledGrammar, limit: str | None
+    ) -> None:
+        """Fail a sequence that has reached a limit, or whose mask has ended two workers.
+
+        A worker without memory may have spent it on the masks of others, so this counts twice. The
+        second such sequence fails the grammar.
+        """
+        sequence.num_ends += 1
+        if limit in (None, "memory") and sequence.num_ends < _MAX_ENDS:
+            return
+        if limit is None:
+            message = f"{sequence.num_ends} processes that computed the same mask have ended"
+            sequence.error = EngineFaultError(message)
+            return
+        sequence.error = limit_error(limit, self.limits)
+        grammar.num_ends += 1
+        if grammar.num_ends >= _MAX_ENDS:
+            self._fail(grammar, sequence.error)
+
+    def _end(self, worker: GrammarWorker) -> None:
+        """Kill a worker. What it held is compiled again where a sequence needs it."""
+        self._workers.end(worker)
+        for grammar in worker.grammars.values():
+            if grammar is not worker.compiling:
+                grammar.move_to(GrammarState.EVICTED)
+                self._reset(grammar)
+            elif grammar.sequences:
+                grammar.move_to(GrammarState.WAITING)
+                self._enqueue(grammar)
+            else:
+                grammar.move_to(GrammarState.WAITING)
+                self._cancel(grammar)

@@ -36,29 +36,31 @@ Phase: TypeAlias = Literal["prefill", "decode", "queued", "preempted", "blocked"
 
 
 class InspectedRequest(NamedTuple):
-    """One unfinished request.
+    """One unfinished request, with the names of its JSON.
 
     Attributes:
         phase: "prefill" and "decode" for running requests, "queued" and "preempted" for waiting
             ones, and "blocked" for either if it cannot run although there is room.
         age_s: time since the request arrived.
-        num_reused_tokens: prompt tokens that were cached, or computed by another choice.
+        computed_tokens: tokens whose keys and values are in the KV cache.
+        reused_tokens: prompt tokens that were cached, or computed by another choice.
+        preemptions: how often it was preempted.
         reason: why it waits or was preempted; None if it is part of every step.
         prompt_token_ids: None unless prompts are shown.
     """
 
-    request_id: str
-    choice_index: int
-    is_running: bool
+    id: str
+    choice: int
+    state: Literal["running", "waiting"]
     phase: Phase
     priority: int
     age_s: float
-    num_prompt_tokens: int
-    num_computed_tokens: int
-    num_output_tokens: int
+    prompt_tokens: int
+    computed_tokens: int
+    output_tokens: int
     max_tokens: int
-    num_reused_tokens: int
-    num_preemptions: int
+    reused_tokens: int
+    preemptions: int
     num_blocks: int
     reason: str | None
     prompt_token_ids: tuple[int, ...] | None
@@ -241,7 +243,7 @@ def _inspect_request(
     return InspectedRequest(
         request.request_id,
         request.choice_index,
-        request.state is RequestState.RUNNING,
+        "running" if request.state is RequestState.RUNNING else "waiting",
         phase,
         request.priority,
         age_s(request.request_id),

@@ -1,17 +1,21 @@
-"""Compile one grammar by llguidance, and compute token masks for the sequences that use it.
+"""Compile grammars by llguidance, and compute token masks for the sequences that use them.
 
-    -> load     n_vocab, eos_token_ids;                <- loaded | failed: message
+    -> load     n_vocab, eos_token_ids;                  <- loaded | failed: message
                 body: tokenizer.json
-    -> compile  grammar, memory_bytes, cpu_s,          <- compiled: num_bytes; body: first mask
-                mask_cpu_s                             <- invalid: message
-    -> next     sequences,                             <- masks: sequences, cpu_s, sizes, errors;
-                tokens (a list per sequence)              body: the masks
-    -> free     sequences
+    -> compile  grammar (number), source,                <- compiled: num_bytes, cpu_s;
+                memory_bytes, cpu_s                         body: first mask
+                                                         <- invalid: message
+    -> next     sequences; a grammar and tokens          <- masks: sequences, cpu_s, sizes, errors;
+                for each; cpu_s                             body: the masks
+    -> free     sequences, grammars
 
 `next` accepts tokens, and requests the mask of the token after them. A reply `masks` covers one or
 several `next`, or a part of one. `sizes` are those of the masks in bytes; `errors` is {index in
-`sequences`: message}. A worker that reaches a limit ends without a reply. A mask has one bit per
-token, the lowest bit of a byte first. A sequence starts with its first `next`.
+`sequences`: message}. A mask has one bit per token, the lowest bit of a byte first. A sequence
+starts with its first `next`. The parent sends `compile` only while no masks are computed.
+
+A worker that reaches a limit ends without a reply. Before each mask it notes the number of the
+sequence, so that the parent knows for which one it has ended.
 """
 
 import json
@@ -52,7 +56,14 @@ class Library(NamedTuple):
     tokenizer: Any
 
 
-def load(channel: Channel) -> Library | None:
+def serve(channel: Channel) -> None:
+    """Load the library and the tokenizer, then serve requests until the socket closes."""
+    library = _load(channel)
+    if library is not None:
+        _Worker(channel, library).serve()
+
+
+def _load(channel: Channel) -> Library | None:
     """Handle the first message. Return None where the library does not support the tokenizer."""
     received = channel.receive()
     if received is None:
@@ -71,63 +82,132 @@ def load(channel: Channel) -> Library | None:
     return Library(llguidance, tokenizer)
 
 
-def serve_grammar(channel: Channel, library: Library) -> None:
-    """Compile the grammar of the first message, then serve masks until the socket closes."""
-    received = channel.receive()
-    if received is None:
-        return
-    try:
-        matcher = _compile_on_thread(channel, library, received[0])
-        if matcher is not None:
-            _serve_masks(channel, matcher, received[0]["mask_cpu_s"])
-    except MemoryError:
-        os._exit(limits.MEMORY_EXIT_CODE)
+class _Worker:
+    def __init__(self, channel: Channel, library: Library) -> None:
+        self._channel = channel
+        self._library = library
+        self._grammars: dict[int, Any] = {}  # {number: matcher at the first position}
+        self._matchers: dict[int, Any] = {}  # {sequence: matcher}
+        # {sequence: (grammar, tokens)}; None once it was freed
+        self._pending: dict[int, tuple[int, list[int]] | None] = {}
 
+    def serve(self) -> None:
+        """Serve requests in their order. Sequences that `free` names have an empty mask."""
+        cpu_s = 0.0
+        while True:
+            channel = self._channel
+            messages = channel.receive_ready() if self._pending else channel.receive_all()
+            if messages is None:
+                return
+            for header, _ in messages:
+                if header["op"] == "next":
+                    cpu_s = header["cpu_s"]
+                    items = zip(header["grammars"], header["tokens"], strict=True)
+                    self._pending.update(zip(header["sequences"], items, strict=True))
+                elif header["op"] == "compile":
+                    self._compile(header)
+                else:
+                    self._free(header["sequences"], header["grammars"])
+            if self._pending:
+                self._send_masks(cpu_s)
 
-def _compile_on_thread(channel: Channel, library: Library, header: dict[str, Any]) -> Any:
-    """Compile on a thread of low priority. Masks are computed later at normal priority."""
-    results: list[Any] = []
+    def _free(self, sequences: list[int], grammars: list[int]) -> None:
+        for sequence in sequences:
+            self._matchers.pop(sequence, None)
+            if sequence in self._pending:
+                self._pending[sequence] = None
+        for grammar in grammars:
+            self._grammars.pop(grammar, None)
+        if grammars:
+            limits.release_memory()
 
-    def work() -> None:
-        limits.lower_priority(_COMPILE_NICE)
+    def _compile(self, header: dict[str, Any]) -> None:
+        """Compile on a thread of low priority. Masks are computed at normal priority."""
+
+        def work() -> None:
+            limits.lower_priority(_COMPILE_NICE)
+            try:
+                matcher, reply, mask = _compile(self._library, header["source"])
+            except MemoryError:
+                os._exit(limits.MEMORY_EXIT_CODE)
+            except ValueError as error:
+                self._channel.send({"op": "invalid", "message": describe_error(str(error))})
+            except BaseException as error:  # noqa: BLE001 - a panic of the library is no Exception
+                self._channel.send({"op": "invalid", "message": f"the library fails: {error}"})
+            else:
+                self._grammars[header["grammar"]] = matcher
+                self._channel.send({"op": "compiled", **reply}, mask)
+
+        threading.stack_size(limits.STACK_BYTES)
+        limits.limit_memory(header["memory_bytes"])
+        with limits.limited_cpu(header["cpu_s"]):
+            thread = threading.Thread(target=work)
+            thread.start()
+            thread.join()
+        limits.limit_memory(_HEADROOM_BYTES)
+
+    def _send_masks(self, mask_cpu_s: float) -> None:
+        """Compute pending masks for `_REPLY_S`, and send them in one reply."""
+        sequences: list[int] = []
+        cpu_s: list[float] = []
+        errors: dict[int, str] = {}
+        masks: list[bytes] = []
+        end_s = time.monotonic() + _REPLY_S
+        with limits.cpu_limiter() as limit_cpu:
+            before_s = time.thread_time()
+            while self._pending and (not sequences or time.monotonic() < end_s):
+                sequence = next(iter(self._pending))
+                request = self._pending.pop(sequence)
+                limit_cpu(mask_cpu_s)
+                mask, error = b"", None
+                if request is not None:
+                    self._channel.note(sequence)
+                    mask, error = self._next_mask(sequence, *request)
+                after_s = time.thread_time()
+                sequences.append(sequence)
+                cpu_s.append(after_s - before_s)
+                masks.append(mask)
+                if error is not None:
+                    errors[len(sequences) - 1] = error
+                before_s = after_s
+            self._channel.note(0)
+        header = {"op": "masks", "sequences": sequences, "cpu_s": cpu_s, "errors": errors}
+        self._channel.send({**header, "sizes": [len(mask) for mask in masks]}, b"".join(masks))
+
+    def _next_mask(
+        self, sequence: int, grammar: int, tokens: list[int]
+    ) -> tuple[bytes, str | None]:
+        """Accept tokens. Return the mask of the next token and an error, if any."""
+        matcher = self._matchers.get(sequence)
+        if matcher is None:
+            matcher = self._matchers[sequence] = self._grammars[grammar].deep_copy()
         try:
-            results.append(_compile(channel, library, header))
+            matcher.consume_tokens(tokens)
+            mask = b"" if matcher.is_error() else matcher.compute_bitmask()
         except MemoryError:
-            os._exit(limits.MEMORY_EXIT_CODE)
+            raise
         except BaseException as error:  # noqa: BLE001 - a panic of the library is no Exception
-            channel.send({"op": "invalid", "message": f"the library fails: {error}"})
-            results.append(None)
-
-    threading.stack_size(limits.STACK_BYTES)
-    limits.limit_memory(header["memory_bytes"])
-    with limits.limited_cpu(header["cpu_s"]):
-        thread = threading.Thread(target=work)
-        thread.start()
-        thread.join()
-    return results[0]
+            return b"", f"the library fails: {error}"
+        return (b"", describe_error(matcher.get_error())) if matcher.is_error() else (mask, None)
 
 
-def _compile(channel: Channel, library: Library, header: dict[str, Any]) -> Any:
-    """Compile, and send the first mask. Return None where the grammar is invalid."""
-    before = limits.private_bytes()
+def _compile(library: Library, source: dict[str, Any]) -> tuple[Any, dict[str, Any], bytes]:
+    """Return a grammar's matcher, the header of the reply and the first mask.
+
+    Raises ValueError where the grammar is invalid.
+    """
+    bytes_before, before_s = limits.private_bytes(), time.thread_time()
     matcher_of = library.module.LLMatcher
     parser_limits = library.module.LLParserLimits(**_PARSER_LIMITS)
-    try:
-        text = _notation(matcher_of, header["grammar"])
-        matcher = matcher_of(library.tokenizer, text, log_level=0, limits=parser_limits)
-        if header["grammar"].keys() & {"json", "closed_json"}:
-            matcher = DigitLimitedMatcher(matcher, library.tokenizer)
-    except ValueError as error:
-        channel.send({"op": "invalid", "message": describe_error(str(error))})
-        return None
+    text = _notation(matcher_of, source)
+    matcher = matcher_of(library.tokenizer, text, log_level=0, limits=parser_limits)
+    if source.keys() & {"json", "closed_json"}:
+        matcher = DigitLimitedMatcher(matcher, library.tokenizer)
     mask = b"" if matcher.is_error() else matcher.compute_bitmask()
     if matcher.is_error():
-        channel.send({"op": "invalid", "message": describe_error(matcher.get_error())})
-        return None
-    limits.limit_memory(_HEADROOM_BYTES)
-    num_bytes = max(0, limits.private_bytes() - before)
-    channel.send({"op": "compiled", "num_bytes": num_bytes}, mask)
-    return matcher
+        raise ValueError(matcher.get_error())
+    num_bytes = max(0, limits.private_bytes() - bytes_before)
+    return matcher, {"num_bytes": num_bytes, "cpu_s": time.thread_time() - before_s}, mask
 
 
 def _notation(matcher_of: Any, grammar: dict[str, Any]) -> str:
@@ -143,75 +223,6 @@ def _notation(matcher_of: Any, grammar: dict[str, Any]) -> str:
     if kind == "closed_json":
         close_objects(value)
     return str(matcher_of.grammar_from_json_schema(value, overrides=_JSON))
-
-
-def _serve_masks(channel: Channel, root: Any, mask_cpu_s: float) -> None:
-    """Serve masks in the order of requests until the socket closes.
-
-    One reply has the masks of all sequences, unless they take longer than `_REPLY_S`. Sequences
-    that a `free` names meanwhile are skipped.
-    """
-    matchers: dict[int, Any] = {}
-    pending: dict[int, list[int]] = {}
-    while True:
-        messages = channel.receive_all() if not pending else channel.receive_ready()
-        if messages is None:
-            return
-        for header, _ in messages:
-            if header["op"] == "free":
-                for sequence in header["sequences"]:
-                    matchers.pop(sequence, None)
-                    pending.pop(sequence, None)
-            else:
-                pending.update(zip(header["sequences"], header["tokens"], strict=True))
-        if pending:
-            _send_masks(channel, root, matchers, pending, mask_cpu_s)
-
-
-def _send_masks(
-    channel: Channel,
-    root: Any,
-    matchers: dict[int, Any],
-    pending: dict[int, list[int]],
-    mask_cpu_s: float,
-) -> None:
-    """Compute masks of `pending` sequences for `_REPLY_S`, remove them from it and send them."""
-    sequences: list[int] = []
-    cpu_s: list[float] = []
-    errors: dict[int, str] = {}
-    masks: list[bytes] = []
-    end_s = time.monotonic() + _REPLY_S
-    with limits.cpu_limiter() as limit_cpu:
-        before_s = time.thread_time()
-        while pending and (not sequences or time.monotonic() < end_s):
-            sequence = next(iter(pending))
-            tokens = pending.pop(sequence)
-            limit_cpu(mask_cpu_s)
-            matcher = matchers.get(sequence)
-            if matcher is None:
-                matcher = matchers[sequence] = root.deep_copy()
-            mask, error = _next_mask(matcher, tokens)
-            after_s = time.thread_time()
-            sequences.append(sequence)
-            cpu_s.append(after_s - before_s)
-            masks.append(mask)
-            if error is not None:
-                errors[len(sequences) - 1] = error
-            before_s = after_s
-    header = {"op": "masks", "sequences": sequences, "cpu_s": cpu_s, "errors": errors}
-    channel.send({**header, "sizes": [len(mask) for mask in masks]}, b"".join(masks))
-
-
-def _next_mask(matcher: Any, tokens: list[int]) -> tuple[bytes, str | None]:
-    """Accept tokens. Return the mask of the next token and an error, if any."""
-    try:
-        matcher.consume_tokens(tokens)
-        mask = b"" if matcher.is_error() else matcher.compute_bitmask()
-    except MemoryError:
-        raise
-    except BaseException as error:  # noqa: BLE001 - a panic of the library is no Exception
-        return b"", f"the library fails: {error}"
-    return (b"", describe_error(matcher.get_error())) if matcher.is_error() else (mask, None)
 
 
 def describe_error(error: str) -> str:

@@ -55,6 +55,15 @@ def private_bytes() -> int:
     return (int(fields[1]) - int(fields[2])) * resource.getpagesize()
 
 
+def release_memory() -> None:
+    """Return the memory that the allocator keeps to the system. Only glibc can."""
+    if sys.platform == "linux":
+        import ctypes  # noqa: PLC0415 - rarely needed
+
+        with suppress(AttributeError, OSError):
+            ctypes.CDLL(None).malloc_trim(0)
+
+
 @contextmanager
 def cpu_limiter() -> Iterator[Callable[[float], object]]:
     """Yield a function that sets the remaining processor time of this process, in seconds.

@@ -1,42 +1,31 @@
-"""Entry point of a worker process; see spawn.py."""
+"""Entry point of a worker process; see process.py."""
 
-import contextlib
 import os
 import signal
 import socket
 import sys
+from contextlib import suppress
+from importlib import import_module
 
-from nanovllm.engine.sandbox.limits import limit_resources
+from nanovllm.engine.sandbox.limits import MEMORY_EXIT_CODE, limit_resources
 from nanovllm.engine.sandbox.messages import Channel, MessageError
 
 
-def main(kind: str, number: int) -> None:
-    """Run a worker of this kind until its socket, file descriptor `number`, closes."""
-    channel = open_channel(number)
-    with contextlib.suppress(OSError, MessageError):  # the parent has ended
-        if kind == "fork-server":
-            from nanovllm.engine.sandbox.fork_server import serve_forks  # noqa: PLC0415
+def main(module: str, number: int, note: int) -> None:
+    """Run `module.serve(channel)`, which returns once its socket has closed.
 
-            serve_forks(channel)
-        elif kind == "grammar":
-            from nanovllm.engine.sandbox.grammar_worker import load, serve_grammar  # noqa: PLC0415
-
-            library = load(channel)
-            if library is not None:
-                serve_grammar(channel, library)
-        elif kind == "template":
-            from nanovllm.engine.sandbox.template_worker import serve_template  # noqa: PLC0415
-
-            serve_template(channel)
-    os._exit(0)
-
-
-def open_channel(number: int) -> Channel:
-    """Return the channel to the parent, with the limits of a worker applied to this process."""
+    `number` and `note` are the file descriptors of the socket and of the file for notes, which is
+    -1 where there is none.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
     if sys.platform == "win32":
         connection = socket.fromshare(sys.stdin.buffer.read())
     else:
         connection = socket.socket(fileno=number)
     limit_resources()
-    return Channel(connection)
+    with suppress(OSError, MessageError):  # the parent has ended
+        try:
+            import_module(module).serve(Channel(connection, note))
+        except MemoryError:
+            os._exit(MEMORY_EXIT_CODE)
+    os._exit(0)

@@ -5,6 +5,7 @@ worker can send nothing but data.
 """
 
 import json
+import os
 import socket
 import struct
 from collections.abc import Iterator
@@ -12,8 +13,10 @@ from typing import Any, TypeAlias
 
 Message: TypeAlias = tuple[dict[str, Any], bytes]
 _LENGTHS = struct.Struct("<II")
+NOTE_BYTES = 8
 _MAX_BYTES = 1 << 28  # of a header or a body; the peer is broken if it sends more
 _READ_BYTES = 1 << 16
+_MAX_READS = 64
 
 
 class MessageError(Exception):
@@ -56,22 +59,28 @@ class MessageReader:
 
 
 class Channel:
-    """One end of a socket, for blocking transfer of one message at a time."""
+    """One end of a socket, and a file in which a child notes what it is doing."""
 
-    def __init__(self, connection: socket.socket) -> None:
-        """Take ownership of a connected socket."""
-        self.socket = connection
+    def __init__(self, connection: socket.socket, note: int = -1) -> None:
+        """Take ownership of a connected socket; `note` is the descriptor of the file, or -1."""
+        self._socket = connection
+        self._note = note
         self._reader = MessageReader()
         self._received: list[Message] = []
 
+    def note(self, number: int) -> None:
+        """Write a number that the parent can read after this process was killed."""
+        if self._note >= 0:
+            os.pwrite(self._note, number.to_bytes(NOTE_BYTES, "little"), 0)
+
     def send(self, header: dict[str, Any], body: bytes = b"") -> None:
         """Send a message. Raises OSError where the peer has ended."""
-        self.socket.sendall(pack(header, body))
+        self._socket.sendall(pack(header, body))
 
     def receive(self) -> Message | None:
         """Return the next message; None at end of stream. Raises OSError, MessageError."""
         while not self._received:
-            data = self.socket.recv(_READ_BYTES)
+            data = self._socket.recv(_READ_BYTES)
             if not data:
                 return None
             self._received += self._reader.feed(data)
@@ -79,20 +88,25 @@ class Channel:
 
     def receive_ready(self) -> list[Message] | None:
         """Return the messages that have arrived, without waiting; None at end of stream."""
-        self.socket.setblocking(False)
+        is_open = True
+        self._socket.setblocking(False)
         try:
-            while data := self.socket.recv(_READ_BYTES):
+            for _ in range(_MAX_READS):  # the peer may send without end
+                data = self._socket.recv(_READ_BYTES)
                 self._received += self._reader.feed(data)
-            return None
+                if not data:
+                    is_open = False
+                    break
         except BlockingIOError:
             pass
+        except ConnectionError:
+            is_open = False
         finally:
-            self.socket.setblocking(True)
+            self._socket.setblocking(True)
         messages, self._received = self._received, []
-        return messages
+        return messages if messages or is_open else None
 
     def receive_all(self) -> list[Message] | None:
         """Wait for a message, and return it with all that have arrived; None at end of stream."""
         first = self.receive()
-        rest = None if first is None else self.receive_ready()
-        return None if first is None or rest is None else [first, *rest]
+        return None if first is None else [first, *(self.receive_ready() or ())]

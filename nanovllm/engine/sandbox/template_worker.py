@@ -1,6 +1,6 @@
 """Compile one chat template by Jinja, in its sandbox, and render messages with it.
 
-    -> compile  memory_bytes, cpu_s; body: source           <- compiled | invalid: message
+    -> load     memory_bytes, cpu_s; body: source           <- loaded | invalid: message
     -> render   messages, special_tokens, max_characters,   <- rendered: spans; body: text
                 cpu_s, add_generation_prompt,               <- refused: message | failed: message
                 continue_final_message
@@ -11,7 +11,6 @@ when rendering, not when compiling.
 """
 
 import json
-import os
 import re
 import secrets
 from collections.abc import Iterable, Mapping
@@ -36,7 +35,7 @@ class RefusalError(Exception):
     """The template refuses these messages."""
 
 
-def serve_template(channel: Channel) -> None:
+def serve(channel: Channel) -> None:
     """Compile the template of the first message, then render until the socket closes."""
     received = channel.receive()
     if received is None:
@@ -48,11 +47,9 @@ def serve_template(channel: Channel) -> None:
         with limits.limited_cpu(header["cpu_s"]):
             text = _GENERATION_TAG.sub(r"{#\1 \2#}", source.decode("utf-8", "surrogatepass"))
             template = environment.from_string(text)
-        channel.send({"op": "compiled"})
+        channel.send({"op": "loaded"})
         while (received := channel.receive()) is not None:
             _reply(channel, template, received[0])
-    except MemoryError:
-        os._exit(limits.MEMORY_EXIT_CODE)
     except (TemplateError, RecursionError, SyntaxError, ValueError) as error:
         channel.send({"op": "invalid", "message": str(error)})
 

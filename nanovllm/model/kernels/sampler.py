@@ -1,5 +1,7 @@
 """Compiled sampling behind the protocol of nanovllm/model/sampling.py, on the backend's threads."""
 
+from array import array
+
 import numpy as np
 from jaxtyping import Float32, Int64
 
@@ -100,14 +102,13 @@ class CompiledRowSampler:
         return [self._token_logprobs(row, *top) for row in range(rows)]
 
     def _token_logprobs(self, row: int, top_ids: np.ndarray, logprobs: np.ndarray) -> TokenLogprobs:
-        """Return what the last run reported of a row, as Python numbers."""
-        token_id, rank, count = (
-            int(self._columns[name][row]) for name in ("tokens", "ranks", "num_top")
-        )
+        """Return what the last run reported of a row."""
+        columns, count = self._columns, int(self._columns["num_top"][row])
+        token_ids = columns["tokens"][row : row + 1].tobytes() + top_ids[row, :count].tobytes()
         return TokenLogprobs(
-            [token_id, *top_ids[row, :count].tolist()],
-            logprobs[row, : count + 1].tolist(),
-            [rank, *range(1, count + 1)],
+            array("q", token_ids),
+            array("f", logprobs[row, : count + 1].tobytes()),
+            int(columns["ranks"][row]),
         )
 
     def _run(

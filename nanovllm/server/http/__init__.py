@@ -3,21 +3,21 @@
 In reading order:
 
 errors          the error format and exception handlers
+clients         who sends a request
 request_log     request ids, the record of a request, and the log
 access_log      what the access log leaves out
 docs_page       the pages / and /docs
 auth            API keys and the `Host` check
 cors            cross-origin requests of web pages
-head            HEAD requests
+head_requests   HEAD requests
 trailing_slash  paths that end with a slash
 body_limit      limits on the size, time and memory of bodies
 deadlines       the deadline of a request
-work            thread pools for parsing, tokenizing and writing
+worker_pools    thread pools for parsing, tokenizing and writing
 body            read and validate a body
-bounds          the base class of bodies, with bounded sizes
-problems        validation errors as messages
-json_reader     large JSON documents in
-json_writer     large JSON documents out
+bounded_model   the base class of bodies, with bounded sizes
+validation_errors  errors of a body's fields as one message
+json_io         read and write JSON without stopping the event loop
 event_stream    server-sent events
 protocol        uvicorn's protocol with timeouts and limits
 """

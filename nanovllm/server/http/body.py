@@ -1,23 +1,26 @@
-"""Read a request body and validate it, on a worker thread if it is large."""
+"""Read a request's body or query and validate it; a large body on a worker thread."""
 
+import re
 from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect, Request
 
 from nanovllm.errors import InvalidRequestError
+from nanovllm.server.http.bounded_model import integer_fields
 from nanovllm.server.http.errors import ClientDisconnectedError, InvalidBodyError, shorten
-from nanovllm.server.http.json_reader import MalformedJSONError, read_json
-from nanovllm.server.http.problems import describe_problems, quoted_input
-from nanovllm.server.http.work import Work
+from nanovllm.server.http.json_io import read_json
+from nanovllm.server.http.validation_errors import describe_problems, quoted_input
+from nanovllm.server.http.worker_pools import WorkerPools
 
 B = TypeVar("B", bound=BaseModel)
+_INTEGER = re.compile(r"[0-9]{1,12}")
 
 INLINE_BYTES = 1 << 11
 """Largest body that is parsed on the event loop: handing it to a thread takes longer."""
 
 
-async def read_body(request: Request, kind: type[B], work: Work) -> tuple[B, int]:
+async def read_body(request: Request, kind: type[B], work: WorkerPools) -> tuple[B, int]:
     """Return a request's validated body and its size in bytes.
 
     Raises:
@@ -46,8 +49,9 @@ def parse_body(content: bytes, media_type: str, kind: type[B]) -> B:
         )
     try:
         body = read_json(content)
-    except MalformedJSONError as error:
-        raise InvalidRequestError(_malformed(error)) from error
+    except ValueError as error:
+        reason = shorten(str(error))
+        raise InvalidRequestError(f"the body cannot be read as JSON: {reason}") from error
     return check_body(body, kind)
 
 
@@ -60,6 +64,21 @@ def check_body(body: object, kind: type[B]) -> B:
         raise InvalidBodyError(message, param=param) from error
 
 
+def check_query(request: Request, kind: type[B]) -> B:
+    """Return the query of a request, with numbers in the fields that are integers.
+
+    Raises InvalidBodyError that lists its problems.
+    """
+    integers = integer_fields(kind)
+    return check_body(
+        {
+            name: int(text) if name in integers and _INTEGER.fullmatch(text) else text
+            for name, text in request.query_params.items()
+        },
+        kind,
+    )
+
+
 def _is_json(media_type: str) -> bool:
     """Return whether a Content-Type is JSON.
 
@@ -67,9 +86,3 @@ def _is_json(media_type: str) -> bool:
     """
     kind, _, subtype = media_type.partition(";")[0].strip().lower().partition("/")
     return kind == "application" and (subtype == "json" or subtype.endswith("+json"))
-
-
-def _malformed(error: MalformedJSONError) -> str:
-    if error.character is None:
-        return f"the body cannot be read as JSON: {shorten(str(error))}"
-    return f"the body is not valid JSON: {shorten(str(error))} at character {error.character}"

@@ -1,13 +1,12 @@
 """Responses that are sent piece by piece, and requests whose client may disconnect.
 
 A client that closes its connection ends its request: whatever waits for it is cancelled. A slow
-client gets larger pieces and delays nobody; one that takes nothing for `stalled_after_s` counts as
-disconnected. A stream that has nothing to send, because its request is queued, sends nothing or,
-for proxies that close idle connections, blank lines.
+client gets larger pieces and delays nobody; protocol.py disconnects one that takes nothing. A
+stream that has nothing to send, because its request is queued, sends nothing or, for proxies that
+close idle connections, blank lines.
 """
 
 import asyncio
-import logging
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import aclosing
@@ -22,8 +21,6 @@ from nanovllm.server.http.errors import ClientDisconnectedError
 T = TypeVar("T")
 Write: TypeAlias = Callable[[Callable[[], Any]], Awaitable[Any]]
 """Runs a call on a worker thread and returns its result."""
-
-logger = logging.getLogger(__name__)
 
 KEEP_ALIVE = b"\n\n"
 """Blank lines, which are no event. Load tools that strip each read, such as `vllm bench serve`,
@@ -57,13 +54,17 @@ async def _wait_for_disconnect(receive: Receive) -> None:
 
 
 class PieceResponse(Response):
-    """A response that sends pieces as they come; closes their source if the client disconnects."""
+    """A response that sends pieces as they come; closes their source if the client disconnects.
+
+    Attributes:
+        on_close: called at the end in any case, even if no piece was taken.
+    """
+
+    media_type = "application/json"
 
     def __init__(
         self,
         pieces: AsyncGenerator[bytes, None],
-        media_type: str,
-        stalled_after_s: float,
         *,
         headers: Mapping[str, str] | None = None,
         on_close: Callable[[], None] = lambda: None,
@@ -72,19 +73,14 @@ class PieceResponse(Response):
         """Send `pieces` in order.
 
         Args:
-            stalled_after_s: time after which a client that takes nothing counts as disconnected;
-                it is found within twice this time.
-            on_close: called at the end in any case, even if no piece was taken.
             keep_alive_s: time without a piece after which blank lines are sent; None for never.
         """
-        super().__init__(media_type=media_type, headers=headers)
+        super().__init__(headers=headers)
         del self.headers["content-length"]
         self._pieces = pieces
-        self._on_close = on_close
-        self._stalled_after_s = stalled_after_s
+        self.on_close = on_close
         self._keep_alive_s = keep_alive_s
         self._sending = asyncio.Lock()  # held while a piece or KEEP_ALIVE is sent
-        self._sending_since_s: float | None = None
         self._sent_at_s = time.monotonic()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -92,33 +88,14 @@ class PieceResponse(Response):
         writer = asyncio.ensure_future(self._write(send))
         disconnect = asyncio.ensure_future(_wait_for_disconnect(receive))
         try:
-            while not await self._is_over(writer, disconnect):
-                pass
+            await asyncio.wait({writer, disconnect}, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            self._on_close()
+            self.on_close()
             for task in (writer, disconnect):
                 task.cancel()
             results = await asyncio.gather(writer, disconnect, return_exceptions=True)
         if isinstance(results[0], Exception) and not isinstance(results[0], OSError):
             raise results[0]
-
-    async def _is_over(
-        self, writer: "asyncio.Future[None]", disconnect: "asyncio.Future[None]"
-    ) -> bool:
-        """Wait `stalled_after_s` at most for the end of the pieces or of the connection."""
-        done, _ = await asyncio.wait(
-            {writer, disconnect}, timeout=self._stalled_after_s, return_when=asyncio.FIRST_COMPLETED
-        )
-        if done:
-            return True
-        since_s = self._sending_since_s
-        is_stalled = since_s is not None and time.monotonic() - since_s >= self._stalled_after_s
-        if is_stalled:
-            logger.warning(
-                "a client has read nothing of its answer for %g s; its requests end",
-                self._stalled_after_s,
-            )
-        return is_stalled
 
     async def _write(self, send: Send) -> None:
         start = {"status": self.status_code, "headers": self.raw_headers}
@@ -146,9 +123,7 @@ class PieceResponse(Response):
 
     async def _send(self, message: Message, send: Send) -> None:
         """Send a message; return once the client has taken enough of the previous ones."""
-        self._sending_since_s = time.monotonic()
         await send(message)
-        self._sending_since_s = None
         self._sent_at_s = time.monotonic()
 
     async def _keep_alive(self, send: Send) -> None:
@@ -170,27 +145,20 @@ def _body_part(content: bytes) -> Message:
 class EventStream(PieceResponse):
     """A stream of server-sent events."""
 
+    media_type = "text/event-stream"
+
     def __init__(
         self,
         events: AsyncGenerator[bytes, None],
-        on_close: Callable[[], None],
-        stalled_after_s: float,
-        keep_alive_s: float | None,
+        on_close: Callable[[], None] = lambda: None,
+        keep_alive_s: float | None = None,
     ) -> None:
         """Send `events` in order; the arguments are those of PieceResponse."""
-        super().__init__(
-            events,
-            "text/event-stream",
-            stalled_after_s,
-            headers={"cache-control": "no-cache", "x-accel-buffering": "no"},
-            on_close=on_close,
-            keep_alive_s=keep_alive_s,
-        )
+        headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+        super().__init__(events, headers=headers, on_close=on_close, keep_alive_s=keep_alive_s)
 
 
-def json_response(
-    content: bytes, stalled_after_s: float, headers: Mapping[str, str] | None = None
-) -> Response:
+def json_response(content: bytes, headers: Mapping[str, str] | None = None) -> Response:
     """Return a response with JSON content; a large one is sent as the client takes it."""
     if len(content) <= MAX_WRITE_BYTES:
         return Response(content, media_type="application/json", headers=headers)
@@ -198,4 +166,4 @@ def json_response(
     async def pieces() -> AsyncGenerator[bytes, None]:
         yield content
 
-    return PieceResponse(pieces(), "application/json", stalled_after_s, headers=headers)
+    return PieceResponse(pieces(), headers=headers)

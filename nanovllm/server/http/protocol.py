@@ -6,16 +6,15 @@ Each connection is therefore checked a few times per timeout: has the client rea
 and if a request is due, has it arrived in time? The time limit on a body is in body_limit.py, where
 it can be answered; the rest of a body that was refused early has the limits of a request's head.
 
-Connections share the event loop: after MAX_EVENTS chunks of a body the others come first. A
-connection is read while its request runs, because only reading detects a disconnect. A client that
-half-closes its connection before the response may be waiting (`nc -N`) or gone; both look alike
-until something is sent. It gets a 102, which a client that is gone answers with a reset.
+A connection is read while its request runs, because only reading detects a disconnect. A client
+that half-closes its connection before the response may be waiting (`nc -N`) or gone; both look
+alike until something is sent. It gets a 102 now and then: one that is gone answers with a reset,
+after which sending fails.
 """
 
 import asyncio
 import logging
 import math
-import socket
 import time
 import uuid
 from collections.abc import Callable
@@ -29,18 +28,16 @@ from nanovllm.server.http.errors import error_response
 
 logger = logging.getLogger(__name__)
 
-MAX_EVENTS = 128
-"""Chunks of a body that are parsed before other connections have a turn: about 3 ms."""
 MAX_REST_BYTES = 16 << 20
 """Maximum bytes after a response has begun: the rest of a refused body, or further requests."""
 MAX_PIPELINED_BYTES = 1 << 16
 """Maximum bytes of pipelined requests."""
-MIN_CHUNKS, MIN_MEAN_CHUNK_BYTES = 1024, 64
-"""A body of at least MIN_CHUNKS chunks must have this mean size of chunks."""
+MIN_CHUNKS, MIN_MEAN_CHUNK_BYTES = 1024, 128
+"""A body of more than MIN_CHUNKS chunks must have this mean size of chunks: each chunk takes as
+long as one of 64 KiB, and those that are read at once delay other connections."""
 
 _CHECKS_PER_TIMEOUT = 4
-_RESET_CHECKS_S = (0.01, 0.05, 0.25, 0.25, 0.5, 0.5, 1.0, 2.0, 5.0)
-"""Delays between checks for a reset; the last one repeats."""
+_PROBE_EVERY_S = 0.5
 _LOG_EVERY_S = 60.0
 _MALFORMED = "the request is not valid HTTP/1.1: its head or the framing of its body cannot be read"
 _MAX_REFUSED = 16
@@ -64,13 +61,11 @@ class RareWarning:
 
 
 class _MeteredTransport:
-    """A transport that counts sent bytes, and that both uvicorn and the protocol can pause."""
+    """A transport that counts sent bytes."""
 
     def __init__(self, transport: asyncio.Transport) -> None:
         self._transport = transport
         self._written = 0
-        self._is_paused = False
-        self._is_held = False
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
@@ -85,27 +80,31 @@ class _MeteredTransport:
         """Return the bytes that have left this process."""
         return self._written - self._transport.get_write_buffer_size()
 
-    def pause_reading(self) -> None:
-        """Pause for uvicorn, while the application does not read the body."""
-        self._is_paused = True
-        self._transport.pause_reading()
 
-    def resume_reading(self) -> None:
-        """Resume for uvicorn, unless held."""
-        self._is_paused = False
-        if not self._is_held:
-            self._transport.resume_reading()
+class _StrictConnection(h11.Connection):
+    """h11's parser, which refuses tiny chunks, and bodies with two framings."""
 
-    def hold_reading(self) -> None:
-        """Pause for the protocol, until `release_reading`."""
-        self._is_held = True
-        self._transport.pause_reading()
+    _is_chunked = False
+    _num_chunks = _num_chunk_bytes = 0
 
-    def release_reading(self) -> None:
-        """Resume for the protocol, unless uvicorn has paused."""
-        self._is_held = False
-        if not self._is_paused:
-            self._transport.resume_reading()
+    def next_event(self) -> Any:
+        """Return the next event; raises RemoteProtocolError for a request that is refused."""
+        event = super().next_event()
+        if event is h11.PAUSED:  # on it uvicorn stops reading and misses disconnects
+            return h11.NEED_DATA
+        if isinstance(event, h11.Request):
+            names = [name for name, _ in event.headers]
+            self._is_chunked = b"transfer-encoding" in names
+            self._num_chunks = self._num_chunk_bytes = 0
+            if self._is_chunked and b"content-length" in names:
+                raise h11.RemoteProtocolError("both Content-Length and Transfer-Encoding")
+        elif isinstance(event, h11.Data) and self._is_chunked:
+            self._num_chunks += 1
+            self._num_chunk_bytes += len(event.data)
+            least_bytes = MIN_MEAN_CHUNK_BYTES * self._num_chunks
+            if self._num_chunks > MIN_CHUNKS and self._num_chunk_bytes < least_bytes:
+                raise h11.RemoteProtocolError("a body of tiny chunks")
+        return event
 
 
 class WatchedProtocol(H11Protocol):
@@ -124,15 +123,11 @@ class WatchedProtocol(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start the stall checks."""
-        self._events_left: int = MAX_EVENTS
+        self.conn = _StrictConnection(h11.SERVER, self.conn._max_incomplete_event_size)  # noqa: SLF001
         self._meter = _MeteredTransport(transport)
-        self._sent_bytes = 0
+        self._sent_bytes = self._surplus_bytes = 0
         self._progress_s = self.idle_since_s = self.loop.time()
-        self._reset_limits()
-        self._is_deferred = self._is_half_closed = self._is_refused = False
-        self._probe: asyncio.TimerHandle | None = None
-        self._parse_event = self.conn.next_event
-        self.conn.next_event = self._next_event  # type: ignore[method-assign]
+        self._is_half_closed = self._is_refused = False
         super().connection_made(cast("asyncio.Transport", self._meter))
         self._next_check = self.loop.call_later(
             self.stalled_client_s / _CHECKS_PER_TIMEOUT, self._check_stall
@@ -143,118 +138,48 @@ class WatchedProtocol(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop the checks."""
         self._next_check.cancel()
-        if self._probe is not None:
-            self._probe.cancel()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Parse input, in turns with other connections."""
+        """Parse input; drop what comes after a complete request that closes the connection."""
         if self.transport.is_closing():
             return
         if self._is_refused:
             self._refuse_connection()
             return
-        if self._is_deferred:
-            self.conn.receive_data(data)
-            return
-        is_answered = self.cycle is not None and self.cycle.response_complete
-        if self.conn.their_state in (h11.DONE, h11.MUST_CLOSE):
-            self._surplus_bytes += len(data)
-            if self._surplus_bytes > MAX_REST_BYTES:
-                self.transport.abort()
-                return
-            if self._surplus_bytes > MAX_PIPELINED_BYTES or self.conn.their_state is h11.MUST_CLOSE:
-                self.cycle.keep_alive = False  # these bytes are dropped
-                return
-        elif is_answered and self.conn.their_state is h11.SEND_BODY:
+        is_whole = self.conn.their_state in (h11.DONE, h11.MUST_CLOSE)
+        if is_whole or (self.is_idle and self.conn.their_state is h11.SEND_BODY):
             self._surplus_bytes += len(data)
             if self._surplus_bytes > MAX_REST_BYTES:
                 self.transport.close()
                 return
-        self._events_left = MAX_EVENTS
+        if is_whole and (
+            self._surplus_bytes > MAX_PIPELINED_BYTES or self.conn.their_state is h11.MUST_CLOSE
+        ):
+            self.cycle.keep_alive = False
+            return
         super().data_received(data)
 
     def eof_received(self) -> bool | None:  # type: ignore[override]
         """Return whether a half-closed connection stays open, because its client may be waiting."""
-        is_complete = self.conn.their_state in (h11.DONE, h11.MUST_CLOSE)
+        is_whole = self.conn.their_state in (h11.DONE, h11.MUST_CLOSE)
         if (
             self.scheme != "http"  # TLS cannot be half closed
-            or not is_complete
+            or not is_whole
             or self.conn.our_state is not h11.SEND_RESPONSE
             or self.scope["http_version"] != "1.1"
         ):
             return None
         self._is_half_closed = True
-        self._send_probe()
-        self._check_reset(0)
+        self._probe()
         return True
 
-    def _send_probe(self) -> None:
-        """Send a 102, unless the response has begun."""
-        if self.conn.our_state is h11.SEND_RESPONSE:
+    def _probe(self) -> None:
+        """Send a 102 now and then until the response begins."""
+        if self.conn.our_state is h11.SEND_RESPONSE and not self.transport.is_closing():
             probe = h11.InformationalResponse(status_code=102, headers=[], reason=b"Processing")
             self.transport.write(self.conn.send(probe) or b"")
-
-    def _check_reset(self, num_checks: int) -> None:
-        """Abort the connection if its client has reset it; else probe and check again later."""
-        if num_checks and self.transport.get_extra_info("socket").getsockopt(
-            socket.SOL_SOCKET, socket.SO_ERROR
-        ):
-            self.transport.abort()
-            return
-        if num_checks > 2:
-            self._send_probe()
-        delay_s = _RESET_CHECKS_S[min(num_checks, len(_RESET_CHECKS_S) - 1)]
-        self._probe = self.loop.call_later(delay_s, self._check_reset, num_checks + 1)
-
-    def _next_event(self) -> Any:
-        """Return h11's next event, or NEED_DATA after MAX_EVENTS until the next turn."""
-        if self._events_left == 0:
-            self._defer()
-            return h11.NEED_DATA
-        event = self._parse_event()
-        if event is h11.PAUSED:  # on it uvicorn stops reading and misses disconnects
-            return h11.NEED_DATA
-        if isinstance(event, h11.Request):
-            self._reset_limits()
-            names = [name for name, _ in event.headers]
-            self._is_chunked = b"transfer-encoding" in names
-            if self._is_chunked and b"content-length" in names:
-                raise h11.RemoteProtocolError("both Content-Length and Transfer-Encoding")
-        elif isinstance(event, h11.Data) and self._is_chunked:
-            self._events_left -= 1
-            self._chunks += 1
-            self._chunk_bytes += len(event.data)
-            if (
-                self._chunks > MIN_CHUNKS
-                and self._chunk_bytes < MIN_MEAN_CHUNK_BYTES * self._chunks
-            ):
-                raise h11.RemoteProtocolError("a body of tiny chunks")
-        return event
-
-    def _reset_limits(self) -> None:
-        """Reset the counters of a request."""
-        self._events_left = MAX_EVENTS
-        self._chunks: int = 0
-        self._chunk_bytes: int = 0
-        self._surplus_bytes: int = 0
-        self._is_chunked = False
-
-    def _defer(self) -> None:
-        """Continue after the other connections' turn."""
-        if not self._is_deferred:
-            self._is_deferred = True
-            self._meter.hold_reading()
-            self.loop.call_soon(self._resume)
-
-    def _resume(self) -> None:
-        self._is_deferred = False
-        if self.transport.is_closing():
-            return
-        self._events_left = MAX_EVENTS
-        self.handle_events()
-        if not self._is_deferred:
-            self._meter.release_reading()
+            self.loop.call_later(_PROBE_EVERY_S, self._probe)
 
     @property
     def is_idle(self) -> bool:

@@ -10,5 +10,5 @@ same_origin     refuses requests of other web pages
 inspect_routes  /v1/inspect/*: attention, logit lens and embeddings
 
 `assets/` has the page and its scripts: ES modules without a build step. The style sheets, the
-elements and the views that self-contained files show too are in `nanovllm/inspection/assets/`.
+elements and the views that self-contained files show too are in `nanovllm/pages/assets/`.
 """

@@ -1,7 +1,7 @@
 """The JSON documents of a state and of a step."""
 
-import json
 from collections import deque
+from typing import cast
 
 from nanovllm.engine.async_engine import AsyncEngine
 from nanovllm.engine.engine import Engine
@@ -9,6 +9,7 @@ from nanovllm.engine.inspection.reasons import preemption_reason
 from nanovllm.engine.inspection.recorder import StepRecord
 from nanovllm.engine.inspection.state import InspectedEngine, InspectedRequest
 from nanovllm.server.inspector.response_types import (
+    BlockState,
     EngineStateEvent,
     InspectorConfig,
     Rates,
@@ -39,14 +40,14 @@ class StateDescriber:
         self._engine = engine
         self._metrics = metrics
         self._model_name = model_name
-        self._can_control = can_control
+        self.can_control = can_control
         self._config: InspectorConfig | None = None
         self._prompts: dict[str, str] = {}
         self._samples: deque[tuple[float, int, int, int]] = deque()
 
     def describe(self, state: InspectedEngine) -> EngineStateEvent:
         """Return the document of a state, with the rates since earlier ones."""
-        engine, blocks, stats = self._engine.engine, state.blocks, state.stats
+        engine, stats = self._engine.engine, state.stats
         # As in /metrics: the event loop knows which tokens come after a stop string.
         generation_tokens = self._engine.stats().generation_tokens
         if self._config is None:
@@ -58,20 +59,12 @@ class StateDescriber:
             "time_s": _round(state.uptime_s),
             "is_paused": state.is_paused,
             "pause_left_s": self._engine.inspector.pause_left_s if state.is_paused else None,
-            "can_control": self._can_control,
+            "can_control": self.can_control,
             "shows_prompts": self.shows_prompts,
             "config": self._config,
             "requests": [self._request(request) for request in state.requests],
             "requests_omitted": state.num_omitted,
-            "blocks": {
-                "total": blocks.total,
-                "used": blocks.used,
-                "cached": blocks.cached,
-                "free": blocks.free,
-                "shared": blocks.shared,
-                "cells": list(map(list, blocks.cells)),
-                "blocks_per_cell": blocks.blocks_per_cell,
-            },
+            "blocks": cast("BlockState", state.blocks._asdict()),
             "last_step": step_document(state.steps[-1], state.started_s) if state.steps else None,
             "totals": {
                 "steps": state.num_steps,
@@ -95,33 +88,20 @@ class StateDescriber:
         return has_recent
 
     def _request(self, request: InspectedRequest) -> RequestState:
-        return {
-            "id": request.request_id,
-            "choice": request.choice_index,
-            "state": "running" if request.is_running else "waiting",
-            "phase": request.phase,
-            "priority": request.priority,
-            "age_s": _round(request.age_s),
-            "prompt_tokens": request.num_prompt_tokens,
-            "computed_tokens": request.num_computed_tokens,
-            "output_tokens": request.num_output_tokens,
-            "max_tokens": request.max_tokens,
-            "reused_tokens": request.num_reused_tokens,
-            "preemptions": request.num_preemptions,
-            "num_blocks": request.num_blocks,
-            "reason": request.reason,
-            "prompt": self._prompts.get(request.request_id) if self.shows_prompts else None,
-        }
+        fields = request._asdict()
+        del fields["prompt_token_ids"]
+        prompt = self._prompts.get(request.id) if self.shows_prompts else None
+        return cast("RequestState", {**fields, "age_s": _round(request.age_s), "prompt": prompt})
 
     def _decode_prompts(self, engine: Engine, requests: tuple[InspectedRequest, ...]) -> None:
         """Decode the prompts of new requests, and forget those of requests that have ended."""
         known, self._prompts = self._prompts, {}
         for request in requests:
-            text = known.get(request.request_id)
+            text = known.get(request.id)
             if text is None:
                 token_ids = (request.prompt_token_ids or ())[:MAX_PROMPT_CHARACTERS]
                 text = engine.tokenizer.decode(token_ids, skip_special_tokens=False)
-            self._prompts[request.request_id] = text[:MAX_PROMPT_CHARACTERS]
+            self._prompts[request.id] = text[:MAX_PROMPT_CHARACTERS]
 
     def _rates(self, state: InspectedEngine, generation_tokens: int) -> Rates:
         """Return the rates since the latest state that is at least _RATE_WINDOW_S old."""
@@ -141,46 +121,6 @@ class StateDescriber:
             for now, before in zip(sample[1:], first[1:], strict=True)
         )
         return {"tokens_per_s": tokens, "prompt_tokens_per_s": prompts, "steps_per_s": steps}
-
-
-def step_json(record: StepRecord, started_s: float, names: dict[object, list[str]]) -> str:
-    """Return the JSON of `step_document`, fast for steps that only decode.
-
-    Args:
-        names: the beginnings of the sequences' JSON by `record.decoding`; an empty dict at first.
-    """
-    if not record.decoding or any(record.events):
-        return write_compact(step_document(record, started_s))
-    beginnings = names.get(record.decoding)
-    if beginnings is None:
-        beginnings = names[record.decoding] = [
-            f'{{"id":{write_compact(request_id)},"choice":{choice},"start":'
-            for request_id, choice in record.decoding
-        ]
-    sequences = ",".join(
-        [
-            f'{beginning}{start},"count":1,"kind":"decode"}}'
-            for beginning, start in zip(beginnings, record.decode_starts, strict=True)
-        ]
-    )
-    return (
-        f'{{"step":{record.step},"time_s":{_round(record.started_s - started_s)!r},'
-        f'"duration_s":{_round(record.duration_s)!r},"num_tokens":{record.num_tokens},'
-        f'"num_prompt_tokens":{record.num_tokens - record.num_decode_tokens},'
-        f'"num_decode_tokens":{record.num_decode_tokens},"sequences":[{sequences}],'
-        '"admitted":[],"preempted":[],"finished":[],"cache_hits":[],'
-        f'"num_copies":{record.num_copies},"num_running":{record.num_running},'
-        f'"num_waiting":{record.num_waiting},"blocks":{{"used":{record.num_used_blocks},'
-        f'"cached":{record.num_cached_blocks},"free":{record.num_free_blocks}}}}}'
-    )
-
-
-_encode_compact = json.JSONEncoder(separators=(",", ":")).encode
-
-
-def write_compact(value: object) -> str:
-    """Return the JSON of a value without spaces."""
-    return _encode_compact(value)
 
 
 def step_document(record: StepRecord, started_s: float) -> Step:

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from nanovllm.engine.async_engine import AsyncEngine
 from nanovllm.engine.inspection.state import InspectedEngine
 from nanovllm.errors import EngineNotReadyError
-from nanovllm.server.http.work import Work
-from nanovllm.server.inspector.documents import StateDescriber, step_json, write_compact
+from nanovllm.server.http.json_io import dump_json
+from nanovllm.server.http.worker_pools import WorkerPools
+from nanovllm.server.inspector.documents import StateDescriber, step_document
 from nanovllm.server.inspector.response_types import EngineStateEvent
 
 MIN_INTERVAL_S, MAX_INTERVAL_S = 0.1, 1.0
@@ -35,7 +36,7 @@ logger = logging.getLogger(__name__)
 class StateFeed:
     """Sends the states of one engine to its watchers. For the event loop."""
 
-    def __init__(self, engine: AsyncEngine, describer: StateDescriber, work: Work) -> None:
+    def __init__(self, engine: AsyncEngine, describer: StateDescriber, work: WorkerPools) -> None:
         """Make no frame before the first watcher."""
         self._engine = engine
         self._describer = describer
@@ -141,14 +142,10 @@ def _timed_frame(
 
 def _frame(document: EngineStateEvent, state: InspectedEngine, after_step: int) -> bytes:
     """Return the server-sent event of a document, with the steps after `after_step`."""
-    names: dict[object, list[str]] = {}
     records = [record for record in state.steps if record.step > after_step]
-    steps = ",".join([step_json(record, state.started_s, names) for record in records])
-    num_omitted = state.num_steps - after_step - len(records)
-    return (
-        f"event: state\ndata: {write_compact(document)[:-1]},"
-        f'"steps":[{steps}],"steps_omitted":{num_omitted}}}\n\n'
-    ).encode()
+    document["steps"] = [step_document(record, state.started_s) for record in records]
+    document["steps_omitted"] = state.num_steps - after_step - len(records)
+    return b"event: state\ndata: %s\n\n" % dump_json(document)
 
 
 def _num_items(state: InspectedEngine) -> int:

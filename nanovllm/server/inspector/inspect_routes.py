@@ -8,12 +8,11 @@ One worker process computes them, so that they slow generation down by at most a
 lowest priority. It sends the response as JSON, which is passed on as it is.
 """
 
-import re
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Annotated, Any, Literal, TypeAlias
 
-from fastapi import Depends, FastAPI, params
+from fastapi import FastAPI
 from pydantic import Field, WithJsonSchema, field_validator
 from starlette.requests import Request
 from starlette.responses import Response
@@ -24,16 +23,14 @@ from nanovllm.inspection.embeddings import DEFAULT_POINTS, MAX_NEIGHBORS, MAX_PO
 from nanovllm.inspection.logit_lens import MAX_TOP
 from nanovllm.inspection.observe import MAX_PROMPT_CHARACTERS, MAX_PROMPT_TOKENS
 from nanovllm.inspection.worker_process import InspectionWorker
-from nanovllm.server.http.body import check_body, read_body
-from nanovllm.server.http.bounds import BoundedModel, as_integer, types_of
+from nanovllm.server.http.body import check_query, read_body
+from nanovllm.server.http.bounded_model import BoundedModel, as_integer, types_of
 from nanovllm.server.http.event_stream import json_response
-from nanovllm.server.http.work import Work
-from nanovllm.server.inspector.same_origin import same_origin_check
-from nanovllm.server.openapi import request_body, responses
+from nanovllm.server.http.worker_pools import WorkerPools
+from nanovllm.server.openapi import operation
 
 _MAX_CACHED = 4  # projections, of up to 5,000 points each
 _MAX_TEXT_CHARACTERS = 1000  # of the text of one token
-_INTEGER = re.compile(r"[0-9]{1,12}")
 _STATUSES = (400, 403, 429, 503, 504)
 _Inspect: TypeAlias = Callable[[Request, str, Mapping[str, Any]], Awaitable[bytes]]
 """Return the JSON of `responses.run` for a request, an endpoint's name and its arguments."""
@@ -228,57 +225,33 @@ class Neighbors(TypedDict):
     neighbors: list[Neighbor]
 
 
-DOCUMENTED = (
-    InspectRequest,
-    AttentionRequest,
-    AttentionHeadRequest,
-    LogitLensRequest,
-)
-
-
 def add_inspect_routes(
-    app: FastAPI,
-    engine: AsyncEngine,
-    work: Work,
-    worker: InspectionWorker,
-    *,
-    stalled_client_s: float,
-    allowed_origins: tuple[str, ...] = (),
+    app: FastAPI, engine: AsyncEngine, worker: InspectionWorker, work: WorkerPools
 ) -> None:
     """Add the routes; `worker` ends with the engine."""
     engine.when_stopped(worker.close)
-    dependencies = [Depends(same_origin_check(allowed_origins))]
 
     async def inspect(request: Request, name: str, arguments: Mapping[str, Any]) -> bytes:
         _ = engine.engine  # 503 until the model is loaded
         return await work.inspect(request, lambda: worker.run(name, arguments))
 
-    _add_prompt_routes(app, inspect, work, stalled_client_s, dependencies)
-    _add_vocabulary_routes(app, inspect, stalled_client_s, dependencies)
+    _add_prompt_routes(app, inspect, work)
+    _add_vocabulary_routes(app, inspect)
 
 
-def _add_prompt_routes(
-    app: FastAPI,
-    inspect: _Inspect,
-    work: Work,
-    stalled_client_s: float,
-    dependencies: Sequence[params.Depends],
-) -> None:
+def _add_prompt_routes(app: FastAPI, inspect: _Inspect, work: WorkerPools) -> None:
     """Add the routes that inspect the forward pass of a prompt."""
 
     def add(name: str, kind: type[InspectRequest], answer: Any, description: str) -> None:
         async def endpoint(request: Request) -> Response:
             body, _ = await read_body(request, kind, work)
-            content = await inspect(request, name, body.model_dump())
-            return json_response(content, stalled_client_s)
+            return json_response(await inspect(request, name, body.model_dump()))
 
         app.post(
             f"/v1/inspect/{name}",
             name=name,
             description=description,
-            responses=responses(*_STATUSES, whole=answer),
-            openapi_extra=request_body(kind),
-            dependencies=dependencies,
+            **operation(*_STATUSES, response=answer, body=kind),
         )(endpoint)
 
     add("attention", AttentionRequest, AttentionWeights, "Attention weights of a prompt's tokens.")
@@ -292,24 +265,17 @@ def _add_prompt_routes(
     add("logit_lens", LogitLensRequest, LogitLens, "The prediction of every layer.")
 
 
-def _add_vocabulary_routes(
-    app: FastAPI,
-    inspect: _Inspect,
-    stalled_client_s: float,
-    dependencies: Sequence[params.Depends],
-) -> None:
+def _add_vocabulary_routes(app: FastAPI, inspect: _Inspect) -> None:
     """Add the routes that inspect the token embeddings."""
     projections: OrderedDict[tuple[str, int], bytes] = OrderedDict()
 
     @app.get(
         "/v1/inspect/embeddings",
-        responses=responses(*_STATUSES, whole=EmbeddingPoints),
-        openapi_extra=_parameters(EmbeddingsQuery),
-        dependencies=dependencies,
+        **operation(*_STATUSES, response=EmbeddingPoints, query=EmbeddingsQuery),
     )
     async def embedding_points(request: Request) -> Response:
         """Token embeddings in two dimensions."""
-        query = check_body(_query(request, {"limit"}), EmbeddingsQuery)
+        query = check_query(request, EmbeddingsQuery)
         key = (query.method, query.limit)
         content = projections.get(key)
         if content is None:
@@ -318,37 +284,13 @@ def _add_vocabulary_routes(
             if len(projections) > _MAX_CACHED:
                 projections.popitem(last=False)
         projections.move_to_end(key)
-        return json_response(content, stalled_client_s)
+        return json_response(content)
 
     @app.get(
         "/v1/inspect/neighbors",
-        responses=responses(*_STATUSES, whole=Neighbors),
-        openapi_extra=_parameters(NeighborsQuery),
-        dependencies=dependencies,
+        **operation(*_STATUSES, response=Neighbors, query=NeighborsQuery),
     )
     async def nearest_neighbors(request: Request) -> Response:
         """The tokens whose embeddings have the largest cosine with a token's."""
-        query = check_body(_query(request, {"token", "count"}), NeighborsQuery)
-        content = await inspect(request, "neighbors", query.model_dump())
-        return json_response(content, stalled_client_s)
-
-
-def _query(request: Request, integers: set[str]) -> dict[str, Any]:
-    """Return the query's parameters; those in `integers` as numbers where they are some."""
-    return {
-        name: int(text) if name in integers and _INTEGER.fullmatch(text) else text
-        for name, text in request.query_params.items()
-    }
-
-
-def _parameters(kind: type[BoundedModel]) -> dict[str, Any]:
-    """Return the `openapi_extra` of a route whose query is checked by `kind`."""
-    described = []
-    for name, field in kind.model_json_schema()["properties"].items():
-        description = field.pop("description", "")
-        options = [option for option in field.get("anyOf", ()) if option.get("type") != "null"]
-        schema = options[0] if options else field
-        described.append(
-            {"name": name, "in": "query", "schema": schema, "description": description}
-        )
-    return {"parameters": described}
+        query = check_query(request, NeighborsQuery)
+        return json_response(await inspect(request, "neighbors", query.model_dump()))

@@ -2,7 +2,7 @@
 
 The digest is of all assets together. Modules import each other by relative addresses, so they all
 come from the same digest, and a browser may keep them for ever. The views are in
-nanovllm/inspection/assets, because HTML files contain them too; a browser sees one folder. The page
+nanovllm/pages/assets, because HTML files contain them too; a browser sees one folder. The page
 contains neither keys nor user text and is public also where calls need an API key, which it asks
 for.
 """
@@ -16,11 +16,11 @@ from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
-from nanovllm import __version__, inspection
+from nanovllm import __version__, pages
 from nanovllm.server.http.docs_page import ASSET_HEADERS, PAGE_HEADERS
 
 _FOLDER = Path(__file__).parent / "assets"
-_SHARED_FOLDER = Path(inspection.__file__).parent / "assets"
+_SHARED_FOLDER = pages.ASSETS
 _MEDIA_TYPES = {".css": "text/css", ".js": "text/javascript"}
 _POLICY = "; require-trusted-types-for 'script'; trusted-types 'none'"
 _OWN_HEADERS = {

@@ -11,9 +11,9 @@ from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema, model_v
 
 from nanovllm.errors import InvalidRequestError
 from nanovllm.sampling_params import MAX_COUNT, Count
-from nanovllm.server.http.bounds import BoundedModel, allow_nulls
+from nanovllm.server.http.bounded_model import BoundedModel, allow_nulls
 from nanovllm.server.http.errors import shorten
-from nanovllm.server.http.problems import quote, quoted_input
+from nanovllm.server.http.validation_errors import quote, quoted_input
 from nanovllm.server.openai.response_types import Role
 from nanovllm.server.openai.schemas import (
     NO_EFFECT,

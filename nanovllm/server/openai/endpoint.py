@@ -3,9 +3,8 @@
     body -> parse -> GenerationRequest -> AsyncEngine.generate -> outputs -> renderer -> response
 
 An endpoint parses its body into a GenerationRequest and renders outputs in its form. Everything
-between is here: preparing on a worker thread, the queue, grammars, deadlines, disconnects, streams
-and the request log. run-batch uses `prepare_call` and the renderers of its endpoints without the
-server.
+between is here: preparing on a worker thread, the queue, deadlines, disconnects, streams and the
+request log. run-batch uses `prepare` and the renderers of its endpoints without the server.
 
 A new endpoint is a module with a body (GenerationBody), a parser, a Renderer and an Endpoint of
 them, which app.py lists in ENDPOINTS. responses.py is an example that shares no fields with
@@ -13,7 +12,6 @@ completions.
 """
 
 import asyncio
-import json
 import logging
 import time
 import uuid
@@ -27,21 +25,17 @@ from fastapi import FastAPI, Request
 from starlette.responses import Response
 
 from nanovllm.engine.async_engine import AsyncEngine
-from nanovllm.engine.beam_search import BeamSearch, BeamSearchParams, begin_searches
+from nanovllm.engine.beam_search import BeamSearches
 from nanovllm.engine.chat.template import ChatTemplate
 from nanovllm.engine.engine import Engine
-from nanovllm.engine.generation_request import (
-    GenerationRequest,
-    PoolingParams,
-    prepare_requests,
-)
-from nanovllm.engine.grammar.grammar import CompiledGrammar
-from nanovllm.engine.input_processor import PreparedRequest
+from nanovllm.engine.generation_request import BeamSearchParams, GenerationRequest
+from nanovllm.engine.prompt_request import PromptRequest
 from nanovllm.engine.request_handle import RequestHandle
 from nanovllm.errors import InvalidRequestError
 from nanovllm.outputs import RequestOutput
 from nanovllm.sampling_params import SamplingParams
 from nanovllm.server.http.body import read_body
+from nanovllm.server.http.clients import client_of
 from nanovllm.server.http.deadlines import deadline_of
 from nanovllm.server.http.errors import served_name, status_of
 from nanovllm.server.http.event_stream import (
@@ -49,22 +43,23 @@ from nanovllm.server.http.event_stream import (
     EventStream,
     PieceResponse,
     Write,
-    json_response,
     unless_disconnected,
 )
-from nanovllm.server.http.json_writer import json_pieces, write_json
+from nanovllm.server.http.json_io import dump_json, json_pieces
 from nanovllm.server.http.request_log import record_of
-from nanovllm.server.http.work import Work
+from nanovllm.server.http.worker_pools import WorkerPools
 from nanovllm.server.openai.beams import run_searches
 from nanovllm.server.openai.renderer import Renderer, ResponseContext, is_large
 from nanovllm.server.openai.response_store import NOT_KEPT, ClientResponses, ResponseStore
 from nanovllm.server.openai.schemas import GenerationBody
 from nanovllm.server.openai.structured import rename_fields
-from nanovllm.server.openapi import request_body, responses
+from nanovllm.server.openapi import operation
 
 B = TypeVar("B", bound=GenerationBody)
 
 logger = logging.getLogger(__name__)
+
+MANY_PROMPTS = 32  # whose outputs are put together on a worker thread
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +82,7 @@ class Endpoint(Generic[B]):
         event: the type of an event's data in a stream; None if its bodies have no field `stream`.
         ends_with_done: whether a stream ends with [DONE], with any error as the event before it;
             otherwise its events have names, and the last one reports an error.
-        is_guarded: whether parsing a body waits for a process, such as a template's.
+        is_guarded: whether parsing a body waits for the process of the chat template.
     """
 
     path: str
@@ -102,7 +97,7 @@ class Endpoint(Generic[B]):
     resolve: Callable[[B, ClientResponses], B] = lambda body, _: body
     ends_with_done: bool = True
     has_secret_ids: bool = False
-    is_guarded: Callable[[B], bool] = lambda _: False
+    is_guarded: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +109,6 @@ class ModelService:
         model_names: names that requests may use for the model.
         chat_template: renders messages; None where the model has none.
         response_store: keeps responses; None for no store.
-        stalled_client_s: time after which a client that reads nothing counts as disconnected.
         keep_alive_s: time after which a stream without an event sends blank lines; None for never.
         work: the worker threads.
     """
@@ -123,36 +117,8 @@ class ModelService:
     model_names: Sequence[str]
     chat_template: ChatTemplate | None
     response_store: ResponseStore | None
-    stalled_client_s: float
     keep_alive_s: float | None
-    work: Work
-
-
-@dataclass(frozen=True, slots=True)
-class PreparedCall:
-    """A checked body: its request, and the renderer of its outputs.
-
-    `searches` are the beam searches of the prompts; `prepared_requests` the prompts otherwise.
-    """
-
-    response_id: str
-    request: GenerationRequest
-    renderer: Renderer[Any]
-    prompt_tokens: int
-    prepared_requests: tuple[PreparedRequest, ...] = ()
-    searches: tuple[BeamSearch, ...] = ()
-
-    @property
-    def is_embedding(self) -> bool:
-        """Whether the outputs are embeddings."""
-        return isinstance(self.request.params, PoolingParams)
-
-    def outputs(self) -> list[Any]:
-        """Return the outputs, once every prompt has ended without an error."""
-        processors = [prepared.output_processor for prepared in self.prepared_requests]
-        if self.is_embedding:
-            return [processor.embedding() for processor in processors]
-        return [processor.output(packed=True) for processor in processors]
+    work: WorkerPools
 
 
 def sampling_params(engine: Engine, *, max_tokens: int | None, **fields: Any) -> SamplingParams:
@@ -168,7 +134,7 @@ def sampling_params(engine: Engine, *, max_tokens: int | None, **fields: Any) ->
     return SamplingParams(**settings)
 
 
-def prepare_call(
+def prepare(
     endpoint: Endpoint[B],
     body: B,
     engine: Engine,
@@ -176,13 +142,18 @@ def prepare_call(
     model: str,
     client: str = "",
     stored: ClientResponses = NOT_KEPT,
-) -> PreparedCall:
-    """Parse and check a body; raises InvalidRequestError in the client's names of fields.
+) -> tuple[Renderer[Any], Sequence[PromptRequest] | BeamSearches]:
+    """Parse and check a body; return the renderer of its outputs, and its prompts for the engine.
 
-    `client` is the identity of who sent it, and `stored` its stored responses.
+    Args:
+        model: the name that the client used for the model.
+        client: identity of who sent it.
+        stored: the client's stored responses.
+
+    Raises:
+        InvalidRequestError: the body is invalid; in the client's names of fields.
     """
-    searches: tuple[BeamSearch, ...] = ()
-    prepared: tuple[PreparedRequest, ...] = ()
+    prompts: Sequence[PromptRequest] | BeamSearches
     with client_field_names(body):
         body = endpoint.resolve(body, stored)
         request = endpoint.parse(body, engine, chat_template)
@@ -191,16 +162,14 @@ def prepare_call(
         request_id = f"{endpoint.name}-{uuid.uuid4().hex}" if is_secret else response_id
         request = replace(request, request_id=request_id, client=client)
         if isinstance(request.params, BeamSearchParams):
-            processor = engine.input_processor
-            searches = tuple(begin_searches(request.prompts, request.params, processor))
-            prompt_tokens = sum(len(search.prompt_token_ids) for search in searches)
+            prompts = BeamSearches(request, engine.input_processor)
+            prompt_tokens = prompts.num_prompt_tokens
         else:
-            prepared = prepare_requests(request, engine.input_processor)
-            prompt_tokens = sum(len(one.requests[0].prompt_token_ids) for one in prepared)
+            prompts = engine.input_processor.process(request)
+            prompt_tokens = sum(prompt.num_prompt_tokens for prompt in prompts)
     now = int(time.time())
     context = ResponseContext(response_id, now, model, prompt_tokens, engine.tokenizer, stored)
-    renderer = endpoint.renderer(context, body)
-    return PreparedCall(response_id, request, renderer, prompt_tokens, prepared, searches)
+    return endpoint.renderer(context, body), prompts
 
 
 @contextmanager
@@ -219,110 +188,100 @@ def add_endpoint(app: FastAPI, endpoint: Endpoint[B], service: ModelService) -> 
         return await _respond(endpoint, request, service)
 
     errors = (400, 404, 429, 503, 504)
-    app.post(
-        endpoint.path,
-        name=endpoint.name,
-        description=endpoint.description,
-        responses=responses(
-            *errors,
-            whole=endpoint.response,
-            event=endpoint.event,
-            ends_with_done=endpoint.ends_with_done,
-        ),
-        openapi_extra=request_body(endpoint.body),
-    )(respond)
+    described = operation(
+        *errors,
+        response=endpoint.response,
+        body=endpoint.body,
+        event=endpoint.event,
+        ends_with_done=endpoint.ends_with_done,
+    )
+    app.post(endpoint.path, name=endpoint.name, description=endpoint.description, **described)(
+        respond
+    )
 
 
 async def _respond(endpoint: Endpoint[B], request: Request, service: ModelService) -> Response:
     async_engine, work = service.async_engine, service.work
     body, num_bytes = await read_body(request, endpoint.body, work)
     model = served_name(body.model, service.model_names)
-    record = record_of(request)
+    record, client = record_of(request), client_of(request)
     record.note_prompts(body.logged_prompts)
     # Before time is spent on the prompts.
-    async_engine.check_room(body.num_choices, client=record.client)
-    stored = ClientResponses(service.response_store, record.api_key_digest)
-    prepare = partial(
-        prepare_call,
+    async_engine.check_room(body.num_choices, client=client.name)
+    stored = ClientResponses(service.response_store, client.key_digest)
+    call = partial(
+        prepare,
         endpoint,
         body,
         async_engine.engine,
         service.chat_template,
         model,
-        record.client,
+        client.name,
         stored,
     )
-    call = await work.read(request, num_bytes, prepare, is_guarded=endpoint.is_guarded(body))
-    record.answer_id = call.response_id
-    record.prompt_tokens = call.prompt_tokens
+    renderer, prompts = await work.read(request, num_bytes, call, is_guarded=endpoint.is_guarded)
+    record.answer_id = renderer.context.id
+    record.prompt_tokens = renderer.context.prompt_tokens
     write = work.writer(request)
-    if call.searches:
+    if isinstance(prompts, BeamSearches):
         record.completion_tokens = 0  # unless the searches come to their end
         with client_field_names(body):
-            outputs = await run_searches(call.searches, call.request, async_engine, request, write)
-        record.completion_tokens = sum(output.num_generated_tokens for output in outputs)
-        return await _whole_response(call.renderer, outputs, service, write)
+            searched = await run_searches(prompts, async_engine, request, write)
+        record.completion_tokens = sum(output.num_generated_tokens for output in searched)
+        return await _whole_response(renderer, searched, write)
     with client_field_names(body):
-        record.held.append(async_engine.hold_logprobs(call.prepared_requests))
-        await _wait_for_grammar(request, call.prepared_requests)
-        handle = async_engine.generate(call.prepared_requests, deadline=deadline_of(request))
+        handle = async_engine.generate(prompts, deadline=deadline_of(request))
 
     def release() -> None:
         handle.release()
-        record.note_answers(call.prepared_requests)
+        record.completion_tokens = handle.num_output_tokens
 
-    if body.is_streamed:
-        events = _events(call, body, handle, write)
-        return EventStream(events, release, service.stalled_client_s, service.keep_alive_s)
+    response: Response | None = None
     try:
         with client_field_names(body):
-            await unless_disconnected(request, handle.wait())
+            response = await _generate(renderer, body, handle, request, service)
     finally:
-        release()
-    if call.is_embedding:  # which may have a million numbers
-        content = await write(lambda: write_json(call.renderer.body(call.outputs())))
-        return json_response(content, service.stalled_client_s)
-    return await _whole_response(call.renderer, call.outputs(), service, write)
+        if isinstance(response, PieceResponse):
+            response.on_close = release
+        else:
+            release()
+    return response
 
 
-async def _wait_for_grammar(request: Request, prepared_requests: Sequence[PreparedRequest]) -> None:
-    """Wait until the grammar of a request is compiled, so that its errors have a status.
+async def _generate(
+    renderer: Renderer[Any],
+    body: GenerationBody,
+    handle: RequestHandle,
+    request: Request,
+    service: ModelService,
+) -> Response:
+    """Return the response of a queued request: whole once it has ended, or a stream.
 
-    Compiling ends where the client disconnects or the deadline passes. Raises
-    ClientDisconnectedError, InvalidRequestError for a wrong grammar, QueueFullError.
+    The head of a stream with a grammar waits for its first output, or until the stream must be kept
+    alive, so that the error of an invalid grammar has a status.
     """
-    grammar = prepared_requests[0].grammar
-    if grammar is None:
-        return
-    deadline = deadline_of(request)
-    timeout_s = None if deadline is None else deadline.at_s - time.monotonic()
-    try:
-        await unless_disconnected(request, asyncio.wait_for(_compiled(grammar), timeout_s))
-    except asyncio.TimeoutError:
-        return  # AsyncEngine.generate raises the error
-    if grammar.error is not None:
-        raise grammar.error
+    write = service.work.writer(request)
+    if body.is_streamed:
+        if handle.prompts[0].has_grammar:
+            with suppress(asyncio.TimeoutError):
+                update = asyncio.wait_for(handle.wait_for_update(), service.keep_alive_s)
+                await unless_disconnected(request, update)
+        return EventStream(
+            _events(renderer, body, handle, write), keep_alive_s=service.keep_alive_s
+        )
+    await unless_disconnected(request, handle.wait())
 
+    def results() -> list[Any]:
+        return [prompt.result() for prompt in handle.prompts]
 
-async def _compiled(grammar: CompiledGrammar) -> None:
-    loop, compiled = asyncio.get_running_loop(), asyncio.Event()
-
-    def watcher() -> None:
-        with suppress(RuntimeError):  # the loop is closed
-            loop.call_soon_threadsafe(compiled.set)
-
-    grammar.watch(watcher)
-    try:
-        await compiled.wait()
-    finally:
-        grammar.unwatch(watcher)
+    outputs = await write(results) if len(handle.prompts) > MANY_PROMPTS else results()
+    return await _whole_response(renderer, outputs, write)
 
 
 async def _events(
-    call: PreparedCall, body: GenerationBody, handle: RequestHandle, write: Write
+    renderer: Renderer[Any], body: GenerationBody, handle: RequestHandle, write: Write
 ) -> AsyncGenerator[bytes, None]:
     """Yield the events of a stream; large ones are written on a worker thread."""
-    renderer = call.renderer
     try:
         if opening := renderer.begin():
             yield opening
@@ -337,7 +296,7 @@ async def _events(
         yield renderer.end()
     except Exception as error:  # the status line is sent already
         if status_of(error) == 500:
-            logger.error("%s ended with an error", call.response_id, exc_info=error)
+            logger.error("%s ended with an error", renderer.context.id, exc_info=error)
         yield renderer.error(error)
 
 
@@ -349,27 +308,17 @@ def _parts(delta: RequestOutput) -> list[RequestOutput]:
 
 
 async def _whole_response(
-    renderer: Renderer[Any],
-    outputs: Sequence[RequestOutput],
-    service: ModelService,
-    write: Write,
+    renderer: Renderer[Any], outputs: Sequence[Any], write: Write
 ) -> Response:
     """Return the response with these outputs.
 
     A large one is written on a worker thread, piece by piece as the client takes it. Only the JSON
     of one choice is in memory at a time.
     """
-    if not is_large(outputs):
-        content = json.dumps(
-            renderer.body(outputs),
-            ensure_ascii=False,
-            allow_nan=False,
-            separators=(",", ":"),
-            default=list,
-        )
-        return Response(content.encode(), media_type="application/json")
+    if not renderer.is_large(outputs):
+        return Response(dump_json(renderer.body(outputs)), media_type="application/json")
     body = await write(partial(renderer.body, outputs))
-    return PieceResponse(_pieces(body, write), "application/json", service.stalled_client_s)
+    return PieceResponse(_pieces(body, write))
 
 
 async def _pieces(body: Mapping[str, Any], write: Write) -> AsyncGenerator[bytes, None]:

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 from pydantic import WithJsonSchema
 
-from nanovllm.server.http.bounds import as_integer, types_of
-from nanovllm.server.http.problems import quote
+from nanovllm.server.http.bounded_model import as_integer, types_of
+from nanovllm.server.http.validation_errors import quote
 
 _PROMPT_FORMS = (
     "must be text, a list of texts, a list of token ids, or a list of lists of token ids"

@@ -17,9 +17,9 @@ from pydantic import (
 )
 
 from nanovllm.sampling_params import MAX_COUNT, Temperature, TopP
-from nanovllm.server.http.bounds import BoundedModel, JSONObject
+from nanovllm.server.http.bounded_model import BoundedModel, JSONObject
 from nanovllm.server.http.errors import shorten
-from nanovllm.server.http.problems import quote
+from nanovllm.server.http.validation_errors import quote
 from nanovllm.server.openai.chat_schemas import (
     MAX_MESSAGES,
     NO_ITEMS,

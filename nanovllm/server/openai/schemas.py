@@ -3,8 +3,9 @@
 Names and ranges are those of OpenAI, the extensions those of vLLM. A field that is not listed is
 refused by name, unless it is null: null means left out, wherever a field is optional. Some fields
 of OpenAI are accepted and have no effect. The settings of SamplingParams are fields with its
-bounds. It also checks the entries of lists, which are only described here, in JSON schemas. Checking costs little however large the body is: it ends at
-the first fault of a list, and a body with too many fields is refused as a whole.
+bounds. It also checks the entries of lists, which are only described here, in JSON schemas.
+Checking costs little however large the body is: it ends at the first fault of a list, and a body
+with too many fields is refused as a whole.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,7 +21,7 @@ from pydantic import (
 )
 
 from nanovllm.checked_fields import checked_fields
-from nanovllm.engine.beam_search import LengthPenalty
+from nanovllm.engine.generation_request import LengthPenalty
 from nanovllm.errors import InvalidRequestError
 from nanovllm.sampling_params import (
     MAX_ALLOWED_TOKENS,
@@ -35,7 +36,7 @@ from nanovllm.sampling_params import (
     SamplingParams,
     TruncatedLength,
 )
-from nanovllm.server.http.bounds import INTEGERS, BoundedModel, JSONObject, at_most
+from nanovllm.server.http.bounded_model import INTEGERS, BoundedModel, JSONObject, at_most
 from nanovllm.server.openai.prompts import Prompts, check_prompts, list_prompts
 from nanovllm.server.openai.structured import (
     ResponseFormat,
@@ -293,11 +294,6 @@ class SamplingBody(UnusedFields, _Settings):
                 "length_penalty is only for use_beam_search; set that to true or leave it out",
                 param="length_penalty",
             )
-
-    @property
-    def has_structure(self) -> bool:
-        """Whether the request has structured outputs, which need a grammar."""
-        return self.structured_outputs is not None or self.response_format is not None
 
     @property
     def num_candidates(self) -> int:

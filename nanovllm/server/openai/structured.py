@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from nanovllm.errors import InvalidRequestError
-from nanovllm.server.http.bounds import BoundedModel, at_most
+from nanovllm.server.http.bounded_model import BoundedModel, at_most
 from nanovllm.structured_outputs import MAX_CHOICES, StructuredOutputs
 
 _TEXT = {"type": "string", "minLength": 1}

@@ -1,24 +1,18 @@
-"""The whole page, its security policy and its file."""
+"""The page of a report and its file."""
 
-import base64
-import hashlib
 from collections.abc import Sequence
 from datetime import datetime, timezone
-from functools import cache
 from pathlib import Path
 
 from nanovllm.errors import TrainingError
+from nanovllm.pages import render_page
 from nanovllm.training.atomic_files import write_atomically
-from nanovllm.training.report.comparison import render_comparison
-from nanovllm.training.report.formatting import format_loss
-from nanovllm.training.report.markup import Markup, element, join
-from nanovllm.training.report.run import Run, load_run
-from nanovllm.training.report.summary import STATES, render_run
+from nanovllm.training.report.content import describe_run, unique_names
+from nanovllm.training.report.run import Run, read_run
 
 REPORT_FILE = "report.html"
 MAX_RUNS = 24
 _REFRESH_S = 5
-_FOLDER = Path(__file__).parent
 
 
 def write_report(folder: Path) -> None:
@@ -27,7 +21,7 @@ def write_report(folder: Path) -> None:
     Raises TrainingError if the folder is not that of a run, or if the file cannot be written; the
     old report is then kept.
     """
-    write_page(render_report([load_run(folder)]), Path(folder) / REPORT_FILE)
+    write_page(render_report([read_run(folder)]), Path(folder) / REPORT_FILE)
 
 
 def render_report(runs: Sequence[Run]) -> str:
@@ -37,27 +31,22 @@ def render_report(runs: Sequence[Run]) -> str:
     """
     if not 1 <= len(runs) <= MAX_RUNS:
         raise TrainingError(f"a report shows 1 to {MAX_RUNS} runs, not {len(runs)}")
-    is_live = len(runs) == 1 and runs[0].state == "running"
-    content = render_run(runs[0]) if len(runs) == 1 else render_comparison(runs)
-    script, style = _asset("page.js"), _asset("page.css")
-    policy = (
-        f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'; "
-        "base-uri 'none'; form-action 'none'"
+    live = runs[0] if len(runs) == 1 and runs[0].state == "running" else None
+    names = unique_names(runs) if len(runs) > 1 else [runs[0].name]
+    return render_page(
+        title=_title(runs),
+        heading=f"{len(runs)} runs compared" if len(runs) > 1 else names[0],
+        subtitle="nanovllm training report",
+        script="report.js",
+        styles=("report.css",),
+        data={
+            "runs": [describe_run(run, name) for run, name in zip(runs, names, strict=True)],
+            "written": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "silence_s": None if live is None else _longest_silence_s(live),
+        },
+        values=[(name, _summary(run)) for run, name in zip(runs, names, strict=True)],
+        reload_s=None if live is None else _REFRESH_S,
     )
-    head = element(
-        "head",
-        element("meta", charset="utf-8"),
-        element("meta", http_equiv="Content-Security-Policy", content=policy),
-        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        element("meta", name="color-scheme", content="light dark"),
-        element("meta", name="referrer", content="no-referrer"),
-        element("meta", http_equiv="refresh", content=_REFRESH_S) if is_live else "",
-        element("title", _title(runs)),
-        element("style", style),
-    )
-    footer = _render_footer(runs[0] if is_live else None)
-    body = element("body", element("main", content), footer, element("script", script))
-    return join((Markup("<!DOCTYPE html>\n"), element("html", head, body, lang="en"), "\n"))
 
 
 def write_page(page: str, path: Path) -> None:
@@ -66,41 +55,30 @@ def write_page(page: str, path: Path) -> None:
     write_atomically(path, lambda file: file.write_bytes(data), has_other_writers=True)
 
 
-def _render_footer(live: Run | None) -> Markup:
-    """Return when the page was written; the script warns if a live run stays silent for long."""
-    written = datetime.now(timezone.utc)
-    # Three intervals between evaluations, and a minute for an evaluation itself.
-    times = [one.elapsed_s for one in live.evaluations if one.elapsed_s] if live else []
-    silence_s = 60 + 3 * (times[-1] / len(times) if times else 60)
-    time = element(
-        "time",
-        f"{written:%Y-%m-%d %H:%M:%S} UTC",
-        datetime=written.isoformat(timespec="seconds"),
-        data_silence_s=f"{silence_s:.0f}" if live else None,
-    )
-    live_note = " This page reloads itself while the run goes on." if live else ""
-    return element("footer", "Written ", time, ".", live_note)
+def _longest_silence_s(run: Run) -> float:
+    """Return three intervals between evaluations, and a minute for an evaluation itself."""
+    times = [one.elapsed_s for one in run.evaluations if one.elapsed_s]
+    return 60 + 3 * (times[-1] / len(times) if times else 60)
 
 
 def _title(runs: Sequence[Run]) -> str:
     if len(runs) > 1:
         return f"{len(runs)} runs compared"
     run = runs[0]
-    parts = [run.name, STATES[run.state].lower()]
+    share = ""
     if run.state == "running" and run.total_steps:
-        parts[1] += f" {100 * run.step // run.total_steps} %"
+        share = f" {100 * run.step // run.total_steps} %"
+    loss = "" if run.best is None else f" · loss {run.best.val_loss:.4g}"
+    return f"{run.name} · {run.state}{share}{loss}"
+
+
+def _summary(run: Run) -> str:
+    """Return the last values of a run, for a page without its script."""
+    parts = [run.state, f"step {run.step:,}"]
     if run.best is not None:
-        parts.append(f"loss {format_loss(run.best.val_loss)}")
-    return " · ".join(parts)
-
-
-@cache
-def _asset(name: str) -> Markup:
-    """Return the style sheet or the script, with the line breaks that HTML parsers see."""
-    return Markup((_FOLDER / name).read_text(encoding="utf-8"))
-
-
-@cache
-def _hash(text: str) -> str:
-    """Return the hash of an inline script or style sheet for a Content-Security-Policy."""
-    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+        parts.append(f"best validation loss {run.best.val_loss:.4f} at step {run.best.step:,}")
+    if run.bits_per_byte is not None:
+        parts.append(f"{run.bits_per_byte:.3f} bits per byte")
+    if run.tokens_per_s is not None:
+        parts.append(f"{run.tokens_per_s:,.0f} tokens per second")
+    return ", ".join([*parts, *filter(None, [run.message])])

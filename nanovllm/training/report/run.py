@@ -19,7 +19,7 @@ from nanovllm.training.metrics import (
     STEPS_FILE,
     Evaluation,
     Sample,
-    StepRecord,
+    Update,
     parse_object,
 )
 
@@ -46,7 +46,7 @@ class Run:
     evaluations: tuple[Evaluation, ...]
     samples: tuple[Sample, ...] = ()
     notices: tuple[str, ...] = ()
-    updates: tuple[StepRecord, ...] = ()
+    updates: tuple[Update, ...] = ()
 
     @property
     def name(self) -> str:
@@ -157,7 +157,7 @@ def is_run(folder: Path) -> bool:
     return any((folder / name).is_file() for name in (RUN_FILE, METRICS_FILE))
 
 
-def load_run(folder: Path) -> Run:
+def read_run(folder: Path) -> Run:
     """Read a run's folder; raises TrainingError if it is none."""
     folder = Path(folder)
     if not folder.is_dir():
@@ -170,9 +170,11 @@ def load_run(folder: Path) -> Run:
         )
     notices: list[str] = []
     info = _read_info(folder / RUN_FILE, notices)
-    evaluations = _read_rows(folder / METRICS_FILE, _MAX_METRICS_BYTES, _evaluation, notices)
+    evaluations = _read_rows(
+        folder / METRICS_FILE, _MAX_METRICS_BYTES, _metrics(Evaluation), notices
+    )
     samples = _read_rows(folder / SAMPLES_FILE, _MAX_SAMPLES_BYTES, _sample, notices)
-    updates = _read_rows(folder / STEPS_FILE, _MAX_METRICS_BYTES, _update, notices)
+    updates = _read_rows(folder / STEPS_FILE, _MAX_METRICS_BYTES, _metrics(Update), notices)
     return Run(folder, info, tuple(evaluations), tuple(samples), tuple(notices), tuple(updates))
 
 
@@ -182,6 +184,7 @@ class _Row(Protocol):
 
 
 _R = TypeVar("_R", bound=_Row)
+_M = TypeVar("_M", Evaluation, Update)
 
 
 def _read_rows(
@@ -236,18 +239,15 @@ def _read_info(path: Path, notices: list[str]) -> dict[str, Any]:
     return {}
 
 
-def _evaluation(row: dict[str, Any]) -> Evaluation | None:
-    step = _step(row)
-    if step is None:
-        return None
-    return Evaluation(step, *(_number(row.get(field.name)) for field in fields(Evaluation)[1:]))
+def _metrics(kind: type[_M]) -> Callable[[dict[str, Any]], _M | None]:
+    """Return a function that reads a row of metrics, of which only the step is necessary."""
+    names = [field.name for field in fields(kind)[1:]]
 
+    def parse(row: dict[str, Any]) -> _M | None:
+        step = _step(row)
+        return None if step is None else kind(step, *(_number(row.get(name)) for name in names))
 
-def _update(row: dict[str, Any]) -> StepRecord | None:
-    step = _step(row)
-    if step is None:
-        return None
-    return StepRecord(step, *(_number(row.get(field.name)) for field in fields(StepRecord)[1:]))
+    return parse
 
 
 def _sample(row: dict[str, Any]) -> Sample | None:

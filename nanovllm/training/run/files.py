@@ -17,7 +17,7 @@ from nanovllm.training.metrics import (
     STEPS_FILE,
     Evaluation,
     Sample,
-    StepRecord,
+    Update,
     parse_object,
 )
 from nanovllm.training.report import write_report
@@ -35,7 +35,7 @@ class RunFiles:
         """Take the folder and what run.json says of the whole run."""
         self.folder = folder
         self._facts = dict(facts)
-        self._steps: list[StepRecord] = []  # not written yet
+        self._steps: list[Update] = []  # not written yet
 
     @staticmethod
     def check_is_new(folder: Path) -> None:
@@ -82,7 +82,7 @@ class RunFiles:
         if sample is not None:
             _append(self.folder / SAMPLES_FILE, [asdict(sample)])
 
-    def add_step(self, record: StepRecord) -> None:
+    def add_step(self, record: Update) -> None:
         """Keep the record of an update until `write_steps`."""
         self._steps.append(record)
 

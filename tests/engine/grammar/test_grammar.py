@@ -162,8 +162,12 @@ def test_an_object_has_no_other_properties(llm: LLM) -> None:
 
 def test_equal_grammars_are_compiled_once(llm: LLM) -> None:
     grammars = Grammars(llm.tokenizer, llm.engine.model.vocab, llm.engine.model.eos_token_ids)
-    first = grammars.compile(StructuredOutputs(regex="ab"))
-    assert grammars.compile(StructuredOutputs(regex="ab")) is first
-    begun = first.start()
-    begun.accept(int(np.flatnonzero(first.allowed_mask())[0]))
-    assert not np.array_equal(begun.allowed_mask(), first.allowed_mask())
+    first, second = (
+        grammars.for_request(StructuredOutputs(regex="ab"), client).start() for client in "xy"
+    )
+    allowed = first.allowed_mask()
+    assert second.allowed_mask().tolist() == allowed.tolist()
+    assert second.pooled is first.pooled
+    second.accept(int(np.flatnonzero(allowed)[0]))
+    assert not np.array_equal(second.allowed_mask(), allowed)
+    grammars.close()

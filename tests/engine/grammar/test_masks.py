@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,16 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nanovllm.engine.grammar import masks as grammar_masks
-from nanovllm.engine.grammar.grammar import Grammar, Grammars
+from nanovllm.engine.grammar.grammar import Grammars
 from nanovllm.engine.grammar.limits import GrammarLimits
-from nanovllm.engine.grammar.masks import MaskSequence
-from nanovllm.engine.grammar.table import GrammarState
-from nanovllm.engine.sandbox.messages import pack
+from nanovllm.engine.sandbox.process import WorkerProcess
 from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.errors import EngineNotReadyError, InvalidRequestError
 from nanovllm.structured_outputs import StructuredOutputs
-from tests.support.grammars import AMBIGUOUS, children_of, is_running
+from tests.support.grammars import AMBIGUOUS, begun, children_of, is_running
 
 VOCAB = 267
 WAIT_S = 60.0
@@ -40,23 +36,27 @@ def grammars(tokenizer: Tokenizer) -> Iterator[Grammars]:
 
 
 def messages_of(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """Return a list to which each message to a worker is added."""
+    """Return a list to which each request of masks is added."""
     sent: list[dict[str, Any]] = []
+    send = WorkerProcess.send
 
-    def record(header: dict[str, Any]) -> bytes:
-        sent.append(header)
-        return pack(header)
+    def record(process: WorkerProcess, header: dict[str, Any], body: bytes = b"") -> None:
+        if header["op"] == "next":
+            sent.append(header)
+        send(process, header, body)
 
-    monkeypatch.setattr(grammar_masks, "pack", record)
+    monkeypatch.setattr(WorkerProcess, "send", record)
     return sent
 
 
-def test_a_step_sends_one_message_per_grammar(
+def test_a_step_sends_one_message(
     grammars: Grammars, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sent = messages_of(monkeypatch)
-    one, other = (grammars.compile(StructuredOutputs(regex=f"[ab]*{end}")) for end in "xy")
-    sequences = [compiled.start() for compiled in (one, other) for _ in range(5)]
+    requests = [grammars.for_request(StructuredOutputs(regex=f"[ab]*{end}")) for end in "xy"]
+    sequences = [request.start() for request in requests for _ in range(5)]
+    for sequence in sequences:
+        sequence.wait()
     a, b = tokenizer.encode("a")[0], tokenizer.encode("b")[0]
     for token in (a, b):
         for sequence in sequences:
@@ -64,12 +64,11 @@ def test_a_step_sends_one_message_per_grammar(
         grammars.flush()
         for sequence in sequences:
             assert {a, b} <= set(sequence.allowed_ids().tolist())
-    assert [len(header["sequences"]) for header in sent] == [5, 5, 5, 5]
-    assert [header["tokens"] for header in sent] == [[[a]] * 5] * 2 + [[[b]] * 5] * 2
+    assert [header["tokens"] for header in sent] == [[[a]] * 10, [[b]] * 10]
 
 
 def test_the_allowed_ids_are_those_of_the_mask(grammars: Grammars, tokenizer: Tokenizer) -> None:
-    sequence = grammars.compile(StructuredOutputs(regex="a[^a]b?")).start()
+    sequence = grammars.for_request(StructuredOutputs(regex="a[^a]b?")).start()
     for text in "axb":
         ids = sequence.allowed_ids()
         assert ids.tolist() == np.flatnonzero(sequence.allowed_mask()).tolist()
@@ -82,8 +81,8 @@ def test_a_sequence_over_its_budget_fails_alone_in_its_batch(
     grammars: Grammars, tokenizer: Tokenizer
 ) -> None:
     rules = str(AMBIGUOUS["grammar"]).replace("start: s\n", 'start: "b" | "a" s\n')
-    compiled = grammars.compile(StructuredOutputs(grammar=rules))
-    sequences = [compiled.start() for _ in range(5)]
+    request = grammars.for_request(StructuredOutputs(grammar=rules))
+    sequences = [request.start() for _ in range(5)]
     for sequence, text in zip(sequences, "bbabb", strict=True):
         sequence.accept(tokenizer.encode(text)[0])
     for sequence in sequences[:2] + sequences[3:]:
@@ -94,29 +93,30 @@ def test_a_sequence_over_its_budget_fails_alone_in_its_batch(
 
 def test_tokens_beyond_the_socket_buffer_arrive(grammars: Grammars, tokenizer: Tokenizer) -> None:
     """So many tokens are sent again where a worker is replaced."""
-    pooled = grammars.compile(StructuredOutputs(regex="[ab]*")).pooled
-    worker = pooled.worker
-    tokens = tokenizer.encode("a") * 9000
-    sequences = [MaskSequence(-1 - i, pooled, tokens) for i in range(30)]
+    request = grammars.for_request(StructuredOutputs(regex="[ab]*"))
+    sequences = [request.start() for _ in range(30)]
     for sequence in sequences:
-        grammars.masks.request(grammars.pool, sequence)
+        sequence.wait()
+    processes = children_of(os.getpid())
+    for sequence in sequences:
+        for token in tokenizer.encode("a") * 9000:
+            sequence.accept(token)
     end_s = time.monotonic() + WAIT_S
-    while not all(sequence.mask for sequence in sequences):
+    while not all(sequence.is_ready for sequence in sequences):
         assert time.monotonic() < end_s
         grammars.wait(0.1)
-    assert pooled.worker == worker
+    assert children_of(os.getpid()) == processes
 
 
-def test_a_dropped_sequence_leaves_a_prompt_worker_running(
-    grammars: Grammars, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+def test_a_closed_sequence_leaves_a_prompt_worker_running(
+    grammars: Grammars, tokenizer: Tokenizer
 ) -> None:
     """A stop string ends a sequence while its next mask is computed."""
-    monkeypatch.setattr(grammar_masks, "_SLOW_S", WAIT_S)
-    monkeypatch.setattr(grammar_masks, "_PROMPT_S", WAIT_S)
-    compiled = grammars.compile(StructuredOutputs(regex="[ab]*"))
-    worker = compiled.pooled.worker
+    request = grammars.for_request(StructuredOutputs(regex="[ab]*"))
+    request.wait()
+    processes = children_of(os.getpid())
     for _ in range(3):
-        sequence = compiled.start()
+        sequence = request.start()
         for _ in range(2):
             sequence.accept(tokenizer.encode("a")[0])
             sequence.allowed_mask()
@@ -124,45 +124,30 @@ def test_a_dropped_sequence_leaves_a_prompt_worker_running(
         grammars.flush()
         sequence.close()
         grammars.poll()
-    assert (compiled.pooled.worker, compiled.pooled.state) == (worker, GrammarState.READY)
+    assert children_of(os.getpid()) == processes
 
 
 def test_closing_ends_every_wait(tokenizer: Tokenizer) -> None:
-    grammars = make(tokenizer, max_workers=1)
-    evicted = grammars.compile(StructuredOutputs(regex="[ab]*"))
-    sequence = evicted.start()
-    unsettled = grammars.begin(StructuredOutputs(regex="[ab]*x"))
-    grammars.compile(StructuredOutputs(regex="b"))
-    pool = grammars.pool
+    grammars = make(tokenizer, max_grammars=1)
+    first = grammars.for_request(StructuredOutputs(regex="[ab]*")).start()
+    first.wait()
+    waiting = begun(grammars, StructuredOutputs(regex="[ab]*x"))
     grammars.close()
-    errors: list[Exception] = []
-
-    def wait_for(grammar: Grammar) -> None:
-        grammar.accept(tokenizer.encode("a")[0])
-        try:
-            grammar.allowed_mask()
-        except EngineNotReadyError as error:
-            errors.append(error)
-
-    waiting = threading.Thread(target=wait_for, args=(sequence,), daemon=True)
-    waiting.start()
-    waiting.join(WAIT_S)
-    assert len(errors) == 1
-    done = threading.Event()
-    pool.watch(unsettled.pooled, done.set)
-    assert done.wait(WAIT_S), "the thread has ended, and the watcher is called all the same"
+    first.accept(tokenizer.encode("a")[0])
+    for sequence in (first, waiting):
+        with pytest.raises(EngineNotReadyError):
+            sequence.wait()
 
 
 PARENT = """
 import os, sys, time
 from pathlib import Path
 from nanovllm.engine.grammar.grammar import Grammars
-from nanovllm.engine.sandbox.messages import pack
 from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.structured_outputs import StructuredOutputs
 
 grammars = Grammars(Tokenizer.load(Path(sys.argv[1])), 267, [266])
-grammars.compile(StructuredOutputs(regex="a"))
+grammars.for_request(StructuredOutputs(regex="a")).wait()
 child = os.fork()
 if child == 0:
     time.sleep(60)
@@ -181,7 +166,7 @@ def test_no_worker_outlives_its_parent_for_a_forked_process(tiny_model: Path) ->
         forked = int(parent.stdout.readline())
         try:
             workers = [pid for pid in children_of(parent.pid) if pid != forked]
-            assert len(workers) == 2, "the fork server, and a grammar"
+            assert len(workers) == 1
             parent.kill()
             end_s = time.monotonic() + 20
             while any(is_running(pid) for pid in workers):

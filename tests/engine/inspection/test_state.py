@@ -62,17 +62,15 @@ def check_state(scheduler: Scheduler, recorder: StepRecorder | None) -> None:
         elif value >= FIRST_OWNER:
             assert holders[block] == 1
             assert block in running[value - FIRST_OWNER].block_ids
-            assert requests[value - FIRST_OWNER].request_id == (
-                running[value - FIRST_OWNER].request_id
-            )
+            assert requests[value - FIRST_OWNER].id == running[value - FIRST_OWNER].request_id
         else:
             assert block not in holders
-    assert {request.request_id for request in requests} == scheduler.request_ids
+    assert {request.id for request in requests} == scheduler.request_ids
     for request in requests:
-        is_waiting = not request.is_running
-        assert is_waiting == (request.request_id not in {each.request_id for each in running})
+        is_waiting = request.state == "waiting"
+        assert is_waiting == (request.id not in {each.request_id for each in running})
         assert (request.reason is not None) == (is_waiting or request.phase == "blocked")
-        assert (request.num_blocks > 0) <= request.is_running
+        assert (request.num_blocks > 0) <= (not is_waiting)
 
 
 def replay(records: Iterable[StepRecord]) -> set[str]:
@@ -240,7 +238,7 @@ def test_requests_beyond_the_limit_are_omitted_in_order() -> None:
         scheduler.add(make_request(f"r{index}", 2))
     scheduler.commit(plan := scheduler.schedule(), answers(plan))
     requests = inspect_requests(scheduler, None, age_s=lambda _: 0.0)
-    assert [request.request_id for request in requests] == [f"r{i}" for i in range(MAX_REQUESTS)]
+    assert [request.id for request in requests] == [f"r{i}" for i in range(MAX_REQUESTS)]
 
 
 @pytest.mark.parametrize("shows_prompts", [False, True])

@@ -9,7 +9,7 @@ from nanovllm.engine.sandbox.grammar_worker import describe_error
 from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.errors import InvalidRequestError
 from nanovllm.structured_outputs import StructuredOutputs
-from tests.support.grammars import check_texts
+from tests.support.grammars import check_texts, compiled
 
 SQL = """
 root ::= select_statement
@@ -105,7 +105,7 @@ def test_an_error_names_the_line_and_what_is_wrong(grammar: str, message: str) -
 )
 def test_an_error_is_the_requests(grammars: Grammars, grammar: str, message: str) -> None:
     with pytest.raises(InvalidRequestError, match=f"cannot be used: {message}") as caught:
-        grammars.compile(StructuredOutputs(grammar=grammar))
+        compiled(grammars, StructuredOutputs(grammar=grammar))
     assert caught.value.param == "structured_outputs"
 
 

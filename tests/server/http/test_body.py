@@ -143,8 +143,6 @@ def test_nulls_and_whole_floats_are_accepted_over_http(server: RunningServer) ->
         ("NaN", "NaN or infinity"),
         ("-Infinity", "NaN or infinity"),
         ("[{}, [1e999]]", "NaN or infinity"),
-        ('"\\ud800"', "surrogate"),
-        ('[{"\\udc00": 1}]', "surrogate"),
     ],
 )
 def test_what_json_cannot_express_is_refused_in_objects_of_any_fields(
@@ -160,7 +158,7 @@ def test_what_json_cannot_express_is_refused_in_objects_of_any_fields(
 def test_a_response_never_echoes_what_json_cannot_express(
     server: RunningServer, *, stream: bool
 ) -> None:
-    schema = {"a": float("inf"), "b": "\ud800"}
+    schema = {"a": float("inf")}
     formats = {"format": {"type": "text", "schema": schema}}
     for name, fields in (("metadata", {"metadata": schema}), ("text", {"text": formats})):
         content = json.dumps({"input": "a", "stream": stream, **fields}).encode()

@@ -326,27 +326,6 @@ def test_a_slow_reader_gets_larger_chunks_and_delays_no_other(slow_server: Runni
     assert len(events) < 10
 
 
-def test_a_client_that_never_reads_loses_its_stream(readers_before: int, tiny_model: Path) -> None:
-    with RunningServer(
-        loader(tiny_model, step_s=0.05), max_queued_requests=3, stalled_client_s=0.3
-    ) as running:
-
-        async def run() -> None:
-            client = Client(running, stream=True)
-
-            async def never(_: Any) -> None:
-                if len(client.received) > 2:
-                    await asyncio.Event().wait()
-
-            client.on_send = never
-            started = time.monotonic()
-            await asyncio.wait_for(client.run(), 20)
-            assert time.monotonic() - started >= 0.3
-
-        running.on_loop(run)
-        assert_nothing_is_left(running, readers_before)
-
-
 def test_a_client_that_waits_long_for_its_turn_is_not_taken_for_one_that_does_not_read(
     tiny_model: Path,
 ) -> None:

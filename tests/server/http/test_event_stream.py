@@ -28,7 +28,7 @@ def collect(pieces: list[bytes], keep_alive_s: float | None) -> bytes:
         await asyncio.sleep(0)
         sent.append(message.get("body", b""))
 
-    response = PieceResponse(make(), "text/event-stream", 30.0, keep_alive_s=keep_alive_s)
+    response = PieceResponse(make(), keep_alive_s=keep_alive_s)
     asyncio.run(response({"type": "http"}, receive, send))
     return b"".join(sent)
 
@@ -55,7 +55,7 @@ def test_load_tools_lose_nothing_for_blank_lines(count: int) -> None:
         assert read(reads) == "0 1 2 3 4 "
 
 
-def test_a_client_that_takes_no_blank_line_counts_as_disconnected() -> None:
+def test_a_client_that_goes_while_it_takes_nothing_ends_the_source() -> None:
     ends: list[str] = []
 
     async def make() -> AsyncGenerator[bytes, None]:
@@ -65,16 +65,24 @@ def test_a_client_that_takes_no_blank_line_counts_as_disconnected() -> None:
         finally:
             ends.append("source")
 
-    async def wait(message: Message | None = None) -> Message:
-        if message is None or message["type"] == "http.response.body":
-            await asyncio.Future()
-        return {}
+    async def test() -> None:
+        taking = asyncio.Event()
 
-    def close() -> None:
-        ends.append("requests")
+        async def receive() -> Message:
+            await taking.wait()
+            return {"type": "http.disconnect"}
 
-    response = PieceResponse(make(), "text/event-stream", 0.02, on_close=close, keep_alive_s=0.01)
-    asyncio.run(asyncio.wait_for(response({"type": "http"}, wait, wait), 30))  # type: ignore[arg-type]
+        async def send(message: Message) -> None:
+            if message["type"] == "http.response.body":
+                taking.set()
+                await asyncio.Future()
+
+        response = PieceResponse(
+            make(), on_close=lambda: ends.append("requests"), keep_alive_s=0.01
+        )
+        await asyncio.wait_for(response({"type": "http"}, receive, send), 30)
+
+    asyncio.run(test())
     assert ends == ["requests", "source"]
 
 
@@ -99,5 +107,5 @@ def test_pieces_that_are_ready_at_once_let_other_tasks_run(
         nonlocal num_sent
         num_sent += 1
 
-    asyncio.run(PieceResponse(make(), "text/event-stream", 30.0)({"type": "http"}, receive, send))
+    asyncio.run(PieceResponse(make())({"type": "http"}, receive, send))
     assert len(set(num_seen)) > 10

@@ -42,6 +42,7 @@ def test_each_step_of_a_row_has_the_numbers_of_the_formula(
     with open_page(browser, f"{server.url}/#attention") as page:
         show(page, PROMPT, "Show attention")
         page.locator(f"{CARD} tbody tr").first.wait_for()
+        page.locator(f"{CARD} tbody tr:last-child canvas").last.wait_for()  # drawn when it is seen
         count = page.locator("#panel-attention .v-token").count()
         row = shown_row(server, page, count - 1)
         q, k, v = (np.array(row[name]) for name in "qkv")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from nanovllm.inspection.worker_process import InspectionWorker
-from nanovllm.server.http import work
+from nanovllm.server.http import worker_pools
 from tests.support.serving import TIMEOUT_S, RunningServer, read_error, run_threads
 
 PROMPT = "the cat in the hall"
@@ -166,7 +166,7 @@ def test_more_jobs_than_the_queue_holds_are_refused(
     with ThreadPoolExecutor(16) as pool:
         statuses = [future.result() for future in [pool.submit(status) for _ in range(16)]]
     assert set(statuses) <= {200, 429}
-    assert statuses.count(200) >= work.MAX_WAITING_INSPECTIONS
+    assert statuses.count(200) >= worker_pools.MAX_WAITING_INSPECTIONS
 
 
 def test_a_query_beyond_the_queue_is_refused(
@@ -191,6 +191,6 @@ def test_a_query_beyond_the_queue_is_refused(
 
     num_refused, refused = 3, list[int]()
     monkeypatch.setattr(InspectionWorker, "run", blocked)
-    num_kept = 1 + work.MAX_WAITING_INSPECTIONS
+    num_kept = 1 + worker_pools.MAX_WAITING_INSPECTIONS
     statuses = run_threads([partial(status, number) for number in range(num_kept + num_refused)])
     assert sorted(statuses) == [200] * num_kept + [429] * num_refused

@@ -129,9 +129,9 @@ def test_the_state_equals_the_metrics_and_explains_every_wait(controlled: Runnin
             assert 0 <= is_shared_too <= blocks["shared"]
         assert [row["reason"] for row in running] == [None] * 4
         assert [row["reason"] for row in waiting] == [
-            "all 4 sequence slots are running (--max-num-seqs 4); it is the next",
-            "all 4 sequence slots are running (--max-num-seqs 4); 1 request is ahead",
-            "all 4 sequence slots are running (--max-num-seqs 4); 2 requests are ahead",
+            "all 4 sequence slots are running (max_num_seqs 4); it is the next",
+            "all 4 sequence slots are running (max_num_seqs 4); 1 request is ahead",
+            "all 4 sequence slots are running (max_num_seqs 4); 2 requests are ahead",
         ]
         totals = found["totals"]
         assert totals["generation_tokens"] == metrics["generation_tokens_total"]
@@ -216,7 +216,7 @@ def test_a_stream_may_be_limited_and_head_ends_it(controlled: RunningServer) -> 
     for path in (f"{EVENTS}?frames=0", f"{STEPS}?last=513", f"{STEPS}?last=x", f"{STEPS}?last="):
         error = read_error(controlled.http.get(path), 400)
         assert error["param"] in ("frames", "last")
-        assert "integer from 1 to" in error["message"]
+        assert "must be" in error["message"]
 
 
 def test_there_are_at_most_16_streams(controlled: RunningServer) -> None:

@@ -1,0 +1,123 @@
+"""The grammars of a pool, the sequences that use them, and their states."""
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from nanovllm.errors import NanovllmError
+
+
+class GrammarState(Enum):
+    """State of a grammar; `TRANSITIONS` has the moves."""
+
+    WAITING = "waiting"
+    COMPILING = "compiling"
+    READY = "ready"
+    EVICTED = "evicted"
+    FAILED = "failed"
+
+
+TRANSITIONS: dict[GrammarState, frozenset[GrammarState]] = {
+    GrammarState.WAITING: frozenset(
+        {GrammarState.COMPILING, GrammarState.EVICTED, GrammarState.FAILED}
+    ),
+    GrammarState.COMPILING: frozenset(
+        {GrammarState.READY, GrammarState.WAITING, GrammarState.FAILED}
+    ),
+    GrammarState.READY: frozenset({GrammarState.EVICTED, GrammarState.FAILED}),
+    GrammarState.EVICTED: frozenset({GrammarState.WAITING, GrammarState.FAILED}),
+    GrammarState.FAILED: frozenset(),
+}
+_QUICK_S = 0.1
+
+
+@dataclass(slots=True, eq=False)
+class MaskSequence:
+    """The masks of one sequence.
+
+    Attributes:
+        number: identifies it to the workers; positive.
+        client: who requested it.
+        tokens: the tokens that it has accepted.
+        mask: one bit per token for the position after `tokens`; None until it arrives.
+        error: why no more masks arrive.
+        num_sent: how many tokens the worker of its grammar was sent.
+        num_ends: workers that ended during the mask of this position.
+        cpu_s, num_masks: processor time of all its masks, and their number.
+    """
+
+    number: int
+    client: str = ""
+    tokens: list[int] = field(default_factory=list)
+    mask: bytes | None = None
+    error: NanovllmError | None = None
+    num_sent: int = 0
+    num_ends: int = 0
+    cpu_s: float = 0.0
+    num_masks: int = 0
+
+    @property
+    def needs_mask(self) -> bool:
+        """Whether a worker has to compute its mask. The grammar has that of the first position."""
+        return self.mask is None and self.error is None and bool(self.tokens)
+
+
+@dataclass(slots=True, eq=False)
+class PooledGrammar:
+    """A grammar in the pool.
+
+    Attributes:
+        number: identifies it to the workers.
+        key: hash of its text.
+        source: {kind: value} as the worker's `compile` message has it.
+        client: who requested it first.
+        state: only `move_to` changes it.
+        sequences: those that use it, by number.
+        first_mask: packed mask of the first position, once compiled.
+        num_bytes, cpu_s: memory that compiling added to a worker, and its processor time.
+        error: why the grammar cannot be used.
+        is_slow: whether other grammars have waited for its masks.
+        num_ends: workers that ended because of it.
+        since_s: time at which it began to wait.
+    """
+
+    number: int
+    key: str
+    source: dict[str, Any]
+    client: str
+    state: GrammarState = GrammarState.WAITING
+    sequences: dict[int, MaskSequence] = field(default_factory=dict)
+    first_mask: bytes | None = None
+    num_bytes: int = 0
+    cpu_s: float = 0.0
+    error: NanovllmError | None = None
+    is_slow: bool = False
+    num_ends: int = 0
+    since_s: float = 0.0
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether it has been compiled, or has failed."""
+        return self.first_mask is not None or self.error is not None
+
+    @property
+    def is_quick(self) -> bool:
+        """Whether it has shown that others need not wait for it."""
+        return self.first_mask is not None and self.cpu_s < _QUICK_S and not self.is_slow
+
+    @property
+    def clients(self) -> set[str]:
+        """The clients whose sequences use it."""
+        return {sequence.client for sequence in self.sequences.values()}
+
+    @property
+    def needs_worker(self) -> bool:
+        """Whether a sequence waits for its first compilation, or for a mask."""
+        if not self.is_settled:
+            return bool(self.sequences)
+        return any(sequence.needs_mask for sequence in self.sequences.values())
+
+    def move_to(self, state: GrammarState) -> None:
+        """Change the state."""
+        assert state in TRANSITIONS[self.state], f"{self.state} to {state}"
+        self.state = state

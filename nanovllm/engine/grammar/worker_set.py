@@ -1,0 +1,79 @@
+"""The workers of a pool: which one compiles a grammar, their start and their end.
+
+New grammars, and those that have shown to be slow, use all slots but the last. So there is a worker
+for quick grammars, whatever the others do.
+"""
+
+import selectors
+import time
+from collections.abc import Callable
+
+from nanovllm.engine.grammar.limits import GrammarLimits
+from nanovllm.engine.grammar.states import PooledGrammar
+from nanovllm.engine.grammar.worker import GrammarWorker, Process
+
+
+class WorkerSet:
+    """Slots for a fixed number of workers. For use under the lock of the pool, except `wait`."""
+
+    def __init__(self, start: Callable[[], Process], limits: GrammarLimits) -> None:
+        """Start nothing yet. `start` starts a process and sends it the tokenizer."""
+        self._start = start
+        self._limits = limits
+        self._slots: list[GrammarWorker | None] = [None] * limits.num_workers
+        self._ended: list[Process] = []  # killed, not reaped yet
+
+    @property
+    def running(self) -> list[GrammarWorker]:
+        """The workers that run."""
+        return [worker for worker in self._slots if worker is not None]
+
+    def worker_of(self, grammar: PooledGrammar) -> GrammarWorker | None:
+        """Return the worker that has compiled a grammar, or compiles it."""
+        return next((each for each in self.running if grammar.number in each.grammars), None)
+
+    def find_idle(self, grammar: PooledGrammar) -> GrammarWorker | None:
+        """Return the idle worker with fewest grammars; None if there is none."""
+        idle = [each for each in self._usable(grammar) if each and each.is_idle]
+        return min(idle, key=lambda each: len(each.grammars), default=None)
+
+    def start_another(self, grammar: PooledGrammar) -> None:
+        """Start a worker if all that may compile a grammar are late. Raises OSError."""
+        usable = self._usable(grammar)
+        if None in usable and all(each is None or each.is_late for each in usable):
+            self._slots[self._slots.index(None)] = GrammarWorker(self._start(), self._limits)
+
+    def _usable(self, grammar: PooledGrammar) -> list[GrammarWorker | None]:
+        """Return the workers that may compile a grammar; None for each that is not running."""
+        slots = self._slots if grammar.is_quick else self._slots[: self._limits.max_compiling]
+        return [each for each in slots if not (each and each.is_slow and grammar.is_quick)]
+
+    def wait(self, timeout_s: float) -> None:
+        """Wait up to `timeout_s` until a worker has sent something, or takes more bytes."""
+        running = self.running
+        if not running:
+            time.sleep(timeout_s)
+            return
+        with selectors.DefaultSelector() as selector:
+            for worker in running:
+                writes = selectors.EVENT_WRITE if worker.process.has_unsent else 0
+                selector.register(worker.process, selectors.EVENT_READ | writes)
+            selector.select(timeout_s)
+
+    def end(self, worker: GrammarWorker) -> None:
+        """Kill a worker, without waiting for its end."""
+        self._slots[self._slots.index(worker)] = None
+        worker.process.end(waits=False)
+        self._ended.append(worker.process)
+
+    def reap(self) -> None:
+        """Forget the killed processes that have ended."""
+        self._ended = [process for process in self._ended if process.is_running]
+
+    def close(self) -> None:
+        """Kill all workers and wait for their end."""
+        for worker in self.running:
+            self.end(worker)
+        for process in self._ended:
+            process.end()
+        self._ended = []

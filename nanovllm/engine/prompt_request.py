@@ -1,0 +1,322 @@
+"""PromptRequest: one prompt of a request, from its sequences to its output.
+
+A prompt has n choices. Each choice is one sequence, with two exceptions. Greedy choices are equal
+and share one sequence. With `best_of` there are more sequences than choices, and the n best are
+known only when all have ended. The engine runs the sequences (`requests`); their updates are added
+here, on the thread that waits for the output.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from nanovllm.engine.admission import RequestSize
+from nanovllm.engine.detokenizer import IncrementalDecoder, StopStrings
+from nanovllm.engine.logprobs import LogprobList, logprobs_bytes
+from nanovllm.engine.pooling import Pooler
+from nanovllm.engine.scheduling.request import FinishReason, Request
+from nanovllm.engine.sequence_output import SequenceOutput
+from nanovllm.engine.step_output import SequenceUpdate
+from nanovllm.engine.tokenizer import Tokenizer
+from nanovllm.errors import EngineFaultError, NanovllmError
+from nanovllm.model.sampling import TokenLogprobs
+from nanovllm.outputs import (
+    CompletionOutput,
+    EmbeddingOutput,
+    EmbeddingRequestOutput,
+    RequestMetrics,
+    RequestOutput,
+)
+from nanovllm.sampling_params import SamplingParams
+
+
+def describe_error(error: NanovllmError) -> str:
+    """Return an error's message with its cause. For Python callers; a server hides the cause."""
+    cause = error.__cause__
+    return str(error) if cause is None else f"{error} ({type(cause).__name__}: {cause})"
+
+
+class PromptRequest:
+    """A checked prompt: its sequences for the engine, and the output of their updates so far."""
+
+    def __init__(
+        self,
+        request_id: str,
+        prompt: str | None,
+        requests: Sequence[Request],
+        params: SamplingParams,
+        tokenizer: Tokenizer,
+        pooler: Pooler | None = None,
+    ) -> None:
+        """Create a prompt without output.
+
+        Args:
+            request_id: the id in outputs.
+            prompt: the prompt's text; None for a prompt of token ids.
+            requests: its sequences, ordered by choice index.
+            params: the settings of the caller.
+            tokenizer: the model's.
+            pooler: None unless the prompt is embedded.
+        """
+        self.request_id = request_id
+        self.requests = tuple(requests)
+        self.error: NanovllmError | None = None
+        self._prompt = prompt
+        self._prompt_token_ids = list(requests[0].prompt_token_ids)
+        self._params = params
+        self._tokenizer = tokenizer
+        self._pooler = pooler
+        self._prompt_logprobs: list[TokenLogprobs | None] | None = (
+            None if params.prompt_logprobs is None else [None]
+        )
+        self._num_cached_tokens = 0
+        self._metrics: RequestMetrics | None = None
+        stops = StopStrings(
+            params.stop_strings, include_in_output=params.include_stop_str_in_output
+        )
+        self._sequences = [
+            SequenceOutput(
+                params,
+                IncrementalDecoder(tokenizer, skip_special_tokens=params.skip_special_tokens),
+                stops.copy(),
+            )
+            for _ in requests
+        ]
+
+    @property
+    def client(self) -> str:
+        """Identity of who sent the request."""
+        return self.requests[0].client
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Number of prompt tokens."""
+        return len(self._prompt_token_ids)
+
+    @property
+    def has_grammar(self) -> bool:
+        """Whether a grammar constrains the output, which may still prove invalid."""
+        return self.requests[0].grammar is not None
+
+    @property
+    def size(self) -> RequestSize:
+        """What the prompt and max_tokens of each choice may need.
+
+        Choices include those that best_of drops and those that share a sequence.
+        """
+        first, num_choices = self.requests[0], self._params.num_candidates
+        max_tokens = first.max_new_tokens
+        return RequestSize(
+            num_choices,
+            first.num_prompt_tokens + num_choices * max_tokens,
+            logprobs_bytes(first.num_prompt_tokens, first.sampling.prompt_logprobs)
+            + logprobs_bytes(len(self.requests) * max_tokens, first.sampling.logprobs),
+        )
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether every sequence has ended."""
+        return all(sequence.finish_reason is not None for sequence in self._sequences)
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether the request ended with an error before it ran, such as an invalid grammar."""
+        return self.error is not None and (
+            self._metrics is not None and self._metrics.first_scheduled_s is None
+        )
+
+    @property
+    def unfinished_ids(self) -> list[str]:
+        """Ids of the sequences that have not ended."""
+        pairs = zip(self.requests, self._sequences, strict=True)
+        return [request.request_id for request, output in pairs if output.finish_reason is None]
+
+    @property
+    def num_output_tokens(self) -> int:
+        """Number of tokens of all choices so far; tokens of a shared sequence count n times."""
+        computed = sum(len(sequence.token_ids) for sequence in self._sequences)
+        return computed * (self._params.num_candidates // len(self._sequences))
+
+    @property
+    def max_output_tokens(self) -> int:
+        """Number of tokens of the longest sequence so far."""
+        return max(len(sequence.token_ids) for sequence in self._sequences)
+
+    def ended(self, choice_index: int) -> tuple[FinishReason, int] | None:
+        """Return the finish reason and the number of tokens of a sequence, or None."""
+        sequence = self._sequences[choice_index]
+        if sequence.finish_reason is None:
+            return None
+        return sequence.finish_reason, len(sequence.token_ids)
+
+    def add_update(self, update: SequenceUpdate) -> bool:
+        """Add an update; return True if a stop string ends a sequence that the engine still runs.
+
+        The caller must then finish the sequence in the engine.
+        """
+        sequence = self._sequences[update.choice_index]
+        if sequence.finish_reason is not None:
+            return False  # computed before the engine was told of a stop string
+        if self._pooler is not None and update.hidden is not None:
+            self._pooler.add(update.hidden)
+        if update.choice_index == 0:
+            if self._prompt_logprobs is not None:
+                self._prompt_logprobs += update.prompt_logprobs
+            # Only of the first choice: the others share its blocks.
+            self._num_cached_tokens = update.num_cached_tokens
+        found_stop = sequence.add(update)
+        metrics = update.metrics
+        if found_stop and metrics is not None:
+            metrics = replace(metrics, finished_s=update.time_s)
+        if not found_stop:
+            self.error = self.error or update.error
+        if sequence.finish_reason is not None and metrics is not None:
+            self._metrics = metrics
+        return found_stop and update.finish_reason is None
+
+    def fail(self, error: NanovllmError) -> None:
+        """End the unfinished sequences with an error."""
+        self.error = self.error or error
+        for sequence in self._sequences:
+            sequence.finish_reason = sequence.finish_reason or FinishReason.ERROR
+
+    def result(self) -> RequestOutput | EmbeddingRequestOutput:
+        """Return the whole output with packed log-probabilities; raises the error that ended it."""
+        if self._pooler is not None:
+            return self.embedding()
+        if self.error is not None:
+            raise self.error
+        return self.output(packed=True)
+
+    def output(self, *, packed: bool = False) -> RequestOutput:
+        """Return the output so far; with best_of the choices may change until all sequences end.
+
+        Log-probabilities are lists, or with `packed` LogprobLists, which unpack on access.
+        """
+        choices = [
+            self._completion(index, sequence, 0, 0)
+            for index, sequence in enumerate(self._choices())
+        ]
+        output = self._output(choices, self._prompt_logprobs)
+        if not packed:
+            for choice in output.outputs:
+                choice.logprobs = None if choice.logprobs is None else list(choice.logprobs)
+            if output.prompt_logprobs is not None:
+                output.prompt_logprobs = list(output.prompt_logprobs)
+        return output
+
+    def embedding(self) -> EmbeddingRequestOutput:
+        """Return the embedding of a prompt that is completely computed.
+
+        Raises the error that ended the request, or EngineFaultError if a value is not finite.
+        """
+        assert self._pooler is not None
+        if self.error is not None:
+            raise self.error
+        vector = self._pooler.embedding()
+        if vector is None:
+            raise EngineFaultError(
+                "the prompt has no embedding: the network's output is not a number"
+            )
+        return self._embedding_output(vector, None)
+
+    def embedding_or_error(self) -> EmbeddingRequestOutput:
+        """Return the embedding; after an error, return an empty one with the error's message."""
+        try:
+            return self.embedding()
+        except NanovllmError as error:
+            return self._embedding_output([], describe_error(error))
+
+    def _embedding_output(self, vector: list[float], error: str | None) -> EmbeddingRequestOutput:
+        return EmbeddingRequestOutput(
+            self.request_id,
+            self._prompt,
+            self._prompt_token_ids,
+            EmbeddingOutput(vector),
+            True,
+            self._num_cached_tokens,
+            self._metrics,
+            error,
+        )
+
+    def take_delta(self) -> RequestOutput | None:
+        """Return the choices that have new output, with that output; None if there are none.
+
+        There is no delta before the prompt log-probabilities are complete. The first delta of a
+        choice contains them. With best_of there is no delta before all sequences have ended.
+        """
+        if self._prompt_logprobs_pending or (self._params.ranks_choices and not self.is_finished):
+            return None
+        changed = [
+            (index, sequence)
+            for index, sequence in enumerate(self._choices())
+            if sequence.has_delta
+        ]
+        if not changed:
+            return None
+        deltas = [
+            self._completion(index, sequence, sequence.text_sent, sequence.tokens_sent)
+            for index, sequence in changed
+        ]
+        is_first = any(not sequence.has_begun for _, sequence in changed)
+        for _, sequence in changed:
+            sequence.mark_sent()
+        return self._output(deltas, self._prompt_logprobs if is_first else None)
+
+    def _choices(self) -> list[SequenceOutput]:
+        """Return the sequence of each of the n choices; with best_of, best first."""
+        if self._params.ranks_choices:
+            return sorted(
+                self._sequences, key=lambda sequence: sequence.mean_logprob, reverse=True
+            )[: self._params.n]
+        return self._sequences * (self._params.n // len(self._sequences))
+
+    @property
+    def _shows_logprobs(self) -> bool:
+        return self._params.logprobs is not None
+
+    @property
+    def _prompt_logprobs_pending(self) -> bool:
+        """Whether the first sequence still has prompt log-probabilities to report."""
+        reported = self._prompt_logprobs
+        return (
+            reported is not None
+            and len(reported) < len(self._prompt_token_ids)
+            and self._sequences[0].finish_reason is None
+        )
+
+    def _output(
+        self, outputs: list[CompletionOutput], prompt_logprobs: list[TokenLogprobs | None] | None
+    ) -> RequestOutput:
+        return RequestOutput(
+            request_id=self.request_id,
+            prompt=self._prompt,
+            prompt_token_ids=self._prompt_token_ids,
+            prompt_logprobs=None if prompt_logprobs is None else self._unpacked(prompt_logprobs),
+            outputs=outputs,
+            finished=self.is_finished,
+            num_cached_tokens=self._num_cached_tokens,
+            num_generated_tokens=self.num_output_tokens,
+            metrics=self._metrics,
+            error=None if self.error is None else describe_error(self.error),
+        )
+
+    def _completion(
+        self, index: int, sequence: SequenceOutput, text_start: int, token_start: int
+    ) -> CompletionOutput:
+        return CompletionOutput(
+            index=index,
+            text=sequence.text[text_start:],
+            token_ids=sequence.token_ids[token_start:],
+            cumulative_logprob=sequence.cumulative_logprob if self._shows_logprobs else None,
+            logprobs=self._unpacked(sequence.logprobs[token_start:])
+            if self._shows_logprobs
+            else None,
+            finish_reason=sequence.finish_reason.value
+            if sequence.finish_reason is not None
+            else None,
+            stop_reason=sequence.stop_reason,
+        )
+
+    def _unpacked(self, positions: Sequence[TokenLogprobs | None]) -> LogprobList:
+        """Return the positions as a LogprobList with the tokens' texts."""
+        return LogprobList(positions, self._tokenizer.token_text)

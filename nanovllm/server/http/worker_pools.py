@@ -1,0 +1,283 @@
+"""Thread pools for request work that would block the event loop, shared fairly among clients.
+
+Reading and checking bodies, tokenizing and writing large responses run here. Small requests have
+threads of their own, so that they do not wait for large ones. So have requests that wait for a
+template or a grammar, which other processes work on under time limits.
+
+`asyncio.to_thread` has one queue for everybody, cannot withdraw queued calls, and its threads are
+joined when the program ends. Here each client has a queue and clients take turns, cancelled calls
+leave their queue, and the threads are daemons.
+
+The threads share the GIL with the event loop. A call here must therefore be made of short steps:
+one long call into C, such as json.loads of megabytes, stops the event loop too.
+"""
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Any, TypeVar
+
+from starlette.requests import Request
+
+from nanovllm.deadlines import Deadline
+from nanovllm.errors import EngineFaultError, EngineNotReadyError, NanovllmError, QueueFullError
+from nanovllm.server.http.clients import client_of
+from nanovllm.server.http.deadlines import deadline_of
+from nanovllm.server.http.event_stream import unless_disconnected
+from nanovllm.shares import FairQueue
+
+T = TypeVar("T")
+SMALL_BYTES = 1 << 15
+"""Largest body that counts as small: reading and tokenizing it takes a few milliseconds."""
+MAX_WAITING = 1024
+"""Maximum waiting calls of a pool."""
+MAX_WAITING_LARGE = 64
+"""Maximum waiting calls of the pool for large bodies, each of which is kept until it is read."""
+MAX_WAITING_INSPECTIONS = 4
+"""Maximum waiting calls of the pool for inspection, each of which may take half a minute."""
+_NUM_SMALL, _NUM_LARGE, _NUM_GUARDED, _NUM_WRITERS = 2, 2, 4, 2
+
+
+class WorkerPools:
+    """The thread pools of one server."""
+
+    def __init__(self, timeout_error: Callable[[Deadline], NanovllmError]) -> None:
+        """Create the pools; no thread starts yet.
+
+        `timeout_error` returns the error of a request that exceeds its deadline in a queue.
+        """
+        self._timeout_error = timeout_error
+        self._small = FairThreadPool("nanovllm-small", _NUM_SMALL, MAX_WAITING)
+        self._large = FairThreadPool("nanovllm-large", _NUM_LARGE, MAX_WAITING_LARGE)
+        self._guarded = FairThreadPool("nanovllm-guarded", _NUM_GUARDED, MAX_WAITING)
+        self._writers = FairThreadPool("nanovllm-writer", _NUM_WRITERS, MAX_WAITING)
+        self._inspections = FairThreadPool("nanovllm-inspection", 1, MAX_WAITING_INSPECTIONS)
+        self._pools = (
+            self._small, self._large, self._guarded, self._writers, self._inspections,
+        )  # fmt: skip
+
+    async def read(
+        self, request: Request, num_bytes: int, call: Callable[[], T], *, is_guarded: bool = False
+    ) -> T:
+        """Return the result of a call that reads, checks or tokenizes a body of `num_bytes`.
+
+        Args:
+            is_guarded: the call waits for a process with limits of its own.
+
+        Raises:
+            ClientDisconnectedError: the client closed its connection.
+            RequestTimeoutError: the request's deadline has passed.
+            QueueFullError: too many requests wait to be read.
+        """
+        pool = self._small if num_bytes <= SMALL_BYTES else self._large
+        return await self._run(self._guarded if is_guarded else pool, request, call)
+
+    async def inspect(self, request: Request, call: Callable[[], T]) -> T:
+        """Return the result of a call to the inspection worker; raises as `read`."""
+        return await self._run(self._inspections, request, call)
+
+    async def _run(self, pool: "FairThreadPool", request: Request, call: Callable[[], T]) -> T:
+        deadline = deadline_of(request)
+        client = client_of(request).name
+        if deadline is None:
+            result = pool.run(client, call)
+        else:
+            result = pool.run(
+                client,
+                call,
+                deadline_s=deadline.at_s,
+                timeout_error=lambda: self._timeout_error(deadline),
+            )
+        return await unless_disconnected(request, result)
+
+    def writer(self, request: Request) -> Callable[[Callable[[], T]], Awaitable[T]]:
+        """Return a coroutine function that runs calls that write a request's response."""
+        client = client_of(request).name
+
+        async def write(call: Callable[[], T]) -> T:
+            return await self.write(client, call)
+
+        return write
+
+    async def write(self, client: str, call: Callable[[], T]) -> T:
+        """Return the result of a call that writes a response, in the queue of `client`."""
+        return await self._writers.run(client, call)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a thread runs a call, which goes on after `close`."""
+        return any(pool.is_busy for pool in self._pools)
+
+    def close(self) -> None:
+        """Close all pools; waits for no thread."""
+        for pool in self._pools:
+            pool.close()
+
+
+class _Job:
+    """A call and the future of its result.
+
+    The frames of an error's traceback lead to those of the thread, and the error to the future. So
+    a job keeps nothing once it has ended: a cycle would keep the body until the garbage collector
+    runs.
+    """
+
+    __slots__ = ("call", "future", "loop")
+
+    def __init__(self, call: Callable[[], Any]) -> None:
+        self.call = call
+        self.loop = asyncio.get_running_loop()
+        self.future: asyncio.Future[Any] | None = self.loop.create_future()
+
+    def run(self) -> None:
+        """Run the call on this thread and set the future; raises nothing."""
+        try:
+            result, error = self.call(), None
+        except BaseException as raised:  # noqa: BLE001 - raised again by the future
+            result, error = None, _as_exception(raised)
+        with suppress(RuntimeError):  # the event loop is closed: nobody waits
+            self.loop.call_soon_threadsafe(self._end, result, error)
+        del result, error, self.call
+
+    def fail(self, error: Exception) -> None:
+        """Fail the future, on the event loop."""
+        self._end(None, error)
+
+    def expire(self, timeout_error: Callable[[], NanovllmError]) -> None:
+        """Fail the future at the deadline, on the event loop."""
+        if self.future is not None and not self.future.done():
+            self.fail(timeout_error())
+
+    def _end(self, result: Any, error: Exception | None) -> None:
+        future, self.future = self.future, None
+        if future is None or future.done():
+            return
+        if error is None:
+            future.set_result(result)
+        else:
+            future.set_exception(error)
+
+
+def _as_exception(raised: BaseException) -> Exception:
+    """Return an Exception: panics of Rust libraries are none, and no error handler takes them."""
+    if isinstance(raised, Exception):
+        return raised
+    error = EngineFaultError("the server failed; its log has the reason")
+    error.__cause__ = raised
+    return error
+
+
+class FairThreadPool:
+    """A bounded thread pool with a queue for each client, served in turns.
+
+    Use it from one event loop.
+    """
+
+    def __init__(self, name: str, num_threads: int, max_waiting: int) -> None:
+        """Start no thread before the first call; at most `max_waiting` calls wait.
+
+        One more is refused, or displaces the newest call of the client with most.
+        """
+        self._name = name
+        self._num_threads = num_threads
+        self._waiting: FairQueue[_Job] = FairQueue(max_waiting)
+        self._running: set[_Job] = set()
+        self._changed = threading.Condition()
+        self._num_started = 0
+        self._is_closed = False
+
+    async def run(
+        self,
+        client: str,
+        call: Callable[[], T],
+        *,
+        deadline_s: float | None = None,
+        timeout_error: Callable[[], NanovllmError] | None = None,
+    ) -> T:
+        """Return the result of `call`, run when it is this client's turn.
+
+        Cancelling the task removes a waiting call; the result of a running one is dropped.
+
+        Args:
+            deadline_s: when to give up, on the event loop's clock.
+            timeout_error: returns the error to raise then.
+
+        Raises:
+            QueueFullError: too many calls wait, most of them this client's.
+            EngineNotReadyError: the pool is closed.
+        """
+        job = _Job(call)
+        assert job.future is not None
+        future = job.future
+        self._put(client, job)
+        timer = None
+        if deadline_s is not None and timeout_error is not None:
+            timer = job.loop.call_at(deadline_s, job.expire, timeout_error)
+        try:
+            result: T = await future
+            return result
+        finally:
+            self._remove(client, job)
+            if timer is not None:
+                timer.cancel()
+            del future  # whose error's traceback has this frame
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a thread runs a call."""
+        return bool(self._running)
+
+    def close(self) -> None:
+        """Fail all waiting, running and later calls with EngineNotReadyError.
+
+        Does not wait for the threads.
+        """
+        with self._changed:
+            self._is_closed = True
+            jobs = [*self._running, *self._waiting.clear()]
+            self._changed.notify_all()
+        for job in jobs:
+            job.fail(EngineNotReadyError("the server is stopping"))
+
+    def _put(self, client: str, job: _Job) -> None:
+        """Queue a job; fail the job that has no place, which may be another client's."""
+        with self._changed:
+            if self._is_closed:
+                raise EngineNotReadyError("the server is stopping")
+            refused = self._waiting.put(client, job)
+            if self._num_started < self._num_threads:
+                self._num_started += 1
+                threading.Thread(
+                    target=self._run_jobs, name=f"{self._name}-{self._num_started}", daemon=True
+                ).start()
+            self._changed.notify()
+        if refused is not None:
+            refused.fail(
+                QueueFullError(
+                    f"{len(self._waiting)} requests wait to be read, the limit; try again in 1 s"
+                )
+            )
+
+    def _remove(self, client: str, job: _Job) -> None:
+        """Remove a job from its queue if no thread has taken it."""
+        with self._changed:
+            self._waiting.remove(client, job)
+
+    def _run_jobs(self) -> None:
+        """Run jobs until the pool is closed; the main function of its threads."""
+        while (job := self._take()) is not None:
+            job.run()
+            with self._changed:
+                self._running.discard(job)
+
+    def _take(self) -> _Job | None:
+        """Return the next client's first job and move the client last; None once closed."""
+        with self._changed:
+            while not self._waiting and not self._is_closed:
+                self._changed.wait()
+            if self._is_closed:
+                return None
+            job = self._waiting.take()
+            self._running.add(job)
+            return job
