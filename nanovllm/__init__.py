@@ -28,6 +28,8 @@ outputs             what requests return
 checked_fields      checks of settings by their annotations
 vllm_settings       errors for unknown settings, with advice for those that vLLM has
 suggestions         near names for misspelled ones
+deadlines           the time by which a request must be complete
+shares              how bounded room is divided between clients
 errors              the public exceptions
 progress            progress bars
 stop_signal         stopping at Ctrl-C
@@ -42,7 +44,7 @@ if TYPE_CHECKING:
     from nanovllm.async_llm import AsyncLLM
     from nanovllm.config import EngineConfig
     from nanovllm.engine.async_engine import AsyncEngine
-    from nanovllm.engine.beam_search import BeamSearchParams
+    from nanovllm.engine.generation_request import BeamSearchParams
     from nanovllm.engine.tokenizer import Tokenizer
     from nanovllm.errors import (
         CheckpointError,
@@ -115,7 +117,7 @@ _EXPORTS = {
     "nanovllm.async_llm": ["AsyncLLM"],
     "nanovllm.config": ["EngineConfig"],
     "nanovllm.engine.async_engine": ["AsyncEngine"],
-    "nanovllm.engine.beam_search": ["BeamSearchParams"],
+    "nanovllm.engine.generation_request": ["BeamSearchParams"],
     "nanovllm.engine.tokenizer": ["Tokenizer"],
     "nanovllm.errors": [name for name in __all__ if name.endswith("Error")],
     "nanovllm.evaluation": ["EvaluationResult", "evaluate"],

@@ -11,10 +11,11 @@ from typing import TypedDict
 from typing_extensions import Self, Unpack
 
 from nanovllm.config import EngineConfig, EngineSettings
+from nanovllm.deadlines import Deadline
 from nanovllm.engine.async_engine import AsyncEngine
 from nanovllm.engine.engine import Engine
 from nanovllm.engine.generation_request import GenerationRequest
-from nanovllm.engine.request_handle import Deadline, RequestHandle
+from nanovllm.engine.request_handle import RequestHandle
 from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.errors import EngineNotReadyError
 from nanovllm.hub import BUNDLED_MODEL, resolve_model
@@ -143,7 +144,7 @@ class AsyncLLM:
         with await self._begin(prompt, sampling_params, request_id, **options) as handle:
             async with aclosing(handle.deltas()) as deltas:
                 async for _ in deltas:
-                    yield handle.prepared_requests[0].output_processor.output()
+                    yield handle.prompts[0].output()
 
     async def stream(
         self,
@@ -168,7 +169,7 @@ class AsyncLLM:
         """Return the whole answer; arguments and errors are those of `generate`."""
         with await self._begin(prompt, sampling_params, request_id, **options) as handle:
             await handle.wait()
-            return handle.prepared_requests[0].output_processor.output()
+            return handle.prompts[0].output()
 
     async def _begin(
         self,

@@ -1,19 +1,25 @@
 """LLM: offline batched inference in three lines, with vLLM's names."""
 
 import os
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from typing import Any, overload
 
 from typing_extensions import Self, Unpack
 
 from nanovllm.config import EngineConfig, EngineSettings
-from nanovllm.engine.beam_search import BeamSearchParams, begin_searches, only_position
+from nanovllm.engine.beam_search import BeamSearches
 from nanovllm.engine.call_runner import CallRunner
 from nanovllm.engine.chat.messages import Messages, list_conversations
 from nanovllm.engine.chat.prompts import ChatPrompts
 from nanovllm.engine.engine import Engine
-from nanovllm.engine.input_processor import PreparedRequest, naming_prompt
+from nanovllm.engine.generation_request import (
+    BeamSearchParams,
+    GenerationRequest,
+    PoolingParams,
+)
+from nanovllm.engine.input_processor import naming_prompt
 from nanovllm.engine.metrics import StepStats, TokenRates
+from nanovllm.engine.prompt_request import PromptRequest
 from nanovllm.engine.scheduling.request import Pooling
 from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.errors import EngineNotReadyError, InvalidRequestError
@@ -137,12 +143,14 @@ class LLM:
                 a notebook.
 
         Raises:
-            InvalidRequestError: a prompt or its settings are wrong; nothing was run.
+            InvalidRequestError: a prompt or its settings are wrong; there are no outputs.
             EngineNotReadyError: the LLM is closed.
         """
-        prepared_requests = self._prepare_all(list_prompts(prompts), sampling_params)
-        self._run(prepared_requests, use_tqdm)
-        return [prepared.output_processor.output() for prepared in prepared_requests]
+        listed = list_prompts(prompts)
+        params = self._each_params(sampling_params, len(listed))
+        processed = self._process_each(listed, params)
+        self._run(processed, use_tqdm)
+        return [prompt.output() for prompt in processed]
 
     def stream(
         self, prompt: Prompt, sampling_params: SamplingParams | None = None
@@ -156,8 +164,8 @@ class LLM:
             EngineFaultError: the request ended with an error; raised by the generator.
             EngineNotReadyError: the LLM is closed.
         """
-        (prepared,) = self._prepare_all([prompt], sampling_params)
-        return self._calls.stream(prepared)
+        (processed,) = self._process_each([prompt], self._each_params(sampling_params, 1))
+        return self._calls.stream(processed)
 
     def chat(
         self,
@@ -247,34 +255,16 @@ class LLM:
             raise InvalidRequestError(
                 f"params is a {type(params).__name__} but must be a BeamSearchParams"
             )
-        input_processor = self.engine.input_processor
-        searches = begin_searches(list_prompts(prompts), params, input_processor)
+        request = GenerationRequest(prompts=list_prompts(prompts), params=params, request_id="llm")
+        searches = BeamSearches(request, self.engine.input_processor)
+        num_tokens = searches.num_beams * params.max_tokens
         with progress_bar(
-            total=params.max_tokens, desc="Tokens", unit="token", is_wanted=use_tqdm
+            total=num_tokens, desc="Tokens", unit="token", is_wanted=use_tqdm
         ) as progress:
-            while active := [search for search in searches if not search.is_finished]:
-                beams = [
-                    [
-                        input_processor.submit(
-                            input_processor.new_request_id("beam"), ids, params.step_params
-                        )
-                        for ids in search.prompts()
-                    ]
-                    for search in active
-                ]
-                self._run([prepared for each in beams for prepared in each], use_tqdm=False)
-                for search, each in zip(active, beams, strict=True):
-                    outputs = [prepared.output_processor.output() for prepared in each]
-                    error = next((output.error for output in outputs if output.error), None)
-                    if error is not None:
-                        search.fail(error)
-                    else:
-                        search.advance([only_position(output) for output in outputs])
-                progress.update()
-        return [
-            search.output(input_processor.new_request_id("llm"), self.tokenizer, params.beam_width)
-            for search in searches
-        ]
+            for beams in searches.rounds(self.engine.config.max_num_seqs):
+                self._calls.run(beams)
+                progress.update(len(beams))
+        return searches.outputs()
 
     @overload
     def embed(
@@ -316,16 +306,10 @@ class LLM:
             InvalidRequestError: a prompt or a setting is wrong; nothing was run.
         """
         listed = list_prompts(prompts)
-        input_processor = self.engine.input_processor
-
-        def submit(index: int, request_id: str) -> PreparedRequest:
-            return input_processor.embed(
-                request_id, listed[index], pooling=pooling, normalize=normalize
-            )
-
-        prepared_requests = self._submit_each(len(listed), submit)
-        self._run(prepared_requests, use_tqdm)
-        return [prepared.output_processor.embedding_or_error() for prepared in prepared_requests]
+        params = PoolingParams(pooling=pooling, normalize=normalize)
+        processed = self._process_each(listed, [params] * len(listed))
+        self._run(processed, use_tqdm)
+        return [prompt.embedding_or_error() for prompt in processed]
 
     def _each_params(
         self, params: SamplingParams | Iterable[SamplingParams] | None, num_prompts: int
@@ -357,39 +341,22 @@ class LLM:
                 )
         return prompts, [self._chats.params(template, each) for each in params]
 
-    def _prepare_all(
-        self,
-        prompts: Sequence[Prompt],
-        sampling_params: SamplingParams | Iterable[SamplingParams] | None,
-    ) -> list[PreparedRequest]:
+    def _process_each(
+        self, prompts: Sequence[Prompt], params: Sequence[SamplingParams | PoolingParams]
+    ) -> list[PromptRequest]:
+        """Check and tokenize every prompt under its own settings; an error names the prompt."""
         input_processor = self.engine.input_processor
-        params = self._each_params(sampling_params, len(prompts))
+        processed: list[PromptRequest] = []
+        for index, (prompt, each) in enumerate(zip(prompts, params, strict=True)):
+            request = GenerationRequest(prompts=[prompt], params=each, request_id="llm")
+            with naming_prompt(index, len(prompts)):
+                processed += input_processor.process(request)
+        return processed
 
-        def submit(index: int, request_id: str) -> PreparedRequest:
-            prepared = input_processor.submit(request_id, prompts[index], params[index])
-            if prepared.grammar is not None:
-                prepared.grammar.wait()
-            return prepared
-
-        return self._submit_each(len(prompts), submit)
-
-    def _submit_each(
-        self, count: int, submit: Callable[[int, str], PreparedRequest]
-    ) -> list[PreparedRequest]:
-        """Call `submit(index, request_id)` for every prompt; an error names the prompt."""
-        new_request_id = self.engine.input_processor.new_request_id
-        prepared_requests = []
-        for index in range(count):
-            with naming_prompt(index, count):
-                prepared_requests.append(submit(index, new_request_id("llm")))
-        return prepared_requests
-
-    def _run(self, prepared_requests: Sequence[PreparedRequest], use_tqdm: bool) -> None:
-        """Run until all requests have ended."""
+    def _run(self, prompts: Sequence[PromptRequest], use_tqdm: bool) -> None:
+        """Run until all prompts have ended. An error of one that was refused names the prompt."""
         rates = TokenRates()
-        bar = progress_bar(
-            total=len(prepared_requests), desc="Prompts", unit="prompt", is_wanted=use_tqdm
-        )
+        bar = progress_bar(total=len(prompts), desc="Prompts", unit="prompt", is_wanted=use_tqdm)
 
         def show(stats: StepStats, num_ended: int) -> None:
             rates.add(stats)
@@ -397,4 +364,9 @@ class LLM:
             bar.update(num_ended)
 
         with bar:
-            self._calls.run(prepared_requests, None if bar.disable else show)
+            try:
+                self._calls.run(prompts, None if bar.disable else show)
+            except InvalidRequestError as error:
+                index = [prompt.error for prompt in prompts].index(error)
+                with naming_prompt(index, len(prompts)):
+                    raise

@@ -14,7 +14,7 @@ and resumed ends with the same bits as one that was not.
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from nanovllm.stop_signal import StopSignal
 from nanovllm.training.commands import resume_command
 from nanovllm.training.config import TrainingConfig
 from nanovllm.training.counters import Counters
-from nanovllm.training.metrics import Evaluation, Update
+from nanovllm.training.metrics import Evaluation, TrainingResult, Update
 from nanovllm.training.network.model import Dropout, batch_loss
 from nanovllm.training.network.optimizer import AdamW, Schedule
 from nanovllm.training.resume import is_current, restore_run, resumed_config, save_run
@@ -37,28 +37,10 @@ from nanovllm.training.run.checkpoint import LAST
 from nanovllm.training.run.clock import RunClock
 from nanovllm.training.run.files import RunFiles
 from nanovllm.training.run.lock import check_is_idle, lock_folder
-from nanovllm.training.setup import Setup, prepare
+from nanovllm.training.setup import prepare
 
 _MAX_UPDATES = 1000
 _GPT2 = "gpt2"  # as a tokenizer; any other is a kind or a path
-
-
-@dataclass(frozen=True, slots=True)
-class TrainingResult:
-    """How a run ended.
-
-    Attributes:
-        state: "finished", or "stopped" if the run can be resumed.
-        evaluations: those of this part of the run.
-    """
-
-    folder: Path
-    state: str
-    step: int
-    best_step: int | None
-    best_val_loss: float | None
-    message: str
-    evaluations: tuple[Evaluation, ...] = ()
 
 
 class Trainer:
@@ -74,6 +56,12 @@ class Trainer:
         TrainingError: a setting or the data cannot be used, or `output` holds a run already.
         CheckpointError: `init_from` is no GPT-2 checkpoint.
         ModelNotFoundError: there is no model of that name.
+
+    Attributes:
+        folder: of the run, its `output`.
+        setup: the run's data, tokenizer and network.
+        steps: updates of the whole run.
+        resumes: whether the run has begun.
     """
 
     def __init__(self, config: TrainingConfig, *, resume: bool = False) -> None:
@@ -92,33 +80,33 @@ class Trainer:
             check_is_idle(self.folder)
             RunFiles.check_is_new(self.folder)
         self.config = config
-        self._resumes = resume
+        self.resumes = resume
         self._is_changing = False  # an update or the records of an evaluation are incomplete
-        self._setup = prepare(config, resumes=resume)
+        self.setup = prepare(config, resumes=resume)
         self._clock = RunClock()
-        self._steps = config.number_of_steps(self._setup.train.windows)
-        problems = config.schedule_problems(self._steps)
+        self.steps = config.number_of_steps(self.setup.train.windows)
+        problems = config.schedule_problems(self.steps)
         if problems:
             raise TrainingError("; ".join(problems))
         self._counters = Counters()
         self._optimizer = AdamW(
-            self._setup.parameters,
-            self._setup.operations,
+            self.setup.parameters,
+            self.setup.operations,
             weight_decay=config.weight_decay,
             grad_clip=config.grad_clip,
             beta1=config.beta1,
             beta2=config.beta2,
         )
-        in_effect = config.schedule(self._steps)
+        in_effect = config.schedule(self.steps)
         self._schedule = Schedule(
-            config.peak_lr, in_effect["min_lr"], in_effect["warmup_steps"], self._steps
+            config.peak_lr, in_effect["min_lr"], in_effect["warmup_steps"], self.steps
         )
         self._eval_every = in_effect["eval_every"]
-        self._record_every = math.ceil(self._steps / _MAX_UPDATES)
+        self._record_every = math.ceil(self.steps / _MAX_UPDATES)
         if resume:
-            self._counters = restore_run(self.folder, self._setup, self._optimizer)
-        self._setup.facts["config"] |= in_effect
-        self._files = RunFiles(self.folder, self._setup.facts)
+            self._counters = restore_run(self.folder, self.setup, self._optimizer)
+        self.setup.facts["config"] |= in_effect
+        self._files = RunFiles(self.folder, self.setup.facts)
 
     @classmethod
     def resume(cls, folder: str | Path, **changes: Any) -> Self:
@@ -134,7 +122,7 @@ class Trainer:
         """Show the run and its size."""
         return (
             f"Trainer({str(self.folder)!r}, {self.num_parameters:,} parameters, "
-            f"step {self._counters.step:,} of {self._steps:,})"
+            f"step {self._counters.step:,} of {self.steps:,})"
         )
 
     def __enter__(self) -> Self:
@@ -148,12 +136,7 @@ class Trainer:
     @property
     def num_parameters(self) -> int:
         """Number of parameters of the network."""
-        return self._setup.model.num_parameters
-
-    @property
-    def steps(self) -> int:
-        """Updates of the whole run."""
-        return self._steps
+        return self.setup.model.num_parameters
 
     @property
     def step(self) -> int:
@@ -161,21 +144,11 @@ class Trainer:
         return self._counters.step
 
     @property
-    def resumes(self) -> bool:
-        """Whether the run has begun."""
-        return self._resumes
-
-    @property
     def is_finished(self) -> bool:
         """Whether there is no update left: all steps are done, or `patience` has ended the run."""
         counters, patience = self._counters, self.config.patience
         is_patient = not patience or counters.evaluations_since_best < patience
-        return counters.step >= self._steps or not is_patient
-
-    @property
-    def setup(self) -> Setup:
-        """The run's data, tokenizer and network."""
-        return self._setup
+        return counters.step >= self.steps or not is_patient
 
     def train(
         self,
@@ -193,7 +166,7 @@ class Trainer:
                 a file cannot be written. The last checkpoints stay. After any other error the state
                 is saved.
         """
-        threads = self._setup.num_threads
+        threads = self.setup.num_threads
         evaluations: list[Evaluation] = []
 
         def report(evaluation: Evaluation, sample: str | None) -> None:
@@ -226,7 +199,7 @@ class Trainer:
 
     def close(self) -> None:
         """End the threads of the compiled kernels."""
-        self._setup.close()
+        self.setup.close()
 
     def _begin(self) -> None:
         """Write what a resumed run needs before anything else, then the other files."""
@@ -234,23 +207,23 @@ class Trainer:
             raise TrainingError(
                 f"the run failed during an update; continue it with Trainer.resume({self.folder})"
             )
-        self._setup.parameters.gradients.fill(0.0)  # an interrupted pass may have left some
-        if not self._resumes:
+        self.setup.parameters.gradients.fill(0.0)  # an interrupted pass may have left some
+        if not self.resumes:
             RunFiles.check_is_new(self.folder)
         elif not is_current(self.folder, self._counters):  # another process has continued the run
-            self._counters = restore_run(self.folder, self._setup, self._optimizer)
-        self._setup.save_static_files(self.folder / LAST)
-        if not self._resumes:
+            self._counters = restore_run(self.folder, self.setup, self._optimizer)
+        self.setup.save_static_files(self.folder / LAST)
+        if not self.resumes:
             self._save_state()
-        self._resumes = True
-        self._setup.save_static_files(self.folder)
+        self.resumes = True
+        self.setup.save_static_files(self.folder)
         counters = self._counters
         self._files.drop_after(evaluated_step=counters.evaluated_step, step=counters.step)
         self._write_summary("running")
 
     def _save_state(self) -> None:
         self._files.write_steps()
-        save_run(self.folder, self._setup, self._optimizer, self._counters)
+        save_run(self.folder, self.setup, self._optimizer, self._counters)
 
     @contextmanager
     def _saved_after_an_error(self) -> Iterator[None]:
@@ -268,7 +241,7 @@ class Trainer:
             raise
 
     def _save_after(self, error: BaseException) -> None:
-        if not self._resumes:
+        if not self.resumes:
             return
         if not isinstance(error, TrainingError) and not self._is_changing:
             self._save_state()
@@ -284,11 +257,11 @@ class Trainer:
     ) -> tuple[str, str]:
         """Run updates; return the state in which the run ends, and why."""
         counters, config = self._counters, self.config
-        last = self._steps if config.stop_after is None else min(self._steps, config.stop_after)
+        last = self.steps if config.stop_after is None else min(self.steps, config.stop_after)
         values: dict[str, str] = {}
-        with step_progress(total=self._steps, initial=counters.step, unit="step") as line:
+        with step_progress(total=self.steps, initial=counters.step, unit="step") as line:
             while not stop.is_requested:
-                is_due = counters.step % self._eval_every == 0 or counters.step == self._steps
+                is_due = counters.step % self._eval_every == 0 or counters.step == self.steps
                 if is_due and counters.step != counters.evaluated_step:
                     self._evaluate(report)
                     values["best"] = counters.best_text
@@ -297,8 +270,8 @@ class Trainer:
                 if config.patience and counters.evaluations_since_best >= config.patience:
                     best = f"the lowest was {counters.best_val_loss:.4f} at {counters.best_step}"
                     return "finished", f"no lower validation loss for {config.patience}: {best}"
-                if counters.step >= self._steps:
-                    all_steps = "1 step" if self._steps == 1 else f"all {self._steps:,} steps"
+                if counters.step >= self.steps:
+                    all_steps = "1 step" if self.steps == 1 else f"all {self.steps:,} steps"
                     return "finished", all_steps
                 if counters.step >= last or stop.is_requested:
                     break
@@ -309,7 +282,7 @@ class Trainer:
                     loss,
                     norm,
                     lr=lr,
-                    tokens_per_step=self._setup.tokens_per_step,
+                    tokens_per_step=self.setup.tokens_per_step,
                 )
                 line.show(values)
                 line.update()
@@ -322,7 +295,7 @@ class Trainer:
 
         Return the loss, the gradient norm and the learning rate.
         """
-        counters, config, setup = self._counters, self.config, self._setup
+        counters, config, setup = self._counters, self.config, self.setup
         started_s = self._clock.read_s()
         total, tokens = 0.0, 0
         for part in range(config.grad_accumulation):
@@ -359,15 +332,15 @@ class Trainer:
         counters = self._counters
         started_s = self._clock.read_s()
         val_loss = self.validation_loss()
-        sample = self._setup.sample(counters.step, self.config.sample_tokens, self.config.seed)
+        sample = self.setup.sample(counters.step, self.config.sample_tokens, self.config.seed)
         self._is_changing = True
         if counters.is_best(val_loss):
-            self._setup.save_weights(self.folder)
+            self.setup.save_weights(self.folder)
         evaluation = counters.add_evaluation(
             val_loss,
             self._clock.read_s() - started_s,
             lr=self._schedule.learning_rate(counters.step),
-            tokens_per_step=self._setup.tokens_per_step,
+            tokens_per_step=self.setup.tokens_per_step,
         )
         self._files.add_evaluation(evaluation, sample)
         self._is_changing = False
@@ -376,7 +349,7 @@ class Trainer:
 
     def validation_loss(self) -> float:
         """Return the mean loss of the validation split, in nats per token."""
-        setup, config = self._setup, self.config
+        setup, config = self.setup, self.config
         total, tokens = 0.0, 0
         for batch in setup.validation.validation_batches(
             config.batch_size, config.max_eval_batches
@@ -409,7 +382,7 @@ class Trainer:
             state,
             message=message,
             step=counters.step,
-            steps=self._steps,
+            steps=self.steps,
             best_step=counters.best_step,
             best_val_loss=counters.best_val_loss,
             elapsed_s=counters.elapsed_s,

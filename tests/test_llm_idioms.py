@@ -13,8 +13,9 @@ import pytest
 
 import nanovllm
 from nanovllm import LLM, EngineNotReadyError, InvalidRequestError, SamplingParams
-from nanovllm.engine.engine import Engine, StepOutput
+from nanovllm.engine.engine import Engine
 from nanovllm.engine.sandbox.process import WorkerProcess
+from nanovllm.engine.step_output import StepOutput
 from tests.support.checkpoints import write_tiny_model
 from tests.support.serving import TIMEOUT_S, wait_until
 

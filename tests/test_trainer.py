@@ -19,9 +19,9 @@ from nanovllm.llm import LLM
 from nanovllm.model.config import GPT2Config
 from nanovllm.model.cores import cpu_name
 from nanovllm.sampling_params import SamplingParams
-from nanovllm.trainer import Trainer, TrainingResult
+from nanovllm.trainer import Trainer
 from nanovllm.training.config import TrainingConfig
-from nanovllm.training.metrics import Evaluation, Update
+from nanovllm.training.metrics import Evaluation, TrainingResult, Update
 from nanovllm.training.run.checkpoint import RESUME_FILE, load_counters
 from nanovllm.training.run.lock import lock_folder
 from tests.support.training_runs import assert_same_weights, weights
@@ -338,6 +338,19 @@ def test_a_folder_with_other_files_is_no_output(text: Path, tmp_path: Path) -> N
         Trainer(config(text, other))
     with pytest.raises(TrainingError, match=r"it has other, text\.txt, unfinished;"):
         Trainer(config(text, tmp_path))
+
+
+def test_an_output_with_dots_creates_no_other_folder(text: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "notes.md").touch()
+    with pytest.raises(TrainingError, match=r"is not empty and holds no run: it has notes\.md"):
+        Trainer(config(text, tmp_path / "new" / ".." / "other"))
+    with Trainer(config(text, tmp_path / "new" / ".." / "run", stop_after=1)) as trainer:
+        trainer.train()
+        assert trainer.folder == tmp_path / "run"
+    assert not (tmp_path / "new").exists()
+    assert [path.name for path in other.iterdir()] == ["notes.md"]
 
 
 def test_validation_data_is_recorded_and_checked_when_resuming(text: Path, tmp_path: Path) -> None:

@@ -1,9 +1,10 @@
-"""Write the generated pages of docs/reference: options.md and settings.md.
+"""Write the generated pages of docs/reference: options.md, settings.md and ray-serve.md.
 
 Run: python tools/make_reference.py [--check]
 
 options.md is made of what `nanovllm COMMAND --help` prints, and of the registry of environment
-variables; settings.md of the docstrings and defaults of the settings of the Python API.
+variables; settings.md of the docstrings and defaults of the settings of the Python API;
+ray-serve.md of the declarations of its settings.
 tests/docs/test_reference.py fails if a page is not up to date.
 """
 
@@ -17,18 +18,23 @@ import sys
 import textwrap
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal, get_args, get_origin
+
+from annotated_types import Interval
+from pydantic_core import PydanticUndefined
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from nanovllm import BeamSearchParams, EngineConfig, SamplingParams, StructuredOutputs
+from nanovllm.checked_fields import checked_fields
 from nanovllm.cli.environment import VARIABLES
 from nanovllm.cli.main import main as run_command
+from nanovllm.deploy.settings import AppSettings, ModelSettings
 
 FOLDER = Path(__file__).resolve().parent.parent / "docs" / "reference"
-SETTINGS: tuple[type[Any], ...] = (
+SETTINGS: tuple[type, ...] = (
     EngineConfig,
     SamplingParams,
     BeamSearchParams,
@@ -42,8 +48,16 @@ _ABOUT_SETTINGS = (
     "The settings of the [Python API](python-api.md), with their defaults. Requests of the "
     "[HTTP API](http-api.md) have the fields of SamplingParams under the same names."
 )
+_ABOUT_RAY_SERVE = (
+    "The `args` of an application of `nanovllm.deploy`, as in "
+    "[two-replicas.yaml](../../examples/ray/two-replicas.yaml). "
+    "`python -m nanovllm.deploy.check FILE` checks a file. "
+    "[Scale out](../how-to/scale-out.md#ray-serve) explains how to use it."
+)
 _UNTITLED = {"positional arguments": ("argument", ""), "options": ("option", "")}
 """Groups of argparse itself, and the heads of their tables."""
+_UNLIMITED = 2**30
+"""Bounds beyond this are those of the sampler's arrays."""
 _WIDTH = "2000"  # columns: no line of a help text is wrapped
 _SHORT = re.compile(r"^(-\w) [A-Z]+, ")
 """The begin of "-i FILE, --input FILE", which Python 3.13 writes as "-i, --input FILE"."""
@@ -87,6 +101,7 @@ def pages() -> dict[Path, str]:
     return {
         FOLDER / "options.md": options_page(list(read_commands())),
         FOLDER / "settings.md": settings_page(),
+        FOLDER / "ray-serve.md": ray_serve_page(),
     }
 
 
@@ -183,20 +198,51 @@ def settings_page() -> str:
         _ABOUT_SETTINGS,
     ]
     for kind in SETTINGS:
-        texts = attributes(kind)
-        rows = ["| setting | default | meaning |", "|---|---|---|"]
-        for field in fields(kind):
+        rows = ["| setting | default | values | meaning |", "|---|---|---|---|"]
+        for name, field in checked_fields(kind).items():
             default = "" if field.default is MISSING else f"`{field.default!r}`"
-            rows.append(f"| `{field.name}` | {default} | {_cell(texts[field.name])} |")
+            values = _names(field.choices) or _range(field.bounds)
+            rows.append(f"| `{name}` | {default} | {values} | {_cell(field.help)} |")
         parts += [f"## {kind.__name__}", "\n".join(rows)]
     return _joined(parts)
 
 
-def attributes(kind: type[Any]) -> dict[str, str]:
-    """Return the descriptions below "Attributes:" in a docstring, by name."""
-    section = (kind.__doc__ or "").partition("Attributes:\n")[2]
-    found = re.findall(r"^ {8}(\w+): (.*(?:\n {12}.*)*)", section, re.MULTILINE)
-    return {name: " ".join(text.split()) for name, text in found}
+def ray_serve_page() -> str:
+    """Return the page of the settings of a Ray Serve application, from their declarations."""
+    parts = ["# Ray Serve settings", _NOTE, _ABOUT_RAY_SERVE]
+    for title, kind in (("Settings of a model", ModelSettings), ("Application", AppSettings)):
+        rows = ["| setting | default | values | meaning |", "|---|---|---|---|"]
+        for name, field in kind.model_fields.items():
+            text, _, default = (field.description or "").partition("; default: ")
+            if field.default not in (None, PydanticUndefined):
+                default = f"`{field.default!r}`"
+            choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
+            limits = {
+                key: getattr(limit, key)
+                for limit in field.metadata
+                for key in ("gt", "ge", "le")
+                if hasattr(limit, key)
+            }
+            values = _names(choices) or _range(Interval(**limits))
+            rows.append(f"| `{name}` | {default} | {values} | {_cell(text)} |")
+        parts += [f"## {title}", "\n".join(rows)]
+    return _joined(parts)
+
+
+def _names(choices: Sequence[object]) -> str:
+    return ", ".join(f"`{choice!r}`" for choice in choices)
+
+
+def _range(bounds: Interval) -> str:
+    """Return the bounds that a reader may meet; "" without any."""
+    low, limit = bounds.ge if bounds.gt is None else bounds.gt, bounds.le
+    has_limit = isinstance(limit, int | float) and limit < _UNLIMITED
+    if not isinstance(low, int | float) or low <= -_UNLIMITED:
+        return ""
+    start = f"above {low}" if bounds.gt is not None else f"{low}"
+    if has_limit:
+        return f"{start} to {limit}"
+    return start if bounds.gt is not None else f"from {start}"
 
 
 def _environment() -> list[str]:

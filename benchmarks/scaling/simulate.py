@@ -39,6 +39,7 @@ from benchmarks.scaling.trace import Arrivals, TraceSettings, draw
 from nanovllm.cli.argument_types import positive, positive_number, print_message
 from nanovllm.config import BUNDLED_MODEL, EngineConfig
 from nanovllm.engine.engine import Engine
+from nanovllm.engine.generation_request import GenerationRequest
 from nanovllm.engine.scheduling.step_plan import NO_MASKS_MISSING, MaskStates, StepPlan
 from nanovllm.hub import resolve_model
 from nanovllm.sampling_params import SamplingParams
@@ -163,10 +164,11 @@ def measure(
             for arrival in waiting[: int(generator.integers(0, 4))]:
                 params = SamplingParams(max_tokens=arrival.output_tokens, ignore_eos=True)
                 prompt = [token % vocab for token in arrival.prompt]
-                prepared = engine.input_processor.submit(str(len(waiting)), prompt, params)
+                request = GenerationRequest(prompts=[prompt], params=params)
+                (processed,) = engine.input_processor.process(request)
                 del waiting[0]
-                for request in prepared.requests:
-                    engine.add_request(request)
+                for sequence in processed.requests:
+                    engine.add_request(sequence)
             if not engine.has_work:
                 continue
             plans.clear()

@@ -6,17 +6,18 @@ batch: whenever one ends, the next one joins. So memory does not grow with the n
 
 import logging
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from nanovllm.batch.input import BatchRequest
 from nanovllm.batch.output import Answer
 from nanovllm.engine.admission import MAX_QUEUED_REQUESTS, check_choices
+from nanovllm.engine.beam_search import BeamSearches
 from nanovllm.engine.chat.template import ChatTemplate
-from nanovllm.engine.engine import Engine, StepOutput
-from nanovllm.engine.input_processor import PreparedRequest
-from nanovllm.engine.output_processor import SequenceUpdate
-from nanovllm.engine.scheduling.request import FinishReason
+from nanovllm.engine.engine import Engine
+from nanovllm.engine.prompt_request import PromptRequest
+from nanovllm.engine.step_output import StepOutput
+from nanovllm.engine.update_router import UpdateRouter
 from nanovllm.errors import EngineFaultError, InvalidRequestError, NanovllmError
 from nanovllm.server.http.body import check_body
 from nanovllm.server.http.errors import error_body, problem_of, served_name, shorten
@@ -24,7 +25,8 @@ from nanovllm.server.http.validation_errors import quote
 from nanovllm.server.openai.chat import CHAT
 from nanovllm.server.openai.completions import COMPLETIONS
 from nanovllm.server.openai.embeddings import EMBEDDINGS
-from nanovllm.server.openai.endpoint import Endpoint, PreparedCall, prepare_call
+from nanovllm.server.openai.endpoint import Endpoint, prepare
+from nanovllm.server.openai.renderer import Renderer
 from nanovllm.server.openai.responses import RESPONSES
 from nanovllm.server.openai.schemas import GenerationBody
 
@@ -40,11 +42,16 @@ ENDPOINTS: dict[str, Endpoint[Any]] = {
 
 @dataclass(slots=True, eq=False)
 class _Running:
-    """A request in the engine; `unfinished` are the ids of its sequences that have not ended."""
+    """A request in the engine."""
 
     custom_id: str
-    call: PreparedCall
-    unfinished: set[str] = field(default_factory=set)
+    renderer: Renderer[Any]
+    prompts: Sequence[PromptRequest]
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether every prompt has ended."""
+        return all(prompt.is_finished for prompt in self.prompts)
 
 
 class BatchRunner:
@@ -59,7 +66,7 @@ class BatchRunner:
         self._chat_template = chat_template
         # Those that run, and as many that replace them when they end.
         self._max_sequences = 2 * engine.config.max_num_seqs
-        self._sequences: dict[str, tuple[_Running, PreparedRequest]] = {}
+        self._router: UpdateRouter[_Running] = UpdateRouter(engine.finish_request)
         self._faults = 0
 
     def run(self, requests: Iterator[BatchRequest]) -> Generator[list[Answer], None, None]:
@@ -70,12 +77,12 @@ class BatchRunner:
         """
         try:
             has_more = True
-            while has_more or self._sequences:
+            while has_more or len(self._router):
                 answers: list[Answer] = []
                 while (
                     has_more
                     and not self._engine.input_processor.grammars.is_full
-                    and len(self._sequences) < self._max_sequences
+                    and len(self._router) < self._max_sequences
                     and len(answers) < self._max_sequences
                 ):
                     request = next(requests, None)
@@ -86,7 +93,9 @@ class BatchRunner:
                 answers += self._add_updates(self._engine.step())
                 yield answers
         finally:
-            self._remove_sequences(list(self._sequences))
+            for running in self._router.owners:
+                for prompt in running.prompts:
+                    self._router.remove(prompt)
 
     def _begin(self, request: BatchRequest) -> Answer | None:
         """Queue a request; return its answer if it is refused."""
@@ -97,14 +106,12 @@ class BatchRunner:
             seed = self._engine.config.seed
             if seed is not None:  # by id, since an interruption may change the order of requests
                 self._engine.input_processor.reseed(f"{seed} {request.custom_id}")
-            call = self._prepare(ENDPOINTS[str(request.url)], request.body)
+            running = self._prepare(ENDPOINTS[str(request.url)], request)
         except Exception as error:  # noqa: BLE001 - the other requests go on
             return _failed(request.custom_id, error)
-        running = _Running(request.custom_id, call)
-        for prepared in call.prepared_requests:
-            for sequence in prepared.requests:
-                running.unfinished.add(sequence.request_id)
-                self._sequences[sequence.request_id] = running, prepared
+        self._router.add(running.prompts, running)
+        for prompt in running.prompts:
+            for sequence in prompt.requests:
                 self._engine.add_request(sequence)
         return None
 
@@ -130,23 +137,23 @@ class BatchRunner:
             return Answer.refusal(request.custom_id, "unsupported_url", message)
         return None
 
-    def _prepare(self, endpoint: Endpoint[B], fields: object) -> PreparedCall:
-        """Check a body; raises InvalidRequestError and what `prepare_call` raises."""
-        body = check_body(fields, endpoint.body)
+    def _prepare(self, endpoint: Endpoint[B], request: BatchRequest) -> _Running:
+        """Check a body; raises InvalidRequestError and what `prepare` raises."""
+        body = check_body(request.body, endpoint.body)
         if body.is_streamed:
             raise InvalidRequestError(
                 "stream is true but a batch has whole answers only; leave it out", param="stream"
             )
         model = served_name(body.model, self._model_names)
         check_choices(body.num_choices, MAX_QUEUED_REQUESTS)
-        call = prepare_call(endpoint, body, self._engine, self._chat_template, model)
-        if call.searches:
+        renderer, prompts = prepare(endpoint, body, self._engine, self._chat_template, model)
+        if isinstance(prompts, BeamSearches):
             raise InvalidRequestError(
                 "use_beam_search is for requests to a server, not for files of requests; "
                 "leave it out",
                 param="use_beam_search",
             )
-        return call
+        return _Running(request.custom_id, renderer, prompts)
 
     def _add_updates(self, output: StepOutput) -> list[Answer]:
         """Add a step's updates to their requests; return the answers that they complete."""
@@ -158,48 +165,14 @@ class BatchRunner:
                 ) from output.fault
         elif output.stats.num_tokens:
             self._faults = 0
-        answers = []
-        for update in output.updates:
-            if update.request_id in self._sequences:
-                answer = self._add_update(update)
-                if answer is not None:
-                    answers.append(answer)
-        return answers
-
-    def _add_update(self, update: SequenceUpdate) -> Answer | None:
-        """Add one update; return the answer if it completes it."""
-        running, prepared = self._sequences[update.request_id]
-        try:
-            found_stop = prepared.output_processor.add_update(update)
-        except Exception:  # the other requests go on
-            logger.exception("the answer to %r could not be put together", running.custom_id)
-            self._remove_sequences(list(running.unfinished))
-            return _failed(
-                running.custom_id,
-                EngineFaultError("the answer could not be put together; the log has the reason"),
-            )
-        if found_stop:
-            self._engine.finish_request(update.request_id, FinishReason.STOP)
-        if found_stop or update.finish_reason is not None:
-            self._remove_sequences([update.request_id])
-        return None if running.unfinished else _complete(running)
-
-    def _remove_sequences(self, sequence_ids: list[str]) -> None:
-        """Remove sequences, and abort those that are unfinished."""
-        for sequence_id in sequence_ids:
-            running, _ = self._sequences.pop(sequence_id)
-            running.unfinished.discard(sequence_id)
-            self._engine.abort_request(sequence_id)
+        changed = dict.fromkeys(running for _, running in self._router.add_updates(output))
+        return [_complete(each) for each in changed if each.is_finished]
 
 
 def _complete(running: _Running) -> Answer:
-    """Return the answer to a request whose sequences have all ended."""
-    call = running.call
+    """Return the answer to a request whose prompts have all ended."""
     try:
-        for prepared in call.prepared_requests:
-            if prepared.output_processor.error is not None:
-                raise prepared.output_processor.error
-        body = call.renderer.body(call.outputs())
+        body = running.renderer.body([prompt.result() for prompt in running.prompts])
         lists = {name: list(item) for name, item in body.items() if isinstance(item, Iterator)}
         return Answer.response(running.custom_id, 200, {**body, **lists})
     except Exception as error:  # noqa: BLE001 - the other requests go on

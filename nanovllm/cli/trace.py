@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -17,7 +16,6 @@ from nanovllm.cli.parser import set_up
 
 if TYPE_CHECKING:
     from nanovllm.inspection.attention import HeadStatistics
-    from nanovllm.inspection.logit_lens import Prediction
     from nanovllm.inspection.observe import InspectedModel
     from nanovllm.inspection.trace import TraceStep
 
@@ -134,11 +132,11 @@ def _heads(heads: Sequence[HeadStatistics]) -> str:
     return "    " + "; ".join(parts)
 
 
-def _prediction(model: InspectedModel, prediction: Prediction, name: str) -> str:
+def _prediction(model: InspectedModel, prediction: dict[str, Any], name: str) -> str:
     """Return the most probable tokens, as many as fit a line."""
     line = f"    {name:10} "
-    for token_id, logprob in prediction.top:
-        part = f"{_quoted(model, token_id)} {100 * math.exp(logprob):.1f}%  "
+    for token in prediction["top"]:
+        part = f"{_quoted(model, token['id'])} {100 * token['p']:.1f}%  "
         if len(line) + len(part) - 2 > _COLUMNS:
             break
         line += part
@@ -165,8 +163,6 @@ def _record(
     model: InspectedModel, token_ids: Sequence[int], steps: Sequence[TraceStep]
 ) -> dict[str, Any]:
     """Return the trace as a JSON object."""
-    from nanovllm.inspection import responses
-
     config = model.config
     return {
         "model": model.name,
@@ -174,15 +170,6 @@ def _record(
         "heads": config.heads,
         "d_model": config.d_model,
         "vocab": config.vocab,
-        "tokens": responses.tokens(model, token_ids),
-        "steps": [
-            {
-                **asdict(step),
-                "heads": [responses.head_entry(head) for head in step.heads],
-                "prediction": None
-                if step.prediction is None
-                else responses.cell(model, step.prediction),
-            }
-            for step in steps
-        ],
+        "tokens": [*map(model.token, token_ids)],
+        "steps": [asdict(step) for step in steps],
     }

@@ -8,7 +8,8 @@ from typing import Any
 from nanovllm.engine.chat.prompts import ChatPrompts
 from nanovllm.engine.chat.template import ChatTemplate
 from nanovllm.engine.engine import Engine
-from nanovllm.engine.input_processor import PreparedRequest
+from nanovllm.engine.generation_request import GenerationRequest
+from nanovllm.engine.prompt_request import PromptRequest
 from nanovllm.errors import ContextLengthError, EngineFaultError, InvalidRequestError
 from nanovllm.prompts import Prompt
 from nanovllm.sampling_params import SamplingParams
@@ -51,18 +52,19 @@ class Writer:
         """Forget the last prompt."""
         self.prompt = self.text = ""
 
-    def _prepare(self, prompt: Prompt, params: SamplingParams) -> PreparedRequest:
+    def _prepare(self, prompt: Prompt, params: SamplingParams) -> PromptRequest:
         """Check a prompt; raises InvalidRequestError."""
-        return self.engine.input_processor.submit("generate", prompt, params)
+        request = GenerationRequest(prompts=[prompt], params=params, request_id="generate")
+        (processed,) = self.engine.input_processor.process(request)
+        return processed
 
-    def _write(self, prepared: PreparedRequest) -> None:
+    def _write(self, prepared: PromptRequest) -> None:
         """Print the pieces of a completion, and add them to `text`."""
         start_s, before = time.perf_counter(), self.engine.stats().generation_tokens
-        processor = prepared.output_processor
         try:
             with closing(self.engine.run([prepared])) as steps:
                 for _ in steps:
-                    delta = processor.take_delta()
+                    delta = prepared.take_delta()
                     if delta is not None and delta.outputs[0].text:
                         self.text += delta.outputs[0].text
                         print(delta.outputs[0].text, end="", flush=True)
@@ -70,8 +72,8 @@ class Writer:
         finally:
             self.num_tokens = self.engine.stats().generation_tokens - before
             self.duration_s = time.perf_counter() - start_s
-        if processor.error is not None:
-            raise EngineFaultError(processor.error)
+        if prepared.error is not None:
+            raise EngineFaultError(prepared.error)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -112,7 +114,7 @@ class ChatWriter(Writer):
 
     def _prepare_chat(
         self, messages: list[dict[str, str]], *, is_continued: bool = False
-    ) -> PreparedRequest:
+    ) -> PromptRequest:
         params = self.chats.params(self.template, SamplingParams(**self.settings))
         try:
             token_ids = self.chats.encode(

@@ -40,41 +40,53 @@ class ModelSettings(_Settings):
     name: str | None = Field(
         None, min_length=1, description="name in requests; default: the folder's name"
     )
-    replicas: int = Field(1, ge=1, le=1024, description="replicas, or the least with autoscaling")
+    replicas: int = Field(1, ge=1, le=1024, description="replicas, or the minimum with autoscaling")
     max_replicas: int | None = Field(
-        None, ge=1, le=1024, description="the most replicas; more than `replicas` autoscales"
+        None,
+        ge=1,
+        le=1024,
+        description="maximum replicas; more than `replicas` enables autoscaling; default: replicas",
     )
-    num_threads: int = Field(1, ge=1, le=1024, description="compute threads of each replica")
+    num_threads: int = Field(1, ge=1, le=1024, description="compute threads of a replica")
     num_cpus: float | None = Field(
-        None, gt=0, le=1024, description="CPUs that Ray reserves for each; default: num_threads"
+        None,
+        gt=0,
+        le=1024,
+        description="CPUs that Ray reserves for a replica; default: num_threads",
     )
     routing: Routing = Field("prefix", description="how a replica is chosen")
     max_extra_requests: float = Field(
         MAX_EXTRA_REQUESTS,
         ge=0,
-        description="requests by which a replica with the cached prefix may exceed the least busy",
+        description="requests by which a replica with the cached prefix may exceed the least busy "
+        "one",
     )
     target_ongoing_requests: float = Field(
-        16, gt=0, description="unfinished requests of each replica that autoscaling aims at"
+        16, gt=0, description="unfinished requests of a replica that autoscaling aims at"
     )
-    max_ongoing_requests: int = Field(64, ge=1, description="unfinished requests of each replica")
+    max_ongoing_requests: int = Field(64, ge=1, description="unfinished requests of a replica")
     max_queued_requests: int = Field(
-        128, ge=0, description="requests that wait for a replica; one more is answered by 429"
+        128, ge=0, description="requests that wait for a replica; one more gets a 429"
     )
     stream_interval_s: float = Field(
         0.05,
         ge=0,
         le=10,
-        description="minimum time between two chunks of a stream, because each costs Ray 1 ms",
+        description="minimum seconds between two chunks of a stream after the first two; tokens "
+        "within them are sent together, because each chunk costs Ray 1 ms",
     )
-    downscale_delay_s: float = Field(300, ge=0)
-    upscale_delay_s: float = Field(10, ge=0)
+    upscale_delay_s: float = Field(
+        10, ge=0, description="seconds for which more replicas are needed before one is added"
+    )
+    downscale_delay_s: float = Field(
+        300, ge=0, description="seconds for which fewer replicas are needed before one is removed"
+    )
     drain_timeout_s: float = Field(
-        60, ge=0, description="time for a replica's requests to end before it is stopped"
+        60, ge=0, description="seconds for a replica's requests to end before it is stopped"
     )
     options: dict[str, Option | list[Option]] = Field(
         default_factory=dict,
-        description="options of `nanovllm serve`, without their dashes; a list repeats one",
+        description="other options of `nanovllm serve`, without their dashes; a list repeats one",
     )
 
     @model_validator(mode="after")
@@ -137,9 +149,13 @@ _TAKEN_OPTIONS = frozenset(_TAKEN_REMEDIES)
 class AppSettings(_Settings):
     """An application: several models behind one ingress."""
 
-    models: list[ModelSettings] = Field(min_length=1, max_length=64)
+    models: list[ModelSettings] = Field(
+        min_length=1, max_length=64, description="settings of each model, as above"
+    )
     ingress_replicas: int = Field(1, ge=1, le=64, description="processes that take HTTP requests")
-    ingress_cpus: float = Field(0.0, ge=0, le=64, description="CPUs that Ray reserves for each")
+    ingress_cpus: float = Field(
+        0.0, ge=0, le=64, description="CPUs that Ray reserves for each of them"
+    )
     can_grow: bool = Field(
         False, description="the cluster adds machines on demand; do not check its CPUs"
     )

@@ -5,25 +5,27 @@ In reading order:
 engine               Engine.step(): scheduler, batching, runner
 scheduling/          selects the requests of each step and allocates their KV cache blocks
 memory               plans the KV cache within the memory of the process
-generation_request   prompts and settings of a request, the same for all endpoints and AsyncLLM
-input_processor      checks prompts and settings, and prepares requests
+generation_request   prompts and settings of a request, the same for all endpoints and APIs
+input_processor      checks a request, and makes the sequences that the engine runs
+prompt_reader        prompts in any form to token ids
 request_limits       limits that a request must fit
 generation_defaults  sampling defaults of the model
-output_processor     converts updates to text, token ids and log-probabilities
+prompt_request       one prompt: its sequences, and its output
+step_output          what a step has changed
+update_router        passes a step's updates to the prompts they are for
+sequence_output      converts the updates of a sequence to text and log-probabilities
 tokenizer            encodes text to token ids and decodes them
 detokenizer          incremental detokenization and stop strings
 logprobs             packed log-probabilities
 pooling              embeddings from hidden states
 request_tracker      times, deadlines and token counts of sequences
 metrics              statistics of engine, steps and requests
-update_stats         statistics of the updates that AsyncEngine delivers
 call_runner          runs blocking calls from many threads, for LLM
 engine_thread        the thread that steps an engine for AsyncEngine
 inspection/          state, step records and pauses of a running engine
 async_engine         an engine for asyncio tasks
 request_handle       a request that an asyncio task waits for
 admission            limits on unfinished requests
-shares               how bounded room is divided between clients
 beam_search          beam search over an engine's requests
 chat/                chat templates
 grammar/             structured outputs

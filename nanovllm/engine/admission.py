@@ -1,18 +1,21 @@
-"""Admission control: limits on unfinished choices and tokens, and when to retry after a refusal.
+"""Admission control: what unfinished requests may hold, and when to retry after a refusal.
 
-The room for all prompts of a request is reserved before any of them is queued. Each prompt releases
-its reservation once, for whatever reason it ends. One thread checks and reserves without yielding
-in between, so no burst exceeds a limit. Each limit is shared between clients as shares.py says.
+A request needs choices, tokens, and memory for its log-probabilities. The room for all of its
+prompts is reserved before any of them is queued. The choices and tokens of a prompt are released
+when it ends, for whatever reason, and the memory once the response has been written. One thread
+checks and reserves without yielding in between, so no burst exceeds a limit. Each limit is shared
+between clients as shares.py says.
 """
 
 import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from nanovllm.engine.metrics import AdmissionStats
-from nanovllm.engine.shares import Shares
-from nanovllm.errors import InvalidRequestError, QueueFullError
+from nanovllm.errors import InvalidRequestError, QueueFullError, setting
+from nanovllm.shares import Shares
 
 MAX_QUEUED_REQUESTS = 1024
 QUEUED_CACHES = 16
@@ -22,6 +25,25 @@ MIN_RETRY_S, MAX_RETRY_S = 1, 60
 MEMORY_RETRY_S = 5
 _WINDOW_S = 30.0
 """Period over which the rate of releases is measured."""
+
+
+class RequestSize(NamedTuple):
+    """What a request, or one of its prompts, may need at most.
+
+    Attributes:
+        choices: choices of all prompts.
+        tokens: tokens of prompts and outputs together.
+        logprobs_bytes: memory for log-probabilities.
+    """
+
+    choices: int = 0
+    tokens: int = 0
+    logprobs_bytes: int = 0
+
+
+def total_size(sizes: Sequence[RequestSize]) -> RequestSize:
+    """Return the sum of several sizes."""
+    return RequestSize(*map(sum, zip(*sizes, strict=True))) if sizes else RequestSize()
 
 
 def check_choices(count: int, limit: int) -> None:
@@ -34,126 +56,149 @@ def check_choices(count: int, limit: int) -> None:
 
 
 class Reservation:
-    """A client's reservation of `choices` choices and `tokens` tokens, until it is released."""
+    """A client's room for the prompts of one request."""
 
-    __slots__ = ("_admission", "choices", "client", "tokens")
+    __slots__ = ("_admission", "_held", "_logprobs_bytes", "client")
 
-    def __init__(self, admission: "Admission", client: str, choices: int, tokens: int) -> None:
-        """Create a reservation; only `Admission.reserve` calls this."""
-        self._admission: Admission | None = admission
+    def __init__(self, admission: "Admission", client: str, sizes: Sequence[RequestSize]) -> None:
+        """Hold `sizes`, one for each prompt; only `Admission.reserve` calls this."""
+        self._admission = admission
+        self._held = dict(enumerate(sizes))
+        self._logprobs_bytes = total_size(sizes).logprobs_bytes
         self.client = client
-        self.choices = choices
-        self.tokens = tokens
+
+    @property
+    def unfinished(self) -> RequestSize:
+        """What the prompts that have not ended may need."""
+        return total_size(list(self._held.values()))
+
+    def release_prompt(self, index: int) -> None:
+        """Release the choices and tokens of one prompt. A second call has no effect."""
+        size = self._held.pop(index, None)
+        if size is not None:
+            self._admission.add_released(self.client, size)
 
     def release(self) -> None:
-        """Release the reservation. A second call has no effect."""
-        admission, self._admission = self._admission, None
-        if admission is not None:
-            admission.add_released(self)
+        """Release everything. A second call has no effect."""
+        for index in list(self._held):
+            self.release_prompt(index)
+        num_bytes, self._logprobs_bytes = self._logprobs_bytes, 0
+        self._admission.logprobs_bytes.release(self.client, num_bytes)
 
 
 class Admission:
-    """Counts unfinished choices and tokens against two limits. For use by one thread."""
+    """Counts what unfinished requests hold against three limits. For use by one thread.
+
+    Attributes:
+        choices, tokens, logprobs_bytes: the shares of all clients. Tokens have no limit until the
+            size of the KV cache is known.
+    """
 
     def __init__(
         self,
         max_choices: int,
-        max_tokens: int | None,
+        max_tokens: int | None = None,
+        max_logprobs_bytes: int = MAX_LOGPROBS_BYTES,
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Start with nothing reserved. `max_tokens` None means no limit; it may be set later."""
-        self._choices = Shares(max_choices)
-        self._tokens = Shares(max_tokens)
+        """Start with nothing reserved. A limit is what one client may hold."""
         self.max_choices = max_choices
-        self._refused = {"requests": 0, "tokens": 0}
+        self.choices = Shares(max_choices)
+        self.tokens = Shares(max_tokens)
+        self.logprobs_bytes = Shares(max_logprobs_bytes)
+        self._refused = {"requests": 0, "tokens": 0, "memory": 0}
         self._clock = clock
         self._busy_since_s = clock()
         # (time, choices, tokens): each entry is the sum of the releases within one second.
         self._released: deque[tuple[float, int, int]] = deque()
 
-    @property
-    def max_tokens(self) -> int | None:
-        """Limit of tokens; None for no limit."""
-        return self._tokens.limit
-
-    @max_tokens.setter
-    def max_tokens(self, limit: int) -> None:
-        self._tokens.limit = limit
-
-    @property
-    def choices(self) -> int:
-        """Reserved choices of all clients."""
-        return self._choices.total
-
-    @property
-    def tokens(self) -> int:
-        """Reserved tokens of all clients."""
-        return self._tokens.total
-
     def stats(self) -> AdmissionStats:
         """Return the reserved amounts, the limits and the numbers of refusals."""
         return AdmissionStats(
-            self.choices, self.tokens, self.max_choices, self.max_tokens, dict(self._refused)
+            self.choices.total,
+            self.tokens.total,
+            self.max_choices,
+            self.tokens.limit,
+            dict(self._refused),
         )
 
-    def check(self, choices: int, tokens: int = 0, *, client: str = "") -> None:
-        """Check whether `client` can reserve `choices` and `tokens` now.
+    def check(self, size: RequestSize, *, client: str = "") -> None:
+        """Check whether `client` can reserve `size` now.
 
         Raises:
-            InvalidRequestError: they exceed a limit by themselves.
+            InvalidRequestError: it exceeds a limit by itself.
             QueueFullError: there is no room now; `retry_after_s` says when to retry.
         """
-        check_choices(choices, self.max_choices)
-        if self.max_tokens is not None and tokens > self.max_tokens:
-            raise InvalidRequestError(
-                f"the request may need {tokens} tokens, prompts and the max_tokens of {choices} "
-                f"choices together, the limit is {self.max_tokens}; lower max_tokens, n or "
-                "best_of, or send fewer prompts at once"
-            )
-        missing_choices = self._choices.missing(client, choices)
-        missing_tokens = self._tokens.missing(client, tokens)
-        if not missing_choices and not missing_tokens:
-            return
-        if missing_choices:
+        self._check_limits(size)
+        choices = self.choices.missing(client, size.choices)
+        tokens = self.tokens.missing(client, size.tokens)
+        if choices:
+            kind = "requests"
             reason = (
-                f"{self.choices} requests are unfinished and {choices} more would pass "
-                f"{self._choices.described(client)} (max_queued_requests)"
+                f"{self.choices.total} requests are unfinished and {size.choices} more would pass "
+                f"{self.choices.described(client)} (max_queued_requests)"
+            )
+        elif tokens:
+            kind = "tokens"
+            reason = (
+                f"unfinished requests may need {self.tokens.total} tokens and {size.tokens} more "
+                f"would pass {self.tokens.described(client)} (max_queued_tokens)"
+            )
+        elif self.logprobs_bytes.missing(client, size.logprobs_bytes):
+            kind = "memory"
+            reason = (
+                f"log-probabilities of unfinished requests may need {self.logprobs_bytes.total} "
+                f"bytes and {size.logprobs_bytes} more would pass "
+                f"{self.logprobs_bytes.described(client)} (max_queued_logprobs_memory)"
             )
         else:
-            reason = (
-                f"unfinished requests may need {self.tokens} tokens and {tokens} more would pass "
-                f"{self._tokens.described(client)} (max_queued_tokens)"
-            )
-        self._refused["requests" if missing_choices else "tokens"] += 1
-        wait_s = self.retry_after_s(missing_choices, missing_tokens)
+            return
+        self._refused[kind] += 1
+        wait_s = MEMORY_RETRY_S if kind == "memory" else self.retry_after_s(choices, tokens)
         raise QueueFullError(f"{reason}; try again in {wait_s} s", retry_after_s=wait_s)
 
-    def reserve(self, parts: Sequence[tuple[int, int]], *, client: str = "") -> list[Reservation]:
-        """Reserve room for all parts, each (choices, tokens), or for none; raises as `check`."""
-        choices, tokens = (
-            (sum(amounts) for amounts in zip(*parts, strict=True)) if parts else (0, 0)
-        )
-        self.check(choices, tokens, client=client)
-        if self.choices == 0:  # measure the rate of releases only while the server is busy
+    def _check_limits(self, size: RequestSize) -> None:
+        """Raise InvalidRequestError if a request exceeds a limit by itself."""
+        check_choices(size.choices, self.max_choices)
+        if self.tokens.limit is not None and size.tokens > self.tokens.limit:
+            raise InvalidRequestError(
+                f"the request may need {size.tokens} tokens, prompts and the "
+                f"{setting('max_tokens')} of {size.choices} choices together, the limit is "
+                f"{self.tokens.limit}; lower {setting('max_tokens')}, n or best_of, or send fewer "
+                "prompts at once"
+            )
+        max_bytes = self.logprobs_bytes.limit
+        if max_bytes is not None and size.logprobs_bytes > max_bytes:
+            raise InvalidRequestError(
+                f"the request's log-probabilities may need {size.logprobs_bytes} bytes, the limit "
+                f"is {max_bytes} (max_queued_logprobs_memory); ask for fewer of them, or send "
+                "fewer prompts at once",
+                param="logprobs",
+            )
+
+    def reserve(self, sizes: Sequence[RequestSize], *, client: str = "") -> Reservation:
+        """Reserve room for all prompts of a request, or for none; raises as `check`."""
+        size = total_size(sizes)
+        self.check(size, client=client)
+        if self.choices.total == 0:  # measure the rate of releases only while the server is busy
             self._busy_since_s = self._clock()
             self._released.clear()
-        self._choices.take(client, choices)
-        self._tokens.take(client, tokens)
-        return [Reservation(self, client, *part) for part in parts]
+        self.choices.take(client, size.choices)
+        self.tokens.take(client, size.tokens)
+        self.logprobs_bytes.take(client, size.logprobs_bytes)
+        return Reservation(self, client, sizes)
 
-    def add_released(self, reservation: Reservation) -> None:
-        """Subtract a released reservation; only `Reservation.release` calls this."""
-        self._choices.release(reservation.client, reservation.choices)
-        self._tokens.release(reservation.client, reservation.tokens)
+    def add_released(self, client: str, size: RequestSize) -> None:
+        """Subtract the choices and tokens of a prompt that has ended, for `Reservation`."""
+        self.choices.release(client, size.choices)
+        self.tokens.release(client, size.tokens)
         now = self._clock()
         if self._released and now - self._released[-1][0] < 1:
             time_s, choices, tokens = self._released.pop()
-            self._released.append(
-                (time_s, choices + reservation.choices, tokens + reservation.tokens)
-            )
+            self._released.append((time_s, choices + size.choices, tokens + size.tokens))
         else:
-            self._released.append((now, reservation.choices, reservation.tokens))
+            self._released.append((now, size.choices, size.tokens))
             self._drop_old_releases(now)
 
     def retry_after_s(self, choices: int, tokens: int) -> int:
@@ -175,70 +220,3 @@ class Admission:
     def _drop_old_releases(self, now: float) -> None:
         while self._released and self._released[0][0] < now - _WINDOW_S:
             self._released.popleft()
-
-
-class HeldMemory:
-    """A client's bytes of a MemoryBudget, until they are released."""
-
-    __slots__ = ("_client", "_shares", "num_bytes")
-
-    def __init__(self, shares: Shares, client: str, num_bytes: int) -> None:
-        """Take the memory; only `MemoryBudget.hold` calls this."""
-        self._shares: Shares | None = shares
-        self._client = client
-        self.num_bytes = num_bytes
-        shares.take(client, num_bytes)
-
-    def release(self) -> None:
-        """Release the memory. A second call has no effect."""
-        shares, self._shares = self._shares, None
-        if shares is not None:
-            shares.release(self._client, self.num_bytes)
-
-
-class MemoryBudget:
-    """Memory for log-probabilities of unwritten responses. For use by one thread."""
-
-    def __init__(self, max_bytes: int) -> None:
-        """Start with nothing reserved."""
-        self._shares = Shares(max_bytes)
-        self.num_refused = 0
-
-    def fit(self, free_bytes: int) -> None:
-        """Lower the limit so that all clients together hold at most `free_bytes`."""
-        self._shares.fit(free_bytes)
-
-    @property
-    def max_bytes(self) -> int:
-        """What one client may hold."""
-        assert self._shares.limit is not None
-        return self._shares.limit
-
-    @property
-    def held_bytes(self) -> int:
-        """Reserved bytes of all clients."""
-        return self._shares.total
-
-    def hold(self, num_bytes: int, *, client: str = "") -> HeldMemory:
-        """Reserve `num_bytes` bytes for a client.
-
-        Raises:
-            InvalidRequestError: they exceed the budget by themselves.
-            QueueFullError: they are not free now.
-        """
-        if num_bytes > self.max_bytes:
-            raise InvalidRequestError(
-                f"the request's log-probabilities may need {num_bytes} bytes, the limit is "
-                f"{self.max_bytes} (max_queued_logprobs_memory); ask for fewer of them, or send "
-                "fewer prompts at once",
-                param="logprobs",
-            )
-        if self._shares.missing(client, num_bytes):
-            self.num_refused += 1
-            raise QueueFullError(
-                f"log-probabilities of unfinished requests may need {self.held_bytes} bytes and "
-                f"{num_bytes} more would pass {self._shares.described(client)} "
-                f"(max_queued_logprobs_memory); try again in {MEMORY_RETRY_S} s",
-                retry_after_s=MEMORY_RETRY_S,
-            )
-        return HeldMemory(self._shares, client, num_bytes)

@@ -1,8 +1,8 @@
 """AsyncEngine: an engine on its own thread, for any number of asyncio tasks.
 
-    request  -> prepare, on any thread: a PreparedRequest for each prompt
+    request  -> prepare, on any thread: a PromptRequest for each prompt
              -> generate, on the event loop: queue all prompts or none, return a RequestHandle
-    step     -> on the event loop: add each update to its output, and notify its handle
+    step     -> on the event loop: add each update to its prompt, and notify its handle
     handle   -> wait(), or deltas(); release() aborts unfinished prompts
 
 Only the engine's thread uses the engine (engine_thread.py). Text is decoded on the event loop. A
@@ -10,38 +10,33 @@ stop string is found there, so the engine may compute tokens after it; statistic
 """
 
 import asyncio
-import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from enum import Enum
 
+from nanovllm.deadlines import Deadline
 from nanovllm.engine.admission import (
     MAX_LOGPROBS_BYTES,
     MAX_QUEUED_REQUESTS,
     QUEUED_CACHES,
     Admission,
-    HeldMemory,
-    MemoryBudget,
+    RequestSize,
     Reservation,
+    total_size,
 )
-from nanovllm.engine.engine import Engine, StepOutput
+from nanovllm.engine.engine import Engine
 from nanovllm.engine.engine_thread import EngineThread
-from nanovllm.engine.generation_request import GenerationRequest, prepare_requests
-from nanovllm.engine.input_processor import PreparedRequest
+from nanovllm.engine.generation_request import GenerationRequest
 from nanovllm.engine.inspection.inspector import Inspector
 from nanovllm.engine.metrics import AdmissionStats, EngineSnapshot, StepStats
-from nanovllm.engine.request_handle import Deadline, RequestHandle
-from nanovllm.engine.scheduling.request import FinishReason
-from nanovllm.engine.update_stats import count_update
-from nanovllm.errors import (
-    EngineFaultError,
-    EngineNotReadyError,
-    InvalidRequestError,
-    RequestTimeoutError,
-)
+from nanovllm.engine.prompt_request import PromptRequest
+from nanovllm.engine.request_handle import RequestHandle
+from nanovllm.engine.step_output import StepOutput
+from nanovllm.engine.update_router import UpdateRouter
+from nanovllm.errors import EngineFaultError, EngineNotReadyError, RequestTimeoutError
 
-logger = logging.getLogger(__name__)
+_NOTHING = RequestSize()
 
 
 class EngineState(Enum):
@@ -62,10 +57,10 @@ class AsyncEngine:
 
     >>> await async_engine.start()
     >>> await async_engine.wait_until_ready()
-    >>> prepared = async_engine.prepare(GenerationRequest(prompts=["Once"], params=params))
-    >>> with async_engine.generate(prepared) as handle:
+    >>> prompts = async_engine.prepare(GenerationRequest(prompts=["Once"], params=params))
+    >>> with async_engine.generate(prompts) as handle:
     ...     await handle.wait()
-    >>> output = prepared[0].output_processor.output()
+    >>> output = prompts[0].output()
     >>> await async_engine.stop()
     """
 
@@ -96,15 +91,14 @@ class AsyncEngine:
             load, on_ready=self._set_ready, on_output=self._deliver, on_failure=self._fail
         )
         self._inspector = Inspector(self._thread)
-        self._admission = Admission(max_queued_requests, max_queued_tokens)
-        self._logprobs = MemoryBudget(max_logprobs_bytes)
+        self._admission = Admission(max_queued_requests, max_queued_tokens, max_logprobs_bytes)
         self._timeouts = {"queued": 0, "running": 0}
         self._on_step = on_step
         self._engine: Engine | None = None
         self._state = EngineState.LOADING
         self._failure: BaseException | None = None
         self._generation_tokens = 0
-        self._sequences: dict[str, tuple[RequestHandle, int]] = {}
+        self._router: UpdateRouter[RequestHandle] = UpdateRouter(self._thread.finish)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._changed = asyncio.Event()
         self._when_stopped: list[Callable[[], None]] = []
@@ -156,16 +150,7 @@ class AsyncEngine:
 
     def admission_stats(self) -> AdmissionStats:
         """Return the reservations of unfinished requests, and the numbers of refusals."""
-        stats = self._admission.stats()
-        return replace(stats, refused={**stats.refused, "memory": self._logprobs.num_refused})
-
-    def hold_logprobs(self, prepared_requests: Sequence[PreparedRequest]) -> HeldMemory:
-        """Reserve memory for the log-probabilities of a request; the caller releases it.
-
-        Raises InvalidRequestError or QueueFullError as `MemoryBudget.hold`.
-        """
-        num_bytes = sum(prepared.logprobs_bytes for prepared in prepared_requests)
-        return self._logprobs.hold(num_bytes, client=_client(prepared_requests))
+        return self._admission.stats()
 
     @property
     def timeouts(self) -> dict[str, int]:
@@ -196,7 +181,7 @@ class AsyncEngine:
         self._state = EngineState.STOPPED if self._state is not EngineState.FAILED else self._state
         self._thread.stop()
         self._changed.set()
-        for handle in {handle for handle, _ in self._sequences.values()}:
+        for handle in self._router.owners:
             handle.fail(EngineNotReadyError("the engine was stopped"))
         self._thread.fail_calls(EngineNotReadyError("the engine was stopped"))
         for call in self._when_stopped:
@@ -212,32 +197,31 @@ class AsyncEngine:
         """Call `call` on the event loop whenever the engine is stopped."""
         self._when_stopped.append(call)
 
-    def prepare(self, request: GenerationRequest) -> tuple[PreparedRequest, ...]:
+    def prepare(self, request: GenerationRequest) -> tuple[PromptRequest, ...]:
         """Check and tokenize a request without queueing it; may be called on any thread.
 
         Beam searches are prepared by `beam_search.begin_searches` instead. Raises
         InvalidRequestError, and EngineNotReadyError unless the engine is ready.
         """
-        return prepare_requests(request, self.engine.input_processor)
+        return self.engine.input_processor.process(request)
 
     def check_room(self, choices: int, *, client: str = "") -> None:
         """Check whether there is room for more choices of a client.
 
         Raises QueueFullError if there is no room now, and InvalidRequestError if there never is.
         """
-        self._admission.check(choices, client=client)
+        self._admission.check(RequestSize(choices), client=client)
 
     def reserve(self, choices: int, tokens: int, *, client: str = "") -> Reservation:
         """Reserve room for a client's requests that are queued later; the caller releases it.
 
         Raises as `check_room`.
         """
-        (reservation,) = self._admission.reserve([(choices, tokens)], client=client)
-        return reservation
+        return self._admission.reserve([RequestSize(choices, tokens)], client=client)
 
     def generate(
         self,
-        prepared_requests: Sequence[PreparedRequest],
+        prompts: Sequence[PromptRequest],
         *,
         deadline: Deadline | None = None,
         reservation: Reservation | None = None,
@@ -245,7 +229,7 @@ class AsyncEngine:
         """Queue the prompts of one request, all or none. The caller releases the handle.
 
         Args:
-            prepared_requests: the result of `prepare`.
+            prompts: the result of `prepare`.
             deadline: deadline of the request; unfinished prompts then raise RequestTimeoutError.
             reservation: room that `reserve` returned for this request before.
 
@@ -256,107 +240,55 @@ class AsyncEngine:
             EngineNotReadyError: the engine is still loading, or stopped.
         """
         self._check_ready()
-        self._check_ids(prepared_requests)
-        sizes = [(prepared.num_choices, prepared.num_tokens) for prepared in prepared_requests]
+        self._router.check_ids(prompts)
+        sizes = [prompt.size for prompt in prompts]
         if deadline is not None and time.monotonic() >= deadline.at_s:
-            raise self._timeout_error(deadline, 0, sizes)
-        reservations: Sequence[Reservation | None] = [None] * len(sizes)
-        if reservation is None:
-            reservations = self._admission.reserve(sizes, client=_client(prepared_requests))
+            raise self.timeout_error(deadline, size=total_size(sizes))
+        client = prompts[0].client if prompts else ""
+        own = self._admission.reserve(sizes, client=client) if reservation is None else None
+        handle = RequestHandle(prompts, own, self._router.remove, deadline)
+        self._router.add(prompts, handle)
         arrival_s = time.monotonic()
-        handle = RequestHandle(prepared_requests, reservations, self._on_release, deadline)
         if deadline is not None:
             assert self._loop is not None
             handle.timer = self._loop.call_later(
                 deadline.at_s - arrival_s, self._expire, deadline, handle
             )
-        for index, prepared in enumerate(prepared_requests):
-            for request in prepared.requests:
-                self._sequences[request.request_id] = handle, index
-            self._thread.add(
-                prepared.requests, arrival_s, None if deadline is None else deadline.at_s
-            )
+        for prompt in prompts:
+            deadline_s = None if deadline is None else deadline.at_s
+            self._thread.add(prompt.requests, arrival_s, deadline_s)
         return handle
-
-    def _check_ids(self, prepared_requests: Sequence[PreparedRequest]) -> None:
-        """Raise InvalidRequestError if two sequences would have the same id."""
-        seen: set[str] = set()
-        for prepared in prepared_requests:
-            for request in prepared.requests:
-                if request.request_id in self._sequences or request.request_id in seen:
-                    raise InvalidRequestError(
-                        f"the request id {request.request_id!r} is in use by an unfinished request",
-                        param="request_id",
-                    )
-                seen.add(request.request_id)
 
     def _expire(self, deadline: Deadline, handle: RequestHandle) -> None:
         """Abort the unfinished prompts of a request that exceeds its deadline."""
-        late = handle.unfinished
-        if not late or handle.error is not None:
+        if not handle.unfinished or handle.error is not None:
             return
-        tokens = sum(
-            prepared.output_processor.num_output_tokens for prepared in handle.prepared_requests
-        )
-        reservations = [handle.reservations[index] for index in late]
-        sizes = [(room.choices, room.tokens) for room in reservations if room is not None]
-        handle.fail(self._timeout_error(deadline, tokens, sizes))
-        handle.release(late)
+        room = handle.reservation
+        size = RequestSize() if room is None else room.unfinished
+        handle.fail(self.timeout_error(deadline, handle.num_output_tokens, size))
+        for index in handle.unfinished:
+            handle.end(index)
 
-    def _timeout_error(
-        self, deadline: Deadline, tokens: int, sizes: Sequence[tuple[int, int]]
+    def timeout_error(
+        self, deadline: Deadline, tokens: int = 0, size: RequestSize = _NOTHING
     ) -> RequestTimeoutError:
         """Count a request that exceeds its deadline, and return its error.
 
         Args:
             tokens: number of tokens that the request has generated.
-            sizes: the room that the request needs, each (choices, tokens).
+            size: the room that the request needs; nothing if it was not queued yet.
         """
         self._timeouts["running" if deadline.has_begun else "queued"] += 1
-        retry_after_s = self._admission.retry_after_s(
-            sum(choices for choices, _ in sizes), sum(max_tokens for _, max_tokens in sizes)
-        )
+        retry_after_s = self._admission.retry_after_s(size.choices, size.tokens)
         return deadline.error(tokens=tokens, retry_after_s=retry_after_s)
-
-    def timeout_error(self, deadline: Deadline) -> RequestTimeoutError:
-        """Count a request that exceeds its deadline before it is queued, and return its error."""
-        return self._timeout_error(deadline, 0, ())
-
-    def _on_release(self, handle: RequestHandle, indices: Sequence[int]) -> None:
-        """Abort the unfinished sequences of these prompts, and remove all of their sequences."""
-        for index in indices:
-            output_processor = handle.prepared_requests[index].output_processor
-            unfinished = tuple(output_processor.unfinished_ids)
-            if unfinished:
-                self._thread.finish(unfinished, FinishReason.ABORT)
-            for sequence_id in output_processor.sequence_ids:
-                self._sequences.pop(sequence_id, None)
 
     def _deliver(self, output: StepOutput) -> None:
         """Pass a step's updates to their handles, and count them; runs on the event loop."""
-        for update in output.updates:
-            handle, index = self._sequences.get(update.request_id, (None, 0))
-            if handle is None:
-                continue  # computed after it was released
-            prepared = handle.prepared_requests[index]
-            if prepared.output_processor.ended(update.choice_index) is not None:
-                continue  # computed after a stop string
+        for prompt, handle in self._router.add_updates(output):
             if handle.deadline is not None:
                 handle.deadline.has_begun = True
-            try:
-                if prepared.output_processor.add_update(update):
-                    self._thread.finish((update.request_id,), FinishReason.STOP)
-                self._generation_tokens += len(update.token_ids)
-                count_update(output.stats, prepared, update)
-                error = prepared.output_processor.error
-            except Exception:  # the other updates of the step must reach their handles
-                logger.exception("the answer to %s could not be put together", update.request_id)
-                error = EngineFaultError(
-                    "the answer could not be put together; the log has the reason"
-                )
-            if error is not None:
-                handle.fail(error)
-            handle.notify(index)
+            handle.notify(prompt)
+        self._generation_tokens += output.stats.num_generated_tokens
         if self._on_step is not None:
             self._on_step(output.stats)
 
@@ -364,22 +296,17 @@ class AsyncEngine:
         """Set the state READY when the model is loaded; runs on the event loop."""
         if self._state is EngineState.LOADING:
             self._engine, self._state = engine, EngineState.READY
-            if self._admission.max_tokens is None:
-                self._admission.max_tokens = QUEUED_CACHES * engine.cache_tokens
+            if self._admission.tokens.limit is None:
+                self._admission.tokens.limit = QUEUED_CACHES * engine.cache_tokens
             if engine.memory.free_bytes is not None:
-                self._logprobs.fit(engine.memory.free_bytes // 2)
+                self._admission.logprobs_bytes.fit(engine.memory.free_bytes // 2)
         self._changed.set()
 
     def _fail(self, error: BaseException) -> None:
         """Set the state FAILED and fail all requests; runs on the event loop."""
         if self._state is not EngineState.STOPPED:
             self._state, self._failure = EngineState.FAILED, error
-        for handle in {handle for handle, _ in self._sequences.values()}:
+        for handle in self._router.owners:
             handle.fail(EngineFaultError("the engine has broken down; the log has the reason"))
         self._thread.fail_calls(EngineNotReadyError("the engine has broken down"))
         self._changed.set()
-
-
-def _client(prepared_requests: Sequence[PreparedRequest]) -> str:
-    """Return the client of a request's prompts."""
-    return prepared_requests[0].requests[0].client if prepared_requests else ""

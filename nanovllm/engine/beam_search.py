@@ -13,55 +13,16 @@ tokens. The engine batches it with other requests and finds common prefixes of b
 cache. The search itself is arithmetic on the results and depends on neither engine nor threads.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Annotated, TypeAlias
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
-from annotated_types import Interval
-
-from nanovllm.checked_fields import check_fields
+from nanovllm.engine.generation_request import BeamSearchParams, GenerationRequest
 from nanovllm.engine.input_processor import InputProcessor
+from nanovllm.engine.prompt_request import PromptRequest
+from nanovllm.engine.request_limits import Limits
 from nanovllm.engine.tokenizer import Tokenizer
-from nanovllm.errors import ContextLengthError, InvalidRequestError
+from nanovllm.errors import ContextLengthError, InvalidRequestError, setting
 from nanovllm.outputs import CompletionOutput, PositionLogprobs, RequestOutput
-from nanovllm.prompts import Prompt
-from nanovllm.sampling_params import SamplingParams
-
-LengthPenalty: TypeAlias = Annotated[float, Interval(ge=-10, le=10)]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BeamSearchParams:
-    """Settings of a beam search.
-
-    An invalid setting raises InvalidRequestError with the value and the limit.
-
-    Attributes:
-        beam_width: number of beams.
-        max_tokens: maximum number of tokens to generate.
-        ignore_eos: treat the end-of-text token like any other.
-        length_penalty: exponent of the length by which a score is divided. Above 1 favours long
-            outputs, below 1 short ones.
-    """
-
-    beam_width: Annotated[int, Interval(ge=1)]
-    max_tokens: Annotated[int, Interval(ge=1)] = 16
-    ignore_eos: bool = False
-    length_penalty: LengthPenalty = 1.0
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-
-    @property
-    def step_params(self) -> SamplingParams:
-        """Settings of the request that extends a beam."""
-        return SamplingParams(
-            max_tokens=1,
-            temperature=0.0,
-            logprobs=2 * self.beam_width,
-            ignore_eos=True,
-            skip_special_tokens=False,
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,11 +53,6 @@ class BeamSearch:
         self._beams = [Beam((), 0.0)]
         self._completed: list[Beam] = []
         self.error: str | None = None
-
-    def fail(self, error: str) -> None:
-        """End the search without outputs, because the request of a beam failed."""
-        self.error = error
-        self._beams, self._completed = [], []
 
     @property
     def is_finished(self) -> bool:
@@ -135,6 +91,15 @@ class BeamSearch:
             self._completed += self._beams
             self._beams = []
 
+    def advance_by(self, outputs: Sequence[RequestOutput]) -> None:
+        """Extend the beams by one token, by the outputs of their requests; fail if one failed."""
+        self.error = next((output.error for output in outputs if output.error), None)
+        if self.error is not None:
+            self._beams, self._completed = [], []
+            return
+        positions = [output.outputs[0].logprobs for output in outputs]
+        self.advance([position[0] for position in positions if position])
+
     def best(self, count: int) -> list[Beam]:
         """Return the `count` best outputs in descending order."""
         return sorted(self._completed, key=lambda beam: -self.score(beam))[:count]
@@ -169,39 +134,78 @@ class BeamSearch:
         return float(beam.cumulative_logprob / length**self.params.length_penalty)
 
 
-def begin_searches(
-    prompts: Iterable[Prompt],
-    params: BeamSearchParams,
-    input_processor: InputProcessor,
-) -> list[BeamSearch]:
-    """Return a search for each prompt, after checking all of them.
+class BeamSearches:
+    """The searches of all prompts of a request."""
 
-    Raises InvalidRequestError if a prompt is invalid, or if its search does not fit the limits.
-    """
-    read = [input_processor.read_prompt(prompt) for prompt in prompts]
-    for _, token_ids in read:
-        _check_beams(len(token_ids), params, input_processor)
-    return [
-        BeamSearch(token_ids, params, input_processor.model.eos_token_ids, prompt=text)
-        for text, token_ids in read
-    ]
+    def __init__(self, request: GenerationRequest, input_processor: InputProcessor) -> None:
+        """Check every prompt, and begin its search.
+
+        Raises InvalidRequestError if a prompt is invalid, or its search does not fit the limits.
+        """
+        assert isinstance(request.params, BeamSearchParams)
+        self.params: BeamSearchParams = request.params
+        self._request = request
+        self._input_processor = input_processor
+        read = [input_processor.reader.read(prompt) for prompt in request.prompts]
+        for _, token_ids in read:
+            _check_beams(len(token_ids), self.params, input_processor.limits)
+        eos_token_ids = input_processor.model.eos_token_ids
+        self._searches = [
+            BeamSearch(token_ids, self.params, eos_token_ids, prompt=text)
+            for text, token_ids in read
+        ]
+
+    @property
+    def client(self) -> str:
+        """Identity of who sent the request."""
+        return self._request.client
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Total number of tokens of the prompts."""
+        return sum(len(search.prompt_token_ids) for search in self._searches)
+
+    @property
+    def num_beams(self) -> int:
+        """Total number of beams of all prompts."""
+        return len(self._searches) * self.params.beam_width
+
+    def rounds(self, max_num_seqs: int) -> Iterator[tuple[PromptRequest, ...]]:
+        """Yield the requests of one token that extend the beams, round by round.
+
+        The caller runs each round to its end before it takes the next one. Only as many searches
+        proceed at once as fill a step of `max_num_seqs` sequences.
+        """
+        group_size = max(max_num_seqs // self.params.beam_width, 1)
+        for start in range(0, len(self._searches), group_size):
+            group = self._searches[start : start + group_size]
+            while unfinished := [search for search in group if not search.is_finished]:
+                prompts = [token_ids for search in unfinished for token_ids in search.prompts()]
+                step_params = self.params.step_params
+                beams = self._input_processor.process(
+                    replace(self._request, prompts=prompts, params=step_params, must_fit=False)
+                )
+                yield beams
+                outputs = iter([beam.output() for beam in beams])
+                for search in unfinished:
+                    search.advance_by([next(outputs) for _ in range(search.num_beams)])
+
+    def outputs(self) -> list[RequestOutput]:
+        """Return the output of each search, the best of its beams, once all have ended."""
+        processor, count = self._input_processor, self._request.n or self.params.beam_width
+        return [
+            search.output(
+                processor.new_request_id(self._request.request_id), processor.tokenizer, count
+            )
+            for search in self._searches
+        ]
 
 
-def only_position(output: RequestOutput) -> PositionLogprobs:
-    """Return the log-probabilities of an output that has exactly one token."""
-    (completion,) = output.outputs
-    assert completion.logprobs is not None
-    return completion.logprobs[0]
-
-
-def _check_beams(
-    prompt_tokens: int, params: BeamSearchParams, input_processor: InputProcessor
-) -> None:
-    limits = input_processor.limits
+def _check_beams(prompt_tokens: int, params: BeamSearchParams, limits: Limits) -> None:
     max_width = limits.max_logprobs // 2
     if params.beam_width > max_width:
         raise InvalidRequestError(
-            f"beam_width is {params.beam_width}, the limit is {max_width} (half of "
+            f"{setting('beam_width')} is {params.beam_width}, the limit is {max_width} (half of "
             "max_logprobs); lower it, or raise max_logprobs",
             param="beam_width",
         )
@@ -209,7 +213,8 @@ def _check_beams(
     num_tokens = prompt_tokens + params.max_tokens
     if num_tokens > max_len:
         raise ContextLengthError(
-            f"the prompt has {prompt_tokens} tokens and max_tokens is {params.max_tokens}, "
-            f"together {num_tokens}, more than the limit of {max_len}; lower max_tokens",
+            f"the prompt has {prompt_tokens} tokens and {setting('max_tokens')} is "
+            f"{params.max_tokens}, together {num_tokens}, more than the limit of {max_len}; lower "
+            f"{setting('max_tokens')}",
             param="max_tokens",
         )

@@ -19,10 +19,9 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from nanovllm.engine.engine import Engine
-from nanovllm.engine.input_processor import PreparedRequest
 from nanovllm.engine.metrics import StepStats
-from nanovllm.engine.output_processor import OutputProcessor
-from nanovllm.engine.scheduling.request import FinishReason
+from nanovllm.engine.prompt_request import PromptRequest
+from nanovllm.engine.update_router import UpdateRouter
 from nanovllm.errors import EngineNotReadyError
 from nanovllm.outputs import RequestOutput
 
@@ -37,26 +36,31 @@ class _Call:
     """The requests of one call, and the state that its thread waits for.
 
     Attributes:
-        unfinished: the prepared request of each unfinished sequence, by sequence id.
+        prompts: the prompts of the requests.
+        num_unfinished: number of prompts that have not ended.
         wants_steps: whether the call needs `steps`.
-        streamed: the output processor of a stream; None for other calls.
-        steps: statistics of each new step, and the number of requests of the call that it ended.
+        is_stream: whether the call has one prompt, whose deltas its thread takes.
+        steps: statistics of each new step, and the number of prompts of the call that it ended.
         deltas: deltas of the stream that the thread has not taken yet.
-        num_ended: requests that have ended since the last step that was reported.
+        num_ended: prompts that have ended since the last step that was reported.
         changed: queue into which the worker puts an item to wake the thread.
         has_ended: whether the engine has removed all sequences of the call.
         error: the exception that ended the call early.
     """
 
-    unfinished: dict[str, PreparedRequest]
+    prompts: Sequence[PromptRequest]
+    num_unfinished: int = field(init=False)
     wants_steps: bool = False
-    streamed: OutputProcessor | None = None
+    is_stream: bool = False
     steps: deque[tuple[StepStats, int]] = field(default_factory=deque)
     deltas: deque[RequestOutput] = field(default_factory=deque)
     num_ended: int = 0
     changed: "queue.SimpleQueue[None]" = field(default_factory=queue.SimpleQueue)
     has_ended: bool = False
     error: BaseException | None = None
+
+    def __post_init__(self) -> None:
+        self.num_unfinished = len(self.prompts)
 
     def wait(self) -> None:
         """Wait until the worker wakes this thread, or for `_POLL_S`."""
@@ -82,37 +86,40 @@ class CallRunner:
         self._lock = threading.RLock()  # held briefly; guards _worker and _is_closed
         self._worker: threading.Thread | None = None
         self._is_closed = False
-        self._calls: dict[str, _Call] = {}  # by sequence id; only the worker uses it
+        # Only the worker uses these three. Prompts are held back until there is room for their
+        # grammars.
+        self._calls: set[_Call] = set()
+        self._held_back: dict[PromptRequest, None] = {}
+        self._router: UpdateRouter[_Call] = UpdateRouter(engine.finish_request)
 
-    def run(
-        self, prepared_requests: Sequence[PreparedRequest], on_step: OnStep | None = None
-    ) -> None:
-        """Return when all requests have ended, with their updates in their output processors.
+    def run(self, prompts: Sequence[PromptRequest], on_step: OnStep | None = None) -> None:
+        """Return when all prompts have ended.
 
-        An error that ends one request is stored in its output processor and not raised. If this
-        method raises, unfinished requests are aborted.
+        An error that ends one prompt is stored in it and not raised, unless the request was refused
+        before it ran. If this method raises, unfinished prompts are aborted.
 
         Args:
-            prepared_requests: the requests.
+            prompts: the prompts.
             on_step: called in this thread with the statistics of each step and the number of
-                requests that it ended.
+                prompts that it ended.
 
         Raises:
             EngineNotReadyError: the CallRunner is closed.
+            InvalidRequestError: a grammar is invalid.
         """
-        call = _Call(_by_request_id(prepared_requests), wants_steps=on_step is not None)
-        if not call.unfinished:
+        call = _Call(prompts, wants_steps=on_step is not None)
+        if not prompts:
             return
         for _ in self._wait_for(call):
             while on_step is not None and call.steps:
                 on_step(*call.steps.popleft())
 
-    def stream(self, prepared: PreparedRequest) -> Generator[RequestOutput, None, None]:
-        """Yield the deltas of one request. Closing the generator aborts the request.
+    def stream(self, prompt: PromptRequest) -> Generator[RequestOutput, None, None]:
+        """Yield the deltas of one prompt. Closing the generator aborts the request.
 
         Raises the error of the request, and EngineNotReadyError if the CallRunner is closed.
         """
-        call = _Call(_by_request_id([prepared]), streamed=prepared.output_processor)
+        call = _Call([prompt], is_stream=True)
         with contextlib.closing(self._wait_for(call)) as changes:
             for _ in changes:
                 while call.deltas:
@@ -130,7 +137,7 @@ class CallRunner:
             worker.join(_POLL_S)
             worker = self._worker  # None after a calling thread that acted as the worker
         with contextlib.suppress(AttributeError):
-            del self._engine  # frees its memory
+            del self._engine, self._router  # frees the engine's memory
 
     def _wait_for(self, call: _Call) -> Generator[None, None, None]:
         """Run a call; yield after each possible change, and raise the error that ended it early.
@@ -186,7 +193,7 @@ class CallRunner:
             try:
                 self._step()
             except BaseException as error:  # noqa: BLE001 - raised in every waiting thread
-                for call in set(self._calls.values()):
+                for call in list(self._calls):
                     self._finish_call(call, error)
 
     def _update_calls(self) -> bool:
@@ -201,44 +208,43 @@ class CallRunner:
                     return False
             return True
         for call in submitted:
-            self._calls |= dict.fromkeys(call.unfinished, call)
+            self._calls.add(call)
             try:
-                for prepared in dict.fromkeys(call.unfinished.values()):
-                    for request in prepared.requests:
-                        self._engine.add_request(request)
+                self._router.add(call.prompts, call)
+                for prompt in call.prompts:
+                    self._add_or_hold_back(prompt)
             except Exception as error:  # noqa: BLE001 - it is raised in the thread that waits
                 self._finish_call(call, error)
+        for prompt in list(self._held_back):
+            self._add_or_hold_back(prompt)
         for call in cancelled:
             self._finish_call(call, None)
         if is_closed:
-            for call in set(self._calls.values()):
+            for call in list(self._calls):
                 self._finish_call(call, _closed_error())
         return True
+
+    def _add_or_hold_back(self, prompt: PromptRequest) -> None:
+        """Queue the sequences of a prompt, if its grammar may be compiled now."""
+        if prompt.has_grammar and self._engine.input_processor.grammars.is_full:
+            self._held_back[prompt] = None
+            return
+        self._held_back.pop(prompt, None)
+        for request in prompt.requests:
+            self._engine.add_request(request)
 
     def _step(self) -> None:
         """Step the engine once, and pass its updates to their calls."""
         if not self._calls:
             return
         output = self._engine.step()
-        ended: list[_Call] = []
-        for update in output.updates:
-            call = self._calls.get(update.request_id)
-            if call is None:
-                continue  # its call has ended in this loop
-            prepared = call.unfinished[update.request_id]
-            try:
-                found_stop = prepared.output_processor.add_update(update)
-            except Exception as error:  # noqa: BLE001 - it is raised in the thread that waits
-                self._finish_call(call, error)
-                continue
-            if found_stop:
-                self._engine.finish_request(update.request_id, FinishReason.STOP)
-            if found_stop or update.finish_reason is not None:
-                del self._calls[update.request_id], call.unfinished[update.request_id]
-                call.num_ended += prepared.output_processor.is_finished
-                if not call.unfinished:
-                    ended.append(call)
-        for call in {*self._calls.values(), *ended}:
+        for prompt, call in self._router.add_updates(output):
+            if prompt.error is not None and (call.is_stream or prompt.is_refused):
+                self._finish_call(call, prompt.error)
+            elif prompt.is_finished:
+                call.num_unfinished -= 1
+                call.num_ended += 1
+        for call in list(self._calls):
             self._report(call, output.stats)
 
     def _report(self, call: _Call, stats: StepStats) -> None:
@@ -246,43 +252,33 @@ class CallRunner:
         if call.wants_steps:
             call.steps.append((stats, call.num_ended))
             call.num_ended = 0
-        if call.streamed is not None:
-            if call.streamed.error is not None:
-                self._finish_call(call, call.streamed.error)
-                return
-            delta = call.streamed.take_delta()
-            if delta is not None:
-                call.deltas.append(delta)
-        call.has_ended = not call.unfinished
+        delta = call.prompts[0].take_delta() if call.is_stream else None
+        if delta is not None:
+            call.deltas.append(delta)
+        if not call.num_unfinished:
+            self._calls.discard(call)
+            call.has_ended = True
         if call.wants_steps or call.deltas or call.has_ended:
             call.wake()
 
     def _finish_call(self, call: _Call, error: BaseException | None) -> None:
-        """Abort the unfinished sequences of a call, and wake its thread."""
+        """Abort the unfinished prompts of a call, and wake its thread."""
+        self._calls.discard(call)
         try:
-            for request_id in call.unfinished:
-                self._calls.pop(request_id, None)
-                self._engine.abort_request(request_id)
+            for prompt in call.prompts:
+                self._held_back.pop(prompt, None)
+                self._router.remove(prompt)
         except Exception as failure:  # noqa: BLE001 - it is raised in the thread that waits
             error = error or failure
         finally:
-            for request_id in call.unfinished:
-                self._calls.pop(request_id, None)
-            call.error, call.has_ended = error, True
+            if not call.has_ended:
+                call.error, call.has_ended = error, True
             call.wake()
 
 
 def _take_all(calls: deque[_Call]) -> list[_Call]:
     """Remove and return the items of a deque to which other threads append."""
     return [calls.popleft() for _ in range(len(calls))]
-
-
-def _by_request_id(prepared_requests: Sequence[PreparedRequest]) -> dict[str, PreparedRequest]:
-    return {
-        request.request_id: prepared
-        for prepared in prepared_requests
-        for request in prepared.requests
-    }
 
 
 def _closed_error() -> EngineNotReadyError:

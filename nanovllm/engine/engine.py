@@ -11,15 +11,16 @@ One thread uses an engine. Other threads may use its `input_processor` and `toke
 import logging
 import time
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from nanovllm.config import EngineConfig, format_bytes
 from nanovllm.engine.generation_defaults import SamplingDefaults, load_sampling_defaults
-from nanovllm.engine.input_processor import InputProcessor, PreparedRequest
+from nanovllm.engine.generation_request import GenerationRequest
+from nanovllm.engine.input_processor import InputProcessor
 from nanovllm.engine.memory import check_sizes, plan_memory
 from nanovllm.engine.metrics import EngineSnapshot, StepStats
-from nanovllm.engine.output_processor import SequenceUpdate
+from nanovllm.engine.prompt_request import PromptRequest
 from nanovllm.engine.request_limits import Limits
 from nanovllm.engine.request_tracker import STEP_FAILED, RequestTracker
 from nanovllm.engine.scheduling import batching
@@ -27,8 +28,15 @@ from nanovllm.engine.scheduling.block_manager import BlockManager
 from nanovllm.engine.scheduling.kv_cache_manager import KVCacheManager
 from nanovllm.engine.scheduling.request import FinishReason, Request, RequestState
 from nanovllm.engine.scheduling.scheduler import Scheduler
-from nanovllm.engine.scheduling.step_plan import MaskStates, SequenceResult, StepPlan
+from nanovllm.engine.scheduling.step_plan import (
+    NO_MASKS_MISSING,
+    MaskStates,
+    SequenceResult,
+    StepPlan,
+)
+from nanovllm.engine.step_output import SequenceUpdate, StepOutput
 from nanovllm.engine.tokenizer import Tokenizer
+from nanovllm.engine.update_router import UpdateRouter
 from nanovllm.errors import EngineFaultError
 from nanovllm.model.backend import Backend, LoadOptions
 from nanovllm.model.checkpoint import stored_dtype
@@ -45,15 +53,6 @@ _BLOCKED_WAIT_S = 0.002
 _MASK_GRACE = 0.25
 """Maximum wait of a step for masks in progress, as a fraction of the last step's time."""
 _MIN_MASK_GRACE_S, _MAX_MASK_GRACE_S = 0.0003, 0.002
-
-
-@dataclass(frozen=True, slots=True)
-class StepOutput:
-    """The output of a step; `fault` is the exception that ended its requests, if it raised one."""
-
-    updates: tuple[SequenceUpdate, ...]
-    stats: StepStats
-    fault: Exception | None = None
 
 
 class Engine:
@@ -101,6 +100,7 @@ class Engine:
         )
         self.input_processor = InputProcessor(model, tokenizer, limits, seed=config.seed)
         self._tracker = RequestTracker()
+        self._masks = NO_MASKS_MISSING  # as of the last step
         self._last_step_s = 0.0
         self.started_s = time.monotonic()
         self.num_steps = 0
@@ -153,13 +153,13 @@ class Engine:
     def stats(self) -> EngineSnapshot:
         """Return a snapshot of the statistics. Call it on the engine's thread; any may read it."""
         scheduler, tracker = self.scheduler, self._tracker
-        blocked = self.mask_states().blocked
+        deferred = map(tracker.structured.get, self._masks.blocked)
         return EngineSnapshot(
             num_requests_running=len(scheduler.running),
             num_requests_waiting=scheduler.num_waiting,
             num_requests_deferred=sum(
-                tracker.structured[request_id].state is RequestState.WAITING
-                for request_id in blocked
+                request is not None and request.state is RequestState.WAITING
+                for request in deferred
             ),
             kv_cache_usage=self.blocks.usage,
             prompt_tokens=tracker.prompt_tokens,
@@ -211,19 +211,14 @@ class Engine:
             time_s=now,
         )
 
-    def abort_request(self, request_id: str) -> SequenceUpdate | None:
-        """Call `finish_request` with the reason ABORT."""
-        return self.finish_request(request_id, FinishReason.ABORT)
-
     def step(self, on_planned: Callable[[], None] | None = None) -> StepOutput:
         """Run one step if any request can run; call `on_planned` before the forward pass."""
         started = time.monotonic()
         self._abort_overdue(started)
-        failed = self._finish_failed_grammars()
-        masks = self.mask_states()
-        plan = self.scheduler.schedule(masks)
+        failed = self._read_masks()
+        plan = self.scheduler.schedule(self._masks)
         if not plan.sequences:
-            if masks.blocked and not failed:
+            if self._masks.blocked and not failed:
                 self.input_processor.grammars.wait(_BLOCKED_WAIT_S)
             return StepOutput(failed, StepStats(0, 0, 0, 0.0))
         if on_planned is not None:
@@ -272,40 +267,34 @@ class Engine:
             raise
         return results, None
 
-    def run(
-        self, prepared_requests: Sequence[PreparedRequest]
-    ) -> Generator[StepOutput, None, None]:
-        """Step until all requests have ended; yield each step after processing its updates.
+    def run(self, prompts: Sequence[PromptRequest]) -> Generator[StepOutput, None, None]:
+        """Step until all prompts have ended; yield each step after processing its updates.
 
-        Closing the generator aborts unfinished requests. Raises EngineFaultError for a failed step.
+        Closing the generator aborts unfinished prompts. Raises EngineFaultError for a failed step.
         """
-        output_processors = {
-            request.request_id: prepared.output_processor
-            for prepared in prepared_requests
-            for request in prepared.requests
-        }
+        router: UpdateRouter[None] = UpdateRouter(self.finish_request)
+        router.add(prompts, None)
         try:
-            for prepared in prepared_requests:
-                for request in prepared.requests:
+            for prompt in prompts:
+                for request in prompt.requests:
                     self.add_request(request)
             while self.has_work:
                 output = self.step()
-                for update in output.updates:
-                    if output_processors[update.request_id].add_update(update):
-                        self.finish_request(update.request_id, FinishReason.STOP)
+                router.add_updates(output)
                 if output.fault is not None:
                     raise EngineFaultError(STEP_FAILED) from output.fault
                 yield output
         finally:
-            for request_id in output_processors:
-                self.abort_request(request_id)
+            for prompt in prompts:
+                router.remove(prompt)
 
     def warm_up(self) -> None:
         """Run one step, so that the first request does not wait for lazily loaded code."""
         params = SamplingParams(
             max_tokens=min(1, self.max_model_len - 1), ignore_eos=True, temperature=0.0
         )
-        for _ in self.run([self.input_processor.submit("warm-up", [0], params)]):
+        request = GenerationRequest(prompts=[[0]], params=params, request_id="warm-up")
+        for _ in self.run(self.input_processor.process(request)):
             pass
         self._tracker = RequestTracker()
         self.num_steps = 0
@@ -325,19 +314,20 @@ class Engine:
     def _abort_overdue(self, now: float) -> None:
         for request_id, deadline_s in list(self._tracker.deadlines.items()):
             if deadline_s <= now:
-                self.abort_request(request_id)
+                self.finish_request(request_id, FinishReason.ABORT)
 
-    def _finish_failed_grammars(self) -> tuple[SequenceUpdate, ...]:
+    def _read_masks(self) -> tuple[SequenceUpdate, ...]:
         """Receive the masks of grammars, and finish the requests whose grammar has failed."""
         grace_s = min(max(_MASK_GRACE * self._last_step_s, _MIN_MASK_GRACE_S), _MAX_MASK_GRACE_S)
         self.input_processor.grammars.poll(grace_s)
+        self._masks = self.mask_states()
         updates = []
-        for request_id, request in list(self._tracker.structured.items()):
-            error = None if request.grammar is None else request.grammar.error
-            if error is not None:
-                update = self.finish_request(request_id, FinishReason.ERROR)
-                assert update is not None
-                updates.append(replace(update, error=error))
+        for request_id in sorted(self._masks.failed):
+            grammar = self._tracker.structured[request_id].grammar
+            update = self.finish_request(request_id, FinishReason.ERROR)
+            assert update is not None
+            assert grammar is not None
+            updates.append(replace(update, error=grammar.error))
         return tuple(updates)
 
 

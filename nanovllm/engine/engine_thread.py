@@ -1,8 +1,8 @@
 """EngineThread: the thread that loads an engine and steps it. No other thread uses the engine.
 
-Commands (add, finish, stop) enter through one queue, which is drained between steps. Outputs leave
-through callbacks, which the thread schedules on the event loop. A frozen snapshot of the statistics
-is published when a step is planned and when it has ended; any thread may read it.
+Commands (calls with the engine, and stop) enter through one queue, which is drained between steps.
+Outputs leave through callbacks, which the thread schedules on the event loop. A frozen snapshot of
+the statistics is published when a step is planned and when it has ended; any thread may read it.
 """
 
 import asyncio
@@ -11,42 +11,20 @@ import queue
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
-from nanovllm.engine.engine import Engine, StepOutput
+from nanovllm.engine.engine import Engine
 from nanovllm.engine.metrics import EngineSnapshot
 from nanovllm.engine.scheduling.request import FinishReason, Request
+from nanovllm.engine.step_output import StepOutput
 from nanovllm.errors import EngineError
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+_Command: TypeAlias = tuple[Callable[[Engine], object], bool]
 MAX_STEP_END_S = 10.0
 """Maximum time that `join` waits for the current step."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Add:
-    requests: tuple[Request, ...]
-    arrival_s: float
-    deadline_s: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class _Finish:
-    request_ids: tuple[str, ...]
-    reason: FinishReason
-
-
-@dataclass(frozen=True, slots=True)
-class _Call:
-    call: Callable[[Engine], object]
-
-
-@dataclass(frozen=True, slots=True)
-class _Stop:
-    pass
 
 
 class EngineThread:
@@ -77,7 +55,8 @@ class EngineThread:
         self._on_ready = on_ready
         self._on_output = on_output
         self._on_failure = on_failure
-        self._commands: queue.SimpleQueue[_Add | _Finish | _Call | _Stop] = queue.SimpleQueue()
+        # (call, whether it changes the engine); None stops the thread.
+        self._commands: queue.SimpleQueue[_Command | None] = queue.SimpleQueue()
         self._snapshot: EngineSnapshot | None = None
         self._calls: set[asyncio.Future[Any]] = set()
         self.is_paused = False
@@ -106,15 +85,20 @@ class EngineThread:
         self, requests: tuple[Request, ...], arrival_s: float, deadline_s: float | None
     ) -> None:
         """Queue sequences with new ids."""
-        self._commands.put(_Add(requests, arrival_s, deadline_s))
 
-    def finish(self, request_ids: tuple[str, ...], reason: FinishReason) -> None:
-        """Finish those of the sequences that are unfinished."""
-        self._commands.put(_Finish(request_ids, reason))
+        def add_all(engine: Engine) -> None:
+            for request in requests:
+                engine.add_request(request, arrival_s, deadline_s)
+
+        self._commands.put((add_all, True))
+
+    def finish(self, request_id: str, reason: FinishReason) -> None:
+        """Finish a sequence if it is unfinished."""
+        self._commands.put((lambda engine: engine.finish_request(request_id, reason), True))
 
     def run(self, call: Callable[[Engine], object]) -> None:
         """Run a call on the engine's thread between two steps; it must not raise."""
-        self._commands.put(_Call(call))
+        self._commands.put((call, False))
 
     async def call(self, call: Callable[[Engine], T]) -> T:
         """Return the result of a call that runs on the engine's thread between two steps.
@@ -143,7 +127,7 @@ class EngineThread:
 
     def stop(self) -> None:
         """End the thread after the current step."""
-        self._commands.put(_Stop())
+        self._commands.put(None)
 
     async def join(self) -> None:
         """Wait for the end of the thread, at most MAX_STEP_END_S."""
@@ -204,20 +188,12 @@ class EngineThread:
                 if engine.has_work and not self.is_paused:
                     return True
                 command = self._commands.get()
-            match command:
-                case _Add():
-                    for request in command.requests:
-                        engine.add_request(request, command.arrival_s, command.deadline_s)
-                case _Finish():
-                    for request_id in command.request_ids:
-                        engine.finish_request(request_id, command.reason)
-                case _Call():
-                    command.call(engine)
-                    continue
-                case _Stop():
-                    return False
-            self.num_commands += 1
-            has_changed = True
+            if command is None:
+                return False
+            call, is_change = command
+            call(engine)
+            self.num_commands += is_change
+            has_changed = has_changed or is_change
 
     def _post(self, function: Callable[..., None], *args: object) -> None:
         """Call `function` on the event loop, unless it is closed, as at the end of a program."""

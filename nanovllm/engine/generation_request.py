@@ -1,31 +1,86 @@
-"""GenerationRequest: prompts and settings, the same for all endpoints, run-batch and AsyncLLM."""
+"""GenerationRequest: prompts and settings, the same for endpoints, run-batch, LLM and AsyncLLM."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from functools import partial
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, TypeAlias
 
-from nanovllm.engine.beam_search import BeamSearchParams
-from nanovllm.engine.input_processor import InputProcessor, PreparedRequest, naming_prompt
+from annotated_types import Interval
+
+from nanovllm.checked_fields import check_fields
 from nanovllm.engine.scheduling.request import Pooling
-from nanovllm.errors import ContextLengthError, NanovllmError
 from nanovllm.prompts import Prompt
-from nanovllm.sampling_params import SamplingParams, TruncationSide
+from nanovllm.sampling_params import SamplingParams, TruncatedLength, TruncationSide
+
+LengthPenalty: TypeAlias = Annotated[float, Interval(ge=-10, le=10)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolingParams:
     """Settings of an embedding.
 
-    The last three are as in SamplingParams, except that truncation keeps the first tokens by
-    default.
+    An invalid setting raises InvalidRequestError with the value and the limit.
+
+    Attributes:
+        pooling: "last" for the state of the last token, "mean" for the mean of all.
+        normalize: scale to length 1.
+        add_special_tokens: as in SamplingParams.
+        truncate_prompt_tokens: as in SamplingParams.
+        truncation_side: as in SamplingParams, except that truncation keeps the first tokens by
+            default.
     """
 
     pooling: Pooling = "last"
     normalize: bool = True
     add_special_tokens: bool = True
-    truncate_prompt_tokens: int | None = None
+    truncate_prompt_tokens: TruncatedLength | None = None
     truncation_side: TruncationSide = "right"
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    @property
+    def prompt_params(self) -> SamplingParams:
+        """Settings of the request that computes the prompt."""
+        return SamplingParams(
+            max_tokens=0,
+            add_special_tokens=self.add_special_tokens,
+            truncate_prompt_tokens=self.truncate_prompt_tokens,
+            truncation_side=self.truncation_side,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BeamSearchParams:
+    """Settings of a beam search.
+
+    An invalid setting raises InvalidRequestError with the value and the limit.
+
+    Attributes:
+        beam_width: number of beams.
+        max_tokens: maximum number of tokens to generate.
+        ignore_eos: treat the end-of-text token like any other.
+        length_penalty: exponent of the length by which a score is divided. Above 1 favours long
+            outputs, below 1 short ones.
+    """
+
+    beam_width: Annotated[int, Interval(ge=1)]
+    max_tokens: Annotated[int, Interval(ge=1)] = 16
+    ignore_eos: bool = False
+    length_penalty: LengthPenalty = 1.0
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    @property
+    def step_params(self) -> SamplingParams:
+        """Settings of the request that extends a beam."""
+        return SamplingParams(
+            max_tokens=1,
+            temperature=0.0,
+            logprobs=2 * self.beam_width,
+            ignore_eos=True,
+            skip_special_tokens=False,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,60 +107,3 @@ class GenerationRequest:
     cache_salt: str = ""
     client: str = ""
     must_fit: bool = False
-
-
-def prepare_requests(
-    request: GenerationRequest, input_processor: InputProcessor
-) -> tuple[PreparedRequest, ...]:
-    """Check and tokenize every prompt of a request that samples or embeds.
-
-    Raises InvalidRequestError, which contains the index of the prompt if there are several.
-    """
-    prepared: list[PreparedRequest] = []
-    try:
-        for index, prompt in enumerate(request.prompts):
-            with naming_prompt(index, len(request.prompts)):
-                prepared.append(prepare_prompt(prompt, request, input_processor))
-    except NanovllmError:
-        prepared.clear()  # the traceback keeps `prepared`, whose grammars would go on compiling
-        raise
-    return tuple(prepared)
-
-
-def prepare_prompt(
-    prompt: Prompt, request: GenerationRequest, input_processor: InputProcessor
-) -> PreparedRequest:
-    """Check and tokenize one prompt under the settings of `request`; raises InvalidRequestError.
-
-    With BeamSearchParams, the prompt is that of one beam, and generates one token.
-    """
-    params = request.params
-    sequence_id = input_processor.new_request_id(request.request_id)
-    placement: dict[str, Any] = {
-        "priority": request.priority,
-        "cache_salt": request.cache_salt,
-        "client": request.client,
-    }
-    if isinstance(params, PoolingParams):
-        return input_processor.embed(sequence_id, prompt, **asdict(params), **placement)
-    if isinstance(params, BeamSearchParams):
-        return input_processor.submit(sequence_id, prompt, params.step_params, **placement)
-    check_length = partial(_check_context, params.max_tokens, input_processor.limits.max_model_len)
-    return input_processor.submit(
-        sequence_id,
-        prompt,
-        params,
-        check_length=check_length if request.must_fit else None,
-        **placement,
-    )
-
-
-def _check_context(max_tokens: int | None, max_model_len: int, prompt_tokens: int) -> None:
-    total = prompt_tokens + (max_tokens or 0)
-    if total > max_model_len:
-        raise ContextLengthError(
-            f"the prompt has {prompt_tokens} tokens and max_tokens is {max_tokens or 0}, together "
-            f"{total}, more than the context of {max_model_len}; shorten the prompt or lower "
-            "max_tokens",
-            param="max_tokens",
-        )

@@ -1,12 +1,11 @@
-"""Log-probabilities packed into arrays, and unpacked position by position on access.
+"""Log-probabilities in arrays, unpacked position by position on access.
 
 A position with 20 top tokens takes 0.7 KB packed, and 5 KB as a dictionary of numbers and texts. An
 output may have hundreds of thousands of positions, and most are read only once, to write JSON.
 """
 
-from array import array
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from nanovllm.model.sampling import TokenLogprobs
 from nanovllm.outputs import Logprob, PositionLogprobs
@@ -17,21 +16,9 @@ ENTRY_BYTES = 24
 """Memory of each token of a packed position, in bytes."""
 
 
-class PackedLogprobs(NamedTuple):
-    """TokenLogprobs of one position, packed into arrays."""
-
-    token_ids: "array[int]"
-    logprobs: "array[float]"
-    ranks: "array[int]"
-
-    @classmethod
-    def pack(cls, position: TokenLogprobs) -> "PackedLogprobs":
-        """Pack the runner's log-probabilities of a position."""
-        return cls(
-            array("q", position.token_ids),
-            array("d", position.logprobs),
-            array("q", position.ranks),
-        )
+def logprobs_bytes(num_positions: int, count: int | None) -> int:
+    """Return the maximum memory of packed positions with `count` top tokens each, in bytes."""
+    return 0 if count is None else num_positions * (POSITION_BYTES + ENTRY_BYTES * (count + 1))
 
 
 class LogprobList(Sequence[Any]):
@@ -40,7 +27,7 @@ class LogprobList(Sequence[Any]):
     __slots__ = ("_positions", "_token_text")
 
     def __init__(
-        self, positions: Sequence[PackedLogprobs | None], token_text: Callable[[int], str]
+        self, positions: Sequence[TokenLogprobs | None], token_text: Callable[[int], str]
     ) -> None:
         """Wrap `positions`; `token_text` returns the text of a token id."""
         self._positions = positions
@@ -65,9 +52,12 @@ class LogprobList(Sequence[Any]):
     def __repr__(self) -> str:
         return repr(list(self))
 
-    def _unpack(self, packed: PackedLogprobs) -> PositionLogprobs:
+    def _unpack(self, packed: TokenLogprobs) -> PositionLogprobs:
         token_text = self._token_text
+        ranks = (packed.rank, *range(1, len(packed.token_ids)))
         return {
             token_id: Logprob(logprob, rank, token_text(token_id))
-            for token_id, logprob, rank in zip(*packed, strict=True)
+            for token_id, logprob, rank in zip(
+                packed.token_ids, packed.logprobs, ranks, strict=True
+            )
         }

@@ -16,7 +16,8 @@ class EngineSnapshot:
 
     Attributes:
         num_requests_running, num_requests_waiting: numbers of sequences.
-        num_requests_deferred: waiting sequences that wait for the mask of a grammar.
+        num_requests_deferred: waiting sequences that waited for the mask of a grammar when the last
+            step was planned.
         kv_cache_usage: used fraction of the KV cache, from 0 to 1.
         prompt_tokens: prompt tokens of the sequences whose prompt is completely computed.
         prompt_tokens_cached: those of them whose keys and values came from the prefix cache or from

@@ -1,53 +1,17 @@
 """RequestHandle: a request in the engine, as seen by the asyncio task that waits for it."""
 
 import asyncio
-import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 
 from typing_extensions import Self
 
+from nanovllm.deadlines import Deadline
 from nanovllm.engine.admission import Reservation
-from nanovllm.engine.input_processor import PreparedRequest
-from nanovllm.errors import NanovllmError, RequestTimeoutError
+from nanovllm.engine.prompt_request import PromptRequest
+from nanovllm.errors import NanovllmError
 from nanovllm.outputs import RequestOutput
-
-
-@dataclass(slots=True, eq=False)
-class Deadline:
-    """The time by which a request must be complete.
-
-    Attributes:
-        timeout_s: seconds after the arrival of the request.
-        at_s: the same as a time of `time.monotonic()`.
-        has_begun: whether the engine has run a step of the request.
-        has_passed: whether the request exceeded the deadline.
-    """
-
-    timeout_s: float
-    at_s: float
-    has_begun: bool = False
-    has_passed: bool = False
-
-    @classmethod
-    def after(cls, timeout_s: float, arrived_s: float | None = None) -> "Deadline":
-        """Return the deadline of a request that arrived at `arrived_s`, by default now."""
-        return cls(timeout_s, (time.monotonic() if arrived_s is None else arrived_s) + timeout_s)
-
-    def error(self, *, tokens: int, retry_after_s: int) -> RequestTimeoutError:
-        """Return the error of a request that exceeds its deadline after `tokens` tokens."""
-        self.has_passed = True
-        progress = (
-            f"{tokens} tokens of its answer were generated" if tokens else "it was being worked on"
-        )
-        return RequestTimeoutError(
-            f"the request was given {self.timeout_s:g} s and is not answered; "
-            f"{progress if self.has_begun else 'it was still waiting for its turn'}; "
-            "give it more time, or ask for less",
-            has_begun=self.has_begun,
-            retry_after_s=retry_after_s,
-        )
 
 
 @dataclass(slots=True, eq=False)
@@ -57,25 +21,25 @@ class RequestHandle:
     Use it in a `with` statement, or call `release`. Both abort unfinished prompts.
 
     Attributes:
-        prepared_requests: the prompts.
-        reservations: reservation in the queue for each prompt; None if the caller holds it.
-        on_release: called with the handle and the indices of the prompts that are released.
+        prompts: the prompts.
+        reservation: the request's room; None if the caller holds it.
+        remove: removes a prompt from the engine.
         deadline, timer: deadline of the request and its timer; None without a deadline.
         error: the exception for unfinished prompts, if there are no more outputs.
     """
 
-    prepared_requests: Sequence[PreparedRequest]
-    reservations: Sequence[Reservation | None]
-    on_release: "Callable[[RequestHandle, Sequence[int]], None]"
+    prompts: Sequence[PromptRequest]
+    reservation: Reservation | None
+    remove: Callable[[PromptRequest], None]
     deadline: Deadline | None = None
     timer: asyncio.TimerHandle | None = None
     error: NanovllmError | None = None
-    _held: set[int] = field(init=False)
+    _held: dict[PromptRequest, int] = field(init=False)
     _updated: set[int] = field(init=False, default_factory=set)
     _wakeup: asyncio.Event = field(init=False, default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
-        self._held = set(range(len(self.prepared_requests)))
+        self._held = {prompt: index for index, prompt in enumerate(self.prompts)}
 
     def __enter__(self) -> Self:
         return self
@@ -91,24 +55,30 @@ class RequestHandle:
     @property
     def is_finished(self) -> bool:
         """Whether every prompt has ended."""
-        return all(prepared.output_processor.is_finished for prepared in self.prepared_requests)
+        return all(prompt.is_finished for prompt in self.prompts)
 
     @property
-    def unfinished(self) -> list[int]:
-        """Indices of the prompts that are neither released nor complete."""
-        return [
-            index
-            for index in sorted(self._held)
-            if not self.prepared_requests[index].output_processor.is_finished
-        ]
+    def num_output_tokens(self) -> int:
+        """Number of tokens that were generated so far for all prompts."""
+        return sum(prompt.num_output_tokens for prompt in self.prompts)
+
+    async def wait_for_update(self) -> None:
+        """Wait for the first update, which an invalid grammar ends; raises the error then."""
+        while not self._updated and self.error is None:
+            await self._wakeup.wait()
+            self._wakeup.clear()
+        for index in sorted(self._updated):
+            self._raise_error(index)
+        if not self._updated and self.error is not None:
+            raise self.error
 
     async def wait(self) -> None:
-        """Wait until every prompt has ended; release each when it ends. Raises the first error."""
+        """Wait until every prompt has ended. Raises the first error."""
         while self._held:
             for index in await self._take_updated():
                 self._raise_error(index)
-                if self.prepared_requests[index].output_processor.is_finished:
-                    self.release([index])
+                if self.prompts[index].is_finished:
+                    self.end(index)
         self._raise_late_error()
 
     async def deltas(self) -> AsyncGenerator[tuple[int, RequestOutput], None]:
@@ -118,14 +88,14 @@ class RequestHandle:
         """
         while self._held:
             for index in await self._take_updated():
-                output_processor = self.prepared_requests[index].output_processor
-                is_finished = output_processor.is_finished
+                prompt = self.prompts[index]
+                is_finished = prompt.is_finished
                 self._raise_error(index)
-                delta = output_processor.take_delta()
+                delta = prompt.take_delta()
                 if delta is not None:
                     yield index, delta
                 if is_finished:
-                    self.release([index])
+                    self.end(index)
         self._raise_late_error()
 
     async def _take_updated(self) -> list[int]:
@@ -145,16 +115,20 @@ class RequestHandle:
             raise self.error
 
     def _raise_error(self, index: int) -> None:
-        output_processor = self.prepared_requests[index].output_processor
-        if output_processor.error is not None:
-            raise output_processor.error
-        if self.error is not None and not output_processor.is_finished:
+        prompt = self.prompts[index]
+        if prompt.error is not None:
+            raise prompt.error
+        if self.error is not None and not prompt.is_finished:
             raise self.error
 
-    def notify(self, index: int) -> None:
+    def notify(self, prompt: PromptRequest) -> None:
         """Wake the task, because this prompt has an update."""
-        self._updated.add(index)
-        self._wakeup.set()
+        if prompt.error is not None:
+            self.fail(prompt.error)
+        index = self._held.get(prompt)
+        if index is not None:
+            self._updated.add(index)
+            self._wakeup.set()
 
     def fail(self, error: NanovllmError) -> None:
         """Wake the task, which raises `error` for unfinished prompts, unless all are complete."""
@@ -162,18 +136,29 @@ class RequestHandle:
             self.error = error
             self._wakeup.set()
 
-    def release(self, indices: Sequence[int] | None = None) -> None:
-        """Abort unfinished prompts and release the reservations, by default of every prompt.
+    @property
+    def unfinished(self) -> list[int]:
+        """Indices of the prompts that are neither released nor complete."""
+        return [index for prompt, index in self._held.items() if not prompt.is_finished]
 
-        Releasing the last prompt cancels the timer. A second call has no effect.
+    def end(self, index: int) -> None:
+        """Abort a prompt if it is unfinished, and release its choices and tokens.
+
+        Ending the last prompt cancels the timer.
         """
-        indices = sorted(self._held) if indices is None else indices
-        held = [index for index in indices if index in self._held]
-        self.on_release(self, held)
-        for index in held:
-            self._held.discard(index)
-            reservation = self.reservations[index]
-            if reservation is not None:
-                reservation.release()
+        self._held.pop(self.prompts[index], None)
+        self.remove(self.prompts[index])
+        if self.reservation is not None:
+            self.reservation.release_prompt(index)
         if self.timer is not None and not self._held:
             self.timer.cancel()
+
+    def release(self) -> None:
+        """Abort unfinished prompts, and release everything that the request holds.
+
+        Call it once the response is written. A second call has no effect.
+        """
+        for index in list(self._held.values()):
+            self.end(index)
+        if self.reservation is not None:
+            self.reservation.release()

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from nanovllm.errors import ContextLengthError, InvalidRequestError, describe_value
+from nanovllm.errors import ContextLengthError, InvalidRequestError, describe_value, setting
 from nanovllm.sampling_params import SamplingParams
 
 
@@ -31,11 +31,14 @@ class Limits:
                 param="prompt",
             )
 
-    def max_new_tokens(self, num_prompt_tokens: int, params: SamplingParams) -> int:
+    def max_new_tokens(
+        self, num_prompt_tokens: int, params: SamplingParams, *, must_fit: bool = False
+    ) -> int:
         """Return the maximum number of tokens to generate; raises ContextLengthError.
 
-        It is max_tokens, limited by the context. If max_tokens is None, the KV cache limits it too.
-        Otherwise an output that does not fit the KV cache is an error.
+        It is max_tokens, limited by the context, which is an error with `must_fit`. If max_tokens
+        is None, the KV cache limits it too. Otherwise an output that does not fit the KV cache is
+        an error.
         """
         limit = self.max_model_len
         room = limit - num_prompt_tokens
@@ -46,6 +49,14 @@ class Limits:
                 param="prompt",
             )
         max_tokens = params.max_tokens
+        total = num_prompt_tokens + (max_tokens or 0)
+        if must_fit and total > limit:
+            raise ContextLengthError(
+                f"the prompt has {num_prompt_tokens} tokens and {setting('max_tokens')} is "
+                f"{max_tokens}, together {total}, more than the context of {limit}; shorten the "
+                f"prompt or lower {setting('max_tokens')}",
+                param="max_tokens",
+            )
         if max_tokens is None:
             max_tokens = max(self.cache_tokens - num_prompt_tokens + 1, 1)
         max_new_tokens = min(max_tokens, room)
@@ -82,8 +93,9 @@ class Limits:
         count = min(self.max_model_len - max_tokens, self.cache_tokens - max(max_tokens - 1, 0))
         if count < 1:
             raise ContextLengthError(
-                f"max_tokens is {max_tokens}, which leaves no room for a prompt in a context of "
-                f"{self.max_model_len} tokens and a KV cache of {self.cache_tokens}; lower it",
+                f"{setting('max_tokens')} is {max_tokens}, which leaves no room for a prompt in a "
+                f"context of {self.max_model_len} tokens and a KV cache of {self.cache_tokens}",
+                remedy="lower it",
                 param="max_tokens",
             )
         return count
@@ -108,7 +120,6 @@ class Limits:
         if priority != 0 and not self.has_priorities:
             raise InvalidRequestError(
                 f"priority is {priority}, but the order of requests does not depend on it; "
-                "leave it out, or start with --scheduling-policy priority "
-                "(scheduling_policy='priority')",
+                "leave it out, or start with scheduling_policy='priority'",
                 param="priority",
             )

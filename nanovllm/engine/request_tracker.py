@@ -1,9 +1,9 @@
 """RequestTracker: times, deadlines and token counts of the sequences of an engine."""
 
 from nanovllm.engine.metrics import RequestTimes
-from nanovllm.engine.output_processor import SequenceUpdate
 from nanovllm.engine.scheduling.request import FinishReason, Request
 from nanovllm.engine.scheduling.step_plan import SequenceResult
+from nanovllm.engine.step_output import SequenceUpdate
 from nanovllm.errors import EngineFaultError, InvalidRequestError, NanovllmError
 
 STEP_FAILED = "a step of the engine failed; the log has the reason"

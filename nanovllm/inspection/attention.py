@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float32
 
 from nanovllm.errors import InvalidRequestError, describe_value
-from nanovllm.inspection.observe import InspectedModel
+from nanovllm.inspection.observe import InspectedModel, rounded
 from nanovllm.model.config import GPT2Config
 
 MAX_WEIGHTS_BYTES = 64 << 20
@@ -174,7 +174,7 @@ def head_statistics(model: InspectedModel, token_ids: Sequence[int]) -> list[Hea
 def describe_heads(
     layer: int, weights: Float32[np.ndarray, "heads queries keys"], token_ids: Sequence[int]
 ) -> list[HeadStatistics]:
-    """Return the statistics of a layer's heads."""
+    """Return the statistics of a layer's heads, rounded."""
     count = len(token_ids)
     positions = np.arange(count, dtype=np.int64)
     if count == 1:
@@ -207,7 +207,10 @@ def describe_heads(
         induction,
         strict=True,
     )
-    return [HeadStatistics(layer, head, *values) for head, values in enumerate(means)]
+    return [
+        HeadStatistics(layer, head, *(None if one is None else rounded(one) for one in values))
+        for head, values in enumerate(means)
+    ]
 
 
 def _follows_earlier_occurrence(token_ids: Sequence[int]) -> Bool[np.ndarray, "queries keys"]:

@@ -4,7 +4,6 @@ Attention weights have 16 bits, a weight of 1 is 65,535; a file that would be to
 They are compressed by gzip, which browsers unpack (DecompressionStream), and encoded by base64.
 """
 
-import base64
 import gzip
 import os
 from collections.abc import Sequence
@@ -17,7 +16,6 @@ from jaxtyping import Float32
 from nanovllm.errors import InvalidRequestError
 from nanovllm.inspection import responses
 from nanovllm.inspection.attention import HeadStatistics
-from nanovllm.inspection.logit_lens import LogitLens
 from nanovllm.inspection.observe import InspectedModel
 from nanovllm.pages import render_page
 
@@ -40,23 +38,13 @@ def attention_page(
 
     Raises InvalidRequestError if it would exceed MAX_FILE_BYTES.
     """
-    named = responses.tokens(model, token_ids)
-    overview = {"tokens": named, "heads": [responses.head_entry(one) for one in heads]}
+    overview = responses.overview_entry(model, token_ids, heads)
     size = 0
     for dtype in (np.uint16, np.uint8):
-        data = {
-            "attention": {
-                "tokens": named,
-                "layers": model.config.layers,
-                "heads": model.config.heads,
-                "dtype": np.dtype(dtype).name,
-                "encoding": "gzip",
-                "layout": responses.LAYOUT,
-                "layer": None,
-                "weights": _pack(weights, dtype),
-            },
-            "overview": overview,
-        }
+        packed = responses.attention_entry(
+            model, token_ids, _pack(weights, dtype), dtype=np.dtype(dtype).name
+        )
+        data = {"attention": {**packed, "encoding": "gzip"}, "overview": overview}
         page = _render("attention", model, token_ids, data)
         size = _num_bytes(page)
         if size <= MAX_FILE_BYTES:
@@ -68,11 +56,10 @@ def attention_page(
     )
 
 
-def lens_page(model: InspectedModel, token_ids: Sequence[int], lens: LogitLens) -> str:
+def lens_page(model: InspectedModel, token_ids: Sequence[int], lens: dict[str, Any]) -> str:
     """Return the page of the logit lens; raises InvalidRequestError as `attention_page`."""
-    data = responses.lens_entry(model, token_ids, lens)
     return _checked(
-        _render("logit-lens", model, token_ids, data), "shorten the prompt, or lower --top"
+        _render("logit-lens", model, token_ids, lens), "shorten the prompt, or lower --top"
     )
 
 
@@ -108,10 +95,10 @@ def _checked(page: str, remedy: str) -> str:
     return page
 
 
-def _pack(weights: Float32[np.ndarray, "heads pairs"], dtype: Any) -> str:
+def _pack(weights: Float32[np.ndarray, "heads pairs"], dtype: Any) -> bytes:
     largest = np.iinfo(dtype).max
     integers = np.rint(weights * np.float32(largest)).astype(np.dtype(dtype).newbyteorder("<"))
-    return base64.b64encode(gzip.compress(integers.tobytes(), 9, mtime=0)).decode("ascii")
+    return gzip.compress(integers.tobytes(), 9, mtime=0)
 
 
 def _render(

@@ -7,14 +7,14 @@ head was trained for that row only, so early rows show a tendency. The tuned len
 2023, arXiv:2303.08112) trains a correction for each layer.
 """
 
+import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float32
 
 from nanovllm.errors import InvalidRequestError
-from nanovllm.inspection.observe import InspectedModel
+from nanovllm.inspection.observe import JSON, InspectedModel, rounded
 from nanovllm.model import gpt2
 
 MAX_TOP = 20
@@ -22,52 +22,27 @@ DEFAULT_TOP = 5
 CHUNK_ROWS = 64  # positions whose logits are in memory at a time
 
 
-@dataclass(frozen=True, slots=True)
-class Prediction:
-    """The distribution of the token after one position, as read from one layer.
+def logit_lens(model: InspectedModel, token_ids: Sequence[int], top: int = DEFAULT_TOP) -> JSON:
+    """Return the prediction of every layer at every position: the response of logit_lens.
 
-    Attributes:
-        top: the most probable tokens with their log-probabilities, most probable first.
-        entropy: of the distribution, in nats.
-        next_rank: rank of the prompt's next token, 1 for the most probable; None at the last
-            position.
-        next_logprob: its log-probability.
-    """
-
-    top: tuple[tuple[int, float], ...]
-    entropy: float
-    next_rank: int | None
-    next_logprob: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class LogitLens:
-    """Predictions [rows, positions]: after the embeddings, then after each layer."""
-
-    rows: tuple[str, ...]
-    predictions: tuple[tuple[Prediction, ...], ...]
-
-
-def logit_lens(
-    model: InspectedModel, token_ids: Sequence[int], top: int = DEFAULT_TOP
-) -> LogitLens:
-    """Return the prediction of every layer at every position.
+    `cells` are the predictions [layers, positions], in the order of `layers`: after the embeddings,
+    then after each layer.
 
     Raises InvalidRequestError unless `top` is 1 to MAX_TOP.
     """
     check_top(top)
     last = model.config.layers - 1
     names: list[str] = []
-    rows: list[tuple[Prediction, ...]] = []
+    rows: list[list[JSON]] = []
 
     def observe(name: str, layer: int | None, array: np.ndarray) -> None:
         if name in ("embeddings", "hidden_after_ffn"):
             suffix = " (output)" if layer == last else ""
             names.append("embeddings" if layer is None else f"after layer {layer}{suffix}")
-            rows.append(tuple(predictions(model, array, token_ids, top)))
+            rows.append(list(predictions(model, array, token_ids, top)))
 
     model.forward(token_ids, observe)
-    return LogitLens(tuple(names), tuple(rows))
+    return {"tokens": [*map(model.token, token_ids)], "layers": names, "cells": rows}
 
 
 def check_top(top: int) -> None:
@@ -81,13 +56,18 @@ def predictions(
     hidden: Float32[np.ndarray, "tokens d_model"],
     token_ids: Sequence[int],
     top: int,
-) -> Iterator[Prediction]:
-    """Yield the prediction read from the residual stream at each position."""
+) -> Iterator[JSON]:
+    """Yield the prediction of the next token, read from the residual stream, at each position.
+
+    `top` are the most probable tokens with their probabilities `p`, most probable first; `entropy`
+    is in nats. `rank_of_next` and `p_of_next` are of the prompt's next token, None at the last
+    position; rank 1 is the most probable.
+    """
     next_ids = [*token_ids[1:], None]
     for start in range(0, len(hidden), CHUNK_ROWS):
         chunk = hidden[start : start + CHUNK_ROWS]
         for logprobs, next_id in zip(lens_logprobs(model, chunk), next_ids[start:], strict=False):
-            yield _describe(logprobs, next_id, top)
+            yield _describe(model, logprobs, next_id, top)
 
 
 def lens_logprobs(
@@ -102,13 +82,20 @@ def lens_logprobs(
     return logits
 
 
-def _describe(logprobs: Float32[np.ndarray, " vocab"], next_id: int | None, top: int) -> Prediction:
+def _describe(
+    model: InspectedModel, logprobs: Float32[np.ndarray, " vocab"], next_id: int | None, top: int
+) -> JSON:
     count = min(top, len(logprobs))
     best = np.argpartition(-logprobs, count - 1)[:count]
     best = best[np.lexsort((best, -logprobs[best]))]
     entropy = -float((np.exp(logprobs) * logprobs).sum(dtype=np.float64))
-    top_tokens = tuple(zip(best.tolist(), logprobs[best].tolist(), strict=True))
-    if next_id is None:
-        return Prediction(top_tokens, entropy, None, None)
-    rank = 1 + int((logprobs > logprobs[next_id]).sum())
-    return Prediction(top_tokens, entropy, rank, float(logprobs[next_id]))
+    is_last = next_id is None
+    return {
+        "top": [
+            {**model.token(token_id), "p": rounded(math.exp(logprobs[token_id]))}
+            for token_id in best.tolist()
+        ],
+        "entropy": rounded(entropy),
+        "rank_of_next": None if is_last else 1 + int((logprobs > logprobs[next_id]).sum()),
+        "p_of_next": None if is_last else rounded(math.exp(logprobs[next_id])),
+    }

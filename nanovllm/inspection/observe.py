@@ -7,6 +7,7 @@ memory holds the embeddings and one layer (`checkpoint.open_weights`).
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
 from jaxtyping import Float32
@@ -28,6 +29,12 @@ from nanovllm.model.weights import GPT2Weights
 
 MAX_PROMPT_TOKENS = 512
 MAX_PROMPT_CHARACTERS = 1 << 16
+JSON: TypeAlias = dict[str, Any]
+
+
+def rounded(value: float) -> float:
+    """Return a number with seven significant digits, as many as a float32 has."""
+    return float(f"{value:.7g}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +96,12 @@ class InspectedModel:
                 f"{self.config.vocab - 1}",
                 param=param,
             )
+
+    def token(self, token_id: int) -> JSON:
+        """Return the id and text of a token, and its bytes if they are not valid UTF-8."""
+        entry = {"id": token_id, "text": self.tokenizer.token_text(token_id)}
+        encoded = self.undecodable_bytes(token_id)
+        return entry if encoded is None else {**entry, "bytes": encoded.hex()}
 
     def undecodable_bytes(self, token_id: int) -> bytes | None:
         """Return the bytes of a token that is not valid UTF-8; None for any other token."""

@@ -15,8 +15,7 @@ from jaxtyping import Float32
 from nanovllm.errors import InvalidRequestError, NanovllmError
 from nanovllm.inspection.attention import HeadStatistics
 from nanovllm.inspection.embeddings import Projection
-from nanovllm.inspection.logit_lens import LogitLens
-from nanovllm.inspection.observe import InspectedModel
+from nanovllm.inspection.observe import JSON, InspectedModel
 
 MAX_LENS_TOKENS = 40
 MAX_LABELLED_TOKENS = 128
@@ -118,7 +117,7 @@ def _draw_grid(
     _save(figure, path)
 
 
-def draw_lens(model: InspectedModel, token_ids: Sequence[int], lens: LogitLens, path: Path) -> None:
+def draw_lens(model: InspectedModel, token_ids: Sequence[int], lens: JSON, path: Path) -> None:
     """Draw the most probable token of each layer at each position, coloured by its probability.
 
     Raises InvalidRequestError for more than MAX_LENS_TOKENS tokens.
@@ -129,19 +128,19 @@ def draw_lens(model: InspectedModel, token_ids: Sequence[int], lens: LogitLens, 
             f"the prompt has {count} tokens, a picture shows up to {MAX_LENS_TOKENS}; shorten it, "
             "or write an .html file"
         )
-    best = [[prediction.top[0] for prediction in row] for row in lens.predictions]
-    probabilities = np.exp(np.array([[value for _, value in row] for row in best]))
+    best = [[cell["top"][0] for cell in row] for row in lens["cells"]]
+    probabilities = np.array([[token["p"] for token in row] for row in best])
     figure, axes = _figure(max(0.85 * count + 3.0, 6.0), max(0.34 * len(best) + 2.2, 4.2))
     image = axes.imshow(
         probabilities, cmap=_COLORS, vmin=0.0, vmax=1.0, aspect="auto", origin="lower"
     )
     for row, cells in enumerate(best):
-        for position, (token_id, _) in enumerate(cells):
+        for position, token in enumerate(cells):
             color = "black" if probabilities[row, position] > 0.55 else "white"
             axes.text(
                 position,
                 row,
-                _label(model, token_id, 10),
+                _label(model, token["id"], 10),
                 ha="center",
                 va="center",
                 color=color,
@@ -151,7 +150,7 @@ def draw_lens(model: InspectedModel, token_ids: Sequence[int], lens: LogitLens, 
             )
     labels = [_label(model, token_id) for token_id in token_ids]
     axes.set_xticks(range(count), labels, rotation=60, ha="right", family="monospace", fontsize=8)
-    axes.set_yticks(range(len(best)), lens.rows, fontsize=8)
+    axes.set_yticks(range(len(best)), lens["layers"], fontsize=8)
     axes.set_title(f"{model.name}: most probable next token after each layer (logit lens)")
     axes.set_xlabel("token of the prompt")
     axes.set_ylabel("residual stream")

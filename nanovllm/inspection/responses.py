@@ -4,7 +4,6 @@ Numbers have seven significant digits, as many as a float32.
 """
 
 import base64
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, TypeAlias
@@ -26,11 +25,10 @@ from nanovllm.inspection.embeddings import (
     neighbors,
     project,
 )
-from nanovllm.inspection.logit_lens import DEFAULT_TOP, LogitLens, Prediction, logit_lens
+from nanovllm.inspection.logit_lens import DEFAULT_TOP, logit_lens
 from nanovllm.inspection.memory import MAX_MEMORY_BYTES, check_memory
-from nanovllm.inspection.observe import InspectedModel
+from nanovllm.inspection.observe import JSON, InspectedModel, rounded
 
-JSON: TypeAlias = dict[str, Any]
 Prompt: TypeAlias = str | Sequence[int]
 
 LAYOUT = "lower-triangular rows, [layer, head, query, key<=query]"
@@ -40,14 +38,26 @@ def attention(model: InspectedModel, prompt: Prompt, layer: int | None = None) -
     """Return the attention weights of one layer, or of all, in base64 of little-endian float32."""
     token_ids = model.encode(prompt)
     weights = attention_weights(model, token_ids, layer)
+    return attention_entry(model, token_ids, weights.astype("<f4", copy=False).data, layer=layer)
+
+
+def attention_entry(
+    model: InspectedModel,
+    token_ids: Sequence[int],
+    weights: bytes | memoryview,
+    *,
+    layer: int | None = None,
+    dtype: str = "float32",
+) -> JSON:
+    """Return attention weights of a `dtype`, little-endian, as the response of `attention`."""
     return {
         "tokens": tokens(model, token_ids),
         "layers": model.config.layers,
         "heads": model.config.heads,
-        "dtype": "float32",
+        "dtype": dtype,
         "layout": LAYOUT,
         "layer": layer,
-        "weights": base64.b64encode(weights.astype("<f4", copy=False).data).decode("ascii"),
+        "weights": base64.b64encode(weights).decode("ascii"),
     }
 
 
@@ -67,7 +77,7 @@ def attention_head_entry(
         "layer": layer,
         "head": head,
         "query": query,
-        "scale": _rounded(result.scale),
+        "scale": rounded(result.scale),
         "q": _numbers(result.query),
         "k": [_numbers(key) for key in result.keys],
         "v": [_numbers(value) for value in result.values],
@@ -80,43 +90,19 @@ def attention_head_entry(
 def overview(model: InspectedModel, prompt: Prompt) -> JSON:
     """Return the statistics of every head."""
     token_ids = model.encode(prompt)
-    heads = [head_entry(one) for one in head_statistics(model, token_ids)]
-    return {"tokens": tokens(model, token_ids), "heads": heads}
+    return overview_entry(model, token_ids, head_statistics(model, token_ids))
 
 
-def head_entry(statistics: HeadStatistics) -> JSON:
-    """Return the statistics of a head."""
-    return {name: _rounded(value) for name, value in asdict(statistics).items()}
+def overview_entry(
+    model: InspectedModel, token_ids: Sequence[int], heads: Sequence[HeadStatistics]
+) -> JSON:
+    """Return statistics of heads as the response of `overview`."""
+    return {"tokens": tokens(model, token_ids), "heads": [asdict(head) for head in heads]}
 
 
 def lens(model: InspectedModel, prompt: Prompt, top: int = DEFAULT_TOP) -> JSON:
     """Return the prediction of every layer at every position."""
-    token_ids = model.encode(prompt)
-    return lens_entry(model, token_ids, logit_lens(model, token_ids, top))
-
-
-def lens_entry(model: InspectedModel, token_ids: Sequence[int], result: LogitLens) -> JSON:
-    """Return a logit lens as the response of `lens`."""
-    return {
-        "tokens": tokens(model, token_ids),
-        "layers": list(result.rows),
-        "cells": [[cell(model, prediction) for prediction in row] for row in result.predictions],
-    }
-
-
-def cell(model: InspectedModel, prediction: Prediction) -> JSON:
-    """Return a prediction."""
-    logprob = prediction.next_logprob
-    named = tokens(model, [token_id for token_id, _ in prediction.top])
-    return {
-        "top": [
-            {**token, "p": _rounded(math.exp(value))}
-            for token, (_, value) in zip(named, prediction.top, strict=True)
-        ],
-        "entropy": _rounded(prediction.entropy),
-        "rank_of_next": prediction.next_rank,
-        "p_of_next": None if logprob is None else _rounded(math.exp(logprob)),
-    }
+    return logit_lens(model, model.encode(prompt), top)
 
 
 def embeddings(
@@ -135,10 +121,10 @@ def projection_entry(model: InspectedModel, method: str, result: Projection) -> 
     named = tokens(model, result.token_ids)
     return {
         "method": method,
-        "explained": None if explained is None else [_rounded(part) for part in explained],
+        "explained": None if explained is None else [rounded(part) for part in explained],
         "vocab": model.config.vocab,
         "points": [
-            {**token, "x": _rounded(x), "y": _rounded(y)}
+            {**token, "x": rounded(x), "y": rounded(y)}
             for token, (x, y) in zip(named, result.points.tolist(), strict=True)
         ],
     }
@@ -179,13 +165,7 @@ def neighbor_entries(model: InspectedModel, found: Sequence[tuple[int, float]]) 
 
 def tokens(model: InspectedModel, token_ids: Sequence[int]) -> list[JSON]:
     """Return the id and text of each token, and its bytes if they are not valid UTF-8."""
-    return [_token_entry(model, token_id) for token_id in token_ids]
-
-
-def _token_entry(model: InspectedModel, token_id: int) -> JSON:
-    entry = {"id": token_id, "text": model.tokenizer.token_text(token_id)}
-    encoded = model.undecodable_bytes(token_id)
-    return entry if encoded is None else {**entry, "bytes": encoded.hex()}
+    return [*map(model.token, token_ids)]
 
 
 def run(
@@ -214,8 +194,4 @@ def run(
 
 
 def _numbers(array: np.ndarray) -> list[float]:
-    return [float(f"{value:.7g}") for value in array.tolist()]
-
-
-def _rounded(value: int | float | None) -> int | float | None:
-    return float(f"{value:.7g}") if isinstance(value, float) else value
+    return [*map(rounded, array.tolist())]

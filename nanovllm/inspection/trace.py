@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from nanovllm.inspection.attention import HeadStatistics, describe_heads
-from nanovllm.inspection.logit_lens import Prediction, check_top, predictions
-from nanovllm.inspection.observe import InspectedModel
+from nanovllm.inspection.logit_lens import check_top, predictions
+from nanovllm.inspection.observe import JSON, InspectedModel
 from nanovllm.model import gpt2
 
 _OPERATIONS = {
@@ -45,7 +45,8 @@ class TraceStep:
         norm: mean Euclidean norm of its rows.
         heads: statistics of the heads, for "attention_weights"; otherwise empty.
         prediction: of the token after the prompt, read by the logit lens from the residual stream
-            after the embeddings and after each layer, and from the logits; otherwise None.
+            after the embeddings and after each layer, and from the logits; otherwise None. See
+            `logit_lens.predictions`.
     """
 
     name: str
@@ -58,7 +59,7 @@ class TraceStep:
     max: float
     norm: float
     heads: tuple[HeadStatistics, ...] = ()
-    prediction: Prediction | None = None
+    prediction: JSON | None = None
 
 
 def trace(model: InspectedModel, token_ids: Sequence[int], top: int = 5) -> list[TraceStep]:
@@ -68,7 +69,7 @@ def trace(model: InspectedModel, token_ids: Sequence[int], top: int = 5) -> list
     """
     check_top(top)
     steps: list[TraceStep] = []
-    last: Prediction | None = None
+    last: JSON | None = None
 
     def observe(name: str, layer: int | None, array: np.ndarray) -> None:
         nonlocal last
@@ -94,7 +95,7 @@ def _step(
     layer: int | None,
     array: np.ndarray,
     heads: tuple[HeadStatistics, ...],
-    prediction: Prediction | None,
+    prediction: JSON | None,
 ) -> TraceStep:
     entries = array
     if name == "attention_scores":

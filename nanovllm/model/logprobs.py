@@ -1,5 +1,7 @@
 """Log-probabilities of one token of each row, and of the row's most likely tokens."""
 
+from array import array
+
 import numpy as np
 from jaxtyping import Float32, Int64
 
@@ -24,8 +26,8 @@ def token_logprobs(
     counts = num_logprobs.tolist()
     for row, (token_id, count) in enumerate(zip(token_ids.tolist(), counts, strict=True)):
         ids = [token_id, *_most_likely(logits[row], count).tolist()]
-        ranks = [_rank(logits[row], token_id), *range(1, len(ids))]
-        rows.append(TokenLogprobs(ids, logprobs[row, ids].tolist(), ranks))
+        reported = array("f", logprobs[row, ids].tobytes())
+        rows.append(TokenLogprobs(array("q", ids), reported, _rank(logits[row], token_id)))
     return rows
 
 

@@ -5,11 +5,28 @@ of backend="numba", which uses the backend's threads. They draw the same tokens,
 is within rounding error of the boundary between two.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int64, UInt64
+
+ROW_SETTINGS = np.dtype(
+    [
+        ("temperature", np.float32),
+        ("top_p", np.float32),
+        ("min_p", np.float32),
+        ("repetition_penalty", np.float32),
+        ("presence_penalty", np.float32),
+        ("frequency_penalty", np.float32),
+        ("top_k", np.int64),
+        ("num_logprobs", np.int64),
+        ("choices", np.int64),
+        ("seeds", np.uint64),
+    ]
+)
+"""Settings of a row that are the same at every step; those of SamplingParams have its names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,12 +89,16 @@ class TokenLogprobs(NamedTuple):
 
     They are those of the model itself, before all settings, as vLLM and transformers report them.
     Ranks count from 1 and follow the logits, on ties the lower id first: where no setting changes
-    the logits, the greedy token has rank 1.
+    the logits, the greedy token has rank 1. Samplers return `array.array`s, which take a tenth of
+    the memory of lists.
+
+    Attributes:
+        rank: rank of the chosen token; those of the others are 1, 2 and so on.
     """
 
-    token_ids: list[int]
-    logprobs: list[float]
-    ranks: list[int]
+    token_ids: Sequence[int]
+    logprobs: Sequence[float]
+    rank: int
 
 
 @dataclass(frozen=True, slots=True)

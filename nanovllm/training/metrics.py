@@ -1,7 +1,8 @@
-"""The records of a run: the names of its files, and the lines of those in JSON Lines."""
+"""The records of a run: the names of its files, the lines of those in JSON Lines, how it ended."""
 
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 RUN_FILE = "run.json"
@@ -65,6 +66,24 @@ class Sample:
     step: int
     text: str
     prompt: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingResult:
+    """How a run ended.
+
+    Attributes:
+        state: "finished", or "stopped" if the run can be resumed.
+        evaluations: those of this part of the run.
+    """
+
+    folder: Path
+    state: str
+    step: int
+    best_step: int | None
+    best_val_loss: float | None
+    message: str
+    evaluations: tuple[Evaluation, ...] = ()
 
 
 def parse_object(text: bytes) -> dict[str, Any] | None:

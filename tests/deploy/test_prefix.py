@@ -11,6 +11,7 @@ from nanovllm.engine.chat.template import ChatTemplate
 from nanovllm.engine.engine import Engine
 from nanovllm.hub import resolve_model
 from nanovllm.sampling_params import SamplingParams
+from tests.support.processing import process
 
 TEXT = "Once upon a time there was an old man, and " * 8
 SIZE = 16
@@ -30,7 +31,7 @@ def test_hashes_are_those_that_the_engine_caches(folder: Path, reader: PrefixRea
     engine = Engine.load(folder, EngineConfig(block_size=SIZE, backend="numpy", num_blocks=64))
     try:
         params = SamplingParams(max_tokens=1, temperature=0.0)
-        prepared = engine.input_processor.submit("one", TEXT, params, cache_salt="salt")
+        prepared = process(engine.input_processor, "one", TEXT, params, cache_salt="salt")
         (request,) = prepared.requests
         for _ in engine.run([prepared]):
             pass
@@ -83,6 +84,27 @@ def test_a_chat_has_the_hashes_of_its_text(folder: Path, repeats: int, has_hashe
     body = {"messages": [{"role": "user", "content": TEXT * repeats}]}
     expected = reader.hashes("/v1/completions", {"prompt": TEXT}) if has_hashes else ()
     assert reader.hashes("/v1/chat/completions", body) == expected
+
+
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [
+        ({"input": TEXT}, f"user:{TEXT}"),
+        ({"input": [{"role": "user", "content": TEXT}]}, f"user:{TEXT}"),
+        ({"input": TEXT, "instructions": "Be brief"}, f"system:Be brief user:{TEXT}"),
+        ({"input": TEXT, "previous_response_id": "resp_1"}, None),
+        ({"input": [{"type": "item_reference", "id": "msg_1"}]}, None),
+    ],
+)
+def test_a_response_has_the_hashes_of_its_conversation(
+    folder: Path, fields: dict[str, Any], text: str | None
+) -> None:
+    source = (
+        "{% for m in messages %}{{ ' ' if loop.index0 }}{{ m.role }}:{{ m.content }}{% endfor %}"
+    )
+    reader = PrefixReader(folder, SIZE, ChatTemplate(source, "test"))
+    expected = () if text is None else reader.hashes("/v1/completions", {"prompt": text})
+    assert reader.hashes("/v1/responses", fields) == expected
 
 
 def test_only_the_first_blocks_are_hashed() -> None:

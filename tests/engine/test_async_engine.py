@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 from nanovllm import LLM, SamplingParams
+from nanovllm.deadlines import Deadline
 from nanovllm.engine.async_engine import AsyncEngine
 from nanovllm.engine.generation_request import GenerationRequest
 from nanovllm.engine.input_processor import InputProcessor
 from nanovllm.engine.metrics import StepStats
-from nanovllm.engine.request_handle import Deadline, RequestHandle
+from nanovllm.engine.request_handle import RequestHandle
 from nanovllm.errors import (
     ContextLengthError,
     InvalidRequestError,
@@ -148,7 +149,7 @@ def test_leaving_is_harmless_in_every_state_and_twice(
             handle = submit(engine, "the", params)
             await state(engine, handle)
             handle.release()
-            handle.release([0, 0])
+            handle.end(0)
             if state is waiting:
                 first.release()
             await until(lambda: not engine.engine.has_work)

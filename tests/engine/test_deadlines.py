@@ -7,13 +7,15 @@ from pathlib import Path
 import pytest
 
 from nanovllm.config import EngineConfig
+from nanovllm.deadlines import Deadline
 from nanovllm.engine.async_engine import AsyncEngine
 from nanovllm.engine.engine import Engine
 from nanovllm.engine.generation_request import GenerationRequest
-from nanovllm.engine.request_handle import Deadline
+from nanovllm.engine.scheduling.request import FinishReason
 from nanovllm.errors import RequestTimeoutError
 from nanovllm.sampling_params import SamplingParams
 from tests.support.async_engines import generate, stream, submit
+from tests.support.processing import process
 from tests.support.serving import loader
 
 LONG = SamplingParams(max_tokens=100, temperature=1.0, ignore_eos=True, n=2)
@@ -22,7 +24,7 @@ LONG = SamplingParams(max_tokens=100, temperature=1.0, ignore_eos=True, n=2)
 def test_the_engine_ends_what_is_overdue_before_a_step(tiny_model: Path) -> None:
     engine = Engine.load(tiny_model, EngineConfig(backend="numpy", kv_cache_memory="4MiB"))
     late, in_time = (
-        engine.input_processor.submit(name, [1, 2, 3], LONG).requests
+        process(engine.input_processor, name, [1, 2, 3], LONG).requests
         for name in ("late", "in time")
     )
     now = time.monotonic()
@@ -35,7 +37,7 @@ def test_the_engine_ends_what_is_overdue_before_a_step(tiny_model: Path) -> None
     engine._tracker.deadlines["in time-1"] = 0.0  # noqa: SLF001 - in place of waiting
     engine.step()
     assert engine.scheduler.request_ids == {"in time-0"}
-    engine.abort_request("in time-0")
+    engine.finish_request("in time-0", FinishReason.ABORT)
     engine.check_integrity()
     assert (engine.has_work, engine.blocks.num_used) == (False, 0)
 
@@ -90,7 +92,7 @@ def test_the_clock_stops_with_the_last_part_of_a_request(tiny_model: Path) -> No
             request = GenerationRequest(prompts=["the", "a"], params=short)
             handle = engine.generate(engine.prepare(request), deadline=deadline)
             assert handle.timer is not None
-            handle.release([0])
+            handle.end(0)
             assert not handle.timer.cancelled()
             handle.release()
             assert handle.timer.cancelled()

@@ -16,6 +16,7 @@ from nanovllm.engine.scheduling.request import FinishReason
 from nanovllm.errors import InvalidRequestError
 from nanovllm.outputs import RequestOutput
 from nanovllm.sampling_params import SamplingParams
+from tests.support.processing import process
 from tests.support.scheduling import uncached_free_blocks
 
 NUMPY = EngineConfig(
@@ -47,7 +48,7 @@ class Job:
 def run(engine: Engine, jobs: Sequence[Job], *, poison: bool = False) -> list[RequestOutput]:
     """Run all jobs at once; with `poison`, fill free uncached blocks with NaN before every step."""
     prepared_requests = [
-        engine.input_processor.submit(f"job{i}", job.prompt, job.params)
+        process(engine.input_processor, f"job{i}", job.prompt, job.params)
         for i, job in enumerate(jobs)
     ]
     for prepared in prepared_requests:
@@ -64,10 +65,10 @@ def run(engine: Engine, jobs: Sequence[Job], *, poison: bool = False) -> list[Re
         output = engine.step()
         assert output.fault is None, output.fault
         for update in output.updates:
-            owner[update.request_id].output_processor.add_update(update)
+            owner[update.request_id].add_update(update)
         engine.check_integrity()
     assert engine.blocks.num_used == 0
-    return [prepared.output_processor.output() for prepared in prepared_requests]
+    return [prepared.output() for prepared in prepared_requests]
 
 
 def bits(output: RequestOutput) -> object:
@@ -318,7 +319,7 @@ def test_a_failing_step_ends_its_requests_and_the_engine_goes_on(
     engine = Engine.load(tiny_model, replace(exact, max_num_seqs=1))
     params = SamplingParams(max_tokens=3, temperature=0, ignore_eos=True)
     failing, waiting = (
-        engine.input_processor.submit(name, [1, 2, 3], params).requests[0]
+        process(engine.input_processor, name, [1, 2, 3], params).requests[0]
         for name in ("failing", "waiting")
     )
     engine.add_request(failing)
@@ -354,19 +355,19 @@ def test_forbidding_every_token_is_an_error_of_that_request_alone(
     blocked = SamplingParams(max_tokens=4, allowed_token_ids=[5], stop_token_ids=[5], min_tokens=2)
     fine = SamplingParams(max_tokens=4, temperature=0, ignore_eos=True)
     prepared_requests = [
-        engine.input_processor.submit("blocked", [1, 2], blocked),
-        engine.input_processor.submit("fine", [1, 2], fine),
+        process(engine.input_processor, "blocked", [1, 2], blocked),
+        process(engine.input_processor, "fine", [1, 2], fine),
     ]
     for prepared in prepared_requests:
         engine.add_request(prepared.requests[0])
     while engine.has_work:
         for update in engine.step().updates:
-            next(
-                s for s in prepared_requests if s.output_processor.request_id == update.request_id
-            ).output_processor.add_update(update)
-    assert isinstance(prepared_requests[0].output_processor.error, InvalidRequestError)
-    assert "every token is forbidden" in str(prepared_requests[0].output_processor.error)
-    assert prepared_requests[1].output_processor.output().outputs[0].finish_reason == "length"
+            next(s for s in prepared_requests if s.request_id == update.request_id).add_update(
+                update
+            )
+    assert isinstance(prepared_requests[0].error, InvalidRequestError)
+    assert "every token is forbidden" in str(prepared_requests[0].error)
+    assert prepared_requests[1].output().outputs[0].finish_reason == "length"
 
 
 def test_settings_that_do_not_fit_the_model_are_told(tiny_model: Path) -> None:

@@ -12,11 +12,9 @@ import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nanovllm.engine.input_processor import (
-    MAX_TRUNCATED_BYTES,
-    InputProcessor,
-    PreparedRequest,
-)
+from nanovllm.engine.input_processor import InputProcessor
+from nanovllm.engine.prompt_reader import MAX_TRUNCATED_BYTES
+from nanovllm.engine.prompt_request import PromptRequest
 from nanovllm.engine.request_limits import Limits
 from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.errors import ContextLengthError, InvalidRequestError
@@ -24,6 +22,7 @@ from nanovllm.model.config import GPT2Config
 from nanovllm.sampling_params import SamplingParams
 from nanovllm.structured_outputs import StructuredOutputs
 from tests.support.checkpoints import END_OF_TEXT
+from tests.support.processing import embed, process
 from tests.support.tokenizers import word_piece
 
 CONTEXT = 16
@@ -58,8 +57,8 @@ def input_processor(tokenizer: Tokenizer) -> InputProcessor:
     return make_intake(tokenizer)
 
 
-def submit(input_processor: InputProcessor, prompt: Any = "hi", **settings: Any) -> PreparedRequest:
-    return input_processor.submit("r", prompt, SamplingParams(**settings))
+def submit(input_processor: InputProcessor, prompt: Any = "hi", **settings: Any) -> PromptRequest:
+    return process(input_processor, "r", prompt, SamplingParams(**settings))
 
 
 # Prompts ------------------------------------------------------------------------------------------
@@ -69,11 +68,11 @@ def test_every_form_of_prompt_is_read(
     input_processor: InputProcessor, tokenizer: Tokenizer
 ) -> None:
     ids = tokenizer.encode("hi")
-    assert input_processor.read_prompt("hi") == ("hi", ids)
-    assert input_processor.read_prompt({"prompt": "hi"}) == ("hi", ids)
+    assert input_processor.reader.read("hi") == ("hi", ids)
+    assert input_processor.reader.read({"prompt": "hi"}) == ("hi", ids)
     for prompt in (ids, tuple(ids), {"prompt_token_ids": ids}, range(3, 5), array.array("q", ids)):
         expected = [3, 4] if isinstance(prompt, range) else ids
-        assert input_processor.read_prompt(prompt) == (None, expected)
+        assert input_processor.reader.read(prompt) == (None, expected)
 
 
 @pytest.mark.parametrize(
@@ -157,7 +156,7 @@ def test_an_early_refusal_says_no_more_than_is_known(
 
 def test_text_that_a_tokenizer_makes_one_unknown_word_of_is_not_too_long() -> None:
     input_processor = make_intake(word_piece())
-    _, token_ids = input_processor.read_prompt("q" * 100_000)
+    _, token_ids = input_processor.reader.read("q" * 100_000)
     assert len(token_ids) == 1
 
 
@@ -172,7 +171,7 @@ def test_tokens_that_the_model_does_not_have_are_refused(tokenizer: Tokenizer) -
 
 
 def test_a_special_token_in_the_prompt_is_text(input_processor: InputProcessor) -> None:
-    _, token_ids = input_processor.read_prompt(END_OF_TEXT)
+    _, token_ids = input_processor.reader.read(END_OF_TEXT)
     assert len(token_ids) == len(END_OF_TEXT)
 
 
@@ -196,24 +195,26 @@ def test_one_end_of_the_prompt_is_cut_off(
     input_processor = make_intake(tokenizer)
     output = submit(
         input_processor, prompt, truncate_prompt_tokens=kept, max_tokens=0, **given_side
-    ).output_processor.output()
+    ).output()
     assert output.prompt_token_ids == (ids[:kept] if side == "right" else ids[-kept:])
     assert output.prompt == (tokenizer.decode(output.prompt_token_ids) if as_text else None)
-    (request,) = input_processor.embed(
-        "r", prompt, truncate_prompt_tokens=kept, **given_side
+    (request,) = embed(
+        input_processor, "r", prompt, truncate_prompt_tokens=kept, **given_side
     ).requests
     assert list(request.prompt_token_ids) == (ids[-kept:] if side == "left" else ids[:kept])
 
 
 def test_a_text_that_is_embedded_may_fill_the_context(input_processor: InputProcessor) -> None:
-    (request,) = input_processor.embed("r", [1] * (CONTEXT + 5), truncate_prompt_tokens=-1).requests
+    (request,) = embed(
+        input_processor, "r", [1] * (CONTEXT + 5), truncate_prompt_tokens=-1
+    ).requests
     assert len(request.prompt_token_ids) == CONTEXT
 
 
 def test_more_tokens_than_the_context_has_are_refused(input_processor: InputProcessor) -> None:
     for check in (
         submit,
-        lambda input_processor, **given: input_processor.embed("r", "hi", **given),
+        lambda input_processor, **given: embed(input_processor, "r", "hi", **given),
     ):
         with pytest.raises(
             InvalidRequestError, match=f"is {CONTEXT + 1}, the limit is {CONTEXT}"
@@ -293,9 +294,9 @@ def test_the_limit_counts_what_the_tokenizer_makes_of_a_text(tokenizer: Tokenize
     growing = make_intake(Tokenizer(library))
     limit = MAX_TRUNCATED_BYTES * 4 // growing.tokenizer.growth
     assert limit <= MAX_TRUNCATED_BYTES // 4
-    growing.check_text("a" * limit, is_truncated=True)
+    growing.reader.check_text("a" * limit, is_truncated=True)
     with pytest.raises(InvalidRequestError, match=f"has {limit + 1} bytes, the limit .* {limit};"):
-        growing.check_text("a" * (limit + 1), is_truncated=True)
+        growing.reader.check_text("a" * (limit + 1), is_truncated=True)
 
 
 # Length -------------------------------------------------------------------------------------------
@@ -465,27 +466,19 @@ def test_n_answers_are_n_sequences_that_differ_in_their_choice(
     input_processor: InputProcessor,
 ) -> None:
     prepared = submit(input_processor, n=3, seed=5)
-    assert (
-        [request.request_id for request in prepared.requests]
-        == ["r-0", "r-1", "r-2"]
-        == prepared.output_processor.sequence_ids
-    )
+    assert [request.request_id for request in prepared.requests] == ["r-0", "r-1", "r-2"]
     assert [request.choice_index for request in prepared.requests] == [0, 1, 2]
     assert {request.seed for request in prepared.requests} == {5}
     assert [request.request_id for request in submit(input_processor).requests] == ["r"]
-    assert len(prepared.output_processor.output().outputs) == 3
+    assert len(prepared.output().outputs) == 3
 
 
 def test_greedy_answers_are_one_sequence_and_count_as_many(input_processor: InputProcessor) -> None:
     prepared = submit(input_processor, n=3, temperature=0)
-    assert (
-        [request.request_id for request in prepared.requests]
-        == ["r"]
-        == prepared.output_processor.sequence_ids
-    )
-    assert len(prepared.output_processor.output().outputs) == 3
+    assert [request.request_id for request in prepared.requests] == ["r"]
+    assert len(prepared.output().outputs) == 3
     assert [
-        submit(input_processor, temperature=0, **settings).num_choices
+        submit(input_processor, temperature=0, **settings).size.choices
         for settings in ({}, {"n": 3}, {"n": 2, "best_of": 5})
     ] == [1, 3, 5]
 
@@ -504,13 +497,13 @@ def test_the_best_of_more_is_found_by_their_log_probabilities(
         assert {
             request.sampling.logprobs for request in submit(input_processor, **settings).requests
         } == {None}, "nothing to rank"
-    assert (prepared.num_choices, len(prepared.output_processor.output().outputs)) == (4, 2)
+    assert (prepared.size.choices, len(prepared.output().outputs)) == (4, 2)
 
 
 def test_priority_and_salt_are_passed_on(tokenizer: Tokenizer) -> None:
     input_processor = make_intake(tokenizer, has_priorities=True)
-    (request,) = input_processor.submit(
-        "r", "hi", SamplingParams(), priority=-3, cache_salt="salt", client="key"
+    (request,) = process(
+        input_processor, "r", "hi", SamplingParams(), priority=-3, cache_salt="salt", client="key"
     ).requests
     assert (request.priority, request.cache_salt, request.client) == (-3, "salt", "key")
 
@@ -519,12 +512,14 @@ def test_a_priority_is_refused_where_requests_are_served_by_arrival(
     input_processor: InputProcessor,
 ) -> None:
     """As in vLLM, no client overtakes others or takes their blocks unless the operator permits."""
-    assert input_processor.submit("r", "hi", SamplingParams(), priority=0).requests[0].priority == 0
-    with pytest.raises(InvalidRequestError, match="--scheduling-policy priority") as caught:
-        input_processor.submit("r", "hi", SamplingParams(), priority=-1)
+    assert (
+        process(input_processor, "r", "hi", SamplingParams(), priority=0).requests[0].priority == 0
+    )
+    with pytest.raises(InvalidRequestError, match="scheduling_policy='priority'") as caught:
+        process(input_processor, "r", "hi", SamplingParams(), priority=-1)
     assert caught.value.param == "priority"
-    with pytest.raises(InvalidRequestError, match="--scheduling-policy priority"):
-        input_processor.embed("r", "hi", priority=1)
+    with pytest.raises(InvalidRequestError, match="scheduling_policy='priority'"):
+        embed(input_processor, "r", "hi", priority=1)
 
 
 def test_ids_are_unlike_each_other_whatever_names_they_are_made_of(
@@ -533,11 +528,14 @@ def test_ids_are_unlike_each_other_whatever_names_they_are_made_of(
     """A sequence's id ends with its choice. Names that end alike must not make two ids equal."""
     ids: list[str] = []
     for name in ("x", "x-0", "x-0-0", "0", "0-x", ""):
-        prepared = input_processor.submit(
-            input_processor.new_request_id(name), "hi", SamplingParams(n=3, max_tokens=1)
+        prepared = process(
+            input_processor,
+            input_processor.new_request_id(name),
+            "hi",
+            SamplingParams(n=3, max_tokens=1),
         )
         ids += [request.request_id for request in prepared.requests]
-        ids.append(prepared.output_processor.request_id)
+        ids.append(prepared.request_id)
     assert len(set(ids)) == len(ids)
 
 
@@ -567,7 +565,7 @@ def test_a_refused_request_changes_nothing_for_the_next(tokenizer: Tokenizer) ->
 def test_the_output_begins_with_the_prompt_as_it_was_given(
     input_processor: InputProcessor, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
-    output = submit(input_processor, "hi").output_processor.output()
+    output = submit(input_processor, "hi").output()
     assert (output.request_id, output.prompt, output.prompt_token_ids) == (
         "r",
         "hi",
@@ -577,8 +575,8 @@ def test_the_output_begins_with_the_prompt_as_it_was_given(
     prepared = submit(input_processor, given_ids)
     given_ids.append(4)
     assert (
-        prepared.output_processor.output().prompt,
-        prepared.output_processor.output().prompt_token_ids,
+        prepared.output().prompt,
+        prepared.output().prompt_token_ids,
     ) == (None, [1, 2, 3])
 
 
@@ -596,16 +594,16 @@ def test_many_prompts_share_what_their_settings_say(
     monkeypatch.setattr(input_processor, "_bad_words", count)
     first = SamplingParams(max_tokens=4, bad_words=["the"], allowed_token_ids=range(100))
     others = SamplingParams(max_tokens=4, bad_words=["a"])
-    made = [input_processor.submit(f"r{i}", "the", first).requests[0] for i in range(5)]
+    made = [process(input_processor, f"r{i}", "the", first).requests[0] for i in range(5)]
     assert spelled == [first]
     assert len({id(request.rules) for request in made}) == 1
-    (other,) = input_processor.submit("other", "the", others).requests
-    (again,) = input_processor.submit("again", "the", first).requests
+    (other,) = process(input_processor, "other", "the", others).requests
+    (again,) = process(input_processor, "again", "the", first).requests
     assert other.bad_words != again.bad_words == made[0].bad_words
     wrong = SamplingParams(max_tokens=4, allowed_token_ids=[10**9])
     for _ in range(2):
         with pytest.raises(InvalidRequestError, match="outside the vocabulary"):
-            input_processor.submit("wrong", "the", wrong)
+            process(input_processor, "wrong", "the", wrong)
 
 
 def test_a_request_that_is_too_long_begins_no_grammar(
@@ -614,11 +612,9 @@ def test_a_request_that_is_too_long_begins_no_grammar(
     input_processor = make_intake(tokenizer)
     begun: list[StructuredOutputs] = []
     monkeypatch.setattr(input_processor.grammars, "begin", begun.append)
-
-    def refuse(num_tokens: int) -> None:
-        raise ContextLengthError(f"{num_tokens} tokens")
-
-    params = SamplingParams(structured_outputs=StructuredOutputs(regex="a"))
-    with pytest.raises(ContextLengthError, match="2 tokens"):
-        input_processor.submit("r", {"prompt_token_ids": [1, 2]}, params, check_length=refuse)
+    params = SamplingParams(structured_outputs=StructuredOutputs(regex="a"), max_tokens=10**6)
+    with pytest.raises(
+        ContextLengthError, match="the prompt has 2 tokens and max_tokens is 1000000"
+    ):
+        process(input_processor, "r", {"prompt_token_ids": [1, 2]}, params, must_fit=True)
     assert not begun

@@ -2,29 +2,31 @@
 
 import math
 import sys
+from array import array
 from pathlib import Path
 
 import pytest
 
 from nanovllm.engine.input_processor import InputProcessor
-from nanovllm.engine.logprobs import ENTRY_BYTES, POSITION_BYTES, LogprobList, PackedLogprobs
+from nanovllm.engine.logprobs import ENTRY_BYTES, POSITION_BYTES, LogprobList
 from nanovllm.engine.request_limits import Limits
 from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.model.config import GPT2Config
 from nanovllm.model.sampling import TokenLogprobs
 from nanovllm.outputs import Logprob
 from nanovllm.sampling_params import SamplingParams
+from tests.support.processing import process
 
-FOUND = TokenLogprobs([7, 50256, 3], [-0.1, -math.inf, -2.5e-30], [1, 50257, 2])
+FOUND = TokenLogprobs([50256, 7, 3], [-math.inf, -0.1, -2.5], 50257)
 
 
 def test_nothing_is_lost() -> None:
-    positions = [None, PackedLogprobs.pack(FOUND)]
+    positions = [None, FOUND]
     logprobs = LogprobList(positions, str)
     expected = {
-        7: Logprob(-0.1, 1, "7"),
         50256: Logprob(-math.inf, 50257, "50256"),
-        3: Logprob(-2.5e-30, 2, "3"),
+        7: Logprob(-0.1, 1, "7"),
+        3: Logprob(-2.5, 2, "3"),
     }
     assert len(logprobs) == 2
     assert list(logprobs) == logprobs == [None, expected]
@@ -36,9 +38,7 @@ def test_nothing_is_lost() -> None:
 
 @pytest.mark.parametrize("count", [0, 1, 20, 100])
 def test_a_position_takes_no_more_than_admission_counts(count: int) -> None:
-    packed = PackedLogprobs.pack(
-        TokenLogprobs([1] * (count + 1), [0.5] * (count + 1), [2] * (count + 1))
-    )
+    packed = TokenLogprobs(array("q", [1] * (count + 1)), array("f", [0.5] * (count + 1)), 2)
     assert sys.getsizeof(packed) + sum(
         map(sys.getsizeof, packed)
     ) <= POSITION_BYTES + ENTRY_BYTES * (count + 1)
@@ -50,7 +50,7 @@ def test_a_request_counts_every_position_that_it_reports(tiny_model: Path) -> No
 
     def count(**settings: object) -> int:
         params = SamplingParams(**{"max_tokens": 5, **settings})  # type: ignore[arg-type]
-        return input_processor.submit("id", [1] * 10, params).logprobs_bytes
+        return process(input_processor, "id", [1] * 10, params).size.logprobs_bytes
 
     def position(logprobs: int) -> int:
         return POSITION_BYTES + ENTRY_BYTES * (logprobs + 1)

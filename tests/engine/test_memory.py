@@ -155,12 +155,12 @@ def test_log_probabilities_have_half_of_what_the_cache_leaves(tiny_model: Path) 
         free_bytes = engine.engine.memory.free_bytes
         params = SamplingParams(logprobs=20, max_tokens=100, ignore_eos=True)
         prepared = engine.prepare(GenerationRequest(prompts=[[1]] * 64, params=params))
-        needed = sum(one.logprobs_bytes for one in prepared)
+        needed = sum(one.size.logprobs_bytes for one in prepared)
         try:
             assert free_bytes is not None
             assert 2 * MIB <= free_bytes < needed < MAX_LOGPROBS_BYTES
             with pytest.raises(InvalidRequestError, match=f"limit is {free_bytes // 2 * 4 // 5} "):
-                engine.hold_logprobs(prepared)
+                engine.generate(prepared)
         finally:
             await engine.stop()
 

@@ -1,4 +1,4 @@
-"""OutputProcessor: log-probabilities of tokens and prompts, and best_of."""
+"""PromptRequest: log-probabilities of tokens and prompts, and best_of."""
 
 import itertools
 import math
@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nanovllm.engine.output_processor import OutputProcessor, SequenceUpdate
+from nanovllm.engine.prompt_request import PromptRequest
 from nanovllm.engine.scheduling.request import FinishReason
+from nanovllm.engine.step_output import SequenceUpdate
 from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.model.sampling import TokenLogprobs
 from nanovllm.outputs import Logprob
@@ -21,14 +22,12 @@ from tests.support.assembling import PROMPT, answer, feed, make, positions, upda
 def test_log_probabilities_belong_to_their_tokens(tokenizer: Tokenizer) -> None:
     output_processor = make(tokenizer, logprobs=2)
     a, b, half = tokenizer.encode("a")[0], tokenizer.encode("b")[0], tokenizer.encode("é")[0]
-    output_processor.add_update(
-        update(a, logprobs=TokenLogprobs([a, b, a], [-2.0, -1.0, -2.0], [2, 1, 2]))
-    )
+    output_processor.add_update(update(a, logprobs=TokenLogprobs([a, b, a], [-2.0, -1.0, -2.0], 2)))
     output_processor.add_update(
         update(
             half,
             FinishReason.LENGTH,
-            logprobs=TokenLogprobs([half, a, b], [-9.0, -0.5, -1.5], [40, 1, 2]),
+            logprobs=TokenLogprobs([half, a, b], [-9.0, -0.5, -1.5], 40),
         )
     )
     assert answer(output_processor).logprobs == [
@@ -42,9 +41,7 @@ def test_tokens_past_a_stop_string_have_no_log_probabilities(tokenizer: Tokenize
     output_processor = make(tokenizer, logprobs=0, stop="b")
     for text in "abab":
         token_id = tokenizer.encode(text)[0]
-        output_processor.add_update(
-            update(token_id, logprobs=TokenLogprobs([token_id], [-1.0], [1]))
-        )
+        output_processor.add_update(update(token_id, logprobs=TokenLogprobs([token_id], [-1.0], 1)))
     assert (
         len(answer(output_processor).token_ids) == len(answer(output_processor).logprobs or []) == 2
     )
@@ -128,21 +125,21 @@ def test_cached_tokens_are_those_of_the_first_sequence(tokenizer: Tokenizer, fir
 
 
 def end_with(
-    output_processor: OutputProcessor, choice: int, logprobs: Sequence[float], token_id: int = 1
+    output_processor: PromptRequest, choice: int, logprobs: Sequence[float], token_id: int = 1
 ) -> None:
     """Give a sequence tokens of these log-probabilities, of which the last ends it."""
     for place, logprob in enumerate(logprobs):
         finish = FinishReason.LENGTH if place == len(logprobs) - 1 else None
         output_processor.add_update(
             update(
-                token_id, finish, choice=choice, logprobs=TokenLogprobs([token_id], [logprob], [1])
+                token_id, finish, choice=choice, logprobs=TokenLogprobs([token_id], [logprob], 1)
             )
         )
 
 
 def test_greedy_answers_are_one_sequence(tokenizer: Tokenizer) -> None:
     output_processor = make(tokenizer, n=3, temperature=0, logprobs=0)
-    assert output_processor.sequence_ids == ["r-0"]
+    assert output_processor.unfinished_ids == ["r-0"]
     end_with(output_processor, 0, [-1.0])
     answers = output_processor.output().outputs
     assert output_processor.is_finished

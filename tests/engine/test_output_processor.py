@@ -1,11 +1,11 @@
-"""OutputProcessor: text, tokens and log-probabilities that agree, whole or as deltas."""
+"""PromptRequest: text, tokens and log-probabilities that agree, whole or as deltas."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nanovllm.engine.output_processor import SequenceUpdate
 from nanovllm.engine.scheduling.request import FinishReason
+from nanovllm.engine.step_output import SequenceUpdate
 from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.errors import EngineFaultError
 from nanovllm.model.sampling import TokenLogprobs
@@ -240,7 +240,7 @@ def test_pieces_join_to_the_whole(
                     token_id,
                     finish,
                     choice=choice,
-                    logprobs=TokenLogprobs([token_id], [-float(token_id)], [7]),
+                    logprobs=TokenLogprobs([token_id], [-float(token_id)], 7),
                 )
             )
         if fetches[turn % len(fetches)] and (piece := output_processor.take_delta()) is not None:

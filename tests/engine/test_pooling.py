@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from nanovllm.config import BACKENDS, BackendName, EngineConfig
 from nanovllm.engine.engine import Engine
-from nanovllm.engine.input_processor import PreparedRequest
 from nanovllm.engine.pooling import Pooler
+from nanovllm.engine.prompt_request import PromptRequest
 from nanovllm.engine.scheduling import batching
 from nanovllm.engine.scheduling.block_manager import BlockManager
 from nanovllm.engine.scheduling.kv_cache_manager import KVCacheManager
@@ -29,6 +29,7 @@ from nanovllm.outputs import EmbeddingRequestOutput
 from nanovllm.runner.native_model_runner import RunnerOutput
 from nanovllm.sampling_params import SamplingParams
 from tests.support.batches import make_batch
+from tests.support.processing import embed, process
 from tests.support.scheduling import uncached_free_blocks
 
 BLOCK_SIZE = 8
@@ -88,23 +89,27 @@ def run(engine: Engine, jobs: Sequence[Job], *, writing: int = 0) -> list[Embedd
         max_tokens=30, temperature=0.9, seed=5, prompt_logprobs=1, ignore_eos=True
     )
     others = [
-        engine.input_processor.submit(f"other{i}", prompt_of(50 + i, 11 + i), params)
+        process(engine.input_processor, f"other{i}", prompt_of(50 + i, 11 + i), params)
         for i in range(writing)
     ]
     own = [
-        engine.input_processor.embed(
-            f"job{i}", job.prompt, pooling=job.pooling, normalize=job.normalize
+        embed(
+            engine.input_processor,
+            f"job{i}",
+            job.prompt,
+            pooling=job.pooling,
+            normalize=job.normalize,
         )
         for i, job in enumerate(jobs)
     ]
-    mixed: list[PreparedRequest] = [*own, *others]
+    mixed: list[PromptRequest] = [*own, *others]
     random.Random(3).shuffle(mixed)
     for _ in engine.run(mixed):
         engine.check_integrity()
         engine.runner.backend.fill_blocks(uncached_free_blocks(engine.blocks), np.nan)
     assert engine.blocks.num_used == 0
-    assert all(len(other.output_processor.output().outputs[0].token_ids) == 30 for other in others)
-    return [prepared.output_processor.embedding() for prepared in own]
+    assert all(len(other.output().outputs[0].token_ids) == 30 for other in others)
+    return [prepared.embedding() for prepared in own]
 
 
 def vectors(outputs: Sequence[EmbeddingRequestOutput]) -> list[list[float]]:
@@ -147,12 +152,15 @@ def test_the_last_state_is_the_one_that_the_next_token_comes_from(
     )
     (raw,) = vectors(run(engine, [Job(COMMON, "last", normalize=False)]))
     logits = engine.runner.backend.logits(np.array([raw], dtype=np.float32))[0]
-    prepared = engine.input_processor.submit(
-        "next", COMMON, SamplingParams(max_tokens=1, temperature=0, ignore_eos=True)
+    prepared = process(
+        engine.input_processor,
+        "next",
+        COMMON,
+        SamplingParams(max_tokens=1, temperature=0, ignore_eos=True),
     )
     for _ in engine.run([prepared]):
         pass
-    assert prepared.output_processor.output().outputs[0].token_ids == [int(logits.argmax())]
+    assert prepared.output().outputs[0].token_ids == [int(logits.argmax())]
 
 
 @pytest.mark.parametrize("writing", [0, 4])
@@ -209,15 +217,15 @@ def test_bits_do_not_depend_on_preemption(
         engine = Engine.load(tiny_model, config)
         params = SamplingParams(max_tokens=60, temperature=0, ignore_eos=True)
         writers = [
-            engine.input_processor.submit(f"writer{i}", prompt_of(60 + i, 2), params, priority=-1)
+            process(engine.input_processor, f"writer{i}", prompt_of(60 + i, 2), params, priority=-1)
             for i in range(2)
         ]
-        own = engine.input_processor.embed("own", job.prompt, pooling=job.pooling)
+        own = embed(engine.input_processor, "own", job.prompt, pooling=job.pooling)
         for _ in engine.run([own, *writers]):
             engine.check_integrity()
         assert engine.scheduler.num_preemptions > 0
         assert own.requests[0].num_preemptions > 0
-        assert own.output_processor.embedding().outputs.embedding == expected
+        assert own.embedding().outputs.embedding == expected
 
 
 def test_prompts_fill_the_context_and_no_more(exact: EngineConfig, tiny_model: Path) -> None:
@@ -227,10 +235,10 @@ def test_prompts_fill_the_context_and_no_more(exact: EngineConfig, tiny_model: P
         == engine.max_model_len
     )
     with pytest.raises(ContextLengthError, match="the prompt has 129 tokens, the limit is 128"):
-        engine.input_processor.embed("long", prompt_of(1, 129))
+        embed(engine.input_processor, "long", prompt_of(1, 129))
     small = Engine.load(tiny_model, replace(exact, num_blocks=2))
     with pytest.raises(ContextLengthError, match="need 17 tokens of KV cache, which has 16"):
-        small.input_processor.embed("long", prompt_of(1, 17))
+        embed(small.input_processor, "long", prompt_of(1, 17))
 
 
 @pytest.mark.parametrize(
@@ -247,7 +255,7 @@ def test_prompts_fill_the_context_and_no_more(exact: EngineConfig, tiny_model: P
 def test_a_wrong_setting_is_told(tiny_model: Path, settings: dict[str, object]) -> None:
     engine = Engine.load(tiny_model, EngineConfig(kv_cache_memory="1MiB"))
     with pytest.raises(InvalidRequestError, match=next(iter(settings))):
-        engine.input_processor.embed("r", "the", **settings)  # type: ignore[arg-type]
+        embed(engine.input_processor, "r", "the", **settings)
 
 
 def test_an_embedding_can_be_aborted_and_may_fail(
@@ -255,12 +263,12 @@ def test_an_embedding_can_be_aborted_and_may_fail(
 ) -> None:
     engine = Engine.load(tiny_model, replace(exact, max_num_batched_tokens=8))
     first, second = (
-        engine.input_processor.embed(name, prompt_of(5, 40), pooling="mean")
+        embed(engine.input_processor, name, prompt_of(5, 40), pooling="mean")
         for name in ("first", "second")
     )
     engine.add_request(first.requests[0])
     engine.step()
-    ended = engine.abort_request("first")
+    ended = engine.finish_request("first", FinishReason.ABORT)
     assert ended is not None
     assert ended.finish_reason is FinishReason.ABORT
     engine.check_integrity()

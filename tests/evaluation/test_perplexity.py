@@ -9,13 +9,14 @@ import pytest
 from tokenizers import Regex, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as LibraryTokenizer
 
-from nanovllm import EvaluationResult, TrainingError, evaluate, evaluation
+from nanovllm import EvaluationResult, TrainingError, evaluate
 from nanovllm.engine.tokenizer import Tokenizer
+from nanovllm.evaluation import perplexity
 from nanovllm.model.batch import ForwardBatch
 from nanovllm.model.numpy_backend import NumpyBackend
 from tests.support.checkpoints import write_tiny_model
 
-HELD_OUT = Path(__file__).parent / "data" / "held_out" / "peter-rabbit.txt"
+HELD_OUT = Path(__file__).parents[1] / "data" / "held_out" / "peter-rabbit.txt"
 TEXT = "the cat in the hall, a café for 2 € 🙂 ... " * 4
 CONTEXT = 128
 
@@ -74,7 +75,7 @@ def test_a_long_text_is_encoded_in_pieces(
     tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = run(tiny_model, TEXT, backend="numpy")
-    monkeypatch.setattr(evaluation, "_PIECE_CHARACTERS", 30)
+    monkeypatch.setattr(perplexity, "_PIECE_CHARACTERS", 30)
     pieces = run(tiny_model, TEXT, backend="numpy")
     np.testing.assert_array_equal(pieces.losses, whole.losses)
     assert pieces.bytes == whole.bytes

@@ -20,21 +20,21 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 def test_the_last_row_is_the_prediction_of_the_model(model: InspectedModel) -> None:
     lens = logit_lens(model, TOKENS, top=3)
-    assert lens.rows == ("embeddings", "after layer 0", "after layer 1 (output)")
+    assert lens["layers"] == ["embeddings", "after layer 0", "after layer 1 (output)"]
     logits = gpt2.logits(model.weights, model.forward(TOKENS, ignore))
-    for position, prediction in enumerate(lens.predictions[-1]):
+    for position, prediction in enumerate(lens["cells"][-1]):
         p = softmax(logits[position])
         best = np.argsort(-p)[:3]
-        assert [token_id for token_id, _ in prediction.top] == best.tolist()
-        values = [np.exp(value) for _, value in prediction.top]
+        assert [token["id"] for token in prediction["top"]] == best.tolist()
+        values = [token["p"] for token in prediction["top"]]
         np.testing.assert_allclose(values, p[best], atol=1e-6)
-        assert prediction.entropy == pytest.approx(-(p * np.log(p)).sum(), abs=1e-5)
+        assert prediction["entropy"] == pytest.approx(-(p * np.log(p)).sum(), abs=1e-5)
         if position + 1 < len(TOKENS):
             target = TOKENS[position + 1]
-            assert prediction.next_logprob == pytest.approx(np.log(p[target]), abs=1e-5)
-            assert prediction.next_rank == 1 + (p > p[target]).sum()
+            assert prediction["p_of_next"] == pytest.approx(p[target], rel=1e-5, abs=1e-7)
+            assert prediction["rank_of_next"] == 1 + (p > p[target]).sum()
         else:
-            assert (prediction.next_logprob, prediction.next_rank) == (None, None)
+            assert (prediction["p_of_next"], prediction["rank_of_next"]) == (None, None)
 
 
 def test_the_first_row_reads_the_embeddings(model: InspectedModel) -> None:
@@ -42,8 +42,8 @@ def test_the_first_row_reads_the_embeddings(model: InspectedModel) -> None:
     hidden = weights.token_embedding[TOKENS] + weights.position_embedding[: len(TOKENS)]
     normed = gpt2.layer_norm(hidden, weights.final_norm, model.config.epsilon)
     expected = gpt2.logits(weights, normed).argmax(axis=1)
-    row = logit_lens(model, TOKENS, top=1).predictions[0]
-    assert [prediction.top[0][0] for prediction in row] == expected.tolist()
+    row = logit_lens(model, TOKENS, top=1)["cells"][0]
+    assert [prediction["top"][0]["id"] for prediction in row] == expected.tolist()
 
 
 def test_the_number_of_tokens_is_limited(model: InspectedModel) -> None:

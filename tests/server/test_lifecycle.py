@@ -11,7 +11,7 @@ import pytest
 from nanovllm import SamplingParams
 from nanovllm.engine.engine import Engine
 from nanovllm.engine.generation_request import GenerationRequest
-from nanovllm.engine.output_processor import OutputProcessor
+from nanovllm.engine.prompt_request import PromptRequest
 from nanovllm.errors import CheckpointError, EngineNotReadyError
 from tests.support.async_engines import engine_threads
 from tests.support.serving import (
@@ -200,14 +200,14 @@ def test_an_answer_that_cannot_be_put_together_costs_the_others_nothing(
 ) -> None:
     settings: dict[str, Any] = {"max_tokens": 20, "temperature": 0, "ignore_eos": True}
     expected = fresh.complete("the", **settings)["choices"]
-    add_update = OutputProcessor.add_update
+    add_update = PromptRequest.add_update
 
-    def failing(self: OutputProcessor, update: Any) -> bool:
+    def failing(self: PromptRequest, update: Any) -> bool:
         if "cmpl-broken" in update.request_id:
             raise LookupError("no such token")
         return add_update(self, update)
 
-    monkeypatch.setattr(OutputProcessor, "add_update", failing)
+    monkeypatch.setattr(PromptRequest, "add_update", failing)
     bodies = [
         {"prompt": "the", "request_id": "broken" if place == 1 else "whole", **settings}
         for place in range(3)

@@ -1,9 +1,10 @@
-"""An OutputProcessor for tests, and updates as from steps of the engine."""
+"""A PromptRequest for tests, and updates as from steps of the engine."""
 
 from collections.abc import Iterable, Sequence
 
-from nanovllm.engine.output_processor import OutputProcessor, SequenceUpdate
-from nanovllm.engine.scheduling.request import FinishReason
+from nanovllm.engine.prompt_request import PromptRequest
+from nanovllm.engine.scheduling.request import FinishReason, Request
+from nanovllm.engine.step_output import SequenceUpdate
 from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.errors import NanovllmError
 from nanovllm.model.sampling import TokenLogprobs
@@ -16,15 +17,24 @@ PROMPT = [1, 2, 3]
 METRICS = RequestMetrics(arrival_s=1.0, first_scheduled_s=2.0, first_token_s=3.0, finished_s=4.0)
 
 
-def make(tokenizer: Tokenizer, **settings: object) -> OutputProcessor:
+def make(tokenizer: Tokenizer, **settings: object) -> PromptRequest:
     params = SamplingParams(**settings)  # type: ignore[arg-type]
-    return OutputProcessor(
+    return PromptRequest(
         "r",
         "prompt",
-        list(PROMPT),
+        [
+            Request(
+                request_id=f"r-{choice}",
+                prompt_token_ids=tuple(PROMPT),
+                sampling=params,
+                max_new_tokens=params.max_tokens or 1,
+                seed=0,
+                choice_index=choice,
+            )
+            for choice in range(params.num_sequences)
+        ],
         params,
         tokenizer,
-        [f"r-{choice}" for choice in range(params.num_sequences)],
     )
 
 
@@ -52,7 +62,7 @@ def update(
 
 
 def feed(
-    output_processor: OutputProcessor,
+    output_processor: PromptRequest,
     tokenizer: Tokenizer,
     text: str,
     finish: FinishReason | None = None,
@@ -69,9 +79,9 @@ def feed(
     ]
 
 
-def answer(output_processor: OutputProcessor, choice: int = 0) -> CompletionOutput:
+def answer(output_processor: PromptRequest, choice: int = 0) -> CompletionOutput:
     return output_processor.output().outputs[choice]
 
 
 def positions(token_ids: Sequence[int]) -> list[TokenLogprobs]:
-    return [TokenLogprobs([token_id], [-0.5], [1]) for token_id in token_ids]
+    return [TokenLogprobs([token_id], [-0.5], 1) for token_id in token_ids]

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
+from nanovllm.deadlines import Deadline
 from nanovllm.engine.async_engine import AsyncEngine
 from nanovllm.engine.engine import Engine
 from nanovllm.engine.generation_request import GenerationRequest
-from nanovllm.engine.request_handle import Deadline, RequestHandle
+from nanovllm.engine.request_handle import RequestHandle
 from nanovllm.outputs import RequestOutput
 from nanovllm.prompts import Prompt
 from nanovllm.sampling_params import SamplingParams
@@ -53,7 +54,7 @@ def submit(
 
 def output_of(handle: RequestHandle) -> RequestOutput:
     """Return the output so far of a request of one prompt."""
-    return handle.prepared_requests[0].output_processor.output()
+    return handle.prompts[0].output()
 
 
 async def generate(

@@ -36,6 +36,7 @@ from nanovllm.model.kernels.forward.matmul import make_linear
 from nanovllm.model.kernels.forward.prepare import prepare_attention
 from nanovllm.model.kernels.library import EntryPoints, cache_key
 from nanovllm.model.kernels.simd.move import linear_at, load_int, step_record_at
+from nanovllm.model.kernels.simd.rows import rows_at
 from nanovllm.model.kernels.simd.scalar import store_int
 from nanovllm.model.kernels.step_record import best_bytes
 
@@ -98,7 +99,7 @@ def _row_entries(spec: Spec) -> Entries:
     def finish(values_ptr: int, _thread: int) -> None:
         kind, accumulators_ptr = load_int(values_ptr, 0), load_int(values_ptr, 1)
         linear, out_ptr = linear_at(load_int(values_ptr, 2)), load_int(values_ptr, 3)
-        epilogue(kind, accumulators_ptr, 1, linear, 0, 0, out_ptr, 0)
+        epilogue(kind, rows_at(accumulators_ptr, 0), 1, linear, 0, 0, rows_at(out_ptr, 0))
 
     return {
         "finish": finish,
@@ -125,10 +126,8 @@ def _linear_entries(spec: Spec) -> Entries:
         rows, in_ptr = load_int(values_ptr, 1), load_int(values_ptr, 2)
         in_stride_bytes, out_ptr = load_int(values_ptr, 3), load_int(values_ptr, 4)
         out_stride_bytes, epilogue = load_int(values_ptr, 5), load_int(values_ptr, 6)
-        linear_layer(
-            record, thread, record.phases_ptr, 0, rows, in_ptr, in_stride_bytes,
-            out_ptr, out_stride_bytes, epilogue,
-        )  # fmt: skip
+        inputs, out = rows_at(in_ptr, in_stride_bytes), rows_at(out_ptr, out_stride_bytes)
+        linear_layer(record, thread, record.phases_ptr, 0, rows, inputs, out, epilogue)
 
     return {"linear": linear}
 

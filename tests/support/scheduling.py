@@ -87,7 +87,7 @@ def answers(plan: StepPlan) -> list[SequenceResult]:
     for sequence in plan.sequences:
         request = sequence.request
         tokens = (next_token(request.tokens, request.choice_index),) if sequence.samples else ()
-        reported = [TokenLogprobs([i], [-1.0], [1]) for i in sequence.prompt_logprob_positions]
+        reported = [TokenLogprobs([i], [-1.0], 1) for i in sequence.prompt_logprob_positions]
         results.append(SequenceResult(request, tokens, prompt_logprobs=reported))
     return results
 

@@ -84,6 +84,8 @@ def test_every_problem_is_named_at_once() -> None:
         ({"steps": 10, "stop_after": 11}, "stop_after is 11 but must be at most the 10 steps"),
         ({"heads": 3}, "width is 128, which 3 heads do not divide"),
         ({"preset": "gpt2", "width": 100}, "width is 100, which 12 heads do not divide"),
+        ({"validation_fraction": 0.0}, "validation_fraction is 0.0 .*, above 0 and below 1"),
+        ({"lr": float("inf")}, "lr is inf but must be a number, at least 0"),
         ({"min_lr": 0.1}, "min_lr is 0.1 but must be at most lr, 0.001"),
         ({"layers": 0, "lr": 1.0, "min_lr": 2.0}, "min_lr is 2.0 but must be at most lr, 1.0"),
     ],

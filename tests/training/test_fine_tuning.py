@@ -10,7 +10,7 @@ import pytest
 from nanovllm import Trainer, TrainingConfig
 from nanovllm.llm import LLM
 from nanovllm.model.config import GPT2Config
-from nanovllm.trainer import TrainingResult
+from nanovllm.training.metrics import TrainingResult
 from tests.support.checkpoints import write_json, write_tiny_model
 
 TEXT = "the cat in the hall, on a wall with a bell\n" * 20

@@ -29,8 +29,9 @@ from nanovllm.cli.bench.roofline import (
 )
 from nanovllm.cli.options import engine_config
 from nanovllm.engine.engine import Engine
-from nanovllm.engine.input_processor import PreparedRequest
+from nanovllm.engine.generation_request import GenerationRequest
 from nanovllm.engine.metrics import StepStats
+from nanovllm.engine.prompt_request import PromptRequest
 from nanovllm.errors import EngineFaultError, InvalidRequestError
 from nanovllm.hub import resolve_model
 from nanovllm.model.config import GPT2Config
@@ -93,26 +94,25 @@ class Bench:
     def run(self, jobs: Sequence[Job], on_finish: Callable[[], object] = lambda: None) -> Totals:
         """Run all jobs as one batch; raises ContextLengthError if one does not fit."""
         started_s = time.perf_counter()
-        prepared_requests = {
-            f"bench-{index}": self._submit(f"bench-{index}", job) for index, job in enumerate(jobs)
-        }
-        lengths = dict.fromkeys(prepared_requests, 0)
-        for step in self.engine.run(list(prepared_requests.values())):
+        prompts = [self._process(job) for job in jobs]
+        by_id = {prompt.request_id: prompt for prompt in prompts}
+        lengths = dict.fromkeys(by_id, 0)
+        for step in self.engine.run(prompts):
             sampled = [update.request_id for update in step.updates if update.token_ids]
             self.phases.add(
                 step.stats,
-                sum(_pairs(prepared_requests[name], lengths[name]) for name in sampled),
+                sum(_pairs(by_id[name], lengths[name]) for name in sampled),
                 len(sampled),
             )
             for name in sampled:
                 lengths[name] += 1
             for update in step.updates:
-                output_processor = prepared_requests[update.request_id].output_processor
-                if output_processor.error is not None:
-                    raise EngineFaultError(output_processor.error)
-                if output_processor.is_finished:
+                prompt = by_id[update.request_id]
+                if prompt.error is not None:
+                    raise EngineFaultError(prompt.error)
+                if prompt.is_finished:
                     on_finish()
-        outputs = [prepared.output_processor.output() for prepared in prepared_requests.values()]
+        outputs = [prompt.output() for prompt in prompts]
         duration_s = time.perf_counter() - started_s
         cached_tokens = sum(output.num_cached_tokens for output in outputs)
         assert cached_tokens == 0 or self.engine.config.enable_prefix_caching
@@ -124,21 +124,23 @@ class Bench:
             cached_tokens,
         )
 
-    def _submit(self, request_id: str, job: Job) -> PreparedRequest:
+    def _process(self, job: Job) -> PromptRequest:
         params = SamplingParams(
             max_tokens=job.output_len, temperature=self.temperature, ignore_eos=True
         )
         try:
-            prepared = self.engine.input_processor.submit(request_id, job.prompt, params)
+            (processed,) = self.engine.input_processor.process(
+                GenerationRequest(prompts=[job.prompt], params=params, request_id="bench")
+            )
         except InvalidRequestError as error:
             raise error.at(job.name) from error
         check_fits(
             f"{job.name}: a prompt",
-            len(prepared.requests[0].prompt_token_ids),
+            processed.num_prompt_tokens,
             job.output_len,
             self.engine.max_model_len,
         )
-        return prepared
+        return processed
 
 
 def run_latency(parsed: argparse.Namespace) -> int:
@@ -280,9 +282,9 @@ def run_throughput(parsed: argparse.Namespace) -> int:
     return 0
 
 
-def _pairs(prepared: PreparedRequest, num_generated: int) -> int:
+def _pairs(prompt: PromptRequest, num_generated: int) -> int:
     """Return the query-key pairs of the next token; for the first, those of the whole prompt."""
-    length = len(prepared.requests[0].prompt_token_ids) + num_generated
+    length = prompt.num_prompt_tokens + num_generated
     return length if num_generated else length * (length + 1) // 2
 
 

@@ -75,7 +75,7 @@ class ChatPrompts:
         return template.encode(
             messages,
             self._input_processor.tokenizer,
-            self._input_processor.check_text,
+            self._input_processor.reader.check_text,
             add_generation_prompt=add_generation_prompt,
             continue_final_message=continue_final_message,
         )

@@ -1,7 +1,8 @@
 """Structured outputs: token masks from grammars, computed in a few worker processes.
 
 grammar     the grammars of requests, as the engine sees them
-pool        the grammars of all requests: which are compiled, wait, make way, or have failed
+pool        has grammars compiled and masks computed, and moves what workers lose
+table       the grammars by their keys, and which of them makes way for another
 worker_set  the workers: which one compiles a grammar, their start and their end
 worker      one worker: what it holds, and what it is doing
 states      a grammar, a sequence, and their states

@@ -10,7 +10,7 @@ must not delay others:
                             and the second such sequence fails its grammar; for another cause: what
                             it was working on fails when it ends a second worker
     there is no room        idle grammars are evicted, then those in use of the client with most;
-                            see engine/shares.py
+                            see shares.py
 
 A grammar that moves, was evicted or has lost its worker is compiled again where a sequence needs a
 mask, and the sequence's tokens are sent again. The mask of a position is requested as soon as the
@@ -21,9 +21,7 @@ There is no thread: whoever waits for a mask calls `poll`, that is the engine at
 
 import itertools
 import logging
-import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -34,24 +32,21 @@ from nanovllm.engine.grammar.limits import (
     stopped_error,
     unknown_tokenizer,
 )
-from nanovllm.engine.grammar.states import GrammarState, MaskSequence, PooledGrammar
-from nanovllm.engine.grammar.worker import PROMPT_S, GrammarWorker, Process
+from nanovllm.engine.grammar.states import MAX_ENDS, GrammarState, MaskSequence, PooledGrammar
+from nanovllm.engine.grammar.table import CompileQueue, GrammarTable
+from nanovllm.engine.grammar.worker import GrammarWorker, Process
 from nanovllm.engine.grammar.worker_set import WorkerSet
 from nanovllm.engine.sandbox.messages import Message
 from nanovllm.engine.sandbox.process import WorkerEndedError
-from nanovllm.engine.shares import FairQueue, Shares
 from nanovllm.errors import EngineFaultError, InvalidRequestError, NanovllmError, QueueFullError
 
 logger = logging.getLogger(__name__)
 
-_MAX_WITHOUT_WORKER = 512  # grammars without a worker whose first mask or error is kept
 _MAX_STARTS = 3  # workers that may end before they have loaded, until waiting grammars fail
-_MAX_ENDS = 2  # workers that a grammar may end
-_IDLE_S = 10.0  # time after which a worker that nobody needs ends, unless it is the only one
 
 
 class GrammarPool:
-    """The grammars of one tokenizer and their workers. Thread-safe."""
+    """The grammars of one tokenizer and their workers. One thread uses it, that of the engine."""
 
     def __init__(self, start: Callable[[], Process], limits: GrammarLimits) -> None:
         """Create the pool; the first grammar starts a worker.
@@ -59,11 +54,9 @@ class GrammarPool:
         `start` starts a process and sends it the tokenizer; it raises OSError.
         """
         self.limits = limits
-        self._lock = threading.RLock()
-        self._grammars: OrderedDict[str, PooledGrammar] = OrderedDict()  # least recently used first
+        self._table = GrammarTable()
         self._workers = WorkerSet(start, limits)
-        self._quick: FairQueue[PooledGrammar] = FairQueue()  # to be compiled again
-        self._waiting: FairQueue[PooledGrammar] = FairQueue()
+        self._queue = CompileQueue()
         self._numbers = itertools.count(1)
         self._num_starts = 0
         self._is_closed = False
@@ -71,14 +64,12 @@ class GrammarPool:
     @property
     def num_unsettled(self) -> int:
         """Number of grammars that wait or compile for the first time."""
-        with self._lock:
-            return sum(not grammar.is_settled for grammar in self._grammars.values())
+        return len(self._table.unsettled)
 
     @property
     def num_compiling(self) -> int:
         """Number of grammars that are being compiled."""
-        with self._lock:
-            return sum(worker.compiling is not None for worker in self._workers.running)
+        return self._workers.num_compiling
 
     # Sequences ----------------------------------------------------------------------------------
 
@@ -87,68 +78,61 @@ class GrammarPool:
 
         The grammar or the sequence may have an error. The caller calls `release` once.
         """
-        with self._lock:
-            grammar = self._grammars.get(key)
-            if grammar is None:
-                grammar = PooledGrammar(next(self._numbers), key, source, sequence.client)
-                error = stopped_error() if self._is_closed else self._make_place(sequence.client)
-                if error is not None:
-                    sequence.error = error
-                    return grammar
-                self._grammars[key] = grammar
-                self._trim()
-                self._enqueue(grammar)
-            self._grammars.move_to_end(key)
-            grammar.sequences[sequence.number] = sequence
-            return grammar
+        grammar = self._table.get(key)
+        if grammar is None:
+            grammar = PooledGrammar(next(self._numbers), key, source, sequence.client)
+            error = stopped_error() if self._is_closed else self._make_place(sequence.client)
+            if error is not None:
+                sequence.error = error
+                return grammar
+            self._table.add(grammar)
+            self._enqueue(grammar)
+        grammar.sequences[sequence.number] = sequence
+        return grammar
 
     def request(self, sequence: MaskSequence, grammar: PooledGrammar) -> None:
         """Queue a request for the mask after the sequence's tokens; `flush` sends it."""
-        with self._lock:
-            sequence.mask = None
-            if sequence.number not in grammar.sequences:
-                return  # it was refused
-            worker = self._workers.worker_of(grammar)
-            if worker is not None and grammar.state is GrammarState.READY:
-                worker.queue(sequence, grammar)
-            else:
-                self._find_worker(grammar)
+        sequence.mask = None
+        if sequence.number not in grammar.sequences:
+            return  # it was refused
+        worker = self._workers.worker_of(grammar)
+        if worker is not None and grammar.state is GrammarState.READY:
+            worker.queue(sequence, grammar)
+        else:
+            self._find_worker(grammar)
 
     def release(self, sequence: MaskSequence, grammar: PooledGrammar) -> None:
         """Request no more masks. A worker that is late for this sequence alone is ended."""
-        with self._lock:
-            if grammar.sequences.pop(sequence.number, None) is None:
-                return
-            worker = self._workers.worker_of(grammar)
-            if worker is not None and worker.compiling is grammar:
-                if not grammar.sequences and worker.is_late:
-                    self._end(worker)
-            elif worker is not None:
-                if worker.current[0] is sequence and worker.is_late:
-                    self._end(worker)
-                else:
-                    worker.release([sequence.number])
-            if not grammar.sequences and grammar.state is GrammarState.WAITING:
-                self._cancel(grammar)
+        if grammar.sequences.pop(sequence.number, None) is None:
+            return
+        worker = self._workers.worker_of(grammar)
+        if worker is not None and worker.compiling is grammar:
+            if not grammar.sequences and worker.is_late:
+                self._end(worker)
+        elif worker is not None:
+            if worker.current[0] is sequence and worker.is_late:
+                self._end(worker)
+            else:
+                worker.release([sequence.number])
+        if not grammar.sequences and grammar.state is GrammarState.WAITING:
+            self._cancel(grammar)
 
     def flush(self) -> None:
         """Send the queued requests."""
-        with self._lock:
-            for worker in self._workers.running:
-                worker.send_requests()
+        for worker in self._workers.running:
+            worker.send_requests()
 
     def poll(self) -> None:
         """Receive what has arrived and send what is queued, without waiting."""
-        with self._lock:
-            now_s = time.monotonic()
-            for worker in self._workers.running:
-                self._receive(worker)
-            for worker in self._workers.running:
-                self._check(worker, now_s)
-            self._compile_waiting()
-            self._check_queues(now_s)
-            self._workers.reap()
-            self.flush()
+        now_s = time.monotonic()
+        for worker in self._workers.running:
+            self._receive(worker)
+        for worker in self._workers.running:
+            self._check(worker, now_s)
+        self._compile_waiting()
+        self._check_queues(now_s)
+        self._workers.reap()
+        self.flush()
 
     def wait(self, timeout_s: float) -> None:
         """Wait up to `timeout_s` until a worker has sent something."""
@@ -160,25 +144,17 @@ class GrammarPool:
         Most masks arrive before the next step starts or shortly after. Without this wait their
         sequences would miss every second step. Workers with late replies are not waited for.
         """
-        grace_s = min(grace_s, PROMPT_S)
-        while True:
-            now_s = time.monotonic()
-            ends_s = [
-                worker.since_s + grace_s for worker in self._workers.running if worker.is_prompt
-            ]
-            if not ends_s or max(ends_s) <= now_s:
-                return
-            self.wait(max(ends_s) - now_s)
+        while (left_s := self._workers.prompt_s(grace_s)) > 0.0:
+            self.wait(left_s)
             self.poll()
 
     def close(self) -> None:
         """End all workers, and fail what needs them. Idempotent."""
-        with self._lock:
-            self._is_closed = True
-            self._workers.close()
-            for grammar in list(self._grammars.values()):
-                if grammar.error is None:
-                    self._fail(grammar, stopped_error())
+        self._is_closed = True
+        self._workers.close()
+        for grammar in self._table:
+            if grammar.error is None:
+                self._fail(grammar, stopped_error())
 
     def abandon(self) -> None:
         """Close the inherited descriptors in a forked process; the parent keeps the workers."""
@@ -187,64 +163,41 @@ class GrammarPool:
 
     def check_integrity(self) -> None:
         """Assert that all state is consistent; for tests."""
-        with self._lock:
-            held = [one for worker in self._workers.running for one in worker.grammars.values()]
-            states = (GrammarState.COMPILING, GrammarState.READY)
-            assert {one for one in self._grammars.values() if one.state in states} == set(held)
-            assert len(held) == len(set(held)) <= self.limits.max_grammars
-            waiting = [*self._quick, *self._waiting]
-            assert len(waiting) == len(set(waiting))
-            assert all(grammar.state is GrammarState.WAITING for grammar in waiting)
-            for grammar in self._grammars.values():
-                is_waiting = grammar.state is GrammarState.WAITING
-                assert is_waiting == (grammar in waiting)
-                assert not (grammar.state is GrammarState.EVICTED and grammar.needs_worker)
+        held = [one for worker in self._workers.running for one in worker.grammars.values()]
+        states = (GrammarState.COMPILING, GrammarState.READY)
+        assert {one for one in self._table if one.state in states} == set(held)
+        assert len(held) == len(set(held)) <= self.limits.max_grammars
+        waiting = list(self._queue)
+        assert len(waiting) == len(set(waiting))
+        assert all(grammar.state is GrammarState.WAITING for grammar in waiting)
+        for grammar in self._table:
+            is_waiting = grammar.state is GrammarState.WAITING
+            assert is_waiting == (grammar in waiting)
+            assert not (grammar.state is GrammarState.EVICTED and grammar.needs_worker)
 
     # Grammars -----------------------------------------------------------------------------------
 
     def _make_place(self, client: str) -> QueueFullError | None:
         """Have waiting grammars make way where there are too many; return an error if none does.
 
-        A grammar counts for each client whose sequences wait for it. One that makes way is
-        cancelled for this client's sequences only.
+        A grammar that makes way is cancelled for the sequences of one client only.
         """
         limit = self.limits.max_waiting + self.limits.max_compiling
-        while True:
-            unsettled = [grammar for grammar in self._grammars.values() if not grammar.is_settled]
-            if len(unsettled) < limit:
-                return None
-            held = (each for grammar in unsettled for each in grammar.clients)
-            largest = Shares(limit, held).displaced(client)
-            newest = next(
-                (
-                    grammar
-                    for grammar in reversed(unsettled)
-                    if grammar.state is GrammarState.WAITING and largest in grammar.clients
-                ),
-                None,
-            )
-            if newest is None:
+        while len(self._table.unsettled) >= limit:
+            displaced = self._table.displaced(client)
+            if displaced is None:
                 return QueueFullError(
-                    f"{len(unsettled)} grammars of other requests wait to be compiled, the limit; "
-                    "try again later"
+                    f"{limit} grammars of other requests wait to be compiled, the limit; try again "
+                    "later"
                 )
-            for sequence in list(newest.sequences.values()):
+            largest, grammar = displaced
+            for sequence in list(grammar.sequences.values()):
                 if sequence.client == largest:
                     sequence.error = QueueFullError(
                         "grammars of other clients take its place; try again later"
                     )
-                    self.release(sequence, newest)
-
-    def _trim(self) -> None:
-        """Remove the least recently used grammars that have no worker."""
-        without_worker = [
-            key
-            for key, grammar in self._grammars.items()
-            if grammar.state in (GrammarState.EVICTED, GrammarState.FAILED)
-            and not grammar.sequences
-        ]
-        for key in without_worker[: max(0, len(without_worker) - _MAX_WITHOUT_WORKER)]:
-            del self._grammars[key]
+                    self.release(sequence, grammar)
+        return None
 
     def _find_worker(self, grammar: PooledGrammar) -> None:
         """Request the missing masks of a grammar from its worker, or have it compiled again."""
@@ -259,32 +212,27 @@ class GrammarPool:
             self._enqueue(grammar)
 
     def _enqueue(self, grammar: PooledGrammar) -> None:
-        """Append a grammar to the compile queue, in which clients take turns."""
         grammar.since_s = time.monotonic()
-        (self._quick if grammar.is_quick else self._waiting).put(grammar.client, grammar)
-
-    def _dequeue(self, grammar: PooledGrammar) -> None:
-        for queue in (self._quick, self._waiting):
-            queue.remove(grammar.client, grammar)
+        self._queue.put(grammar)
 
     def _cancel(self, grammar: PooledGrammar) -> None:
         """Remove a waiting grammar that nobody needs; keep its first mask if there is one."""
-        self._dequeue(grammar)
+        self._queue.remove(grammar)
         if grammar.first_mask is None:
-            self._grammars.pop(grammar.key, None)
+            self._table.remove(grammar)
         else:
             grammar.move_to(GrammarState.EVICTED)
 
     def _fail(self, grammar: PooledGrammar, error: NanovllmError) -> None:
         """Store an error, and keep the grammar only if a retry would give the same error."""
-        self._dequeue(grammar)
+        self._queue.remove(grammar)
         grammar.move_to(GrammarState.FAILED)
         grammar.error, grammar.source = error, {}
         if not isinstance(error, InvalidRequestError):
-            self._grammars.pop(grammar.key, None)
+            self._table.remove(grammar)
 
     def _fail_waiting(self, error: NanovllmError) -> None:
-        for grammar in [*self._quick, *self._waiting]:
+        for grammar in self._queue:
             self._fail(grammar, error)
 
     def _evict(self, worker: GrammarWorker, grammar: PooledGrammar) -> None:
@@ -340,31 +288,36 @@ class GrammarPool:
             self._fail(grammar, not_usable(str(header["message"])))
 
     def _check(self, worker: GrammarWorker, now_s: float) -> None:
-        """End a worker that is overdue or not needed; move other grammars from one that is late."""
+        """End a worker that is overdue or not needed; move grammars from one that takes long."""
         worker.note_lateness()
         if worker.overdue(now_s):
             self._lose(worker, "time")
+            return
+        if self._workers.is_spare(worker, now_s):
+            self._end(worker)
         elif worker.is_late:
             sequence, grammar = worker.current
+            if grammar is None:
+                return  # it reads its requests
+            if sequence is None and not (worker.compiling and grammar.sequences):
+                self._end(worker)  # the sequence was released, or all those of the new grammar
+                return
+            grammar.is_slow = True
             if sequence is not None:
                 worker.slow_down()
-            if grammar is not None and worker.compiling is grammar and not grammar.sequences:
-                self._end(worker)
-            elif grammar is not None:
-                grammar.is_slow = True
-                self._move_others(worker, grammar)
-        elif worker.is_idle and not any(one.sequences for one in worker.grammars.values()):
-            is_spare = now_s - worker.since_s > _IDLE_S and len(self._workers.running) > 1
-            if worker.is_slow or is_spare:
-                self._end(worker)
+            self._move_others(worker)
+        elif worker.is_slow:
+            self._move_others(worker)
 
-    def _move_others(self, worker: GrammarWorker, slow: PooledGrammar) -> None:
-        """Move the grammars that need masks to idle workers, as far as there are any."""
+    def _move_others(self, worker: GrammarWorker) -> None:
+        """Move grammars that are not slow to other workers, as far as there are any."""
         for grammar in list(worker.grammars.values()):
-            if grammar is slow or not grammar.needs_worker:
+            if grammar.is_slow or not (worker.is_slow or grammar.needs_worker):
                 continue
-            if self._workers.find_idle(grammar) is None:
+            idle = self._workers.find_idle(grammar)
+            if idle is None:
                 self._start_another(grammar)
+            if idle is None or idle is worker:
                 return
             self._evict(worker, grammar)
             self._compile_waiting()
@@ -379,58 +332,37 @@ class GrammarPool:
 
     def _compile_waiting(self) -> None:
         """Compile waiting grammars in idle workers, as far as the limits allow."""
-        for queue in (self._quick, self._waiting):
+        for queue in self._queue.parts:
             while queue:
-                grammar = queue.take()
+                grammar = next(iter(queue))
                 worker = self._workers.find_idle(grammar)
-                if worker is None or not self._make_room(grammar):
-                    queue.put_back(grammar.client, grammar)
-                    if worker is None:
-                        self._start_another(grammar)
+                if worker is None:
+                    self._start_another(grammar)
                     break
+                if not self._make_room(grammar):
+                    break
+                queue.take()
                 grammar.move_to(GrammarState.COMPILING)
                 worker.compile(grammar)
 
     def _make_room(self, newcomer: PooledGrammar) -> bool:
         """Evict grammars until one more fits. Return whether it does.
 
-        Idle ones go first, then the newest in use of the client with most: its sequences wait until
-        it is compiled again.
+        The sequences of one in use wait until it is compiled again.
         """
-        while not self._has_room():
-            ready = [
-                grammar
-                for grammar in self._grammars.values()
-                if grammar.state is GrammarState.READY
-            ]
-            victim = next((grammar for grammar in ready if not grammar.sequences), None)
-            if victim is None:
-                shares = Shares(None, (grammar.client for grammar in ready))
-                largest = shares.displaced(newcomer.client)
-                ready.sort(key=lambda grammar: grammar.since_s)
-                victim = next((one for one in reversed(ready) if one.client == largest), None)
+        while not self._workers.has_room:
+            victim = self._table.evictable(newcomer.client)
             worker = None if victim is None else self._workers.worker_of(victim)
             if victim is None or worker is None:
                 return False
             self._evict(worker, victim)
         return True
 
-    def _has_room(self) -> bool:
-        """Return whether one more grammar may be compiled."""
-        held = [grammar for worker in self._workers.running for grammar in worker.grammars.values()]
-        num_bytes = sum(
-            self.limits.memory_bytes
-            if grammar.state is GrammarState.COMPILING
-            else grammar.num_bytes
-            for grammar in held
-        )
-        return self.limits.allow(len(held) + 1, num_bytes + self.limits.memory_bytes)
-
     def _check_queues(self, now_s: float) -> None:
         """Fail grammars that have waited for too long while there were workers."""
         if not any(worker.is_loaded for worker in self._workers.running):
             return
-        for grammar in [*self._quick, *self._waiting]:
+        for grammar in self._queue:
             if now_s - grammar.since_s > self.limits.max_wait_s:
                 message = "the grammars of other requests occupy all workers; try again later"
                 self._fail(grammar, QueueFullError(message))
@@ -455,29 +387,19 @@ class GrammarPool:
         grammar.num_ends += 1
         if limit is not None:
             self._fail(grammar, limit_error(limit, self.limits))
-        elif grammar.num_ends >= _MAX_ENDS:
+        elif grammar.num_ends >= MAX_ENDS:
             message = f"{grammar.num_ends} processes that compiled the grammar have ended"
             self._fail(grammar, EngineFaultError(message))
 
     def _blame_sequence(
         self, sequence: MaskSequence, grammar: PooledGrammar, limit: str | None
     ) -> None:
-        """Fail a sequence that has reached a limit, or whose mask has ended two workers.
-
-        A worker without memory may have spent it on the masks of others, so this counts twice. The
-        second such sequence fails the grammar.
-        """
-        sequence.num_ends += 1
-        if limit in (None, "memory") and sequence.num_ends < _MAX_ENDS:
-            return
-        if limit is None:
-            message = f"{sequence.num_ends} processes that computed the same mask have ended"
-            sequence.error = EngineFaultError(message)
-            return
-        sequence.error = limit_error(limit, self.limits)
-        grammar.num_ends += 1
-        if grammar.num_ends >= _MAX_ENDS:
-            self._fail(grammar, sequence.error)
+        """Fail a sequence that has ended a worker; the second one fails the grammar."""
+        sequence.blame(limit, self.limits)
+        if isinstance(sequence.error, InvalidRequestError):
+            grammar.num_ends += 1
+            if grammar.num_ends >= MAX_ENDS:
+                self._fail(grammar, sequence.error)
 
     def _end(self, worker: GrammarWorker) -> None:
         """Kill a worker. What it held is compiled again where a sequence needs it."""

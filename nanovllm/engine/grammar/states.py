@@ -4,7 +4,12 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-from nanovllm.errors import NanovllmError
+from nanovllm.engine.grammar.limits import GrammarLimits, limit_error
+from nanovllm.errors import EngineFaultError, NanovllmError
+
+MAX_ENDS = 2
+"""A mask, or a grammar, that has ended so many workers fails."""
+_QUICK_S = 0.1
 
 
 class GrammarState(Enum):
@@ -28,7 +33,6 @@ TRANSITIONS: dict[GrammarState, frozenset[GrammarState]] = {
     GrammarState.EVICTED: frozenset({GrammarState.WAITING, GrammarState.FAILED}),
     GrammarState.FAILED: frozenset(),
 }
-_QUICK_S = 0.1
 
 
 @dataclass(slots=True, eq=False)
@@ -60,6 +64,20 @@ class MaskSequence:
     def needs_mask(self) -> bool:
         """Whether a worker has to compute its mask. The grammar has that of the first position."""
         return self.mask is None and self.error is None and bool(self.tokens)
+
+    def blame(self, limit: str | None, limits: GrammarLimits) -> None:
+        """Store an error because a worker has ended, unless it may not be this mask's fault.
+
+        A worker without memory may have spent it on the masks of others.
+        """
+        self.num_ends += 1
+        if limit in (None, "memory") and self.num_ends < MAX_ENDS:
+            return
+        if limit is None:
+            message = f"{self.num_ends} processes that computed the same mask have ended"
+            self.error = EngineFaultError(message)
+        else:
+            self.error = limit_error(limit, limits)
 
 
 @dataclass(slots=True, eq=False)

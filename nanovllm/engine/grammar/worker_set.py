@@ -9,12 +9,14 @@ import time
 from collections.abc import Callable
 
 from nanovllm.engine.grammar.limits import GrammarLimits
-from nanovllm.engine.grammar.states import PooledGrammar
-from nanovllm.engine.grammar.worker import GrammarWorker, Process
+from nanovllm.engine.grammar.states import GrammarState, PooledGrammar
+from nanovllm.engine.grammar.worker import PROMPT_S, GrammarWorker, Process
+
+_IDLE_S = 10.0  # time after which a worker that nobody needs ends, unless it is the only one
 
 
 class WorkerSet:
-    """Slots for a fixed number of workers. For use under the lock of the pool, except `wait`."""
+    """Slots for a fixed number of workers."""
 
     def __init__(self, start: Callable[[], Process], limits: GrammarLimits) -> None:
         """Start nothing yet. `start` starts a process and sends it the tokenizer."""
@@ -27,6 +29,30 @@ class WorkerSet:
     def running(self) -> list[GrammarWorker]:
         """The workers that run."""
         return [worker for worker in self._slots if worker is not None]
+
+    @property
+    def num_compiling(self) -> int:
+        """Number of grammars that are being compiled."""
+        return sum(worker.compiling is not None for worker in self.running)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether one more grammar may be compiled."""
+        held = [grammar for worker in self.running for grammar in worker.grammars.values()]
+        ready_bytes = sum(one.num_bytes for one in held if one.state is GrammarState.READY)
+        compiling_bytes = self._limits.memory_bytes * (self.num_compiling + 1)
+        return self._limits.allow(len(held) + 1, ready_bytes + compiling_bytes)
+
+    def is_spare(self, worker: GrammarWorker, now_s: float) -> bool:
+        """Return whether nobody needs a worker, and it is slow or one of several."""
+        is_used = any(grammar.sequences for grammar in worker.grammars.values())
+        is_old = now_s - worker.since_s > _IDLE_S and len(self.running) > 1
+        return worker.is_idle and not is_used and (worker.is_slow or is_old)
+
+    def prompt_s(self, grace_s: float) -> float:
+        """Return how long a step waits for the masks of prompt workers."""
+        since_s = max((each.since_s for each in self.running if each.is_prompt), default=0.0)
+        return since_s + min(grace_s, PROMPT_S) - time.monotonic()
 
     def worker_of(self, grammar: PooledGrammar) -> GrammarWorker | None:
         """Return the worker that has compiled a grammar, or compiles it."""
@@ -46,7 +72,8 @@ class WorkerSet:
     def _usable(self, grammar: PooledGrammar) -> list[GrammarWorker | None]:
         """Return the workers that may compile a grammar; None for each that is not running."""
         slots = self._slots if grammar.is_quick else self._slots[: self._limits.max_compiling]
-        return [each for each in slots if not (each and each.is_slow and grammar.is_quick)]
+        prompt = [each for each in slots if each is None or not each.is_slow or grammar.is_slow]
+        return prompt or slots
 
     def wait(self, timeout_s: float) -> None:
         """Wait up to `timeout_s` until a worker has sent something, or takes more bytes."""

@@ -64,7 +64,7 @@ def find_obstacle(scheduler: Scheduler, waiting: Sequence[Request], masks: MaskS
         if num_tokens >= max_tokens:
             reason = (
                 f"{users} {'can ' if count else ''}use all {max_tokens} tokens of the next step "
-                f"(--max-num-batched-tokens {max_tokens})"
+                f"(max_num_batched_tokens {max_tokens})"
             )
             return Obstacle(request, reason, num_admitted=count)
         num_blocks += needed + 1
@@ -161,8 +161,8 @@ def _slots_reason(max_num_seqs: int, num_ahead: int) -> str:
     is_one = max_num_seqs == 1
     slots = "the only slot" if is_one else f"all {max_num_seqs} sequence slots"
     if num_ahead:
-        return f"the requests ahead fill {slots} (--max-num-seqs {max_num_seqs})"
-    return f"{slots} {'is' if is_one else 'are'} running (--max-num-seqs {max_num_seqs})"
+        return f"the requests ahead fill {slots} (max_num_seqs {max_num_seqs})"
+    return f"{slots} {'is' if is_one else 'are'} running (max_num_seqs {max_num_seqs})"
 
 
 def _blocks(count: int) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 from nanovllm.engine.scheduling.request import Request
 from nanovllm.engine.scheduling.step_plan import PlannedSequence, SequenceResult, StepPlan
 from nanovllm.model.batch import ForwardBatch
-from nanovllm.model.sampling import SamplingSettings, TokenLists, TokenLogprobs
+from nanovllm.model.sampling import ROW_SETTINGS, SamplingSettings, TokenLists, TokenLogprobs
 from nanovllm.runner.logit_rows import LogitRows, PromptRows
 from nanovllm.runner.native_model_runner import RunnerOutput
 
@@ -23,22 +23,6 @@ Mask: TypeAlias = "np.ndarray[tuple[int], np.dtype[np.bool_]]"
 Int64s: TypeAlias = "np.ndarray[tuple[int], np.dtype[np.int64]]"
 
 _SEED_MASK = 2**64 - 1
-_SETTINGS = np.dtype(
-    [
-        (name, np.float32)
-        for name in (
-            "temperature",
-            "top_p",
-            "min_p",
-            "repetition_penalty",
-            "presence_penalty",
-            "frequency_penalty",
-        )
-    ]
-    + [(name, np.int64) for name in ("top_k", "num_logprobs", "choices")]
-    + [("seeds", np.uint64)]
-)
-"""Sampling settings of a request, which are the same at every step."""
 
 
 def build(plan: StepPlan, block_size: int) -> tuple[ForwardBatch, LogitRows, SamplingSettings]:
@@ -156,7 +140,7 @@ def _rows(
 def _sampling_settings(requests: list[Request]) -> SamplingSettings:
     settings = np.frombuffer(
         b"".join([request.packed_settings or _pack_settings(request) for request in requests]),
-        dtype=_SETTINGS,
+        dtype=ROW_SETTINGS,
     )
     allowed = {
         row: np.frombuffer(ids, dtype=np.int64)
@@ -179,18 +163,18 @@ def _sampling_settings(requests: list[Request]) -> SamplingSettings:
         history=_token_lists(seen, _joined(seen, np.int64)),
         history_counts=_joined([request.seen.counts for request in requests], np.int64),
         positions=_int64([len(request.tokens) for request in requests]),
-        **{name: settings[name] for name in _SETTINGS.names or ()},
+        **{name: settings[name] for name in ROW_SETTINGS.names or ()},
     )
 
 
 def _pack_settings(request: Request) -> bytes:
-    """Return a request's settings as an item of _SETTINGS, and cache it in the request.
+    """Return a request's settings as an item of ROW_SETTINGS, and cache it in the request.
 
     Joining the cached bytes is faster than reading every setting at every step.
     """
     params = request.sampling
     values: dict[str, float] = {
-        name: getattr(params, name) for name in _SETTINGS.names or () if hasattr(params, name)
+        name: getattr(params, name) for name in ROW_SETTINGS.names or () if hasattr(params, name)
     }
     values |= {
         "temperature": 0.0 if params.is_greedy else params.temperature,
@@ -199,7 +183,7 @@ def _pack_settings(request: Request) -> bytes:
         "seeds": request.seed & _SEED_MASK,
     }
     request.packed_settings = np.array(
-        [tuple(values[name] for name in _SETTINGS.names or ())], dtype=_SETTINGS
+        [tuple(values[name] for name in ROW_SETTINGS.names or ())], dtype=ROW_SETTINGS
     ).tobytes()
     return request.packed_settings
 

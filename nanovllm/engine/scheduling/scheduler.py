@@ -91,10 +91,13 @@ class Scheduler:
     def num_reserved_blocks(self) -> int:
         """Number of free blocks that admission leaves to the running requests.
 
-        These are the blocks for their known tokens, and one more for each: admission should rarely
-        cause preemption.
+        These are the blocks for their known tokens (a fork needs one, for copy-on-write), and one
+        more for each: admission should rarely cause preemption.
         """
-        return sum(map(self._blocks_needed, self.running)) + len(self.running)
+        return len(self.running) + sum(
+            1 if self.siblings.must_wait(request) else self.kv_cache.blocks_needed(request)
+            for request in self.running
+        )
 
     def add(self, request: Request) -> None:
         """Queue a checked request; raises InvalidRequestError if its id is in use."""
@@ -135,9 +138,8 @@ class Scheduler:
         self._admit(waiting, draft)
         self._preempt_late(in_order, waiting, draft, masks)
         self._use_leftover_budget(draft)
-        sequences = draft.sequences
-        forks = self.siblings.forks(sequences)
-        plan = StepPlan((*sequences.values(), *forks), self.kv_cache.copies)
+        forks = self.siblings.forks(draft.sequences)
+        plan = StepPlan((*draft.sequences.values(), *forks), self.kv_cache.copies)
         assert plan.sequences or not self._requests or masks.blocked, (
             "requests are unfinished, but none can run"
         )
@@ -215,13 +217,6 @@ class Scheduler:
             assert request.state is not RequestState.FINISHED
             assert request.state is RequestState.RUNNING or not request.block_ids
 
-    def _chunk_size(self, request: Request, draft: StepDraft) -> int:
-        """Return the chunk size of a prompt: at most half of the budget if other prompts wait."""
-        left = draft.tokens_left
-        others_wait = self.num_waiting > 0 or draft.num_prompts > 1
-        limit = max(self.max_num_batched_tokens // 2, 1) if others_wait else left
-        return min(request.num_uncomputed_tokens, left, limit)
-
     def _continue_prompt(self, request: Request, draft: StepDraft) -> None:
         """Plan the next chunk of a running request's prompt."""
         if self.siblings.must_wait(request):
@@ -233,7 +228,7 @@ class Scheduler:
         if self.observer is not None and num_reused_tokens:
             self.observer.on_reused(request, num_reused_tokens)
         self.siblings.update(request)
-        count = self._chunk_size(request, draft)
+        count = draft.chunk_size(request, self.num_waiting)
         if count > 0 and self._allocate_slots(request, count, draft):
             self._plan(request, count, draft)
 
@@ -268,7 +263,7 @@ class Scheduler:
                 return
             waiting.take()
             self.queues.remove(request)
-            count = 0 if must_wait else self._chunk_size(request, draft)
+            count = 0 if must_wait else draft.chunk_size(request, self.num_waiting)
             request.move_to(RequestState.RUNNING)
             self.running.append(request)
             self.siblings.add(request)
@@ -320,10 +315,6 @@ class Scheduler:
             draft.debts.append((head, recompute_cost(victim)))
             self._preempt(victim, draft, PreemptionCause.FAIR_SHARE, head)
 
-    def _blocks_needed(self, request: Request) -> int:
-        """Return how many more blocks a request needs; a fork needs one, for copy-on-write."""
-        return 1 if self.siblings.must_wait(request) else self.kv_cache.blocks_needed(request)
-
     def blocks_to_admit(self, request: Request) -> int:
         """Return how many free blocks the admission of a waiting request needs now."""
         if self.siblings.must_wait(request):
@@ -371,9 +362,8 @@ class Scheduler:
         if self.observer is not None:
             self.observer.on_preempted(request, cause, other)
         sequence = None if draft is None else draft.remove(request)
-        never_filled: set[int] = set()
-        if sequence is not None:
-            never_filled = self.kv_cache.uncache_blocks(request, sequence.start)
+        start = None if sequence is None else sequence.start
+        never_filled = set() if start is None else self.kv_cache.uncache_blocks(request, start)
         self.running.remove(request)
         self.siblings.remove(request)
         request.move_to(RequestState.WAITING)

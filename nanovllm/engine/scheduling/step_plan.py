@@ -14,26 +14,31 @@ from nanovllm.model.sampling import TokenLogprobs
 class MaskStates:
     """Ids of the requests whose grammar's next mask is missing when a step is planned.
 
-    Masks arrive on other threads. The step has one view of them, taken before it is planned.
+    The step has one view of the masks, taken before it is planned.
 
     Attributes:
         blocked: requests that cannot run in this step.
         late: those of them that have been blocked for so long that they may be preempted.
+        failed: requests whose mask will never arrive.
     """
 
     blocked: frozenset[str] = frozenset()
     late: frozenset[str] = frozenset()
+    failed: frozenset[str] = frozenset()
 
     @classmethod
     def read(cls, requests: Iterable[Request], now_s: float) -> "MaskStates":
         """Return the states of `requests` at the time `now_s`, by `time.monotonic()`."""
-        blocked = {
-            request.request_id: request.grammar
-            for request in requests
-            if request.grammar is not None and not request.grammar.is_ready
-        }
-        late = [request_id for request_id, grammar in blocked.items() if grammar.is_late(now_s)]
-        return cls(frozenset(blocked), frozenset(late))
+        blocked, late, failed = set(), set(), set()
+        for request in requests:
+            grammar = request.grammar
+            if grammar is not None and grammar.error is not None:
+                failed.add(request.request_id)
+            elif grammar is not None and not grammar.is_ready:
+                blocked.add(request.request_id)
+                if grammar.is_late(now_s):
+                    late.add(request.request_id)
+        return cls(frozenset(blocked), frozenset(late), frozenset(failed))
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,22 +107,30 @@ class StepDraft:
 
     Attributes:
         sequences: what is planned so far, by request id.
-        tokens_left: the remaining token budget.
+        max_tokens, tokens_left: the token budget, and what remains of it.
         num_prompts: number of prompts that share the budget.
         is_full: whether the blocks do not suffice to admit another request.
         has_evicted: whether a request was preempted because no block was free.
         debts: costs to charge to the clients of requests beside those of `sequences`.
     """
 
-    __slots__ = ("debts", "has_evicted", "is_full", "num_prompts", "sequences", "tokens_left")
+    __slots__ = (
+        "debts", "has_evicted", "is_full", "max_tokens", "num_prompts", "sequences", "tokens_left",
+    )  # fmt: skip
 
     def __init__(self, max_tokens: int, num_prompts: int) -> None:
         """Start with a budget of `max_tokens` tokens."""
         self.sequences: dict[str, PlannedSequence] = {}
-        self.tokens_left = max_tokens
+        self.max_tokens = self.tokens_left = max_tokens
         self.num_prompts = num_prompts
         self.is_full = self.has_evicted = False
         self.debts: list[tuple[Request, int]] = []
+
+    def chunk_size(self, request: Request, num_waiting: int) -> int:
+        """Return the chunk size of a prompt: at most half of the budget if other prompts wait."""
+        others_wait = num_waiting > 0 or self.num_prompts > 1
+        limit = max(self.max_tokens // 2, 1) if others_wait else self.tokens_left
+        return min(request.num_uncomputed_tokens, self.tokens_left, limit)
 
     def put(self, sequence: PlannedSequence) -> None:
         """Plan a sequence, or plan it with another number of tokens."""

@@ -4,6 +4,7 @@ Each line imports only from lines below it (the contract in pyproject.toml):
 
     backend         the class behind the protocol of nanovllm/model/backend.py
     packed_weights  a checkpoint's weights in the kernels' layout
+    step_memory     the arrays of a step: KV cache, activations, memory of threads
     sampler         the class behind the protocol of nanovllm/model/sampling.py
     record          writes the addresses of NumPy arrays to records
     library         loads all compiled functions from the cache, or compiles them

@@ -5,7 +5,6 @@ row's bits do not depend on the rest of the batch, on how a prompt is chunked, o
 threads.
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -19,31 +18,24 @@ from nanovllm.model.config import GPT2Config
 from nanovllm.model.cores import default_threads
 from nanovllm.model.free_memory import return_freed_memory
 from nanovllm.model.kernels.build.bounds import watch
-from nanovllm.model.kernels.build.layout import LINE_BYTES, WORD_BYTES
-from nanovllm.model.kernels.build.packing import aligned_zeros, panel_steps, round_up, to_bfloat16
+from nanovllm.model.kernels.build.packing import to_bfloat16
 from nanovllm.model.kernels.build.target import (
     CACHE_TYPES,
     DTYPES,
-    PER_WORD,
     QUANTIZATIONS,
     Spec,
     host_target,
 )
 from nanovllm.model.kernels.library import load_library
 from nanovllm.model.kernels.packed_weights import PackedWeights
-from nanovllm.model.kernels.record import KernelMemory
 from nanovllm.model.kernels.sampler import CompiledRowSampler
+from nanovllm.model.kernels.step_memory import StepMemory
 from nanovllm.model.kernels.step_record import (
     ITEM_FIELDS,
     MAX_PHASES_PER_LAYER,
     MAX_PHASES_PER_STEP,
     NO_TOKEN,
     PREFILL_QUERIES,
-    ROW_BLOCK,
-    ROW_QUANT_BYTES,
-    STEP_DTYPES,
-    STEP_RECORD,
-    best_bytes,
 )
 from nanovllm.model.kernels.threads.pool import ThreadPool
 from nanovllm.model.weights import GPT2Weights
@@ -53,18 +45,6 @@ _SHARED_MULTIPLY_ADDS = 300_000
 _AUTO_CACHE = {"float32": "float32", "bfloat16": "bfloat16", "int8": "bfloat16"}
 """What kv_cache_dtype="auto" means for each type of weights. An int8 cache is less precise than
 bfloat16 and was measured slower."""
-_MIN_LOGIT_ROWS = 32
-_CAPACITY_STEP = 64  # tokens
-_QUERY_COLUMNS = 16
-_ACTIVATIONS = {
-    "hidden": "hidden",
-    "final": "hidden",
-    "attn_out": "hidden",
-    "inputs": "inputs",
-    "qkv": "qkv",
-    "ffn_hidden": "ffn_hidden",
-}
-"""Arrays with a row for each token, and the name of their stride."""
 
 
 class NumbaBackend:
@@ -92,27 +72,24 @@ class NumbaBackend:
         """
         self._config = config
         self._spec = spec or Spec(host_target())
-        self._lanes, self._width = self._spec.target.lanes, self._spec.target.panel_width
-        self.memory = KernelMemory(STEP_RECORD, STEP_DTYPES)
         self._library = load_library(self._spec)
         phases = config.layers * MAX_PHASES_PER_LAYER + MAX_PHASES_PER_STEP
         self._pool = ThreadPool(num_threads or default_threads(), self._library, phases=phases)
         self._sampler = CompiledRowSampler(
             config.vocab, self._pool, self._library, self._spec.target
         )
-        self._capacity = 0
-        self._logit_capacity = 0
-        self._set_sizes()
+        self.memory = StepMemory(config, self._spec, self._pool.threads)
         self._weights = PackedWeights(
             config, weights, self._spec, narrow_embedding=narrow_embedding
         )
         self.memory.bind(**self._weights.arrays)
         self.memory.set(
+            job=self._pool.job,
+            phases=self._pool.phases,
             activation=self._weights.activation,
             embedding_is_bfloat16=narrow_embedding,
             embedding_stride_bytes=self._weights.arrays["token_embedding"].strides[0],
         )
-        self.allocate_cache(0, 1)
 
     @classmethod
     def load(cls, folder: Path, options: LoadOptions | None = None) -> "NumbaBackend":
@@ -172,67 +149,15 @@ class NumbaBackend:
 
     def block_bytes(self, block_size: int) -> int:
         """Return the bytes of one block: keys and values of every layer, and their scales."""
-        words, scales = self._block_sizes(block_size)
-        return WORD_BYTES * self._config.layers * self._config.heads * (sum(words) + 2 * scales)
+        return self.memory.block_bytes(block_size)
 
     def working_bytes(self, max_tokens: int, max_rows: int, block_size: int) -> int:
         """Return the bytes of activations, logits and the threads' own arrays."""
-        capacity = round_up(max(max_tokens, max_rows), _CAPACITY_STEP)
-        strides = sum(self.memory[f"{stride}_stride_bytes"] for stride in _ACTIVATIONS.values())
-        best = self._pool.threads * best_bytes(self._lanes)
-        token_bytes = strides + ROW_QUANT_BYTES + best + np.dtype(np.int64).itemsize
-        logits_bytes = max(max_rows, _MIN_LOGIT_ROWS) * self.memory["logits_stride_bytes"]
-        thread_bytes = sum(self._thread_words(block_size).values()) * WORD_BYTES
-        return capacity * token_bytes + logits_bytes + self._pool.threads * thread_bytes
+        return self.memory.working_bytes(max_tokens, max_rows, block_size)
 
     def allocate_cache(self, blocks: int, block_size: int) -> None:
         """Replace the cache by an empty one."""
-        config, per_word = self._config, PER_WORD[self._spec.cache]
-        (key_words, value_words), scales = self._block_sizes(block_size)
-        thread_words = self._thread_words(block_size)
-        self.memory.set(
-            blocks=blocks,
-            block_size=block_size,
-            block_columns=round_up(block_size, self._lanes),
-            head_columns=round_up(config.head_dim, self._lanes),
-            key_steps=panel_steps(config.head_dim, per_word),
-            key_block_bytes=key_words * WORD_BYTES,
-            value_block_bytes=value_words * WORD_BYTES,
-            query_stride_bytes=round_up(config.head_dim, _QUERY_COLUMNS) * WORD_BYTES,
-            **{f"{name}_bytes": words * WORD_BYTES for name, words in thread_words.items()},
-        )
-        shape = (config.layers, blocks, config.heads)
-        self.memory.bind(
-            keys=_zeros(*shape, key_words),
-            values=_zeros(*shape, value_words),
-            key_scales=_zeros(*shape, scales),
-            value_scales=_zeros(*shape, scales),
-            **{name: _zeros(self._pool.threads, words) for name, words in thread_words.items()},
-        )
-
-    def _thread_words(self, block_size: int) -> dict[str, int]:
-        """Return the words of each array that a thread has for itself."""
-        config = self._config
-        head_columns = round_up(config.head_dim, self._lanes)
-        rows = max(PREFILL_QUERIES, config.heads)
-        blocks = config.max_positions // block_size + 1
-        words = {
-            "scores": rows * blocks * round_up(block_size, self._lanes),
-            "scratch": max(ROW_BLOCK * self._width, (rows + 1) * head_columns),
-            "queries": rows * round_up(config.head_dim, _QUERY_COLUMNS),
-            "row": max(round_up(config.d_model, self._width), head_columns),
-        }
-        return {name: round_up(count, 16) for name, count in words.items()}
-
-    def _block_sizes(self, block_size: int) -> tuple[tuple[int, int], int]:
-        """Return the words of one head's keys and values in a block, and the scales of each."""
-        per_word, head_dim = PER_WORD[self._spec.cache], self._config.head_dim
-        columns = round_up(block_size, self._lanes)
-        words = (
-            panel_steps(head_dim, per_word) * columns,
-            panel_steps(block_size, per_word) * round_up(head_dim, self._lanes),
-        )
-        return words, columns if self._spec.cache == "int8" else 0
+        self.memory.allocate_cache(blocks, block_size)
 
     def forward(self, batch: ForwardBatch) -> Float32[np.ndarray, "rows d_model"]:
         """Compute a batch; return the final hidden states of its `logit_rows`.
@@ -242,7 +167,7 @@ class NumbaBackend:
         memory = self.memory
         batch.check_lengths()
         rows = batch.logit_rows.shape[0]
-        self._reserve(max(batch.tokens, rows))
+        memory.reserve_tokens(max(batch.tokens, rows))
         memory.set(
             tokens=batch.tokens, seqs=batch.seqs, rows=rows, max_blocks=batch.block_tables.shape[1]
         )
@@ -284,7 +209,7 @@ class NumbaBackend:
         """
         rows = hidden.shape[0]
         self._place_final(hidden)
-        self._reserve_logits(rows)
+        self.memory.reserve_logits(rows)
         self._run("logits", rows * self._config.vocab * self._config.d_model)
         return self.memory.arrays["logits"][:rows, : self._config.vocab]
 
@@ -301,7 +226,7 @@ class NumbaBackend:
     def _place_final(self, hidden: Float32[np.ndarray, "rows d_model"]) -> None:
         """Make rows the input of the head; the result of the last `forward` is that already."""
         rows = hidden.shape[0]
-        self._reserve(rows)
+        self.memory.reserve_tokens(rows)
         final = self.memory.arrays["final"][:rows, : self._config.d_model]
         if hidden.ctypes.data != final.ctypes.data or hidden.strides != final.strides:
             final[:] = hidden
@@ -351,59 +276,3 @@ class NumbaBackend:
         """Yield all memory that compiled code may touch."""
         yield from self.memory.all_arrays()
         yield from self._weights.held
-
-    def _set_sizes(self) -> None:
-        """Write the sizes of the model and the strides of its activations."""
-        config, per_word = self._config, PER_WORD[self._spec.weights]
-        d_in = max(config.d_model, config.d_ff if self._spec.weights == "int8" else 0)
-        hidden, ffn, qkv, inputs, logits = (
-            round_up(columns, self._width) * WORD_BYTES
-            for columns in (config.d_model, config.d_ff, 3 * config.d_model, d_in, config.vocab)
-        )
-        self.memory.set(
-            layers=config.layers,
-            d_model=config.d_model,
-            d_ff=config.d_ff,
-            heads=config.heads,
-            head_dim=config.head_dim,
-            vocab=config.vocab,
-            max_positions=config.max_positions,
-            hidden_stride_bytes=hidden,
-            # One line more than needed: with a stride that is a multiple of 4 KiB, one column of
-            # all rows would fall into a single set of the first-level cache.
-            qkv_stride_bytes=qkv + LINE_BYTES,
-            ffn_hidden_stride_bytes=ffn + LINE_BYTES,
-            inputs_stride_bytes=inputs // per_word,
-            logits_stride_bytes=logits,
-            job=self._pool.job,
-            phases=self._pool.phases,
-        )
-        scales = [config.attention_scale(layer) for layer in range(config.layers)]
-        self.memory.bind(
-            epsilon=np.array([config.epsilon], dtype=np.float32),
-            attention_scales=np.array(scales, dtype=np.float32),
-        )
-
-    def _reserve(self, tokens: int) -> None:
-        """Make room for the activations of `tokens` tokens."""
-        if tokens <= self._capacity:
-            return
-        self._capacity = round_up(tokens, _CAPACITY_STEP)
-        for name, stride in _ACTIVATIONS.items():
-            columns = self.memory[f"{stride}_stride_bytes"] // WORD_BYTES
-            self.memory.bind(**{name: _zeros(self._capacity, columns)})
-        self.memory.bind(
-            row_quant=_zeros(self._capacity, ROW_QUANT_BYTES // WORD_BYTES),
-            best=_zeros(self._pool.threads, self._capacity, best_bytes(self._lanes) // WORD_BYTES),
-            argmax_tokens=np.zeros(self._capacity, dtype=np.int64),
-        )
-
-    def _reserve_logits(self, rows: int) -> None:
-        if rows > self._logit_capacity:
-            self._logit_capacity = max(rows, _MIN_LOGIT_ROWS)
-            columns = self.memory["logits_stride_bytes"] // WORD_BYTES
-            self.memory.bind(logits=_zeros(self._logit_capacity, columns))
-
-
-def _zeros(*shape: int) -> np.ndarray:
-    return aligned_zeros(math.prod(shape)).reshape(shape)

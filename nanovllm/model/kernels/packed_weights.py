@@ -22,9 +22,9 @@ from nanovllm.model.kernels.build.packing import (
 from nanovllm.model.kernels.build.target import PER_WORD, Spec
 from nanovllm.model.kernels.step_record import (
     ACTIVATION_NAMES,
-    LINEAR,
+    LINEAR_RECORD,
     LINEARS_PER_LAYER,
-    MAX_OUTLIERS,
+    OUTLIER_WORDS,
 )
 from nanovllm.model.quantization import (
     QuantizedLayer,
@@ -64,7 +64,7 @@ class PackedWeights:
         self._width = spec.target.panel_width
         self.held: list[tuple[str, np.ndarray]] = []
         self.activation = ACTIVATION_NAMES.index(ACTIVATIONS[config.activation].name)
-        records = np.zeros(config.layers * LINEARS_PER_LAYER + 1, dtype=LINEAR)
+        records = np.zeros(config.layers * LINEARS_PER_LAYER + 1, dtype=LINEAR_RECORD)
         norms: list[LayerNorm] = []
         parts = _quantized_parts(config, weights) if spec.weights == "int8" else _parts(weights)
         number = 0
@@ -116,7 +116,7 @@ class PackedWeights:
     ) -> None:
         """Pack what int8 weights have besides their codes: scales, sums, factors and outliers."""
         codes, outliers = linear.codes, linear.outliers
-        assert outliers.size <= MAX_OUTLIERS
+        assert outliers.size <= OUTLIER_WORDS
         all_factors = np.ones(codes.shape[0], dtype=np.float32) if factors is None else factors
         input_factors = all_factors.copy()
         input_factors[outliers] = 0.0

@@ -1,5 +1,7 @@
 """Compiled sampling behind the protocol of nanovllm/model/sampling.py, on the backend's threads."""
 
+from array import array
+
 import numpy as np
 from jaxtyping import Float32, Int64
 
@@ -16,6 +18,7 @@ from nanovllm.model.kernels.sampling.record import (
 )
 from nanovllm.model.kernels.threads.pool import ThreadPool
 from nanovllm.model.sampling import (
+    ROW_SETTINGS,
     SampledTokens,
     SamplingSettings,
     TokenLists,
@@ -26,9 +29,9 @@ _SHARED_SCORES = 100_000
 """Below this one thread is done before another one has woken up."""
 _MIN_ROWS = 32
 _COLUMNS = (
-    "temperature", "log_min_p", "repetition", "presence", "frequency", "top_k", "top_p",
-    "seeds", "choices", "positions", "tokens", "has_token", "num_logprobs", "num_top", "ranks",
-)  # fmt: skip
+    *(ROW_SETTINGS.names or ()),
+    *("log_min_p", "positions", "tokens", "has_token", "num_top", "ranks"),
+)
 
 
 class CompiledRowSampler:
@@ -59,12 +62,8 @@ class CompiledRowSampler:
         self._reserve(rows)
         with np.errstate(divide="ignore"):
             log_min_p = np.log(settings.min_p, dtype=np.float64)
-        self._fill(
-            rows, temperature=settings.temperature, log_min_p=log_min_p,
-            repetition=settings.repetition_penalty, presence=settings.presence_penalty,
-            frequency=settings.frequency_penalty, top_k=settings.top_k, top_p=settings.top_p,
-            seeds=settings.seeds, choices=settings.choices, positions=settings.positions,
-        )  # fmt: skip
+        columns = {name: getattr(settings, name) for name in ROW_SETTINGS.names or ()}
+        self._fill(rows, log_min_p=log_min_p, positions=settings.positions, **columns)
         lists: dict[str, TokenLists] = {
             "allowed": settings.allowed,
             "edit": settings.edits,
@@ -100,14 +99,13 @@ class CompiledRowSampler:
         return [self._token_logprobs(row, *top) for row in range(rows)]
 
     def _token_logprobs(self, row: int, top_ids: np.ndarray, logprobs: np.ndarray) -> TokenLogprobs:
-        """Return what the last run reported of a row, as Python numbers."""
-        token_id, rank, count = (
-            int(self._columns[name][row]) for name in ("tokens", "ranks", "num_top")
-        )
+        """Return what the last run reported of a row."""
+        columns, count = self._columns, int(self._columns["num_top"][row])
+        token_ids = columns["tokens"][row : row + 1].tobytes() + top_ids[row, :count].tobytes()
         return TokenLogprobs(
-            [token_id, *top_ids[row, :count].tolist()],
-            logprobs[row, : count + 1].tolist(),
-            [rank, *range(1, count + 1)],
+            array("q", token_ids),
+            array("f", logprobs[row, : count + 1].tobytes()),
+            int(columns["ranks"][row]),
         )
 
     def _run(

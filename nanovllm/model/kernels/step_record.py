@@ -51,7 +51,7 @@ STEP_RECORD = record_dtype(
 `inputs` are the input rows of a linear layer in the type of its weights, and `row_quant` is the
 quantization of these rows where they are int8 (convert.py). `best` is the memory of argmax.py.
 """
-LINEAR = record_dtype(
+LINEAR_RECORD = record_dtype(
     """
     steps panels weight_ptr bias_ptr
     column_scales_ptr column_sums_ptr input_factors_ptr
@@ -74,7 +74,7 @@ INT64: tuple[np.dtype[Any], ...] = (np.dtype(np.int64),)
 STEP_DTYPES: Mapping[str, tuple[np.dtype[Any], ...]] = {
     **dict.fromkeys(_ARRAYS.split(), FLOAT32),
     **dict.fromkeys(_INT64_ARRAYS.split(), INT64),
-    "linears": (LINEAR,),
+    "linears": (LINEAR_RECORD,),
     "token_embedding": (np.dtype(np.float32), np.dtype(np.uint16)),
 }
 """Types of a step's arrays. Float32 memory may hold narrower numbers, packed into 32-bit words."""
@@ -87,7 +87,8 @@ ROW_QUANT_BYTES = 128
 """Bytes of a row's quantization (convert.py): 32 words."""
 ROW_QUANT_OUTLIERS = 16
 """Index of the word where a row's outliers begin."""
-MAX_OUTLIERS = ROW_QUANT_BYTES // WORD_BYTES - ROW_QUANT_OUTLIERS
+OUTLIER_WORDS = ROW_QUANT_BYTES // WORD_BYTES - ROW_QUANT_OUTLIERS
+"""Most outliers that a row's quantization holds."""
 ITEM_FIELDS = 4
 """Integers of an item of attention: sequence, first token, number of tokens, first position."""
 PREFILL_QUERIES = 24

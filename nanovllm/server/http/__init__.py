@@ -3,6 +3,7 @@
 In reading order:
 
 errors          the error format and exception handlers
+clients         who sends a request
 request_log     request ids, the record of a request, and the log
 access_log      what the access log leaves out
 docs_page       the pages / and /docs

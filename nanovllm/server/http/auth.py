@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from nanovllm.server.http.clients import identify
 from nanovllm.server.http.docs_page import PUBLIC_PATHS
 from nanovllm.server.http.errors import error_response, shorten
 
@@ -49,7 +50,7 @@ class ApiKeyMiddleware:
         self._api_keys = api_keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Check the key, and record its digest as the client's identity."""
+        """Check the key, which identifies the client from now on."""
         if scope["type"] == "http" and scope["path"] not in self._open_paths:
             scheme, _, key = dict(scope["headers"]).get(b"authorization", b"").partition(b" ")
             digest = _digest(key.strip())
@@ -58,8 +59,7 @@ class ApiKeyMiddleware:
                 response = error_response(401, message, headers={"www-authenticate": "Bearer"})
                 await response(scope, receive, send)
                 return
-            record = scope["state"]["record"]
-            record.client = record.api_key_digest = digest.hex()
+            identify(scope, digest.hex())
         await self._app(scope, receive, send)
 
 

@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from nanovllm.engine.shares import Shares
+from nanovllm.server.http.clients import client_of
 from nanovllm.server.http.errors import error_response
-from nanovllm.server.http.request_log import RequestRecord
+from nanovllm.shares import Shares
 
 MAX_BODIES_BYTES = 128 << 20
 """Memory for the bodies of a client's requests, not counting the first FREE_BODY_BYTES of each.
@@ -53,7 +53,7 @@ class BodyLimitMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        client = _client(scope)
+        client = client_of(scope).name
         body = _LimitedBody(receive, asyncio.get_running_loop().time() + self._max_s)
 
         async def limited_receive() -> Message:
@@ -101,12 +101,6 @@ class BodyLimitMiddleware:
         return _BodyRefusedError(
             413, f"the request's body is larger than {limit}; send less at once"
         )
-
-
-def _client(scope: Scope) -> str:
-    """Return who sends a request, as its record says."""
-    record: RequestRecord | None = scope.get("state", {}).get("record")
-    return "" if record is None else record.client
 
 
 class _LimitedBody:

@@ -8,7 +8,7 @@ import re
 
 from starlette.requests import Request
 
-from nanovllm.engine.request_handle import Deadline
+from nanovllm.deadlines import Deadline
 from nanovllm.errors import InvalidRequestError
 from nanovllm.server.http.errors import shorten
 from nanovllm.server.http.request_log import record_of
@@ -23,14 +23,15 @@ def deadline_of(request: Request) -> Deadline | None:
 
     All parts of a request share one Deadline.
     """
-    record = record_of(request)
-    if record.deadline is not None:
-        return record.deadline
-    server_s: float | None = request.app.state.request_timeout_s
-    client_s = _client_timeout_s(request.headers.getlist(TIMEOUT_HEADER))
-    timeouts = [timeout_s for timeout_s in (server_s, client_s) if timeout_s is not None]
-    record.deadline = Deadline.after(min(timeouts), record.arrived_s) if timeouts else None
-    return record.deadline
+    state = request.scope["state"]
+    if "deadline" not in state:
+        server_s: float | None = request.app.state.request_timeout_s
+        client_s = _client_timeout_s(request.headers.getlist(TIMEOUT_HEADER))
+        timeouts = [timeout_s for timeout_s in (server_s, client_s) if timeout_s is not None]
+        arrived_s = record_of(request).arrived_s
+        state["deadline"] = Deadline.after(min(timeouts), arrived_s) if timeouts else None
+    deadline: Deadline | None = state["deadline"]
+    return deadline
 
 
 def _client_timeout_s(values: list[str]) -> float | None:

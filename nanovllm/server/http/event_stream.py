@@ -54,7 +54,11 @@ async def _wait_for_disconnect(receive: Receive) -> None:
 
 
 class PieceResponse(Response):
-    """A response that sends pieces as they come; closes their source if the client disconnects."""
+    """A response that sends pieces as they come; closes their source if the client disconnects.
+
+    Attributes:
+        on_close: called at the end in any case, even if no piece was taken.
+    """
 
     media_type = "application/json"
 
@@ -69,13 +73,12 @@ class PieceResponse(Response):
         """Send `pieces` in order.
 
         Args:
-            on_close: called at the end in any case, even if no piece was taken.
             keep_alive_s: time without a piece after which blank lines are sent; None for never.
         """
         super().__init__(headers=headers)
         del self.headers["content-length"]
         self._pieces = pieces
-        self._on_close = on_close
+        self.on_close = on_close
         self._keep_alive_s = keep_alive_s
         self._sending = asyncio.Lock()  # held while a piece or KEEP_ALIVE is sent
         self._sent_at_s = time.monotonic()
@@ -87,7 +90,7 @@ class PieceResponse(Response):
         try:
             await asyncio.wait({writer, disconnect}, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            self._on_close()
+            self.on_close()
             for task in (writer, disconnect):
                 task.cancel()
             results = await asyncio.gather(writer, disconnect, return_exceptions=True)
@@ -147,8 +150,8 @@ class EventStream(PieceResponse):
     def __init__(
         self,
         events: AsyncGenerator[bytes, None],
-        on_close: Callable[[], None],
-        keep_alive_s: float | None,
+        on_close: Callable[[], None] = lambda: None,
+        keep_alive_s: float | None = None,
     ) -> None:
         """Send `events` in order; the arguments are those of PieceResponse."""
         headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}

@@ -25,9 +25,8 @@ from typing import Any, TextIO
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from nanovllm.engine.admission import HeldMemory
-from nanovllm.engine.input_processor import PreparedRequest
-from nanovllm.engine.request_handle import Deadline
+from nanovllm.deadlines import Deadline
+from nanovllm.server.http.clients import identify
 from nanovllm.server.http.errors import shorten
 
 MAX_PROMPTS = 10
@@ -45,45 +44,33 @@ class RequestRecord:
     Attributes:
         request_id: the `x-request-id` header of the response.
         arrived_at, arrived_s: when the head arrived, as a date and by `time.monotonic()`.
-        client: identity for fair scheduling, an address or the digest of an API key.
-        api_key_digest: of the API key of the request; empty where the server has no keys.
         status: HTTP status; None until the response starts.
         is_answered: the last byte of the response has been sent.
         client_gone: the client disconnected or stopped reading before that.
-        deadline: the request's deadline, if any.
+        timed_out: the request exceeded its deadline.
         answer_id: `id` in the response's body.
         prompt_tokens: tokens of the valid prompts; None before validation.
         completion_tokens: generated tokens; None if generation did not begin.
         keeps_prompts: prompts are logged.
         prompts: the prompts to log; None if they are not logged, or before validation.
-        held: memory that is released when the response has ended.
     """
 
     request_id: str
-    client: str = ""
-    api_key_digest: str = ""
     arrived_at: datetime = field(default_factory=lambda: datetime.now(timezone.utc))
     arrived_s: float = field(default_factory=time.monotonic)
     status: int | None = None
     is_answered: bool = False
     client_gone: bool = False
-    deadline: Deadline | None = None
+    timed_out: bool = False
     answer_id: str | None = None
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     keeps_prompts: bool = False
     prompts: Sequence[str | list[int]] | None = None
-    held: list[HeldMemory] = field(default_factory=list)
 
     def note_prompts(self, prompts: Sequence[str | list[int]]) -> None:
         """Record the prompts as sent, if prompts are logged."""
         self.prompts = prompts if self.keeps_prompts else None
-
-    def note_answers(self, prepared_requests: Sequence[PreparedRequest]) -> None:
-        """Record the number of generated tokens, at the end of the response."""
-        self.completion_tokens = sum(
-            prepared.output_processor.num_output_tokens for prepared in prepared_requests
-        )
 
     def line(self, method: str, path: str) -> str:
         """Return the log line, JSON in ASCII: no input of a client can break or forge a line."""
@@ -94,7 +81,7 @@ class RequestRecord:
             "duration_ms": round(1000 * (time.monotonic() - self.arrived_s), 3),
             "prompt_tokens": self.prompt_tokens, "completion_tokens": self.completion_tokens,
             "client_gone": self.client_gone,
-            "timed_out": self.deadline is not None and self.deadline.has_passed,
+            "timed_out": self.timed_out,
             "answer_id": self.answer_id,
         }  # fmt: skip
         if self.prompts is not None:
@@ -124,16 +111,14 @@ class RequestLogMiddleware:
         self._log_prompts = log_prompts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Record the response and disconnects, release memory and log."""
+        """Record the response and disconnects, and log."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        record = RequestRecord(
-            _request_id(scope["headers"]),
-            client=_address(scope.get("client")),
-            keeps_prompts=self._log_prompts,
-        )
-        scope.setdefault("state", {})["record"] = record
+        identify(scope)
+        record = RequestRecord(_request_id(scope["headers"]), keeps_prompts=self._log_prompts)
+        state = scope["state"]
+        state["record"] = record
 
         async def watched_receive() -> Message:
             message = await receive()
@@ -161,8 +146,8 @@ class RequestLogMiddleware:
         finally:
             if not record.is_answered:
                 self._count(scope, record.status or _CLIENT_DISCONNECTED)
-            for memory in record.held:
-                memory.release()
+            deadline: Deadline | None = state.get("deadline")
+            record.timed_out = deadline is not None and deadline.has_passed
             if self._log_requests:
                 _logger.info(record.line(scope["method"], scope["path"]))
 
@@ -188,11 +173,6 @@ def _request_id(headers: Iterable[tuple[bytes, bytes]]) -> str:
     if len(ids) == 1 and _VALID_ID.fullmatch(ids[0]):
         return ids[0].decode()
     return uuid.uuid4().hex
-
-
-def _address(client: Sequence[object] | None) -> str:
-    """Return the client's address without its port: one machine is one client."""
-    return str(client[0]) if client else ""
 
 
 def _truncated(prompt: str | list[int]) -> str | list[int]:

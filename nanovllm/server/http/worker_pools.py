@@ -20,12 +20,12 @@ from typing import Any, TypeVar
 
 from starlette.requests import Request
 
-from nanovllm.engine.request_handle import Deadline
-from nanovllm.engine.shares import FairQueue
+from nanovllm.deadlines import Deadline
 from nanovllm.errors import EngineFaultError, EngineNotReadyError, NanovllmError, QueueFullError
+from nanovllm.server.http.clients import client_of
 from nanovllm.server.http.deadlines import deadline_of
 from nanovllm.server.http.event_stream import unless_disconnected
-from nanovllm.server.http.request_log import record_of
+from nanovllm.shares import FairQueue
 
 T = TypeVar("T")
 SMALL_BYTES = 1 << 15
@@ -79,7 +79,7 @@ class WorkerPools:
 
     async def _run(self, pool: "FairThreadPool", request: Request, call: Callable[[], T]) -> T:
         deadline = deadline_of(request)
-        client = record_of(request).client
+        client = client_of(request).name
         if deadline is None:
             result = pool.run(client, call)
         else:
@@ -93,7 +93,7 @@ class WorkerPools:
 
     def writer(self, request: Request) -> Callable[[Callable[[], T]], Awaitable[T]]:
         """Return a coroutine function that runs calls that write a request's response."""
-        client = record_of(request).client
+        client = client_of(request).name
 
         async def write(call: Callable[[], T]) -> T:
             return await self.write(client, call)

@@ -1,19 +1,15 @@
 """Beam search over HTTP: `use_beam_search` of completions and chats.
 
 The search itself is engine/beam_search.py; its beams are requests of one token. A request may have
-many prompts with several beams each: only as many searches run at once as fill a step, and what
-they compute between two tokens runs on a worker thread.
+many prompts with several beams each, and what they compute between two tokens runs on a worker
+thread.
 """
-
-from collections.abc import Sequence
-from functools import partial
 
 from starlette.requests import Request
 
 from nanovllm.engine.async_engine import AsyncEngine
-from nanovllm.engine.beam_search import BeamSearch, BeamSearchParams, only_position
-from nanovllm.engine.generation_request import GenerationRequest, prepare_prompt
-from nanovllm.engine.input_processor import PreparedRequest
+from nanovllm.engine.beam_search import BeamSearches
+from nanovllm.engine.generation_request import BeamSearchParams
 from nanovllm.errors import InvalidRequestError
 from nanovllm.outputs import RequestOutput
 from nanovllm.sampling_params import check_best_of
@@ -56,50 +52,23 @@ def beam_search_params(body: SamplingBody, max_tokens: int) -> BeamSearchParams:
 
 
 async def run_searches(
-    searches: Sequence[BeamSearch],
-    generation: GenerationRequest,
-    async_engine: AsyncEngine,
-    request: Request,
-    run: Write,
+    searches: BeamSearches, async_engine: AsyncEngine, request: Request, run: Write
 ) -> list[RequestOutput]:
-    """Run the beam searches of a request's prompts, and return their outputs.
+    """Run the beam searches of a request, and return their outputs.
 
     `run` runs a call on a worker thread. Raises ClientDisconnectedError and what the engine raises.
     """
-    engine = async_engine.engine
-    width = searches[0].params.beam_width
-    tokens = sum(
-        len(search.prompt_token_ids) + width * search.params.max_tokens for search in searches
-    )
     # The room of the whole search is reserved first: it must not be refused half way.
-    room = async_engine.reserve(len(searches) * width, tokens, client=generation.client)
-    group_size = max(engine.config.max_num_seqs // width, 1)
+    num_beams = searches.num_beams
+    tokens = searches.num_prompt_tokens + num_beams * searches.params.max_tokens
+    room = async_engine.reserve(num_beams, tokens, client=searches.client)
+    rounds = searches.rounds(async_engine.engine.config.max_num_seqs)
     try:
-        for start in range(0, len(searches), group_size):
-            group = searches[start : start + group_size]
-            while unfinished := [search for search in group if not search.is_finished]:
-                beams = await run(
-                    lambda: [
-                        prepare_prompt(token_ids, generation, engine.input_processor)
-                        for search in unfinished
-                        for token_ids in search.prompts()
-                    ]
-                )
-                deadline = deadline_of(request)
-                with async_engine.generate(beams, deadline=deadline, reservation=room) as handle:
-                    await unless_disconnected(request, handle.wait())
-                await run(partial(_continue, unfinished, beams))
+        while (beams := await run(lambda: next(rounds, None))) is not None:
+            deadline = deadline_of(request)
+            with async_engine.generate(beams, deadline=deadline, reservation=room) as handle:
+                await unless_disconnected(request, handle.wait())
     finally:
         room.release()
-    count = generation.n or width
-    outputs: list[RequestOutput] = await run(
-        lambda: [search.output("", engine.tokenizer, count) for search in searches]
-    )
+    outputs: list[RequestOutput] = await run(searches.outputs)
     return outputs
-
-
-def _continue(searches: Sequence[BeamSearch], beams: Sequence[PreparedRequest]) -> None:
-    """Continue searches by their beams, which come in the order of the searches' prompts."""
-    positions = iter([only_position(beam.output_processor.output()) for beam in beams])
-    for search in searches:
-        search.advance([next(positions) for _ in range(search.num_beams)])

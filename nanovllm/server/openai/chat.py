@@ -5,6 +5,7 @@ The chat template makes a prompt of the messages. From there on a chat is a comp
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 from nanovllm.engine.chat.template import ChatTemplate
 from nanovllm.engine.engine import Engine
@@ -13,7 +14,7 @@ from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.errors import ContextLengthError, InvalidRequestError
 from nanovllm.outputs import CompletionOutput, Logprob, RequestOutput
 from nanovllm.server.openai.beams import beam_search_params, check_beam_fields
-from nanovllm.server.openai.chat_prompt import encode_prompt, end_turn
+from nanovllm.server.openai.chat_prompt import encode_messages, end_turn
 from nanovllm.server.openai.chat_schemas import ChatRequest
 from nanovllm.server.openai.completions import generation_request, sampling_fields
 from nanovllm.server.openai.endpoint import Endpoint, sampling_params
@@ -38,13 +39,14 @@ def parse_chat(
     """Return the request of a body; raises InvalidRequestError, also without a template."""
     if body.use_beam_search:
         check_beam_fields(body)
-    prompt = encode_prompt(
+    is_truncated = body.truncate_prompt_tokens is not None
+    prompt = encode_messages(
         body.messages,
         body,
         template,
-        engine.input_processor,
+        engine.tokenizer,
+        partial(engine.input_processor.reader.check_text, is_truncated=is_truncated),
         add_special_tokens=body.add_special_tokens,
-        is_truncated=body.truncate_prompt_tokens is not None,
     )
     max_tokens = body.max_completion_tokens if body.max_tokens is None else body.max_tokens
     if body.use_beam_search:
@@ -196,5 +198,5 @@ CHAT = Endpoint(
     renderer=ChatRenderer,
     response=ChatCompletion,
     event=ChatCompletionChunk,
-    is_guarded=lambda _: True,
+    is_guarded=True,
 )

@@ -1,11 +1,9 @@
 """The prompt that a checkpoint's chat template makes of messages."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
 
 from nanovllm.engine.chat.template import ChatTemplate
 from nanovllm.engine.engine import Engine
-from nanovllm.engine.input_processor import InputProcessor
 from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.errors import CheckpointError, InvalidRequestError
 from nanovllm.sampling_params import SamplingParams
@@ -24,7 +22,7 @@ def encode_messages(
     tokenizer: Tokenizer,
     check_text: Callable[[str], None],
     *,
-    add_special_tokens: bool,
+    add_special_tokens: bool = False,
 ) -> list[int]:
     """Return the token ids of the prompt.
 
@@ -37,7 +35,8 @@ def encode_messages(
         add_special_tokens: add the tokens that the tokenizer puts around a text.
 
     Raises:
-        InvalidRequestError: there is no template, it is not valid, or it refuses the messages.
+        InvalidRequestError: there is no template, it is not valid, or it refuses the messages; and
+            what `check_text` raises.
     """
     if template is None:
         raise InvalidRequestError(
@@ -55,29 +54,6 @@ def encode_messages(
         )
     except CheckpointError as error:
         raise InvalidRequestError(f"{error}; {_REMEDY}", param="messages") from error
-
-
-def encode_prompt(
-    messages: Sequence[ChatMessage],
-    fields: PromptFields,
-    template: ChatTemplate | None,
-    input_processor: InputProcessor,
-    *,
-    add_special_tokens: bool = False,
-    is_truncated: bool = False,
-) -> list[int]:
-    """Return the token ids of a prompt to generate from, before truncation.
-
-    Raises as `encode_messages`, and where the prompt is too long.
-    """
-    return encode_messages(
-        messages,
-        fields,
-        template,
-        input_processor.tokenizer,
-        partial(input_processor.check_text, is_truncated=is_truncated),
-        add_special_tokens=add_special_tokens,
-    )
 
 
 def end_turn(

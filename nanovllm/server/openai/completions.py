@@ -4,10 +4,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from nanovllm.checked_fields import checked_fields
-from nanovllm.engine.beam_search import BeamSearchParams
 from nanovllm.engine.chat.template import ChatTemplate
 from nanovllm.engine.engine import Engine
-from nanovllm.engine.generation_request import GenerationRequest
+from nanovllm.engine.generation_request import BeamSearchParams, GenerationRequest
 from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.errors import InvalidRequestError, listed
 from nanovllm.outputs import CompletionOutput, PositionLogprobs, RequestOutput
@@ -254,5 +253,4 @@ COMPLETIONS = Endpoint(
     renderer=CompletionRenderer,
     response=Completion,
     event=CompletionChunk,
-    is_guarded=lambda body: body.has_structure,
 )

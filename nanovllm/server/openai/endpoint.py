@@ -3,9 +3,8 @@
     body -> parse -> GenerationRequest -> AsyncEngine.generate -> outputs -> renderer -> response
 
 An endpoint parses its body into a GenerationRequest and renders outputs in its form. Everything
-between is here: preparing on a worker thread, the queue, grammars, deadlines, disconnects, streams
-and the request log. run-batch uses `prepare_call` and the renderers of its endpoints without the
-server.
+between is here: preparing on a worker thread, the queue, deadlines, disconnects, streams and the
+request log. run-batch uses `prepare` and the renderers of its endpoints without the server.
 
 A new endpoint is a module with a body (GenerationBody), a parser, a Renderer and an Endpoint of
 them, which app.py lists in ENDPOINTS. responses.py is an example that shares no fields with
@@ -17,7 +16,7 @@ import logging
 import time
 import uuid
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Generic, TypeVar
@@ -26,21 +25,17 @@ from fastapi import FastAPI, Request
 from starlette.responses import Response
 
 from nanovllm.engine.async_engine import AsyncEngine
-from nanovllm.engine.beam_search import BeamSearch, BeamSearchParams, begin_searches
+from nanovllm.engine.beam_search import BeamSearches
 from nanovllm.engine.chat.template import ChatTemplate
 from nanovllm.engine.engine import Engine
-from nanovllm.engine.generation_request import (
-    GenerationRequest,
-    PoolingParams,
-    prepare_requests,
-)
-from nanovllm.engine.grammar.grammar import Grammar
-from nanovllm.engine.input_processor import PreparedRequest
+from nanovllm.engine.generation_request import BeamSearchParams, GenerationRequest
+from nanovllm.engine.prompt_request import PromptRequest
 from nanovllm.engine.request_handle import RequestHandle
 from nanovllm.errors import InvalidRequestError
 from nanovllm.outputs import RequestOutput
 from nanovllm.sampling_params import SamplingParams
 from nanovllm.server.http.body import read_body
+from nanovllm.server.http.clients import client_of
 from nanovllm.server.http.deadlines import deadline_of
 from nanovllm.server.http.errors import served_name, status_of
 from nanovllm.server.http.event_stream import (
@@ -48,23 +43,22 @@ from nanovllm.server.http.event_stream import (
     EventStream,
     PieceResponse,
     Write,
-    json_response,
     unless_disconnected,
 )
-from nanovllm.server.http.json_io import dump_json, json_pieces, write_json
+from nanovllm.server.http.json_io import dump_json, json_pieces
 from nanovllm.server.http.request_log import record_of
 from nanovllm.server.http.worker_pools import WorkerPools
 from nanovllm.server.openai.beams import run_searches
 from nanovllm.server.openai.renderer import Renderer, ResponseContext, is_large
 from nanovllm.server.openai.response_store import NOT_KEPT, ClientResponses, ResponseStore
 from nanovllm.server.openai.schemas import GenerationBody
-from nanovllm.server.openai.structured import rename_fields
 from nanovllm.server.openapi import operation
 
 B = TypeVar("B", bound=GenerationBody)
 
 logger = logging.getLogger(__name__)
-_GRAMMAR_POLL_S = 0.002
+
+MANY_PROMPTS = 32  # whose outputs are put together on a worker thread
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +81,7 @@ class Endpoint(Generic[B]):
         event: the type of an event's data in a stream; None if its bodies have no field `stream`.
         ends_with_done: whether a stream ends with [DONE], with any error as the event before it;
             otherwise its events have names, and the last one reports an error.
-        is_guarded: whether parsing a body waits for a process, such as a template's.
+        is_guarded: whether parsing a body waits for the process of the chat template.
     """
 
     path: str
@@ -102,7 +96,7 @@ class Endpoint(Generic[B]):
     resolve: Callable[[B, ClientResponses], B] = lambda body, _: body
     ends_with_done: bool = True
     has_secret_ids: bool = False
-    is_guarded: Callable[[B], bool] = lambda _: False
+    is_guarded: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,33 +120,6 @@ class ModelService:
     work: WorkerPools
 
 
-@dataclass(frozen=True, slots=True)
-class PreparedCall:
-    """A checked body: its request, and the renderer of its outputs.
-
-    `searches` are the beam searches of the prompts; `prepared_requests` the prompts otherwise.
-    """
-
-    response_id: str
-    request: GenerationRequest
-    renderer: Renderer[Any]
-    prompt_tokens: int
-    prepared_requests: tuple[PreparedRequest, ...] = ()
-    searches: tuple[BeamSearch, ...] = ()
-
-    @property
-    def is_embedding(self) -> bool:
-        """Whether the outputs are embeddings."""
-        return isinstance(self.request.params, PoolingParams)
-
-    def outputs(self) -> list[Any]:
-        """Return the outputs, once every prompt has ended without an error."""
-        processors = [prepared.output_processor for prepared in self.prepared_requests]
-        if self.is_embedding:
-            return [processor.embedding() for processor in processors]
-        return [processor.output(packed=True) for processor in processors]
-
-
 def sampling_params(engine: Engine, *, max_tokens: int | None, **fields: Any) -> SamplingParams:
     """Return the settings of a request; raises InvalidRequestError.
 
@@ -166,7 +133,7 @@ def sampling_params(engine: Engine, *, max_tokens: int | None, **fields: Any) ->
     return SamplingParams(**settings)
 
 
-def prepare_call(
+def prepare(
     endpoint: Endpoint[B],
     body: B,
     engine: Engine,
@@ -174,13 +141,18 @@ def prepare_call(
     model: str,
     client: str = "",
     stored: ClientResponses = NOT_KEPT,
-) -> PreparedCall:
-    """Parse and check a body; raises InvalidRequestError in the client's names of fields.
+) -> tuple[Renderer[Any], Sequence[PromptRequest] | BeamSearches]:
+    """Parse and check a body; return the renderer of its outputs, and its prompts for the engine.
 
-    `client` is the identity of who sent it, and `stored` its stored responses.
+    Args:
+        model: the name that the client used for the model.
+        client: identity of who sent it.
+        stored: the client's stored responses.
+
+    Raises:
+        InvalidRequestError: the body is invalid; in the client's names of fields.
     """
-    searches: tuple[BeamSearch, ...] = ()
-    prepared: tuple[PreparedRequest, ...] = ()
+    prompts: Sequence[PromptRequest] | BeamSearches
     with client_field_names(body):
         body = endpoint.resolve(body, stored)
         request = endpoint.parse(body, engine, chat_template)
@@ -189,16 +161,14 @@ def prepare_call(
         request_id = f"{endpoint.name}-{uuid.uuid4().hex}" if is_secret else response_id
         request = replace(request, request_id=request_id, client=client)
         if isinstance(request.params, BeamSearchParams):
-            processor = engine.input_processor
-            searches = tuple(begin_searches(request.prompts, request.params, processor))
-            prompt_tokens = sum(len(search.prompt_token_ids) for search in searches)
+            prompts = BeamSearches(request, engine.input_processor)
+            prompt_tokens = prompts.num_prompt_tokens
         else:
-            prepared = prepare_requests(request, engine.input_processor)
-            prompt_tokens = sum(len(one.requests[0].prompt_token_ids) for one in prepared)
+            prompts = engine.input_processor.process(request)
+            prompt_tokens = sum(prompt.num_prompt_tokens for prompt in prompts)
     now = int(time.time())
     context = ResponseContext(response_id, now, model, prompt_tokens, engine.tokenizer, stored)
-    renderer = endpoint.renderer(context, body)
-    return PreparedCall(response_id, request, renderer, prompt_tokens, prepared, searches)
+    return endpoint.renderer(context, body), prompts
 
 
 @contextmanager
@@ -207,7 +177,7 @@ def client_field_names(body: GenerationBody) -> Iterator[None]:
     try:
         yield
     except InvalidRequestError as error:
-        raise rename_fields(error, body.field_names, body.prompt_field) from error.__cause__
+        raise error.named(body.field_names) from error.__cause__
 
 
 def add_endpoint(app: FastAPI, endpoint: Endpoint[B], service: ModelService) -> None:
@@ -233,90 +203,84 @@ async def _respond(endpoint: Endpoint[B], request: Request, service: ModelServic
     async_engine, work = service.async_engine, service.work
     body, num_bytes = await read_body(request, endpoint.body, work)
     model = served_name(body.model, service.model_names)
-    record = record_of(request)
+    record, client = record_of(request), client_of(request)
     record.note_prompts(body.logged_prompts)
     # Before time is spent on the prompts.
-    async_engine.check_room(body.num_choices, client=record.client)
-    stored = ClientResponses(service.response_store, record.api_key_digest)
-    prepare = partial(
-        prepare_call,
+    async_engine.check_room(body.num_choices, client=client.name)
+    stored = ClientResponses(service.response_store, client.key_digest)
+    call = partial(
+        prepare,
         endpoint,
         body,
         async_engine.engine,
         service.chat_template,
         model,
-        record.client,
+        client.name,
         stored,
     )
-    call = await work.read(request, num_bytes, prepare, is_guarded=endpoint.is_guarded(body))
-    record.answer_id = call.response_id
-    record.prompt_tokens = call.prompt_tokens
+    renderer, prompts = await work.read(request, num_bytes, call, is_guarded=endpoint.is_guarded)
+    record.answer_id = renderer.context.id
+    record.prompt_tokens = renderer.context.prompt_tokens
     write = work.writer(request)
-    if call.searches:
+    if isinstance(prompts, BeamSearches):
         record.completion_tokens = 0  # unless the searches come to their end
         with client_field_names(body):
-            outputs = await run_searches(call.searches, call.request, async_engine, request, write)
-        record.completion_tokens = sum(output.num_generated_tokens for output in outputs)
-        return await _whole_response(call.renderer, outputs, write)
+            searched = await run_searches(prompts, async_engine, request, write)
+        record.completion_tokens = sum(output.num_generated_tokens for output in searched)
+        return await _whole_response(renderer, searched, write)
     with client_field_names(body):
-        record.held.append(async_engine.hold_logprobs(call.prepared_requests))
-        await _wait_for_grammar(request, call.prepared_requests)
-        handle = async_engine.generate(call.prepared_requests, deadline=deadline_of(request))
+        handle = async_engine.generate(prompts, deadline=deadline_of(request))
 
     def release() -> None:
         handle.release()
-        record.note_answers(call.prepared_requests)
+        record.completion_tokens = handle.num_output_tokens
 
-    if body.is_streamed:
-        events = _events(call, body, handle, write)
-        return EventStream(events, release, service.keep_alive_s)
+    response: Response | None = None
     try:
         with client_field_names(body):
-            await unless_disconnected(request, handle.wait())
+            response = await _generate(renderer, body, handle, request, service)
     finally:
-        release()
-    if call.is_embedding:  # which may have a million numbers
-        content = await write(lambda: write_json(call.renderer.body(call.outputs())))
-        return json_response(content)
-    return await _whole_response(call.renderer, call.outputs(), write)
+        if isinstance(response, PieceResponse):
+            response.on_close = release
+        else:
+            release()
+    return response
 
 
-async def _wait_for_grammar(request: Request, prepared_requests: Sequence[PreparedRequest]) -> None:
-    """Wait until the grammar of a request is compiled, so that its errors have a status.
+async def _generate(
+    renderer: Renderer[Any],
+    body: GenerationBody,
+    handle: RequestHandle,
+    request: Request,
+    service: ModelService,
+) -> Response:
+    """Return the response of a queued request: whole once it has ended, or a stream.
 
-    Compiling ends where the client disconnects or the deadline passes. Raises
-    ClientDisconnectedError, InvalidRequestError for a wrong grammar, QueueFullError.
+    The head of a stream with a grammar waits for its first output, or until the stream must be kept
+    alive, so that the error of an invalid grammar has a status.
     """
-    grammar = prepared_requests[0].grammar
-    if grammar is None:
-        return
-    deadline = deadline_of(request)
-    timeout_s = None if deadline is None else deadline.at_s - time.monotonic()
-    first = grammar.start()
-    try:
-        compiled = _compiled(first, grammar.grammars.poll)
-        await unless_disconnected(request, asyncio.wait_for(compiled, timeout_s))
-    except asyncio.TimeoutError:
-        return  # AsyncEngine.generate raises the error
-    finally:
-        first.close()
-    if first.error is not None:
-        raise first.error
+    write = service.work.writer(request)
+    if body.is_streamed:
+        if handle.prompts[0].has_grammar:
+            with suppress(asyncio.TimeoutError):
+                update = asyncio.wait_for(handle.wait_for_update(), service.keep_alive_s)
+                await unless_disconnected(request, update)
+        return EventStream(
+            _events(renderer, body, handle, write), keep_alive_s=service.keep_alive_s
+        )
+    await unless_disconnected(request, handle.wait())
 
+    def results() -> list[Any]:
+        return [prompt.result() for prompt in handle.prompts]
 
-async def _compiled(grammar: Grammar, poll: Callable[[], None]) -> None:
-    """Wait until a grammar is compiled or has failed."""
-    grammar.open()
-    while grammar.error is None and grammar.pooled is not None and not grammar.pooled.is_settled:
-        poll()
-        await asyncio.sleep(_GRAMMAR_POLL_S)
+    outputs = await write(results) if len(handle.prompts) > MANY_PROMPTS else results()
+    return await _whole_response(renderer, outputs, write)
 
 
 async def _events(
-    call: PreparedCall, body: GenerationBody, handle: RequestHandle, write: Write
+    renderer: Renderer[Any], body: GenerationBody, handle: RequestHandle, write: Write
 ) -> AsyncGenerator[bytes, None]:
     """Yield the events of a stream; large ones are written on a worker thread."""
-    renderer = call.renderer
     try:
         if opening := renderer.begin():
             yield opening
@@ -331,7 +295,7 @@ async def _events(
         yield renderer.end()
     except Exception as error:  # the status line is sent already
         if status_of(error) == 500:
-            logger.error("%s ended with an error", call.response_id, exc_info=error)
+            logger.error("%s ended with an error", renderer.context.id, exc_info=error)
         yield renderer.error(error)
 
 
@@ -343,14 +307,14 @@ def _parts(delta: RequestOutput) -> list[RequestOutput]:
 
 
 async def _whole_response(
-    renderer: Renderer[Any], outputs: Sequence[RequestOutput], write: Write
+    renderer: Renderer[Any], outputs: Sequence[Any], write: Write
 ) -> Response:
     """Return the response with these outputs.
 
     A large one is written on a worker thread, piece by piece as the client takes it. Only the JSON
     of one choice is in memory at a time.
     """
-    if not is_large(outputs):
+    if not renderer.is_large(outputs):
         return Response(dump_json(renderer.body(outputs)), media_type="application/json")
     body = await write(partial(renderer.body, outputs))
     return PieceResponse(_pieces(body, write))

@@ -4,7 +4,6 @@ Each endpoint has one. ChoicesRenderer has what completions and chats share: a l
 chunks with one choice each.
 """
 
-import json
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +13,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.outputs import CompletionOutput, EmbeddingRequestOutput, RequestOutput
 from nanovllm.server.http.errors import response_for
-from nanovllm.server.http.json_io import write_json
+from nanovllm.server.http.json_io import dump_json, write_json
 from nanovllm.server.openai.response_store import NOT_KEPT, ClientResponses
 from nanovllm.server.openai.response_types import Usage
 from nanovllm.server.openai.schemas import SamplingBody
@@ -50,7 +49,14 @@ class Renderer(ABC, Generic[OutputT]):
 
     A stream is `begin`, deltas, and `end` or `error`; each returns whole server-sent events. An
     endpoint that does not stream has `body` only.
+
+    Attributes:
+        context: what is known of the response before it has any output.
     """
+
+    def __init__(self, context: ResponseContext) -> None:
+        """Render the response of `context`."""
+        self.context = context
 
     @abstractmethod
     def body(self, outputs: Sequence[OutputT]) -> Mapping[str, Any]:
@@ -58,6 +64,10 @@ class Renderer(ABC, Generic[OutputT]):
 
         A list may be an iterator, whose items are made one at a time while they are written.
         """
+
+    def is_large(self, outputs: Sequence[OutputT]) -> bool:
+        """Return whether the body must be written on a worker thread."""
+        return is_large(outputs)
 
     def begin(self) -> bytes:
         """Return the events before any output."""
@@ -84,7 +94,7 @@ class ChoicesRenderer(Renderer[RequestOutput]):
 
     def __init__(self, context: ResponseContext, request: SamplingBody) -> None:
         """Render the response to a request."""
-        self.context = context
+        super().__init__(context)
         self._stream_options = request.stream_options
         self._usage = UsageCounter(context.prompt_tokens)
         self._num_tokens: Counter[tuple[int, int]] = Counter()  # by prompt and choice
@@ -118,7 +128,7 @@ class ChoicesRenderer(Renderer[RequestOutput]):
     def delta(self, index: int, output: RequestOutput) -> bytes:
         """Return a chunk for each choice that has something new."""
         self._usage.add(index, output)
-        encode = write_json if is_large([output]) else _dumps
+        encode = write_json if is_large([output]) else dump_json
         chunks = []
         for delta in output.outputs:
             self._num_tokens[index, delta.index] += len(delta.token_ids)
@@ -149,7 +159,7 @@ class ChoicesRenderer(Renderer[RequestOutput]):
         if not self._has_usage:
             return _DONE
         chunk = {**self._head(self.chunk_type), "choices": [], "usage": self._usage.usage()}
-        return b"data: " + _dumps(chunk) + b"\n\n" + _DONE
+        return b"data: " + dump_json(chunk) + b"\n\n" + _DONE
 
     def error(self, error: Exception) -> bytes:
         """Return the error, whose status can only follow in the stream, and [DONE]."""
@@ -216,7 +226,7 @@ def make_usage(prompt_tokens: int, completion_tokens: int, cached_tokens: int) -
     }  # fmt: skip
 
 
-def is_large(outputs: Sequence[RequestOutput]) -> bool:
+def is_large(outputs: Sequence[Any]) -> bool:
     """Return whether outputs, or deltas, must be written on a worker thread.
 
     Writing the log-probabilities of many positions, or many texts or token ids, takes too long for
@@ -233,7 +243,3 @@ def is_large(outputs: Sequence[RequestOutput]) -> bool:
 
 
 _DONE = b"data: [DONE]\n\n"
-
-
-def _dumps(value: Mapping[str, Any]) -> bytes:
-    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()

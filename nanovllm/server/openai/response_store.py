@@ -11,13 +11,13 @@ import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from fastapi import FastAPI, Request
 from starlette.responses import Response
 
+from nanovllm.server.http.clients import client_of
 from nanovllm.server.http.errors import error_response, shorten
-from nanovllm.server.http.request_log import record_of
+from nanovllm.server.http.json_io import dump_json
 from nanovllm.server.openai.response_types import DeletedResponse, ModelResponse
 from nanovllm.server.openapi import operation
 
@@ -146,7 +146,7 @@ class ClientResponses:
         """
         if self.store is None or _characters(messages) > MAX_RESPONSE_BYTES:
             return False
-        stored = StoredResponse(_dumps(body), _dumps(messages))
+        stored = StoredResponse(dump_json(body), dump_json(messages))
         return self.store.add(self.client, body["id"], stored)
 
     def conversation(self, response_id: str) -> list[Message] | None:
@@ -171,7 +171,7 @@ def add_store_routes(app: FastAPI, store: ResponseStore) -> None:
     @app.get("/v1/responses/{response_id}", **operation(404, response=ModelResponse))
     async def stored_response(request: Request, response_id: str) -> Response:
         """A response that the server keeps."""
-        found = store.find(record_of(request).api_key_digest, response_id)
+        found = store.find(client_of(request).key_digest, response_id)
         if found is None:
             return _not_found(response_id)
         return Response(found.body, media_type="application/json")
@@ -179,10 +179,10 @@ def add_store_routes(app: FastAPI, store: ResponseStore) -> None:
     @app.delete("/v1/responses/{response_id}", **operation(404, response=DeletedResponse))
     async def delete_response(request: Request, response_id: str) -> Response:
         """Delete a response that the server keeps."""
-        if not store.remove(record_of(request).api_key_digest, response_id):
+        if not store.remove(client_of(request).key_digest, response_id):
             return _not_found(response_id)
         deleted = DeletedResponse(id=response_id, object="response", deleted=True)
-        return Response(_dumps(deleted), media_type="application/json")
+        return Response(dump_json(deleted), media_type="application/json")
 
 
 def _not_found(response_id: str) -> Response:
@@ -192,7 +192,3 @@ def _not_found(response_id: str) -> Response:
 
 def _characters(messages: Sequence[Message]) -> int:
     return sum(len(text) for message in messages for text in message.values())
-
-
-def _dumps(value: Any) -> bytes:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()

@@ -5,7 +5,6 @@ stored response (response_store.py). The chat template makes a prompt of it. Whe
 template, an input that is text is the prompt itself.
 """
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,8 +15,9 @@ from nanovllm.errors import InvalidRequestError
 from nanovllm.outputs import RequestOutput
 from nanovllm.prompts import Prompt
 from nanovllm.server.http.errors import error_of, shorten
+from nanovllm.server.http.json_io import dump_json
 from nanovllm.server.http.validation_errors import quote
-from nanovllm.server.openai.chat_prompt import encode_prompt, end_turn
+from nanovllm.server.openai.chat_prompt import encode_messages, end_turn
 from nanovllm.server.openai.chat_schemas import MAX_MESSAGES, ChatMessage, PromptFields
 from nanovllm.server.openai.endpoint import Endpoint, sampling_params
 from nanovllm.server.openai.renderer import Renderer, ResponseContext, usage_of
@@ -80,20 +80,25 @@ def _not_stored(param: str, missing_id: str, stored: ClientResponses) -> Invalid
     )
 
 
+def conversation(body: ResponsesRequest) -> list[ChatMessage]:
+    """Return the messages that the chat template makes a prompt of."""
+    if body.instructions is None:
+        return [*body.messages]
+    return [ChatMessage(role="system", content=body.instructions, name=None), *body.messages]
+
+
 def parse_response(
     body: ResponsesRequest, engine: Engine, template: ChatTemplate | None
 ) -> GenerationRequest:
     """Return the request of a body; raises InvalidRequestError."""
-    messages: list[ChatMessage] = []
-    if body.instructions is not None:
-        messages.append(ChatMessage(role="system", content=body.instructions, name=None))
-    messages += body.messages
+    messages = conversation(body)
     prompt: Prompt
     if isinstance(body.input, str) and len(messages) == 1 and template is None:
         prompt = body.input
     else:
         end = PromptFields.model_validate({})
-        prompt = encode_prompt(messages, end, template, engine.input_processor)
+        check_text = engine.input_processor.reader.check_text
+        prompt = encode_messages(messages, end, template, engine.tokenizer, check_text)
     params = sampling_params(
         engine,
         max_tokens=body.max_output_tokens,
@@ -123,7 +128,7 @@ class ResponseRenderer(Renderer[RequestOutput]):
 
     def __init__(self, context: ResponseContext, request: ResponsesRequest) -> None:
         """Render the response to a request."""
-        self._context = context
+        super().__init__(context)
         self._request = request
         self._item_id = MESSAGE_PREFIX + context.id.removeprefix(RESPONSE_PREFIX)
         self._is_stored = context.stored.is_kept and request.store is not False
@@ -189,8 +194,7 @@ class ResponseRenderer(Renderer[RequestOutput]):
     def _event(self, event_type: str, **fields: Any) -> bytes:
         event = {"type": event_type, "sequence_number": self._num_events, **fields}
         self._num_events += 1
-        data = json.dumps(event, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-        return f"event: {event_type}\ndata: {data}\n\n".encode()
+        return b"event: %s\ndata: %s\n\n" % (event_type.encode(), dump_json(event))
 
     def _text_event(self, event_type: str, **fields: Any) -> bytes:
         return self._event(
@@ -220,12 +224,12 @@ class ResponseRenderer(Renderer[RequestOutput]):
         }
         if self._is_stored:
             own = {"role": "assistant", "content": text}
-            response["store"] = self._context.stored.add(response, [*self._conversation, own])
+            response["store"] = self.context.stored.add(response, [*self._conversation, own])
         return response
 
     def _response(self, status: ResponseStatus) -> ModelResponse:
         """Return the response before it has any output."""
-        context, request = self._context, self._request
+        context, request = self.context, self._request
         output_format = request.text and request.text.format
         return {
             "id": context.id, "object": "response", "created_at": context.created,
@@ -262,5 +266,5 @@ RESPONSES = Endpoint(
     event=ResponseEvent,
     ends_with_done=False,
     has_secret_ids=True,
-    is_guarded=lambda _: True,
+    is_guarded=True,
 )

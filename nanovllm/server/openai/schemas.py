@@ -9,7 +9,7 @@ with too many fields is refused as a whole.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import (
     BeforeValidator,
@@ -21,7 +21,7 @@ from pydantic import (
 )
 
 from nanovllm.checked_fields import checked_fields
-from nanovllm.engine.beam_search import LengthPenalty
+from nanovllm.engine.generation_request import LengthPenalty
 from nanovllm.errors import InvalidRequestError
 from nanovllm.sampling_params import (
     MAX_ALLOWED_TOKENS,
@@ -146,12 +146,7 @@ class Body(BoundedModel):
 
 
 class GenerationBody(Body):
-    """What the shared path of all endpoints reads from a body; see endpoint.py.
-
-    `prompt_field` is the field with the prompt, for the `param` of errors.
-    """
-
-    prompt_field: ClassVar[str] = "prompt"
+    """What the shared path of all endpoints reads from a body; see endpoint.py."""
 
     @property
     def logged_prompts(self) -> Sequence[str | list[int]]:
@@ -175,10 +170,7 @@ class GenerationBody(Body):
 
     @property
     def field_names(self) -> Mapping[str, str]:
-        """The client's names of fields by the engine's, for error messages.
-
-        A name is replaced everywhere in a message, so it must not be a word of its prose.
-        """
+        """The client's names of fields by the engine's, for error messages."""
         return {}
 
 
@@ -294,11 +286,6 @@ class SamplingBody(UnusedFields, _Settings):
                 "length_penalty is only for use_beam_search; set that to true or leave it out",
                 param="length_penalty",
             )
-
-    @property
-    def has_structure(self) -> bool:
-        """Whether the request has structured outputs, which need a grammar."""
-        return self.structured_outputs is not None or self.response_format is not None
 
     @property
     def num_candidates(self) -> int:

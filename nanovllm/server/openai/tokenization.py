@@ -6,6 +6,7 @@ clients can find out; its size bounds the cost of a request.
 """
 
 from functools import partial
+from itertools import accumulate
 from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field, model_validator
@@ -22,6 +23,9 @@ from nanovllm.server.openai.schemas import SPECIAL_TOKENS, Body, TokenId
 
 MAX_TEXT_BYTES = 1 << 18  # of UTF-8: 256 times the context of GPT-2, even if a byte is a token
 MAX_TOKENS = 1 << 18
+MAX_DETOKENIZED_CHARACTERS = 1 << 24
+"""Characters of the tokens in one response. GPT-2's longest token has 128 of them, but a hostile
+vocabulary may have tokens of a megabyte."""
 
 BoundedTokenIds = Annotated[list[TokenId], Field(fail_fast=True, max_length=MAX_TOKENS), INTEGERS]
 
@@ -140,6 +144,13 @@ def detokenize(body: DetokenizeRequest, engine: Engine) -> Detokenized:
             param="tokens",
         )
     tokenizer = engine.tokenizer
+    lengths = (len(tokenizer.token_name(token_id)) for token_id in body.tokens)
+    if any(total > MAX_DETOKENIZED_CHARACTERS for total in accumulate(lengths)):
+        raise InvalidRequestError(
+            f"the {len(body.tokens)} tokens have more than {MAX_DETOKENIZED_CHARACTERS} characters "
+            "together, the limit; send fewer at once",
+            param="tokens",
+        )
     answer: Detokenized = {"prompt": tokenizer.decode(body.tokens, skip_special_tokens=False)}
     if body.return_token_strs:
         answer["token_strs"] = [tokenizer.token_name(token_id) for token_id in body.tokens]

@@ -17,7 +17,6 @@ from nanovllm.model.tokenizer_files import END_OF_TEXT
 from nanovllm.training.data.dataset import Dataset
 from nanovllm.training.data.text import (
     Corpus,
-    check_fraction,
     check_is_regular,
     read_documents,
     split_documents,
@@ -83,7 +82,6 @@ def prepare_data(
     Raises:
         TrainingError: the data, the tokenizer or a setting is unusable.
     """
-    check_fraction(validation_fraction)
     if any(path.suffix in _TOKEN_SUFFIXES for path in (*paths, *validation_paths)):
         return _from_token_files(
             paths, validation_paths, tokenizer, vocab_size, context, validation_fraction

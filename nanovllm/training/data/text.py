@@ -113,10 +113,8 @@ def split_documents(
     nearest line end or else white space by at most a tenth of the smaller part, so that no line and
     no word is cut. The document at the boundary is cut in two.
 
-    Raises:
-        TrainingError: `validation_fraction` is not above 0 and below 1.
+    `validation_fraction` is above 0 and below 1.
     """
-    check_fraction(validation_fraction)
     characters = sum(len(document.text) for document in documents)
     left = int(characters * (1 - validation_fraction))
     reach = min(left, characters - left) // 10
@@ -142,14 +140,6 @@ def _boundary(text: str, offset: int, reach: int) -> int:
         if abs(nearest - offset) <= reach:
             return nearest
     return offset
-
-
-def check_fraction(validation_fraction: float) -> None:
-    """Raise TrainingError unless the fraction is above 0 and below 1."""
-    if not 0 < validation_fraction < 1:
-        raise TrainingError(
-            f"validation_fraction is {validation_fraction} but must be above 0 and below 1"
-        )
 
 
 def check_is_regular(path: Path) -> None:

@@ -1,6 +1,6 @@
 """Entries of operations: phases that the threads go through together, each with items to share.
 
-A phase (forward/phase.py) ends when all its items are computed. Its items may be of several kinds
+A phase (threads/phase.py) ends when all its items are computed. Its items may be of several kinds
 of work, one after another; those that others wait for come first.
 """
 
@@ -9,9 +9,8 @@ from functools import reduce
 from typing import Any, NamedTuple
 
 from nanovllm.model.kernels.build.compiler import compiled
-from nanovllm.model.kernels.forward.phase import ABORTED, end_phase
 from nanovllm.model.kernels.simd.move import record_at
-from nanovllm.model.kernels.threads.barrier import take_item
+from nanovllm.model.kernels.threads.phase import make_phase
 from nanovllm.training.kernels.records import RECORDS
 
 
@@ -33,10 +32,9 @@ def make_entry(name: str, *phases: Sequence[Work]) -> Any:
     phases  kinds of work of each phase
     """
     record_of = record_at(RECORDS[name])
-    follow = _end
-    for works in reversed(phases):
-        run = _make_phase(reduce(_join, works), follow)
-        follow = _make_follow(run)
+    works = [reduce(_join, kinds) for kinds in phases]
+    operations = [make_phase(*work, is_last=work is works[-1]) for work in works]
+    run = reduce(_chain, operations)
 
     @compiled
     def entry(record_ptr: int, thread: int) -> None:
@@ -76,35 +74,11 @@ def _join(first: Work, second: Work) -> Work:
     return Work(count, compute)
 
 
-def _make_phase(work: Work, follow: Any) -> Any:
-    """Return run(record, thread, phase_ptr), which takes items and then calls `follow`."""
-    count, compute = work
+def _chain(first: Any, second: Any) -> Any:
+    """Return the operation of two phases."""
 
     @compiled
-    def run(record: Any, thread: int, phase_ptr: int) -> None:
-        items, done = count(record), 0
-        item = take_item(phase_ptr)
-        while item < items:
-            compute(record, thread, item)
-            done += 1
-            item = take_item(phase_ptr)
-        follow(record, thread, phase_ptr, done, items)
+    def run(record: Any, thread: int, phase_ptr: int) -> int:
+        return int(second(record, thread, first(record, thread, phase_ptr)))
 
     return run
-
-
-def _make_follow(run: Any) -> Any:
-    """Return follow, which waits for the items of a phase and runs the next one."""
-
-    @compiled
-    def follow(record: Any, thread: int, phase_ptr: int, done: int, items: int) -> None:
-        next_ptr = end_phase(record, thread, phase_ptr, done, items)
-        if next_ptr != ABORTED:
-            run(record, thread, next_ptr)
-
-    return follow
-
-
-@compiled
-def _end(record: Any, thread: int, phase_ptr: int, done: int, items: int) -> None:
-    """Follow the last phase: the end of the run waits for its items."""

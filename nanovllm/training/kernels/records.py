@@ -77,7 +77,7 @@ DTYPES: Mapping[str, tuple[np.dtype, ...]] = {
 """Types of the arrays by name."""
 
 MAX_PHASES = 16
-"""Most phases (forward/phase.py) of an operation."""
+"""Most phases (threads/phase.py) of an operation."""
 ITEM_ELEMENTS = 1 << 14
 """Elements of a flat array that a thread takes at a time."""
 ITEM_ROWS = 64

@@ -9,6 +9,8 @@ from nanovllm.model.batch import ForwardBatch
 from nanovllm.model.checkpoint import build_layer, build_tree
 from nanovllm.model.config import GPT2Config
 from nanovllm.model.kv_cache import KVCache
+from nanovllm.model.numpy_sampler import apply_filters, draw_token
+from nanovllm.model.philox import uniform
 
 TEMPERATURE, TOP_P = 0.7, 0.9
 """Sampling of a run's samples, and the defaults in generation_config.json of its checkpoints.
@@ -39,21 +41,23 @@ def generate(
     layers = tuple(build_layer(arrays, index) for index in range(config.layers))
     weights = build_tree(arrays, layers, config)
     cache = KVCache.allocate(config, blocks=1, block_size=config.max_positions)
-    generator = np.random.default_rng(seed)
     ids = list(prompt)[-config.max_positions :]
     new, start = ids, 0
     drawn: list[int] = []
     while len(drawn) < tokens and start + len(new) <= config.max_positions:
         hidden = gpt2.forward(config, weights, ForwardBatch.single(new, start=start), cache)
-        scores = gpt2.logits(weights, hidden)[0].astype(np.float64) / TEMPERATURE
-        order = np.argsort(-scores, kind="stable")
-        cumulative = np.cumsum(np.exp(scores[order] - scores.max()))
-        last = np.searchsorted(cumulative, TOP_P * cumulative[-1])
-        rank = np.searchsorted(cumulative, generator.random() * cumulative[last], side="right")
-        token = int(order[min(rank, last)])
         start += len(new)
+        scores = gpt2.logits(weights, hidden)[0] / np.float32(TEMPERATURE)
+        apply_filters(scores, top_k=0, top_p=TOP_P, min_p=0.0)
+        token = draw_token(scores, _draw(seed, start))
         new = [token]
         drawn += new
         if token in config.eos_token_ids:
             break
     return drawn
+
+
+def _draw(seed: int, position: int) -> float:
+    """Return the number in [0, 1) that draws the token at a position, as for a request."""
+    seeds, choices, positions = (np.array([one]) for one in (seed, 0, position))
+    return float(uniform(seeds.astype(np.uint64), choices, positions)[0])

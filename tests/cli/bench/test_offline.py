@@ -185,16 +185,14 @@ def test_the_seed_makes_the_prompts(
     from nanovllm.engine.input_processor import InputProcessor
 
     seen: list[object] = []
-    submit = InputProcessor.submit
+    process = InputProcessor.process
 
-    def recording(
-        self: InputProcessor, request_id: str, prompt: Any, *rest: Any, **options: Any
-    ) -> Any:
-        if request_id.startswith("bench-"):
-            seen.append(prompt)
-        return submit(self, request_id, prompt, *rest, **options)
+    def recording(self: InputProcessor, request: Any) -> Any:
+        if request.request_id == "bench":
+            seen.extend(request.prompts)
+        return process(self, request)
 
-    monkeypatch.setattr(InputProcessor, "submit", recording)
+    monkeypatch.setattr(InputProcessor, "process", recording)
     for seed in (3, 3, 4):
         bench(
             capsys,

@@ -23,6 +23,7 @@ from nanovllm.engine.scheduling.request import FinishReason, Request, RequestSta
 from nanovllm.engine.scheduling.step_plan import MaskStates
 from nanovllm.errors import InvalidRequestError
 from tests.support.grammars import AMBIGUOUS, children_of
+from tests.support.processing import process
 from tests.support.scheduling import (
     answers,
     expected_output,
@@ -226,9 +227,9 @@ def test_a_late_mask_delays_nobody_else(llm: LLM) -> None:
     engine = llm.engine
     params = structured(regex="[ab]{8}x")
     (expected,) = llm.generate("the", params, use_tqdm=False)
-    (late,) = engine.input_processor.submit("late", "the", params).requests
-    (other,) = engine.input_processor.submit(
-        "other", "the", SamplingParams(max_tokens=20, ignore_eos=True)
+    (late,) = process(engine.input_processor, "late", "the", params).requests
+    (other,) = process(
+        engine.input_processor, "other", "the", SamplingParams(max_tokens=20, ignore_eos=True)
     ).requests
     with stopped_workers():
         engine.add_request(late)
@@ -247,13 +248,13 @@ def test_a_late_mask_delays_nobody_else(llm: LLM) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_request_whose_mask_is_late_can_be_aborted(llm: LLM) -> None:
     engine = llm.engine
-    (late,) = engine.input_processor.submit("late", "the", structured(regex="[ab]{8}y")).requests
+    (late,) = process(engine.input_processor, "late", "the", structured(regex="[ab]{8}y")).requests
     engine.add_request(late)
     while late.num_output_tokens < 2:
         engine.step()
     with stopped_workers():
         engine.step()
-        assert engine.abort_request("late") is not None
+        assert engine.finish_request("late", FinishReason.ABORT) is not None
         assert not engine.has_work
     (answer,) = llm.generate("the", structured(regex="[ab]{8}y"), use_tqdm=False)
     assert answer.outputs[0].text.endswith("y"), "it has another worker"
@@ -267,9 +268,11 @@ def test_a_mask_over_its_budget_ends_its_request_alone(tiny_model: Path) -> None
         llm.tokenizer, engine.model.vocab, engine.model.eos_token_ids, limits
     )
     rules = str(AMBIGUOUS["grammar"]).replace("start: s\n", 'start: "a" s\n')
-    (bad,) = engine.input_processor.submit("bad", "the", structured(grammar=rules)).requests
-    (good,) = engine.input_processor.submit("good", "the", structured(regex="[ab]{8}x")).requests
-    (other,) = engine.input_processor.submit("other", "the", SamplingParams(max_tokens=20)).requests
+    (bad,) = process(engine.input_processor, "bad", "the", structured(grammar=rules)).requests
+    (good,) = process(engine.input_processor, "good", "the", structured(regex="[ab]{8}x")).requests
+    (other,) = process(
+        engine.input_processor, "other", "the", SamplingParams(max_tokens=20)
+    ).requests
     for request in (bad, good, other):
         engine.add_request(request)
     last = {}
@@ -287,7 +290,7 @@ def test_a_mask_over_its_budget_ends_its_request_alone(tiny_model: Path) -> None
 
 def test_a_grammar_that_is_none_ends_its_request_in_the_engine(llm: LLM) -> None:
     """Where the caller did not wait for the compilation, as in run-batch."""
-    prepared = llm.engine.input_processor.submit("bad", "the", structured(regex="("))
+    prepared = process(llm.engine.input_processor, "bad", "the", structured(regex="("))
     list(llm.engine.run([prepared]))
-    assert isinstance(prepared.output_processor.error, InvalidRequestError)
-    assert "unclosed group" in str(prepared.output_processor.error)
+    assert isinstance(prepared.error, InvalidRequestError)
+    assert "unclosed group" in str(prepared.error)

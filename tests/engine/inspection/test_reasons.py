@@ -30,7 +30,7 @@ def test_all_slots_are_running() -> None:
     scheduler = make_scheduler(seqs=2)
     add(scheduler, *(make_request(f"r{i}", 3) for i in range(5)))
     step(scheduler)
-    slots = "all 2 sequence slots are running (--max-num-seqs 2)"
+    slots = "all 2 sequence slots are running (max_num_seqs 2)"
     assert reasons(scheduler) == {
         "r0": None,
         "r1": None,
@@ -72,7 +72,7 @@ def test_the_budget_of_the_step_is_used() -> None:
     for _ in range(2):
         step(scheduler)
     assert reasons(scheduler)["r2"] == (
-        "the running requests use all 8 tokens of the next step (--max-num-batched-tokens 8); "
+        "the running requests use all 8 tokens of the next step (max_num_batched_tokens 8); "
         "it is the next"
     )
 
@@ -103,14 +103,14 @@ def test_requests_that_fit_together_are_told_from_those_that_do_not() -> None:
     assert [reasons[:2] for reasons in found] == [
         ["will be admitted in the next step", together]
     ] * 3
-    slots = "the requests ahead fill all 2 sequence slots (--max-num-seqs 2)"
+    slots = "the requests ahead fill all 2 sequence slots (max_num_seqs 2)"
     needs = (
         "needs up to 3 blocks; 8 can be used (free or cached), of which 0 are reserved for running "
         "requests and 8 are for the 2 ahead"
     )
     tokens = (
         "the running requests and those ahead can use all 8 tokens of the next step "
-        "(--max-num-batched-tokens 8)"
+        "(max_num_batched_tokens 8)"
     )
     assert [reasons[2:] for reasons in found] == [
         [f"{slots}; 2 requests are ahead", f"{slots}; 3 requests are ahead"],
@@ -136,7 +136,7 @@ def test_a_grammar_blocks_its_request_only() -> None:
     step(scheduler)
     found = reasons(scheduler, blocked={"masked"})
     assert found["masked"] == "waits for its grammar's mask"
-    assert found["r2"] == "the only slot is running (--max-num-seqs 1); it is the next"
+    assert found["r2"] == "the only slot is running (max_num_seqs 1); it is the next"
     found = reasons(scheduler, blocked={"masked", "r0", "r2"})
     assert set(found.values()) == {"waits for its grammar's mask"}
 
@@ -147,7 +147,7 @@ def test_a_fair_order_names_the_clients_that_have_received_less() -> None:
     step(scheduler)
     add(scheduler, *(make_request(f"b{i}", 3, 8, client="b") for i in range(2)))
     step(scheduler)
-    slots = "all 2 sequence slots are running (--max-num-seqs 2)"
+    slots = "all 2 sequence slots are running (max_num_seqs 2)"
     found = reasons(scheduler)
     assert found["b0"] == f"{slots}; it is the next"
     assert found["b1"] == f"{slots}; 1 request is ahead"

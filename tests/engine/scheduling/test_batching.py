@@ -128,7 +128,7 @@ def test_prompt_rows_stand_before_the_row_that_is_sampled() -> None:
 
 
 def test_answers_are_cut_up_in_the_order_of_the_plan() -> None:
-    reports = [TokenLogprobs([i], [-1.0], [1]) for i in range(6)]
+    reports = [TokenLogprobs([i], [-1.0], 1) for i in range(6)]
     reported, reading = (
         request(range(4), computed=0, prompt_logprobs=1),
         request(range(40), computed=0, prompt_logprobs=1),

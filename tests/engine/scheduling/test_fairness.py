@@ -21,6 +21,7 @@ from nanovllm.engine.scheduling.request import FinishReason, Request, RequestSta
 from nanovllm.engine.scheduling.scheduler import Scheduler
 from nanovllm.engine.scheduling.step_plan import MaskStates, StepPlan
 from nanovllm.sampling_params import SamplingParams
+from tests.support.processing import process
 from tests.support.scheduling import (
     answers,
     expected_output,
@@ -331,8 +332,8 @@ def test_the_policy_changes_no_bits(tiny_model: Path) -> None:
         engine = Engine.load(tiny_model, config)
         ledger = Ledger(engine.scheduler)
         prepared = [
-            engine.input_processor.submit(
-                f"{client}{i}", f"the {client} {i}", params, client=client
+            process(
+                engine.input_processor, f"{client}{i}", f"the {client} {i}", params, client=client
             )
             for client, count, params in (
                 ("a", 6, SamplingParams(max_tokens=60, seed=1, ignore_eos=True, logprobs=1)),
@@ -341,7 +342,7 @@ def test_the_policy_changes_no_bits(tiny_model: Path) -> None:
             for i in range(count)
         ]
         list(engine.run(prepared))
-        outputs.append([one.output_processor.output().outputs for one in prepared])
+        outputs.append([one.output().outputs for one in prepared])
         assert (ledger.preemptions > 0) == (config is fair)
         engine.check_integrity()
     assert outputs[0] == outputs[1]

@@ -10,10 +10,11 @@ import pytest
 
 from nanovllm.config import EngineConfig
 from nanovllm.engine.engine import Engine
-from nanovllm.engine.output_processor import SequenceUpdate
 from nanovllm.engine.scheduling.request import FinishReason, Request
 from nanovllm.engine.scheduling.step_plan import StepPlan
+from nanovllm.engine.step_output import SequenceUpdate
 from nanovllm.sampling_params import SamplingParams
+from tests.support.processing import process
 from tests.support.scheduling import (
     CacheModel,
     answers,
@@ -265,7 +266,7 @@ def alone(config: EngineConfig, tiny_model: Path) -> dict[str, list[object]]:
     engine = Engine.load(tiny_model, replace(config, enable_prefix_caching=False))
     outputs: dict[str, list[object]] = {}
     for name, tokens, params in JOBS:
-        for request in engine.input_processor.submit(name, tokens, params).requests:
+        for request in process(engine.input_processor, name, tokens, params).requests:
             request.parent_id = ""
             outputs |= answer(engine, [request])
     return outputs
@@ -303,7 +304,9 @@ def test_answers_have_the_bits_that_they_have_alone(
     config: EngineConfig, tiny_model: Path, alone: dict[str, list[object]], changes: dict[str, int]
 ) -> None:
     engine = Engine.load(tiny_model, replace(config, **changes))  # type: ignore[arg-type]
-    requests = [request for job in JOBS for request in engine.input_processor.submit(*job).requests]
+    requests = [
+        request for job in JOBS for request in process(engine.input_processor, *job).requests
+    ]
     assert answer(engine, requests) == alone
     assert ("num_blocks" in changes) == (engine.scheduler.num_preemptions > 0)
 
@@ -315,8 +318,8 @@ def test_more_answers_begin_in_a_step_than_it_computes_tokens(
     engine = Engine.load(
         tiny_model, replace(config, max_num_seqs=128, max_num_batched_tokens=128, num_blocks=200)
     )
-    requests = engine.input_processor.submit(
-        "many", prompt(1), sampled(100, max_tokens=2, logprobs=None)
+    requests = process(
+        engine.input_processor, "many", prompt(1), sampled(100, max_tokens=2, logprobs=None)
     ).requests
     for request in requests:
         engine.add_request(request)

@@ -411,7 +411,7 @@ def test_of_several_tokens_those_after_the_last_one_are_dropped() -> None:
     scheduler.add(stopping)
     scheduler.add(full)
     plan = scheduler.schedule()
-    logprobs = tuple(TokenLogprobs([i], [-1.0], [1]) for i in range(4))
+    logprobs = tuple(TokenLogprobs([i], [-1.0], 1) for i in range(4))
     results = [SequenceResult(request, (5, EOS, 6, 7), logprobs) for request in (stopping, full)]
     stopping_result, full_result = scheduler.commit(plan, results)
     assert stopping_result.token_ids == full_result.token_ids == (5, EOS)

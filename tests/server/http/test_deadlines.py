@@ -199,10 +199,8 @@ def test_time_that_passes_before_the_queue_counts_too(
     """Here while the prompt is tokenised: nothing is queued any more."""
     may_go_on = threading.Event()
     inner = server.engine.engine.input_processor
-    submit = inner.submit
-    monkeypatch.setattr(
-        inner, "submit", lambda *args, **kwargs: may_go_on.wait(0.3) or submit(*args, **kwargs)
-    )
+    process = inner.process
+    monkeypatch.setattr(inner, "process", lambda request: may_go_on.wait(0.3) or process(request))
     before = server.samples()["prompt_tokens_computed_total"]
     read_error(server.post({"prompt": "the"}, **{"x-request-timeout-s": "0.05"}), 503)
     assert server.samples()["prompt_tokens_computed_total"] == before

@@ -20,7 +20,7 @@ from nanovllm.engine.scheduling.request import Request as Sequence
 from nanovllm.server.app import ServerSettings
 from nanovllm.server.http import auth
 from nanovllm.server.http.body_limit import FREE_BODY_BYTES, BodyLimitMiddleware
-from nanovllm.server.http.request_log import RequestRecord
+from nanovllm.server.http.clients import Client
 from tests.support.serving import MODEL, RunningServer, loader, read_error, wait_until
 
 KEY = "secret key-1é"
@@ -451,7 +451,7 @@ async def hold_bodies() -> None:
             if message["type"] == "http.response.start":
                 statuses.append(message["status"])
 
-        state = {"record": RequestRecord("id", client)}
+        state = {"client": Client(client)}
         scope = {"type": "http", "method": "POST", "path": "/", "headers": [], "state": state}
         await guard(scope, receive, send)
         return statuses[0]

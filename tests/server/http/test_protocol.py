@@ -111,9 +111,8 @@ def test_a_body_in_small_chunks_is_read(server: RunningServer) -> None:
     content = (
         json.dumps({"prompt": "a", "max_tokens": 1, "user": "u" * 500}).encode().ljust(600_000)
     )
-    chunks = b"".join(
-        b"100\r\n" + content[at : at + 256] + b"\r\n" for at in range(0, 600_000, 256)
-    )
+    parts = [content[at : at + 256] for at in range(0, 600_000, 256)]
+    chunks = b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in parts)
     head = (
         b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
         b"Connection: close\r\nTransfer-Encoding: chunked\r\n\r\n"

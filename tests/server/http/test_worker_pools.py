@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from nanovllm.server.openai.endpoint import prepare_call
+from nanovllm.server.openai.endpoint import prepare
 from tests.support.serving import (
     TIMEOUT_S,
     RunningServer,
@@ -40,9 +40,9 @@ class Blocked:
         def blocked(*arguments: Any) -> Any:
             self.begun += 1
             self._go.wait(TIMEOUT_S)
-            return prepare_call(*arguments)
+            return prepare(*arguments)
 
-        monkeypatch.setattr("nanovllm.server.openai.endpoint.prepare_call", blocked)
+        monkeypatch.setattr("nanovllm.server.openai.endpoint.prepare", blocked)
 
     def let_go(self) -> None:
         """Let all of them go on."""

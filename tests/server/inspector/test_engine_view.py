@@ -107,7 +107,7 @@ def test_the_view_follows_concurrent_requests_and_replays_their_steps(
         wait_until(lambda: page_equals_metrics(page, watched))
         assert figure(page, "running") == MAX_NUM_SEQS
         waiting = page.get_by_role("list", name="Waiting requests")
-        assert f"--max-num-seqs {MAX_NUM_SEQS}" in waiting.inner_text()
+        assert f"max_num_seqs {MAX_NUM_SEQS}" in waiting.inner_text()
         assert page.get_by_text(MARKUP).first.is_visible()
         assert page.locator("main img, main b").count() == 0
 

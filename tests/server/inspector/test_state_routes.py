@@ -129,9 +129,9 @@ def test_the_state_equals_the_metrics_and_explains_every_wait(controlled: Runnin
             assert 0 <= is_shared_too <= blocks["shared"]
         assert [row["reason"] for row in running] == [None] * 4
         assert [row["reason"] for row in waiting] == [
-            "all 4 sequence slots are running (--max-num-seqs 4); it is the next",
-            "all 4 sequence slots are running (--max-num-seqs 4); 1 request is ahead",
-            "all 4 sequence slots are running (--max-num-seqs 4); 2 requests are ahead",
+            "all 4 sequence slots are running (max_num_seqs 4); it is the next",
+            "all 4 sequence slots are running (max_num_seqs 4); 1 request is ahead",
+            "all 4 sequence slots are running (max_num_seqs 4); 2 requests are ahead",
         ]
         totals = found["totals"]
         assert totals["generation_tokens"] == metrics["generation_tokens_total"]

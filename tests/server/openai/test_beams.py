@@ -75,12 +75,12 @@ def test_a_wide_search_of_many_prompts_leaves_room_for_others(
     engine = server.engine
     in_flight: list[int] = []
     threads: list[threading.Thread] = []
-    generate, submit, advance = engine.generate, InputProcessor.submit, BeamSearch.advance
+    generate, process, advance = engine.generate, InputProcessor.process, BeamSearch.advance
     loop_thread = server.on_loop(_current_thread)
 
-    def watched_generate(prepared_requests: Any, **options: Any) -> Any:
-        in_flight.append(len(prepared_requests))
-        return generate(prepared_requests, **options)
+    def watched_generate(prompts: Any, **options: Any) -> Any:
+        in_flight.append(len(prompts))
+        return generate(prompts, **options)
 
     def watched(real: Any) -> Any:
         def call(*given: Any, **named: Any) -> Any:
@@ -90,7 +90,7 @@ def test_a_wide_search_of_many_prompts_leaves_room_for_others(
         return call
 
     monkeypatch.setattr(engine, "generate", watched_generate)
-    monkeypatch.setattr(InputProcessor, "submit", watched(submit))
+    monkeypatch.setattr(InputProcessor, "process", watched(process))
     monkeypatch.setattr(BeamSearch, "advance", watched(advance))
     prompts = [[place + 1, 7] for place in range(40)]
     answer = server.complete(prompts, use_beam_search=True, n=3, max_tokens=3)

@@ -14,7 +14,7 @@ from nanovllm.engine.chat.template import ChatTemplate
 from nanovllm.errors import InvalidRequestError
 from nanovllm.server.openai.chat import CHAT, ChatRenderer
 from nanovllm.server.openai.chat_schemas import ChatRequest
-from nanovllm.server.openai.endpoint import prepare_call
+from nanovllm.server.openai.endpoint import prepare
 from tests.support.chats import MESSAGES, TEMPLATE, ask, post, prompt_of, stream
 from tests.support.checkpoints import write_tiny_model
 from tests.support.serving import (
@@ -340,7 +340,7 @@ def with_part(part: object) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": [part]}]}
 
 
-BAD: dict[str, tuple[dict[str, Any], str, str]] = {
+BAD: dict[str, tuple[dict[str, Any], str | None, str]] = {
     "no messages": ({"messages": []}, "messages", "at least 1"),
     "too many": ({"messages": [{"role": "user", "content": "a"}] * 2049}, "messages", "2048"),
     "no list": ({"messages": "the"}, "messages", "list"),
@@ -362,11 +362,11 @@ BAD: dict[str, tuple[dict[str, Any], str, str]] = {
         'part 0 has the field "cache"',
     ),
     "half a character": (
-        {"messages": [{"role": "user", "content": "\ud800"}]}, "messages", "surrogate",
+        {"messages": [{"role": "user", "content": "\ud800"}]}, None, "surrogate",
     ),
     "half a character in a part": (
         {"messages": [{"role": "user", "content": [{"type": "text", "text": "\ud800"}]}]},
-        "messages", "surrogate",
+        None, "surrogate",
     ),
     "a tool call": (
         {"messages": [{"role": "assistant", "content": "", "tool_calls": [{"id": "1"}]}]},
@@ -491,7 +491,7 @@ def test_the_model_must_be_served_and_may_be_called_by_each_name(
 def test_without_a_template_it_says_what_to_do(llm: LLM) -> None:
     body = ChatRequest.model_validate({"messages": MESSAGES})
     with pytest.raises(InvalidRequestError, match="has no chat template") as caught:
-        prepare_call(CHAT, body, llm.engine, None, MODEL)
+        prepare(CHAT, body, llm.engine, None, MODEL)
     assert caught.value.param == "messages"
     assert "/v1/completions" in str(caught.value)
     assert "--chat-template plain" in str(caught.value)

@@ -163,7 +163,7 @@ def test_either_end_may_be_cut_off(server: RunningServer, llm: LLM) -> None:
     assert vectors(bare) == vectors(embed(server, "the"))
 
 
-BAD: dict[str, tuple[dict[str, Any], str, str]] = {
+BAD: dict[str, tuple[dict[str, Any], str | None, str]] = {
     "dimensions": (
         {"dimensions": 16},
         "dimensions",
@@ -190,7 +190,7 @@ BAD: dict[str, tuple[dict[str, Any], str, str]] = {
     "an empty list among others": ({"input": [[1], []]}, "input", "input 1: the input is empty"),
     "a number": ({"input": 5}, "input", "5"),
     "mixed": ({"input": ["a", [1]]}, "input", "list"),
-    "half a character": ({"input": "a\ud800"}, "input", "surrogate"),
+    "half a character": ({"input": "a\ud800"}, None, "surrogate"),
     "ids outside the vocabulary": ({"input": [1, 10**6]}, "input", "0 to 266"),
     "unknown field": ({"max_tokens": 5}, "max_tokens", "not supported"),
     "priority": ({"priority": 2**31}, "priority", "2147483648"),

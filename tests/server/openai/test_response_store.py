@@ -9,7 +9,7 @@ from openai import BadRequestError, NotFoundError, OpenAI
 from nanovllm import LLM, SamplingParams
 from nanovllm.engine.chat.template import ChatTemplate
 from nanovllm.errors import InvalidRequestError
-from nanovllm.server.openai.endpoint import prepare_call
+from nanovllm.server.openai.endpoint import prepare
 from nanovllm.server.openai.response_schemas import ResponsesRequest
 from nanovllm.server.openai.response_store import (
     MAX_RESPONSE_BYTES,
@@ -60,8 +60,8 @@ def test_a_large_response_is_not_kept_and_says_so(
     template = ChatTemplate("{{ messages[0].content | trim }}", "the test's")
     stored = ClientResponses(ResponseStore())
     body = ResponsesRequest.model_validate({**SETTINGS, "input": "a" + " " * characters})
-    call = prepare_call(RESPONSES, body, llm.engine, template, MODEL, stored=stored)
-    response = call.renderer.body(llm.generate(["a"], SamplingParams(max_tokens=2)))
+    renderer, _ = prepare(RESPONSES, body, llm.engine, template, MODEL, stored=stored)
+    response = renderer.body(llm.generate(["a"], SamplingParams(max_tokens=2)))
     assert response["store"] is is_kept
     assert (stored.conversation(response["id"]) is not None) is is_kept
     template.close()
@@ -183,9 +183,10 @@ def test_without_a_store_references_are_refused_and_store_is_accepted(
     template = chat_server.settings.chat_template
     body = ResponsesRequest.model_validate({"input": "a", "previous_response_id": "resp_1"})
     with pytest.raises(InvalidRequestError, match=r"responses are not kept.*store: false"):
-        prepare_call(RESPONSES, body, llm.engine, template, MODEL)
+        prepare(RESPONSES, body, llm.engine, template, MODEL)
     stored = ResponsesRequest.model_validate({"input": "a", "store": True})
-    event = prepare_call(RESPONSES, stored, llm.engine, template, MODEL).renderer.begin()
+    renderer, _ = prepare(RESPONSES, stored, llm.engine, template, MODEL)
+    event = renderer.begin()
     assert b'"store":false' in event
 
 
@@ -208,7 +209,7 @@ def test_a_conversation_has_a_limit(chat_server: RunningServer, llm: LLM) -> Non
     store.add("", "resp_1", StoredResponse(b"", many))
     body = ResponsesRequest.model_validate({"input": "a", "previous_response_id": "resp_1"})
     with pytest.raises(InvalidRequestError, match="2049 messages, the limit is 2048"):
-        prepare_call(
+        prepare(
             RESPONSES, body, llm.engine, chat_server.settings.chat_template, MODEL,
             stored=ClientResponses(store),
         )  # fmt: skip

@@ -9,7 +9,7 @@ from pydantic import TypeAdapter
 
 from nanovllm import LLM, SamplingParams
 from nanovllm.errors import EngineFaultError, InvalidRequestError, RequestTimeoutError
-from nanovllm.server.openai.endpoint import prepare_call
+from nanovllm.server.openai.endpoint import prepare
 from nanovllm.server.openai.response_schemas import ResponsesRequest
 from nanovllm.server.openai.response_types import ResponseError
 from nanovllm.server.openai.responses import RESPONSES, ResponseRenderer
@@ -97,14 +97,14 @@ def test_the_events_come_in_the_official_order(chat_server: RunningServer) -> No
 
 def test_without_a_template_text_is_the_prompt_itself(llm: LLM) -> None:
     body = ResponsesRequest.model_validate({"input": "the end"})
-    call = prepare_call(RESPONSES, body, llm.engine, None, MODEL)
-    assert call.prompt_tokens == len(llm.tokenizer.encode("the end"))
+    renderer, _ = prepare(RESPONSES, body, llm.engine, None, MODEL)
+    assert renderer.context.prompt_tokens == len(llm.tokenizer.encode("the end"))
     for more in ({"instructions": "in"}, {"input": MESSAGES}):
         body = ResponsesRequest.model_validate({"input": "the end", **more})
         with pytest.raises(
             InvalidRequestError, match="no chat template, so its messages"
         ) as caught:
-            prepare_call(RESPONSES, body, llm.engine, None, MODEL)
+            prepare(RESPONSES, body, llm.engine, None, MODEL)
         assert caught.value.param == "input"
 
 
@@ -118,7 +118,8 @@ def test_without_a_template_text_is_the_prompt_itself(llm: LLM) -> None:
 )
 def test_a_failed_response_has_the_code_of_its_error(llm: LLM, error: Exception, code: str) -> None:
     body = ResponsesRequest.model_validate({"input": "the end", "stream": True})
-    event = prepare_call(RESPONSES, body, llm.engine, None, MODEL).renderer.error(error)
+    renderer, _ = prepare(RESPONSES, body, llm.engine, None, MODEL)
+    event = renderer.error(error)
     response = json.loads(event.partition(b"data: ")[2])["response"]
     assert response["error"] == {"code": code, "message": "late"}
     assert code in TypeAdapter(ResponseError).json_schema()["properties"]["code"]["enum"]

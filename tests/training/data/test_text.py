@@ -153,12 +153,6 @@ def test_the_split_is_near_the_fraction(texts: list[str], fraction: float) -> No
     assert abs(sum(map(len, train)) - exact) <= limit
 
 
-@pytest.mark.parametrize("fraction", [0.0, 1.0, -1.0, float("nan")])
-def test_a_split_needs_two_sides(fraction: float) -> None:
-    with pytest.raises(TrainingError, match="above 0 and below 1"):
-        split_documents([Document(Path("a"), "text")], fraction)
-
-
 @given(st.text(alphabet="ab \n\t", max_size=60), st.integers(1, 8))
 def test_pieces_are_the_text_and_no_longer_than_allowed(text: str, max_length: int) -> None:
     parts = list(pieces(text, max_length))

@@ -13,5 +13,4 @@ kv_cache         layout of the cache; stores keys and values
 layernorm        layer normalization of a row
 argmax           argmax fused into the matmul of the output head
 convert          converts rows to the types of linear layers and of the cache
-phase            an operation shared by several threads, and the barrier at its end
 """

@@ -15,7 +15,7 @@ from typing import Any
 from nanovllm.model.kernels.build.compiler import compiled
 from nanovllm.model.kernels.build.layout import WORD_BYTES
 from nanovllm.model.kernels.build.target import KernelTarget
-from nanovllm.model.kernels.simd.kernel import kernel
+from nanovllm.model.kernels.simd.kernel import kernel_maker
 from nanovllm.model.kernels.simd.scalar import load_float, load_i32
 from nanovllm.model.kernels.simd.value import I32, Value
 from nanovllm.model.kernels.simd.vector import Vectors
@@ -24,21 +24,22 @@ from nanovllm.model.kernels.step_record import NO_TOKEN, best_bytes
 _INFINITY = float("inf")
 
 
-def make_clear_best(target: KernelTarget) -> Any:
+@kernel_maker()
+def make_clear_best(v: Vectors, best_ptr: Value, rows: Value) -> None:
     """Return clear_best(best_ptr, rows), which forgets the best tokens of a thread's rows."""
-    lanes = target.lanes
+    lanes = v.lanes
     row_bytes = best_bytes(lanes)
-
-    def clear_best(v: Vectors, best_ptr: Value, rows: Value) -> None:
-        with v.range(rows) as i:
-            row_ptr = best_ptr + i * row_bytes
-            v.store(v.constant(-_INFINITY), row_ptr)
-            v.store(v.integers(0), row_ptr, lanes * WORD_BYTES)
-
-    return kernel(target, clear_best)
+    with v.range(rows) as i:
+        row_ptr = best_ptr + i * row_bytes
+        v.store(v.constant(-_INFINITY), row_ptr)
+        v.store(v.integers(0), row_ptr, lanes * WORD_BYTES)
 
 
-def make_update_best(target: KernelTarget) -> Any:
+@kernel_maker()
+def make_update_best(
+    v: Vectors, scores_ptr: Value, columns: Value, first_token: Value, vocab: Value,
+    best_ptr: Value,
+) -> None:  # fmt: skip
     """Return update_best, which takes the logits of one row and one panel.
 
     scores_ptr   float32 [columns], whole vectors
@@ -47,34 +48,27 @@ def make_update_best(target: KernelTarget) -> Any:
     vocab        size of the vocabulary; columns from there on are padding
     best_ptr     the row's best scores and tokens
     """
-    lanes = target.lanes
+    lanes = v.lanes
+    tokens_left = vocab - first_token
+    lane_numbers = v.lane_numbers()
+    best = v.load(best_ptr)
+    best_token = v.load(best_ptr, lanes * WORD_BYTES).bitcast(I32)
 
-    def update_best(
-        v: Vectors, scores_ptr: Value, columns: Value, first_token: Value, vocab: Value,
-        best_ptr: Value,
-    ) -> None:  # fmt: skip
-        tokens_left = vocab - first_token
-        lane_numbers = v.lane_numbers()
-        best = v.load(best_ptr)
-        best_token = v.load(best_ptr, lanes * WORD_BYTES).bitcast(I32)
+    def vector(i: Value, carried: list[Value]) -> list[Value]:
+        best, best_token = carried
+        score = v.load(v.element(scores_ptr, i))
+        is_sound = score < _INFINITY
+        score = v.where(is_sound, score, _INFINITY)
+        is_token = v.first_lanes(tokens_left - i)
+        score = v.where(is_token, score, -_INFINITY)
+        is_better = score > best
+        first = v.splat((first_token + i).trunc(I32))
+        token = first + lane_numbers
+        return [v.where(is_better, score, best), v.where(is_better, token, best_token)]
 
-        def vector(i: Value, carried: list[Value]) -> list[Value]:
-            best, best_token = carried
-            score = v.load(v.element(scores_ptr, i))
-            is_sound = score < _INFINITY
-            score = v.where(is_sound, score, _INFINITY)
-            is_token = v.first_lanes(tokens_left - i)
-            score = v.where(is_token, score, -_INFINITY)
-            is_better = score > best
-            first = v.splat((first_token + i).trunc(I32))
-            token = first + lane_numbers
-            return [v.where(is_better, score, best), v.where(is_better, token, best_token)]
-
-        best, best_token = v.loop(columns, lanes, [best, best_token], vector)
-        v.store(best, best_ptr)
-        v.store(best_token, best_ptr, lanes * WORD_BYTES)
-
-    return kernel(target, update_best)
+    best, best_token = v.loop(columns, lanes, [best, best_token], vector)
+    v.store(best, best_ptr)
+    v.store(best_token, best_ptr, lanes * WORD_BYTES)
 
 
 def make_choose_best(target: KernelTarget) -> Any:

@@ -15,83 +15,81 @@ from typing import Any
 from nanovllm.model.kernels.build.compiler import compiled
 from nanovllm.model.kernels.build.layout import INT_BYTES
 from nanovllm.model.kernels.build.target import Spec
-from nanovllm.model.kernels.forward.attend import make_attend
+from nanovllm.model.kernels.forward.attend import Item, make_attend
 from nanovllm.model.kernels.forward.attention_parts import AttentionParts
-from nanovllm.model.kernels.forward.phase import ABORTED, end_phase
 from nanovllm.model.kernels.simd.move import load_int
 from nanovllm.model.kernels.step_record import ITEM_FIELDS
-from nanovllm.model.kernels.threads.barrier import take_item
+from nanovllm.model.kernels.threads.phase import make_phase
 
 
 def make_paged_attention(spec: Spec) -> Any:
-    """Return paged_attention(record, thread, phase, layer) -> next phase."""
+    """Return paged_attention(record, thread, phase, layer) -> next phase.
+
+    attn_out = attention of every token to its own sequence. The items of prepare.py are subdivided:
+    a prefill item is one item for each head, and each of the last decode items is one for each
+    group of heads, so that no thread waits long for another one at the end.
+    """
     parts = AttentionParts(spec.target, spec.weights, spec.cache)
     attend_heads = make_attend(spec.target, parts, is_decode=True)
     attend_queries = make_attend(spec.target, parts, is_decode=False)
 
     @compiled
-    def paged_attention(record: Any, thread: int, phase: int, layer: int) -> int:
-        """attn_out = attention of every token to its own sequence.
+    def count_groups(record: Any) -> tuple[int, int]:
+        """Return the number of decode items that stay whole, and the groups of the others."""
+        return max(0, record.decodes - 2 * record.threads), min(record.threads, record.heads)
 
-        The items of prepare.py are subdivided: a prefill item is one item for each head, and each
-        of the last decode items is one for each group of heads, so that no thread waits long for
-        another one at the end.
-        """
-        if phase == ABORTED:
-            return ABORTED
-        groups = min(record.threads, record.heads)
-        undivided = max(0, record.decodes - 2 * record.threads)
+    @compiled
+    def count_items(record: Any, _layer: int) -> int:
+        undivided, groups = count_groups(record)
         decode_items = undivided + (record.decodes - undivided) * groups
-        items = decode_items + record.chunks * record.heads
-        done = 0
-        item = take_item(phase)
-        while item < items:
-            if item < undivided:
-                decode(record, thread, layer, item, 0, record.heads)
-            elif item < decode_items:
-                group = (item - undivided) % groups
-                first_head = record.heads * group // groups
-                heads = record.heads * (group + 1) // groups - first_head
-                sequence = undivided + (item - undivided) // groups
-                decode(record, thread, layer, sequence, first_head, heads)
-            else:
-                chunk, head = (
-                    (item - decode_items) // record.heads,
-                    (item - decode_items) % record.heads,
-                )
-                prefill(record, thread, layer, chunk, head)
-            done += 1
-            item = take_item(phase)
-        return end_phase(record, thread, phase, done, items)
+        return int(decode_items + record.chunks * record.heads)
+
+    @compiled
+    def attend(record: Any, thread: int, item: int, layer: int) -> None:
+        heads, (undivided, groups) = record.heads, count_groups(record)
+        if item < undivided:
+            decode(record, thread, layer, item, 0, heads)
+            return
+        sequence, group = undivided + (item - undivided) // groups, (item - undivided) % groups
+        if sequence < record.decodes:
+            first_head = heads * group // groups
+            end_head = heads * (group + 1) // groups
+            decode(record, thread, layer, sequence, first_head, end_head - first_head)
+        else:
+            item -= undivided + (record.decodes - undivided) * groups
+            prefill(record, thread, layer, item // heads, item % heads)
 
     @compiled
     def decode(
         record: Any, thread: int, layer: int, number: int, first_head: int, heads: int
     ) -> None:
         """Compute some heads of decode item `number`."""
-        field = number * ITEM_FIELDS
-        sequence = load_int(record.decode_items_ptr, field)
-        token = load_int(record.decode_items_ptr, field + 1)
-        attend_heads(
-            record, thread, layer, first_head, heads,
-            record.block_tables_ptr + sequence * record.max_blocks * INT_BYTES,
-            load_int(record.decode_items_ptr, field + 3),
-            record.qkv_ptr + token * record.qkv_stride_bytes,
-            record.attn_out_ptr + token * record.hidden_stride_bytes,
-        )  # fmt: skip
+        sequence, token, _, position = read_item(record.decode_items_ptr, number)
+        table_ptr = record.block_tables_ptr + sequence * record.max_blocks * INT_BYTES
+        query_ptr = record.qkv_ptr + token * record.qkv_stride_bytes
+        out_ptr = record.attn_out_ptr + token * record.hidden_stride_bytes
+        item = Item(layer, first_head, heads, table_ptr, position + 1)
+        attend_heads(record, thread, item, query_ptr, out_ptr)
 
     @compiled
     def prefill(record: Any, thread: int, layer: int, number: int, head: int) -> None:
         """Compute one head of prefill item `number`."""
-        field = number * ITEM_FIELDS
-        sequence = load_int(record.chunk_items_ptr, field)
-        token = load_int(record.chunk_items_ptr, field + 1)
-        attend_queries(
-            record, thread, layer, head, load_int(record.chunk_items_ptr, field + 2),
-            record.block_tables_ptr + sequence * record.max_blocks * INT_BYTES,
-            load_int(record.chunk_items_ptr, field + 3),
-            record.qkv_ptr + token * record.qkv_stride_bytes,
-            record.attn_out_ptr + token * record.hidden_stride_bytes,
-        )  # fmt: skip
+        sequence, token, queries, position = read_item(record.chunk_items_ptr, number)
+        table_ptr = record.block_tables_ptr + sequence * record.max_blocks * INT_BYTES
+        query_ptr = record.qkv_ptr + token * record.qkv_stride_bytes
+        out_ptr = record.attn_out_ptr + token * record.hidden_stride_bytes
+        item = Item(layer, head, queries, table_ptr, position + queries)
+        attend_queries(record, thread, item, query_ptr, out_ptr)
 
-    return paged_attention
+    @compiled
+    def read_item(items_ptr: int, number: int) -> tuple[int, int, int, int]:
+        """Return sequence, first token, number of tokens and first position."""
+        item_ptr = items_ptr + number * ITEM_FIELDS * INT_BYTES
+        return (
+            load_int(item_ptr, 0),
+            load_int(item_ptr, 1),
+            load_int(item_ptr, 2),
+            load_int(item_ptr, 3),
+        )
+
+    return make_phase(count_items, attend)

@@ -11,8 +11,9 @@ from nanovllm.model.kernels.build.target import KernelTarget
 from nanovllm.model.kernels.forward.convert import make_round_row
 from nanovllm.model.kernels.forward.tiles import make_batched_tiles, make_tiles
 from nanovllm.model.kernels.simd.formats import Format, cache_format
-from nanovllm.model.kernels.simd.kernel import kernel
+from nanovllm.model.kernels.simd.kernel import kernel, kernel_maker
 from nanovllm.model.kernels.simd.move import make_clear, make_copy
+from nanovllm.model.kernels.simd.rows import rows_at
 from nanovllm.model.kernels.simd.scalar import store_i32
 from nanovllm.model.kernels.simd.value import Value
 from nanovllm.model.kernels.simd.vector import Vectors
@@ -115,48 +116,40 @@ def make_softmax(target: KernelTarget, *, as_bfloat16: bool) -> Any:
     return kernel(target, softmax)
 
 
-def _make_multiply_row(target: KernelTarget) -> Any:
+@kernel_maker()
+def _make_multiply_row(v: Vectors, row_ptr: Value, factor_ptr: Value, columns: Value) -> None:
     """Return multiply_row(row_ptr, factor_ptr, columns): row *= one float32, in whole vectors."""
+    factor = v.splat(v.load_scalar(factor_ptr))
 
-    def multiply_row(v: Vectors, row_ptr: Value, factor_ptr: Value, columns: Value) -> None:
-        factor = v.splat(v.load_scalar(factor_ptr))
-
-        with v.range(columns, v.lanes) as i:
-            vector_ptr = v.element(row_ptr, i)
-            v.store(v.load(vector_ptr) * factor, vector_ptr)
-
-    return kernel(target, multiply_row)
+    with v.range(columns, v.lanes) as i:
+        vector_ptr = v.element(row_ptr, i)
+        v.store(v.load(vector_ptr) * factor, vector_ptr)
 
 
-def _make_apply_scales(target: KernelTarget) -> Any:
+@kernel_maker()
+def _make_apply_scales(
+    v: Vectors, row_ptr: Value, scales_ptr: Value, seen: Value, columns: Value
+) -> None:
     """Return apply_scales(row_ptr, scales_ptr, seen, columns): row[:seen] *= scales[:seen].
 
     It reads and writes whole vectors of `columns`. `seen` may be 0 or less. Slots that were never
     written have no scale.
     """
-
-    def apply_scales(
-        v: Vectors, row_ptr: Value, scales_ptr: Value, seen: Value, columns: Value
-    ) -> None:
-        with v.range(columns, v.lanes) as i:
-            vector_ptr = v.element(row_ptr, i)
-            value = v.load(vector_ptr)
-            scaled = value * v.load(v.element(scales_ptr, i))
-            v.store(v.where(v.first_lanes(seen - i), scaled, value), vector_ptr)
-
-    return kernel(target, apply_scales)
+    with v.range(columns, v.lanes) as i:
+        vector_ptr = v.element(row_ptr, i)
+        value = v.load(vector_ptr)
+        scaled = value * v.load(v.element(scales_ptr, i))
+        v.store(v.where(v.first_lanes(seen - i), scaled, value), vector_ptr)
 
 
-def _make_all_finite(target: KernelTarget) -> Any:
+@kernel_maker(returns=types.intp)
+def _make_all_finite(v: Vectors, values_ptr: Value, count: Value) -> Value:
     """Return all_finite(values_ptr, count) -> 1, or 0 where a float32 is infinite or a NaN."""
 
-    def all_finite(v: Vectors, values_ptr: Value, count: Value) -> Value:
-        def check(i: Value, mask: Value) -> Value:
-            return mask & v.is_finite(v.load(v.element(values_ptr, i)))
+    def check(i: Value, mask: Value) -> Value:
+        return mask & v.is_finite(v.load(v.element(values_ptr, i)))
 
-        return v.every(v.fold(count, v.lanes, v.integers(-1), check))
-
-    return kernel(target, all_finite, returns=types.intp)
+    return v.every(v.fold(count, v.lanes, v.integers(-1), check))
 
 
 def _make_convert_query(cache: str, round_row: Any, copy: Any) -> Any:
@@ -179,14 +172,9 @@ def _make_shared_tiles(target: KernelTarget, panel_format: Format, vectors: int)
 
     @compiled
     def shared_tiles(
-        in_ptr: int, in_stride_bytes: int, panel_ptr: int, batch_stride_bytes: int,
-        panel_stride_bytes: int, steps: int, out_ptr: int, out_stride_bytes: int, rows: int,
-        prefetch_offset_bytes: int,
-    ) -> None:  # fmt: skip
-        tiles(
-            in_ptr, in_stride_bytes, panel_ptr, panel_stride_bytes, steps,
-            out_ptr, out_stride_bytes, rows, panel_ptr,
-        )  # fmt: skip
+        inputs: Any, panel: Any, step_bytes: int, steps: int, out: Any, rows: int, _offset: int
+    ) -> None:
+        tiles(inputs, rows_at(panel.ptr, step_bytes), steps, out, rows, panel.ptr)
 
     return shared_tiles
 
@@ -194,13 +182,12 @@ def _make_shared_tiles(target: KernelTarget, panel_format: Format, vectors: int)
 def _make_matmul(target: KernelTarget, make_tiles_of: Callable[[int], Any]) -> Any:
     """Return matmul: out[rows, columns] += inputs[rows, steps] @ panel[steps, columns].
 
-    in_ptr, in_stride_bytes    input rows
-    rows                       number of rows
-    panel_ptr                  the panel, or the first row's
-    batch_stride_bytes         bytes from one row's panel to the next row's, where each has its own
-    steps, columns             shape of the panel; columns are whole vectors
-    out_ptr, out_stride_bytes  output rows
-    prefetch_offset_bytes      as in tiles.py, where each row has its own panel
+    inputs                 input rows
+    rows                   number of rows
+    panels                 the panel of all rows, or one for each row
+    steps, columns         shape of a panel; columns are whole vectors
+    out                    output rows
+    prefetch_offset_bytes  as in tiles.py, where each row has its own panel
 
     `make_tiles_of(vectors)` returns the tiles that are so many vectors wide.
     """
@@ -209,30 +196,22 @@ def _make_matmul(target: KernelTarget, make_tiles_of: Callable[[int], Any]) -> A
 
     @compiled
     def matmul(
-        in_ptr: int, in_stride_bytes: int, rows: int, panel_ptr: int, batch_stride_bytes: int,
-        steps: int, columns: int, out_ptr: int, out_stride_bytes: int, prefetch_offset_bytes: int,
+        inputs: Any, rows: int, panels: Any, steps: int, columns: int, out: Any,
+        prefetch_offset_bytes: int,
     ) -> None:  # fmt: skip
         step_bytes = columns * WORD_BYTES
-        while columns >= width:
-            whole(
-                in_ptr, in_stride_bytes, panel_ptr, batch_stride_bytes, step_bytes, steps,
-                out_ptr, out_stride_bytes, rows, prefetch_offset_bytes,
-            )  # fmt: skip
-            panel_ptr += width * WORD_BYTES
-            out_ptr += width * WORD_BYTES
-            columns -= width
-        while columns >= 2 * lanes:
-            two(
-                in_ptr, in_stride_bytes, panel_ptr, batch_stride_bytes, step_bytes, steps,
-                out_ptr, out_stride_bytes, rows, prefetch_offset_bytes,
-            )  # fmt: skip
-            panel_ptr += 2 * lanes * WORD_BYTES
-            out_ptr += 2 * lanes * WORD_BYTES
-            columns -= 2 * lanes
-        if columns > 0:
-            one(
-                in_ptr, in_stride_bytes, panel_ptr, batch_stride_bytes, step_bytes, steps,
-                out_ptr, out_stride_bytes, rows, prefetch_offset_bytes,
-            )  # fmt: skip
+        while columns > 0:
+            if columns >= width:
+                done = width
+                whole(inputs, panels, step_bytes, steps, out, rows, prefetch_offset_bytes)
+            elif columns >= 2 * lanes:
+                done = 2 * lanes
+                two(inputs, panels, step_bytes, steps, out, rows, prefetch_offset_bytes)
+            else:
+                done = lanes
+                one(inputs, panels, step_bytes, steps, out, rows, prefetch_offset_bytes)
+            panels = rows_at(panels.ptr + done * WORD_BYTES, panels.stride_bytes)
+            out = rows_at(out.ptr + done * WORD_BYTES, out.stride_bytes)
+            columns -= done
 
     return matmul

@@ -21,7 +21,7 @@ from nanovllm.model.kernels.build.compiler import compiled
 from nanovllm.model.kernels.build.layout import WORD_BYTES
 from nanovllm.model.kernels.build.target import KernelTarget
 from nanovllm.model.kernels.simd.elements import Elements, for_elements
-from nanovllm.model.kernels.simd.kernel import kernel
+from nanovllm.model.kernels.simd.kernel import kernel, kernel_maker
 from nanovllm.model.kernels.simd.move import make_clear, make_copy
 from nanovllm.model.kernels.simd.value import I8, I16, I32, I64, Value
 from nanovllm.model.kernels.simd.vector import Vectors
@@ -30,31 +30,30 @@ from nanovllm.model.kernels.step_record import ROW_QUANT_OUTLIERS
 _MIN_MAGNITUDE = 1e-30  # keeps the scale of a row of zeros above 0
 
 
-def make_round_row(target: KernelTarget) -> Any:
+@kernel_maker()
+def make_round_row(v: Vectors, source_ptr: Value, out_ptr: Value, count: Value) -> None:
     """Return round_row(source_ptr, out_ptr, count): exactly `count` float32 to bfloat16."""
 
-    def round_row(v: Vectors, source_ptr: Value, out_ptr: Value, count: Value) -> None:
-        def convert(elements: Elements) -> None:
-            rounded = v.round_bfloat16(elements.load(source_ptr))
-            elements.store(rounded, out_ptr, element_bytes=2)
+    def convert(elements: Elements) -> None:
+        rounded = v.round_bfloat16(elements.load(source_ptr))
+        elements.store(rounded, out_ptr, element_bytes=2)
 
-        for_elements(v, count, convert)
-
-    return kernel(target, round_row)
+    for_elements(v, count, convert)
 
 
-def make_widen_row(target: KernelTarget) -> Any:
+@kernel_maker()
+def make_widen_row(v: Vectors, source_ptr: Value, out_ptr: Value, count: Value) -> None:
     """Return widen_row(source_ptr, out_ptr, count): bfloat16 to float32, in whole vectors."""
-
-    def widen_row(v: Vectors, source_ptr: Value, out_ptr: Value, count: Value) -> None:
-        with v.range(count, v.lanes) as i:
-            codes = v.load_codes(source_ptr + i * 2, I16)
-            v.store(codes << 16, v.element(out_ptr, i))
-
-    return kernel(target, widen_row)
+    with v.range(count, v.lanes) as i:
+        codes = v.load_codes(source_ptr + i * 2, I16)
+        v.store(codes << 16, v.element(out_ptr, i))
 
 
-def make_quantize_row(target: KernelTarget) -> Any:
+@kernel_maker()
+def make_quantize_row(
+    v: Vectors, source_ptr: Value, factors_ptr: Value, out_ptr: Value, row_quant_ptr: Value,
+    count: Value,
+) -> None:  # fmt: skip
     """Return quantize_row, which converts source * factors to unsigned bytes.
 
     source_ptr     float32 [count]
@@ -66,40 +65,38 @@ def make_quantize_row(target: KernelTarget) -> Any:
     Whole vectors are read and written. Padding does not count for the range.
     """
 
-    def quantize_row(
-        v: Vectors, source_ptr: Value, factors_ptr: Value, out_ptr: Value, row_quant_ptr: Value,
-        count: Value,
-    ) -> None:  # fmt: skip
-        def value(i: Value) -> Value:
-            return v.load(v.element(source_ptr, i)) * v.load(v.element(factors_ptr, i))
+    def value(i: Value) -> Value:
+        return v.load(v.element(source_ptr, i)) * v.load(v.element(factors_ptr, i))
 
-        def find_range(i: Value, carried: list[Value]) -> list[Value]:
-            inside = v.where(v.first_lanes(count - i), value(i), 0.0)
-            return [
-                v.minimum(inside, carried[0]),
-                v.maximum(inside, carried[1]),
-                v.fma(inside, 0.0, carried[2]),
-            ]
+    def find_range(i: Value, carried: list[Value]) -> list[Value]:
+        inside = v.where(v.first_lanes(count - i), value(i), 0.0)
+        return [
+            v.minimum(inside, carried[0]),
+            v.maximum(inside, carried[1]),
+            v.fma(inside, 0.0, carried[2]),
+        ]
 
-        zeros = v.constant(0.0)
-        smallest, largest, zero_or_nan = v.loop(count, v.lanes, [zeros, zeros, zeros], find_range)
-        low, high = v.smallest(smallest), v.largest(largest)
-        extent = high - low
-        is_flat = extent == 0.0
-        inverse = v.where(is_flat, 0.0, 255.0 / extent)
-        zero_point = v.round_int32(v.splat(-(low * inverse)))
-        scale = extent / 255.0 + v.sum(zero_or_nan)
-        v.store(scale, row_quant_ptr)
-        v.store(zero_point.lane(0), row_quant_ptr, WORD_BYTES)
-        with v.range(count, v.lanes) as i:
-            code = v.round_int32(value(i) * v.splat(inverse)) + zero_point
-            code = v.minimum(v.maximum(code, 0), 255)
-            v.store(code.trunc(I8), out_ptr + i)
-
-    return kernel(target, quantize_row)
+    zeros = v.constant(0.0)
+    smallest, largest, zero_or_nan = v.loop(count, v.lanes, [zeros, zeros, zeros], find_range)
+    low, high = v.smallest(smallest), v.largest(largest)
+    extent = high - low
+    is_flat = extent == 0.0
+    inverse = v.where(is_flat, 0.0, 255.0 / extent)
+    zero_point = v.round_int32(v.splat(-(low * inverse)))
+    scale = extent / 255.0 + v.sum(zero_or_nan)
+    v.store(scale, row_quant_ptr)
+    v.store(zero_point.lane(0), row_quant_ptr, WORD_BYTES)
+    with v.range(count, v.lanes) as i:
+        code = v.round_int32(value(i) * v.splat(inverse)) + zero_point
+        code = v.minimum(v.maximum(code, 0), 255)
+        v.store(code.trunc(I8), out_ptr + i)
 
 
-def _make_extract_outliers(target: KernelTarget) -> Any:
+@kernel_maker()
+def _make_extract_outliers(
+    v: Vectors, source_ptr: Value, factors_ptr: Value, columns_ptr: Value, count: Value,
+    row_quant_ptr: Value,
+) -> None:  # fmt: skip
     """Return extract_outliers, which copies source[columns] * factors to a row's quantization.
 
     source_ptr     float32 row
@@ -108,53 +105,44 @@ def _make_extract_outliers(target: KernelTarget) -> Any:
     count          number of outliers
     row_quant_ptr  receives the outliers
     """
+    outliers_ptr = row_quant_ptr + ROW_QUANT_OUTLIERS * WORD_BYTES
 
-    def extract_outliers(
-        v: Vectors, source_ptr: Value, factors_ptr: Value, columns_ptr: Value, count: Value,
-        row_quant_ptr: Value,
-    ) -> None:  # fmt: skip
-        outliers_ptr = row_quant_ptr + ROW_QUANT_OUTLIERS * WORD_BYTES
-
-        with v.range(count) as i:
-            column = v.load_word(v.element(columns_ptr, i)).zext(I64)
-            value = v.load_scalar(v.element(source_ptr, column))
-            factor = v.load_scalar(v.element(factors_ptr, i))
-            v.store(value * factor, v.element(outliers_ptr, i))
-
-    return kernel(target, extract_outliers)
+    with v.range(count) as i:
+        column = v.load_word(v.element(columns_ptr, i)).zext(I64)
+        value = v.load_scalar(v.element(source_ptr, column))
+        factor = v.load_scalar(v.element(factors_ptr, i))
+        v.store(value * factor, v.element(outliers_ptr, i))
 
 
-def make_quantize_signed(target: KernelTarget) -> Any:
+@kernel_maker()
+def make_quantize_signed(
+    v: Vectors, source_ptr: Value, out_ptr: Value, scale_ptr: Value, count: Value
+) -> None:
     """Return quantize_signed(source_ptr, out_ptr, scale_ptr, count): float32 to signed bytes.
 
     `scale_ptr` receives the row's float32 scale. Whole vectors are read and written; padding is 0.
     """
 
-    def quantize_signed(
-        v: Vectors, source_ptr: Value, out_ptr: Value, scale_ptr: Value, count: Value
-    ) -> None:
-        def value(i: Value) -> Value:
-            is_inside = v.first_lanes(count - i)
-            return v.where(is_inside, v.load(v.element(source_ptr, i)), 0.0)
+    def value(i: Value) -> Value:
+        is_inside = v.first_lanes(count - i)
+        return v.where(is_inside, v.load(v.element(source_ptr, i)), 0.0)
 
-        def find_largest(i: Value, carried: list[Value]) -> list[Value]:
-            return [
-                v.maximum(v.magnitude(value(i)), carried[0]),
-                v.fma(value(i), 0.0, carried[1]),
-            ]
+    def find_largest(i: Value, carried: list[Value]) -> list[Value]:
+        return [
+            v.maximum(v.magnitude(value(i)), carried[0]),
+            v.fma(value(i), 0.0, carried[1]),
+        ]
 
-        magnitudes, zero_or_nan = v.loop(
-            count, v.lanes, [v.constant(_MIN_MAGNITUDE), v.constant(0.0)], find_largest
-        )
-        largest = v.largest(magnitudes)
-        scale = largest * (1 / 127) + v.sum(zero_or_nan)
-        v.store(scale, scale_ptr)
-        inverse = v.splat(127.0 / largest)
-        with v.range(count, v.lanes) as i:
-            code = v.round_int32(value(i) * inverse)
-            v.store(code.trunc(I8), out_ptr + i)
-
-    return kernel(target, quantize_signed)
+    magnitudes, zero_or_nan = v.loop(
+        count, v.lanes, [v.constant(_MIN_MAGNITUDE), v.constant(0.0)], find_largest
+    )
+    largest = v.largest(magnitudes)
+    scale = largest * (1 / 127) + v.sum(zero_or_nan)
+    v.store(scale, scale_ptr)
+    inverse = v.splat(127.0 / largest)
+    with v.range(count, v.lanes) as i:
+        code = v.round_int32(value(i) * inverse)
+        v.store(code.trunc(I8), out_ptr + i)
 
 
 def make_convert_row(target: KernelTarget, weights: str) -> Any:

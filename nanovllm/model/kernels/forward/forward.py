@@ -1,8 +1,7 @@
 """The compiled forward pass: the operations of nanovllm/model/gpt2.py in the same order.
 
 All threads of a run call `forward`, each with its own index, and share the work of every operation
-(phase.py). An operation takes the address of its phase and returns that of the next one, or ABORTED
-where the thread must not continue. An operation that is called with ABORTED returns it at once.
+(threads/phase.py). An operation takes the address of its phase and returns that of the next one.
 
 A linear layer takes its input rows in the type of its weights:
 
@@ -26,7 +25,6 @@ from nanovllm.model.kernels.forward.convert import make_convert_row, make_widen_
 from nanovllm.model.kernels.forward.kv_cache import make_store
 from nanovllm.model.kernels.forward.layernorm import make_normalize_row
 from nanovllm.model.kernels.forward.matmul import LINEAR_BYTES, make_linear
-from nanovllm.model.kernels.forward.phase import ABORTED, end_phase, rows_per_item
 from nanovllm.model.kernels.simd.move import (
     linear_at,
     load_int,
@@ -35,6 +33,7 @@ from nanovllm.model.kernels.simd.move import (
     make_copy,
     step_record_at,
 )
+from nanovllm.model.kernels.simd.rows import Rows
 from nanovllm.model.kernels.step_record import (
     ATTENTION_OUT,
     DOWN,
@@ -45,7 +44,7 @@ from nanovllm.model.kernels.step_record import (
     STORE,
     UP,
 )
-from nanovllm.model.kernels.threads.barrier import take_item
+from nanovllm.model.kernels.threads.phase import make_phase, make_row_phase
 
 
 @cache
@@ -60,69 +59,53 @@ def make_forward(spec: Spec) -> Any:
     """
     embed, layer_norm, final_norm = _make_embed(spec), _make_layer_norm(spec), _make_final(spec)
     store_keys_and_values, paged_attention = make_store(spec), make_paged_attention(spec)
-    linear, quantize_inputs = make_linear(spec.target, spec.weights), make_convert_inputs(spec)
+    linear, quantize = make_linear(spec.target, spec.weights), make_convert_inputs(spec)
     is_int8 = spec.weights == "int8"
 
     @compiled
     def forward(record_ptr: int, thread: int) -> None:
         record = step_record_at(record_ptr)
-        hidden_ptr, hidden_stride_bytes = record.hidden_ptr, record.hidden_stride_bytes
+        tokens, stride_bytes = record.tokens, record.hidden_stride_bytes
+        hidden = Rows(record.hidden_ptr, stride_bytes)
+        attn_out = Rows(record.attn_out_ptr, stride_bytes)
+        inputs = Rows(record.inputs_ptr, record.inputs_stride_bytes)
+        qkv_rows = Rows(record.qkv_ptr, record.qkv_stride_bytes)
+        ffn_hidden = Rows(record.ffn_hidden_ptr, record.ffn_hidden_stride_bytes)
         phase = embed(record, thread, record.phases_ptr)
         for layer in range(record.layers):
-            norm_bytes = layer * hidden_stride_bytes  # from the gain or bias of layer 0 to this one
+            norm_bytes = layer * stride_bytes  # from the gain or bias of layer 0 to this one
             # Indices of linear layers; `attention_out` is the one that takes the rows `attn_out`.
-            qkv, attention_out, up, down = linear_numbers(layer)
+            qkv, attention_out, up, down = linear_indices(layer)
 
             # layer_norm(hidden) @ qkv_weight + qkv_bias -> qkv
             gain_ptr = record.attention_gain_ptr + norm_bytes
             bias_ptr = record.attention_bias_ptr + norm_bytes
             phase = layer_norm(record, thread, phase, gain_ptr, bias_ptr, qkv)
-            phase = linear(
-                record, thread, phase, qkv, record.tokens,
-                record.inputs_ptr, record.inputs_stride_bytes,
-                record.qkv_ptr, record.qkv_stride_bytes, STORE,
-            )  # fmt: skip
+            phase = linear(record, thread, phase, qkv, tokens, inputs, qkv_rows, STORE)
 
             # attention(queries, keys, values) -> attn_out
             phase = store_keys_and_values(record, thread, phase, layer)
             phase = paged_attention(record, thread, phase, layer)
 
             # hidden + attn_out @ out_weight + out_bias -> hidden
-            rows_ptr, stride_bytes = record.attn_out_ptr, hidden_stride_bytes
+            rows = attn_out
             if is_int8:
-                phase = quantize_inputs(
-                    record, thread, phase, attention_out, record.tokens, record.d_model,
-                    rows_ptr, stride_bytes,
-                )  # fmt: skip
-                rows_ptr, stride_bytes = record.inputs_ptr, record.inputs_stride_bytes
-            phase = linear(
-                record, thread, phase, attention_out, record.tokens,
-                rows_ptr, stride_bytes,
-                hidden_ptr, hidden_stride_bytes, RESIDUAL,
-            )  # fmt: skip
+                d_in, rows = record.d_model, inputs
+                phase = quantize(record, thread, phase, attention_out, tokens, d_in, attn_out)
+            phase = linear(record, thread, phase, attention_out, tokens, rows, hidden, RESIDUAL)
 
             # activation(layer_norm(hidden) @ up_weight + up_bias) -> ffn_hidden
             gain_ptr, bias_ptr = record.ffn_gain_ptr + norm_bytes, record.ffn_bias_ptr + norm_bytes
             phase = layer_norm(record, thread, phase, gain_ptr, bias_ptr, up)
-            phase = linear(
-                record, thread, phase, up, record.tokens,
-                record.inputs_ptr, record.inputs_stride_bytes,
-                record.ffn_hidden_ptr, record.ffn_hidden_stride_bytes, record.activation,
-            )  # fmt: skip
+            activation = record.activation
+            phase = linear(record, thread, phase, up, tokens, inputs, ffn_hidden, activation)
 
             # hidden + ffn_hidden @ down_weight + down_bias -> hidden
-            rows_ptr, stride_bytes = record.ffn_hidden_ptr, record.ffn_hidden_stride_bytes
+            rows = ffn_hidden
             if is_int8:
-                phase = quantize_inputs(
-                    record, thread, phase, down, record.tokens, record.d_ff,
-                    rows_ptr, stride_bytes,
-                )  # fmt: skip
-                rows_ptr, stride_bytes = record.inputs_ptr, record.inputs_stride_bytes
-            phase = linear(
-                record, thread, phase, down, record.tokens,
-                rows_ptr, stride_bytes,
-                hidden_ptr, hidden_stride_bytes, RESIDUAL,
-            )  # fmt: skip
+                d_in, rows = record.d_ff, inputs
+                phase = quantize(record, thread, phase, down, tokens, d_in, ffn_hidden)
+            phase = linear(record, thread, phase, down, tokens, rows, hidden, RESIDUAL)
 
         # layer_norm(hidden[logit_rows]) -> final
         final_norm(record, thread, phase)
@@ -131,10 +114,15 @@ def make_forward(spec: Spec) -> Any:
 
 
 @compiled
-def linear_numbers(layer: int) -> tuple[int, int, int, int]:
+def linear_indices(layer: int) -> tuple[int, int, int, int]:
     """Return the indices of a transformer block's four linear layers among those of all blocks."""
     first = layer * LINEARS_PER_LAYER
     return first + QKV, first + ATTENTION_OUT, first + UP, first + DOWN
+
+
+@compiled
+def _count_tokens(record: Any, *_arguments: Any) -> int:
+    return record.tokens
 
 
 def _make_embed(spec: Spec) -> Any:
@@ -143,38 +131,27 @@ def _make_embed(spec: Spec) -> Any:
     widen_row = make_widen_row(target)
 
     @compiled
-    def embed(record: Any, thread: int, phase: int) -> int:
+    def embed(record: Any, _thread: int, token: int) -> None:
         """hidden = token_embedding[token_ids] + position_embedding[positions]."""
-        if phase == ABORTED:
-            return ABORTED
-        size = rows_per_item(record, record.tokens)
-        items = (record.tokens + size - 1) // size
-        done = 0
-        item = take_item(phase)
-        while item < items:
-            for token in range(item * size, min(record.tokens, (item + 1) * size)):
-                hidden_ptr = record.hidden_ptr + token * record.hidden_stride_bytes
-                token_id = load_int(record.token_ids_ptr, token)
-                row_ptr = record.token_embedding_ptr + token_id * record.embedding_stride_bytes
-                clear(hidden_ptr, record.d_model)  # the padding of the last vector must be 0
-                if record.embedding_is_bfloat16:
-                    widen_row(row_ptr, hidden_ptr, record.d_model)
-                else:
-                    copy(row_ptr, hidden_ptr, record.d_model)
-                position_bytes = load_int(record.positions_ptr, token) * record.hidden_stride_bytes
-                add(record.position_embedding_ptr + position_bytes, hidden_ptr, record.d_model)
-            done += 1
-            item = take_item(phase)
-        return end_phase(record, thread, phase, done, items)
+        hidden_ptr = record.hidden_ptr + token * record.hidden_stride_bytes
+        token_id = load_int(record.token_ids_ptr, token)
+        row_ptr = record.token_embedding_ptr + token_id * record.embedding_stride_bytes
+        clear(hidden_ptr, record.d_model)  # the padding of the last vector must be 0
+        if record.embedding_is_bfloat16:
+            widen_row(row_ptr, hidden_ptr, record.d_model)
+        else:
+            copy(row_ptr, hidden_ptr, record.d_model)
+        position_bytes = load_int(record.positions_ptr, token) * record.hidden_stride_bytes
+        add(record.position_embedding_ptr + position_bytes, hidden_ptr, record.d_model)
 
-    return embed
+    return make_row_phase(_count_tokens, embed)
 
 
 def _make_layer_norm(spec: Spec) -> Any:
-    """Return layer_norm(record, thread, phase, gain_ptr, bias_ptr, number) -> next phase.
+    """Return layer_norm(record, thread, phase, gain_ptr, bias_ptr, index) -> next phase.
 
     gain_ptr, bias_ptr  float32 [d_model], padded to whole vectors
-    number              index of the linear layer that takes the result as its input rows
+    index               index of the linear layer that takes the result as its input rows
     """
     normalize_row = make_normalize_row(spec.target)
     convert_row = make_convert_row(spec.target, spec.weights)
@@ -182,98 +159,68 @@ def _make_layer_norm(spec: Spec) -> Any:
 
     @compiled
     def layer_norm(
-        record: Any, thread: int, phase: int, gain_ptr: int, bias_ptr: int, number: int
-    ) -> int:
+        record: Any, thread: int, token: int, gain_ptr: int, bias_ptr: int, index: int
+    ) -> None:
         """inputs = layer_norm(hidden), in the type of the linear layer's weights."""
-        if phase == ABORTED:
-            return ABORTED
-        linear = linear_at(record.linears_ptr + number * LINEAR_BYTES)
-        size = rows_per_item(record, record.tokens)
-        items = (record.tokens + size - 1) // size
-        done = 0
-        item = take_item(phase)
-        while item < items:
-            for token in range(item * size, min(record.tokens, (item + 1) * size)):
-                hidden_ptr = record.hidden_ptr + token * record.hidden_stride_bytes
-                inputs_ptr = record.inputs_ptr + token * record.inputs_stride_bytes
-                # Normalized in float32; for other types in the thread's own row, then converted.
-                row_ptr = inputs_ptr if is_float32 else record.row_ptr + thread * record.row_bytes
-                normalize_row(
-                    hidden_ptr, gain_ptr, bias_ptr, row_ptr, record.d_model, record.epsilon_ptr
-                )
-                if not is_float32:
-                    row_quant_ptr = record.row_quant_ptr + token * ROW_QUANT_BYTES
-                    convert_row(row_ptr, record.d_model, linear, inputs_ptr, row_quant_ptr)
-            done += 1
-            item = take_item(phase)
-        return end_phase(record, thread, phase, done, items)
+        hidden_ptr = record.hidden_ptr + token * record.hidden_stride_bytes
+        inputs_ptr = record.inputs_ptr + token * record.inputs_stride_bytes
+        # Normalized in float32; for other types in the thread's own row, then converted.
+        row_ptr = inputs_ptr if is_float32 else record.row_ptr + thread * record.row_bytes
+        normalize_row(hidden_ptr, gain_ptr, bias_ptr, row_ptr, record.d_model, record.epsilon_ptr)
+        if not is_float32:
+            linear = linear_at(record.linears_ptr + index * LINEAR_BYTES)
+            row_quant_ptr = record.row_quant_ptr + token * ROW_QUANT_BYTES
+            convert_row(row_ptr, record.d_model, linear, inputs_ptr, row_quant_ptr)
 
-    return layer_norm
+    return make_row_phase(_count_tokens, layer_norm)
 
 
 def _make_final(spec: Spec) -> Any:
     normalize_row = make_normalize_row(spec.target)
 
     @compiled
-    def final_norm(record: Any, thread: int, phase: int) -> None:
-        """final = layer_norm(hidden[logit_rows]).
+    def count_rows(record: Any) -> int:
+        return record.rows
 
-        No barrier follows: a run ends after its active threads have returned.
-        """
-        if phase == ABORTED:
-            return
-        row = take_item(phase)
-        while row < record.rows:
-            token = load_int(record.logit_rows_ptr, row)
-            normalize_row(
-                record.hidden_ptr + token * record.hidden_stride_bytes,
-                record.final_gain_ptr,
-                record.final_bias_ptr,
-                record.final_ptr + row * record.hidden_stride_bytes,
-                record.d_model,
-                record.epsilon_ptr,
-            )
-            row = take_item(phase)
+    @compiled
+    def final_norm(record: Any, _thread: int, row: int) -> None:
+        """final = layer_norm(hidden[logit_rows])."""
+        token = load_int(record.logit_rows_ptr, row)
+        normalize_row(
+            record.hidden_ptr + token * record.hidden_stride_bytes,
+            record.final_gain_ptr,
+            record.final_bias_ptr,
+            record.final_ptr + row * record.hidden_stride_bytes,
+            record.d_model,
+            record.epsilon_ptr,
+        )
 
-    return final_norm
+    return make_phase(count_rows, final_norm, is_last=True)
 
 
 @cache
 def make_convert_inputs(spec: Spec) -> Any:
-    """Return convert_inputs, an operation: inputs = rows, as bfloat16 or quantized to int8.
+    """Return convert_inputs, an operation: record.inputs = rows, as bfloat16 or quantized to int8.
 
-    record        arguments of the forward pass (step_record.py)
-    thread        index of the calling thread
-    phase         address of this operation's phase
-    number        index of the linear layer that takes the result as its input rows
-    rows, d_in    number and length of the float32 rows
-    rows_ptr      the first row
-    stride_bytes  bytes from one row to the next
+    Its arguments are:
 
-    It returns the address of the next phase, or ABORTED.
+    index        index of the linear layer that takes the result as its input rows
+    count, d_in  number and length of the rows
+    rows         the rows, float32
     """
     convert_row = make_convert_row(spec.target, spec.weights)
 
     @compiled
-    def convert_inputs(
-        record: Any, thread: int, phase: int, number: int, rows: int, d_in: int, rows_ptr: int,
-        stride_bytes: int,
-    ) -> int:  # fmt: skip
-        """Convert `rows` rows to the record's array `inputs`."""
-        if phase == ABORTED:
-            return ABORTED
-        linear = linear_at(record.linears_ptr + number * LINEAR_BYTES)
-        size = rows_per_item(record, rows)
-        items = (rows + size - 1) // size
-        done = 0
-        item = take_item(phase)
-        while item < items:
-            for row in range(item * size, min(rows, (item + 1) * size)):
-                inputs_ptr = record.inputs_ptr + row * record.inputs_stride_bytes
-                row_quant_ptr = record.row_quant_ptr + row * ROW_QUANT_BYTES
-                convert_row(rows_ptr + row * stride_bytes, d_in, linear, inputs_ptr, row_quant_ptr)
-            done += 1
-            item = take_item(phase)
-        return end_phase(record, thread, phase, done, items)
+    def count_rows(_record: Any, _index: int, count: int, _d_in: int, _rows: Any) -> int:
+        return count
 
-    return convert_inputs
+    @compiled
+    def convert_inputs(
+        record: Any, _thread: int, row: int, index: int, _count: int, d_in: int, rows: Any
+    ) -> None:
+        linear = linear_at(record.linears_ptr + index * LINEAR_BYTES)
+        inputs_ptr = record.inputs_ptr + row * record.inputs_stride_bytes
+        row_quant_ptr = record.row_quant_ptr + row * ROW_QUANT_BYTES
+        convert_row(rows.ptr + row * rows.stride_bytes, d_in, linear, inputs_ptr, row_quant_ptr)
+
+    return make_row_phase(count_rows, convert_inputs)

@@ -19,11 +19,11 @@ from nanovllm.model.kernels.forward.matmul import (
     make_linear,
     make_panel_accumulate,
 )
-from nanovllm.model.kernels.forward.phase import ABORTED, end_phase, rows_per_item
 from nanovllm.model.kernels.simd.move import linear_at, step_record_at
+from nanovllm.model.kernels.simd.rows import Rows, rows_at
 from nanovllm.model.kernels.simd.scalar import store_int
 from nanovllm.model.kernels.step_record import LINEARS_PER_LAYER, ROW_QUANT_BYTES, STORE, best_bytes
-from nanovllm.model.kernels.threads.barrier import take_item
+from nanovllm.model.kernels.threads.phase import make_phase, make_row_phase
 
 
 @cache
@@ -37,16 +37,12 @@ def make_logits(spec: Spec) -> Any:
     def logits(record_ptr: int, thread: int) -> None:
         record = step_record_at(record_ptr)
         phase, head = record.phases_ptr, record.layers * LINEARS_PER_LAYER
-        rows_ptr, stride_bytes = record.final_ptr, record.hidden_stride_bytes
+        rows = Rows(record.final_ptr, record.hidden_stride_bytes)
         if not is_float32:
-            phase = convert_inputs(
-                record, thread, phase, head, record.rows, record.d_model, rows_ptr, stride_bytes
-            )
-            rows_ptr, stride_bytes = record.inputs_ptr, record.inputs_stride_bytes
-        linear(
-            record, thread, phase, head, record.rows, rows_ptr, stride_bytes,
-            record.logits_ptr, record.logits_stride_bytes, STORE,
-        )  # fmt: skip
+            phase = convert_inputs(record, thread, phase, head, record.rows, record.d_model, rows)
+            rows = Rows(record.inputs_ptr, record.inputs_stride_bytes)
+        out = Rows(record.logits_ptr, record.logits_stride_bytes)
+        linear(record, thread, phase, head, record.rows, rows, out, STORE)
 
     return logits
 
@@ -66,14 +62,12 @@ def make_greedy(spec: Spec) -> Any:
     def greedy(record_ptr: int, thread: int) -> None:
         record = step_record_at(record_ptr)
         phase = clear_rows(record, thread, record.phases_ptr)
-        rows_ptr, stride_bytes = record.final_ptr, record.hidden_stride_bytes
+        rows = Rows(record.final_ptr, record.hidden_stride_bytes)
         if not is_float32:
             head = record.layers * LINEARS_PER_LAYER
-            phase = convert_inputs(
-                record, thread, phase, head, record.rows, record.d_model, rows_ptr, stride_bytes
-            )
-            rows_ptr, stride_bytes = record.inputs_ptr, record.inputs_stride_bytes
-        phase = argmax_panels(record, thread, phase, rows_ptr, stride_bytes)
+            phase = convert_inputs(record, thread, phase, head, record.rows, record.d_model, rows)
+            rows = Rows(record.inputs_ptr, record.inputs_stride_bytes)
+        phase = argmax_panels(record, thread, phase, rows)
         choose_rows(record, thread, phase)
 
     return greedy
@@ -84,22 +78,23 @@ def _make_clear_rows(spec: Spec) -> Any:
     row_bytes = best_bytes(spec.target.lanes)
 
     @compiled
-    def clear_rows(record: Any, thread: int, phase: int) -> int:
-        """Clear the best tokens of all threads, those that take no part in this run among them."""
-        if phase == ABORTED:
-            return ABORTED
-        done = 0
-        item = take_item(phase)
-        while item < record.threads:
-            clear_best(record.best_ptr + item * record.rows * row_bytes, record.rows)
-            done += 1
-            item = take_item(phase)
-        return end_phase(record, thread, phase, done, record.threads)
+    def count_threads(record: Any) -> int:
+        return record.threads
 
-    return clear_rows
+    @compiled
+    def clear_rows(record: Any, _thread: int, item: int) -> None:
+        """Clear the best tokens of all threads, those that take no part in this run among them."""
+        clear_best(record.best_ptr + item * record.rows * row_bytes, record.rows)
+
+    return make_phase(count_threads, clear_rows)
 
 
 def _make_argmax_panels(spec: Spec) -> Any:
+    """Return argmax_panels(record, thread, phase, inputs) -> next phase.
+
+    It keeps, for each thread and row, the best token of the panels that the thread takes. A
+    thread's panels come in ascending order.
+    """
     target, width = spec.target, spec.target.panel_width
     panel_accumulate = make_panel_accumulate(target, spec.weights)
     epilogue = make_epilogue(target, spec.weights, kinds=(STORE,))
@@ -107,56 +102,34 @@ def _make_argmax_panels(spec: Spec) -> Any:
     row_bytes, width_bytes = best_bytes(target.lanes), width * WORD_BYTES
 
     @compiled
-    def argmax_panels(
-        record: Any, thread: int, phase: int, in_ptr: int, in_stride_bytes: int
-    ) -> int:
-        """Keep, for each thread and row, the best token of the panels that the thread takes.
-
-        A thread's panels come in ascending order.
-        """
-        if phase == ABORTED:
-            return ABORTED
-        head = linear_at(record.linears_ptr + record.layers * LINEARS_PER_LAYER * LINEAR_BYTES)
-        best_ptr = record.best_ptr + thread * record.rows * row_bytes
-        accumulators_ptr = record.scratch_ptr + thread * record.scratch_bytes
-        panel_bytes = head.steps * width_bytes
-        done = 0
-        panel = take_item(phase)
-        while panel < head.panels:
-            next_panel = min(panel + record.threads, head.panels - 1)
-            next_ptr = head.weight_ptr + next_panel * panel_bytes
-            argmax_panel(
-                record, head, panel, in_ptr, in_stride_bytes, best_ptr, accumulators_ptr, next_ptr
-            )
-            done += 1
-            panel = take_item(phase)
-        return end_phase(record, thread, phase, done, head.panels)
+    def head_of(record: Any) -> Any:
+        return linear_at(record.linears_ptr + record.layers * LINEARS_PER_LAYER * LINEAR_BYTES)
 
     @compiled
-    def argmax_panel(
-        record: Any, head: Any, panel: int, in_ptr: int, in_stride_bytes: int, best_ptr: int,
-        accumulators_ptr: int, next_ptr: int,
-    ) -> None:  # fmt: skip
-        column = panel * width
-        logits_ptr = accumulators_ptr - column * WORD_BYTES  # in place: the epilogue adds `column`
+    def count_panels(record: Any, _inputs: Any) -> int:
+        return head_of(record).panels
+
+    @compiled
+    def argmax_panel(record: Any, thread: int, panel: int, inputs: Any) -> None:
+        head = head_of(record)
+        next_panel = min(panel + record.threads, head.panels - 1)
+        next_ptr = head.weight_ptr + next_panel * head.steps * width_bytes
+        accumulators_ptr = record.scratch_ptr + thread * record.scratch_bytes
+        logits = rows_at(accumulators_ptr, width_bytes)  # they take the accumulators' place
+        column, all_rows = panel * width, record.rows
         first = 0
-        while first < record.rows:
-            rows = group_rows(head, record.rows - first)
-            panel_accumulate(
-                head, panel, in_ptr, in_stride_bytes, first, rows, record.rows,
-                accumulators_ptr, next_ptr,
-            )  # fmt: skip
-            epilogue(
-                STORE, accumulators_ptr, rows, head, column,
-                record.row_quant_ptr + first * ROW_QUANT_BYTES, logits_ptr, width_bytes,
-            )  # fmt: skip
+        while first < all_rows:
+            rows = group_rows(head, all_rows - first)
+            panel_accumulate(head, panel, inputs, first, rows, all_rows, logits, next_ptr)
+            row_quant_ptr = record.row_quant_ptr + first * ROW_QUANT_BYTES
+            epilogue(STORE, logits, rows, head, column, row_quant_ptr, logits)
+            best_ptr = record.best_ptr + (thread * all_rows + first) * row_bytes
             for row in range(rows):
-                row_ptr = accumulators_ptr + row * width_bytes
-                row_best_ptr = best_ptr + (first + row) * row_bytes
-                update_best(row_ptr, width, column, record.vocab, row_best_ptr)
+                logits_ptr = logits.ptr + row * width_bytes
+                update_best(logits_ptr, width, column, record.vocab, best_ptr + row * row_bytes)
             first += rows
 
-    return argmax_panels
+    return make_phase(count_panels, argmax_panel)
 
 
 def _make_choose_rows(spec: Spec) -> Any:
@@ -164,17 +137,14 @@ def _make_choose_rows(spec: Spec) -> Any:
     row_bytes = best_bytes(spec.target.lanes)
 
     @compiled
-    def choose_rows(record: Any, thread: int, phase: int) -> None:
-        """Choose each row's best token over all threads; a run's last phase needs no barrier."""
-        if phase == ABORTED:
-            return
-        size = rows_per_item(record, record.rows)
-        item = take_item(phase)
-        while item * size < record.rows:
-            for row in range(item * size, min(record.rows, (item + 1) * size)):
-                best_ptr = record.best_ptr + row * row_bytes
-                token = choose_best(best_ptr, record.threads, record.rows * row_bytes)
-                store_int(record.argmax_tokens_ptr, row, token)
-            item = take_item(phase)
+    def count_rows(record: Any) -> int:
+        return record.rows
 
-    return choose_rows
+    @compiled
+    def choose_row(record: Any, _thread: int, row: int) -> None:
+        """Choose a row's best token over all threads."""
+        best_ptr = record.best_ptr + row * row_bytes
+        token = choose_best(best_ptr, record.threads, record.rows * row_bytes)
+        store_int(record.argmax_tokens_ptr, row, token)
+
+    return make_row_phase(count_rows, choose_row, is_last=True)

@@ -18,10 +18,9 @@ from nanovllm.model.kernels.build.compiler import compiled
 from nanovllm.model.kernels.build.layout import WORD_BYTES
 from nanovllm.model.kernels.build.target import Spec
 from nanovllm.model.kernels.forward.convert import make_convert_kv, make_pack_value_row
-from nanovllm.model.kernels.forward.phase import ABORTED, end_phase
 from nanovllm.model.kernels.simd.formats import cache_format
 from nanovllm.model.kernels.simd.move import load_int, make_scatter
-from nanovllm.model.kernels.threads.barrier import take_item
+from nanovllm.model.kernels.threads.phase import make_phase
 
 
 @compiled
@@ -31,38 +30,33 @@ def block_index(record: Any, layer: int, block_id: int) -> int:
 
 
 def make_store(spec: Spec) -> Any:
-    """Return store_keys_and_values(record, thread, phase, layer) -> next phase."""
+    """Return store_keys_and_values(record, thread, phase, layer) -> next phase.
+
+    It writes each token's key and value to its slot. An item is a group of heads: values that share
+    a word are written by one thread, in the order of their tokens.
+    """
     convert_kv, scatter = make_convert_kv(spec.target, spec.cache), make_scatter(spec.target)
     per_word = cache_format(spec.target, spec.cache).per_word
     pack_value_row = make_pack_value_row(spec.target, per_word)
 
     @compiled
-    def store_keys_and_values(record: Any, thread: int, phase: int, layer: int) -> int:
-        """Write each token's key and value to its slot.
+    def count_groups(record: Any, _layer: int) -> int:
+        return min(record.heads, 2 * record.threads)
 
-        An item is a group of heads: values that share a word are written by one thread, in the
-        order of their tokens.
-        """
-        if phase == ABORTED:
-            return ABORTED
+    @compiled
+    def store_heads(record: Any, thread: int, group: int, layer: int) -> None:
         row_ptr = record.row_ptr + thread * record.row_bytes
-        items = min(record.heads, 2 * record.threads)
-        done = 0
-        item = take_item(phase)
-        while item < items:
-            first_head, end_head = record.heads * item // items, record.heads * (item + 1) // items
-            for token in range(record.tokens):
-                slot = load_int(record.slots_ptr, token)
-                block = block_index(record, layer, slot // record.block_size)
-                keys_ptr = (
-                    record.qkv_ptr + token * record.qkv_stride_bytes + record.d_model * WORD_BYTES
-                )
-                for head in range(first_head, end_head):
-                    key_ptr = keys_ptr + head * record.head_dim * WORD_BYTES
-                    store_head(record, row_ptr, key_ptr, block + head, slot % record.block_size)
-            done += 1
-            item = take_item(phase)
-        return end_phase(record, thread, phase, done, items)
+        groups = count_groups(record, layer)
+        first_head, end_head = record.heads * group // groups, record.heads * (group + 1) // groups
+        for token in range(record.tokens):
+            slot = load_int(record.slots_ptr, token)
+            block = block_index(record, layer, slot // record.block_size)
+            keys_ptr = (
+                record.qkv_ptr + token * record.qkv_stride_bytes + record.d_model * WORD_BYTES
+            )
+            for head in range(first_head, end_head):
+                key_ptr = keys_ptr + head * record.head_dim * WORD_BYTES
+                store_head(record, row_ptr, key_ptr, block + head, slot % record.block_size)
 
     @compiled
     def store_head(record: Any, row_ptr: int, key_ptr: int, index: int, offset: int) -> None:
@@ -78,4 +72,4 @@ def make_store(spec: Spec) -> Any:
         words_ptr = record.values_ptr + index * record.value_block_bytes + step_bytes
         pack_value_row(row_ptr, words_ptr, offset % per_word, record.head_columns)
 
-    return store_keys_and_values
+    return make_phase(count_groups, store_heads)

@@ -4,15 +4,16 @@ Rows are padded with zeros to whole vectors. Padding adds nothing to the mean. A
 of the variance, where it would count as -mean. Gain and bias are 0 there, and so is the result.
 """
 
-from typing import Any
-
-from nanovllm.model.kernels.build.target import KernelTarget
-from nanovllm.model.kernels.simd.kernel import kernel
+from nanovllm.model.kernels.simd.kernel import kernel_maker
 from nanovllm.model.kernels.simd.value import Value
 from nanovllm.model.kernels.simd.vector import Vectors
 
 
-def make_normalize_row(target: KernelTarget) -> Any:
+@kernel_maker()
+def make_normalize_row(
+    v: Vectors, hidden_ptr: Value, gain_ptr: Value, bias_ptr: Value, out_ptr: Value,
+    d_model: Value, epsilon_ptr: Value,
+) -> None:  # fmt: skip
     """Return normalize_row(hidden_ptr, gain_ptr, bias_ptr, out_ptr, d_model, epsilon_ptr).
 
     hidden_ptr, out_ptr  float32 [d_model], in whole vectors
@@ -21,29 +22,23 @@ def make_normalize_row(target: KernelTarget) -> Any:
     epsilon_ptr          one float32
     """
 
-    def normalize_row(
-        v: Vectors, hidden_ptr: Value, gain_ptr: Value, bias_ptr: Value, out_ptr: Value,
-        d_model: Value, epsilon_ptr: Value,
-    ) -> None:  # fmt: skip
-        def centred(i: Value) -> Value:
-            return v.load(v.element(hidden_ptr, i)) - mean
+    def centred(i: Value) -> Value:
+        return v.load(v.element(hidden_ptr, i)) - mean
 
-        def add(i: Value, total: Value) -> Value:
-            return total + v.load(v.element(hidden_ptr, i))
+    def add(i: Value, total: Value) -> Value:
+        return total + v.load(v.element(hidden_ptr, i))
 
-        def add_square(i: Value, total: Value) -> Value:
-            difference = v.where(v.first_lanes(d_model - i), centred(i), 0.0)
-            return v.fma(difference, difference, total)
+    def add_square(i: Value, total: Value) -> Value:
+        difference = v.where(v.first_lanes(d_model - i), centred(i), 0.0)
+        return v.fma(difference, difference, total)
 
-        zero = v.constant(0.0)
-        count = d_model.to_float()
-        mean = v.splat(v.sum(v.fold(d_model, v.lanes, zero, add)) / count)
-        variance = v.sum(v.fold(d_model, v.lanes, zero, add_square)) / count
-        deviation = v.sqrt(variance + v.load_scalar(epsilon_ptr))
-        inverse = v.splat(1.0 / deviation)
-        with v.range(d_model, v.lanes) as i:
-            scaled = centred(i) * inverse
-            gain, bias = v.load(v.element(gain_ptr, i)), v.load(v.element(bias_ptr, i))
-            v.store(v.fma(scaled, gain, bias), v.element(out_ptr, i))
-
-    return kernel(target, normalize_row)
+    zero = v.constant(0.0)
+    count = d_model.to_float()
+    mean = v.splat(v.sum(v.fold(d_model, v.lanes, zero, add)) / count)
+    variance = v.sum(v.fold(d_model, v.lanes, zero, add_square)) / count
+    deviation = v.sqrt(variance + v.load_scalar(epsilon_ptr))
+    inverse = v.splat(1.0 / deviation)
+    with v.range(d_model, v.lanes) as i:
+        scaled = centred(i) * inverse
+        gain, bias = v.load(v.element(gain_ptr, i)), v.load(v.element(bias_ptr, i))
+        v.store(v.fma(scaled, gain, bias), v.element(out_ptr, i))

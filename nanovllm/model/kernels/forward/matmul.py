@@ -38,15 +38,24 @@ from typing import Any
 from nanovllm.model.kernels.build.compiler import compiled
 from nanovllm.model.kernels.build.layout import LINE_BYTES, WORD_BYTES
 from nanovllm.model.kernels.build.target import KernelTarget
-from nanovllm.model.kernels.forward.epilogue import make_epilogue, make_prefetch_output
-from nanovllm.model.kernels.forward.phase import ABORTED, end_phase
+from nanovllm.model.kernels.forward.epilogue import (
+    make_epilogue,
+    make_prefetch_output,
+    make_result_bytes,
+)
 from nanovllm.model.kernels.forward.tiles import TILE_ROWS, make_tiles
 from nanovllm.model.kernels.simd.formats import weight_format
 from nanovllm.model.kernels.simd.move import linear_at, make_clear
-from nanovllm.model.kernels.step_record import LINEAR, LINEARS_PER_LAYER, ROW_BLOCK, ROW_QUANT_BYTES
-from nanovllm.model.kernels.threads.barrier import take_item
+from nanovllm.model.kernels.simd.rows import rows_at, rows_from
+from nanovllm.model.kernels.step_record import (
+    LINEAR_RECORD,
+    LINEARS_PER_LAYER,
+    ROW_BLOCK,
+    ROW_QUANT_BYTES,
+)
+from nanovllm.model.kernels.threads.phase import make_phase
 
-LINEAR_BYTES = LINEAR.itemsize
+LINEAR_BYTES = LINEAR_RECORD.itemsize
 # 192 KiB with AVX-512, else 48 KiB: the rows and the next piece fit the second-level cache too.
 _PIECE_STEPS = 768
 _GROUP_ROWS = 2 * TILE_ROWS  # their accumulators stay in the first-level cache until the epilogue
@@ -72,14 +81,13 @@ def group_rows(linear: Any, rows_left: int) -> int:
 def make_panel_accumulate(target: KernelTarget, weights: str) -> Any:
     """Return panel_accumulate: accumulators = inputs[first : first + rows] @ panel, for one group.
 
-    linear            record of the linear layer (step_record.py)
-    panel             index of the panel
-    in_ptr            first input row of the item, in the type of the weights
-    in_stride_bytes   bytes from one input row to the next
-    first, rows       index of the group's first row in the item, and number of its rows
-    all_rows          number of rows of the item, which decides what the tiles prefetch
-    accumulators_ptr  result [rows, width], float32 or int32; overwritten
-    next_ptr          panel of the thread's next item, to be prefetched
+    linear        record of the linear layer (step_record.py)
+    panel         index of the panel
+    inputs        input rows of the item, in the type of the weights
+    first, rows   index of the group's first row in the item, and number of its rows
+    all_rows      number of rows of the item, which decides what the tiles prefetch
+    accumulators  result [rows, width], float32 or int32, one after the other; overwritten
+    next_ptr      panel of the thread's next item, to be prefetched
     """
     width = target.panel_width
     width_bytes = width * WORD_BYTES
@@ -98,132 +106,117 @@ def make_panel_accumulate(target: KernelTarget, weights: str) -> Any:
     input_step_bytes, stream_steps = panel_format.input_bytes, _STREAM_BYTES // width_bytes
 
     @compiled
+    def count_steps(steps_left: int, is_stream: bool) -> int:
+        """Return the steps of the next piece, of `steps_left` steps of the panel.
+
+        The last _STREAM_BYTES of a streamed panel are a piece of their own: nothing is ahead of
+        them but the next panel.
+        """
+        steps = min(_PIECE_STEPS, steps_left)
+        if is_stream and steps_left > stream_steps:
+            steps = min(steps, steps_left - stream_steps)
+        return steps
+
+    @compiled
     def panel_accumulate(
-        linear: Any, panel: int, in_ptr: int, in_stride_bytes: int, first: int, rows: int,
-        all_rows: int, accumulators_ptr: int, next_ptr: int,
+        linear: Any, panel: int, inputs: Any, first: int, rows: int, all_rows: int,
+        accumulators: Any, next_ptr: int,
     ) -> None:  # fmt: skip
         steps_left = linear.steps
         panel_bytes = steps_left * width_bytes
-        panel_ptr = linear.weight_ptr + panel * panel_bytes
+        piece = rows_at(linear.weight_ptr + panel * panel_bytes, width_bytes)
         is_stream = all_rows <= TILE_ROWS
-        in_ptr += first * in_stride_bytes
+        inputs = rows_from(inputs, first)
         # Each tile of the groups before has prefetched one line a step: continue where they ended.
         prefetched_bytes = first // TILE_ROWS * steps_left * LINE_BYTES % panel_bytes
-        clear(accumulators_ptr, rows * width)
+        clear(accumulators.ptr, rows * width)
         while steps_left > 0:
-            steps = min(_PIECE_STEPS, steps_left)
-            # The last _STREAM_BYTES of a panel have nothing ahead of them but the next panel.
-            if is_stream and steps_left > stream_steps:
-                steps = min(steps, steps_left - stream_steps)
+            steps = count_steps(steps_left, is_stream)
             steps_left -= steps
-            prefetch_ptr = next_ptr
-            if steps_left > 0:
-                prefetch_ptr = panel_ptr + (_STREAM_BYTES if is_stream else steps * width_bytes)
+            ahead_bytes = _STREAM_BYTES if is_stream else steps * width_bytes
+            prefetch_ptr = piece.ptr + ahead_bytes if steps_left > 0 else next_ptr
             if is_stream:
-                one_tile(
-                    in_ptr, in_stride_bytes, panel_ptr, width_bytes, steps,
-                    accumulators_ptr, width_bytes, rows, prefetch_ptr,
-                )  # fmt: skip
+                one_tile(inputs, piece, steps, accumulators, rows, prefetch_ptr)
             elif all_rows <= _THREE_TILES_ROWS:
-                up_to_three_tiles(
-                    in_ptr, in_stride_bytes, panel_ptr, width_bytes, steps,
-                    accumulators_ptr, width_bytes, rows, prefetch_ptr,
-                )  # fmt: skip
+                up_to_three_tiles(inputs, piece, steps, accumulators, rows, prefetch_ptr)
             else:
-                more_tiles(
-                    in_ptr, in_stride_bytes, panel_ptr, width_bytes, steps,
-                    accumulators_ptr, width_bytes, rows, prefetch_ptr + prefetched_bytes,
-                )  # fmt: skip
-            panel_ptr += steps * width_bytes
-            in_ptr += steps * input_step_bytes
+                prefetch_ptr += prefetched_bytes
+                more_tiles(inputs, piece, steps, accumulators, rows, prefetch_ptr)
+            piece = rows_from(piece, steps)
+            inputs = rows_at(inputs.ptr + steps * input_step_bytes, inputs.stride_bytes)
 
     return panel_accumulate
 
 
 @cache
 def make_linear(target: KernelTarget, weights: str) -> Any:
-    """Return linear, an operation (phase.py): out = epilogue(inputs @ weight + bias).
+    """Return linear, an operation (threads/phase.py): out = epilogue(inputs @ weight + bias).
 
-    record            arguments of the forward pass (step_record.py)
-    thread            index of the calling thread
-    phase             address of this operation's phase
-    number            index of the linear layer: 4 for each transformer block, then the output head
-    rows              number of input rows
-    in_ptr            input rows in the type of the weights; record.row_quant_ptr has the scales and
-                      zero points of int8 rows
-    in_stride_bytes   bytes from one input row to the next
-    out_ptr           output rows [panels * width], float32 or as epilogue.py says
-    out_stride_bytes  bytes from one output row to the next
-    epilogue          STORE, RESIDUAL or the index of an activation (epilogue.py)
+    Its arguments are:
 
-    It returns the address of the next phase, or ABORTED.
+    index     index of the linear layer: 4 for each transformer block, then the output head
+    rows      number of input rows
+    inputs    input rows in the type of the weights; record.row_quant_ptr has the scales and zero
+              points of int8 rows
+    out       output rows [panels * width], float32 or as epilogue.py says
+    epilogue  STORE, RESIDUAL or the index of an activation (epilogue.py)
     """
     width = target.panel_width
     width_bytes = width * WORD_BYTES
     panel_accumulate = make_panel_accumulate(target, weights)
     apply_epilogue = make_epilogue(target, weights)
     prefetch_output = make_prefetch_output(target, weights)
+    result_bytes = make_result_bytes(weights)
+
+    @compiled
+    def count_items(
+        record: Any, index: int, rows: int, _inputs: Any, _out: Any, _epilogue: int
+    ) -> int:
+        blocks = (rows + ROW_BLOCK - 1) // ROW_BLOCK
+        return int(linear_at(record.linears_ptr + index * LINEAR_BYTES).panels * blocks)
 
     @compiled
     def linear(
-        record: Any, thread: int, phase: int, number: int, rows: int, in_ptr: int,
-        in_stride_bytes: int, out_ptr: int, out_stride_bytes: int, epilogue: int,
-    ) -> int:  # fmt: skip
-        if phase == ABORTED:
-            return ABORTED
-        # The records of this linear layer and of the one computed next; after the head comes the
-        # first one, of the next forward pass.
-        this = linear_at(record.linears_ptr + number * LINEAR_BYTES)
-        is_head = number == record.layers * LINEARS_PER_LAYER
-        following = linear_at(record.linears_ptr + (0 if is_head else number + 1) * LINEAR_BYTES)
-        accumulators_ptr = record.scratch_ptr + thread * record.scratch_bytes
-        panels, panel_bytes = this.panels, this.steps * width_bytes
-        items = panels * ((rows + ROW_BLOCK - 1) // ROW_BLOCK)
-        done = 0
-        item = take_item(phase)
-        while item < items:
-            # All panels for the first block of rows, then all panels for the next block.
-            row = item // panels * ROW_BLOCK
-            # The threads take items more or less in turn, so this thread's next one is predictable.
-            next_item = item + record.threads
-            next_ptr = this.weight_ptr + next_item % panels * panel_bytes
-            if next_item >= items:
-                panel = min(next_item - items, following.panels - 1)
-                next_ptr = following.weight_ptr + panel * following.steps * width_bytes
-            linear_panel(
-                this, item % panels, min(ROW_BLOCK, rows - row),
-                in_ptr + row * in_stride_bytes, in_stride_bytes,
-                record.row_quant_ptr + row * ROW_QUANT_BYTES,
-                out_ptr + row * out_stride_bytes, out_stride_bytes, epilogue,
-                accumulators_ptr, next_ptr,
-            )  # fmt: skip
-            done += 1
-            item = take_item(phase)
-        return end_phase(record, thread, phase, done, items)
-
-    @compiled
-    def linear_panel(
-        this: Any, panel: int, all_rows: int, in_ptr: int, in_stride_bytes: int, row_quant_ptr: int,
-        out_ptr: int, out_stride_bytes: int, epilogue: int, accumulators_ptr: int, next_ptr: int,
+        record: Any, thread: int, item: int, index: int, rows: int, inputs: Any, out: Any,
+        epilogue: int,
     ) -> None:  # fmt: skip
-        """Compute an item: one panel's columns of `all_rows` output rows, group by group.
-
-        `in_ptr`, `row_quant_ptr` and `out_ptr` are of the item's first row.
-        """
-        column = panel * width
+        """Compute an item: one panel's columns of some output rows, group by group."""
+        this = linear_at(record.linears_ptr + index * LINEAR_BYTES)
+        # All panels for the first block of rows, then all panels for the next block.
+        panel, row = item % this.panels, item // this.panels * ROW_BLOCK
+        all_rows = min(ROW_BLOCK, rows - row)
+        next_ptr = next_panel(record, index, item, rows)
+        inputs, column = rows_from(inputs, row), panel * width
+        row_quant_ptr = record.row_quant_ptr + row * ROW_QUANT_BYTES
+        out_ptr = out.ptr + row * out.stride_bytes + column * result_bytes(epilogue)
+        accumulators_ptr = record.scratch_ptr + thread * record.scratch_bytes
+        accumulators = rows_at(accumulators_ptr, width_bytes)
         first = 0
         while first < all_rows:
-            rows = group_rows(this, all_rows - first)
-            group_ptr = out_ptr + first * out_stride_bytes
-            prefetch_output(epilogue, rows, column, group_ptr, out_stride_bytes)
-            panel_accumulate(
-                this, panel, in_ptr, in_stride_bytes, first, rows, all_rows,
-                accumulators_ptr, next_ptr,
-            )  # fmt: skip
-            apply_epilogue(
-                epilogue, accumulators_ptr, rows, this, column,
-                row_quant_ptr + first * ROW_QUANT_BYTES, group_ptr, out_stride_bytes,
-            )  # fmt: skip
-            first += rows
+            count = group_rows(this, all_rows - first)
+            group = rows_at(out_ptr + first * out.stride_bytes, out.stride_bytes)
+            prefetch_output(epilogue, count, group)
+            panel_accumulate(this, panel, inputs, first, count, all_rows, accumulators, next_ptr)
+            quant_ptr = row_quant_ptr + first * ROW_QUANT_BYTES
+            apply_epilogue(epilogue, accumulators, count, this, column, quant_ptr, group)
+            first += count
 
-    return linear
+    @compiled
+    def next_panel(record: Any, index: int, item: int, rows: int) -> int:
+        """Return the address of the panel of this thread's next item.
+
+        The threads take items more or less in turn, so the next one is predictable. After the last
+        item of a layer comes the layer that is computed next; after the head, the first one, of the
+        next forward pass.
+        """
+        this = linear_at(record.linears_ptr + index * LINEAR_BYTES)
+        items = this.panels * ((rows + ROW_BLOCK - 1) // ROW_BLOCK)
+        next_item = item + record.threads
+        if next_item < items:
+            return int(this.weight_ptr + next_item % this.panels * this.steps * width_bytes)
+        is_head = index == record.layers * LINEARS_PER_LAYER
+        following = linear_at(record.linears_ptr + (0 if is_head else index + 1) * LINEAR_BYTES)
+        panel = min(next_item - items, following.panels - 1)
+        return int(following.weight_ptr + panel * following.steps * width_bytes)
+
+    return make_phase(count_items, linear)

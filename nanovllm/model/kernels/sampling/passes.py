@@ -13,14 +13,11 @@ The weight of a score is exp(score - largest), or 0 below a threshold. Kernels t
 so float32 arguments are passed as their bits (scalar.py's float_to_bits).
 """
 
-from typing import Any
-
 from numba import types
 
 from nanovllm.model.kernels.build.layout import WORD_BYTES
-from nanovllm.model.kernels.build.target import KernelTarget
 from nanovllm.model.kernels.sampling.record import GROUP_VECTORS
-from nanovllm.model.kernels.simd.kernel import kernel
+from nanovllm.model.kernels.simd.kernel import kernel_maker
 from nanovllm.model.kernels.simd.scalar import ordered_bits
 from nanovllm.model.kernels.simd.value import F32, F64, I32, I64, Value
 from nanovllm.model.kernels.simd.vector import Vectors
@@ -37,19 +34,19 @@ def _weight(v: Vectors, score: Value, least: Value, largest: Value) -> Value:
     return v.where(score >= least, v.exp(score - largest), 0.0)
 
 
-def make_fill(target: KernelTarget) -> Any:
+@kernel_maker()
+def make_fill(v: Vectors, out: Value, count: Value, bits: Value) -> None:
     """Make fill(out, count, bits): set `count` float32, rounded up to vectors, to one value."""
+    value = v.float_argument(bits)
 
-    def fill(v: Vectors, out: Value, count: Value, bits: Value) -> None:
-        value = v.float_argument(bits)
-
-        with v.range(count, v.lanes) as i:
-            v.store(value, v.element(out, i))
-
-    return kernel(target, fill)
+    with v.range(count, v.lanes) as i:
+        v.store(value, v.element(out, i))
 
 
-def make_scale(target: KernelTarget) -> Any:
+@kernel_maker()
+def make_scale(
+    v: Vectors, source: Value, out: Value, count: Value, padded: Value, temperature: Value
+) -> None:
     """Make scale(source, out, count, padded, temperature): out = source / temperature.
 
     NaN becomes infinity, so that the largest score shows both. A finite score that would overflow
@@ -62,142 +59,122 @@ def make_scale(target: KernelTarget) -> Any:
         padded: `count` rounded up to whole groups.
         temperature: divisor, as bits.
     """
-    lanes = target.lanes
+    lanes = v.lanes
+    divisor = v.float_argument(temperature)
+    whole = count & -lanes
+    rest = count - whole
 
-    def scale(
-        v: Vectors, source: Value, out: Value, count: Value, padded: Value, temperature: Value
-    ) -> None:
-        divisor = v.float_argument(temperature)
-        whole = count & -lanes
-        rest = count - whole
+    def scaled(x: Value) -> Value:
+        finite = v.minimum(x / divisor + 0.0, -LOWEST)
+        is_below_infinity = x < _INFINITY
+        return v.where(is_below_infinity, finite, _INFINITY)
 
-        def scaled(x: Value) -> Value:
-            finite = v.minimum(x / divisor + 0.0, -LOWEST)
-            is_below_infinity = x < _INFINITY
-            return v.where(is_below_infinity, finite, _INFINITY)
-
-        with v.range(whole, lanes) as i:
-            v.store(scaled(v.load(v.element(source, i))), v.element(out, i))
-        with v.range(rest) as i:
-            index = whole + i
-            v.store(v.load_scalar(v.element(source, index)), v.element(out, index))
-        with v.range(padded - whole, lanes) as i:
-            address = v.element(out, whole + i)
-            inside = v.first_lanes(rest - i)
-            v.store(v.where(inside, scaled(v.load(address)), -_INFINITY), address)
-
-    return kernel(target, scale)
+    with v.range(whole, lanes) as i:
+        v.store(scaled(v.load(v.element(source, i))), v.element(out, i))
+    with v.range(rest) as i:
+        index = whole + i
+        v.store(v.load_scalar(v.element(source, index)), v.element(out, index))
+    with v.range(padded - whole, lanes) as i:
+        address = v.element(out, whole + i)
+        inside = v.first_lanes(rest - i)
+        v.store(v.where(inside, scaled(v.load(address)), -_INFINITY), address)
 
 
-def make_maxima(target: KernelTarget) -> Any:
+@kernel_maker(returns=types.float32)
+def make_maxima(v: Vectors, scores: Value, groups: Value, maxima: Value) -> Value:
     """Make maxima(scores, groups, maxima) -> the largest score.
 
     It writes the maximum of each column to `maxima`, `lanes` of them a group.
     """
-    lanes = target.lanes
+    lanes = v.lanes
 
-    def maxima(v: Vectors, scores: Value, groups: Value, maxima: Value) -> Value:
-        def group(g: Value, best: Value) -> Value:
-            start = v.element(scores, g * (GROUP_VECTORS * lanes))
-            highest = v.load(start)
-            for vector in range(1, GROUP_VECTORS):
-                highest = v.maximum(v.load(start, vector * lanes * WORD_BYTES), highest)
-            v.store(highest, v.element(maxima, g * lanes))
-            return v.maximum(highest, best)
+    def group(g: Value, best: Value) -> Value:
+        start = v.element(scores, g * (GROUP_VECTORS * lanes))
+        highest = v.load(start)
+        for vector in range(1, GROUP_VECTORS):
+            highest = v.maximum(v.load(start, vector * lanes * WORD_BYTES), highest)
+        v.store(highest, v.element(maxima, g * lanes))
+        return v.maximum(highest, best)
 
-        return v.largest(v.fold(groups, 1, v.constant(-_INFINITY), group))
-
-    return kernel(target, maxima, returns=types.float32)
+    return v.largest(v.fold(groups, 1, v.constant(-_INFINITY), group))
 
 
-def make_weigh_groups(target: KernelTarget) -> Any:
+@kernel_maker(returns=types.float64)
+def make_weigh_groups(
+    v: Vectors, scores: Value, groups: Value, least: Value, largest: Value, sums: Value
+) -> Value:
     """Make weigh_groups(scores, groups, least, largest, sums) -> the sum of all weights, in
     float64.
 
     It writes the sum of each group to `sums`, a float64. Lanes are summed in float64, one group
     after the other. `least` and `largest` are bits.
     """
-    lanes = target.lanes
+    lanes = v.lanes
+    least, largest = v.float_argument(least), v.float_argument(largest)
 
-    def weigh_groups(
-        v: Vectors, scores: Value, groups: Value, least: Value, largest: Value, sums: Value
-    ) -> Value:
-        least, largest = v.float_argument(least), v.float_argument(largest)
+    def group(g: Value, total: Value) -> Value:
+        start = v.element(scores, g * (GROUP_VECTORS * lanes))
 
-        def group(g: Value, total: Value) -> Value:
-            start = v.element(scores, g * (GROUP_VECTORS * lanes))
+        def vector(i: Value, subtotal: Value) -> Value:
+            weight = _weight(v, v.load(v.element(start, i)), least, largest)
+            return subtotal + weight.to_double()
 
-            def vector(i: Value, subtotal: Value) -> Value:
-                weight = _weight(v, v.load(v.element(start, i)), least, largest)
-                return subtotal + weight.to_double()
+        zeros, size = v.constant(0.0, F64), v.scalar(GROUP_VECTORS * lanes)
+        subtotal = v.sum(v.fold(size, lanes, zeros, vector))
+        v.store(subtotal, sums + g * 8)
+        return total + subtotal
 
-            zeros, size = v.constant(0.0, F64), v.scalar(GROUP_VECTORS * lanes)
-            subtotal = v.sum(v.fold(size, lanes, zeros, vector))
-            v.store(subtotal, sums + g * 8)
-            return total + subtotal
-
-        return v.fold(groups, 1, v.scalar(0.0, F64), group)
-
-    return kernel(target, weigh_groups, returns=types.float64)
+    return v.fold(groups, 1, v.scalar(0.0, F64), group)
 
 
-def make_weigh(target: KernelTarget) -> Any:
+@kernel_maker()
+def make_weigh(
+    v: Vectors, scores: Value, count: Value, least: Value, largest: Value, weights: Value
+) -> None:
     """Make weigh(scores, count, least, largest, weights): the weight of each score.
 
     `count` is rounded up to whole vectors; `least` and `largest` are bits.
     """
-    lanes = target.lanes
+    lanes = v.lanes
+    least, largest = v.float_argument(least), v.float_argument(largest)
 
-    def weigh(
-        v: Vectors, scores: Value, count: Value, least: Value, largest: Value, weights: Value
-    ) -> None:
-        least, largest = v.float_argument(least), v.float_argument(largest)
-
-        with v.range(count, lanes) as i:
-            v.store(_weight(v, v.load(v.element(scores, i)), least, largest), v.element(weights, i))
-
-    return kernel(target, weigh)
+    with v.range(count, lanes) as i:
+        v.store(_weight(v, v.load(v.element(scores, i)), least, largest), v.element(weights, i))
 
 
-def make_weigh_keys(target: KernelTarget) -> Any:
+@kernel_maker()
+def make_weigh_keys(v: Vectors, keys: Value, count: Value, largest: Value, weights: Value) -> None:
     """Make weigh_keys(keys, count, largest, weights): the weights of scores given as int32 keys.
 
     `count` is rounded up to whole vectors; `largest` is bits.
     """
-    lanes = target.lanes
+    lanes = v.lanes
+    largest = v.float_argument(largest)
 
-    def weigh_keys(v: Vectors, keys: Value, count: Value, largest: Value, weights: Value) -> None:
-        largest = v.float_argument(largest)
-
-        with v.range(count, lanes) as i:
-            key = v.load(v.element(keys, i)).bitcast(I32)
-            score = ordered_bits(key).bitcast(F32)
-            v.store(v.exp(score - largest), v.element(weights, i))
-
-    return kernel(target, weigh_keys)
+    with v.range(count, lanes) as i:
+        key = v.load(v.element(keys, i)).bitcast(I32)
+        score = ordered_bits(key).bitcast(F32)
+        v.store(v.exp(score - largest), v.element(weights, i))
 
 
-def make_rank(target: KernelTarget) -> Any:
+@kernel_maker(returns=types.intp)
+def make_rank(v: Vectors, scores: Value, padded: Value, token: Value, score: Value) -> Value:
     """Make rank(scores, padded, token, score) -> the number of tokens that rank before `token`.
 
     A token ranks before another if its score is larger, or equal and its id lower. `score` is that
     of `token`, as bits.
     """
-    lanes = target.lanes
+    lanes = v.lanes
+    own_score = v.float_argument(score)
 
-    def rank(v: Vectors, scores: Value, padded: Value, token: Value, score: Value) -> Value:
-        own_score = v.float_argument(score)
+    def count_vector(i: Value, count: Value) -> Value:
+        score = v.load(v.element(scores, i))
+        tied = (score == own_score) & v.first_lanes(token - i)
+        ahead = (score > own_score) | tied
+        return count + ahead.zext(I32)
 
-        def count_vector(i: Value, count: Value) -> Value:
-            score = v.load(v.element(scores, i))
-            tied = (score == own_score) & v.first_lanes(token - i)
-            ahead = (score > own_score) | tied
-            return count + ahead.zext(I32)
-
-        counts = v.fold(padded, lanes, v.integers(0), count_vector)
-        total = v.scalar(0)
-        for lane in range(lanes):
-            total = total + counts.lane(lane).zext(I64)
-        return total
-
-    return kernel(target, rank, returns=types.intp)
+    counts = v.fold(padded, lanes, v.integers(0), count_vector)
+    total = v.scalar(0)
+    for lane in range(lanes):
+        total = total + counts.lane(lane).zext(I64)
+    return total

@@ -11,7 +11,7 @@ At each step `Format.widen` turns a vector of words into operands once for all r
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from nanovllm.model.kernels.build.layout import WORD_BYTES
 from nanovllm.model.kernels.build.target import KernelTarget
@@ -48,100 +48,20 @@ def weight_format(target: KernelTarget, kind: str) -> Format:
         kind: "float32", "bfloat16", or "int8" for unsigned inputs and signed weights.
     """
     if kind == "float32":
-        return _float32()
+        return _FLOAT32
     if kind == "bfloat16":
-        return _bfloat16_dot() if target.bfloat16_dot else _bfloat16_widened()
+        return _BFLOAT16_DOT if target.bfloat16_dot else _BFLOAT16_WIDENED
     if target.int8_dot:
-        return _int8_dot()
-    return _int8_by_int16() if target.is_x86 else _int8_by_int32()
+        return _INT8_DOT
+    return _INT8_BY_INT16 if target.is_x86 else _INT8_BY_INT32
 
 
 def cache_format(target: KernelTarget, kind: str) -> Format:
     """Return the format of keys and values; inputs are float32 but for a bfloat16 cache."""
-    return _int8_widened() if kind == "int8" else weight_format(target, kind)
+    return _INT8_WIDENED if kind == "int8" else weight_format(target, kind)
 
 
-def _float32() -> Format:
-    return Format(
-        per_word=1,
-        input_bytes=WORD_BYTES,
-        accumulates_int32=False,
-        widen=lambda v, words: [words.bitcast(F32)],
-        inputs=lambda v, address: [v.splat(v.load_scalar(address))],
-        multiply_add=lambda v, a, w, total: v.fma(a, w, total),
-    )
-
-
-def _bfloat16_dot() -> Format:
-    return Format(
-        per_word=2,
-        input_bytes=4,
-        accumulates_int32=False,
-        widen=lambda v, words: [words],
-        inputs=lambda v, address: [v.splat(v.load_word(address))],
-        multiply_add=lambda v, a, w, total: v.dot_bfloat16(a, w, total),
-    )
-
-
-def _bfloat16_widened() -> Format:
-    return Format(
-        per_word=2,
-        input_bytes=4,
-        accumulates_int32=False,
-        widen=lambda v, words: v.widen_bfloat16(words),
-        inputs=lambda v, address: [v.splat(x) for x in v.widen_bfloat16(v.load_word(address))],
-        multiply_add=lambda v, a, w, total: v.fma(a, w, total),
-    )
-
-
-def _int8_dot() -> Format:
-    return Format(
-        per_word=4,
-        input_bytes=4,
-        accumulates_int32=True,
-        widen=lambda v, words: [words],
-        inputs=lambda v, address: [v.splat(v.load_word(address))],
-        multiply_add=lambda v, a, w, total: v.dot_int8(a, w, total),
-    )
-
-
-def _int8_by_int16() -> Format:
-    """Multiply bytes 0 and 2 of each word as int16 pairs, then bytes 1 and 3: exact in int32."""
-    return Format(
-        per_word=4,
-        input_bytes=4,
-        accumulates_int32=True,
-        widen=_sign_extend_to_int16,
-        inputs=lambda v, address: _zero_extend_to_int16(v, v.splat(v.load_word(address))),
-        multiply_add=lambda v, a, w, total: v.dot_int16(a, w, total),
-    )
-
-
-def _int8_by_int32() -> Format:
-    return Format(
-        per_word=4,
-        input_bytes=4,
-        accumulates_int32=True,
-        widen=_sign_extend_to_int32,
-        inputs=lambda v, address: _zero_extend_to_int32(v, v.splat(v.load_word(address))),
-        multiply_add=lambda v, a, w, total: total + a * w,
-    )
-
-
-def _int8_widened() -> Format:
-    return Format(
-        per_word=4,
-        input_bytes=4 * WORD_BYTES,
-        accumulates_int32=False,
-        widen=lambda v, words: [byte.to_float() for byte in _sign_extend_to_int32(v, words)],
-        inputs=lambda v, address: [
-            v.splat(v.load_scalar(address, row * WORD_BYTES)) for row in range(4)
-        ],
-        multiply_add=lambda v, a, w, total: v.fma(a, w, total),
-    )
-
-
-def _sign_extend_to_int32(v: Vectors, words: Value) -> list[Value]:
+def _sign_extend_to_int32(_: Vectors, words: Value) -> list[Value]:
     """Return bytes 0 to 3 of each word as int32."""
     shifted = [words << (24 - 8 * byte) for byte in range(3)]
     return [word >> 24 for word in (*shifted, words)]
@@ -162,3 +82,65 @@ def _sign_extend_to_int16(v: Vectors, words: Value) -> list[Value]:
 def _zero_extend_to_int16(v: Vectors, words: Value) -> list[Value]:
     """Return bytes 0 and 2 of each word as a pair of int16, and bytes 1 and 3."""
     return [words & 0x00FF00FF, words.lshr(8) & 0x00FF00FF]
+
+
+def _load_word(v: Vectors, address: Value) -> list[Value]:
+    return [v.splat(v.load_word(address))]
+
+
+def _words(_: Vectors, words: Value) -> list[Value]:
+    return [words]
+
+
+_FLOAT32 = Format(
+    per_word=1,
+    input_bytes=WORD_BYTES,
+    accumulates_int32=False,
+    widen=lambda v, words: [words.bitcast(F32)],
+    inputs=lambda v, address: [v.splat(v.load_scalar(address))],
+    multiply_add=Vectors.fma,
+)
+_BFLOAT16_DOT = Format(
+    per_word=2,
+    input_bytes=WORD_BYTES,
+    accumulates_int32=False,
+    widen=_words,
+    inputs=_load_word,
+    multiply_add=Vectors.dot_bfloat16,
+)
+_BFLOAT16_WIDENED = replace(
+    _BFLOAT16_DOT,
+    widen=Vectors.widen_bfloat16,
+    inputs=lambda v, address: [v.splat(x) for x in v.widen_bfloat16(v.load_word(address))],
+    multiply_add=Vectors.fma,
+)
+_INT8_DOT = Format(
+    per_word=4,
+    input_bytes=WORD_BYTES,
+    accumulates_int32=True,
+    widen=_words,
+    inputs=_load_word,
+    multiply_add=Vectors.dot_int8,
+)
+_INT8_BY_INT16 = replace(  # bytes 0 and 2 of each word as int16 pairs, then bytes 1 and 3: exact
+    _INT8_DOT,
+    widen=_sign_extend_to_int16,
+    inputs=lambda v, address: _zero_extend_to_int16(v, v.splat(v.load_word(address))),
+    multiply_add=Vectors.dot_int16,
+)
+_INT8_BY_INT32 = replace(
+    _INT8_DOT,
+    widen=_sign_extend_to_int32,
+    inputs=lambda v, address: _zero_extend_to_int32(v, v.splat(v.load_word(address))),
+    multiply_add=lambda v, a, w, total: total + a * w,
+)
+_INT8_WIDENED = Format(  # keys and values, whose inputs are float32
+    per_word=4,
+    input_bytes=4 * WORD_BYTES,
+    accumulates_int32=False,
+    widen=lambda v, words: [byte.to_float() for byte in _sign_extend_to_int32(v, words)],
+    inputs=lambda v, address: [
+        v.splat(v.load_scalar(address, row * WORD_BYTES)) for row in range(4)
+    ],
+    multiply_add=Vectors.fma,
+)

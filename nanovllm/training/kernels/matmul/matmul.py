@@ -22,6 +22,7 @@ from nanovllm.model.kernels.build.compiler import compiled, outlined
 from nanovllm.model.kernels.build.layout import WORD_BYTES
 from nanovllm.model.kernels.build.target import KernelTarget
 from nanovllm.model.kernels.simd.move import make_clear, make_copy
+from nanovllm.model.kernels.simd.rows import rows_at
 from nanovllm.training.kernels.matmul.epilogue import make_epilogue
 from nanovllm.training.kernels.matmul.pack import SLIVER_STEP_BYTES, Panels, make_pack_slivers
 from nanovllm.training.kernels.matmul.tile import TILE_ROWS, TileInput, TileResult, make_tile
@@ -179,7 +180,7 @@ def _make_multiply(target: KernelTarget) -> Any:
                         result = TileResult(sums_ptr, width_bytes, 0, sums_ptr)
                     tile(
                         tile_rows, TileInput(tile_a_ptr, a_row_bytes, a_step_bytes), panel_ptr,
-                        count, first_ptr, result, slope_ptr, row_bytes,
+                        count, first_ptr, result, rows_at(slope_ptr, row_bytes),
                     )  # fmt: skip
                     if not is_direct:
                         epilogue(

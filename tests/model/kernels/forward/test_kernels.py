@@ -25,7 +25,7 @@ from nanovllm.model.kernels.simd.value import Value
 from nanovllm.model.kernels.simd.vector import Vectors
 from nanovllm.model.kernels.step_record import (
     ACTIVATION_NAMES,
-    LINEAR,
+    LINEAR_RECORD,
     RESIDUAL,
     ROW_QUANT_BYTES,
     ROW_QUANT_OUTLIERS,
@@ -108,7 +108,7 @@ class Product:
         )
         scratch, linear, record = (
             aligned_zeros(threads * 96 * width),
-            np.zeros(1, dtype=LINEAR),
+            np.zeros(1, dtype=LINEAR_RECORD),
             np.zeros(1, dtype=STEP_RECORD),
         )
         linear["steps"], linear["panels"] = panels.shape[1], panels.shape[0]
@@ -439,7 +439,7 @@ def finish(
     """Return one row of one panel after a float32 epilogue."""
     bias = np.zeros_like(sums) if bias is None else bias
     out = np.zeros_like(sums) if out is None else out
-    linear = np.zeros(1, dtype=LINEAR)
+    linear = np.zeros(1, dtype=LINEAR_RECORD)
     linear["bias_ptr"] = bias.ctypes.data
     call(target, "finish", kind, sums.ctypes.data, linear.ctypes.data, out.ctypes.data)
     return out

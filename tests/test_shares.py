@@ -5,7 +5,7 @@ from collections import Counter, deque
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from nanovllm.engine.shares import SHARE, FairQueue, Shares
+from nanovllm.shares import SHARE, FairQueue, Shares
 
 CLIENTS = st.sampled_from("abcde")
 LIMIT = 40

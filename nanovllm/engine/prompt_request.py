@@ -1,22 +1,21 @@
-"""OutputProcessor: convert the engine's updates to text, token ids and log-probabilities.
+"""PromptRequest: one prompt of a request, from its sequences to its output.
 
-An OutputProcessor belongs to one prompt and its n choices. Each choice is one sequence, with two
-exceptions. Greedy choices are equal and share one sequence. With `best_of` there are more sequences
-than choices, and the n best are known only when all have ended. Detokenization runs on the thread
-that calls `add_update`. Unread deltas merge into one, so memory grows only with the output.
+A prompt has n choices. Each choice is one sequence, with two exceptions. Greedy choices are equal
+and share one sequence. With `best_of` there are more sequences than choices, and the n best are
+known only when all have ended. The engine runs the sequences (`requests`); their updates are added
+here, on the thread that waits for the output.
 """
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
-import numpy as np
-import numpy.typing as npt
-
+from nanovllm.engine.admission import RequestSize
 from nanovllm.engine.detokenizer import IncrementalDecoder, StopStrings
-from nanovllm.engine.logprobs import LogprobList, PackedLogprobs
+from nanovllm.engine.logprobs import LogprobList, logprobs_bytes
 from nanovllm.engine.pooling import Pooler
-from nanovllm.engine.scheduling.request import FinishReason
+from nanovllm.engine.scheduling.request import FinishReason, Request
+from nanovllm.engine.sequence_output import SequenceOutput
+from nanovllm.engine.step_output import SequenceUpdate
 from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.errors import EngineFaultError, NanovllmError
 from nanovllm.model.sampling import TokenLogprobs
@@ -30,118 +29,43 @@ from nanovllm.outputs import (
 from nanovllm.sampling_params import SamplingParams
 
 
-@dataclass(frozen=True, slots=True)
-class SequenceUpdate:
-    """The changes of one sequence in a step, as plain values that another thread may read.
-
-    Attributes:
-        token_ids: new tokens, currently at most one.
-        logprobs: an entry for each new token, or empty if none are requested.
-        metrics: times of the sequence; `finished_s` is None unless the engine has ended it.
-        error: the exception to raise if `finish_reason` is ERROR.
-        hidden: final hidden states [tokens, d_model] of a prompt that is embedded.
-        time_s: end of the step.
-        inter_token_latency_s: time since the previous token; None for the first token, and if there
-            is no new one.
-        num_preemptions: number of preemptions of the sequence.
-        num_reused_tokens: prompt tokens that were cached, or computed by another choice.
-    """
-
-    request_id: str
-    choice_index: int
-    token_ids: tuple[int, ...] = ()
-    logprobs: tuple[TokenLogprobs, ...] = ()
-    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
-    finish_reason: FinishReason | None = None
-    stop_reason: int | None = None
-    num_cached_tokens: int = 0
-    metrics: RequestMetrics | None = None
-    error: NanovllmError | None = None
-    hidden: npt.NDArray[np.float32] | None = None
-    time_s: float = 0.0
-    inter_token_latency_s: float | None = None
-    num_preemptions: int = 0
-    num_reused_tokens: int = 0
-
-
-@dataclass(slots=True)
-class _Sequence:
-    """Output of one sequence so far; `text_sent` and `tokens_sent` are the lengths already sent."""
-
-    request_id: str
-    decoder: IncrementalDecoder
-    stops: StopStrings
-    token_ids: list[int] = field(default_factory=list)
-    text: str = ""
-    logprobs: list[PackedLogprobs] = field(default_factory=list)
-    cumulative_logprob: float = 0.0
-    finish_reason: FinishReason | None = None
-    stop_reason: int | str | None = None
-    text_sent: int = 0
-    tokens_sent: int = 0
-    has_begun: bool = False
-    finish_sent: bool = False
-
-    @property
-    def has_delta(self) -> bool:
-        """Whether there is output that no delta has contained."""
-        has_ended = self.finish_reason is not None and not self.finish_sent
-        return (
-            has_ended or len(self.token_ids) > self.tokens_sent or len(self.text) > self.text_sent
-        )
-
-    @property
-    def mean_logprob(self) -> float:
-        """Mean log-probability per token, by which best_of ranks.
-
-        It is minus infinity instead of NaN, and for a sequence that ended with an error.
-        """
-        if self.finish_reason is FinishReason.ERROR:
-            return -math.inf
-        mean = self.cumulative_logprob / max(len(self.token_ids), 1)
-        return -math.inf if math.isnan(mean) else mean
-
-    def mark_sent(self) -> None:
-        """Record that deltas have contained all output so far."""
-        self.has_begun = True
-        self.text_sent, self.tokens_sent, self.finish_sent = (
-            len(self.text),
-            len(self.token_ids),
-            self.finish_reason is not None,
-        )
-
-
 def describe_error(error: NanovllmError) -> str:
     """Return an error's message with its cause. For Python callers; a server hides the cause."""
     cause = error.__cause__
     return str(error) if cause is None else f"{error} ({type(cause).__name__}: {cause})"
 
 
-class OutputProcessor:
-    """Collects the updates of one prompt's sequences into its output."""
+class PromptRequest:
+    """A checked prompt: its sequences for the engine, and the output of their updates so far."""
 
     def __init__(
         self,
         request_id: str,
         prompt: str | None,
-        prompt_token_ids: list[int],
+        requests: Sequence[Request],
         params: SamplingParams,
         tokenizer: Tokenizer,
-        sequence_ids: list[str],
         pooler: Pooler | None = None,
     ) -> None:
-        """Create the outputs of `sequence_ids`, which are ordered by choice index.
+        """Create a prompt without output.
 
-        `pooler` is None unless the prompt is embedded.
+        Args:
+            request_id: the id in outputs.
+            prompt: the prompt's text; None for a prompt of token ids.
+            requests: its sequences, ordered by choice index.
+            params: the settings of the caller.
+            tokenizer: the model's.
+            pooler: None unless the prompt is embedded.
         """
         self.request_id = request_id
+        self.requests = tuple(requests)
         self.error: NanovllmError | None = None
         self._prompt = prompt
-        self._prompt_token_ids = prompt_token_ids
+        self._prompt_token_ids = list(requests[0].prompt_token_ids)
         self._params = params
         self._tokenizer = tokenizer
         self._pooler = pooler
-        self._prompt_logprobs: list[PackedLogprobs | None] | None = (
+        self._prompt_logprobs: list[TokenLogprobs | None] | None = (
             None if params.prompt_logprobs is None else [None]
         )
         self._num_cached_tokens = 0
@@ -150,13 +74,43 @@ class OutputProcessor:
             params.stop_strings, include_in_output=params.include_stop_str_in_output
         )
         self._sequences = [
-            _Sequence(
-                sequence_id,
+            SequenceOutput(
+                params,
                 IncrementalDecoder(tokenizer, skip_special_tokens=params.skip_special_tokens),
                 stops.copy(),
             )
-            for sequence_id in sequence_ids
+            for _ in requests
         ]
+
+    @property
+    def client(self) -> str:
+        """Identity of who sent the request."""
+        return self.requests[0].client
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Number of prompt tokens."""
+        return len(self._prompt_token_ids)
+
+    @property
+    def has_grammar(self) -> bool:
+        """Whether a grammar constrains the output, which may still prove invalid."""
+        return self.requests[0].grammar is not None
+
+    @property
+    def size(self) -> RequestSize:
+        """What the prompt and max_tokens of each choice may need.
+
+        Choices include those that best_of drops and those that share a sequence.
+        """
+        first, num_choices = self.requests[0], self._params.num_candidates
+        max_tokens = first.max_new_tokens
+        return RequestSize(
+            num_choices,
+            first.num_prompt_tokens + num_choices * max_tokens,
+            logprobs_bytes(first.num_prompt_tokens, first.sampling.prompt_logprobs)
+            + logprobs_bytes(len(self.requests) * max_tokens, first.sampling.logprobs),
+        )
 
     @property
     def is_finished(self) -> bool:
@@ -164,16 +118,17 @@ class OutputProcessor:
         return all(sequence.finish_reason is not None for sequence in self._sequences)
 
     @property
-    def sequence_ids(self) -> list[str]:
-        """Ids of all sequences."""
-        return [sequence.request_id for sequence in self._sequences]
+    def is_refused(self) -> bool:
+        """Whether the request ended with an error before it ran, such as an invalid grammar."""
+        return self.error is not None and (
+            self._metrics is not None and self._metrics.first_scheduled_s is None
+        )
 
     @property
     def unfinished_ids(self) -> list[str]:
         """Ids of the sequences that have not ended."""
-        return [
-            sequence.request_id for sequence in self._sequences if sequence.finish_reason is None
-        ]
+        pairs = zip(self.requests, self._sequences, strict=True)
+        return [request.request_id for request, output in pairs if output.finish_reason is None]
 
     @property
     def num_output_tokens(self) -> int:
@@ -205,59 +160,32 @@ class OutputProcessor:
             self._pooler.add(update.hidden)
         if update.choice_index == 0:
             if self._prompt_logprobs is not None:
-                self._prompt_logprobs += map(PackedLogprobs.pack, update.prompt_logprobs)
+                self._prompt_logprobs += update.prompt_logprobs
             # Only of the first choice: the others share its blocks.
             self._num_cached_tokens = update.num_cached_tokens
-        stop = None
-        for index, token_id in enumerate(update.token_ids):
-            is_last = index == len(update.token_ids) - 1
-            logprobs = update.logprobs[index] if update.logprobs else None
-            stop = self._add_token(
-                sequence, token_id, logprobs, update.finish_reason if is_last else None
-            )
-            if stop is not None:
-                break
+        found_stop = sequence.add(update)
         metrics = update.metrics
-        if stop is not None:
-            sequence.finish_reason, sequence.stop_reason = FinishReason.STOP, stop
-            metrics = None if metrics is None else replace(metrics, finished_s=update.time_s)
-        elif update.finish_reason is not None:
-            if not update.token_ids:
-                released, _ = sequence.stops.push(sequence.decoder.flush(), may_stop=False)
-                sequence.text += released
-            sequence.text += sequence.stops.flush()
-            sequence.finish_reason, sequence.stop_reason = update.finish_reason, update.stop_reason
+        if found_stop and metrics is not None:
+            metrics = replace(metrics, finished_s=update.time_s)
+        if not found_stop:
             self.error = self.error or update.error
         if sequence.finish_reason is not None and metrics is not None:
             self._metrics = metrics
-        return stop is not None and update.finish_reason is None
+        return found_stop and update.finish_reason is None
 
-    def _add_token(
-        self,
-        sequence: _Sequence,
-        token_id: int,
-        logprobs: TokenLogprobs | None,
-        finish_reason: FinishReason | None,
-    ) -> str | None:
-        """Append a token and the text that it releases; return the stop string that it completes.
+    def fail(self, error: NanovllmError) -> None:
+        """End the unfinished sequences with an error."""
+        self.error = self.error or error
+        for sequence in self._sequences:
+            sequence.finish_reason = sequence.finish_reason or FinishReason.ERROR
 
-        `finish_reason` is set if the engine ended the sequence with this token. The text of a stop
-        token is omitted, unless include_stop_str_in_output is set.
-        """
-        params = self._params
-        sequence.token_ids.append(token_id)
-        if logprobs is not None:
-            sequence.cumulative_logprob += logprobs.logprobs[0]
-            if self._shows_logprobs:
-                sequence.logprobs.append(PackedLogprobs.pack(logprobs))
-        is_left_out = finish_reason is FinishReason.STOP and not params.include_stop_str_in_output
-        text = "" if is_left_out else sequence.decoder.push(token_id)
-        if finish_reason is not None:
-            text += sequence.decoder.flush()
-        may_stop = len(sequence.token_ids) > params.min_tokens
-        released, stop = sequence.stops.push(text, may_stop=may_stop)
-        sequence.text += released
-        return stop
+    def result(self) -> RequestOutput | EmbeddingRequestOutput:
+        """Return the whole output with packed log-probabilities; raises the error that ended it."""
+        if self._pooler is not None:
+            return self.embedding()
+        if self.error is not None:
+            raise self.error
+        return self.output(packed=True)
 
     def output(self, *, packed: bool = False) -> RequestOutput:
         """Return the output so far; with best_of the choices may change until all sequences end.
@@ -334,7 +262,7 @@ class OutputProcessor:
             sequence.mark_sent()
         return self._output(deltas, self._prompt_logprobs if is_first else None)
 
-    def _choices(self) -> list[_Sequence]:
+    def _choices(self) -> list[SequenceOutput]:
         """Return the sequence of each of the n choices; with best_of, best first."""
         if self._params.ranks_choices:
             return sorted(
@@ -357,7 +285,7 @@ class OutputProcessor:
         )
 
     def _output(
-        self, outputs: list[CompletionOutput], prompt_logprobs: list[PackedLogprobs | None] | None
+        self, outputs: list[CompletionOutput], prompt_logprobs: list[TokenLogprobs | None] | None
     ) -> RequestOutput:
         return RequestOutput(
             request_id=self.request_id,
@@ -373,7 +301,7 @@ class OutputProcessor:
         )
 
     def _completion(
-        self, index: int, sequence: _Sequence, text_start: int, token_start: int
+        self, index: int, sequence: SequenceOutput, text_start: int, token_start: int
     ) -> CompletionOutput:
         return CompletionOutput(
             index=index,
@@ -389,6 +317,6 @@ class OutputProcessor:
             stop_reason=sequence.stop_reason,
         )
 
-    def _unpacked(self, positions: Sequence[PackedLogprobs | None]) -> LogprobList:
+    def _unpacked(self, positions: Sequence[TokenLogprobs | None]) -> LogprobList:
         """Return the positions as a LogprobList with the tokens' texts."""
         return LogprobList(positions, self._tokenizer.token_text)

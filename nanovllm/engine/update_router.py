@@ -1,0 +1,122 @@
+"""UpdateRouter: the one loop that takes the updates of an engine's steps to their prompts.
+
+The server, AsyncLLM, LLM and run-batch each have a router, on the thread that waits for outputs. An
+owner, such as a call or a handle, gets the prompts that a step has changed.
+"""
+
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Generic, TypeVar
+
+from nanovllm.engine.metrics import FinishedPrompt, FinishedRequest, StepStats
+from nanovllm.engine.prompt_request import PromptRequest
+from nanovllm.engine.scheduling.request import FinishReason
+from nanovllm.engine.step_output import SequenceUpdate, StepOutput
+from nanovllm.errors import EngineFaultError, InvalidRequestError
+
+logger = logging.getLogger(__name__)
+
+OwnerT = TypeVar("OwnerT")
+
+
+class UpdateRouter(Generic[OwnerT]):
+    """The prompts with unfinished sequences, and their owners."""
+
+    def __init__(self, finish: Callable[[str, FinishReason], object]) -> None:
+        """Start without prompts; `finish` ends a sequence in the engine, if it still runs there."""
+        self._finish = finish
+        self._prompts: dict[str, tuple[PromptRequest, OwnerT]] = {}  # by id of a sequence
+
+    def __len__(self) -> int:
+        """Return the number of unfinished sequences."""
+        return len(self._prompts)
+
+    @property
+    def owners(self) -> set[OwnerT]:
+        """The owners of unfinished prompts."""
+        return {owner for _, owner in self._prompts.values()}
+
+    def check_ids(self, prompts: Iterable[PromptRequest]) -> None:
+        """Raise InvalidRequestError if two sequences would have the same id."""
+        seen: set[str] = set()
+        for request in (request for prompt in prompts for request in prompt.requests):
+            if request.request_id in self._prompts or request.request_id in seen:
+                raise InvalidRequestError(
+                    f"the request id {request.request_id!r} is in use by an unfinished request",
+                    param="request_id",
+                )
+            seen.add(request.request_id)
+
+    def add(self, prompts: Iterable[PromptRequest], owner: OwnerT) -> None:
+        """Add the prompts of an owner; raises as `check_ids`."""
+        self.check_ids(prompts)
+        for prompt in prompts:
+            for request in prompt.requests:
+                self._prompts[request.request_id] = prompt, owner
+
+    def remove(self, prompt: PromptRequest) -> None:
+        """Remove a prompt, and abort its unfinished sequences. A second call has no effect."""
+        for request in prompt.requests:
+            unfinished, _ = self._prompts.get(request.request_id, (None, None))
+            if unfinished is prompt:
+                del self._prompts[request.request_id]
+                self._finish(request.request_id, FinishReason.ABORT)
+
+    def add_updates(self, output: StepOutput) -> list[tuple[PromptRequest, OwnerT]]:
+        """Add a step's updates to their prompts; return each changed prompt once, with its owner.
+
+        A sequence whose text has a stop string is finished in the engine. What that computes until
+        then is dropped, and not part of the statistics.
+        """
+        changed: dict[PromptRequest, OwnerT] = {}
+        for update in output.updates:
+            if update.request_id not in self._prompts:
+                continue  # computed after a stop string, or after the prompt was removed
+            prompt, owner = self._prompts[update.request_id]
+            changed[prompt] = owner
+            try:
+                found_stop = prompt.add_update(update)
+                _count(output.stats, prompt, update)
+            except Exception as error:  # the other updates of the step must reach their prompts
+                logger.exception("the answer to %s could not be put together", update.request_id)
+                fault = EngineFaultError(
+                    "the answer could not be put together; the log has the reason"
+                )
+                fault.__cause__ = error
+                prompt.fail(fault)
+                self.remove(prompt)
+                continue
+            if found_stop:
+                self._finish(update.request_id, FinishReason.STOP)
+            if found_stop or update.finish_reason is not None:
+                del self._prompts[update.request_id]
+        return list(changed.items())
+
+
+def _count(stats: StepStats, prompt: PromptRequest, update: SequenceUpdate) -> None:
+    """Add an update to the statistics of its step, after the prompt has it."""
+    times = update.metrics
+    if update.token_ids:
+        if update.inter_token_latency_s is not None:
+            stats.inter_token_latencies_s.append(update.inter_token_latency_s)
+        elif times is not None:
+            stats.times_to_first_token_s.append(update.time_s - times.arrival_s)
+    ended = prompt.ended(update.choice_index)
+    if ended is None or times is None:
+        return
+    reason, num_tokens = ended
+    request = prompt.requests[update.choice_index]
+    stats.finished.append(
+        FinishedRequest(
+            reason.value,
+            request.num_prompt_tokens,
+            num_tokens,
+            request.max_new_tokens,
+            update.num_reused_tokens,
+            update.num_preemptions,
+            replace(times, finished_s=update.time_s),
+        )
+    )
+    if prompt.is_finished:
+        stats.finished_prompts.append(FinishedPrompt(request.sampling.n, prompt.max_output_tokens))
