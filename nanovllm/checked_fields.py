@@ -43,6 +43,11 @@ class CheckedField:
     default: Any
     help: str
 
+    @property
+    def summary(self) -> str:
+        """The first sentence of `help`, without its period."""
+        return re.split(r"\.(?: |$)", self.help)[0]
+
     def check(self, value: Any) -> Any:
         """Return a valid value, as a float where the field is one; raises InvalidRequestError."""
         if value is None and self.is_optional:
@@ -51,10 +56,10 @@ class CheckedField:
             is_valid, expected = isinstance(value, bool), "true or false"
         elif self.kind is int:
             is_valid = isinstance(value, int) and not isinstance(value, bool)
-            is_valid, expected = is_valid and self._is_inside(value), f"an integer, {self._range}"
+            is_valid, expected = is_valid and self._is_inside(value), f"an integer{self._range}"
         elif self.kind is float:
             is_valid = isinstance(value, int | float) and not isinstance(value, bool)
-            is_valid, expected = is_valid and self._is_inside(value), f"a number, {self._range}"
+            is_valid, expected = is_valid and self._is_inside(value), f"a number{self._range}"
         else:
             is_valid = not self.choices or value in self.choices
             expected = " or ".join(map(repr, self.choices))
@@ -76,12 +81,16 @@ class CheckedField:
     @property
     def _range(self) -> str:
         bounds = self.bounds
+        if bounds is _UNBOUNDED:
+            return ""
         if bounds.gt is not None:
             most = f"up to {bounds.le}" if bounds.lt is None else f"below {bounds.lt}"
-            return f"above {bounds.gt} and {most}"
+            return f", above {bounds.gt} and {most}"
         if bounds.lt is not None and bounds.lt != math.inf:
-            return f"at least {bounds.ge} and below {bounds.lt}"
-        return f"at least {bounds.ge}" if bounds.le is None else f"from {bounds.ge} to {bounds.le}"
+            return f", at least {bounds.ge} and below {bounds.lt}"
+        if bounds.le is None:
+            return f", at least {bounds.ge}"
+        return f", from {bounds.ge} to {bounds.le}"
 
 
 @cache

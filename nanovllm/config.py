@@ -2,7 +2,11 @@
 
 import re
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, TypedDict, TypeGuard, get_args
+from typing import Annotated, Literal, TypeAlias, TypedDict, TypeGuard, get_args
+
+from annotated_types import Interval
+
+from nanovllm.checked_fields import check_fields
 
 BackendName: TypeAlias = Literal["numba", "numpy"]
 DType: TypeAlias = Literal["float32", "bfloat16", "auto"]
@@ -10,11 +14,9 @@ Quantization: TypeAlias = Literal["int8"]
 KVCacheDType: TypeAlias = Literal["auto", "float32", "bfloat16", "int8"]
 SchedulingPolicy: TypeAlias = Literal["fcfs", "priority", "fair"]
 Precision: TypeAlias = Literal["float32", "bfloat16", "int8"]
+Positive: TypeAlias = Annotated[int, Interval(ge=1)]
 
 BACKENDS: tuple[BackendName, ...] = get_args(BackendName)
-DTYPES: tuple[DType, ...] = get_args(DType)
-QUANTIZATIONS: tuple[Quantization, ...] = get_args(Quantization)
-KV_CACHE_DTYPES: tuple[KVCacheDType, ...] = get_args(KVCacheDType)
 SCHEDULING_POLICIES: tuple[SchedulingPolicy, ...] = get_args(SchedulingPolicy)
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 """Types of the weights, by dtype or by quantization."""
@@ -98,56 +100,29 @@ class EngineConfig:
     quantization: Quantization | None = None
     kv_cache_dtype: KVCacheDType = "auto"
     backend: BackendName = "numba"
-    max_model_len: int | None = None
-    block_size: int = 32
-    max_num_seqs: int = 32
-    max_num_batched_tokens: int = 512
+    max_model_len: Positive | None = None
+    block_size: Positive = 32
+    max_num_seqs: Positive = 32
+    max_num_batched_tokens: Positive = 512
     kv_cache_memory: int | str = "auto"
-    num_blocks: int | None = None
+    num_blocks: Positive | None = None
     enable_prefix_caching: bool = True
     batch_invariant: bool = False
-    num_threads: int | None = None
+    num_threads: Positive | None = None
     seed: int | None = None
-    max_logprobs: int = 20
+    max_logprobs: Annotated[int, Interval(ge=0)] = 20
     scheduling_policy: SchedulingPolicy = "fcfs"
 
     def __post_init__(self) -> None:
-        for name in ("block_size", "max_num_seqs", "max_num_batched_tokens"):
-            _check_positive(name, getattr(self, name))
-        for name in ("max_model_len", "num_blocks", "num_threads"):
-            if getattr(self, name) is not None:
-                _check_positive(name, getattr(self, name))
-        for name in ("enable_prefix_caching", "batch_invariant"):
-            if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name} is {getattr(self, name)!r} but must be True or False")
-        if self.seed is not None and not _is_int(self.seed):
-            raise ValueError(
-                f"seed is {self.seed!r} but must be an integer, or None for a random one"
-            )
+        check_fields(self)
         if self.max_num_batched_tokens < self.max_num_seqs:
             raise ValueError(
                 f"max_num_batched_tokens is {self.max_num_batched_tokens}, less than max_num_seqs "
                 f"({self.max_num_seqs}): each running sequence needs at least one token per step; "
                 "raise the first or lower the second"
             )
-        choices: dict[str, tuple[str | None, ...]] = {
-            "backend": BACKENDS,
-            "dtype": DTYPES,
-            "quantization": (None, *QUANTIZATIONS),
-            "kv_cache_dtype": KV_CACHE_DTYPES,
-            "scheduling_policy": SCHEDULING_POLICIES,
-        }
-        for name, allowed in choices.items():
-            value = getattr(self, name)
-            if value not in allowed:
-                names = ", ".join(map(str, allowed))
-                raise ValueError(f"{name} is {value!r} but must be one of {names}")
         if self.backend == "numpy":
             self._check_numpy_types()
-        if not _is_int(self.max_logprobs) or self.max_logprobs < 0:
-            raise ValueError(
-                f"max_logprobs is {self.max_logprobs!r} but must be an integer of at least 0"
-            )
         _cache_bytes(self.kv_cache_memory)
 
     def _check_numpy_types(self) -> None:
@@ -208,8 +183,3 @@ def format_bytes(count: int) -> str:
 
 def _is_int(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _check_positive(name: str, value: object) -> None:
-    if not _is_int(value) or value < 1:
-        raise ValueError(f"{name} is {value!r} but must be an integer of at least 1")

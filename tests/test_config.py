@@ -52,7 +52,7 @@ def test_the_defaults_are_those_of_the_documentation() -> None:
 def test_counts_are_at_least_one(name: str) -> None:
     assert getattr(make(**{name: 1}), name) == 1
     for value in (0, -1, 1.0, "1", True):
-        with pytest.raises(ValueError, match=rf"{name} is .* integer of at least 1"):
+        with pytest.raises(ValueError, match=rf"{name} is .* integer, at least 1"):
             make(**{name: value})
     if name in OPTIONAL:
         assert getattr(make(**{name: None}), name) is None
@@ -74,7 +74,7 @@ def test_every_running_sequence_needs_a_token_a_step() -> None:
 def test_flags_are_flags(name: str) -> None:
     assert getattr(make(**{name: True}), name) is True
     for value in (1, "no", None):
-        with pytest.raises(ValueError, match=f"{name} is .* True or False"):
+        with pytest.raises(ValueError, match=f"{name} is .* true or false"):
             make(**{name: value})
 
 
@@ -87,9 +87,7 @@ WRONG_CHOICES = [
 
 @pytest.mark.parametrize(("name", "value"), WRONG_CHOICES)
 def test_choices_are_listed(name: str, value: object) -> None:
-    with pytest.raises(
-        ValueError, match=f"{name} is {value!r} but must be one of {getattr(EngineConfig(), name)}"
-    ):
+    with pytest.raises(ValueError, match=f"{name} is {value!r} but must be '[a-z0-9]+'"):
         make(**{name: value})
 
 
@@ -127,7 +125,9 @@ def test_what_is_no_seed_and_no_number_of_log_probabilities(name: str, value: ob
 def test_the_scheduling_policy_is_one_of_three() -> None:
     assert make().scheduling_policy == "fcfs"
     assert make(scheduling_policy="priority").scheduling_policy == "priority"
-    with pytest.raises(ValueError, match=r"scheduling_policy is 'lifo' .* fcfs, priority, fair"):
+    with pytest.raises(
+        ValueError, match=r"scheduling_policy is 'lifo' .* 'fcfs' or 'priority' or 'fair'"
+    ):
         make(scheduling_policy="lifo")
 
 

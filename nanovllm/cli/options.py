@@ -4,13 +4,13 @@ Options have the names of the settings. This module imports nothing slow.
 """
 
 import argparse
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import Field, fields
+from dataclasses import fields
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Any
 
+from nanovllm.checked_fields import checked_fields
+from nanovllm.cli.parser import flag_of
 from nanovllm.config import BUNDLED_MODEL, EngineConfig
 from nanovllm.sampling_params import SamplingParams
 
@@ -95,7 +95,7 @@ def add_engine_options(parser: argparse.ArgumentParser, **defaults: Any) -> None
 
 def _add_fields(
     group: "argparse._ArgumentGroup",
-    settings: type[EngineConfig | SamplingParams],
+    settings: type,
     names: Sequence[str],
     defaults: Mapping[str, Any],
     *,
@@ -110,38 +110,24 @@ def _add_fields(
         defaults: other defaults than those of the fields.
         sets_defaults: without it, the value of an option that is left out is None.
     """
-    texts = _attributes(settings)
-    by_name: dict[str, Field[Any]] = {field.name: field for field in fields(settings)}
+    checked = checked_fields(settings)
     for name in names:
-        field, text = by_name[name], texts.get(name, "")
-        text, _, unset = text.partition("; None for ")
+        field = checked[name]
+        text, _, unset = field.summary.partition("; None for ")
         default = {name: field.default, **defaults}[name]
         if default is None:
             text += f" (default: {_UNSET.get(name, unset)})"
         elif not sets_defaults:
             text += f" (default: {default})"
         options: dict[str, Any] = {"default": default if sets_defaults else None, "help": text}
-        if field.type is bool:
+        if field.kind is bool:
             options["action"] = argparse.BooleanOptionalAction
+        elif field.choices:
+            options["choices"] = field.choices
         else:
-            options |= _value_options(name, field.type)
-        group.add_argument(_option(name), **options)
-
-
-def _attributes(settings: type) -> dict[str, str]:
-    """Return the first sentence about each attribute in the docstring of a class."""
-    _, _, section = (settings.__doc__ or "").partition("Attributes:\n")
-    entries = re.findall(r"^ {8}(\w+): (.*(?:\n {12}.*)*)", section, re.MULTILINE)
-    return {name: " ".join(text.split()).split(". ")[0].rstrip(".") for name, text in entries}
-
-
-def _value_options(name: str, hint: Any) -> dict[str, Any]:
-    """Return the arguments of `add_argument` for the values of a field of type `hint`."""
-    is_union = get_origin(hint) in (Union, UnionType)
-    kinds = [kind for kind in (get_args(hint) if is_union else (hint,)) if kind is not NoneType]
-    if get_origin(kinds[0]) is Literal:
-        return {"choices": get_args(kinds[0])}
-    return {"type": str if str in kinds else kinds[0], "metavar": name.rsplit("_", 1)[-1].upper()}
+            metavar = name.rsplit("_", 1)[-1].upper()
+            options |= {"type": field.kind or str, "metavar": metavar}
+        group.add_argument(flag_of(name), **options)
 
 
 def engine_config(parsed: argparse.Namespace) -> EngineConfig:
@@ -185,10 +171,6 @@ def sampling_settings(parsed: argparse.Namespace) -> dict[str, Any]:
     return {
         name: value for name, value in vars(parsed).items() if name in names and value is not None
     }
-
-
-def _option(name: str) -> str:
-    return "--" + name.replace("_", "-")
 
 
 def add_chat_template(group: "argparse._ActionsContainer", more: str = "") -> None:

@@ -28,6 +28,11 @@ _OTHER_COMMANDS = {
 """Commands by their names in other programs, such as ollama."""
 
 
+def flag_of(name: str) -> str:
+    """Return the option of a setting."""
+    return f"--{name.replace('_', '-')}"
+
+
 def set_up(
     parser: argparse.ArgumentParser,
     run: Run,
@@ -132,9 +137,9 @@ class CommandParser(argparse.ArgumentParser):
         """
         parsed = self.parse_args([])
         for name, value in settings.items():
-            flag = f"--{name.replace('_', '-')}"
+            flag = flag_of(name)
             action = self._option_string_actions.get(flag)
-            if action is None:
+            if action is None or not (_is_switch(action) or action.nargs is None):
                 raise ValueError(self._unrecognized([flag]))
             try:
                 setattr(parsed, action.dest, self._setting(flag, action, value))
@@ -149,9 +154,11 @@ class CommandParser(argparse.ArgumentParser):
             if is_on is None:
                 raise argparse.ArgumentError(action, f"{value!r} must be true or false")
             return is_on != flag.startswith("--no-")
-        if isinstance(value, list) or isinstance(action, argparse._AppendAction):  # noqa: SLF001
+        if isinstance(action, argparse._AppendAction):  # noqa: SLF001 - has no other name
             values = value if isinstance(value, list) else [value]
             return [self._get_value(action, str(one)) for one in values]
+        if isinstance(value, list):
+            raise argparse.ArgumentError(action, "takes one value, not a list")
         converted = self._get_value(action, str(value))
         self._check_value(action, converted)
         return converted

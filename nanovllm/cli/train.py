@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from nanovllm.checked_fields import CheckedField, checked_fields
 from nanovllm.cli.argument_types import print_message
 from nanovllm.cli.interrupts import ended_by_interrupts
-from nanovllm.cli.parser import set_up
+from nanovllm.cli.parser import flag_of, set_up
 from nanovllm.errors import TrainingError, printable
 
 if TYPE_CHECKING:
@@ -88,21 +88,17 @@ def define(parser: argparse.ArgumentParser) -> None:
         for name in names:
             field = fields.get(name)
             options = _describe_other(name) if field is None else _describe_field(field)
-            group.add_argument(_flag(name), default=argparse.SUPPRESS, **options)
+            group.add_argument(flag_of(name), default=argparse.SUPPRESS, **options)
 
 
 def _describe_field(field: CheckedField) -> dict[str, Any]:
     """Return the arguments of `add_argument` for a setting, whose text says what it is for."""
-    text = re.sub(r"`(\w+)`", lambda found: _flag(found[1]), field.help).rstrip(".")
+    text = re.sub(r"`(\w+)`", lambda found: flag_of(found[1]), field.summary)
     if field.default not in (None, "", ()):
         text += f" (default: {field.default})"
     takes = {"nargs": "+"} if field.default == () else {"type": field.kind or str}
     metavar = _METAVARS.get(field.name, field.name.rsplit("_", 1)[-1].upper())
     return {**takes, "metavar": metavar, "help": text}
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
 
 
 def _describe_other(name: str) -> dict[str, Any]:

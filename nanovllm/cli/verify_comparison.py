@@ -6,7 +6,7 @@ and the texts may diverge.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -236,18 +236,10 @@ def _our_logprobs(llm: LLM, token_ids: list[int]) -> Iterator[np.ndarray]:
     hidden = []
     chunk_size = engine.config.max_num_batched_tokens
     for start in range(0, len(token_ids), chunk_size):
-        chunk = np.asarray(token_ids[start : start + chunk_size], dtype=np.int64)
-        positions = np.arange(start, start + len(chunk), dtype=np.int64)
-        batch = ForwardBatch(
-            token_ids=chunk,
-            positions=positions,
-            query_starts=np.array([0, len(chunk)], dtype=np.int64),
-            context_lens=np.array([start + len(chunk)], dtype=np.int64),
-            block_tables=block_table,
-            slots=positions,  # block i of the table is block i
-            logit_rows=np.arange(len(chunk), dtype=np.int64),
-        )
-        hidden.append(backend.forward(batch).copy())
+        chunk = token_ids[start : start + chunk_size]
+        batch = ForwardBatch.single(chunk, start=start, all_rows=True)
+        # Block i of the table is block i, so that slots are positions.
+        hidden.append(backend.forward(replace(batch, block_tables=block_table)).copy())
     rows = np.concatenate(hidden)
     for start in range(0, len(rows), _CHUNK_ROWS):
         yield log_softmax(backend.logits(rows[start : start + _CHUNK_ROWS]))

@@ -9,7 +9,9 @@ from nanovllm.engine.scheduling.block_manager import hash_block, hash_salt
 from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.errors import InvalidRequestError, NanovllmError
 from nanovllm.server.openai.chat_prompt import encode_messages
-from nanovllm.server.openai.chat_schemas import ChatRequest
+from nanovllm.server.openai.chat_schemas import ChatMessage, ChatRequest, PromptFields
+from nanovllm.server.openai.response_schemas import ItemReference, ResponsesRequest
+from nanovllm.server.openai.responses import conversation
 
 MAX_BLOCKS = 64
 """Blocks of a prompt that are hashed; a longer prefix seldom decides between replicas."""
@@ -17,12 +19,12 @@ MAX_BODY_BYTES = 1 << 17
 """Size of a body from which its prefix is not read: other requests would wait for that."""
 _MAX_CHARACTERS = 1 << 14
 """Characters of a prompt that are tokenized. MAX_BLOCKS of 32 tokens of English have 9,000."""
+CHAT_PATH, RESPONSES_PATH = "/v1/chat/completions", "/v1/responses"
 _TEXT_FIELDS = {
     "/v1/completions": "prompt",
-    "/v1/responses": "input",
+    RESPONSES_PATH: "input",
     "/v1/embeddings": "input",
 }
-CHAT_PATH = "/v1/chat/completions"
 
 
 class PrefixReader:
@@ -48,7 +50,10 @@ class PrefixReader:
 
     def _token_ids(self, path: str, body: dict[str, Any]) -> Sequence[int]:
         if path == CHAT_PATH:
-            return self._chat_ids(body)
+            chat = ChatRequest.model_validate(body)
+            return self._chat_ids(chat.messages, chat, chat.add_special_tokens)
+        if path == RESPONSES_PATH and self._template is not None:
+            return self._response_ids(ResponsesRequest.model_validate(body))
         prompt = body.get(_TEXT_FIELDS.get(path, ""))
         if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int):
             prompt = prompt[0]
@@ -58,17 +63,22 @@ class PrefixReader:
         is_ids = isinstance(prompt, list) and all(type(item) is int for item in prompt)
         return prompt if is_ids and isinstance(prompt, list) else ()
 
-    def _chat_ids(self, body: dict[str, Any]) -> Sequence[int]:
-        if self._template is None:
-            return ()
-        chat = ChatRequest.model_validate(body)
+    def _response_ids(self, response: ResponsesRequest) -> Sequence[int]:
+        has_references = any(isinstance(item, ItemReference) for item in response.input)
+        if has_references or response.previous_response_id is not None:
+            return ()  # the ingress stores no responses
+        return self._chat_ids(conversation(response), PromptFields.model_validate({}))
+
+    def _chat_ids(
+        self, messages: Sequence[ChatMessage], end: PromptFields, add_special_tokens: bool = False
+    ) -> Sequence[int]:
         return encode_messages(
-            chat.messages,
-            chat,
+            messages,
+            end,
             self._template,
             self._tokenizer,
             _check_length,
-            add_special_tokens=chat.add_special_tokens,
+            add_special_tokens=add_special_tokens,
         )
 
 

@@ -100,8 +100,8 @@ class TrainingConfig:
 
     Attributes:
         data: text files, folders of them, or one token file (.npy, or .bin of uint16).
-        validation_data: text or a token file to validate on; its files that are also in `data` are
-            left out of the training text (default: the end of `data`).
+        validation_data: text or a token file to validate on (default: the end of `data`). Its files
+            that are also in `data` are left out of the training text.
         output: new or empty folder for checkpoint, metrics, report and the state for resuming.
         pattern: files to read from folders, but not from hidden ones, node_modules or virtual
             environments.
@@ -109,8 +109,8 @@ class TrainingConfig:
         heads: attention heads (default: 4).
         width: d_model, the width of the residual stream (default: 128).
         context: context length in tokens (default: 64, with `init_from` the model's).
-        activation: activation function: gelu_new, gelu, quick_gelu, relu, relu2,
-            silu, sigmoid, tanh, mish or another that transformers names (default: gelu_new).
+        activation: gelu_new, gelu, quick_gelu, relu, relu2, silu, sigmoid, tanh, mish or another
+            that transformers names (default: gelu_new).
         positions: position embedding, learned or sinusoidal (default: learned).
         preset: sizes of gpt2, gpt2-medium, gpt2-large or gpt2-xl.
         init_from: fine-tune this model: a folder, or a name such as gpt2.

@@ -115,6 +115,8 @@ def test_the_page_has_every_command() -> None:
         ("fly", "nanovllm COMMAND", "there is no command fly; choose serve, generate, "),
         ("--port 1 serve", "nanovllm COMMAND", "the options of a command follow it"),
         ("serve --port x", "nanovllm serve", "argument --port: x is no port"),
+        ("serve --keep-alive-s inf", "nanovllm serve", "must be a number from 0.1 to 86400"),
+        ("serve --keep-alive-s 1e-9", "nanovllm serve", "must be a number from 0.1 to 86400"),
         ("serve --backend nump", "nanovllm serve", "must be numba or numpy; did you mean numpy?"),
         ("serve gpt2 gpt3", "nanovllm serve", "there is one argument too many, 'gpt3'"),
         ("serve gpt2 --model x", "nanovllm serve", "two models are named, gpt2 and x; name one"),

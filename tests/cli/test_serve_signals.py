@@ -97,6 +97,28 @@ def check_drain(serving: Serving) -> None:
     assert received[-1].endswith(b"data: [DONE]\n\n")
 
 
+HANGUP_DURING_IMPORTS = """
+import os, signal, sys
+from nanovllm.cli.main import main
+
+class Hangup:
+    def find_spec(self, name, *_):
+        if name == "uvicorn":
+            os.kill(os.getpid(), signal.SIGHUP)
+            print("still here", flush=True)
+            os._exit(0)
+
+sys.meta_path.insert(0, Hangup())
+main(["serve"])
+"""
+
+
+def test_a_hangup_during_imports_does_not_end_it() -> None:
+    command = [sys.executable, "-c", HANGUP_DURING_IMPORTS]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    assert (ran.returncode, ran.stdout) == (0, "still here\n"), ran.stderr
+
+
 def test_a_terminal_counts_as_open_while_no_file_can_be_opened(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -86,6 +86,27 @@ def test_a_chat_has_the_hashes_of_its_text(folder: Path, repeats: int, has_hashe
     assert reader.hashes("/v1/chat/completions", body) == expected
 
 
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [
+        ({"input": TEXT}, f"user:{TEXT}"),
+        ({"input": [{"role": "user", "content": TEXT}]}, f"user:{TEXT}"),
+        ({"input": TEXT, "instructions": "Be brief"}, f"system:Be brief user:{TEXT}"),
+        ({"input": TEXT, "previous_response_id": "resp_1"}, None),
+        ({"input": [{"type": "item_reference", "id": "msg_1"}]}, None),
+    ],
+)
+def test_a_response_has_the_hashes_of_its_conversation(
+    folder: Path, fields: dict[str, Any], text: str | None
+) -> None:
+    source = (
+        "{% for m in messages %}{{ ' ' if loop.index0 }}{{ m.role }}:{{ m.content }}{% endfor %}"
+    )
+    reader = PrefixReader(folder, SIZE, ChatTemplate(source, "test"))
+    expected = () if text is None else reader.hashes("/v1/completions", {"prompt": text})
+    assert reader.hashes("/v1/responses", fields) == expected
+
+
 def test_only_the_first_blocks_are_hashed() -> None:
     assert len(block_hashes(list(range(10_000)), SIZE)) == MAX_BLOCKS
     assert block_hashes(list(range(SIZE - 1)), SIZE) == ()

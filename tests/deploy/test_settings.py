@@ -65,6 +65,8 @@ def test_more_replicas_than_cpus_are_refused() -> None:
         ({"options": {"quantization": "int3"}}, "option of tiny-books is not valid: .* be int8"),
         ({"options": {"max-body-bytes": -1}}, "--max-body-bytes: -1 must be an integer"),
         ({"options": {"log-requests": "perhaps"}}, "'perhaps' must be true or false"),
+        ({"options": {"backend": ["numpy"]}}, "--backend: takes one value, not a list"),
+        ({"options": {"help": True}}, "unrecognized option --help"),
     ],
 )
 def test_wrong_settings_are_refused(model: dict[str, Any], message: str) -> None:

@@ -13,7 +13,7 @@ _MAX_WITHOUT_WORKER = 512  # grammars without a worker whose first mask or error
 
 
 class GrammarTable:
-    """Grammars by key. For use under the lock of the pool."""
+    """Grammars by key."""
 
     def __init__(self) -> None:
         """Start empty."""

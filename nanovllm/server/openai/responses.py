@@ -80,14 +80,18 @@ def _not_stored(param: str, missing_id: str, stored: ClientResponses) -> Invalid
     )
 
 
+def conversation(body: ResponsesRequest) -> list[ChatMessage]:
+    """Return the messages that the chat template makes a prompt of."""
+    if body.instructions is None:
+        return [*body.messages]
+    return [ChatMessage(role="system", content=body.instructions, name=None), *body.messages]
+
+
 def parse_response(
     body: ResponsesRequest, engine: Engine, template: ChatTemplate | None
 ) -> GenerationRequest:
     """Return the request of a body; raises InvalidRequestError."""
-    messages: list[ChatMessage] = []
-    if body.instructions is not None:
-        messages.append(ChatMessage(role="system", content=body.instructions, name=None))
-    messages += body.messages
+    messages = conversation(body)
     prompt: Prompt
     if isinstance(body.input, str) and len(messages) == 1 and template is None:
         prompt = body.input
