@@ -16,12 +16,11 @@ import os
 import re
 import sys
 import textwrap
-import types
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Literal, get_args, get_origin
 
 from annotated_types import Interval
 from pydantic_core import PydanticUndefined
@@ -29,12 +28,13 @@ from pydantic_core import PydanticUndefined
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from nanovllm import BeamSearchParams, EngineConfig, SamplingParams, StructuredOutputs
+from nanovllm.checked_fields import checked_fields
 from nanovllm.cli.environment import VARIABLES
 from nanovllm.cli.main import main as run_command
 from nanovllm.deploy.settings import AppSettings, ModelSettings
 
 FOLDER = Path(__file__).resolve().parent.parent / "docs" / "reference"
-SETTINGS: tuple[type[Any], ...] = (
+SETTINGS: tuple[type, ...] = (
     EngineConfig,
     SamplingParams,
     BeamSearchParams,
@@ -56,7 +56,6 @@ _ABOUT_RAY_SERVE = (
 )
 _UNTITLED = {"positional arguments": ("argument", ""), "options": ("option", "")}
 """Groups of argparse itself, and the heads of their tables."""
-_UNIONS = (Union, types.UnionType)
 _UNLIMITED = 2**30
 """Bounds beyond this are those of the sampler's arrays."""
 _WIDTH = "2000"  # columns: no line of a help text is wrapped
@@ -199,13 +198,11 @@ def settings_page() -> str:
         _ABOUT_SETTINGS,
     ]
     for kind in SETTINGS:
-        texts = attributes(kind)
-        hints = get_type_hints(kind, include_extras=True)
         rows = ["| setting | default | values | meaning |", "|---|---|---|---|"]
-        for field in fields(kind):
+        for name, field in checked_fields(kind).items():
             default = "" if field.default is MISSING else f"`{field.default!r}`"
-            values, text = _values(hints[field.name]), _cell(texts[field.name])
-            rows.append(f"| `{field.name}` | {default} | {values} | {text} |")
+            values = _names(field.choices) or _range(field.bounds)
+            rows.append(f"| `{name}` | {default} | {values} | {_cell(field.help)} |")
         parts += [f"## {kind.__name__}", "\n".join(rows)]
     return _joined(parts)
 
@@ -219,44 +216,33 @@ def ray_serve_page() -> str:
             text, _, default = (field.description or "").partition("; default: ")
             if field.default not in (None, PydanticUndefined):
                 default = f"`{field.default!r}`"
+            choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
             limits = {
                 key: getattr(limit, key)
                 for limit in field.metadata
                 for key in ("gt", "ge", "le")
                 if hasattr(limit, key)
             }
-            values = _range(Interval(**limits)) if limits else _values(field.annotation)
+            values = _names(choices) or _range(Interval(**limits))
             rows.append(f"| `{name}` | {default} | {values} | {_cell(text)} |")
         parts += [f"## {title}", "\n".join(rows)]
     return _joined(parts)
 
 
-def _values(hint: Any) -> str:
-    """Return the names or the bounds that an annotation allows; "" where it says neither."""
-    if get_origin(hint) is Literal:
-        return ", ".join(f"`{value!r}`" for value in get_args(hint))
-    if get_origin(hint) is Annotated:
-        bounds = next(item for item in hint.__metadata__ if isinstance(item, Interval))
-        return _range(bounds)
-    inner = [_values(part) for part in get_args(hint) if get_origin(hint) in _UNIONS]
-    return next(filter(None, inner), "")
+def _names(choices: Sequence[object]) -> str:
+    return ", ".join(f"`{choice!r}`" for choice in choices)
 
 
 def _range(bounds: Interval) -> str:
-    low = f"above {bounds.gt}" if bounds.gt is not None else f"{bounds.ge}"
-    has_limit = bounds.le is not None and float(bounds.le) < _UNLIMITED  # type: ignore[arg-type]
-    if bounds.ge is not None and float(bounds.ge) <= -_UNLIMITED:  # type: ignore[arg-type]
+    """Return the bounds that a reader may meet; "" without any."""
+    low, limit = bounds.ge if bounds.gt is None else bounds.gt, bounds.le
+    has_limit = isinstance(limit, int | float) and limit < _UNLIMITED
+    if not isinstance(low, int | float) or low <= -_UNLIMITED:
         return ""
+    start = f"above {low}" if bounds.gt is not None else f"{low}"
     if has_limit:
-        return f"{low} to {bounds.le}"
-    return low if bounds.gt is not None else f"from {low}"
-
-
-def attributes(kind: type[Any]) -> dict[str, str]:
-    """Return the descriptions below "Attributes:" in a docstring, by name."""
-    section = (kind.__doc__ or "").partition("Attributes:\n")[2]
-    found = re.findall(r"^ {8}(\w+): (.*(?:\n {12}.*)*)", section, re.MULTILINE)
-    return {name: " ".join(text.split()) for name, text in found}
+        return f"{start} to {limit}"
+    return start if bounds.gt is not None else f"from {start}"
 
 
 def _environment() -> list[str]:
