@@ -11,14 +11,18 @@ PYTHON ?=
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# The tests of `make test-fast`, without those that are marked as slow.
+FAST := tests/engine/scheduling tests/training/data tests/training/report $(wildcard \
+	tests/test_[ceps]*.py tests/cli/test_[cln]*.py tests/deploy/test_[acps]*.py \
+	tests/model/test_*.py tests/training/test_c*.py)
 # One stamp file per set of extras; a larger set includes the smaller ones.
 RUN := $(VENV)/.installed-run
 TEST := $(VENV)/.installed-test
 DEV := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test fuzz check format bench compare compare-training charts soak attack
-.PHONY: clients docs screenshots ray image constraints wheel build clean
+.PHONY: help install serve test test-fast fuzz check format bench compare compare-training charts
+.PHONY: soak attack clients docs screenshots ray image constraints wheel build clean
 .NOTPARALLEL:
 
 help:  ## list the targets
@@ -32,6 +36,9 @@ serve: $(RUN)  ## serve a model; HOST=127.0.0.1 PORT=8000 MODEL=folder-or-name A
 
 test: $(TEST)  ## run the tests on all cores; ARGS="tests/engine -k preempt" for a part of them
 	@$(BIN)/python -m pytest $(or $(ARGS),-n auto)
+
+test-fast: $(TEST)  ## run the tests that need neither a server nor kernels, in under a minute
+	@$(BIN)/python -m pytest -n auto -m "not slow" $(FAST)
 
 fuzz: $(TEST)  ## send valid and invalid requests to a server; ARGS="--seconds 3600 --seed 7"
 	@$(BIN)/python -m tests.support.fuzz_grammars --seconds 60

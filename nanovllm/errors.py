@@ -13,29 +13,57 @@ NanovllmError
     └── EngineFaultError               a step with this request failed
 """
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from itertools import islice
 
 from typing_extensions import Self
 
 MAX_LISTED = 10
 """Invalid values that a message lists."""
+_SETTING = re.compile("\0([a-z_.]+)\0")
 
 
 class NanovllmError(Exception):
     """Base class of all exceptions that nanovllm raises on purpose."""
 
 
-class InvalidRequestError(NanovllmError, ValueError):
-    """A request is invalid. `param` names the invalid field; None where there is none."""
+def setting(name: str) -> str:
+    """Return the name of a setting for the message of an InvalidRequestError.
 
-    def __init__(self, message: str, *, param: str | None = None) -> None:
-        super().__init__(message)
+    Each interface may have a name of its own for it, see `InvalidRequestError.named`.
+    """
+    return f"\0{name}\0"
+
+
+class InvalidRequestError(NanovllmError, ValueError):
+    """A request is invalid.
+
+    Attributes:
+        param: the setting at fault; None where there is none.
+        remedy: what to do about it; empty where the message tells. It is the end of the error's
+            text.
+    """
+
+    def __init__(self, message: str, *, param: str | None = None, remedy: str = "") -> None:
+        self._message = message
+        self.remedy = remedy
         self.param = param
+        super().__init__(self._text({}))
 
     def at(self, prefix: str, *, param: str | None = None) -> Self:
         """Return this error with a prefix, such as "prompt 3", and another `param` if given."""
-        return type(self)(f"{prefix}: {self}", param=param or self.param)
+        message = f"{prefix}: {self._message}"
+        return type(self)(message, param=param or self.param, remedy=self.remedy)
+
+    def named(self, names: Mapping[str, str]) -> Self:
+        """Return this error with an interface's names of settings in place of ours."""
+        param = None if self.param is None else names.get(self.param, self.param)
+        return type(self)(self._text(names), param=param)
+
+    def _text(self, names: Mapping[str, str]) -> str:
+        text = "; ".join(filter(None, (self._message, self.remedy)))
+        return _SETTING.sub(lambda match: names.get(match[1], match[1]), text)
 
 
 class ContextLengthError(InvalidRequestError):

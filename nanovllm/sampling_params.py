@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 from annotated_types import Interval
 
 from nanovllm.checked_fields import check_fields, short_repr, to_python
-from nanovllm.errors import InvalidRequestError, listed
+from nanovllm.errors import InvalidRequestError, listed, setting
 from nanovllm.structured_outputs import StructuredOutputs
 from nanovllm.vllm_settings import suggests_fields
 
@@ -188,20 +188,23 @@ class SamplingParams:
     def _check_combinations(self) -> None:
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise InvalidRequestError(
-                f"min_tokens is {self.min_tokens} but max_tokens only {self.max_tokens}; lower the "
-                "first or raise the second",
+                f"min_tokens is {self.min_tokens} but {setting('max_tokens')} only "
+                f"{self.max_tokens}",
+                remedy="lower the first or raise the second",
                 param="min_tokens",
             )
         if self.structured_outputs is not None:
             if not isinstance(self.structured_outputs, StructuredOutputs):
                 raise InvalidRequestError(
-                    "structured_outputs must be a StructuredOutputs", param="structured_outputs"
+                    f"{setting('structured_outputs')} must be a StructuredOutputs",
+                    param="structured_outputs",
                 )
             for name in ("ignore_eos", "min_tokens"):
                 if getattr(self, name):
                     raise InvalidRequestError(
-                        f"{name} cannot be combined with structured_outputs, which end where their "
-                        "grammar does; leave one of them out",
+                        f"{name} cannot be combined with {setting('structured_outputs')}, which "
+                        "end where their grammar does",
+                        remedy="leave one of them out",
                         param=name,
                     )
         check_best_of(self.best_of, self.n)

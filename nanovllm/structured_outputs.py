@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nanovllm.errors import InvalidRequestError
+from nanovllm.errors import InvalidRequestError, setting
 from nanovllm.vllm_settings import suggests_fields
 
 MAX_GRAMMAR_BYTES = 1 << 16
@@ -45,28 +45,17 @@ class StructuredOutputs:
         kinds = ("json", "json_object", "regex", "choice", "grammar")
         present = [name for name in kinds if getattr(self, name) is not None]
         if len(present) != 1:
-            raise InvalidRequestError(
-                f"structured_outputs has {', '.join(present) or 'nothing'} but takes exactly one "
-                f"of {', '.join(kinds)}",
-                param=_PARAM,
+            raise _invalid(
+                f"has {', '.join(present) or 'nothing'} but takes exactly one of {', '.join(kinds)}"
             )
         if not isinstance(self.disable_additional_properties, bool):
-            raise InvalidRequestError(
-                "structured_outputs.disable_additional_properties must be true or false",
-                param=_PARAM,
-            )
+            raise _invalid("must be true or false", "disable_additional_properties")
         if self.json_object is not None and self.json_object is not True:
-            raise InvalidRequestError(
-                "structured_outputs.json_object must be true; leave structured_outputs out for any "
-                "text",
-                param=_PARAM,
-            )
+            raise _invalid(f"must be true; leave {setting(_PARAM)} out for any text", "json_object")
         for name in ("regex", "grammar"):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, str) or not value):
-                raise InvalidRequestError(
-                    f"structured_outputs.{name} must be a text that is not empty", param=_PARAM
-                )
+                raise _invalid("must be a text that is not empty", name)
         if self.choice is not None:
             self._check_choice()
         if self.json is not None:
@@ -74,11 +63,7 @@ class StructuredOutputs:
         self._check_unicode()
         size = len(self.key)
         if size > MAX_GRAMMAR_BYTES:
-            raise InvalidRequestError(
-                f"structured_outputs has {size} bytes, the limit is {MAX_GRAMMAR_BYTES}; "
-                "shorten it",
-                param=_PARAM,
-            )
+            raise _invalid(f"has {size} bytes, the limit is {MAX_GRAMMAR_BYTES}; shorten it")
 
     @property
     def key(self) -> str:
@@ -96,10 +81,10 @@ class StructuredOutputs:
                 json.dumps(value, ensure_ascii=False).encode()
             except UnicodeEncodeError as error:
                 invalid = error.object[error.start : error.end]
-                raise InvalidRequestError(
-                    f"structured_outputs.{name} has {invalid!r}, half of a surrogate pair, "
-                    "which is not a character; send valid Unicode",
-                    param=_PARAM,
+                raise _invalid(
+                    f"has {invalid!r}, half of a surrogate pair, which is not a character; send "
+                    "valid Unicode",
+                    name,
                 ) from None
 
     def _check_choice(self) -> None:
@@ -110,47 +95,38 @@ class StructuredOutputs:
             or not texts
             or not all(isinstance(text, str) and text for text in texts)
         ):
-            raise InvalidRequestError(
-                "structured_outputs.choice must be a list of texts, none of them empty",
-                param=_PARAM,
-            )
+            raise _invalid("must be a list of texts, none of them empty", "choice")
         if len(texts) > MAX_CHOICES:
-            raise InvalidRequestError(
-                f"structured_outputs.choice has {len(texts)} entries, the limit is {MAX_CHOICES}",
-                param=_PARAM,
-            )
+            raise _invalid(f"has {len(texts)} entries, the limit is {MAX_CHOICES}", "choice")
         object.__setattr__(self, "choice", tuple(texts))
 
     def _check_schema(self) -> None:
         schema = self.json
         if isinstance(schema, str):
             if len(schema) > MAX_GRAMMAR_BYTES:
-                raise InvalidRequestError(
-                    f"structured_outputs.json has {len(schema)} characters, the limit is "
-                    f"{MAX_GRAMMAR_BYTES}",
-                    param=_PARAM,
+                raise _invalid(
+                    f"has {len(schema)} characters, the limit is {MAX_GRAMMAR_BYTES}", "json"
                 )
             try:
                 schema = json.loads(schema)
                 _check_depth(schema)
             except (ValueError, RecursionError) as error:
-                raise InvalidRequestError(
-                    f"structured_outputs.json is not valid JSON: {error}", param=_PARAM
-                ) from None
+                raise _invalid(f"is not valid JSON: {error}", "json") from None
         if not isinstance(schema, Mapping):
-            raise InvalidRequestError(
-                f"structured_outputs.json is a {type(schema).__name__} but must be a JSON schema, "
-                "an object",
-                param=_PARAM,
-            )
+            kind = type(schema).__name__
+            raise _invalid(f"is a {kind} but must be a JSON schema, an object", "json")
         try:
             copy = json.loads(json.dumps(schema, allow_nan=False), parse_int=_checked_int)
             _check_depth(copy)
             object.__setattr__(self, "json", copy)  # the caller cannot change it
         except (TypeError, ValueError, RecursionError) as error:
-            raise InvalidRequestError(
-                f"structured_outputs.json cannot be written as JSON: {error}", param=_PARAM
-            ) from None
+            raise _invalid(f"cannot be written as JSON: {error}", "json") from None
+
+
+def _invalid(problem: str, field: str = "") -> InvalidRequestError:
+    """Return the error of a field, or of the settings together."""
+    name = setting(f"{_PARAM}.{field}" if field else _PARAM)
+    return InvalidRequestError(f"{name} {problem}", param=_PARAM)
 
 
 def _checked_int(digits: str) -> int:

@@ -1,10 +1,10 @@
-"""Untrusted text in messages is escaped and cut."""
+"""Settings have the names of an interface; untrusted text in messages is escaped and cut."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nanovllm.errors import printable
+from nanovllm.errors import ContextLengthError, InvalidRequestError, printable, setting
 
 
 @pytest.mark.parametrize(
@@ -35,3 +35,16 @@ def test_the_result_is_printable_and_short(text: str, limit: int) -> None:
     assert shown.isprintable()
     assert len(shown) <= limit + 3
     shown.encode("utf-8")
+
+
+def test_an_interface_has_names_of_its_own_for_settings() -> None:
+    error = ContextLengthError(
+        f"{setting('max_tokens')} is 9, not the word max_tokens",
+        param="max_tokens",
+        remedy=f"lower {setting('max_tokens')}",
+    )
+    assert str(error) == "max_tokens is 9, not the word max_tokens; lower max_tokens"
+    renamed = error.at("prompt 3").named({"max_tokens": "limit"})
+    assert str(renamed) == "prompt 3: limit is 9, not the word max_tokens; lower limit"
+    assert (type(renamed), renamed.param) == (ContextLengthError, "limit")
+    assert InvalidRequestError("a").named({"max_tokens": "limit"}).param is None

@@ -340,6 +340,19 @@ def test_a_folder_with_other_files_is_no_output(text: Path, tmp_path: Path) -> N
         Trainer(config(text, tmp_path))
 
 
+def test_an_output_with_dots_creates_no_other_folder(text: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "notes.md").touch()
+    with pytest.raises(TrainingError, match=r"is not empty and holds no run: it has notes\.md"):
+        Trainer(config(text, tmp_path / "new" / ".." / "other"))
+    with Trainer(config(text, tmp_path / "new" / ".." / "run", stop_after=1)) as trainer:
+        trainer.train()
+        assert trainer.folder == tmp_path / "run"
+    assert not (tmp_path / "new").exists()
+    assert [path.name for path in other.iterdir()] == ["notes.md"]
+
+
 def test_validation_data_is_recorded_and_checked_when_resuming(text: Path, tmp_path: Path) -> None:
     folder, held_out = tmp_path / "run", tmp_path / "held-out.txt"
     held_out.write_text("sea shells", encoding="utf-8")

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from nanovllm.engine.metrics import AdmissionStats
-from nanovllm.errors import InvalidRequestError, QueueFullError
+from nanovllm.errors import InvalidRequestError, QueueFullError, setting
 from nanovllm.shares import Shares
 
 MAX_QUEUED_REQUESTS = 1024
@@ -163,9 +163,10 @@ class Admission:
         check_choices(size.choices, self.max_choices)
         if self.tokens.limit is not None and size.tokens > self.tokens.limit:
             raise InvalidRequestError(
-                f"the request may need {size.tokens} tokens, prompts and the max_tokens of "
-                f"{size.choices} choices together, the limit is {self.tokens.limit}; lower "
-                "max_tokens, n or best_of, or send fewer prompts at once"
+                f"the request may need {size.tokens} tokens, prompts and the "
+                f"{setting('max_tokens')} of {size.choices} choices together, the limit is "
+                f"{self.tokens.limit}; lower {setting('max_tokens')}, n or best_of, or send fewer "
+                "prompts at once"
             )
         max_bytes = self.logprobs_bytes.limit
         if max_bytes is not None and size.logprobs_bytes > max_bytes:

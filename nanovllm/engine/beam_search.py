@@ -21,7 +21,7 @@ from nanovllm.engine.input_processor import InputProcessor
 from nanovllm.engine.prompt_request import PromptRequest
 from nanovllm.engine.request_limits import Limits
 from nanovllm.engine.tokenizer import Tokenizer
-from nanovllm.errors import ContextLengthError, InvalidRequestError
+from nanovllm.errors import ContextLengthError, InvalidRequestError, setting
 from nanovllm.outputs import CompletionOutput, PositionLogprobs, RequestOutput
 
 
@@ -205,7 +205,7 @@ def _check_beams(prompt_tokens: int, params: BeamSearchParams, limits: Limits) -
     max_width = limits.max_logprobs // 2
     if params.beam_width > max_width:
         raise InvalidRequestError(
-            f"beam_width is {params.beam_width}, the limit is {max_width} (half of "
+            f"{setting('beam_width')} is {params.beam_width}, the limit is {max_width} (half of "
             "max_logprobs); lower it, or raise max_logprobs",
             param="beam_width",
         )
@@ -213,7 +213,8 @@ def _check_beams(prompt_tokens: int, params: BeamSearchParams, limits: Limits) -
     num_tokens = prompt_tokens + params.max_tokens
     if num_tokens > max_len:
         raise ContextLengthError(
-            f"the prompt has {prompt_tokens} tokens and max_tokens is {params.max_tokens}, "
-            f"together {num_tokens}, more than the limit of {max_len}; lower max_tokens",
+            f"the prompt has {prompt_tokens} tokens and {setting('max_tokens')} is "
+            f"{params.max_tokens}, together {num_tokens}, more than the limit of {max_len}; lower "
+            f"{setting('max_tokens')}",
             param="max_tokens",
         )

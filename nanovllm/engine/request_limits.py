@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from nanovllm.errors import ContextLengthError, InvalidRequestError, describe_value
+from nanovllm.errors import ContextLengthError, InvalidRequestError, describe_value, setting
 from nanovllm.sampling_params import SamplingParams
 
 
@@ -52,9 +52,9 @@ class Limits:
         total = num_prompt_tokens + (max_tokens or 0)
         if must_fit and total > limit:
             raise ContextLengthError(
-                f"the prompt has {num_prompt_tokens} tokens and max_tokens is {max_tokens}, "
-                f"together {total}, more than the context of {limit}; shorten the prompt or lower "
-                "max_tokens",
+                f"the prompt has {num_prompt_tokens} tokens and {setting('max_tokens')} is "
+                f"{max_tokens}, together {total}, more than the context of {limit}; shorten the "
+                f"prompt or lower {setting('max_tokens')}",
                 param="max_tokens",
             )
         if max_tokens is None:
@@ -93,8 +93,9 @@ class Limits:
         count = min(self.max_model_len - max_tokens, self.cache_tokens - max(max_tokens - 1, 0))
         if count < 1:
             raise ContextLengthError(
-                f"max_tokens is {max_tokens}, which leaves no room for a prompt in a context of "
-                f"{self.max_model_len} tokens and a KV cache of {self.cache_tokens}; lower it",
+                f"{setting('max_tokens')} is {max_tokens}, which leaves no room for a prompt in a "
+                f"context of {self.max_model_len} tokens and a KV cache of {self.cache_tokens}",
+                remedy="lower it",
                 param="max_tokens",
             )
         return count

@@ -117,8 +117,6 @@ def prepare(config: TrainingConfig, *, resumes: bool) -> Setup:
         config: resolved settings.
         resumes: the tokenizer is that of the output folder, and the weights will be loaded.
     """
-    if not config.data_paths:
-        raise TrainingError("data is empty; give text files, folders or a token file (--data)")
     # The folder in `init_from` may have changed or gone since the run began.
     last = Path(config.output) / LAST if resumes else None
     source = last or (None if config.init_from is None else Path(config.init_from))

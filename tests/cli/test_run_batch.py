@@ -76,7 +76,6 @@ BAD_BODIES: dict[str, Any] = {
     "unknown field": {"prompt": "the", "tempreature": 1},
     "a field called body": {"prompt": "the", "body": 1},
     "two faults": {"prompt": "", "n": 0},
-    "half a character": {"prompt": "a\ud800"},
     "not allowed together": {"prompt": "the", "max_tokens": 0},
     "too long": {"prompt": "the", "max_tokens": 4000},
     "too many answers": {"prompt": ["the"] * 1025},
@@ -114,6 +113,17 @@ def test_answers_are_those_of_the_server(
         served = server.post(body)
         assert lasting(answers[name]) == (served.status_code, lasting_body(served.json())), name
         assert (served.status_code == 200) is (name in GOOD_BODIES)
+
+
+def test_half_a_character_costs_one_line_only(tiny_model: Path, tmp_path: Path) -> None:
+    """Python reads what the server's parser of JSON refuses with the whole body."""
+    lines = [request_line("half", {"prompt": "a\ud800"}), request_line("whole")]
+    requests = write_requests(tmp_path / "in.jsonl", lines)
+    assert run_batch(tiny_model, requests, tmp_path / "out.jsonl", *NAMES) == 0
+    answers = read_answers(tmp_path / "out.jsonl")
+    assert answers["half"]["response"]["status_code"] == 400
+    assert "surrogate" in answers["half"]["response"]["body"]["error"]["message"]
+    assert answers["whole"]["response"]["status_code"] == 200
 
 
 def test_unsupported_lines_are_errors_and_the_others_run(

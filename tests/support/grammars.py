@@ -62,7 +62,11 @@ def begun(grammars: Grammars, spec: StructuredOutputs, client: str = "") -> Gram
 def compiled(grammars: Grammars, spec: StructuredOutputs, client: str = "") -> RequestGrammar:
     """Return a grammar once it is compiled. Raises its error."""
     grammar = grammars.for_request(spec, client)
-    grammar.wait()
+    first = grammar.start()
+    try:
+        first.wait()
+    finally:
+        first.close()
     return grammar
 
 

@@ -22,7 +22,6 @@ import hashlib
 import itertools
 import math
 import os
-import threading
 import time
 import weakref
 from collections.abc import Sequence
@@ -35,13 +34,13 @@ from nanovllm.engine.grammar.pool import GrammarPool
 from nanovllm.engine.grammar.states import MaskSequence, PooledGrammar
 from nanovllm.engine.sandbox.process import WorkerProcess
 from nanovllm.engine.tokenizer import Tokenizer
-from nanovllm.errors import InvalidRequestError, NanovllmError
+from nanovllm.errors import InvalidRequestError, NanovllmError, setting
 from nanovllm.structured_outputs import StructuredOutputs
 
 LATE_S = 0.2
 """Sequences whose mask is later than this may be preempted: recomputing them costs less."""
 _WAIT_S = 0.1
-_NO_END = "structured_outputs requires an end-of-text token, but the model has no eos_token_id"
+_NO_END = f"{setting(PARAM)} requires an end-of-text token, but the model has no eos_token_id"
 
 
 class Grammar:
@@ -153,14 +152,6 @@ class RequestGrammar:
         """Return the first position, for a new sequence."""
         return Grammar(self)
 
-    def wait(self) -> None:
-        """Wait until the grammar is compiled. Raises `Grammar.error`."""
-        first = self.start()
-        try:
-            first.wait()
-        finally:
-            first.close()
-
 
 class Grammars:
     """The grammars of one model. `for_request` is thread-safe; all else is the engine's thread's.
@@ -187,7 +178,6 @@ class Grammars:
         self._eos_token_ids = tuple(eos_token_ids)
         self._limits = limits or GrammarLimits()
         self._numbers = itertools.count(1)
-        self._lock = threading.Lock()
         self._pool: GrammarPool | None = None
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(after_in_child=functools.partial(_reset, weakref.ref(self)))
@@ -195,14 +185,13 @@ class Grammars:
     @property
     def pool(self) -> GrammarPool:
         """The pool of workers, created on first use."""
-        with self._lock:
-            if self._pool is None:
-                vocab = max(self.vocab, self._tokenizer.vocab)
-                load = {"op": "load", "n_vocab": vocab, "eos_token_ids": self._eos_token_ids}
-                start = functools.partial(_start, load, self._tokenizer.as_json().encode())
-                self._pool = GrammarPool(start, self._limits)
-                self._finalizer = weakref.finalize(self, self._pool.close)
-            return self._pool
+        if self._pool is None:
+            vocab = max(self.vocab, self._tokenizer.vocab)
+            load = {"op": "load", "n_vocab": vocab, "eos_token_ids": self._eos_token_ids}
+            start = functools.partial(_start, load, self._tokenizer.as_json().encode())
+            self._pool = GrammarPool(start, self._limits)
+            self._finalizer = weakref.finalize(self, self._pool.close)
+        return self._pool
 
     def for_request(self, spec: StructuredOutputs, client: str = "") -> RequestGrammar:
         """Return a grammar, not compiled yet, for a request of `client`.
@@ -246,7 +235,6 @@ class Grammars:
     def reset_after_fork(self) -> None:
         """Abandon the parent's workers in a forked process, which starts its own."""
         pool, self._pool = self._pool, None
-        self._lock = threading.Lock()  # another thread of the parent may hold the copy
         if pool is not None:
             self._finalizer.detach()
             pool.abandon()

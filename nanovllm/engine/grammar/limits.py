@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from nanovllm.errors import EngineNotReadyError, InvalidRequestError
+from nanovllm.errors import EngineNotReadyError, InvalidRequestError, setting
 
 PARAM = "structured_outputs"
 
@@ -74,16 +74,14 @@ def stopped_error() -> EngineNotReadyError:
 def unknown_tokenizer(message: str) -> InvalidRequestError:
     """Return the error of a tokenizer that the grammar library does not support."""
     return InvalidRequestError(
-        f"structured_outputs cannot be used with this tokenizer: {_shorten(message)}",
+        f"{setting(PARAM)} cannot be used with this tokenizer: {_shorten(message)}",
         param=PARAM,
     )
 
 
 def not_usable(reason: str) -> InvalidRequestError:
     """Return the error of a grammar that cannot be used."""
-    return InvalidRequestError(
-        f"structured_outputs cannot be used: {_shorten(reason)}", param=PARAM
-    )
+    return InvalidRequestError(f"{setting(PARAM)} cannot be used: {_shorten(reason)}", param=PARAM)
 
 
 def _shorten(text: str, limit: int = 300) -> str:

@@ -21,7 +21,6 @@ There is no thread: whoever waits for a mask calls `poll`, that is the engine at
 
 import itertools
 import logging
-import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -47,7 +46,7 @@ _MAX_STARTS = 3  # workers that may end before they have loaded, until waiting g
 
 
 class GrammarPool:
-    """The grammars of one tokenizer and their workers. Thread-safe."""
+    """The grammars of one tokenizer and their workers. One thread uses it, that of the engine."""
 
     def __init__(self, start: Callable[[], Process], limits: GrammarLimits) -> None:
         """Create the pool; the first grammar starts a worker.
@@ -55,7 +54,6 @@ class GrammarPool:
         `start` starts a process and sends it the tokenizer; it raises OSError.
         """
         self.limits = limits
-        self._lock = threading.RLock()
         self._table = GrammarTable()
         self._workers = WorkerSet(start, limits)
         self._queue = CompileQueue()
@@ -66,14 +64,12 @@ class GrammarPool:
     @property
     def num_unsettled(self) -> int:
         """Number of grammars that wait or compile for the first time."""
-        with self._lock:
-            return len(self._table.unsettled)
+        return len(self._table.unsettled)
 
     @property
     def num_compiling(self) -> int:
         """Number of grammars that are being compiled."""
-        with self._lock:
-            return self._workers.num_compiling
+        return self._workers.num_compiling
 
     # Sequences ----------------------------------------------------------------------------------
 
@@ -82,66 +78,61 @@ class GrammarPool:
 
         The grammar or the sequence may have an error. The caller calls `release` once.
         """
-        with self._lock:
-            grammar = self._table.get(key)
-            if grammar is None:
-                grammar = PooledGrammar(next(self._numbers), key, source, sequence.client)
-                error = stopped_error() if self._is_closed else self._make_place(sequence.client)
-                if error is not None:
-                    sequence.error = error
-                    return grammar
-                self._table.add(grammar)
-                self._enqueue(grammar)
-            grammar.sequences[sequence.number] = sequence
-            return grammar
+        grammar = self._table.get(key)
+        if grammar is None:
+            grammar = PooledGrammar(next(self._numbers), key, source, sequence.client)
+            error = stopped_error() if self._is_closed else self._make_place(sequence.client)
+            if error is not None:
+                sequence.error = error
+                return grammar
+            self._table.add(grammar)
+            self._enqueue(grammar)
+        grammar.sequences[sequence.number] = sequence
+        return grammar
 
     def request(self, sequence: MaskSequence, grammar: PooledGrammar) -> None:
         """Queue a request for the mask after the sequence's tokens; `flush` sends it."""
-        with self._lock:
-            sequence.mask = None
-            if sequence.number not in grammar.sequences:
-                return  # it was refused
-            worker = self._workers.worker_of(grammar)
-            if worker is not None and grammar.state is GrammarState.READY:
-                worker.queue(sequence, grammar)
-            else:
-                self._find_worker(grammar)
+        sequence.mask = None
+        if sequence.number not in grammar.sequences:
+            return  # it was refused
+        worker = self._workers.worker_of(grammar)
+        if worker is not None and grammar.state is GrammarState.READY:
+            worker.queue(sequence, grammar)
+        else:
+            self._find_worker(grammar)
 
     def release(self, sequence: MaskSequence, grammar: PooledGrammar) -> None:
         """Request no more masks. A worker that is late for this sequence alone is ended."""
-        with self._lock:
-            if grammar.sequences.pop(sequence.number, None) is None:
-                return
-            worker = self._workers.worker_of(grammar)
-            if worker is not None and worker.compiling is grammar:
-                if not grammar.sequences and worker.is_late:
-                    self._end(worker)
-            elif worker is not None:
-                if worker.current[0] is sequence and worker.is_late:
-                    self._end(worker)
-                else:
-                    worker.release([sequence.number])
-            if not grammar.sequences and grammar.state is GrammarState.WAITING:
-                self._cancel(grammar)
+        if grammar.sequences.pop(sequence.number, None) is None:
+            return
+        worker = self._workers.worker_of(grammar)
+        if worker is not None and worker.compiling is grammar:
+            if not grammar.sequences and worker.is_late:
+                self._end(worker)
+        elif worker is not None:
+            if worker.current[0] is sequence and worker.is_late:
+                self._end(worker)
+            else:
+                worker.release([sequence.number])
+        if not grammar.sequences and grammar.state is GrammarState.WAITING:
+            self._cancel(grammar)
 
     def flush(self) -> None:
         """Send the queued requests."""
-        with self._lock:
-            for worker in self._workers.running:
-                worker.send_requests()
+        for worker in self._workers.running:
+            worker.send_requests()
 
     def poll(self) -> None:
         """Receive what has arrived and send what is queued, without waiting."""
-        with self._lock:
-            now_s = time.monotonic()
-            for worker in self._workers.running:
-                self._receive(worker)
-            for worker in self._workers.running:
-                self._check(worker, now_s)
-            self._compile_waiting()
-            self._check_queues(now_s)
-            self._workers.reap()
-            self.flush()
+        now_s = time.monotonic()
+        for worker in self._workers.running:
+            self._receive(worker)
+        for worker in self._workers.running:
+            self._check(worker, now_s)
+        self._compile_waiting()
+        self._check_queues(now_s)
+        self._workers.reap()
+        self.flush()
 
     def wait(self, timeout_s: float) -> None:
         """Wait up to `timeout_s` until a worker has sent something."""
@@ -159,12 +150,11 @@ class GrammarPool:
 
     def close(self) -> None:
         """End all workers, and fail what needs them. Idempotent."""
-        with self._lock:
-            self._is_closed = True
-            self._workers.close()
-            for grammar in self._table:
-                if grammar.error is None:
-                    self._fail(grammar, stopped_error())
+        self._is_closed = True
+        self._workers.close()
+        for grammar in self._table:
+            if grammar.error is None:
+                self._fail(grammar, stopped_error())
 
     def abandon(self) -> None:
         """Close the inherited descriptors in a forked process; the parent keeps the workers."""
@@ -173,18 +163,17 @@ class GrammarPool:
 
     def check_integrity(self) -> None:
         """Assert that all state is consistent; for tests."""
-        with self._lock:
-            held = [one for worker in self._workers.running for one in worker.grammars.values()]
-            states = (GrammarState.COMPILING, GrammarState.READY)
-            assert {one for one in self._table if one.state in states} == set(held)
-            assert len(held) == len(set(held)) <= self.limits.max_grammars
-            waiting = list(self._queue)
-            assert len(waiting) == len(set(waiting))
-            assert all(grammar.state is GrammarState.WAITING for grammar in waiting)
-            for grammar in self._table:
-                is_waiting = grammar.state is GrammarState.WAITING
-                assert is_waiting == (grammar in waiting)
-                assert not (grammar.state is GrammarState.EVICTED and grammar.needs_worker)
+        held = [one for worker in self._workers.running for one in worker.grammars.values()]
+        states = (GrammarState.COMPILING, GrammarState.READY)
+        assert {one for one in self._table if one.state in states} == set(held)
+        assert len(held) == len(set(held)) <= self.limits.max_grammars
+        waiting = list(self._queue)
+        assert len(waiting) == len(set(waiting))
+        assert all(grammar.state is GrammarState.WAITING for grammar in waiting)
+        for grammar in self._table:
+            is_waiting = grammar.state is GrammarState.WAITING
+            assert is_waiting == (grammar in waiting)
+            assert not (grammar.state is GrammarState.EVICTED and grammar.needs_worker)
 
     # Grammars -----------------------------------------------------------------------------------
 
@@ -308,14 +297,15 @@ class GrammarPool:
             self._end(worker)
         elif worker.is_late:
             sequence, grammar = worker.current
-            if grammar is not None:
-                grammar.is_slow = True
+            if grammar is None:
+                return  # it reads its requests
+            if sequence is None and not (worker.compiling and grammar.sequences):
+                self._end(worker)  # the sequence was released, or all those of the new grammar
+                return
+            grammar.is_slow = True
             if sequence is not None:
                 worker.slow_down()
-            if worker.compiling is not None and not worker.compiling.sequences:
-                self._end(worker)
-            else:
-                self._move_others(worker)
+            self._move_others(worker)
         elif worker.is_slow:
             self._move_others(worker)
 

@@ -1,6 +1,6 @@
 """The grammars of a pool by their keys, those that wait, and which of them makes way for another.
 
-See engine/shares.py for the rule. The least recently used come first.
+See nanovllm/shares.py for the rule. The least recently used come first.
 """
 
 from collections import OrderedDict
@@ -13,7 +13,7 @@ _MAX_WITHOUT_WORKER = 512  # grammars without a worker whose first mask or error
 
 
 class GrammarTable:
-    """Grammars by key. For use under the lock of the pool."""
+    """Grammars by key."""
 
     def __init__(self) -> None:
         """Start empty."""

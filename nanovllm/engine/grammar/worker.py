@@ -13,7 +13,9 @@ from nanovllm.engine.grammar.states import MaskSequence, PooledGrammar
 from nanovllm.engine.sandbox.messages import Message
 from nanovllm.engine.sandbox.process import START_S
 
-LATE_S = 0.02  # processor time after which other grammars need not wait any longer
+LATE_S, LATE_S_PER_TOKEN = 0.02, 20e-6
+"""Processor time after which other grammars need not wait any longer. A worker that has replaced
+another is sent all tokens again."""
 PROMPT_S = 0.002  # maximum time that a step waits for masks
 _LATE_REPLIES = 16  # a worker is not waited for until it has sent so many replies in time
 
@@ -63,6 +65,7 @@ class GrammarWorker:
         self.since_s = time.monotonic()
         self._limits = limits
         self._since_cpu_s = 0.0
+        self._num_tokens = 0  # of the latest requests
         self._num_late = 0
 
     @property
@@ -78,7 +81,8 @@ class GrammarWorker:
     @property
     def is_late(self) -> bool:
         """Whether others should not wait for what it is doing."""
-        return self.is_busy and self.process.cpu_s() - self._since_cpu_s > LATE_S
+        late_s = LATE_S + LATE_S_PER_TOKEN * self._num_tokens
+        return self.is_busy and self.process.cpu_s() - self._since_cpu_s > late_s
 
     @property
     def is_prompt(self) -> bool:
@@ -103,6 +107,7 @@ class GrammarWorker:
     def compile(self, grammar: PooledGrammar) -> None:
         """Begin to compile a grammar; the worker is idle."""
         self._begin()
+        self._num_tokens = 0
         self.compiling = self.grammars[grammar.number] = grammar
         self.process.send(
             {
@@ -122,10 +127,12 @@ class GrammarWorker:
             return
         if not self.requested:
             self._begin()
+            self._num_tokens = 0
         tokens = []
         for sequence, _ in self.queued.values():
             tokens.append(sequence.tokens[sequence.num_sent :])
             sequence.num_sent = len(sequence.tokens)
+            self._num_tokens += len(tokens[-1])
         numbers = [grammar.number for _, grammar in self.queued.values()]
         self.process.send(
             {

@@ -16,7 +16,7 @@ _IDLE_S = 10.0  # time after which a worker that nobody needs ends, unless it is
 
 
 class WorkerSet:
-    """Slots for a fixed number of workers. For use under the lock of the pool, except `wait`."""
+    """Slots for a fixed number of workers."""
 
     def __init__(self, start: Callable[[], Process], limits: GrammarLimits) -> None:
         """Start nothing yet. `start` starts a process and sends it the tokenizer."""

@@ -18,6 +18,7 @@ from nanovllm.model.kernels.sampling.record import (
 )
 from nanovllm.model.kernels.threads.pool import ThreadPool
 from nanovllm.model.sampling import (
+    ROW_SETTINGS,
     SampledTokens,
     SamplingSettings,
     TokenLists,
@@ -28,9 +29,9 @@ _SHARED_SCORES = 100_000
 """Below this one thread is done before another one has woken up."""
 _MIN_ROWS = 32
 _COLUMNS = (
-    "temperature", "log_min_p", "repetition", "presence", "frequency", "top_k", "top_p",
-    "seeds", "choices", "positions", "tokens", "has_token", "num_logprobs", "num_top", "ranks",
-)  # fmt: skip
+    *(ROW_SETTINGS.names or ()),
+    *("log_min_p", "positions", "tokens", "has_token", "num_top", "ranks"),
+)
 
 
 class CompiledRowSampler:
@@ -61,12 +62,8 @@ class CompiledRowSampler:
         self._reserve(rows)
         with np.errstate(divide="ignore"):
             log_min_p = np.log(settings.min_p, dtype=np.float64)
-        self._fill(
-            rows, temperature=settings.temperature, log_min_p=log_min_p,
-            repetition=settings.repetition_penalty, presence=settings.presence_penalty,
-            frequency=settings.frequency_penalty, top_k=settings.top_k, top_p=settings.top_p,
-            seeds=settings.seeds, choices=settings.choices, positions=settings.positions,
-        )  # fmt: skip
+        columns = {name: getattr(settings, name) for name in ROW_SETTINGS.names or ()}
+        self._fill(rows, log_min_p=log_min_p, positions=settings.positions, **columns)
         lists: dict[str, TokenLists] = {
             "allowed": settings.allowed,
             "edit": settings.edits,

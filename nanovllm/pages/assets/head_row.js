@@ -194,18 +194,15 @@ function rowTable(tokens, row) {
   const mostWeight = Math.max(...weights);
   const scoreBar = (score) =>
     bar((Math.min(score, 0) - low) / span, Math.abs(score) / span, score < 0 && "v-negative");
-  const rows = k.map((key, index) =>
-    h(
-      "tr",
-      {},
-      h("th", { scope: "row" }, h("span", { class: "v-row-token", text: nameOf(tokens, index) })),
-      h("td", {}, strip("k", key)),
-      h("td", {}, numberCell(scores[index].toFixed(2), scoreBar(scores[index]))),
-      h("td", {}, numberCell(weights[index].toFixed(4), bar(0, weights[index] / mostWeight))),
-      h("td", {}, h("div", { class: "v-pair" }, strip("v", v[index]),
-        strip("v", v[index].map((value) => value * weights[index])))),
-    ),
-  );
+  const rows = k.map(() => h("tr"));
+  const cellsOf = (index) => [
+    h("th", { scope: "row" }, h("span", { class: "v-row-token", text: nameOf(tokens, index) })),
+    h("td", {}, strip("k", k[index])),
+    h("td", {}, numberCell(scores[index].toFixed(2), scoreBar(scores[index]))),
+    h("td", {}, numberCell(weights[index].toFixed(4), bar(0, weights[index] / mostWeight))),
+    h("td", {}, h("div", { class: "v-pair" }, strip("v", v[index]),
+      strip("v", v[index].map((value) => value * weights[index])))),
+  ];
   const formula = (text) => h("span", { class: "v-row-formula", text });
   const head = h(
     "thead",
@@ -285,25 +282,25 @@ function rowTable(tokens, row) {
     replace(element, canvas);
   }
 
-  // A canvas costs too much for each of 512 tokens: the strips near the visible part have one.
+  // The cells of 512 tokens take too long to draw: a row has them from when it is nearly visible.
   const observer = new IntersectionObserver((entries) => {
-    const colorOf = signedScale();
     for (const { target, isIntersecting } of entries) {
-      for (const element of target.querySelectorAll(".v-vector")) {
-        if (!isIntersecting) replace(element);
-        else if (!element.firstChild) paintStrip(element, colorOf);
-      }
+      if (!isIntersecting) continue;
+      observer.unobserve(target);
+      replace(target, cellsOf(rows.indexOf(target)));
+      paint(target);
     }
   }, { root: box, rootMargin: "200px" });
-  for (const row of [...rows, ...head.rows, ...foot.rows]) observer.observe(row);
+  for (const row of rows) observer.observe(row);
 
-  function paint() {
+  function paint(part = table) {
     const colorOf = signedScale();
-    for (const element of strips.keys()) if (element.firstChild) paintStrip(element, colorOf);
+    for (const element of part.querySelectorAll(".v-vector")) paintStrip(element, colorOf);
   }
 
+  paint();
   return {
-    paint,
+    paint: () => paint(),
     /** Move the cursor to a key, at the dimension that counts most in its score. */
     mark(key) {
       const products = k[key].map((value, index) => Math.abs(value * q[index]));

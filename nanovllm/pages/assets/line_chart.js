@@ -8,7 +8,7 @@ import { fitScale, fraction, tickLabels, ticks } from "./scales.js";
 export const MAX_MARKERS = 60;
 const NUM_COLORS = 8;
 const NUM_DASHES = 3;
-const MARGIN = { left: 60, right: 14, top: 8, bottom: 24 };
+const MARGIN = { left: 60, right: 20, top: 8, bottom: 24 };
 const HEIGHTS = { large: 360, small: 220 };
 const TICK_COUNT = 5;
 const DOT_PX = 2.75;
@@ -207,7 +207,7 @@ function addReadOut(plot, yScale, height, panelOf) {
     const shown = found.filter(({ point: [x] }) =>
       Math.abs(x - current) <= MAX_DISTANCE * (xScale.high - xScale.low));
     const rows = shown.map(({ line, point: [x, y] }) => [
-      h("span", styleOf(line), line.name),
+      h("span", {}, lineKey(line), line.name),
       h("b", { text: shortNumber(y) + (x === current ? "" : ` at ${shortNumber(x)}`) }),
     ]);
     const head = h("p", { text: `${panel.title} ${shortNumber(current)}` });

@@ -19,6 +19,7 @@ PIECE_ITEMS = 64
 """List items in a piece; a piece of log-probabilities takes 2 to 5 ms."""
 _NESTED = 4  # levels of objects and lists that are split; deeper ones are small
 _CONTAINERS = b"[{:"
+_BLOCK_BYTES = 1 << 18
 _EXPLANATIONS = {
     "recursion limit exceeded": "it may be nested 200 levels deep",
     "number out of range": "an integer may have 4300 digits",
@@ -33,7 +34,7 @@ def read_json(document: bytes) -> Any:
     NaN and infinity are accepted, because the fields that have them are named when they are
     checked. Of equal fields of an object the last one counts.
     """
-    if _count_marks(document) > MAX_CONTAINERS and _count_containers(document) > MAX_CONTAINERS:
+    if _count_marks(document) > MAX_CONTAINERS and _has_many_containers(document):
         raise ValueError(f"it has more than {MAX_CONTAINERS} arrays, objects and fields")
     try:
         return from_json(document.removeprefix(codecs.BOM_UTF8), cache_strings="none")
@@ -47,11 +48,19 @@ def _count_marks(text: bytes) -> int:
     return sum(text.count(mark) for mark in _CONTAINERS)
 
 
-def _count_containers(document: bytes) -> int:
-    """Return the number of arrays, objects and fields, without the marks in strings."""
-    text = np.frombuffer(document.replace(rb"\\", b"").replace(rb"\"", b""), dtype=np.uint8)
-    is_outside = np.cumsum(text == ord('"'), dtype=np.int32) % 2 == 0
-    return _count_marks(text[is_outside].tobytes())
+def _has_many_containers(document: bytes) -> bool:
+    """Return whether there are too many arrays, objects and fields, without marks in strings."""
+    num_containers, num_quotes, start = 0, 0, 0
+    while start < len(document) and num_containers <= MAX_CONTAINERS:
+        block = document[start : start + _BLOCK_BYTES]
+        if (len(block) - len(block.rstrip(b"\\"))) % 2:  # its last backslash escapes the next byte
+            block = document[start : start + len(block) + 1]
+        start += len(block)
+        text = np.frombuffer(block.replace(rb"\\", b"").replace(rb"\"", b""), dtype=np.uint8)
+        quotes = np.cumsum(text == ord('"'), dtype=np.int32) + num_quotes
+        num_containers += _count_marks(text[quotes % 2 == 0].tobytes())
+        num_quotes = int(quotes[-1]) if quotes.size else num_quotes
+    return num_containers > MAX_CONTAINERS
 
 
 def dump_json(value: Any) -> bytes:

@@ -190,8 +190,6 @@ class UnusedChatFields(UnusedFields):
 class ChatRequest(SamplingBody, UnusedChatFields, PromptFields):
     """The body of POST /v1/chat/completions."""
 
-    prompt_field: ClassVar[str] = "messages"
-
     messages: Messages
     max_tokens: int | None = Field(
         None,
@@ -256,4 +254,4 @@ class ChatRequest(SamplingBody, UnusedChatFields, PromptFields):
         """The client's names of fields by the engine's, for error messages."""
         is_other = self.max_tokens is None and self.max_completion_tokens is not None
         name = "max_completion_tokens" if is_other else "max_tokens"
-        return {**super().field_names, "max_tokens": name}
+        return {**super().field_names, "prompt": "messages", "max_tokens": name}

@@ -52,7 +52,6 @@ from nanovllm.server.openai.beams import run_searches
 from nanovllm.server.openai.renderer import Renderer, ResponseContext, is_large
 from nanovllm.server.openai.response_store import NOT_KEPT, ClientResponses, ResponseStore
 from nanovllm.server.openai.schemas import GenerationBody
-from nanovllm.server.openai.structured import rename_fields
 from nanovllm.server.openapi import operation
 
 B = TypeVar("B", bound=GenerationBody)
@@ -178,7 +177,7 @@ def client_field_names(body: GenerationBody) -> Iterator[None]:
     try:
         yield
     except InvalidRequestError as error:
-        raise rename_fields(error, body.field_names, body.prompt_field) from error.__cause__
+        raise error.named(body.field_names) from error.__cause__
 
 
 def add_endpoint(app: FastAPI, endpoint: Endpoint[B], service: ModelService) -> None:

@@ -106,8 +106,6 @@ _FALSE = WithJsonSchema({"type": "boolean", "const": False})
 class ResponsesRequest(UnusedFields, GenerationBody):
     """The body of POST /v1/responses."""
 
-    prompt_field: ClassVar[str] = "input"
-
     input: Annotated[
         list[InputItem],
         Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True),
@@ -166,6 +164,8 @@ class ResponsesRequest(UnusedFields, GenerationBody):
     def field_names(self) -> Mapping[str, str]:
         """The client's names of fields by the engine's, for error messages."""
         return {
+            "prompt": "input",
+            "messages": "input",
             "max_tokens": "max_output_tokens",
             "structured_outputs.json": "text.format.schema",
             "structured_outputs": "text.format",

@@ -9,7 +9,7 @@ with too many fields is refused as a whole.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import (
     BeforeValidator,
@@ -146,12 +146,7 @@ class Body(BoundedModel):
 
 
 class GenerationBody(Body):
-    """What the shared path of all endpoints reads from a body; see endpoint.py.
-
-    `prompt_field` is the field with the prompt, for the `param` of errors.
-    """
-
-    prompt_field: ClassVar[str] = "prompt"
+    """What the shared path of all endpoints reads from a body; see endpoint.py."""
 
     @property
     def logged_prompts(self) -> Sequence[str | list[int]]:
@@ -175,10 +170,7 @@ class GenerationBody(Body):
 
     @property
     def field_names(self) -> Mapping[str, str]:
-        """The client's names of fields by the engine's, for error messages.
-
-        A name is replaced everywhere in a message, so it must not be a word of its prose.
-        """
+        """The client's names of fields by the engine's, for error messages."""
         return {}
 
 

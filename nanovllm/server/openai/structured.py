@@ -1,7 +1,5 @@
 """Structured outputs: OpenAI's `response_format`, and vLLM's `structured_outputs`."""
 
-import re
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, WithJsonSchema
@@ -119,21 +117,3 @@ def structured_field_names(
         "structured_outputs.json": f"response_format.{schema}",
         "structured_outputs": "response_format",
     }
-
-
-def rename_fields(
-    error: InvalidRequestError, names: Mapping[str, str], prompt_field: str
-) -> InvalidRequestError:
-    """Return an error of the engine in the names of the client's fields.
-
-    Args:
-        names: the client's fields by the engine's names, for the message and `param`.
-        prompt_field: the field with the prompt or the messages, for `param` only, because both are
-            also words of the message's prose.
-    """
-    message = str(error)
-    if names:
-        pattern = "|".join(rf"\b{re.escape(name)}\b" for name in names)
-        message = re.sub(pattern, lambda match: names[match[0]], message)
-    param = names.get(error.param or "", error.param)
-    return type(error)(message, param=prompt_field if param in ("prompt", "messages") else param)

@@ -328,7 +328,7 @@ from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.structured_outputs import StructuredOutputs
 
 grammars = Grammars(Tokenizer.load(Path(sys.argv[1])), 267, [266])
-grammars.for_request(StructuredOutputs(regex="a")).wait()
+grammars.for_request(StructuredOutputs(regex="a")).start().wait()
 for divisor in (9999991, 9999993):
     grammars.for_request(StructuredOutputs(json={"multipleOf": divisor})).start().open()
 end_s = time.monotonic() + 0.5

@@ -113,7 +113,7 @@ def test_a_closed_sequence_leaves_a_prompt_worker_running(
 ) -> None:
     """A stop string ends a sequence while its next mask is computed."""
     request = grammars.for_request(StructuredOutputs(regex="[ab]*"))
-    request.wait()
+    request.start().wait()
     processes = children_of(os.getpid())
     for _ in range(3):
         sequence = request.start()
@@ -147,7 +147,7 @@ from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.structured_outputs import StructuredOutputs
 
 grammars = Grammars(Tokenizer.load(Path(sys.argv[1])), 267, [266])
-grammars.for_request(StructuredOutputs(regex="a")).wait()
+grammars.for_request(StructuredOutputs(regex="a")).start().wait()
 child = os.fork()
 if child == 0:
     time.sleep(60)

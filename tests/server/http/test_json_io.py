@@ -79,10 +79,12 @@ def test_reading_agrees_with_json_loads(
         assert outcome(read_json, document) == outcome(json.loads, document), document
 
 
+@pytest.mark.parametrize("block_bytes", [1, 7, 100_000])
 def test_arrays_objects_and_fields_are_counted_outside_of_strings(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, block_bytes: int
 ) -> None:
     monkeypatch.setattr(json_io, "MAX_CONTAINERS", 1000)
+    monkeypatch.setattr(json_io, "_BLOCK_BYTES", block_bytes)
     draw = random.Random(7)
     pieces = ("[{:", '\\"[', "\\\\", '\\\\\\"{', ":")
     filling = '"' + "".join(draw.choice(pieces) for _ in range(5000)) + '"'

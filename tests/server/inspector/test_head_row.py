@@ -42,7 +42,9 @@ def test_each_step_of_a_row_has_the_numbers_of_the_formula(
     with open_page(browser, f"{server.url}/#attention") as page:
         show(page, PROMPT, "Show attention")
         page.locator(f"{CARD} tbody tr").first.wait_for()
-        page.locator(f"{CARD} tbody tr:last-child canvas").last.wait_for()  # drawn when it is seen
+        for table_row in page.locator(f"{CARD} tbody tr").all():  # each is filled when it is seen
+            table_row.scroll_into_view_if_needed()
+            table_row.locator("canvas").last.wait_for()
         count = page.locator("#panel-attention .v-token").count()
         row = shown_row(server, page, count - 1)
         q, k, v = (np.array(row[name]) for name in "qkv")

@@ -11,7 +11,7 @@ from openai import OpenAI
 from nanovllm.engine.chat.template import ChatTemplate
 from nanovllm.errors import InvalidRequestError
 from nanovllm.server.openai.schemas import CompletionRequest
-from nanovllm.server.openai.structured import rename_fields
+from nanovllm.structured_outputs import StructuredOutputs
 from tests.support.serving import MODEL, RunningServer, loader, read_error
 
 SCHEMA = {
@@ -114,9 +114,12 @@ MESSAGES: list[Any] = [{"role": "user", "content": "the end"}]
 )
 def test_errors_of_a_schema_name_the_field_that_has_it(fields: dict[str, Any], name: str) -> None:
     body = CompletionRequest.model_validate({"prompt": "a", "response_format": fields})
-    error = InvalidRequestError("structured_outputs.json is wrong", param="structured_outputs")
-    renamed = rename_fields(error, body.field_names, body.prompt_field)
-    assert (str(renamed), renamed.param) == (f"{name} is wrong", "response_format")
+    with pytest.raises(InvalidRequestError) as refused:
+        StructuredOutputs(json="[")
+    renamed = refused.value.named(body.field_names)
+    assert renamed.param == "response_format"
+    assert str(renamed).startswith(f"{name} is not valid JSON")
+    assert str(refused.value).startswith("structured_outputs.json is not valid JSON")
 
 
 @pytest.fixture(scope="module")

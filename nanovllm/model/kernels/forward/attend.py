@@ -15,7 +15,7 @@ itself, with only the values that it sees. int8 values are always finite, and th
 applied only to the tokens that a query sees.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from nanovllm.model.kernels.build.compiler import compiled
 from nanovllm.model.kernels.build.layout import WORD_BYTES
@@ -24,23 +24,48 @@ from nanovllm.model.kernels.forward.attention_parts import AttentionParts
 from nanovllm.model.kernels.forward.kv_cache import block_index
 from nanovllm.model.kernels.simd.kernel import kernel
 from nanovllm.model.kernels.simd.move import load_int
-from nanovllm.model.kernels.simd.rows import rows_at
+from nanovllm.model.kernels.simd.rows import Rows, rows_at, rows_from
 from nanovllm.model.kernels.simd.value import I32, Value
 from nanovllm.model.kernels.simd.vector import Vectors
 
 
+class Item(NamedTuple):
+    """Rows of attention that are computed together.
+
+    Attributes:
+        layer: index of the layer.
+        head: the head, or the first one in decode.
+        rows: number of heads in decode, of queries in prefill.
+        table_ptr: block ids of the sequence, int64.
+        visible: number of keys that the last row sees.
+    """
+
+    layer: Any
+    head: Any
+    rows: Any
+    table_ptr: Any
+    visible: Any
+
+
+@compiled
+def _block_of(record: Any, item: Any, block: int) -> int:
+    """Return the index of a block of the sequence and the item's head in the cache."""
+    return block_index(record, item.layer, load_int(item.table_ptr, block)) + int(item.head)
+
+
+@compiled
+def _count_blocks(record: Any, visible: int) -> int:
+    return int((visible + record.block_size - 1) // record.block_size)
+
+
 def make_attend(target: KernelTarget, parts: AttentionParts, *, is_decode: bool) -> Any:
-    """Return attend, the attention of some rows.
+    """Return attend, the attention of an item.
 
     record     record of the step (step_record.py)
-    thread     number of the calling thread
-    layer      number of the layer
-    head       the head, or the first one
-    rows       number of heads in decode, of queries in prefill
-    table_ptr  block ids of the sequence, int64
-    position   position of the query, or of the first one
-    query_ptr  its row of qkv
-    out_ptr    its row of attn_out
+    thread     index of the calling thread
+    item       an Item
+    query_ptr  row of qkv of its query, or of the first one
+    out_ptr    row of attn_out of that query
     """
     compute_scores, softmax = _make_compute_scores(parts, is_decode=is_decode), parts.softmax
     weighted_sum = _make_weighted_sum(target, parts, is_decode=is_decode)
@@ -48,91 +73,95 @@ def make_attend(target: KernelTarget, parts: AttentionParts, *, is_decode: bool)
     multiply_row, output_bytes = parts.multiply_row, parts.output_bytes
 
     @compiled
-    def attend(
-        record: Any, thread: int, layer: int, head: int, rows: int, table_ptr: int, position: int,
-        query_ptr: int, out_ptr: int,
-    ) -> None:  # fmt: skip
-        visible = position + (1 if is_decode else rows)  # keys that the last row sees
-        blocks = (visible + record.block_size - 1) // record.block_size
-        queries_ptr = record.queries_ptr + thread * record.queries_bytes
-        scores_ptr = record.scores_ptr + thread * record.scores_bytes
+    def attend(record: Any, thread: int, item: Any, query_ptr: int, out_ptr: int) -> None:
+        blocks = _count_blocks(record, item.visible)
         scores_stride_bytes = blocks * record.block_columns * WORD_BYTES
+        queries_ptr = record.queries_ptr + thread * record.queries_bytes
+        queries = Rows(queries_ptr, record.query_stride_bytes)
+        scores = Rows(record.scores_ptr + thread * record.scores_bytes, scores_stride_bytes)
         sums_ptr = record.scratch_ptr + thread * record.scratch_bytes
-        sums_stride_bytes = record.head_columns * WORD_BYTES
+        sums = Rows(sums_ptr, record.head_columns * WORD_BYTES)
 
-        query_ptr += head * record.head_dim * WORD_BYTES
+        query_ptr += item.head * record.head_dim * WORD_BYTES
         row_bytes = record.head_dim * WORD_BYTES if is_decode else record.qkv_stride_bytes
-        for row in range(rows):
-            converted_ptr = queries_ptr + row * record.query_stride_bytes
+        for row in range(item.rows):
+            converted_ptr = queries.ptr + row * queries.stride_bytes
             convert_query(query_ptr + row * row_bytes, converted_ptr, record.head_dim)
-        compute_scores(record, layer, head, rows, table_ptr, visible, queries_ptr, scores_ptr)
-        for row in range(rows):
+        compute_scores(record, item, queries, scores)
+        for row in range(item.rows):
             softmax(
-                scores_ptr + row * scores_stride_bytes,
-                visible if is_decode else position + row + 1,
+                scores.ptr + row * scores.stride_bytes,
+                item.visible if is_decode else item.visible - item.rows + row + 1,
                 blocks,
                 record.block_size,
                 record.block_columns,
-                record.attention_scales_ptr + layer * WORD_BYTES,
-                queries_ptr + row * record.query_stride_bytes,  # 1 / sum replaces the query
+                record.attention_scales_ptr + item.layer * WORD_BYTES,
+                queries.ptr + row * queries.stride_bytes,  # 1 / sum replaces the query
             )
-        weighted_sum(record, layer, head, rows, table_ptr, visible, scores_ptr, sums_ptr)
-        out_ptr += head * record.head_dim * output_bytes
+        weighted_sum(record, item, scores, sums)
+        out_ptr += item.head * record.head_dim * output_bytes
         row_bytes = record.head_dim * output_bytes if is_decode else record.hidden_stride_bytes
-        for row in range(rows):
-            sum_ptr = sums_ptr + row * sums_stride_bytes
-            inv_sum_ptr = queries_ptr + row * record.query_stride_bytes
+        for row in range(item.rows):
+            sum_ptr = sums.ptr + row * sums.stride_bytes
+            inv_sum_ptr = queries.ptr + row * queries.stride_bytes
             multiply_row(sum_ptr, inv_sum_ptr, record.head_columns)
             convert_output(sum_ptr, out_ptr + row * row_bytes, record.head_dim)
 
     return attend
 
 
+def _make_scale_block(parts: AttentionParts, *, is_decode: bool) -> Any:
+    """Return scale_block: rows *= the scales of the keys, or of the values, of one block.
+
+    record, item  as in attend
+    block         number of the block in the sequence
+    rows          columns of the block in the rows of scores or weights
+    scales_ptr    scales of all keys or values
+    """
+    apply_scales = parts.apply_scales
+
+    @compiled
+    def scale_block(record: Any, item: Any, block: int, rows: Any, scales_ptr: int) -> None:
+        index, columns = _block_of(record, item, block), record.block_columns
+        for row in range(item.rows):
+            row_index = index + row if is_decode else index
+            visible = item.visible if is_decode else item.visible - item.rows + row + 1
+            seen = min(record.block_size, visible - block * record.block_size)
+            row_scales_ptr = scales_ptr + row_index * columns * WORD_BYTES
+            apply_scales(rows.ptr + row * rows.stride_bytes, row_scales_ptr, seen, columns)
+
+    return scale_block
+
+
 def _make_compute_scores(parts: AttentionParts, *, is_decode: bool) -> Any:
     """Return compute_scores: scores = Q K^T, block by block.
 
-    record, layer, head, rows, table_ptr: as in attend
-    visible      number of keys that the last row sees
-    queries_ptr  converted queries of the rows
-    scores_ptr   result, float32 [rows, blocks, block_columns]
+    record, item  as in attend
+    queries       converted queries of the rows
+    scores        result, float32 [rows, blocks, block_columns]
     """
     matmul = parts.batched_matmul if is_decode else parts.matmul
-    apply_scales, clear, has_scales = parts.apply_scales, parts.clear, parts.has_scales
+    clear, has_scales = parts.clear, parts.has_scales
+    scale_block = _make_scale_block(parts, is_decode=is_decode)
 
     @compiled
-    def compute_scores(
-        record: Any, layer: int, head: int, rows: int, table_ptr: int, visible: int,
-        queries_ptr: int, scores_ptr: int,
-    ) -> None:  # fmt: skip
-        blocks = (visible + record.block_size - 1) // record.block_size
-        scores_stride_bytes = blocks * record.block_columns * WORD_BYTES
-        first_index = block_index(record, layer, load_int(table_ptr, 0)) + head
-        clear(scores_ptr, rows * blocks * record.block_columns)
+    def compute_scores(record: Any, item: Any, queries: Any, scores: Any) -> None:
+        blocks, columns = _count_blocks(record, item.visible), record.block_columns
+        clear(scores.ptr, item.rows * blocks * columns)
         for block in range(blocks):
-            index = block_index(record, layer, load_int(table_ptr, block)) + head
-            panel_ptr = record.keys_ptr + index * record.key_block_bytes
-            next_ptr = record.values_ptr + first_index * record.value_block_bytes
+            panel_ptr = record.keys_ptr + _block_of(record, item, block) * record.key_block_bytes
             if block + 1 < blocks:
-                next_index = block_index(record, layer, load_int(table_ptr, block + 1)) + head
+                next_index = _block_of(record, item, block + 1)
                 next_ptr = record.keys_ptr + next_index * record.key_block_bytes
-            block_ptr = scores_ptr + block * record.block_columns * WORD_BYTES
-            matmul(
-                rows_at(queries_ptr, record.query_stride_bytes),
-                rows,
-                rows_at(panel_ptr, record.key_block_bytes),
-                record.key_steps,
-                record.block_columns,
-                rows_at(block_ptr, scores_stride_bytes),
-                next_ptr - panel_ptr,
-            )
+            else:
+                next_index = _block_of(record, item, 0)
+                next_ptr = record.values_ptr + next_index * record.value_block_bytes
+            panels = Rows(panel_ptr, record.key_block_bytes)
+            out = Rows(scores.ptr + block * columns * WORD_BYTES, scores.stride_bytes)
+            prefetch_bytes = next_ptr - panel_ptr
+            matmul(queries, item.rows, panels, record.key_steps, columns, out, prefetch_bytes)
             if has_scales:
-                seen = min(record.block_size, visible - block * record.block_size)
-                for row in range(rows):
-                    row_index = index + row if is_decode else index
-                    scale_bytes = row_index * record.block_columns * WORD_BYTES
-                    row_ptr = block_ptr + row * scores_stride_bytes
-                    scales_ptr = record.key_scales_ptr + scale_bytes
-                    apply_scales(row_ptr, scales_ptr, seen, record.block_columns)
+                scale_block(record, item, block, out, record.key_scales_ptr)
 
     return compute_scores
 
@@ -140,56 +169,36 @@ def _make_compute_scores(parts: AttentionParts, *, is_decode: bool) -> Any:
 def _make_weighted_sum(target: KernelTarget, parts: AttentionParts, *, is_decode: bool) -> Any:
     """Return weighted_sum: sums = weights V, block by block.
 
-    record, layer, head, rows, table_ptr: as in attend
-    visible      number of values that the last row sees
-    weights_ptr  the rows' weights, in place of their scores
-    sums_ptr     result, float32 [rows, head_columns], followed by one row of spare memory
+    record, item  as in attend
+    weights       the rows' weights, in place of their scores
+    sums          result, float32 [rows, head_columns], followed by one row of spare memory
     """
     matmul = parts.batched_matmul if is_decode else parts.matmul
-    apply_scales, clear, has_scales = parts.apply_scales, parts.clear, parts.has_scales
+    clear, has_scales = parts.clear, parts.has_scales
     per_word, weight_bytes = parts.cache_format.per_word, parts.weight_bytes
     all_finite, sum_by_query = parts.all_finite, _make_sum_by_query(target, parts)
+    scale_block = _make_scale_block(parts, is_decode=is_decode)
     may_spoil = not (is_decode or has_scales)
 
     @compiled
-    def weighted_sum(
-        record: Any, layer: int, head: int, rows: int, table_ptr: int, visible: int,
-        weights_ptr: int, sums_ptr: int,
-    ) -> None:  # fmt: skip
-        blocks = (visible + record.block_size - 1) // record.block_size
-        weights_stride_bytes = blocks * record.block_columns * WORD_BYTES
-        clear(sums_ptr, rows * record.head_columns)
+    def weighted_sum(record: Any, item: Any, weights: Any, sums: Any) -> None:
+        blocks, columns = _count_blocks(record, item.visible), record.head_columns
+        clear(sums.ptr, item.rows * columns)
         for block in range(blocks):
-            index = block_index(record, layer, load_int(table_ptr, block)) + head
-            panel_ptr = record.values_ptr + index * record.value_block_bytes
-            next_block = min(block + 1, blocks - 1)
-            next_index = block_index(record, layer, load_int(table_ptr, next_block)) + head
-            next_ptr = record.values_ptr + next_index * record.value_block_bytes
-            block_ptr = weights_ptr + block * record.block_columns * weight_bytes
-            left = visible - block * record.block_size
+            block_bytes = record.value_block_bytes
+            panel_ptr = record.values_ptr + _block_of(record, item, block) * block_bytes
+            next_index = _block_of(record, item, min(block + 1, blocks - 1))
+            prefetch_bytes = record.values_ptr + next_index * block_bytes - panel_ptr
+            inputs_ptr = weights.ptr + block * record.block_columns * weight_bytes
+            inputs = Rows(inputs_ptr, weights.stride_bytes)
             if has_scales:
-                for row in range(rows):
-                    row_index = index + row if is_decode else index
-                    scale_bytes = row_index * record.block_columns * WORD_BYTES
-                    row_ptr = block_ptr + row * weights_stride_bytes
-                    scales_ptr = record.value_scales_ptr + scale_bytes
-                    seen = min(record.block_size, left if is_decode else left - rows + row + 1)
-                    apply_scales(row_ptr, scales_ptr, seen, record.block_columns)
-            steps = (min(record.block_size, left) + per_word - 1) // per_word
-            matmul(
-                rows_at(block_ptr, weights_stride_bytes),
-                rows,
-                rows_at(panel_ptr, record.value_block_bytes),
-                steps,
-                record.head_columns,
-                rows_at(sums_ptr, record.head_columns * WORD_BYTES),
-                next_ptr - panel_ptr,
-            )
-        if may_spoil and not all_finite(sums_ptr, rows * record.head_columns):
-            sum_by_query(
-                record, layer, head, rows, table_ptr, visible, weights_ptr, weights_stride_bytes,
-                sums_ptr,
-            )  # fmt: skip
+                scale_block(record, item, block, inputs, record.value_scales_ptr)
+            tokens = min(record.block_size, item.visible - block * record.block_size)
+            steps = (tokens + per_word - 1) // per_word
+            panels = Rows(panel_ptr, block_bytes)
+            matmul(inputs, item.rows, panels, steps, columns, sums, prefetch_bytes)
+        if may_spoil and not all_finite(sums.ptr, item.rows * columns):
+            sum_by_query(record, item, weights, sums)
 
     return weighted_sum
 
@@ -197,36 +206,31 @@ def _make_weighted_sum(target: KernelTarget, parts: AttentionParts, *, is_decode
 def _make_sum_by_query(target: KernelTarget, parts: AttentionParts) -> Any:
     """Return sum_by_query: weights V in prefill, for each query only over the values that it sees.
 
-    The arguments are those of weighted_sum, with the bytes from one query's weights to the next
-    query's before `sums_ptr`.
+    The arguments are those of weighted_sum.
     """
     matmul, clear, weight_bytes = parts.matmul, parts.clear, parts.weight_bytes
     per_word, step_bytes = parts.cache_format.per_word, parts.cache_format.input_bytes
     keep_first = _make_keep_first(target, per_word)
 
     @compiled
-    def sum_by_query(
-        record: Any, layer: int, head: int, queries: int, table_ptr: int, visible: int,
-        weights_ptr: int, weights_stride_bytes: int, sums_ptr: int,
-    ) -> None:  # fmt: skip
-        columns, row_bytes = record.head_columns, record.head_columns * WORD_BYTES
-        spare_ptr = sums_ptr + queries * row_bytes
-        clear(sums_ptr, queries * columns)
-        for query in range(queries):
-            seen, out_ptr = visible - queries + query + 1, sums_ptr + query * row_bytes
-            for block in range((seen + record.block_size - 1) // record.block_size):
-                index = block_index(record, layer, load_int(table_ptr, block)) + head
+    def sum_by_query(record: Any, item: Any, weights: Any, sums: Any) -> None:
+        columns = record.head_columns
+        spare_ptr = sums.ptr + item.rows * sums.stride_bytes
+        clear(sums.ptr, item.rows * columns)
+        for query in range(item.rows):
+            seen, out = item.visible - item.rows + query + 1, rows_from(sums, query)
+            for block in range(_count_blocks(record, seen)):
                 block_bytes = block * record.block_columns * weight_bytes
-                in_ptr = weights_ptr + query * weights_stride_bytes + block_bytes
+                in_ptr = weights.ptr + query * weights.stride_bytes + block_bytes
+                index = _block_of(record, item, block)
                 panel_ptr = record.values_ptr + index * record.value_block_bytes
                 tokens = min(record.block_size, seen - block * record.block_size)
                 steps, rest = tokens // per_word, tokens % per_word
-                inputs, panel, out = rows_at(in_ptr, 0), rows_at(panel_ptr, 0), rows_at(out_ptr, 0)
-                matmul(inputs, 1, panel, steps, columns, out, 0)
+                matmul(rows_at(in_ptr, 0), 1, rows_at(panel_ptr, 0), steps, columns, out, 0)
                 if rest > 0:  # the last word also holds tokens that the query does not see
-                    keep_first(panel_ptr + steps * row_bytes, spare_ptr, rest, columns)
-                    inputs = rows_at(in_ptr + steps * step_bytes, 0)
-                    matmul(inputs, 1, rows_at(spare_ptr, 0), 1, columns, out, 0)
+                    keep_first(panel_ptr + steps * sums.stride_bytes, spare_ptr, rest, columns)
+                    in_ptr += steps * step_bytes
+                    matmul(rows_at(in_ptr, 0), 1, rows_at(spare_ptr, 0), 1, columns, out, 0)
 
     return sum_by_query
 

@@ -15,7 +15,7 @@ from typing import Any
 from nanovllm.model.kernels.build.compiler import compiled
 from nanovllm.model.kernels.build.layout import INT_BYTES
 from nanovllm.model.kernels.build.target import Spec
-from nanovllm.model.kernels.forward.attend import make_attend
+from nanovllm.model.kernels.forward.attend import Item, make_attend
 from nanovllm.model.kernels.forward.attention_parts import AttentionParts
 from nanovllm.model.kernels.simd.move import load_int
 from nanovllm.model.kernels.step_record import ITEM_FIELDS
@@ -64,29 +64,32 @@ def make_paged_attention(spec: Spec) -> Any:
         record: Any, thread: int, layer: int, number: int, first_head: int, heads: int
     ) -> None:
         """Compute some heads of decode item `number`."""
-        field = number * ITEM_FIELDS
-        sequence = load_int(record.decode_items_ptr, field)
-        token = load_int(record.decode_items_ptr, field + 1)
-        attend_heads(
-            record, thread, layer, first_head, heads,
-            record.block_tables_ptr + sequence * record.max_blocks * INT_BYTES,
-            load_int(record.decode_items_ptr, field + 3),
-            record.qkv_ptr + token * record.qkv_stride_bytes,
-            record.attn_out_ptr + token * record.hidden_stride_bytes,
-        )  # fmt: skip
+        sequence, token, _, position = read_item(record.decode_items_ptr, number)
+        table_ptr = record.block_tables_ptr + sequence * record.max_blocks * INT_BYTES
+        query_ptr = record.qkv_ptr + token * record.qkv_stride_bytes
+        out_ptr = record.attn_out_ptr + token * record.hidden_stride_bytes
+        item = Item(layer, first_head, heads, table_ptr, position + 1)
+        attend_heads(record, thread, item, query_ptr, out_ptr)
 
     @compiled
     def prefill(record: Any, thread: int, layer: int, number: int, head: int) -> None:
         """Compute one head of prefill item `number`."""
-        field = number * ITEM_FIELDS
-        sequence = load_int(record.chunk_items_ptr, field)
-        token = load_int(record.chunk_items_ptr, field + 1)
-        attend_queries(
-            record, thread, layer, head, load_int(record.chunk_items_ptr, field + 2),
-            record.block_tables_ptr + sequence * record.max_blocks * INT_BYTES,
-            load_int(record.chunk_items_ptr, field + 3),
-            record.qkv_ptr + token * record.qkv_stride_bytes,
-            record.attn_out_ptr + token * record.hidden_stride_bytes,
-        )  # fmt: skip
+        sequence, token, queries, position = read_item(record.chunk_items_ptr, number)
+        table_ptr = record.block_tables_ptr + sequence * record.max_blocks * INT_BYTES
+        query_ptr = record.qkv_ptr + token * record.qkv_stride_bytes
+        out_ptr = record.attn_out_ptr + token * record.hidden_stride_bytes
+        item = Item(layer, head, queries, table_ptr, position + queries)
+        attend_queries(record, thread, item, query_ptr, out_ptr)
+
+    @compiled
+    def read_item(items_ptr: int, number: int) -> tuple[int, int, int, int]:
+        """Return sequence, first token, number of tokens and first position."""
+        item_ptr = items_ptr + number * ITEM_FIELDS * INT_BYTES
+        return (
+            load_int(item_ptr, 0),
+            load_int(item_ptr, 1),
+            load_int(item_ptr, 2),
+            load_int(item_ptr, 3),
+        )
 
     return make_phase(count_items, attend)

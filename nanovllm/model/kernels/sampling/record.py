@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from nanovllm.model.kernels.build.layout import WORD_BYTES
+from nanovllm.model.sampling import ROW_SETTINGS
 
 GROUP_VECTORS = 16
 """Vectors in a group of a row's scores, see passes.py."""
@@ -24,12 +25,12 @@ _SIZES = "threads rows vocab padded groups max_logprobs sampling"
 _BYTES = (
     "logits_stride scratch_bytes keys_offset weights_offset maxima_offset sums_offset bins_offset"
 )
-_ADDRESSES = """
+_ADDRESSES = f"""
     logits work scratch
-    temperature log_min_p repetition presence frequency top_k top_p seeds choices positions
+    {" ".join(ROW_SETTINGS.names or ())} log_min_p positions
     history_starts history_ids history_counts edit_starts edit_ids edit_values
     allowed_starts allowed_ids
-    tokens has_token num_logprobs num_top ranks top_ids logprobs
+    tokens has_token num_top ranks top_ids logprobs
 """
 SAMPLING_RECORD = np.dtype([(name, np.int64) for name in f"{_SIZES} {_BYTES} {_ADDRESSES}".split()])
 """Arguments of sample_rows: sizes in elements, strides and offsets in bytes, and addresses.
@@ -46,12 +47,12 @@ num_top       top tokens that were reported
 The settings and results have one element a row.
 """
 
-_FLOATS = "logits scratch temperature log_min_p repetition presence frequency edit_values logprobs"
-_WIDE = {"top_p": np.dtype(np.float64), "seeds": np.dtype(np.uint64)}
+_FLOATS = "logits scratch log_min_p edit_values logprobs"
 SAMPLING_DTYPES: Mapping[str, tuple[np.dtype[Any], ...]] = {
     **dict.fromkeys(_ADDRESSES.split(), (np.dtype(np.int64),)),
     **dict.fromkeys(_FLOATS.split(), (np.dtype(np.float32),)),
-    **{name: (dtype,) for name, dtype in _WIDE.items()},
+    **{name: (ROW_SETTINGS[name],) for name in ROW_SETTINGS.names or ()},
+    "top_p": (np.dtype(np.float64),),
 }
 """Types of the arrays at the addresses of SAMPLING_RECORD."""
 

@@ -142,9 +142,9 @@ def _make_edit(target: KernelTarget) -> Any:
             token = load_int(record.edit_ids, i)
             score = load_float(scratch, token) + load_float(record.edit_values, i)
             store_float(scratch, token, score)
-        repetition = load_float(record.repetition, row)
-        presence = load_float(record.presence, row)
-        frequency = load_float(record.frequency, row)
+        repetition = load_float(record.repetition_penalty, row)
+        presence = load_float(record.presence_penalty, row)
+        frequency = load_float(record.frequency_penalty, row)
         for i in range(first_seen, last_seen):
             token = load_int(record.history_ids, i)
             count = load_int(record.history_counts, i)

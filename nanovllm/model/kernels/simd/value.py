@@ -41,67 +41,51 @@ class Value:
         return self.ir.type
 
     def __add__(self, other: "Value | float") -> "Value":
-        """Emit self + other."""
         return self._binary("fadd", "add", self, other)
 
     def __radd__(self, other: float) -> "Value":
-        """Emit other + self."""
         return self._binary("fadd", "add", other, self)
 
     def __sub__(self, other: "Value | float") -> "Value":
-        """Emit self - other."""
         return self._binary("fsub", "sub", self, other)
 
     def __rsub__(self, other: float) -> "Value":
-        """Emit other - self."""
         return self._binary("fsub", "sub", other, self)
 
     def __mul__(self, other: "Value | float") -> "Value":
-        """Emit self * other."""
         return self._binary("fmul", "mul", self, other)
 
     def __rmul__(self, other: float) -> "Value":
-        """Emit other * self."""
         return self._binary("fmul", "mul", other, self)
 
     def __truediv__(self, other: "Value | float") -> "Value":
-        """Emit self / other, of floats."""
         return self._binary("fdiv", None, self, other)
 
     def __rtruediv__(self, other: float) -> "Value":
-        """Emit other / self, of floats."""
         return self._binary("fdiv", None, other, self)
 
     def __neg__(self) -> "Value":
-        """Emit -self, of floats."""
         return Value(self.builder, self.builder.fneg(self.ir))
 
     def __and__(self, other: "Value | int") -> "Value":
-        """Emit self & other."""
         return self._binary(None, "and_", self, other)
 
     def __or__(self, other: "Value | int") -> "Value":
-        """Emit self | other."""
         return self._binary(None, "or_", self, other)
 
     def __xor__(self, other: "Value | int") -> "Value":
-        """Emit self ^ other."""
         return self._binary(None, "xor", self, other)
 
     def __invert__(self) -> "Value":
-        """Emit ~self."""
         return Value(self.builder, self.builder.not_(self.ir))
 
     def __lshift__(self, other: "Value | int") -> "Value":
-        """Emit self << other."""
         return self._binary(None, "shl", self, other)
 
     def __rlshift__(self, other: int) -> "Value":
-        """Emit other << self."""
         return self._binary(None, "shl", other, self)
 
     def __rshift__(self, other: "Value | int") -> "Value":
-        """Emit self >> other, which keeps the sign."""
         return self._binary(None, "ashr", self, other)
 
     def lshr(self, other: "Value | int") -> "Value":
@@ -109,27 +93,21 @@ class Value:
         return self._binary(None, "lshr", self, other)
 
     def __lt__(self, other: "Value | float") -> "Value":
-        """Emit self < other."""
         return self._compare("<", other)
 
     def __le__(self, other: "Value | float") -> "Value":
-        """Emit self <= other."""
         return self._compare("<=", other)
 
     def __gt__(self, other: "Value | float") -> "Value":
-        """Emit self > other."""
         return self._compare(">", other)
 
     def __ge__(self, other: "Value | float") -> "Value":
-        """Emit self >= other."""
         return self._compare(">=", other)
 
     def __eq__(self, other: "Value | float") -> "Value":  # type: ignore[override]
-        """Emit self == other."""
         return self._compare("==", other)
 
     def __ne__(self, other: "Value | float") -> "Value":  # type: ignore[override]
-        """Emit self != other, of integers."""
         assert not self._is_float
         return self._compare("!=", other)
 
