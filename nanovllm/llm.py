@@ -367,6 +367,6 @@ class LLM:
             try:
                 self._calls.run(prompts, None if bar.disable else show)
             except InvalidRequestError as error:
-                index = [prompt.error for prompt in prompts].index(error)
-                with naming_prompt(index, len(prompts)):
+                refused = (index for index, one in enumerate(prompts) if one.error is error)
+                with naming_prompt(next(refused), len(prompts)):
                     raise

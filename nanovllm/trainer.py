@@ -275,26 +275,18 @@ class Trainer:
                     return "finished", all_steps
                 if counters.step >= last or stop.is_requested:
                     break
-                loss, norm, lr = self._update()
+                update = self._update()
                 if on_step is not None:
-                    on_step(Update(counters.step - 1, loss, lr, norm))
-                values = counters.progress(
-                    loss,
-                    norm,
-                    lr=lr,
-                    tokens_per_step=self.setup.tokens_per_step,
-                )
+                    on_step(update)
+                values = counters.progress(update, self.setup.tokens_per_step)
                 line.show(values)
                 line.update()
         self._save_state()
         command = resume_command(self.folder)
         return "stopped", f"after step {counters.step:,}; continue with: {command}"
 
-    def _update(self) -> tuple[float, float, float]:
-        """Compute the gradients of a step and apply them.
-
-        Return the loss, the gradient norm and the learning rate.
-        """
+    def _update(self) -> Update:
+        """Compute the gradients of a step and apply them."""
         counters, config, setup = self._counters, self.config, self.setup
         started_s = self._clock.read_s()
         total, tokens = 0.0, 0
@@ -321,11 +313,12 @@ class Trainer:
                 f"the loss is {loss:.3g} and the gradient norm {norm:.3g} at step "
                 f"{counters.step}: {self._divergence_advice()}"
             )
+        update = Update(counters.step, loss, lr, norm)
         if counters.step % self._record_every == 0:
-            self._files.add_step(Update(counters.step, loss, lr, norm))
+            self._files.add_step(update)
         counters.add_update(loss, norm, self._clock.read_s() - started_s)
         self._is_changing = False
-        return loss, norm, lr
+        return update
 
     def _evaluate(self, report: Callable[[Evaluation, str | None], None]) -> None:
         """Compute the validation loss; keep the weights if it is the lowest."""

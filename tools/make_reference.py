@@ -1,10 +1,10 @@
-"""Write the generated pages of docs/reference: options.md, settings.md and ray-serve.md.
+"""Write the generated pages of docs/reference: options.md, settings.md, and so on.
 
 Run: python tools/make_reference.py [--check]
 
 options.md is made of what `nanovllm COMMAND --help` prints, and of the registry of environment
 variables; settings.md of the docstrings and defaults of the settings of the Python API;
-ray-serve.md of the declarations of its settings.
+ray-serve.md and request-fields.md of the declarations of settings and bodies.
 tests/docs/test_reference.py fails if a page is not up to date.
 """
 
@@ -12,17 +12,20 @@ import argparse
 import contextlib
 import html
 import io
+import json
 import os
 import re
 import sys
 import textwrap
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass
 from pathlib import Path
-from typing import Literal, get_args, get_origin
+from types import NoneType
+from typing import Annotated, Literal, get_args, get_origin
 
 from annotated_types import Interval
+from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -32,6 +35,12 @@ from nanovllm.checked_fields import checked_fields
 from nanovllm.cli.environment import VARIABLES
 from nanovllm.cli.main import main as run_command
 from nanovllm.deploy.settings import AppSettings, ModelSettings
+from nanovllm.server.openai.chat import CHAT
+from nanovllm.server.openai.completions import COMPLETIONS
+from nanovllm.server.openai.embeddings import EMBEDDINGS
+from nanovllm.server.openai.responses import RESPONSES
+from nanovllm.server.openai.schemas import NO_EFFECT, StreamOptions
+from nanovllm.server.openai.tokenization import DetokenizeRequest, TokenizeRequest
 
 FOLDER = Path(__file__).resolve().parent.parent / "docs" / "reference"
 SETTINGS: tuple[type, ...] = (
@@ -53,6 +62,12 @@ _ABOUT_RAY_SERVE = (
     "[two-replicas.yaml](../../examples/ray/two-replicas.yaml). "
     "`python -m nanovllm.deploy.check FILE` checks a file. "
     "[Scale out](../how-to/scale-out.md#ray-serve) explains how to use it."
+)
+_ABOUT_REQUEST_FIELDS = (
+    "The fields of request bodies. Completions and chats have the [sampling "
+    "settings](settings.md#samplingparams) too, under the same names; the model's "
+    "generation_config.json may change the defaults of `temperature`, `top_p`, `top_k`, `min_p` "
+    "and `repetition_penalty`. The [HTTP API](http-api.md) describes endpoints and responses."
 )
 _UNTITLED = {"positional arguments": ("argument", ""), "options": ("option", "")}
 """Groups of argparse itself, and the heads of their tables."""
@@ -102,6 +117,7 @@ def pages() -> dict[Path, str]:
         FOLDER / "options.md": options_page(list(read_commands())),
         FOLDER / "settings.md": settings_page(),
         FOLDER / "ray-serve.md": ray_serve_page(),
+        FOLDER / "request-fields.md": request_fields_page(),
     }
 
 
@@ -201,7 +217,7 @@ def settings_page() -> str:
         rows = ["| setting | default | values | meaning |", "|---|---|---|---|"]
         for name, field in checked_fields(kind).items():
             default = "" if field.default is MISSING else f"`{field.default!r}`"
-            values = _names(field.choices) or _range(field.bounds)
+            values = _names(field.choices, repr) or _range(field.bounds)
             rows.append(f"| `{name}` | {default} | {values} | {_cell(field.help)} |")
         parts += [f"## {kind.__name__}", "\n".join(rows)]
     return _joined(parts)
@@ -211,26 +227,79 @@ def ray_serve_page() -> str:
     """Return the page of the settings of a Ray Serve application, from their declarations."""
     parts = ["# Ray Serve settings", _NOTE, _ABOUT_RAY_SERVE]
     for title, kind in (("Settings of a model", ModelSettings), ("Application", AppSettings)):
-        rows = ["| setting | default | values | meaning |", "|---|---|---|---|"]
-        for name, field in kind.model_fields.items():
-            text, _, default = (field.description or "").partition("; default: ")
-            if field.default not in (None, PydanticUndefined):
-                default = f"`{field.default!r}`"
-            choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
-            limits = {
-                key: getattr(limit, key)
-                for limit in field.metadata
-                for key in ("gt", "ge", "le")
-                if hasattr(limit, key)
-            }
-            values = _names(choices) or _range(Interval(**limits))
-            rows.append(f"| `{name}` | {default} | {values} | {_cell(text)} |")
-        parts += [f"## {title}", "\n".join(rows)]
+        parts += [f"## {title}", _declared(kind.model_fields)]
     return _joined(parts)
 
 
-def _names(choices: Sequence[object]) -> str:
-    return ", ".join(f"`{choice!r}`" for choice in choices)
+def request_fields_page() -> str:
+    """Return the page of the fields of request bodies, from their declarations."""
+    completions, chats = COMPLETIONS.body.model_fields, CHAT.body.model_fields
+    settings = checked_fields(SamplingParams)
+
+    def is_setting(name: str, field: FieldInfo) -> bool:
+        return name in settings and field.description == settings[name].help
+
+    def is_shared(name: str) -> bool:
+        return _is_same(completions.get(name), chats.get(name))
+
+    tables = {
+        "Completions and chats": {
+            name: field
+            for name, field in completions.items()
+            if is_shared(name) and not is_setting(name, field)
+        },
+        "stream_options": StreamOptions.model_fields,
+    }
+    for endpoint in (COMPLETIONS, CHAT, RESPONSES, EMBEDDINGS):
+        own = endpoint.body.model_fields.items()
+        tables[f"POST {endpoint.path}"] = {
+            name: field
+            for name, field in own
+            if endpoint not in (COMPLETIONS, CHAT)
+            or not (is_shared(name) or is_setting(name, field))
+        }
+    for path, kind in (("/tokenize", TokenizeRequest), ("/detokenize", DetokenizeRequest)):
+        tables[f"POST {path}"] = kind.model_fields
+    parts = ["# Request fields", _NOTE, _ABOUT_REQUEST_FIELDS]
+    for title, declared in tables.items():
+        parts += [f"## {title}", _declared(declared)]
+    return _joined(parts)
+
+
+def _is_same(one: FieldInfo | None, other: FieldInfo | None) -> bool:
+    if one is None or other is None:
+        return False
+    return (one.default, one.description) == (other.default, other.description)
+
+
+def _declared(declared: Mapping[str, FieldInfo]) -> str:
+    """Return a table of pydantic's fields, without those that have no description or effect."""
+    rows = ["| field | default | values | meaning |", "|---|---|---|---|"]
+    for name, field in declared.items():
+        text, _, default = (field.description or "").partition("; default: ")
+        if not text or text == NO_EFFECT:
+            continue
+        if field.default not in (None, PydanticUndefined):
+            default = f"`{json.dumps(field.default)}`"
+        hint = field.annotation
+        kinds = [kind for kind in get_args(hint) if kind is not NoneType]
+        hint = kinds[0] if NoneType in get_args(hint) and len(kinds) == 1 else hint
+        is_annotated = get_origin(hint) is Annotated
+        hint, *metadata = get_args(hint) if is_annotated else (hint,)
+        limits = {
+            key: getattr(limit, key)
+            for limit in (*field.metadata, *metadata)
+            for key in ("gt", "ge", "le")
+            if getattr(limit, key, None) is not None
+        }
+        choices = get_args(hint) if get_origin(hint) is Literal else ()
+        values = _names(choices, json.dumps) or _range(Interval(**limits))
+        rows.append(f"| `{name}` | {default} | {values} | {_cell(text)} |")
+    return "\n".join(rows)
+
+
+def _names(choices: Sequence[object], spell: Callable[[object], str]) -> str:
+    return ", ".join(f"`{spell(choice)}`" for choice in choices)
 
 
 def _range(bounds: Interval) -> str:

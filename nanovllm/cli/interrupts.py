@@ -6,8 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from nanovllm.cli.service_manager import Terminal
-
 
 @contextmanager
 def ended_by_interrupts() -> Iterator[None]:
@@ -37,6 +35,8 @@ def ignore_hangups() -> None:
     is_main = threading.current_thread() is threading.main_thread()
     if hangup is None or not is_main or signal.getsignal(hangup) is not signal.SIG_DFL:
         return
+    from nanovllm.cli.service_manager import Terminal
+
     terminal = Terminal()
 
     def handle(number: int, frame: FrameType | None) -> None:

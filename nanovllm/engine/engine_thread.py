@@ -158,9 +158,12 @@ class EngineThread:
             del self._load, self._on_ready, self._on_output, self._on_failure
 
     def _serve(self, engine: Engine) -> None:
-        """Step while there is work, until a command stops the thread."""
+        """Step while there is work, until a command stops the thread; then end all requests."""
         while self._drain_commands(engine):
             self.step(engine)
+        for request_id in engine.scheduler.request_ids:
+            engine.finish_request(request_id, FinishReason.ABORT)
+        self._snapshot = engine.stats()
 
     def step(self, engine: Engine) -> None:
         """Run one step and post its output; call it on the engine's thread only."""

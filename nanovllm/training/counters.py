@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from nanovllm.training.metrics import Evaluation
+from nanovllm.training.metrics import Evaluation, Update
 
 
 @dataclass(slots=True)
@@ -87,16 +87,14 @@ class Counters:
         self.updates = 0
         return evaluation
 
-    def progress(
-        self, loss: float, grad_norm: float, *, lr: float, tokens_per_step: int
-    ) -> dict[str, str]:
+    def progress(self, update: Update, tokens_per_step: int) -> dict[str, str]:
         """Return the figures of the progress line after an update."""
         speed = self.updates * tokens_per_step / max(self.seconds, 1e-9)
         return {
-            "loss": f"{loss:.3f}",
+            "loss": f"{update.train_loss:.3f}",
             "best": self.best_text,
-            "lr": f"{lr:.1e}".replace("e-0", "e-"),
-            "norm": f"{grad_norm:.2f}",
+            "lr": f"{update.lr:.1e}".replace("e-0", "e-"),
+            "norm": f"{update.grad_norm:.2f}",
             "tok/s": f"{speed:.0f}" if speed < 10_000 else f"{speed / 1000:.1f}k",
         }
 

@@ -180,7 +180,7 @@ def test_an_answer_is_repeated_and_continued(
     [
         (
             ["generate", "x", "--temperature", "-1"],
-            "temperature is -1.0 but must be a number, from 0.0 to 2.0",
+            "temperature is -1.0 but must be a number, from 0 to 2",
         ),
         (["generate", "x", "--temperature", "5"], "temperature is 5.0 but must be a number"),
         (["generate", ""], "the prompt is empty"),

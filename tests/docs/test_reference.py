@@ -11,7 +11,7 @@ from tools.make_reference import FOLDER, pages, parse_help
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("name", ["options.md", "settings.md", "ray-serve.md"])
+@pytest.mark.parametrize("name", ["options.md", "settings.md", "request-fields.md", "ray-serve.md"])
 def test_a_generated_page_is_up_to_date(name: str) -> None:
     text = (FOLDER / name).read_text(encoding="utf-8")
     assert text == pages()[FOLDER / name], "run python tools/make_reference.py"

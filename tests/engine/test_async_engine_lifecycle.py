@@ -51,7 +51,10 @@ def test_stopping_wakes_everybody(tiny_model: Path) -> None:
             for work in (*(generate(engine, "the", LONG) for _ in range(3)), read(), read())
         ]
         await until(lambda: engine.stats().generation_tokens > 3)
+        inner = engine.engine
         await asyncio.gather(engine.stop(), engine.stop())
+        assert not inner.has_work
+        inner.check_integrity()
         for result in await asyncio.gather(*tasks, return_exceptions=True):
             assert isinstance(result, EngineNotReadyError)
             assert "stopped" in str(result)

@@ -62,7 +62,7 @@ def update(
 
 
 def feed(
-    output_processor: PromptRequest,
+    prompt: PromptRequest,
     tokenizer: Tokenizer,
     text: str,
     finish: FinishReason | None = None,
@@ -74,13 +74,13 @@ def feed(
     tokens = [byte_of[bytes([byte])] for byte in text.encode()]
     reasons = [None] * (len(tokens) - 1) + [finish]
     return [
-        output_processor.add_update(update(token, reason, choice=choice))
+        prompt.add_update(update(token, reason, choice=choice))
         for token, reason in zip(tokens, reasons, strict=True)
     ]
 
 
-def answer(output_processor: PromptRequest, choice: int = 0) -> CompletionOutput:
-    return output_processor.output().outputs[choice]
+def answer(prompt: PromptRequest, choice: int = 0) -> CompletionOutput:
+    return prompt.output().outputs[choice]
 
 
 def positions(token_ids: Sequence[int]) -> list[TokenLogprobs]:

@@ -37,7 +37,7 @@ MIN_CHUNKS, MIN_MEAN_CHUNK_BYTES = 1024, 128
 long as one of 64 KiB, and those that are read at once delay other connections."""
 
 _CHECKS_PER_TIMEOUT = 4
-_PROBE_EVERY_S = 0.5
+_FIRST_PROBE_S, _MAX_PROBE_S = 0.01, 0.5
 _LOG_EVERY_S = 60.0
 _MALFORMED = "the request is not valid HTTP/1.1: its head or the framing of its body cannot be read"
 _MAX_REFUSED = 16
@@ -171,15 +171,15 @@ class WatchedProtocol(H11Protocol):
         ):
             return None
         self._is_half_closed = True
-        self._probe()
+        self._probe(_FIRST_PROBE_S)
         return True
 
-    def _probe(self) -> None:
-        """Send a 102 now and then until the response begins."""
+    def _probe(self, delay_s: float) -> None:
+        """Send a 102, and others after increasing delays until the response begins."""
         if self.conn.our_state is h11.SEND_RESPONSE and not self.transport.is_closing():
             probe = h11.InformationalResponse(status_code=102, headers=[], reason=b"Processing")
             self.transport.write(self.conn.send(probe) or b"")
-            self.loop.call_later(_PROBE_EVERY_S, self._probe)
+            self.loop.call_later(delay_s, self._probe, min(2 * delay_s, _MAX_PROBE_S))
 
     @property
     def is_idle(self) -> bool:

@@ -190,7 +190,7 @@ class UnusedChatFields(UnusedFields):
 class ChatRequest(SamplingBody, UnusedChatFields, PromptFields):
     """The body of POST /v1/chat/completions."""
 
-    messages: Messages
+    messages: Messages = Field(description="the conversation, up to 2,048 messages")
     max_tokens: int | None = Field(
         None,
         ge=1,
@@ -200,7 +200,9 @@ class ChatRequest(SamplingBody, UnusedChatFields, PromptFields):
     max_completion_tokens: int | None = Field(
         None, ge=1, le=MAX_COUNT, description="another name of max_tokens"
     )
-    logprobs: bool | None = False
+    logprobs: bool | None = Field(
+        False, description="report the log-probability of each token, and its bytes"
+    )
     top_logprobs: Count | None = Field(
         None,
         description="with logprobs: number of most likely tokens to report at each position",

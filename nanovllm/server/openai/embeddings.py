@@ -16,18 +16,22 @@ from nanovllm.engine.engine import Engine
 from nanovllm.engine.generation_request import GenerationRequest, PoolingParams
 from nanovllm.errors import InvalidRequestError
 from nanovllm.outputs import EmbeddingRequestOutput
-from nanovllm.sampling_params import MAX_COUNT, TruncationSide
+from nanovllm.sampling_params import TruncationSide
 from nanovllm.server.openai.completions import check_truncated
 from nanovllm.server.openai.endpoint import Endpoint
 from nanovllm.server.openai.prompts import Prompts, check_prompts, list_prompts
 from nanovllm.server.openai.renderer import Renderer, ResponseContext
 from nanovllm.server.openai.response_types import Embedding, EmbeddingList
 from nanovllm.server.openai.schemas import (
+    CACHE_SALT,
     MAX_USER_CHARACTERS,
     NO_EFFECT,
+    PRIORITY,
     SPECIAL_TOKENS,
+    CacheSalt,
     GenerationBody,
     NotSupported,
+    Priority,
     TruncatePromptTokens,
 )
 
@@ -49,8 +53,8 @@ class EmbeddingRequest(GenerationBody):
     pooling: Literal["last", "mean"] = Field(
         "last", description="the last token's hidden state, or the mean of all"
     )
-    priority: int = Field(0, ge=-MAX_COUNT, le=MAX_COUNT)
-    cache_salt: str | None = Field(None, min_length=1, max_length=256)
+    priority: Priority = Field(0, description=PRIORITY)
+    cache_salt: CacheSalt | None = Field(None, description=CACHE_SALT)
     truncate_prompt_tokens: TruncatePromptTokens = None
     truncation_side: TruncationSide | None = Field(
         None, description="side on which a longer prompt is cut; by default right"

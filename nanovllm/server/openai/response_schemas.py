@@ -28,7 +28,14 @@ from nanovllm.server.openai.chat_schemas import (
     content_schema,
     join_parts,
 )
-from nanovllm.server.openai.schemas import NO_EFFECT, GenerationBody, UnusedFields, refuse
+from nanovllm.server.openai.schemas import (
+    NO_EFFECT,
+    STREAM,
+    GenerationBody,
+    UnusedFields,
+    refuse,
+    setting_field,
+)
 
 MAX_ID_CHARACTERS = 256
 _join_parts = partial(join_parts, part_type="input_text", answer_type="output_text")
@@ -118,10 +125,12 @@ class ResponsesRequest(UnusedFields, GenerationBody):
         le=MAX_COUNT,
         description="maximum tokens to generate; by default what the context has room for",
     )
-    temperature: Temperature | None = None
-    top_p: TopP | None = None
-    stream: bool | None = False
-    text: TextOptions | None = None
+    temperature: Temperature | None = setting_field("temperature")
+    top_p: TopP | None = setting_field("top_p")
+    stream: bool | None = Field(False, description=STREAM)
+    text: TextOptions | None = Field(
+        None, description="its `format` is text, json_object, or json_schema with `schema`"
+    )
 
     store: bool | None = Field(
         None, description="keep the response for later requests; true by default"

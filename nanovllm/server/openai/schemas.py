@@ -48,6 +48,9 @@ DEFAULT_MAX_TOKENS = 16
 MAX_USER_CHARACTERS = 1024
 MAX_METADATA = 100
 NO_EFFECT = "accepted, and without effect"
+STREAM = "send the output as server-sent events while it is generated"
+PRIORITY = "lower numbers run first; needs --scheduling-policy priority"
+CACHE_SALT = "cached prefixes are shared within one salt only"
 SPECIAL_TOKENS = "add the tokens that the tokenizer puts around a text; GPT-2's puts none"
 
 TokenId = Annotated[int, WithJsonSchema({"type": "integer", "minimum": 0})]
@@ -127,10 +130,14 @@ def refuse(reason: str, accepted: object = None) -> BeforeValidator:
     return BeforeValidator(check)
 
 
+Priority = Annotated[int, Field(ge=-MAX_COUNT, le=MAX_COUNT)]
+CacheSalt = Annotated[str, Field(min_length=1, max_length=256)]
+
+
 class StreamOptions(BoundedModel):
     """`stream_options`: usage at the end of a stream, or also in every chunk."""
 
-    include_usage: bool = False
+    include_usage: bool = Field(False, description="send the usage in a last chunk without choices")
     continuous_usage_stats: bool = Field(
         False, description="usage of the choice so far on every chunk; needs include_usage"
     )
@@ -192,6 +199,11 @@ class UnusedFields(Body):
     )
 
 
+def setting_field(name: str) -> Any:
+    """Return a field, None by default, with the description of a setting of SamplingParams."""
+    return Field(None, description=checked_fields(SamplingParams)[name].help)
+
+
 def _setting_fields() -> dict[str, tuple[Any, Any]]:
     """Return a field for each setting of SamplingParams that is a number, a flag or a choice.
 
@@ -228,22 +240,31 @@ class SamplingBody(UnusedFields, _Settings):
     Every setting of SamplingParams is one of them; those below have another form in JSON.
     """
 
-    stop: Stops | None = None
-    logit_bias: LogitBias | None = None
-    stop_token_ids: StopTokenIds | None = None
-    bad_words: BadWords | None = None
-    allowed_token_ids: AllowedTokenIds | None = None
+    stop: Stops | None = setting_field("stop")
+    logit_bias: LogitBias | None = setting_field("logit_bias")
+    stop_token_ids: StopTokenIds | None = setting_field("stop_token_ids")
+    bad_words: BadWords | None = setting_field("bad_words")
+    allowed_token_ids: AllowedTokenIds | None = setting_field("allowed_token_ids")
     truncate_prompt_tokens: TruncatePromptTokens = None
-    response_format: ResponseFormat | None = None
-    structured_outputs: StructuredFields | None = None
+    response_format: ResponseFormat | None = Field(
+        None, description="format of the output: text, json_object or json_schema"
+    )
+    structured_outputs: StructuredFields | None = setting_field("structured_outputs")
 
-    stream: bool | None = False
-    stream_options: StreamOptions | None = None
-    priority: int = Field(0, ge=-MAX_COUNT, le=MAX_COUNT)
-    cache_salt: str | None = Field(None, min_length=1, max_length=256)
-    request_id: str | None = Field(None, max_length=128, pattern=r"^[A-Za-z0-9._:-]+$")
+    stream: bool | None = Field(False, description=STREAM)
+    stream_options: StreamOptions | None = Field(None, description="usage in a stream")
+    priority: Priority = Field(0, description=PRIORITY)
+    cache_salt: CacheSalt | None = Field(None, description=CACHE_SALT)
+    request_id: str | None = Field(
+        None,
+        max_length=128,
+        pattern=r"^[A-Za-z0-9._:-]+$",
+        description="part of the response's id",
+    )
     use_beam_search: bool = Field(
-        False, description="return the most probable sequences; max(n, best_of) beams"
+        False,
+        description="return the most probable sequences, by max(n, best_of) beams, up to 10; not "
+        "with fields about single tokens",
     )
     length_penalty: LengthPenalty | None = Field(
         None, description="for use_beam_search: above 1 favours long answers"
@@ -311,8 +332,10 @@ class CompletionRequest(SamplingBody):
         le=MAX_COUNT,
         description="maximum tokens to generate; 0 only with echo",
     )
-    logprobs: Count | None = None
-    echo: bool | None = False
+    logprobs: Count | None = setting_field("logprobs")
+    echo: bool | None = Field(
+        False, description="put the prompt before the text, with its log-probabilities if requested"
+    )
     suffix: Annotated[str, refuse("GPT-2 cannot fill in the middle", "")] | None = Field(
         None, description=NO_EFFECT, json_schema_extra={"maxLength": 0}
     )
