@@ -5,7 +5,6 @@ Of several processes that need the same entries, one compiles them.
 
 from collections.abc import Callable, Mapping
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,14 +33,19 @@ from nanovllm.model.kernels.forward.kv_cache import make_store
 from nanovllm.model.kernels.forward.layernorm import make_normalize_row
 from nanovllm.model.kernels.forward.matmul import make_linear
 from nanovllm.model.kernels.forward.prepare import prepare_attention
-from nanovllm.model.kernels.library import EntryPoints, cache_key
+from nanovllm.model.kernels.library import (
+    COMPILED_IN,
+    EntryPoints,
+    cache_key,
+    digest_of_sources,
+)
 from nanovllm.model.kernels.simd.move import linear_at, load_int, step_record_at
 from nanovllm.model.kernels.simd.rows import rows_at
 from nanovllm.model.kernels.simd.scalar import store_int
 from nanovllm.model.kernels.step_record import best_bytes
 
 Entries = Mapping[str, Any]
-_SOURCE = Path(__file__).read_text(encoding="utf-8")
+_COMPILED_IN = (*COMPILED_IN, "tests.support.kernel_entries")
 
 
 def row_kernels(target: KernelTarget) -> Callable[..., None]:
@@ -82,7 +86,10 @@ def _load(make_entries: Callable[[Spec], Entries], spec: Spec) -> Library:
     store, names = ObjectCache(user_cache_folder() / "test-kernels"), tuple(entries)
     if CHECKS_ADDRESSES:  # the code has an address of this process in it
         return Library(compile_entries(entries, host_cpu()), names)
-    key = cache_key(spec, host_cpu(), EntryPoints(make_entries.__name__, names, _SOURCE))
+    sources = digest_of_sources(_COMPILED_IN)
+    key = cache_key(
+        spec, host_cpu(), EntryPoints(make_entries.__name__, names, _COMPILED_IN, sources)
+    )
     with store.exclusive(key):
         image = store.load(key)
         if image is None:

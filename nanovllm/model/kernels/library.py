@@ -10,7 +10,7 @@ import hashlib
 import os
 import platform
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -40,35 +40,44 @@ class EntryPoints:
     Attributes:
         package: its module `entries` has make_entries(spec), which returns the functions.
         names: names of the functions.
-        sources: digest of the package's sources when it was imported.
+        compiled_in: packages and modules that the machine code depends on.
+        sources: digest of their sources when the package was imported.
     """
 
     package: str
     names: tuple[str, ...]
+    compiled_in: tuple[str, ...]
     sources: str
 
 
-def digest_of_sources(package: str = __package__) -> str:
-    """Return a digest of the files of a package and of its subpackages."""
+def digest_of_sources(modules: Sequence[str]) -> str:
+    """Return a digest of the files of modules and of packages with their subpackages."""
     digest = hashlib.sha256()
-    for name, file in sorted(_sources(files(package))):
-        content = file.read_bytes()
-        digest.update(f"{name} {len(content)}\n".encode() + content)
+    for module in modules:
+        parent, _, name = module.rpartition(".")
+        for path, file in sorted(_sources(files(parent), (name, f"{name}.py"))):
+            content = file.read_bytes()
+            digest.update(f"{parent} {path} {len(content)}\n".encode() + content)
     return digest.hexdigest()
 
 
-def _sources(folder: Traversable, prefix: str = "") -> Iterator[tuple[str, Traversable]]:
-    """Yield the path below the package, and the file, of each Python source."""
+def _sources(
+    folder: Traversable, names: Collection[str] = (), prefix: str = ""
+) -> Iterator[tuple[str, Traversable]]:
+    """Yield the path below a folder, and the file, of each Python source, or those of `names`."""
     for entry in folder.iterdir():
-        name = prefix + entry.name
+        path = prefix + entry.name
+        if names and entry.name not in names:
+            continue
         if entry.is_dir():
-            yield from _sources(entry, f"{name}/")
-        elif name.endswith(".py"):
-            yield name, entry
+            yield from _sources(entry, prefix=f"{path}/")
+        elif path.endswith(".py"):
+            yield path, entry
 
 
-SOURCES = digest_of_sources()
-INFERENCE = EntryPoints(__package__, ENTRIES, SOURCES)
+COMPILED_IN = (__package__, "nanovllm.model.sampling")
+"""The kernels, and the layout of the sampler's settings."""
+INFERENCE = EntryPoints(__package__, ENTRIES, COMPILED_IN, digest_of_sources(COMPILED_IN))
 
 
 @cache
@@ -98,9 +107,7 @@ def load_image(spec: Spec, store: ObjectCache, entry_points: EntryPoints = INFER
 
 def _is_unchanged(entry_points: EntryPoints) -> bool:
     """Return whether the sources are those that were imported."""
-    if digest_of_sources() != SOURCES:
-        return False
-    return digest_of_sources(entry_points.package) == entry_points.sources
+    return digest_of_sources(entry_points.compiled_in) == entry_points.sources
 
 
 def _announce_compilation(store: ObjectCache, spec: Spec, entry_points: EntryPoints) -> None:
@@ -147,5 +154,5 @@ def cache_key(spec: Spec, cpu: LLVMCpu, entry_points: EntryPoints = INFERENCE) -
         platform.python_implementation(),
         platform.python_version(),
     )
-    parts = (SOURCES, entry_points, versions, cpu, numba_settings, spec)
+    parts = (entry_points, versions, cpu, numba_settings, spec)
     return hashlib.sha256(repr(parts).encode()).hexdigest()

@@ -3,6 +3,7 @@
 from nanovllm.model.kernels.build.codegen import Library
 from nanovllm.model.kernels.build.target import KernelTarget, Spec
 from nanovllm.model.kernels.library import (
+    COMPILED_IN,
     POOL_ENTRIES,
     EntryPoints,
     digest_of_sources,
@@ -10,7 +11,10 @@ from nanovllm.model.kernels.library import (
 )
 from nanovllm.training.kernels.records import RECORDS
 
-TRAINING = EntryPoints(__package__, (*RECORDS, *POOL_ENTRIES), digest_of_sources(__package__))
+_COMPILED_IN = (*COMPILED_IN, __package__, "nanovllm.training.network.dropout")
+TRAINING = EntryPoints(
+    __package__, (*RECORDS, *POOL_ENTRIES), _COMPILED_IN, digest_of_sources(_COMPILED_IN)
+)
 
 
 def load_operations(target: KernelTarget) -> Library:

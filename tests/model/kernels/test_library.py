@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from nanovllm.model.kernels.build.codegen import (
 from nanovllm.model.kernels.build.compiler import ARGUMENTS, compiled, emit_object, link
 from nanovllm.model.kernels.build.object_cache import CACHE_VARIABLE, ObjectCache, user_cache
 from nanovllm.model.kernels.build.target import KernelTarget, Spec, host_target
-from nanovllm.model.kernels.library import ENTRIES, cache_key, load_image, load_library
+from nanovllm.model.kernels.library import ENTRIES, INFERENCE, cache_key, load_image, load_library
 from nanovllm.model.kernels.simd.move import load_int
 from nanovllm.model.kernels.threads import worker
 from nanovllm.training.kernels.library import TRAINING
@@ -246,9 +247,7 @@ def test_the_key_covers_all_that_the_code_depends_on(monkeypatch: pytest.MonkeyP
         for other in (LLVMCpu("x", "name", "+features"), LLVMCpu("triple", "x", "+features"))
     ]
     keys.append(cache_key(SPEC, LLVMCpu("triple", "name", "-features")))
-    with monkeypatch.context() as patch:
-        patch.setattr(library_module, "SOURCES", "other sources")
-        keys.append(cache_key(SPEC, cpu))
+    keys.append(cache_key(SPEC, cpu, replace(INFERENCE, sources="other sources")))
     with monkeypatch.context() as patch:
         patch.setattr(llvmlite, "__version__", "0")
         keys.append(cache_key(SPEC, cpu))
@@ -280,7 +279,10 @@ def test_editing_any_source_changes_the_key(tmp_path: Path) -> None:
         ignore=shutil.ignore_patterns("bundled", "__pycache__"),
     )
     kernels = package / "model" / "kernels"
-    ask = "from nanovllm.model.kernels import library; print(library.__file__, library.SOURCES)"
+    ask = (
+        "from nanovllm.model.kernels import library\n"
+        "print(library.__file__, library.INFERENCE.sources)"
+    )
 
     def digest() -> str:
         answer = subprocess.run(
@@ -316,7 +318,7 @@ def test_code_is_not_kept_when_sources_changed_while_it_was_compiled(
     store: ObjectCache, monkeypatch: pytest.MonkeyPatch, image: bytes
 ) -> None:
     monkeypatch.setattr(library_module, "_compile", lambda *_: image)
-    monkeypatch.setattr(library_module, "digest_of_sources", lambda: "edited meanwhile")
+    monkeypatch.setattr(library_module, "digest_of_sources", lambda _: "edited meanwhile")
     assert load_image(SPEC, store) == image
     assert [path.suffix for path in files_of(store)] == [".lock"]
     monkeypatch.undo()
