@@ -215,7 +215,7 @@ def test_requests_beyond_the_shutdown_timeout_get_an_error(timeout_s: str) -> No
         ]
         readers[0].start()
         assert begun.wait(TIMEOUT_S)
-        # This starts after the stream has begun: its answers would take all seats before it.
+        # This starts after the stream has begun: its answers would take all slots before it.
         readers[1].start()
         wait_until(lambda: serving.ask("/load")[1]["queued_requests"] > 100)
         if has_second_signal:
@@ -665,7 +665,6 @@ def chat_template_of(monkeypatch: pytest.MonkeyPatch, *flags: str) -> ChatTempla
 def test_the_chat_template_is_the_flags_or_the_models(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("jinja2")
     folder = shutil.copytree(tiny_model, tmp_path / "model")
     assert chat_template_of(monkeypatch, str(folder)) is None
     (folder / "tokenizer_config.json").write_text(
@@ -690,7 +689,6 @@ def test_the_chat_template_is_the_flags_or_the_models(
 
 
 def test_an_invalid_chat_template_is_an_error(tiny_model: Path, tmp_path: Path) -> None:
-    pytest.importorskip("jinja2")
     file = tmp_path / "template.jinja"
     for content, message in ((None, "cannot be read"), ("{% if %}", "is not valid")):
         if content is not None:
