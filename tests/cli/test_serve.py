@@ -430,9 +430,11 @@ def test_a_port_in_use_is_an_error(tiny_model: Path) -> None:
     assert "cannot be loaded" not in errors
 
 
-def test_a_foreign_address_is_an_error(tiny_model: Path) -> None:
-    code, errors = ended(str(tiny_model), "--host", "192.0.2.1", "--port", "8000")
-    assert code == 1
+def test_a_foreign_address_is_an_error(
+    tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["serve", str(tiny_model), "--host", "192.0.2.1", "--port", "8000"]) == 1
+    errors = capsys.readouterr().err
     assert "nanovllm: cannot listen on 192.0.2.1 port 8000: " in errors
     assert "choose an address of this machine by --host" in errors
 
@@ -444,9 +446,11 @@ def test_flags_are_taken_by_their_whole_names(capsys: pytest.CaptureFixture[str]
     assert told in capsys.readouterr().err
 
 
-def test_a_folder_without_a_model_is_an_error_without_traceback(tmp_path: Path) -> None:
-    code, errors = ended(str(tmp_path))
-    assert code == 1
+def test_a_folder_without_a_model_is_an_error_without_traceback(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["serve", str(tmp_path)]) == 1
+    errors = capsys.readouterr().err
     assert errors.startswith("nanovllm: ")
     assert "config.json" in errors
     assert "Traceback" not in errors
