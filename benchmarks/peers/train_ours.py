@@ -20,7 +20,8 @@ from benchmarks.training_worker import (
 from nanovllm.model.checkpoint import expected_shapes
 from nanovllm.model.config import GPT2Config
 from nanovllm.training.network.model import batch_loss
-from nanovllm.training.network.operations import NumpyOperations
+from nanovllm.training.network.numpy_operations import NumpyOperations
+from nanovllm.training.network.operations import Operations
 from nanovllm.training.network.optimizer import AdamW
 from nanovllm.training.network.parameters import Parameters, initialize
 
@@ -64,7 +65,7 @@ def load(
     return step, {**about, "parameters": config.num_parameters}
 
 
-def make_operations(backend: str, threads: int) -> NumpyOperations:
+def make_operations(backend: str, threads: int) -> Operations:
     """Return the operations of a backend; the first compiled ones on a machine take a minute."""
     if backend == "numpy":
         return NumpyOperations()

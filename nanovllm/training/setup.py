@@ -19,7 +19,8 @@ from nanovllm.training.data.dataset import Dataset
 from nanovllm.training.data.prepare import PreparedData, prepare_data
 from nanovllm.training.data.tokenizer import save_tokenizer
 from nanovllm.training.metrics import Sample
-from nanovllm.training.network.operations import NumpyOperations
+from nanovllm.training.network.numpy_operations import NumpyOperations
+from nanovllm.training.network.operations import Operations
 from nanovllm.training.network.parameters import Parameters, initialize
 from nanovllm.training.run import samples
 from nanovllm.training.run.checkpoint import LAST, hugging_face_config, save_weights
@@ -45,7 +46,7 @@ class Setup:
     model: GPT2Config
     context: int
     parameters: Parameters
-    operations: NumpyOperations
+    operations: Operations
     data: PreparedData
     checkpoint: Path | None
     tokenizer_folder: Path | None
@@ -225,7 +226,7 @@ def _new_model(network: NetworkSettings, vocab: int, eos_token_id: int | None) -
     )
 
 
-def _operations(config: TrainingConfig) -> NumpyOperations:
+def _operations(config: TrainingConfig) -> Operations:
     if config.backend == "numpy":
         return NumpyOperations()
     from nanovllm.training.kernels.operations import CompiledOperations  # noqa: PLC0415

@@ -69,7 +69,7 @@ def test_torch_computes_the_same_network() -> None:
     from nanovllm.model.checkpoint import expected_shapes
     from nanovllm.training.network.autograd import Tape
     from nanovllm.training.network.model import loss_sum
-    from nanovllm.training.network.operations import NumpyOperations
+    from nanovllm.training.network.numpy_operations import NumpyOperations
     from nanovllm.training.network.parameters import Parameters, initialize, is_decayed
 
     config = GPT2Config(vocab=11, max_positions=4, d_model=8, layers=2, heads=2, d_ff=32)

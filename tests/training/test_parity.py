@@ -22,7 +22,7 @@ from nanovllm.trainer import Trainer
 from nanovllm.training.config import TrainingConfig
 from nanovllm.training.network.autograd import Tape
 from nanovllm.training.network.model import loss_sum
-from nanovllm.training.network.operations import NumpyOperations
+from nanovllm.training.network.numpy_operations import NumpyOperations
 from nanovllm.training.network.optimizer import AdamW
 from nanovllm.training.network.parameters import Parameters
 from tests.reference.cases import (

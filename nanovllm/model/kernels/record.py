@@ -53,6 +53,11 @@ class KernelMemory:
             self.arrays[name] = array
             self._integers[self._index[name]] = array.ctypes.data
 
+    def point(self, name: str, address: int) -> None:
+        """Write the address of memory that the caller keeps, instead of an array."""
+        self.arrays.pop(name, None)
+        self._integers[self._index[name]] = address
+
     def reserve(self, name: str, count: int) -> np.ndarray:
         """Return an int64 array of at least `count` numbers; it may have to make a new one."""
         array = self.arrays.get(name)

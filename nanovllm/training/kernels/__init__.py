@@ -1,14 +1,12 @@
-"""The compiled operations of training: the twin of nanovllm/training/network/operations.py.
+"""The compiled operations of training: the twin of
+nanovllm/training/network/numpy_operations.py.
 
 They are compiled as the forward pass of nanovllm/model/kernels is, to a library of their own. Each
 line imports only from lines below it (the contract in pyproject.toml):
 
-    operations            CompiledOperations, the subclass of NumpyOperations
-    attention_operations  its operations of attention
-    replay                passes that repeat the operations of an earlier pass
+    operations            CompiledOperations
     runner                calls a compiled operation with its arguments on the threads
-    array_pool            arrays whose memory is used again
-    work_memory           the working memory of an operation
+    plan                  the operations and the memory of a pass
     library               loads the compiled operations from the cache, or compiles them
     entries               the functions that Python calls
 
@@ -20,6 +18,7 @@ line imports only from lines below it (the contract in pyproject.toml):
     optimizer             AdamW, and the sum of squares that clipping needs
 
     matmul                C = A @ B, A @ B^T and A^T @ B
+    phases                entries: items of work that the threads share
     dropout               dropout masks in vectors
     transpose             transposition of rows in squares of vectors
     records               the arguments of each operation

@@ -1,6 +1,5 @@
 """Dropout in vectors: the masks of nanovllm/training/network/dropout.py, bit for bit."""
 
-from collections.abc import Sequence
 from typing import Any
 
 from nanovllm.model.kernels.build.compiler import compiled
@@ -8,97 +7,76 @@ from nanovllm.model.kernels.build.layout import WORD_BYTES
 from nanovllm.model.kernels.build.target import KernelTarget
 from nanovllm.model.kernels.simd.elements import Elements, for_elements
 from nanovllm.model.kernels.simd.kernel import kernel
-from nanovllm.model.kernels.simd.move import record_at
+from nanovllm.model.kernels.simd.move import load_int
 from nanovllm.model.kernels.simd.value import Value
 from nanovllm.model.kernels.simd.vector import Vectors
-from nanovllm.model.kernels.threads.barrier import take_item
-from nanovllm.training.kernels.records import ITEM_ELEMENTS, RECORDS
+from nanovllm.training.kernels.phases import Work, make_entry, split
+from nanovllm.training.kernels.records import ITEM_ELEMENTS
 from nanovllm.training.network.dropout import LAST_SHIFT, SHIFTS_AND_MULTIPLIERS
 
-_record_at = record_at(RECORDS["add_dropout"])
+
+class Mask:
+    """The mask of a use of dropout, whose arguments are integers of the kernel."""
+
+    def __init__(self, v: Vectors, key: Value, threshold: Value, factor_bits: Value) -> None:
+        """Take the key, the smallest hash of an element that is kept, and 1 / (1 - rate)."""
+        self._v = v
+        self._key = v.integer_argument(key), v.integer_argument(key.lshr(32))
+        self._threshold = v.integer_argument(threshold)
+        self._factor = v.float_argument(factor_bits)
+
+    def apply(self, x: Value, first: Value, step: Value | int = 1) -> Value:
+        """Return dropout(x) of the elements numbered first, first + step, first + 2 * step, ..."""
+        return self._v.where(self._is_kept(first, step), x * self._factor, 0.0)
+
+    def factors(self, first: Value, step: Value | int = 1) -> Value:
+        """Return 0 or 1 / (1 - rate) for each of these elements."""
+        return self._v.where(self._is_kept(first, step), self._factor, 0.0)
+
+    def _is_kept(self, first: Value, step: Value | int) -> Value:
+        v = self._v
+        step = v.scalar(step) if isinstance(step, int) else step
+        index = v.integer_argument(first) + v.integer_argument(step) * v.lane_numbers()
+        words = _mix(_mix(index ^ self._key[0]) + self._key[1])
+        return words.unsigned_at_least(self._threshold)
 
 
-def count_up(v: Vectors, first: Value, step: Value) -> Value:
-    """Return the int32 first, first + step, first + 2 * step, ... of int64 arguments."""
-    steps = v.integer_argument(step) * v.lane_numbers()
-    return v.integer_argument(first) + steps
-
-
-def is_kept(v: Vectors, index: Value, key: Sequence[Value], threshold: Value) -> Value:
-    """Return a mask of the elements with these int32 indices that dropout keeps.
-
-    Args:
-        v: emits the code.
-        index: numbers of the elements.
-        key: lower and upper half of the site's key, in every lane.
-        threshold: in every lane; elements whose hash is below it are dropped.
-    """
-    words = _mix(v, index ^ key[0])
-    words = _mix(v, words + key[1])
-    return words.unsigned_at_least(threshold)
-
-
-def _mix(v: Vectors, words: Value) -> Value:
+def _mix(words: Value) -> Value:
     for shift, multiplier in SHIFTS_AND_MULTIPLIERS:
-        shifted = words.lshr(shift)
-        words = (words ^ shifted) * multiplier
+        words = (words ^ words.lshr(shift)) * multiplier
     return words ^ words.lshr(LAST_SHIFT)
 
 
-def make_add_dropout(target: KernelTarget) -> Any:
-    """Return the entry add_dropout(record_ptr, thread): out = residual + dropout(x).
-
-    `residual_ptr` may be 0, for dropout alone.
-    """
-    drop = kernel(target, _make_emit(has_residual=False, drops=True))
-    add_dropped = kernel(target, _make_emit(has_residual=True, drops=True))
-    add = kernel(target, _make_emit(has_residual=True, drops=False))
+def make_dropout(target: KernelTarget) -> Any:
+    """Return the entry of NumpyOperations.dropout; `residual_ptr` may be 0."""
+    drop = kernel(target, _drop)
 
     @compiled
-    def add_dropout(record_ptr: int, thread: int) -> None:
-        record = _record_at(record_ptr)
-        first = take_item(record.phases_ptr) * ITEM_ELEMENTS
-        while first < record.count:
-            offset_bytes = first * WORD_BYTES
-            count = min(ITEM_ELEMENTS, record.count - first)
-            x_ptr, out_ptr = record.x_ptr + offset_bytes, record.out_ptr + offset_bytes
-            residual_ptr = record.residual_ptr + offset_bytes
-            if record.residual_ptr == 0:
-                drop(
-                    count, x_ptr, x_ptr, out_ptr, first,
-                    record.key_low, record.key_high, record.threshold, record.factor_bits,
-                )  # fmt: skip
-            elif record.threshold > 0:
-                add_dropped(
-                    count, residual_ptr, x_ptr, out_ptr, first,
-                    record.key_low, record.key_high, record.threshold, record.factor_bits,
-                )  # fmt: skip
-            else:
-                add(
-                    count, residual_ptr, x_ptr, out_ptr, first,
-                    record.key_low, record.key_high, record.threshold, record.factor_bits,
-                )  # fmt: skip
-            first = take_item(record.phases_ptr) * ITEM_ELEMENTS
+    def compute(record: Any, thread: int, item: int) -> None:
+        first = item * ITEM_ELEMENTS
+        offset_bytes = first * WORD_BYTES
+        drop(
+            min(ITEM_ELEMENTS, record.count - first), record.x_ptr + offset_bytes,
+            record.residual_ptr + offset_bytes if record.residual_ptr != 0 else 0,
+            record.out_ptr + offset_bytes, first,
+            load_int(record.key_ptr, 0), record.threshold, record.factor_bits,
+        )  # fmt: skip
 
-    return add_dropout
+    return make_entry("dropout", [Work(split("count", ITEM_ELEMENTS), compute)])
 
 
-def _make_emit(*, has_residual: bool, drops: bool) -> Any:
-    def emit(
-        v: Vectors, count: Value, residual_ptr: Value, x_ptr: Value, out_ptr: Value, first: Value,
-        key_low: Value, key_high: Value, threshold: Value, factor: Value,
-    ) -> None:  # fmt: skip
-        """Emit out = residual + where(kept, x * factor, 0)."""
-        key = v.integer_argument(key_low), v.integer_argument(key_high)
-        least, scale = v.integer_argument(threshold), v.float_argument(factor)
+def _drop(
+    v: Vectors, count: Value, x_ptr: Value, residual_ptr: Value, out_ptr: Value, first: Value,
+    key: Value, threshold: Value, factor_bits: Value,
+) -> None:  # fmt: skip
+    """Emit out = [residual +] where(kept, x * factor, 0)."""
+    mask = Mask(v, key, threshold, factor_bits)
 
-        def compute(elements: Elements) -> None:
-            x = elements.load(x_ptr)
-            if drops:
-                kept = is_kept(v, count_up(v, first + elements.index, v.scalar(1)), key, least)
-                x = v.where(kept, x * scale, 0.0)
-            elements.store(elements.load(residual_ptr) + x if has_residual else x, out_ptr)
+    def drop(elements: Elements) -> Value:
+        return mask.apply(elements.load(x_ptr), first + elements.index)
 
-        for_elements(v, count, compute)
-
-    return emit
+    with v.when_else(residual_ptr != 0) as (adds, stores):
+        with adds:
+            for_elements(v, count, lambda it: it.store(it.load(residual_ptr) + drop(it), out_ptr))
+        with stores:
+            for_elements(v, count, lambda it: it.store(drop(it), out_ptr))

@@ -7,7 +7,7 @@ from nanovllm.model.kernels.threads.worker import POOL_FUNCTIONS
 from nanovllm.training.kernels.attention.backward import make_attention_backward
 from nanovllm.training.kernels.attention.forward import make_attention
 from nanovllm.training.kernels.cross_entropy import make_cross_entropy, make_pack_head
-from nanovllm.training.kernels.dropout import make_add_dropout
+from nanovllm.training.kernels.dropout import make_dropout
 from nanovllm.training.kernels.embedding import make_embed, make_embed_backward
 from nanovllm.training.kernels.layer_norm import make_layer_norm, make_layer_norm_backward
 from nanovllm.training.kernels.linear import make_linear, make_linear_backward
@@ -20,7 +20,7 @@ def make_entries(spec: Spec) -> dict[str, Any]:
     return {
         "adamw": make_adamw(target),
         "sum_of_squares": make_sum_of_squares(target),
-        "add_dropout": make_add_dropout(target),
+        "dropout": make_dropout(target),
         "attention": make_attention(target),
         "attention_backward": make_attention_backward(target),
         "layer_norm": make_layer_norm(target),

@@ -1,44 +1,49 @@
-"""The operations of training on compiled kernels; the ones not listed here are NumPy's."""
+"""The operations of training on compiled kernels."""
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 
 import numpy as np
-from jaxtyping import Int64
 
 from nanovllm.model.activation import ACTIVATIONS
 from nanovllm.model.cores import default_threads
+from nanovllm.model.kernels.build.layout import WORD_BYTES
 from nanovllm.model.kernels.build.packing import aligned_zeros, round_up
 from nanovllm.model.kernels.build.target import KernelTarget, host_target
-from nanovllm.training.kernels.attention_operations import (
-    AttentionOperations,
-    dropout_arguments,
+from nanovllm.training.kernels.attention.layout import (
+    BackwardMemory,
+    ForwardMemory,
+    backward_memory,
+    forward_memory,
+    panel_width,
 )
 from nanovllm.training.kernels.records import (
-    DTYPES,
     GRADIENT_ROWS,
+    IDENTITY,
     ITEM_ELEMENTS,
     ITEM_ROWS,
     KINDS,
-    LINEAR,
     LOGITS_FLOATS,
     MAX_PIECE,
     SCRATCH_FLOATS,
 )
-from nanovllm.training.kernels.replay import PassReplayer
-from nanovllm.training.kernels.runner import OperationRunner
-from nanovllm.training.kernels.work_memory import WorkArray
+from nanovllm.training.kernels.runner import Argument, OperationRunner
+from nanovllm.training.network.dropout import Key, threshold
 from nanovllm.training.network.operations import (
     AdamWStep,
     Array,
+    AttentionShape,
     Pass,
     Rows,
+    Targets,
     TokenIds,
     check_residual,
 )
 
+_NO_KEY = np.zeros(1, dtype=np.uint64)
 
-class CompiledOperations(AttentionOperations):
-    """NumpyOperations in float32, compiled; for one caller at a time.
+
+class CompiledOperations:
+    """Operations in float32, compiled; for one caller at a time.
 
     Arguments must be C-contiguous. No bit of a result depends on the number of threads.
     """
@@ -52,8 +57,8 @@ class CompiledOperations(AttentionOperations):
             num_threads: the default is one for each core that this process may use.
             target: what to compile for; the default is this CPU.
         """
-        super().__init__(OperationRunner(num_threads or default_threads(), target or host_target()))
-        self._replayer = PassReplayer(self._runner)
+        self._runner = OperationRunner(num_threads or default_threads(), target or host_target())
+        self._empty, self._run = self._runner.empty, self._runner.run
 
     @property
     def num_threads(self) -> int:
@@ -61,15 +66,12 @@ class CompiledOperations(AttentionOperations):
         return self._runner.threads
 
     def close(self) -> None:
-        """End the helper threads, and release recorded passes."""
-        self._replayer.clear()
+        """End the helper threads, and release the plans of passes."""
         self._runner.close()
 
-    def run_pass(
-        self, key: Hashable, compute: Pass, token_ids: TokenIds, targets: TokenIds
-    ) -> float:
-        """Return compute(token_ids, targets); an earlier pass with this key may be replayed."""
-        return self._replayer.run(key, compute, token_ids, targets)
+    def run_pass(self, key: Hashable, compute: Pass, *inputs: np.ndarray) -> float:
+        """Return compute(*inputs), by a plan for this key and the shapes of the inputs."""
+        return self._runner.run_pass(key, compute, inputs)
 
     def embed(self, token_ids: TokenIds, token_embedding: Array, position_embedding: Array) -> Rows:
         """Return token_embedding[token] + position_embedding[position] of each token."""
@@ -77,7 +79,7 @@ class CompiledOperations(AttentionOperations):
         _check_positions(token_ids, position_embedding)
         d_model = token_embedding.shape[1]
         out = self._empty(token_ids.size, d_model)
-        self._runner.run(
+        self._run(
             "embed",
             out.size,
             token_ids=token_ids,
@@ -101,7 +103,7 @@ class CompiledOperations(AttentionOperations):
         self._check_tokens("token", token_ids, len(grad_token_embedding))
         if grad_position_embedding is not None:
             _check_positions(token_ids, grad_position_embedding)
-        self._runner.run(
+        self._run(
             "embed_backward",
             2 * grad_out.size,
             grad_out=grad_out,
@@ -118,7 +120,7 @@ class CompiledOperations(AttentionOperations):
     ) -> tuple[Rows, Array, Array]:
         """Return gain * n + bias with n = (x - mean) * inverse, and each row's mean and inverse."""
         out, mean, inverse = self._empty(*x.shape), self._empty(len(x)), self._empty(len(x))
-        self._runner.run(
+        self._run(
             "layer_norm",
             8 * x.size,
             x=x,
@@ -147,8 +149,7 @@ class CompiledOperations(AttentionOperations):
         """Return grad_x, added to `onto` in its memory if given."""
         rows, d_model = x.shape
         grad_x = self._empty(rows, d_model) if onto is None else onto
-        self._work.clear()
-        self._runner.run(
+        self._run(
             "layer_norm_backward",
             16 * x.size,
             grad_out=grad_out,
@@ -158,7 +159,7 @@ class CompiledOperations(AttentionOperations):
             inverse=inverse,
             onto=onto,
             grad_x=grad_x,
-            partial=self._work.take(-(-rows // ITEM_ROWS) * 2 * d_model),
+            partial=self._panels(-(-rows // ITEM_ROWS) * 2, d_model),
             grad_gain=grad_gain,
             grad_bias=grad_bias,
             rows=rows,
@@ -166,24 +167,17 @@ class CompiledOperations(AttentionOperations):
         )
         return grad_x
 
-    def add_dropout(self, residual: Rows, x: Rows, rate: float, key: int) -> Rows:
-        """Return residual + dropout(x): the end of a residual branch."""
-        return self._add_dropout(residual, x, rate, key)
-
-    def dropout(self, x: Rows, rate: float, key: int) -> Rows:
-        """Return x with elements set to 0 at `rate`, the others divided by 1 - rate."""
-        return x if rate == 0.0 else self._add_dropout(None, x, rate, key)
-
-    def _add_dropout(self, residual: Rows | None, x: Rows, rate: float, key: int) -> Rows:
+    def dropout(self, x: Rows, rate: float, key: Key, residual: Rows | None = None) -> Rows:
+        """Return [residual +] x, set to 0 at `rate` and elsewhere divided by 1 - rate."""
         out = self._empty(*x.shape)
-        self._runner.run(
-            "add_dropout",
-            (2 if rate == 0.0 else 16) * x.size,
+        self._run(
+            "dropout",
+            16 * x.size,
             residual=residual,
             x=x,
             out=out,
             count=x.size,
-            **dropout_arguments(rate, key),
+            **_dropout_arguments(rate, key),
         )
         return out
 
@@ -200,18 +194,17 @@ class CompiledOperations(AttentionOperations):
         """Return f(z) or residual + z, and f'(z) or None; z = x @ weight + bias."""
         check_residual(activation, residual)
         rows, (d_in, d_out) = len(x), weight.shape
-        kind = _kind(activation)
+        kind = KINDS.index(ACTIVATIONS[activation].name)
         out = self._empty(rows, d_out)
-        slope = self._empty(rows, d_out) if needs_slope and kind != LINEAR else None
-        self._work.clear()
-        self._runner.run(
+        slope = self._empty(rows, d_out) if needs_slope and kind != IDENTITY else None
+        self._run(
             "linear",
             2 * rows * weight.size,
             x=x,
             weight=weight,
             bias=bias,
             residual=residual,
-            slope=out if slope is None else slope,
+            slope=slope,
             out=out,
             panels=self._panels(d_in, d_out),
             scratch=self._scratch(),
@@ -235,8 +228,7 @@ class CompiledOperations(AttentionOperations):
         rows, (d_in, d_out) = len(x), weight.shape
         grad_x = self._empty(rows, d_in)
         blocks = -(-rows // GRADIENT_ROWS)
-        self._work.clear()
-        self._runner.run(
+        self._run(
             "linear_backward",
             4 * rows * weight.size,
             grad_out=grad_out,
@@ -256,40 +248,71 @@ class CompiledOperations(AttentionOperations):
         )
         return grad_x
 
+    def attention(self, qkv: Rows, shape: AttentionShape) -> tuple[Rows, Array]:
+        """Return causal self-attention, and the logsumexp of each row of scores."""
+        out = self._empty(len(qkv), qkv.shape[1] // 3)
+        logsumexp = self._empty(shape.batch, shape.heads, shape.context)
+        self._attend("attention", shape, forward_memory, qkv=qkv, out=out, logsumexp=logsumexp)
+        return out, logsumexp
+
+    def attention_backward(
+        self, grad_out: Rows, qkv: Rows, out: Rows, logsumexp: Array, shape: AttentionShape
+    ) -> Rows:
+        """Return grad_qkv."""
+        grad_qkv = self._empty(*qkv.shape)
+        self._attend(
+            "attention_backward",
+            shape,
+            backward_memory,
+            grad_out=grad_out,
+            qkv=qkv,
+            out=out,
+            logsumexp=logsumexp,
+            grad_qkv=grad_qkv,
+        )
+        return grad_qkv
+
+    def _attend(
+        self,
+        name: str,
+        shape: AttentionShape,
+        memory: Callable[[int, int, int, int], ForwardMemory | BackwardMemory],
+        **arrays: Array,
+    ) -> None:
+        """Run an entry of attention with working memory for each thread."""
+        d_model = arrays["out"].shape[1]
+        head_dim = d_model // shape.heads
+        width = panel_width(self._runner.target)
+        scratch_bytes = memory(0, shape.context, head_dim, width).end_ptr
+        self._run(
+            name,
+            4 * shape.context * arrays["out"].size,
+            batch=shape.batch,
+            context=shape.context,
+            heads=shape.heads,
+            head_dim=head_dim,
+            scale=shape.scale,
+            scratch=self._empty(self._runner.threads * scratch_bytes // WORD_BYTES),
+            scratch_bytes=scratch_bytes,
+            **_dropout_arguments(shape.dropout, shape.key),
+            **arrays,
+        )
+
     def cross_entropy(
-        self, hidden: Rows, head: Array, targets: Int64[np.ndarray, " tokens"]
-    ) -> float:
-        """Return the sum over rows of -log softmax(hidden @ head^T)[target]."""
-        return self._cross_entropy(hidden, head, targets, 0.0, None, None)
-
-    def cross_entropy_backward(
         self,
         hidden: Rows,
         head: Array,
-        targets: Int64[np.ndarray, " tokens"],
-        scale: float,
-        grad_head: Array,
-    ) -> tuple[float, Rows]:
-        """Return the sum of the losses, and `scale` times its gradient with respect to hidden."""
-        grad_hidden = self._empty(*hidden.shape)
-        loss = self._cross_entropy(hidden, head, targets, scale, grad_head, grad_hidden)
-        return loss, grad_hidden
-
-    def _cross_entropy(
-        self,
-        hidden: Rows,
-        head: Array,
-        targets: Int64[np.ndarray, " tokens"],
-        scale: float,
-        grad_head: Array | None,
-        grad_hidden: Rows | None,
-    ) -> float:
+        targets: Targets,
+        scale: float = 0.0,
+        grad_head: Array | None = None,
+    ) -> tuple[float, Rows | None]:
+        """Return the sum of -log softmax(hidden @ head^T)[target], and the gradient of hidden."""
         tokens, (vocab, d_model) = len(targets), head.shape
         self._check_tokens("target", targets, vocab)
-        self._work.clear()
+        grad_hidden = None if grad_head is None else self._empty(tokens, d_model)
         transposed_panels = self._panels(d_model, vocab)
         panels = None if grad_head is None else self._panels(vocab, d_model)
-        self._runner.run(
+        self._run(
             "pack_head",
             2 * head.size,
             head=head,
@@ -299,16 +322,17 @@ class CompiledOperations(AttentionOperations):
             d_model=d_model,
         )
         chunk_rows = min(tokens, max(1, LOGITS_FLOATS // (vocab * MAX_PIECE)) * MAX_PIECE)
-        logits, scratch = self._work.take(chunk_rows * vocab), self._scratch()
+        logits, scratch = self._empty(chunk_rows, vocab), self._scratch()
         hidden_panels = None if grad_head is None else self._panels(chunk_rows, d_model)
-        # Not the pool's, because a replayed pass reads them in Python.
+        # In no plan's block, because Python reads them.
         sums, target_logits = aligned_zeros(tokens), aligned_zeros(tokens)
         for first in range(0, tokens, chunk_rows):
             rows = slice(first, first + chunk_rows)
             count = len(targets[rows])
-            self._runner.run(
+            self._run(
                 "cross_entropy",
                 (2 if grad_head is None else 6) * count * head.size,
+                head=head,
                 hidden=hidden[rows],
                 targets=targets[rows],
                 transposed_panels=transposed_panels,
@@ -329,12 +353,12 @@ class CompiledOperations(AttentionOperations):
         def total_loss() -> float:
             return float((np.log(sums) - target_logits).sum(dtype=np.float64))
 
-        return self._runner.call(total_loss)
+        return self._runner.result(total_loss), grad_hidden
 
     def sum_of_squares(self, array: Array) -> float:
         """Return the sum of the squares of all elements, in float64."""
-        partial_sums = self._empty(-(-array.size // ITEM_ELEMENTS), dtype=DTYPES["partial_sums"])
-        self._runner.run(
+        partial_sums = self._empty(-(-array.size // ITEM_ELEMENTS), dtype=np.dtype(np.float64))
+        self._run(
             "sum_of_squares",
             4 * array.size,
             values=array,
@@ -352,7 +376,7 @@ class CompiledOperations(AttentionOperations):
         settings: AdamWStep,
     ) -> None:
         """Update parameters and moments in place, and set the gradients to 0."""
-        self._runner.run(
+        self._run(
             "adamw",
             20 * parameters.size,
             parameters=parameters,
@@ -370,22 +394,22 @@ class CompiledOperations(AttentionOperations):
             epsilon=settings.epsilon,
         )
 
-    def _check_tokens(self, kind: str, token_ids: Int64[np.ndarray, "..."], vocab: int) -> None:
+    def _check_tokens(self, kind: str, token_ids: np.ndarray, vocab: int) -> None:
         """Raise IndexError for a token, an input or a target, that is not in the vocabulary."""
 
         def check() -> None:
             if token_ids.min() < 0 or token_ids.max() >= vocab:
                 raise IndexError(f"a {kind} is not in the vocabulary of {vocab} tokens")
 
-        self._runner.call(check)
+        self._runner.check(check)
 
-    def _panels(self, steps: int, columns: int) -> WorkArray:
+    def _panels(self, steps: int, columns: int) -> Array:
         """Return memory for the panels of a matrix [steps, columns]."""
-        return self._work.take(steps * round_up(columns, self._runner.target.panel_width))
+        return self._empty(steps, round_up(columns, self._runner.target.panel_width))
 
-    def _scratch(self) -> WorkArray:
+    def _scratch(self) -> Array:
         """Return the working memory of the threads in a matmul."""
-        return self._work.take(self._runner.threads * SCRATCH_FLOATS)
+        return self._empty(self._runner.threads, SCRATCH_FLOATS)
 
 
 def _check_positions(token_ids: TokenIds, position_embedding: Array) -> None:
@@ -395,6 +419,9 @@ def _check_positions(token_ids: TokenIds, position_embedding: Array) -> None:
         raise IndexError(f"sequences have {context} tokens, but there are {positions} positions")
 
 
-def _kind(activation: str) -> int:
-    """Return the number of an activation that a checkpoint names."""
-    return KINDS.index(ACTIVATIONS[activation].name)
+def _dropout_arguments(rate: float, key: Key | None) -> dict[str, Argument]:
+    return {
+        "key": _NO_KEY if key is None else key,
+        "threshold": threshold(rate),
+        "factor": 1.0 / (1.0 - rate),
+    }

@@ -7,38 +7,32 @@ from nanovllm.model.kernels.build.layout import WORD_BYTES
 from nanovllm.model.kernels.build.target import KernelTarget
 from nanovllm.model.kernels.simd.elements import map_elements
 from nanovllm.model.kernels.simd.kernel import kernel
-from nanovllm.model.kernels.simd.move import record_at
 from nanovllm.model.kernels.simd.value import F64, Value
 from nanovllm.model.kernels.simd.vector import Vectors
-from nanovllm.model.kernels.threads.barrier import take_item
-from nanovllm.training.kernels.records import ITEM_ELEMENTS, RECORDS
+from nanovllm.training.kernels.phases import Work, make_entry, split
+from nanovllm.training.kernels.records import ITEM_ELEMENTS
 
-_adamw_record_at = record_at(RECORDS["adamw"])
-_sum_record_at = record_at(RECORDS["sum_of_squares"])
 _SUM_BYTES = 8
 
 
 def make_adamw(target: KernelTarget) -> Any:
-    """Return the entry adamw(record_ptr, thread); see NumpyOperations.adamw."""
+    """Return the entry of NumpyOperations.adamw."""
     update = kernel(target, _update)
 
     @compiled
-    def adamw(record_ptr: int, thread: int) -> None:
-        record = _adamw_record_at(record_ptr)
-        first = take_item(record.phases_ptr) * ITEM_ELEMENTS
-        while first < record.count:
-            offset_bytes = first * WORD_BYTES
-            update(
-                min(ITEM_ELEMENTS, record.count - first),
-                record.parameters_ptr + offset_bytes, record.gradients_ptr + offset_bytes,
-                record.first_moment_ptr + offset_bytes, record.second_moment_ptr + offset_bytes,
-                record.gradient_scale_bits, record.first_rate_bits, record.second_rate_bits,
-                record.first_correction_bits, record.second_correction_bits,
-                record.learning_rate_bits, record.decay_bits, record.epsilon_bits,
-            )  # fmt: skip
-            first = take_item(record.phases_ptr) * ITEM_ELEMENTS
+    def compute(record: Any, thread: int, item: int) -> None:
+        first = item * ITEM_ELEMENTS
+        offset_bytes = first * WORD_BYTES
+        update(
+            min(ITEM_ELEMENTS, record.count - first),
+            record.parameters_ptr + offset_bytes, record.gradients_ptr + offset_bytes,
+            record.first_moment_ptr + offset_bytes, record.second_moment_ptr + offset_bytes,
+            record.gradient_scale_bits, record.first_rate_bits, record.second_rate_bits,
+            record.first_correction_bits, record.second_correction_bits,
+            record.learning_rate_bits, record.decay_bits, record.epsilon_bits,
+        )  # fmt: skip
 
-    return adamw
+    return make_entry("adamw", [Work(split("count", ITEM_ELEMENTS), compute)])
 
 
 def _update(
@@ -69,26 +63,22 @@ def _update(
 
 
 def make_sum_of_squares(target: KernelTarget) -> Any:
-    """Return the entry sum_of_squares(record_ptr, thread): a float64 for each ITEM_ELEMENTS.
+    """Return the entry sum_of_squares, which writes a float64 for each ITEM_ELEMENTS.
 
     So neither the number of threads nor their order changes a bit of the sum of these.
     """
     sum_squares = kernel(target, _sum_squares)
 
     @compiled
-    def sum_of_squares(record_ptr: int, thread: int) -> None:
-        record = _sum_record_at(record_ptr)
-        item = take_item(record.phases_ptr)
-        while item * ITEM_ELEMENTS < record.count:
-            first = item * ITEM_ELEMENTS
-            sum_squares(
-                record.values_ptr + first * WORD_BYTES,
-                min(ITEM_ELEMENTS, record.count - first),
-                record.partial_sums_ptr + item * _SUM_BYTES,
-            )
-            item = take_item(record.phases_ptr)
+    def compute(record: Any, thread: int, item: int) -> None:
+        first = item * ITEM_ELEMENTS
+        sum_squares(
+            record.values_ptr + first * WORD_BYTES,
+            min(ITEM_ELEMENTS, record.count - first),
+            record.partial_sums_ptr + item * _SUM_BYTES,
+        )
 
-    return sum_of_squares
+    return make_entry("sum_of_squares", [Work(split("count", ITEM_ELEMENTS), compute)])
 
 
 def _sum_squares(v: Vectors, values_ptr: Value, count: Value, out_ptr: Value) -> None:

@@ -8,16 +8,17 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from nanovllm.model.kernels.step_record import ACTIVATION_NAMES, record_dtype
+from nanovllm.model.kernels.step_record import ACTIVATION_NAMES, FLOAT32, INT64, record_dtype
 
-_COMMON = "job_ptr phases_ptr threads"
+COMMON_FIELDS = ("job_ptr", "phases_ptr", "threads")
+"""Fields of every record."""
 _ATTENTION = """
-    batch context heads head_dim scale_bits key_low key_high threshold factor_bits
+    batch context heads head_dim scale_bits key_ptr threshold factor_bits
     scratch_ptr scratch_bytes
 """
 
 RECORDS: Mapping[str, np.dtype] = {
-    name: record_dtype(f"{_COMMON} {fields}")
+    name: record_dtype(f"{' '.join(COMMON_FIELDS)} {fields}")
     for name, fields in {
         "adamw": """
             parameters_ptr gradients_ptr first_moment_ptr second_moment_ptr count
@@ -25,9 +26,7 @@ RECORDS: Mapping[str, np.dtype] = {
             second_correction_bits learning_rate_bits decay_bits epsilon_bits
         """,
         "sum_of_squares": "values_ptr partial_sums_ptr count",
-        "add_dropout": """
-            residual_ptr x_ptr out_ptr count key_low key_high threshold factor_bits
-        """,
+        "dropout": "residual_ptr x_ptr out_ptr count key_ptr threshold factor_bits",
         "attention": f"{_ATTENTION} qkv_ptr out_ptr logsumexp_ptr",
         "attention_backward": (
             f"{_ATTENTION} grad_out_ptr qkv_ptr out_ptr logsumexp_ptr grad_qkv_ptr"
@@ -56,20 +55,26 @@ RECORDS: Mapping[str, np.dtype] = {
         """,
         "pack_head": "head_ptr transposed_panels_ptr panels_ptr vocab d_model",
         "cross_entropy": """
-            hidden_ptr targets_ptr transposed_panels_ptr panels_ptr hidden_panels_ptr logits_ptr
-            grad_hidden_ptr grad_head_ptr sums_ptr target_logits_ptr scratch_ptr
+            head_ptr hidden_ptr targets_ptr transposed_panels_ptr panels_ptr hidden_panels_ptr
+            logits_ptr grad_hidden_ptr grad_head_ptr sums_ptr target_logits_ptr scratch_ptr
             rows vocab d_model scale_bits
         """,
     }.items()
 }
 """The record of each operation, by the name of its entry."""
 
-DTYPES: Mapping[str, np.dtype] = {
-    "partial_sums": np.dtype(np.float64),
-    "token_ids": np.dtype(np.int64),
-    "targets": np.dtype(np.int64),
+DTYPES: Mapping[str, tuple[np.dtype, ...]] = {
+    **{
+        field.removesuffix("_ptr"): FLOAT32
+        for record in RECORDS.values()
+        for field in record.names or ()
+    },
+    "partial_sums": (np.dtype(np.float64),),
+    "token_ids": INT64,
+    "targets": INT64,
+    "key": (np.dtype(np.uint64),),
 }
-"""Types of the arrays that are not float32."""
+"""Types of the arrays by name."""
 
 MAX_PHASES = 16
 """Most phases (threads/phase.py) of an operation."""
@@ -82,7 +87,7 @@ STRIP = 32
 
 KINDS = ACTIVATION_NAMES
 """An epilogue (epilogue.py) is the number of an activation."""
-LINEAR = KINDS.index("linear")
+IDENTITY = KINDS.index("linear")
 
 BLOCK_ROWS = 96
 """Most rows of a block of a matmul (matmul.py)."""

@@ -2,10 +2,11 @@
 
 The modules in reading order:
 
-model       GPT-2's forward pass on a tape, the twin of nanovllm/model/gpt2.py
-autograd    reverse-mode automatic differentiation
-operations  the fused operations, each beside its backward pass: the specification
-dropout     dropout masks that are recomputed, not stored
-parameters  parameters and gradients as named views of flat arrays
-optimizer   AdamW, gradient clipping, and the learning rate schedule
+model             GPT-2's forward pass on a tape, the twin of nanovllm/model/gpt2.py
+autograd          reverse-mode automatic differentiation
+numpy_operations  the fused operations, each beside its backward pass: the specification
+operations        their interface
+dropout           dropout masks that are recomputed, not stored
+parameters        parameters and gradients as named views of flat arrays
+optimizer         AdamW, gradient clipping, and the learning rate schedule
 """

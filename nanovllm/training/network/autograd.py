@@ -14,9 +14,14 @@ Baydin et al. 2018, arXiv:1502.05767, is a survey).
 
 from collections.abc import Callable
 
-import numpy as np
-
-from nanovllm.training.network.operations import Array, AttentionShape, NumpyOperations, TokenIds
+from nanovllm.training.network.dropout import Key
+from nanovllm.training.network.operations import (
+    Array,
+    AttentionShape,
+    Operations,
+    Targets,
+    TokenIds,
+)
 
 
 class Gradient:
@@ -26,8 +31,8 @@ class Gradient:
     unless its formula has them: other arrays are released during the forward pass.
 
     Attributes:
-        array: None until an operation has added to it. A parameter's is there from the start, and
-            every backward pass adds to it.
+        array: None until a backward pass has computed it. A parameter's is there from the start,
+            and every backward pass adds to it.
     """
 
     __slots__ = ("array",)
@@ -36,12 +41,14 @@ class Gradient:
         """Begin with nothing, or with the array of a parameter's gradient."""
         self.array = array
 
-    def add(self, gradient: Array) -> None:
-        """Add to the gradient; the first array given becomes the gradient."""
-        if self.array is None:
-            self.array = gradient
-        else:
-            self.array += gradient
+    def put(self, gradient: Array) -> None:
+        """Store the gradient that the array's only use has computed.
+
+        The residual stream alone has two uses: a layer normalization, whose backward pass adds to
+        the gradient itself, and the sum that follows.
+        """
+        assert self.array is None, "an array that two operations use"
+        self.array = gradient
 
     def take(self) -> Array:
         """Return the gradient, which is complete, and release it."""
@@ -73,7 +80,7 @@ class Tape:
     released as soon as its backward pass has run.
     """
 
-    def __init__(self, operations: NumpyOperations, *, records: bool = True) -> None:
+    def __init__(self, operations: Operations, *, records: bool = True) -> None:
         """Compute with `operations`; without `records` there is no backward pass."""
         self._operations = operations
         self._records = records
@@ -141,7 +148,7 @@ class Tape:
     ) -> Tensor:
         """Return activation(x @ weight + bias), or residual + x @ weight + bias.
 
-        The gradient of the sum is passed on as that of the residual; see `add_dropout`.
+        The gradient of the sum is passed on as that of the residual; see `dropout`.
         """
         operations, data = self._operations, x.data
         added = None if residual is None else residual.data
@@ -154,13 +161,13 @@ class Tape:
 
         def backward() -> None:
             gradient = grad_out.take()
-            grad_x.add(
+            grad_x.put(
                 operations.linear_backward(
                     gradient, data, weight.data, slope, _array_of(weight), _array_of(bias)
                 )
             )
             if grad_residual is not None:
-                grad_residual.add(gradient)
+                grad_residual.put(gradient)
 
         self._record(backward)
         return out
@@ -172,50 +179,41 @@ class Tape:
         out = Tensor(out_data)
         grad_qkv, grad_out = qkv.gradient, out.gradient
         self._record(
-            lambda: grad_qkv.add(
+            lambda: grad_qkv.put(
                 operations.attention_backward(grad_out.take(), data, out_data, logsumexp, shape)
             )
         )
         return out
 
-    def dropout(self, x: Tensor, rate: float, key: int) -> Tensor:
-        """Return x with a part of its elements set to 0."""
-        operations = self._operations
-        out = Tensor(operations.dropout(x.data, rate, key))
-        grad_x, grad_out = x.gradient, out.gradient
-        self._record(lambda: grad_x.add(operations.dropout(grad_out.take(), rate, key)))
-        return out
-
-    def add_dropout(self, residual: Tensor, x: Tensor, rate: float, key: int) -> Tensor:
-        """Return residual + dropout(x).
+    def dropout(self, x: Tensor, rate: float, key: Key, residual: Tensor | None = None) -> Tensor:
+        """Return [residual +] x with a part of its elements set to 0.
 
         The gradient of the sum is passed on as the gradient of the residual, in the same memory:
         one array carries the gradient of the residual stream through the whole backward pass.
         """
         operations = self._operations
-        out = Tensor(operations.add_dropout(residual.data, x.data, rate, key))
-        grad_residual, grad_x, grad_out = residual.gradient, x.gradient, out.gradient
+        added = None if residual is None else residual.data
+        out = Tensor(operations.dropout(x.data, rate, key, added))
+        grad_x, grad_out = x.gradient, out.gradient
+        grad_residual = None if residual is None else residual.gradient
 
         def backward() -> None:
             gradient = grad_out.take()
-            # Without dropout this is the residual's array too. What reads it, the branch's last
-            # linear layer, runs its backward pass before anything is added to the residual's.
-            grad_x.add(operations.dropout(gradient, rate, key))
-            grad_residual.add(gradient)
+            grad_x.put(operations.dropout(gradient, rate, key))
+            if grad_residual is not None:
+                grad_residual.put(gradient)
 
         self._record(backward)
         return out
 
-    def cross_entropy(
-        self, hidden: Tensor, head: Tensor, targets: np.ndarray, scale: float
-    ) -> float:
+    def cross_entropy(self, hidden: Tensor, head: Tensor, targets: Targets, scale: float) -> float:
         """Return the sum of the losses of all rows; the gradient is that of `scale` * sum."""
-        if not self._records:
-            return self._operations.cross_entropy(hidden.data, head.data, targets)
-        total, gradient = self._operations.cross_entropy_backward(
-            hidden.data, head.data, targets, scale, _array_of(head)
+        grad_head = _array_of(head) if self._records else None
+        total, gradient = self._operations.cross_entropy(
+            hidden.data, head.data, targets, scale, grad_head
         )
-        hidden.gradient.add(gradient)
+        if gradient is not None:
+            hidden.gradient.put(gradient)
         return total
 
 

@@ -6,7 +6,10 @@ an interruption changes a run. The mixer is lowbias32 of Chris Wellons' hash-pro
 """
 
 import numpy as np
-from jaxtyping import Bool, UInt32
+from jaxtyping import Bool, UInt32, UInt64
+
+Key = UInt64[np.ndarray, "1"]
+"""The key of one use of dropout: an array, which the next pass may fill with another key."""
 
 SHIFTS_AND_MULTIPLIERS = ((16, 0x7FEB352D), (15, 0x846CA68B))
 LAST_SHIFT = 16
@@ -21,8 +24,8 @@ def mix(words: UInt32[np.ndarray, "..."]) -> UInt32[np.ndarray, "..."]:
     return words ^ (words >> np.uint32(LAST_SHIFT))
 
 
-def site_key(seed: int, step: int, group: int, site: int) -> int:
-    """Return the 64-bit key of one use of dropout.
+def site_key(seed: int, step: int, group: int, site: int) -> Key:
+    """Return the key of one use of dropout.
 
     Args:
         seed: of the run.
@@ -30,8 +33,7 @@ def site_key(seed: int, step: int, group: int, site: int) -> int:
         group: forward passes of the batch before this one.
         site: number of the use in the forward pass.
     """
-    words = np.random.SeedSequence((seed, step, group, site)).generate_state(1, np.uint64)
-    return int(words[0])
+    return np.random.SeedSequence((seed, step, group, site)).generate_state(1, np.uint64)
 
 
 def threshold(rate: float) -> int:
@@ -39,8 +41,9 @@ def threshold(rate: float) -> int:
     return min(round(rate * MAX_ELEMENTS), MAX_ELEMENTS - 1)
 
 
-def keep_mask(key: int, rate: float, shape: tuple[int, ...]) -> Bool[np.ndarray, "..."]:
+def keep_mask(key: Key, rate: float, shape: tuple[int, ...]) -> Bool[np.ndarray, "..."]:
     """Return whether each element of a site is kept, for elements numbered in C order."""
     index = np.arange(np.prod(shape, dtype=np.int64)).astype(np.uint32)
-    words = mix(mix(index ^ np.uint32(key & 0xFFFFFFFF)) + np.uint32(key >> 32))
+    low, high = key.astype("<u8").view("<u4")
+    words = mix(mix(index ^ low) + high)
     return (words >= np.uint32(threshold(rate))).reshape(shape)

@@ -5,18 +5,18 @@ of a sequence are computed at once. Dropout is where GPT-2 has it: after the emb
 attention weights, and at the end of both residual branches.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from itertools import count
+from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import UInt64
 
 from nanovllm.model.config import GPT2Config
 from nanovllm.training.network.autograd import Tape, Tensor
 from nanovllm.training.network.dropout import site_key
-from nanovllm.training.network.operations import AttentionShape, NumpyOperations, TokenIds
+from nanovllm.training.network.operations import AttentionShape, Operations, TokenIds
 from nanovllm.training.network.parameters import Parameters
+
+Keys = UInt64[np.ndarray, "sites 1"]
 
 GROUP_TOKENS = 1024
 """Most tokens whose activations are in memory together; more only in a single sequence."""
@@ -24,22 +24,26 @@ GROUP_TOKENS = 1024
 
 @dataclass(frozen=True, slots=True)
 class Dropout:
-    """Rate and random numbers of a forward pass's dropout.
+    """Rate and random numbers of the dropout of a batch.
 
     Attributes:
         step: number of the batch in the run.
-        group: number of the forward pass in the batch; each has masks of its own.
     """
 
     rate: float = 0.0
     seed: int = 0
     step: int = 0
-    group: int = 0
 
-    def keys(self) -> Iterator[int]:
-        """Yield a key for each use of dropout in the forward pass."""
-        for site in count():
-            yield site_key(self.seed, self.step, self.group, site) if self.rate else 0
+    def keys(self, config: GPT2Config, group: int = 0) -> Keys:
+        """Return a key for each use of dropout in a forward pass.
+
+        Args:
+            config: sizes of the network.
+            group: number of the forward pass in the batch; each has masks of its own.
+        """
+        sites = 1 + 3 * config.layers if self.rate else 0
+        keys = [site_key(self.seed, self.step, group, site) for site in range(sites)]
+        return np.array(keys, dtype=np.uint64).reshape(sites, 1)
 
 
 NO_DROPOUT = Dropout()
@@ -50,22 +54,35 @@ def forward(
     config: GPT2Config,
     parameters: Parameters,
     token_ids: TokenIds,
-    dropout: Dropout = NO_DROPOUT,
+    rate: float = 0.0,
+    keys: Keys | None = None,
 ) -> Tensor:
-    """Return the final hidden states [batch * context, d_model]."""
-    weights, keys = parameters.tensors, dropout.keys()
+    """Return the final hidden states [batch * context, d_model].
+
+    Args:
+        tape: records the operations.
+        config: sizes of the network.
+        parameters: of the network.
+        token_ids: a batch of sequences.
+        rate: of dropout.
+        keys: `Dropout.keys`, where the rate is not 0.
+    """
+    weights = parameters.tensors
     batch, context = token_ids.shape
+    sites = iter(() if keys is None else keys)
+
+    def drop(x: Tensor, residual: Tensor | None = None) -> Tensor:
+        return tape.dropout(x, rate, next(sites), residual)
 
     def add_branch(name: str, x: Tensor, hidden: Tensor) -> Tensor:
         """Return the sum of the residual stream and a branch, whose last linear layer is `name`."""
-        if not dropout.rate:
-            return _linear(tape, weights, name, x, residual=hidden)
-        branch = _linear(tape, weights, name, x)
-        return tape.add_dropout(hidden, branch, dropout.rate, next(keys))
+        if rate:
+            return drop(_linear(tape, weights, name, x), hidden)
+        return _linear(tape, weights, name, x, residual=hidden)
 
     hidden = tape.embed(token_ids, weights["wte.weight"], weights["wpe.weight"])
-    if dropout.rate:
-        hidden = tape.dropout(hidden, dropout.rate, next(keys))
+    if rate:
+        hidden = drop(hidden)
     for layer in range(config.layers):
         block = f"h.{layer}"
         normed = _layer_norm(tape, config, weights, f"{block}.ln_1", hidden)
@@ -75,8 +92,8 @@ def forward(
             context,
             config.heads,
             config.attention_scale(layer),
-            dropout.rate,
-            next(keys),
+            rate,
+            next(sites, None),
         )
         attn_out = tape.attention(qkv, shape)
         hidden = add_branch(f"{block}.attn.c_proj", attn_out, hidden)
@@ -91,26 +108,28 @@ def loss_sum(
     config: GPT2Config,
     parameters: Parameters,
     token_ids: TokenIds,
-    targets: Int64[np.ndarray, "batch context"],
+    targets: TokenIds,
     *,
     scale: float = 1.0,
-    dropout: Dropout = NO_DROPOUT,
+    rate: float = 0.0,
+    keys: Keys | None = None,
 ) -> float:
     """Return the sum over tokens of the cross-entropy of the next token, in nats.
 
-    `tape.backward` then adds the gradients of `scale` times this sum.
+    `tape.backward` then adds the gradients of `scale` times this sum. `rate` and `keys` are those
+    of `forward`.
     """
-    hidden = forward(tape, config, parameters, token_ids, dropout)
+    hidden = forward(tape, config, parameters, token_ids, rate, keys)
     head = parameters.tensors["wte.weight" if config.tied_head else "lm_head.weight"]
     return tape.cross_entropy(hidden, head, targets.reshape(-1), scale)
 
 
 def batch_loss(
-    operations: NumpyOperations,
+    operations: Operations,
     config: GPT2Config,
     parameters: Parameters,
     token_ids: TokenIds,
-    targets: Int64[np.ndarray, "batch context"],
+    targets: TokenIds,
     *,
     scale: float | None = None,
     dropout: Dropout = NO_DROPOUT,
@@ -122,9 +141,7 @@ def batch_loss(
     groups depend on the shape of the batch alone, so every run adds in the same order.
     """
 
-    def group_loss(
-        token_ids: TokenIds, targets: TokenIds, group_dropout: Dropout = NO_DROPOUT
-    ) -> float:
+    def group_loss(token_ids: TokenIds, targets: TokenIds, keys: Keys) -> float:
         tape = Tape(operations, records=scale is not None)
         loss = loss_sum(
             tape,
@@ -133,22 +150,22 @@ def batch_loss(
             token_ids,
             targets,
             scale=scale or 0.0,
-            dropout=group_dropout,
+            rate=dropout.rate,
+            keys=keys,
         )
         tape.backward()
         return loss
 
     batch, context = token_ids.shape
     groups = -(-batch // max(1, GROUP_TOKENS // context))
+    key = (parameters, config, scale, dropout.rate)
     total = 0.0
     for group in range(groups):
         sequences = slice(batch * group // groups, batch * (group + 1) // groups)
-        group_ids, group_targets = token_ids[sequences], targets[sequences]
-        if dropout.rate:  # each pass has keys of its own
-            total += group_loss(group_ids, group_targets, replace(dropout, group=group))
-        else:
-            key = (parameters, config, scale)
-            total += operations.run_pass(key, group_loss, group_ids, group_targets)
+        keys = dropout.keys(config, group)
+        total += operations.run_pass(
+            key, group_loss, token_ids[sequences], targets[sequences], keys
+        )
     return total
 
 

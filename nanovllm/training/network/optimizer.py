@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nanovllm.training.network.operations import AdamWStep, NumpyOperations
+from nanovllm.training.network.operations import AdamWStep, Operations
 from nanovllm.training.network.parameters import Parameters
 
 
@@ -43,7 +43,7 @@ class AdamW:
     def __init__(
         self,
         parameters: Parameters,
-        operations: NumpyOperations,
+        operations: Operations,
         *,
         weight_decay: float,
         grad_clip: float,

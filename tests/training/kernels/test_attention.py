@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 
 from nanovllm.training.kernels.operations import CompiledOperations
-from nanovllm.training.network.operations import AttentionShape, NumpyOperations
+from nanovllm.training.network.numpy_operations import NumpyOperations
+from nanovllm.training.network.operations import AttentionShape, Operations
 from tests.training.kernels.comparison import check_equal, random
 
-NUMPY = NumpyOperations()
-KEY = 0x9E3779B97F4A7C15
+NUMPY: Operations = NumpyOperations()
+KEY = np.array([0x9E3779B97F4A7C15], dtype=np.uint64)
 CASES = [  # batch, context, heads, head_dim, dropout
     (1, 1, 1, 1, 0.0),
     (2, 37, 3, 5, 0.2),

@@ -13,7 +13,7 @@ from nanovllm.model.kv_cache import KVCache
 from nanovllm.training.network import model
 from nanovllm.training.network.autograd import Tape
 from nanovllm.training.network.model import Dropout, batch_loss, forward, loss_sum
-from nanovllm.training.network.operations import NumpyOperations
+from nanovllm.training.network.numpy_operations import NumpyOperations
 from nanovllm.training.network.parameters import (
     INITIAL_STD,
     Parameters,
@@ -70,14 +70,14 @@ def test_gradients_of_all_parameters(tied_head: bool, rate: float) -> None:
     config = small_config(tied_head=tied_head)
     parameters = random_parameters(config, np.float64)
     inputs, targets = random_tokens(config, 2, 5)
-    dropout = Dropout(rate, seed=3, step=4)
+    keys = Dropout(rate, seed=3, step=4).keys(config)
 
     def loss() -> float:
         tape = Tape(OPERATIONS, records=False)
-        return 0.1 * loss_sum(tape, config, parameters, inputs, targets, dropout=dropout)
+        return 0.1 * loss_sum(tape, config, parameters, inputs, targets, rate=rate, keys=keys)
 
     tape = Tape(OPERATIONS)
-    total = loss_sum(tape, config, parameters, inputs, targets, scale=0.1, dropout=dropout)
+    total = loss_sum(tape, config, parameters, inputs, targets, scale=0.1, rate=rate, keys=keys)
     tape.backward()
     assert 0.1 * total == pytest.approx(loss(), rel=1e-12)
     # along a random direction in each parameter, so that every element counts

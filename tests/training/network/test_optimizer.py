@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from nanovllm.training.network.operations import NumpyOperations
+from nanovllm.training.network.numpy_operations import NumpyOperations
 from nanovllm.training.network.optimizer import AdamW, Schedule
 from nanovllm.training.network.parameters import Parameters
 

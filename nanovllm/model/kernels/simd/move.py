@@ -71,7 +71,5 @@ def make_scatter(v: Vectors, source: Value, out: Value, out_stride: Value, count
 
 @kernel_maker()
 def make_add(v: Vectors, source: Value, out: Value, count: Value) -> None:
-    """Make add(source, out, count): out += source for `count` float32, rounded up to vectors."""
-    with v.range(count, v.lanes) as i:
-        total = v.load(v.element(out, i)) + v.load(v.element(source, i))
-        v.store(total, v.element(out, i))
+    """Make add(source, out, count): out += source for exactly `count` float32."""
+    map_elements(v, count, [out, source], [out], lambda total, value: [total + value])

@@ -1,4 +1,9 @@
-"""The working memory of attention, in bytes; computed alike by Python and by compiled code."""
+"""The working memory of attention; laid out alike by Python and by compiled code. Needs no Numba.
+
+Addresses begin at `start_ptr`, a multiple of LINE_BYTES. Python passes 0 to learn the size.
+"""
+
+from typing import NamedTuple
 
 from nanovllm.model.kernels.build.layout import LINE_BYTES, WORD_BYTES
 from nanovllm.model.kernels.build.target import KernelTarget
@@ -15,66 +20,77 @@ def panel_width(target: KernelTarget) -> int:
     return PANEL_VECTORS * target.lanes
 
 
-def attention_layout(
-    context: int, head_dim: int, width: int
-) -> tuple[int, int, int, int, int, int, int]:
-    """Return the offsets of the arrays of attention, their strides and their total size.
+class ForwardMemory(NamedTuple):
+    """Arrays of a head in attention, with panels `width` wide."""
 
-    The arrays are, in order and with panels `width` wide:
+    keys_ptr: int  # K^T [panels of keys, head_dim, width]
+    values_ptr: int  # V [panels of columns, context, width]
+    scores_ptr: int  # [QUERIES, context]
+    sums_ptr: int  # [QUERIES, head_dim]
+    factors_ptr: int  # [QUERIES]
+    scores_row_bytes: int  # from one row of scores to the next
+    row_bytes: int  # from one row of sums to the next
+    end_ptr: int
 
-        K^T      [panels of keys, head_dim, width]
-        V        [panels of columns, context, width]
-        scores   [QUERIES, context]
-        sums     [QUERIES, head_dim]
-        factors  [QUERIES]
 
-    Returns:
-        Offsets of V, scores, sums and factors, strides of scores and of sums, total.
-    """
+def forward_memory(start_ptr: int, context: int, head_dim: int, width: int) -> ForwardMemory:
+    """Return the memory of a thread."""
     row_bytes = -(-head_dim // width) * width * WORD_BYTES
+    padded_bytes = -(-context // width) * width * WORD_BYTES
     # Rows a power of two apart would share a set of the cache, and evict each other.
-    scores_stride_bytes = -(-context // width) * width * WORD_BYTES + LINE_BYTES
-    values = -(-context // width) * width * head_dim * WORD_BYTES
-    scores = values + context * row_bytes
-    sums = scores + QUERIES * scores_stride_bytes
-    factors = sums + QUERIES * row_bytes
-    total = factors + -(-QUERIES * WORD_BYTES // LINE_BYTES) * LINE_BYTES
-    return values, scores, sums, factors, scores_stride_bytes, row_bytes, total
+    scores_row_bytes = padded_bytes + LINE_BYTES
+    keys_ptr = start_ptr
+    values_ptr = keys_ptr + padded_bytes * head_dim
+    scores_ptr = values_ptr + context * row_bytes
+    sums_ptr = scores_ptr + QUERIES * scores_row_bytes
+    factors_ptr = sums_ptr + QUERIES * row_bytes
+    end_ptr = -(-(factors_ptr + QUERIES * WORD_BYTES) // LINE_BYTES) * LINE_BYTES
+    return ForwardMemory(
+        keys_ptr, values_ptr, scores_ptr, sums_ptr, factors_ptr, scores_row_bytes, row_bytes,
+        end_ptr,
+    )  # fmt: skip
 
 
-def attention_backward_layout(
-    context: int, head_dim: int, width: int
-) -> tuple[int, int, int, int, int, int, int, int, int, int, int]:
-    """Return the offsets of the arrays of the backward pass, two strides and the total size.
+class BackwardMemory(NamedTuple):
+    """Arrays of a head in the backward pass, with panels `width` wide."""
 
-    The arrays are, in order:
+    queries_t_ptr: int  # Q^T [panels of queries, head_dim, width]
+    grads_t_ptr: int  # grad_out^T, alike
+    queries_ptr: int  # Q [panels of columns, context, width]
+    grads_ptr: int  # grad_out, alike
+    grad_queries_ptr: int  # [context, head_dim]
+    logsumexp_ptr: int  # [context]
+    dots_ptr: int  # [context]
+    keys_ptr: int  # K [panels of columns, KEYS, width]
+    scores_ptr: int  # [KEYS, context]
+    grad_scores_ptr: int  # [KEYS, context]
+    grad_values_ptr: int  # [KEYS, head_dim]
+    grad_keys_ptr: int  # [KEYS, head_dim]
+    scores_row_bytes: int  # from one row of scores, and of their gradients, to the next
+    row_bytes: int  # from one row of the other gradients to the next
+    end_ptr: int
 
-        Q^T, grad_out^T      [panels of queries, head_dim, width]
-        Q, grad_out          [panels of columns, context, width]
-        grad_Q               [context, head_dim]
-        logsumexp, dots      [context]
-        K                    [panels of columns, KEYS, width]
-        scores, grad_scores  [KEYS, context]
-        grad_V, grad_K       [KEYS, head_dim]
 
-    Returns:
-        Offsets of grad_out^T, Q, grad_out, grad_Q, logsumexp, dots, K and scores, strides of
-        scores and of gradients, total.
-    """
-    columns = -(-head_dim // width) * width
-    queries = -(-context // width) * width
-    row_bytes = columns * WORD_BYTES
-    scores_stride_bytes = queries * WORD_BYTES + LINE_BYTES
-    grads_t = queries * head_dim * WORD_BYTES
-    first = 2 * grads_t
-    second = first + context * row_bytes
-    grad_queries = second + context * row_bytes
-    lse = grad_queries + context * row_bytes
-    dots = lse + queries * WORD_BYTES
-    keys = dots + queries * WORD_BYTES
-    scores = keys + KEYS * row_bytes
-    total = scores + 2 * KEYS * (scores_stride_bytes + row_bytes)
-    return (
-        grads_t, first, second, grad_queries, lse, dots, keys, scores,
-        scores_stride_bytes, row_bytes, -(-total // LINE_BYTES) * LINE_BYTES,
+def backward_memory(start_ptr: int, context: int, head_dim: int, width: int) -> BackwardMemory:
+    """Return the memory of a thread."""
+    row_bytes = -(-head_dim // width) * width * WORD_BYTES
+    padded_bytes = -(-context // width) * width * WORD_BYTES
+    scores_row_bytes = padded_bytes + LINE_BYTES
+    queries_t_ptr = start_ptr
+    grads_t_ptr = queries_t_ptr + padded_bytes * head_dim
+    queries_ptr = grads_t_ptr + padded_bytes * head_dim
+    grads_ptr = queries_ptr + context * row_bytes
+    grad_queries_ptr = grads_ptr + context * row_bytes
+    logsumexp_ptr = grad_queries_ptr + context * row_bytes
+    dots_ptr = logsumexp_ptr + padded_bytes
+    keys_ptr = dots_ptr + padded_bytes
+    scores_ptr = keys_ptr + KEYS * row_bytes
+    grad_scores_ptr = scores_ptr + KEYS * scores_row_bytes
+    grad_values_ptr = grad_scores_ptr + KEYS * scores_row_bytes
+    grad_keys_ptr = grad_values_ptr + KEYS * row_bytes
+    end_ptr = -(-(grad_keys_ptr + KEYS * row_bytes) // LINE_BYTES) * LINE_BYTES
+    return BackwardMemory(
+        queries_t_ptr, grads_t_ptr, queries_ptr, grads_ptr, grad_queries_ptr, logsumexp_ptr,
+        dots_ptr, keys_ptr, scores_ptr, grad_scores_ptr, grad_values_ptr, grad_keys_ptr,
+        scores_row_bytes, row_bytes, end_ptr,
     )  # fmt: skip

@@ -11,6 +11,12 @@ from nanovllm.training.kernels.attention.layout import panel_width
 from nanovllm.training.kernels.transpose import transpose_block
 
 
+@compiled
+def count_heads(record: Any) -> int:
+    """Return the items of attention: the heads of all sequences."""
+    return record.batch * record.heads
+
+
 def make_copy_panels(target: KernelTarget) -> Any:
     """Return copy_panels: panels of `width` columns of some rows.
 

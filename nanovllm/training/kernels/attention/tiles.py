@@ -18,7 +18,7 @@ These steps are emitted one by one, without the products above the diagonal. So 
 there, and a NaN of a later token does not reach an earlier one, as 0 * NaN would.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from nanovllm.model.kernels.build.compiler import compiled
 from nanovllm.model.kernels.build.layout import WORD_BYTES
@@ -32,68 +32,66 @@ _HEIGHTS = (6, 4, 2, 1)
 SQUARE, HEAD, TAIL = "square", "head", "tail"
 
 
-def _make_tile(
-    target: KernelTarget, rows: int, shape: str, *, transposed: bool, accumulate: bool
-) -> Any:
-    """Return tile(in_ptr, in_stride_bytes, panel_ptr, steps, out_ptr, out_stride_bytes).
+class _Kind(NamedTuple):
+    """A kind of tile.
 
-    in_ptr            inputs [rows, steps], or [steps, rows] if `transposed`
-    in_stride_bytes   bytes from one row of these to the next
-    panel_ptr, steps  the panel, and the steps that all rows take
-    out_ptr           receives [rows, WIDTH], or is added to if `accumulate`
+    shape       SQUARE, HEAD or TAIL
+    transposed  the inputs are [steps, rows], not [rows, steps]
+    accumulate  add to the result
     """
-    offsets_bytes = [vector * target.lanes * WORD_BYTES for vector in range(PANEL_VECTORS)]
-    step_bytes = panel_width(target) * WORD_BYTES
 
-    def tile(
-        v: Vectors, in_ptr: Value, in_stride_bytes: Value, panel_ptr: Value, steps: Value,
-        out_ptr: Value, out_stride_bytes: Value,
-    ) -> None:  # fmt: skip
-        def load_input(row: int, step: Value) -> Value:
-            if transposed:
-                column_ptr = in_ptr + step * in_stride_bytes
-                return v.load_scalar(column_ptr, row * WORD_BYTES)
-            return v.load_scalar(v.element(in_ptrs[row], step))
-
-        def multiply_add(step: Value, accumulators: list[Value], rows: range) -> list[Value]:
-            """Add one step's products to the accumulators of some rows."""
-            panel_row_ptr = panel_ptr + step * step_bytes
-            weights = [v.load(panel_row_ptr, offset) for offset in offsets_bytes]
-            updated = list(accumulators)
-            for row in rows:
-                value = load_input(row, step)
-                for vector, weight in enumerate(weights):
-                    index = row * PANEL_VECTORS + vector
-                    updated[index] = v.fma(v.splat(value), weight, updated[index])
-            return updated
-
-        in_ptrs = _row_pointers(v, in_ptr, in_stride_bytes, rows)
-        out_ptrs = _row_pointers(v, out_ptr, out_stride_bytes, rows)
-        accumulators = [
-            v.load(out_ptr, offset) if accumulate else v.constant(0.0)
-            for out_ptr in out_ptrs
-            for offset in offsets_bytes
-        ]
-        first = rows if shape == HEAD else 0
-        for step in range(first):
-            accumulators = multiply_add(v.scalar(step), accumulators, range(step + 1))
-        accumulators = v.loop(
-            steps,
-            1,
-            accumulators,
-            lambda k, totals: multiply_add(k + first, totals, range(rows)),
-        )
-        for step in range(rows if shape == TAIL else 0):
-            accumulators = multiply_add(steps + step, accumulators, range(step, rows))
-        for row, out_row_ptr in enumerate(out_ptrs):
-            for vector, offset in enumerate(offsets_bytes):
-                v.store(accumulators[row * PANEL_VECTORS + vector], out_row_ptr, offset)
-
-    return kernel(target, tile)
+    shape: str
+    transposed: bool
+    accumulate: bool
 
 
-def _row_pointers(v: Vectors, base_ptr: Value, stride_bytes: Value, rows: int) -> list[Value]:
-    return [base_ptr + stride_bytes * row for row in range(rows)]
+def _emit_tile(
+    v: Vectors, kind: _Kind, rows: int, in_ptr: Value, in_stride_bytes: Value, panel_ptr: Value,
+    steps: Value, out_ptr: Value, out_stride_bytes: Value,
+) -> None:  # fmt: skip
+    """Emit out[rows, WIDTH] (+)= inputs @ panel; all rows take `steps` steps."""
+    step_bytes = panel_width(v.target) * WORD_BYTES
+    offsets_bytes = range(0, step_bytes, v.lanes * WORD_BYTES)
+
+    def load_input(row: int, step: Value) -> Value:
+        if kind.transposed:
+            column_ptr = in_ptr + step * in_stride_bytes
+            return v.load_scalar(column_ptr, row * WORD_BYTES)
+        return v.load_scalar(v.element(in_ptrs[row], step))
+
+    def multiply_add(step: Value, accumulators: list[Value], rows: range) -> list[Value]:
+        """Add one step's products to the accumulators of some rows."""
+        panel_row_ptr = panel_ptr + step * step_bytes
+        weights = [v.load(panel_row_ptr, offset) for offset in offsets_bytes]
+        updated = list(accumulators)
+        for row in rows:
+            value = load_input(row, step)
+            for vector, weight in enumerate(weights):
+                index = row * PANEL_VECTORS + vector
+                updated[index] = v.fma(v.splat(value), weight, updated[index])
+        return updated
+
+    in_ptrs = [in_ptr + in_stride_bytes * row for row in range(rows)]
+    out_ptrs = [out_ptr + out_stride_bytes * row for row in range(rows)]
+    accumulators = [
+        v.load(out_ptr, offset) if kind.accumulate else v.constant(0.0)
+        for out_ptr in out_ptrs
+        for offset in offsets_bytes
+    ]
+    first = rows if kind.shape == HEAD else 0
+    for step in range(first):
+        accumulators = multiply_add(v.scalar(step), accumulators, range(step + 1))
+    accumulators = v.loop(
+        steps,
+        1,
+        accumulators,
+        lambda k, totals: multiply_add(k + first, totals, range(rows)),
+    )
+    for step in range(rows if kind.shape == TAIL else 0):
+        accumulators = multiply_add(steps + step, accumulators, range(step, rows))
+    for row, out_row_ptr in enumerate(out_ptrs):
+        for vector, offset in enumerate(offsets_bytes):
+            v.store(accumulators[row * PANEL_VECTORS + vector], out_row_ptr, offset)
 
 
 def make_matmul(
@@ -109,10 +107,18 @@ def make_matmul(
                                for each following row
     out_ptr, out_stride_bytes  result
     """
-    tile6, tile4, tile2, tile1 = (
-        _make_tile(target, height, shape, transposed=transposed, accumulate=accumulate)
-        for height in _HEIGHTS
-    )
+    kind = _Kind(shape, transposed, accumulate)
+
+    def emit_tiles(
+        v: Vectors, height: Value, in_ptr: Value, in_stride_bytes: Value, panel_ptr: Value,
+        steps: Value, out_ptr: Value, out_stride_bytes: Value,
+    ) -> None:  # fmt: skip
+        arguments = (in_ptr, in_stride_bytes, panel_ptr, steps, out_ptr, out_stride_bytes)
+        for rows in _HEIGHTS:
+            with v.when(height == rows):
+                _emit_tile(v, kind, rows, *arguments)
+
+    tile = kernel(target, emit_tiles)
     is_head, is_tail = shape == HEAD, shape == TAIL
     step_bytes = panel_width(target) * WORD_BYTES
 
@@ -124,14 +130,7 @@ def make_matmul(
         while rows > 0:
             height = 6 if rows >= 6 else 4 if rows >= 4 else 2 if rows >= 2 else 1
             common = steps - height if is_head else steps
-            if height == 6:
-                tile6(in_ptr, in_stride_bytes, panel_ptr, common, out_ptr, out_stride_bytes)
-            elif height == 4:
-                tile4(in_ptr, in_stride_bytes, panel_ptr, common, out_ptr, out_stride_bytes)
-            elif height == 2:
-                tile2(in_ptr, in_stride_bytes, panel_ptr, common, out_ptr, out_stride_bytes)
-            else:
-                tile1(in_ptr, in_stride_bytes, panel_ptr, common, out_ptr, out_stride_bytes)
+            tile(height, in_ptr, in_stride_bytes, panel_ptr, common, out_ptr, out_stride_bytes)
             in_ptr += height * (WORD_BYTES if transposed else in_stride_bytes)
             out_ptr += height * out_stride_bytes
             rows -= height

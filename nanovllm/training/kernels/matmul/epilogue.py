@@ -15,7 +15,7 @@ from nanovllm.model.kernels.simd.elements import Elements
 from nanovllm.model.kernels.simd.kernel import kernel
 from nanovllm.model.kernels.simd.value import Value
 from nanovllm.model.kernels.simd.vector import Vectors
-from nanovllm.training.kernels.records import KINDS, LINEAR
+from nanovllm.training.kernels.records import IDENTITY, KINDS
 
 
 def make_epilogue(target: KernelTarget) -> Any:
@@ -47,7 +47,7 @@ def make_epilogue(target: KernelTarget) -> Any:
             def finish(elements: Elements) -> None:
                 total, addend = elements.load(row_sums_ptr), elements.load(row_addend_ptr)
                 value = v.where(is_sum, addend + total, total)
-                if number == LINEAR:
+                if number == IDENTITY:
                     elements.store(value, row_c_ptr)
                 else:
                     activated, slope = ACTIVATIONS[KINDS[number]](v, value)

@@ -16,55 +16,114 @@ steps a piece has depends only on the number of steps.
 """
 
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from nanovllm.model.kernels.build.compiler import compiled, outlined
 from nanovllm.model.kernels.build.layout import WORD_BYTES
 from nanovllm.model.kernels.build.target import KernelTarget
 from nanovllm.model.kernels.simd.move import make_clear, make_copy
+from nanovllm.model.kernels.simd.rows import rows_at
 from nanovllm.training.kernels.matmul.epilogue import make_epilogue
-from nanovllm.training.kernels.matmul.pack import SLIVER_STEP_BYTES, make_pack_slivers
-from nanovllm.training.kernels.matmul.tile import TILE_ROWS, make_tile
-from nanovllm.training.kernels.records import BLOCK_ROWS, LINEAR, MAX_PIECE
+from nanovllm.training.kernels.matmul.pack import SLIVER_STEP_BYTES, Panels, make_pack_slivers
+from nanovllm.training.kernels.matmul.tile import TILE_ROWS, TileInput, TileResult, make_tile
+from nanovllm.training.kernels.phases import Work
+from nanovllm.training.kernels.records import BLOCK_ROWS, IDENTITY, MAX_PIECE, SCRATCH_FLOATS
 
 _ITEMS_PER_THREAD = 12  # so that no thread waits long for the last item
 _TRANSPOSED_ITEMS_PER_THREAD = 2  # each packs its rows of A; other items follow
 _TILE_FLOATS = TILE_ROWS * 64
+_SCRATCH_BYTES = SCRATCH_FLOATS * WORD_BYTES
+
+
+class Matmul(NamedTuple):
+    """The operands of out = f(z), z = [addend +] [bias +] A @ B; arrays are C-contiguous.
+
+    rows                     of A and of out
+    a_ptr, is_transposed     A, or its transpose, whose rows are steps
+    b                        B, which has been packed
+    out_ptr                  result; there are no items where this is 0
+    slope_ptr                receives f'(z), and before that the sums of pieces; out_ptr where f is
+                             the identity or its slopes are not needed
+    kind                     number of f (records.KINDS)
+    bias_ptr                 bias of each column, or 0
+    addend_ptr               array like out, or out itself, or 0
+    """
+
+    rows: int
+    a_ptr: int
+    is_transposed: bool
+    b: Panels
+    out_ptr: int
+    slope_ptr: int
+    kind: int
+    bias_ptr: int
+    addend_ptr: int
 
 
 @compiled
-def block_rows(rows: int) -> int:
+def plain_matmul(
+    rows: int, a_ptr: int, is_transposed: bool, b: Panels, out_ptr: int, addend_ptr: int
+) -> Matmul:
+    """Return the operands of out = [addend +] A @ B."""
+    return Matmul(rows, a_ptr, is_transposed, b, out_ptr, out_ptr, IDENTITY, 0, addend_ptr)
+
+
+@compiled
+def _block_rows(rows: int) -> int:
     """Return the rows of a block: equal blocks, in whole tiles, of at most BLOCK_ROWS."""
     blocks = (rows + BLOCK_ROWS - 1) // BLOCK_ROWS
     return ((rows + blocks - 1) // blocks + TILE_ROWS - 1) // TILE_ROWS * TILE_ROWS
 
 
 @compiled
-def _count_groups(rows: int, panels: int, threads: int, transposed: bool) -> int:
+def _count_blocks(rows: int) -> int:
+    return (rows + _block_rows(rows) - 1) // _block_rows(rows)
+
+
+@compiled
+def _count_groups(product: Matmul, panels: int, threads: int) -> int:
     """Return the number of groups of panels: some items for each thread."""
-    height = block_rows(rows)
-    blocks = (rows + height - 1) // height
-    items = threads * (_TRANSPOSED_ITEMS_PER_THREAD if transposed else _ITEMS_PER_THREAD)
+    blocks = _count_blocks(product.rows)
+    items = threads * (_TRANSPOSED_ITEMS_PER_THREAD if product.is_transposed else _ITEMS_PER_THREAD)
     return max(1, min(panels, (items + blocks - 1) // blocks))
 
 
+def matmul_work(target: KernelTarget, describe: Any) -> Work:
+    """Return the work of a matmul whose operands describe(record) returns, a Matmul."""
+    width = target.panel_width
+    multiply = _make_multiply(target)
+
+    @compiled
+    def count(record: Any) -> int:
+        product = describe(record)
+        if product.out_ptr == 0:
+            return 0
+        panels = (product.b.columns + width - 1) // width
+        return _count_blocks(product.rows) * _count_groups(product, panels, record.threads)
+
+    @compiled
+    def compute(record: Any, thread: int, item: int) -> None:
+        scratch_ptr = record.scratch_ptr + thread * _SCRATCH_BYTES
+        multiply(describe(record), record.threads, item, scratch_ptr)
+
+    return Work(count, compute)
+
+
+@compiled
+def _piece_steps(steps: int) -> int:
+    """Return the steps of a piece: equal pieces of at most MAX_PIECE."""
+    pieces = (steps + MAX_PIECE - 1) // MAX_PIECE
+    return (steps + pieces - 1) // pieces
+
+
 @cache
-def make_matmul(target: KernelTarget) -> tuple[Any, Any]:
-    """Return count_items and multiply, which computes an item.
+def _make_multiply(target: KernelTarget) -> Any:
+    """Return multiply, which computes an item.
 
-    count_items(rows, columns, threads, transposed) is the number of items, where A is transposed or
-    not. Arguments of multiply:
-
-    threads, item            number of threads, and index of the item
-    rows, columns, steps     C is [rows, columns], A [rows, steps], B [steps, columns]
-    a_ptr, a_row_bytes       A, and bytes from one row to the next
-    a_step_bytes             bytes from one step to the next; if not those of a float32, A is the
-                             transpose of an array whose rows are steps
-    panels_ptr               B as panels
-    c_ptr, out_ptr, kind     results, and the activation; see epilogue.py
-    bias_ptr                 added to each row if not 0 [columns]
-    addend_ptr               added if not 0, C itself or another array [rows, columns]
-    scratch_ptr              working memory of the thread, SCRATCH_FLOATS
+    product      Matmul
+    threads      number of threads
+    item         index of the item
+    scratch_ptr  working memory of the thread, SCRATCH_FLOATS
     """
     width = target.panel_width
     width_bytes = width * WORD_BYTES
@@ -73,77 +132,63 @@ def make_matmul(target: KernelTarget) -> tuple[Any, Any]:
     pack_slivers = make_pack_slivers(target)
     first_sums = _make_first_sums(target)
 
-    @compiled
-    def count_items(rows: int, columns: int, threads: int, transposed: bool) -> int:
-        height = block_rows(rows)
-        panels = (columns + width - 1) // width
-        return (rows + height - 1) // height * _count_groups(rows, panels, threads, transposed)
-
     @outlined
-    def multiply(
-        threads: int, item: int, rows: int, columns: int, steps: int,
-        a_ptr: int, a_row_bytes: int, a_step_bytes: int, panels_ptr: int,
-        c_ptr: int, out_ptr: int, bias_ptr: int, kind: int, addend_ptr: int, scratch_ptr: int,
-    ) -> None:  # fmt: skip
+    def multiply(product: Matmul, threads: int, item: int, scratch_ptr: int) -> None:
+        columns, steps = product.b.columns, product.b.steps
         panels = (columns + width - 1) // width
-        is_packed = a_step_bytes != WORD_BYTES
-        groups = _count_groups(rows, panels, threads, is_packed)
-        height = block_rows(rows)
-        first_row, group = item // groups * height, item % groups
-        height = min(height, rows - first_row)
-        c_row_bytes = columns * WORD_BYTES
-        a_ptr += first_row * a_row_bytes
-        c_ptr += first_row * c_row_bytes
-        out_ptr += first_row * c_row_bytes
-        adds = addend_ptr != 0
-        addend_ptr = addend_ptr + first_row * c_row_bytes if adds else c_ptr
-        pieces = (steps + MAX_PIECE - 1) // MAX_PIECE
-        piece_steps = (steps + pieces - 1) // pieces
-        sums_ptr = scratch_ptr
-        slivers_ptr = sums_ptr + 2 * _TILE_FLOATS * WORD_BYTES
+        groups = _count_groups(product, panels, threads)
+        group = item % groups
+        first_row = item // groups * _block_rows(product.rows)
+        height = min(_block_rows(product.rows), product.rows - first_row)
+        row_bytes = columns * WORD_BYTES
+        block_offset_bytes = first_row * row_bytes
+        row_stride, step_stride = (1, product.rows) if product.is_transposed else (steps, 1)
+        sums_ptr = scratch_ptr  # of a tile
+        start_ptr = sums_ptr + _TILE_FLOATS * WORD_BYTES
+        slivers_ptr = start_ptr + _TILE_FLOATS * WORD_BYTES
+        addend_ptr = product.addend_ptr
+        piece_steps = _piece_steps(steps)
         for first_step in range(0, steps, piece_steps):
             count = min(piece_steps, steps - first_step)
-            tile_ptr, row_bytes, step_bytes = a_ptr, a_row_bytes, a_step_bytes
-            if is_packed:
-                pack_slivers(
-                    a_ptr + first_step * a_step_bytes, a_step_bytes, height, count, slivers_ptr
-                )
-                tile_ptr, row_bytes, step_bytes = slivers_ptr, WORD_BYTES, SLIVER_STEP_BYTES
-                tile_bytes = count * SLIVER_STEP_BYTES
-            else:
-                tile_ptr += first_step * a_step_bytes
-                tile_bytes = TILE_ROWS * a_row_bytes
-            if first_step > 0:
-                adds, addend_ptr = True, c_ptr
-            end = kind if first_step + count == steps else LINEAR
+            a_ptr = product.a_ptr + (first_row * row_stride + first_step * step_stride) * WORD_BYTES
+            a_row_bytes, a_step_bytes = row_stride * WORD_BYTES, step_stride * WORD_BYTES
+            tile_a_bytes = TILE_ROWS * a_row_bytes  # from one tile's rows of A to the next
+            if product.is_transposed:
+                pack_slivers(a_ptr, a_step_bytes, height, count, slivers_ptr)
+                a_ptr, a_row_bytes, a_step_bytes = slivers_ptr, WORD_BYTES, SLIVER_STEP_BYTES
+                tile_a_bytes = count * SLIVER_STEP_BYTES
+            bias_ptr = product.bias_ptr
+            if first_step > 0:  # the sums so far have the addend and the bias
+                addend_ptr, bias_ptr = product.slope_ptr, 0
+            adds = 1 if addend_ptr != 0 else 0
+            kind = product.kind if first_step + count == steps else IDENTITY
             for panel in range(panels * group // groups, panels * (group + 1) // groups):
-                offset_bytes = panel * width_bytes
                 tile_columns = min(width, columns - panel * width)
-                is_direct = end == LINEAR and tile_columns == width
-                start_ptr = first_sums(
-                    bias_ptr + offset_bytes if bias_ptr != 0 and first_step == 0 else 0,
-                    tile_columns, sums_ptr + _TILE_FLOATS * WORD_BYTES,
-                )  # fmt: skip
+                is_direct = kind == IDENTITY and tile_columns == width
+                first_ptr = first_sums(
+                    bias_ptr + panel * width_bytes if bias_ptr != 0 else 0, tile_columns, start_ptr
+                )
+                panel_ptr = product.b.panels_ptr + (panel * steps + first_step) * width_bytes
                 for row in range(0, height, TILE_ROWS):
                     tile_rows = min(TILE_ROWS, height - row)
-                    row_offset_bytes = row * c_row_bytes + offset_bytes
-                    tile_c_ptr = c_ptr + row_offset_bytes
-                    tile_addend_ptr = addend_ptr + row_offset_bytes
+                    offset_bytes = block_offset_bytes + row * row_bytes + panel * width_bytes
+                    tile_a_ptr = a_ptr + row // TILE_ROWS * tile_a_bytes
+                    slope_ptr = product.slope_ptr + offset_bytes
+                    tile_addend_ptr = addend_ptr + offset_bytes if adds else slope_ptr
+                    result = TileResult(slope_ptr, row_bytes, adds, tile_addend_ptr)
+                    if not is_direct:
+                        result = TileResult(sums_ptr, width_bytes, 0, sums_ptr)
                     tile(
-                        tile_rows, tile_ptr + row // TILE_ROWS * tile_bytes, row_bytes, step_bytes,
-                        panels_ptr + (panel * steps + first_step) * width_bytes, count, start_ptr,
-                        tile_c_ptr if is_direct else sums_ptr,
-                        c_row_bytes if is_direct else width_bytes, is_direct and adds,
-                        tile_addend_ptr if is_direct else sums_ptr,
-                        c_row_bytes if is_direct else width_bytes, tile_c_ptr, c_row_bytes,
+                        tile_rows, TileInput(tile_a_ptr, a_row_bytes, a_step_bytes), panel_ptr,
+                        count, first_ptr, result, rows_at(slope_ptr, row_bytes),
                     )  # fmt: skip
                     if not is_direct:
                         epilogue(
-                            end, adds, tile_addend_ptr, sums_ptr, tile_rows, tile_columns,
-                            tile_c_ptr, out_ptr + row_offset_bytes, c_row_bytes,
+                            kind, adds, tile_addend_ptr, sums_ptr, tile_rows, tile_columns,
+                            slope_ptr, product.out_ptr + offset_bytes, row_bytes,
                         )  # fmt: skip
 
-    return count_items, multiply
+    return multiply
 
 
 def _make_first_sums(target: KernelTarget) -> Any:

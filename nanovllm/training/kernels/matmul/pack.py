@@ -7,7 +7,8 @@ Panels are those of nanovllm/model/kernels/build/packing.py. A transposed operan
 its copy.
 """
 
-from typing import Any
+from functools import cache
+from typing import Any, NamedTuple
 
 import numpy as np
 from llvmlite import ir
@@ -20,21 +21,48 @@ from nanovllm.model.kernels.simd.scalar import load_float, store_float
 from nanovllm.model.kernels.simd.value import F32, Value
 from nanovllm.model.kernels.simd.vector import Vectors
 from nanovllm.training.kernels.matmul.tile import TILE_ROWS
+from nanovllm.training.kernels.phases import Work
 from nanovllm.training.kernels.transpose import transpose_block
 
 SLIVER_STEP_BYTES = TILE_ROWS * WORD_BYTES
 
 
-def make_pack_panel(target: KernelTarget) -> Any:
-    """Return pack_panel, which copies the columns of one panel.
+class Panels(NamedTuple):
+    """A matrix B and its panels.
 
-    source_ptr      B, or if transposed its transpose
-    row_bytes       bytes from one row of the source to the next
-    transposed      whether the rows of the source are columns of B
+    source_ptr      B, or its transpose
+    is_transposed   whether the rows of the source are columns of B
     steps, columns  size of B
-    panel           index of the panel
-    out_ptr         the panel [steps, width]
+    panels_ptr      the panels; where this is 0, nothing is packed
     """
+
+    source_ptr: int
+    is_transposed: bool
+    steps: int
+    columns: int
+    panels_ptr: int
+
+
+def pack_work(target: KernelTarget, describe: Any) -> Work:
+    """Return the work of packing the matrix that describe(record) returns, a panel an item."""
+    width = target.panel_width
+    pack_panel = _make_pack_panel(target)
+
+    @compiled
+    def count(record: Any) -> int:
+        matrix = describe(record)
+        return (matrix.columns + width - 1) // width if matrix.panels_ptr != 0 else 0
+
+    @compiled
+    def compute(record: Any, thread: int, item: int) -> None:
+        pack_panel(describe(record), item)
+
+    return Work(count, compute)
+
+
+@cache
+def _make_pack_panel(target: KernelTarget) -> Any:
+    """Return pack_panel(matrix, panel), which copies the columns of one panel."""
     width = target.panel_width
     width_bytes = width * WORD_BYTES
 
@@ -52,17 +80,18 @@ def make_pack_panel(target: KernelTarget) -> Any:
     lanes = target.lanes
 
     @outlined
-    def pack_panel(
-        source_ptr: int, row_bytes: int, transposed: int, steps: int, columns: int, panel: int,
-        out_ptr: int,
-    ) -> None:  # fmt: skip
-        source_ptr += panel * width * (WORD_BYTES if transposed == 0 else row_bytes)
-        columns = min(width, columns - panel * width)
-        if transposed == 0 and columns == width:
+    def pack_panel(matrix: Panels, panel: int) -> None:
+        steps = matrix.steps
+        row_bytes = (steps if matrix.is_transposed else matrix.columns) * WORD_BYTES
+        out_ptr = matrix.panels_ptr + panel * steps * width_bytes
+        columns = min(width, matrix.columns - panel * width)
+        column_bytes = row_bytes if matrix.is_transposed else WORD_BYTES
+        source_ptr = matrix.source_ptr + panel * width * column_bytes
+        if not matrix.is_transposed and columns == width:
             copy_rows(source_ptr, row_bytes, steps, out_ptr)
             return
         whole_columns, whole_steps = 0, 0  # that `transpose` has packed
-        if transposed != 0:
+        if matrix.is_transposed:
             whole_columns, whole_steps = columns // lanes * lanes, steps // lanes * lanes
             for column in range(0, whole_columns, lanes):
                 transpose(
@@ -72,7 +101,7 @@ def make_pack_panel(target: KernelTarget) -> Any:
         for column in range(width):
             for k in range(whole_steps if column < whole_columns else 0, steps):
                 value = np.float32(0.0)
-                if column < columns and transposed != 0:
+                if column < columns and matrix.is_transposed:
                     value = load_float(source_ptr + column * row_bytes, k)
                 elif column < columns:
                     value = load_float(source_ptr + k * row_bytes, column)
@@ -131,8 +160,7 @@ def make_sum_and_pack(target: KernelTarget) -> Any:
     """
     width = target.panel_width
     width_bytes = width * WORD_BYTES
-    sum_panel = kernel(target, _make_sum_panel(has_factors=False))
-    multiply_panel = kernel(target, _make_sum_panel(has_factors=True))
+    sum_panel = kernel(target, _sum_panel)
 
     @compiled
     def sum_and_pack(
@@ -143,16 +171,10 @@ def make_sum_and_pack(target: KernelTarget) -> Any:
         whole = columns // width
         for panel in range(whole):
             offset_bytes = panel * width_bytes
-            if factors_ptr == 0:
-                sum_panel(
-                    source_ptr + offset_bytes, 0, row_bytes, rows,
-                    panels_ptr + panel * panel_bytes, sums_ptr + offset_bytes,
-                )  # fmt: skip
-            else:
-                multiply_panel(
-                    source_ptr + offset_bytes, factors_ptr + offset_bytes, row_bytes, rows,
-                    panels_ptr + panel * panel_bytes, sums_ptr + offset_bytes,
-                )  # fmt: skip
+            sum_panel(
+                source_ptr + offset_bytes, factors_ptr + offset_bytes if factors_ptr != 0 else 0,
+                row_bytes, rows, panels_ptr + panel * panel_bytes, sums_ptr + offset_bytes,
+            )  # fmt: skip
         if whole * width == columns:
             return
         for lane in range(width):
@@ -172,22 +194,21 @@ def make_sum_and_pack(target: KernelTarget) -> Any:
     return sum_and_pack
 
 
-def _make_sum_panel(*, has_factors: bool) -> Any:
-    def emit(
-        v: Vectors, source_ptr: Value, factors_ptr: Value, row_bytes: Value, rows: Value,
-        out_ptr: Value, sums_ptr: Value,
-    ) -> None:  # fmt: skip
-        """Emit the copy of some rows of one whole panel, and the sums of its columns."""
-        vectors = v.target.panel_vectors
-        offsets = [vector * v.lanes * WORD_BYTES for vector in range(vectors)]
+def _sum_panel(
+    v: Vectors, source_ptr: Value, factors_ptr: Value, row_bytes: Value, rows: Value,
+    out_ptr: Value, sums_ptr: Value,
+) -> None:  # fmt: skip
+    """Emit the copy of some rows of one whole panel, and the sums of its columns."""
+    width_bytes = v.target.panel_width * WORD_BYTES
+    offsets = range(0, width_bytes, v.lanes * WORD_BYTES)
 
+    def sum_rows(*, multiplies: bool) -> None:
         def one_row(row: Value, sums: list[Value]) -> list[Value]:
-            offset_bytes = row * row_bytes
-            from_ptr = source_ptr + offset_bytes
-            to_ptr = out_ptr + row * (v.target.panel_width * WORD_BYTES)
+            from_ptr = source_ptr + row * row_bytes
+            to_ptr = out_ptr + row * width_bytes
             values = [v.load(from_ptr, offset) for offset in offsets]
-            if has_factors:
-                row_factors_ptr = factors_ptr + offset_bytes
+            if multiplies:
+                row_factors_ptr = factors_ptr + row * row_bytes
                 factors = [v.load(row_factors_ptr, offset) for offset in offsets]
                 values = [a * b for a, b in zip(values, factors, strict=True)]
                 for value, offset in zip(values, offsets, strict=True):
@@ -196,8 +217,12 @@ def _make_sum_panel(*, has_factors: bool) -> Any:
                 v.store(value, to_ptr, offset)
             return [total + value for total, value in zip(sums, values, strict=True)]
 
-        sums = v.loop(rows, 1, [v.constant(0.0)] * vectors, one_row)
+        sums = v.loop(rows, 1, [v.constant(0.0)] * len(offsets), one_row)
         for total, offset in zip(sums, offsets, strict=True):
             v.store(total, sums_ptr, offset)
 
-    return emit
+    with v.when_else(factors_ptr != 0) as (has_factors, has_none):
+        with has_factors:
+            sum_rows(multiplies=True)
+        with has_none:
+            sum_rows(multiplies=False)

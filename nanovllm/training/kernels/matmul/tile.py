@@ -12,59 +12,77 @@ Each sum is one chain of multiply-adds in the order of the steps, so its bits de
 height of the tile nor the thread.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
-from nanovllm.model.kernels.build.compiler import compiled
 from nanovllm.model.kernels.build.layout import LINE_BYTES, WORD_BYTES
-from nanovllm.model.kernels.build.target import KernelTarget
-from nanovllm.model.kernels.simd.kernel import kernel
+from nanovllm.model.kernels.simd.kernel import kernel_maker
+from nanovllm.model.kernels.simd.rows import Rows
 from nanovllm.model.kernels.simd.value import Value
 from nanovllm.model.kernels.simd.vector import Vectors
 
 TILE_ROWS = 6
 
 
-def _make_tile(target: KernelTarget, rows: int) -> Any:
-    """Return tile: out[rows, width] = [addend +] (start + A[rows, steps] @ panel[steps, width]).
+class TileInput(NamedTuple):
+    """Rows of A: the address, and the bytes from one row and from one step to the next."""
 
-    a_ptr, a_row_bytes, a_step_bytes  A, and bytes from one row, and one step, to the next
-    panel_ptr                         panel of B [steps, width]
-    steps                             number of steps
-    start_ptr                         first values of the sums of each row [width]
-    out_ptr, out_row_bytes            result, and bytes from one row to the next
-    adds, addend_ptr, addend_row_bytes
-                                      whether to add an addend [rows, width], which is read anyway
-    c_ptr, c_row_bytes                rows that are written next, which are prefetched
+    ptr: Any
+    row_bytes: Any
+    step_bytes: Any
+
+
+class TileResult(NamedTuple):
+    """Rows of the result, and whether an addend of the same stride is added to them.
+
+    The addend is read anyway.
     """
-    width_bytes = target.panel_width * WORD_BYTES
 
-    def tile(
-        v: Vectors, a_ptr: Value, a_row_bytes: Value, a_step_bytes: Value, panel_ptr: Value,
-        steps: Value, start_ptr: Value, out_ptr: Value, out_row_bytes: Value, adds: Value,
-        addend_ptr: Value, addend_row_bytes: Value, c_ptr: Value, c_row_bytes: Value,
-    ) -> None:  # fmt: skip
+    ptr: Any
+    row_bytes: Any
+    adds: Any
+    addend_ptr: Any
+
+
+@kernel_maker()
+def make_tile(
+    v: Vectors, rows: Value, a: TileInput, panel_ptr: Value, steps: Value, start_ptr: Value,
+    result: TileResult, next_rows: Rows,
+) -> None:  # fmt: skip
+    """Make tile: out[rows, width] = [addend +] (start + A[rows, steps] @ panel[steps, width]).
+
+    Arguments of tile:
+        rows: number of rows, up to TILE_ROWS.
+        a: rows of A.
+        panel_ptr, steps: panel of B [steps, width].
+        start_ptr: first values of the sums of each row [width].
+        result: rows of out.
+        next_rows: rows that are written next, which are prefetched.
+    """
+    width_bytes = v.target.panel_width * WORD_BYTES
+
+    def emit_tile(height: int) -> None:
         def row_pointers(base_ptr: Value, row_bytes: Value) -> list[Value]:
-            return [base_ptr + row_bytes * row for row in range(rows)]
+            return [base_ptr + row_bytes * row for row in range(height)]
 
-        for c_row_ptr in row_pointers(c_ptr, c_row_bytes):
+        for c_row_ptr in row_pointers(next_rows.ptr, next_rows.stride_bytes):
             for offset_bytes in range(0, width_bytes, LINE_BYTES):
                 v.prefetch(c_row_ptr, offset_bytes, writes=True)
-        row_ptrs = row_pointers(a_ptr, a_row_bytes)
+        row_ptrs = row_pointers(a.ptr, a.row_bytes)
         offsets = range(0, width_bytes, v.lanes * WORD_BYTES)
 
         def step(k: Value, sums: list[Value]) -> list[Value]:
             b_ptr = panel_ptr + k * width_bytes
             b = [v.load(b_ptr, offset_bytes) for offset_bytes in offsets]
-            a_bytes = k * a_step_bytes
-            a = [v.splat(v.load_scalar(row_ptr + a_bytes)) for row_ptr in row_ptrs]
-            products = [(x, y) for x in a for y in b]
+            a_bytes = k * a.step_bytes
+            values = [v.splat(v.load_scalar(row_ptr + a_bytes)) for row_ptr in row_ptrs]
+            products = [(x, y) for x in values for y in b]
             return [v.fma(x, y, total) for (x, y), total in zip(products, sums, strict=True)]
 
         start = [v.load(start_ptr, offset_bytes) for offset_bytes in offsets]
-        sums = iter(v.loop(steps, 1, start * rows, step))
-        is_sum = adds != 0
-        out_ptrs = row_pointers(out_ptr, out_row_bytes)
-        addend_ptrs = row_pointers(addend_ptr, addend_row_bytes)
+        sums = iter(v.loop(steps, 1, start * height, step))
+        is_sum = result.adds != 0
+        out_ptrs = row_pointers(result.ptr, result.row_bytes)
+        addend_ptrs = row_pointers(result.addend_ptr, result.row_bytes)
         for out_row_ptr, addend_row_ptr in zip(out_ptrs, addend_ptrs, strict=True):
             for offset_bytes in offsets:
                 total = next(sums)
@@ -72,50 +90,6 @@ def _make_tile(target: KernelTarget, rows: int) -> Any:
                 value = v.where(is_sum, sum_with_addend, total)
                 v.store(value, out_row_ptr, offset_bytes)
 
-    return kernel(target, tile)
-
-
-def make_tile(target: KernelTarget) -> Any:
-    """Return tile, of `rows` <= 6 rows; its first argument is their number."""
-    tile1, tile2, tile3, tile4, tile5, tile6 = (
-        _make_tile(target, rows) for rows in range(1, TILE_ROWS + 1)
-    )
-
-    @compiled
-    def tile(
-        rows: int, a_ptr: int, a_row_bytes: int, a_step_bytes: int, panel_ptr: int, steps: int,
-        start_ptr: int, out_ptr: int, out_row_bytes: int, adds: int, addend_ptr: int,
-        addend_row_bytes: int, c_ptr: int, c_row_bytes: int,
-    ) -> None:  # fmt: skip
-        if rows == 6:
-            tile6(
-                a_ptr, a_row_bytes, a_step_bytes, panel_ptr, steps, start_ptr, out_ptr,
-                out_row_bytes, adds, addend_ptr, addend_row_bytes, c_ptr, c_row_bytes,
-            )  # fmt: skip
-        elif rows == 5:
-            tile5(
-                a_ptr, a_row_bytes, a_step_bytes, panel_ptr, steps, start_ptr, out_ptr,
-                out_row_bytes, adds, addend_ptr, addend_row_bytes, c_ptr, c_row_bytes,
-            )  # fmt: skip
-        elif rows == 4:
-            tile4(
-                a_ptr, a_row_bytes, a_step_bytes, panel_ptr, steps, start_ptr, out_ptr,
-                out_row_bytes, adds, addend_ptr, addend_row_bytes, c_ptr, c_row_bytes,
-            )  # fmt: skip
-        elif rows == 3:
-            tile3(
-                a_ptr, a_row_bytes, a_step_bytes, panel_ptr, steps, start_ptr, out_ptr,
-                out_row_bytes, adds, addend_ptr, addend_row_bytes, c_ptr, c_row_bytes,
-            )  # fmt: skip
-        elif rows == 2:
-            tile2(
-                a_ptr, a_row_bytes, a_step_bytes, panel_ptr, steps, start_ptr, out_ptr,
-                out_row_bytes, adds, addend_ptr, addend_row_bytes, c_ptr, c_row_bytes,
-            )  # fmt: skip
-        else:
-            tile1(
-                a_ptr, a_row_bytes, a_step_bytes, panel_ptr, steps, start_ptr, out_ptr,
-                out_row_bytes, adds, addend_ptr, addend_row_bytes, c_ptr, c_row_bytes,
-            )  # fmt: skip
-
-    return tile
+    for height in range(1, TILE_ROWS + 1):
+        with v.when(rows == height):
+            emit_tile(height)

@@ -1,0 +1,84 @@
+"""Entries of operations: phases that the threads go through together, each with items to share.
+
+A phase (threads/phase.py) ends when all its items are computed. Its items may be of several kinds
+of work, one after another; those that others wait for come first.
+"""
+
+from collections.abc import Sequence
+from functools import reduce
+from typing import Any, NamedTuple
+
+from nanovllm.model.kernels.build.compiler import compiled
+from nanovllm.model.kernels.simd.move import record_at
+from nanovllm.model.kernels.threads.phase import make_phase
+from nanovllm.training.kernels.records import RECORDS
+
+
+class Work(NamedTuple):
+    """Two compiled functions of a kind of work.
+
+    count(record)                  number of items
+    compute(record, thread, item)  computes an item
+    """
+
+    count: Any
+    compute: Any
+
+
+def make_entry(name: str, *phases: Sequence[Work]) -> Any:
+    """Return entry(record_ptr, thread), which Python calls to run an operation.
+
+    name    name of the operation and of its record
+    phases  kinds of work of each phase
+    """
+    record_of = record_at(RECORDS[name])
+    works = [reduce(_join, kinds) for kinds in phases]
+    operations = [make_phase(*work, is_last=work is works[-1]) for work in works]
+    run = reduce(_chain, operations)
+
+    @compiled
+    def entry(record_ptr: int, thread: int) -> None:
+        record = record_of(record_ptr)
+        run(record, thread, record.phases_ptr)
+
+    return entry
+
+
+def split(field: str, size: int) -> Any:
+    """Return count(record) of items that are `size` elements or rows of a field each."""
+
+    @compiled
+    def count(record: Any) -> int:
+        return (record[field] + size - 1) // size
+
+    return count
+
+
+def _join(first: Work, second: Work) -> Work:
+    """Return the work whose items are those of the first kind and then those of the second."""
+    count_first, compute_first = first
+    count_second, compute_second = second
+
+    @compiled
+    def count(record: Any) -> int:
+        return count_first(record) + count_second(record)
+
+    @compiled
+    def compute(record: Any, thread: int, item: int) -> None:
+        items = count_first(record)
+        if item < items:
+            compute_first(record, thread, item)
+        else:
+            compute_second(record, thread, item - items)
+
+    return Work(count, compute)
+
+
+def _chain(first: Any, second: Any) -> Any:
+    """Return the operation of two phases."""
+
+    @compiled
+    def run(record: Any, thread: int, phase_ptr: int) -> int:
+        return int(second(record, thread, first(record, thread, phase_ptr)))
+
+    return run
