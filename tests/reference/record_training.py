@@ -80,7 +80,7 @@ def record_updates(grad_clip: float) -> dict[str, np.ndarray]:
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip or float("inf"))
         optimizer.step()
         after.append(joined(list(tensors.values())))
-    return {"norm": np.float32(norm), "parameters": np.stack(after)}
+    return {"norm": np.array(float(norm)), "parameters": np.stack(after)}
 
 
 def main() -> None:
