@@ -13,9 +13,9 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # The tests of `make test-fast`, without those that are marked as slow.
 FAST := tests/engine/scheduling tests/training/data tests/training/report \
-	$(filter-out tests/model/test_parity.py, $(wildcard tests/test_[ceps]*.py \
-	tests/cli/test_[cln]*.py tests/deploy/test_[acps]*.py tests/model/test_*.py \
-	tests/training/test_c*.py))
+	$(filter-out tests/model/test_parity.py tests/model/test_quantization.py, \
+	$(wildcard tests/test_[ceps]*.py tests/cli/test_[cln]*.py tests/deploy/test_[acps]*.py \
+	tests/model/test_*.py tests/training/test_c*.py))
 # One stamp file per set of extras; a larger set includes the smaller ones.
 RUN := $(VENV)/.installed-run
 TEST := $(VENV)/.installed-test

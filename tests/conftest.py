@@ -9,7 +9,12 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from tests.support.shape_checks import install_shape_checks
+# BLAS and OpenMP have one thread, also in the processes that tests start: more wait for each other
+# where several processes run tests. NumPy reads this when it is imported.
+for _name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
+    os.environ.setdefault(_name, "1")
+
+from tests.support.shape_checks import install_shape_checks  # noqa: E402
 
 # From here on, arrays that enter or leave a function of these packages must have the annotated
 # shape and dtype. This must precede their first import, so the other imports come later.

@@ -137,9 +137,9 @@ def test_leaving_is_harmless_in_every_state_and_twice(
     """Two answers, equal ones or not."""
 
     async def test() -> None:
-        seats = 1 if state is waiting else 4
+        slots = 1 if state is waiting else 4
         async with started(
-            loader(tiny_model, step_s=0.003, max_num_seqs=seats), max_queued_requests=3
+            loader(tiny_model, step_s=0.003, max_num_seqs=slots), max_queued_requests=3
         ) as engine:
             if state is waiting:
                 first = submit(engine, "a", LONG)

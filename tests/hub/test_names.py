@@ -22,20 +22,24 @@ Resolve = Callable[..., "subprocess.CompletedProcess[str]"]
 
 @pytest.fixture
 def resolve(hub: FakeHub, tmp_path: Path) -> Resolve:
-    """Run `resolve_model` in its own process: huggingface-hub reads its settings on import."""
+    """Resolve names in a process of their own: huggingface-hub reads its settings on import."""
     code = """
 import sys
 from nanovllm.errors import NanovllmError
 from nanovllm.hub import resolve_model
-try:
-    print(resolve_model(sys.argv[1]))
-except NanovllmError as error:
-    sys.exit(f"{type(error).__name__}: {error}")
+failed = 0
+for name in sys.argv[1:]:
+    try:
+        print(resolve_model(name))
+    except NanovllmError as error:
+        failed = 1
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+sys.exit(failed)
 """
     folder = tmp_path / "here"
     folder.mkdir()
 
-    def run(name: str, **variables: str) -> "subprocess.CompletedProcess[str]":
+    def run(*names: str, **variables: str) -> "subprocess.CompletedProcess[str]":
         environment = {
             **os.environ,
             "PYTHONPATH": str(ROOT),
@@ -43,7 +47,7 @@ except NanovllmError as error:
             "HF_ENDPOINT": hub.url,
             **variables,
         }
-        command = [sys.executable, "-c", code, name]
+        command = [sys.executable, "-c", code, *names]
         return subprocess.run(
             command,
             capture_output=True,
@@ -134,24 +138,20 @@ def test_a_path_without_a_checkpoint_is_an_error(
         resolve_model("model.safetensors")
 
 
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        ("tiny-book", "did you mean tiny-books, which is bundled and needs no network?"),
-        ("Tiny_Books", "did you mean tiny-books, which is bundled"),
-        ("gpt-2", "could not be fetched; did you mean gpt2?"),
-        ("gpt2-larg", "did you mean gpt2-large?"),
-        ("gpt2", "check the network"),
-        ("some/model", "; tiny-books needs no network"),
-    ],
-)
-def test_a_near_name_is_suggested_without_a_network(
-    resolve: Resolve, name: str, expected: str
-) -> None:
-    done = resolve(name, HF_ENDPOINT="http://127.0.0.1:9")
+def test_near_names_are_suggested_without_a_network(resolve: Resolve) -> None:
+    expected = {
+        "tiny-book": "did you mean tiny-books, which is bundled and needs no network?",
+        "Tiny_Books": "did you mean tiny-books, which is bundled",
+        "gpt-2": "could not be fetched; did you mean gpt2?",
+        "gpt2-larg": "did you mean gpt2-large?",
+        "gpt2": "check the network",
+        "some/model": "; tiny-books needs no network",
+    }
+    done = resolve(*expected, HF_ENDPOINT="http://127.0.0.1:9")
     assert done.returncode == 1
-    assert expected in done.stderr
-    assert ("did you mean" in expected) == ("did you mean" in done.stderr)
+    for told, text in zip(done.stderr.splitlines(), expected.values(), strict=True):
+        assert text in told
+        assert ("did you mean" in text) == ("did you mean" in told)
 
 
 @pytest.mark.parametrize(

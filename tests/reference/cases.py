@@ -72,6 +72,22 @@ CASES: dict[str, dict[str, Any]] = {
     "outliers-bfloat16": {**_config(**OUTLIER_SIZES), "outliers": True, "dtype": "BF16"},
 }
 
+_TRAINING_SIZES = {"vocab_size": 23, "n_positions": 16, "n_embd": 6, "n_head": 2}
+TRAINING_CASES: dict[str, dict[str, Any]] = {
+    f"{name}{'' if tied else '-untied'}": {
+        "config": {**_TRAINING_SIZES, "activation_function": name},
+        "tied": tied,
+        "seed": 5,
+    }
+    for name in ACTIVATIONS
+    for tied in (True, False)
+}
+"""Networks whose losses and whole gradients on `training_tokens` are recorded."""
+
+UPDATE_CASE, UPDATE_CLIPS = "gelu_new", (0.01, 0.0)
+"""The network that is updated twice, with its recorded gradients, clipped and not clipped."""
+UPDATE_RATE, UPDATE_DECAY = 1e-2, 0.3
+
 ATTENTION_CASES = ("plain", "scores-unscaled-by-layer", "head_dim-5")
 
 
@@ -93,3 +109,8 @@ def prompts_of(vocab: int, max_positions: int = 128) -> list[np.ndarray]:
 def attention_prompt() -> np.ndarray:
     """Return the prompt whose attention weights are recorded."""
     return prompts_of(97)[2][:20]
+
+
+def training_tokens() -> np.ndarray:
+    """Return the tokens [sequences, tokens] of a training case."""
+    return np.arange(26).reshape(2, 13) * 11 % _TRAINING_SIZES["vocab_size"]

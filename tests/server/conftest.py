@@ -39,13 +39,6 @@ def server(tiny_model: Path, backend: str) -> Iterator[RunningServer]:
 
 
 @pytest.fixture(scope="session")
-def chat_server(server: RunningServer) -> RunningServer:
-    """The same server, for tests that need the package which renders its template."""
-    pytest.importorskip("jinja2")
-    return server
-
-
-@pytest.fixture(scope="session")
 def slow_server(tiny_model: Path, backend: str) -> Iterator[RunningServer]:
     """A server whose steps take 5 ms, so that there is time to do things while it answers."""
     with RunningServer(loader(tiny_model, step_s=0.005)) as running:
@@ -60,9 +53,9 @@ def client(server: RunningServer) -> Iterator[OpenAI]:
 
 
 @pytest.fixture(scope="module")
-def chat_client(chat_server: RunningServer) -> Iterator[OpenAI]:
+def chat_client(server: RunningServer) -> Iterator[OpenAI]:
     """The official client of the server with a chat template."""
-    with OpenAI(base_url=f"{chat_server.url}/v1", api_key="none", max_retries=0) as opened:
+    with OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as opened:
         yield opened
 
 

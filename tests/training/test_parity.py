@@ -1,10 +1,11 @@
-"""Training computes what torch and transformers compute, where they are installed.
+"""Training computes what torch and transformers compute: losses, gradients and updates.
 
-The loss of the bundled model on a passage is also recorded (tests/reference).
+They are recorded (tests/reference). Where both are installed, runs are also loaded by transformers.
 """
 
 import json
 import warnings
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,22 +24,25 @@ from nanovllm.training.network.autograd import Tape
 from nanovllm.training.network.model import loss_sum
 from nanovllm.training.network.numpy_operations import NumpyOperations
 from nanovllm.training.network.optimizer import AdamW
-from nanovllm.training.network.parameters import Parameters, is_decayed
+from nanovllm.training.network.parameters import Parameters
+from tests.reference.cases import (
+    TRAINING_CASES,
+    UPDATE_CASE,
+    UPDATE_CLIPS,
+    UPDATE_DECAY,
+    UPDATE_RATE,
+    training_tokens,
+)
 from tests.support.checkpoints import write_checkpoint
 
-REFERENCE = Path(__file__).parents[1] / "reference" / "recorded_loss.json"
+REFERENCE = Path(__file__).parents[1] / "reference"
 TEXT = "she sells sea shells on the sea shore. " * 60
-TOKENS = np.random.default_rng(7).integers(0, 97, (2, 13))
 
 
 @pytest.fixture(scope="module")
-def torch() -> Any:
-    return pytest.importorskip("torch", reason="compares with torch live; the loss is recorded")
-
-
-@pytest.fixture(scope="module")
-def transformers(torch: Any) -> Any:
-    return pytest.importorskip("transformers", reason="compares with transformers live")
+def recorded() -> Iterator[Mapping[str, np.ndarray]]:
+    with np.load(REFERENCE / "recorded_training.npz", allow_pickle=False) as arrays:
+        yield arrays
 
 
 def load(folder: Path) -> tuple[GPT2Config, Parameters]:
@@ -61,79 +65,67 @@ def mean_loss(
     return total / targets.size
 
 
-def reference_loss(transformers: Any, torch: Any, folder: Path, tokens: np.ndarray) -> Any:
-    """Return transformers' model after its backward pass, and its loss."""
-    model = transformers.GPT2LMHeadModel.from_pretrained(folder, attn_implementation="eager")
-    ids = torch.from_numpy(tokens)
-    loss = model.eval()(input_ids=ids, labels=ids).loss
-    loss.backward()
-    return model, float(loss.detach())
-
-
-def gradients_of(model: Any) -> dict[str, np.ndarray]:
-    return {
-        name.removeprefix("transformer."): parameter.grad.numpy()
-        for name, parameter in model.named_parameters()
-    }
-
-
 def test_the_bundled_model_has_the_recorded_loss() -> None:
-    recorded = json.loads(REFERENCE.read_text(encoding="utf-8"))
+    recorded = json.loads((REFERENCE / "recorded_loss.json").read_text(encoding="utf-8"))
     config, parameters = load(bundled_folder())
     tokens = np.array([recorded["token_ids"]])
     ours = mean_loss(config, parameters, tokens, differentiate=False)
     assert ours == pytest.approx(recorded["loss"], abs=1e-5)
 
 
-@pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("activation", sorted(ACTIVATIONS))
+def test_every_activation_is_recorded() -> None:
+    assert {name.removesuffix("-untied") for name in TRAINING_CASES} == set(ACTIVATIONS)
+
+
+@pytest.mark.parametrize("name", TRAINING_CASES)
 def test_loss_and_gradients_equal_those_of_torch(
-    torch: Any, transformers: Any, tmp_path: Path, activation: str, tied: bool
+    tmp_path: Path, recorded: Mapping[str, np.ndarray], name: str
 ) -> None:
-    changes = {"activation_function": activation, "tie_word_embeddings": tied}
-    folder = write_checkpoint(tmp_path, config=changes, tied=tied, seed=5)
-    model, expected = reference_loss(transformers, torch, folder, TOKENS)
-    config, parameters = load(folder)
-    assert mean_loss(config, parameters, TOKENS) == pytest.approx(expected, abs=1e-5)
-    gradients = gradients_of(model)
-    assert gradients.keys() == parameters.tensors.keys()
-    for name, ours in parameters.views(parameters.gradients).items():
-        largest = np.abs(gradients[name]).max()
+    config, parameters = load(write_checkpoint(tmp_path, **TRAINING_CASES[name]))
+    loss = mean_loss(config, parameters, training_tokens())
+    assert loss == pytest.approx(float(recorded[f"{name}/loss"]), abs=1e-5)
+    expected = np.split(recorded[f"{name}/gradients"], ends_of(parameters))
+    ours = sorted(parameters.views(parameters.gradients).items())
+    for (tensor, gradient), values in zip(ours, expected, strict=True):
+        largest = np.abs(values).max()
         np.testing.assert_allclose(
-            ours, gradients[name], rtol=1e-4, atol=1e-4 * largest, err_msg=name
+            gradient.ravel(), values, rtol=1e-4, atol=1e-4 * largest, err_msg=tensor
         )
 
 
-@pytest.mark.parametrize("grad_clip", [0.01, 0.0])
-def test_an_update_equals_that_of_torch(
-    torch: Any, transformers: Any, tmp_path: Path, grad_clip: float
+def ends_of(parameters: Parameters) -> np.ndarray:
+    """Return where each tensor but the last ends when all are joined in the order of names."""
+    return np.cumsum([tensor.data.size for _, tensor in sorted(parameters.tensors.items())])[:-1]
+
+
+@pytest.mark.parametrize("grad_clip", UPDATE_CLIPS)
+def test_updates_equal_those_of_torch(
+    tmp_path: Path, recorded: Mapping[str, np.ndarray], grad_clip: float
 ) -> None:
-    folder = write_checkpoint(tmp_path, seed=5)
-    _, parameters = load(folder)
-    model, _ = reference_loss(transformers, torch, folder, TOKENS)
-    named = {name.removeprefix("transformer."): one for name, one in model.named_parameters()}
-    decayed = [one for name, one in named.items() if is_decayed(name)]
-    others = [one for name, one in named.items() if not is_decayed(name)]
-    groups = [{"params": decayed, "weight_decay": 0.3}, {"params": others, "weight_decay": 0.0}]
-    reference = torch.optim.AdamW(groups, lr=1e-2, betas=(0.9, 0.95), eps=1e-8)
-    ours = AdamW(
+    _, parameters = load(write_checkpoint(tmp_path, **TRAINING_CASES[UPDATE_CASE]))
+    ends = ends_of(parameters)
+    given = np.split(recorded[f"{UPDATE_CASE}/gradients"], ends)
+    optimizer = AdamW(
         parameters,
         NumpyOperations(),
-        weight_decay=0.3,
+        weight_decay=UPDATE_DECAY,
         grad_clip=grad_clip,
         beta1=0.9,
         beta2=0.95,
     )
-    for _ in range(2):  # the second has moments of the first
-        for name, gradient in parameters.views(parameters.gradients).items():
-            gradient[...] = named[name].grad.numpy()
-        limit = grad_clip or float("inf")
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), limit)
-        reference.step()
-        assert ours.update(1e-2) == pytest.approx(float(norm), rel=1e-5)
-        for name, tensor in parameters:
-            expected = named[name].detach().numpy()
-            np.testing.assert_allclose(tensor.data, expected, rtol=1e-4, atol=1e-6, err_msg=name)
+    expected = recorded[f"update-{grad_clip}/parameters"]
+    for step in range(len(expected)):  # from the second on there are moments
+        gradients = parameters.views(parameters.gradients)
+        for values, name in zip(given, sorted(gradients), strict=True):
+            gradients[name][...] = values.reshape(gradients[name].shape)
+        norm = optimizer.update(UPDATE_RATE)
+        assert norm == pytest.approx(float(recorded[f"update-{grad_clip}/norm"]), rel=1e-5)
+        for values, (name, tensor) in zip(
+            np.split(expected[step], ends), sorted(parameters.tensors.items()), strict=True
+        ):
+            np.testing.assert_allclose(
+                tensor.data.ravel(), values, rtol=1e-4, atol=1e-6, err_msg=name
+            )
 
 
 @pytest.mark.parametrize(
@@ -142,12 +134,12 @@ def test_an_update_equals_that_of_torch(
     ids=["char", "bpe", "sinusoidal"],
 )
 def test_transformers_loads_a_run_and_generates_the_same_text(
-    transformers: Any,
-    torch: Any,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
     changes: dict[str, Any],
 ) -> None:
+    transformers = pytest.importorskip("transformers", reason="reads a run with transformers")
+    pytest.importorskip("torch", reason="generates with torch")
     text = tmp_path / "text.txt"
     text.write_text(TEXT, encoding="utf-8")
     folder = tmp_path / "run"

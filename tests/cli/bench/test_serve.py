@@ -360,7 +360,7 @@ def test_failed_requests_are_counted_and_never_hang(
     record = bench(
         capsys, "serve", "--base-url", address(fake), "--num-prompts", 3, "--timeout-s", 0.3, code=1
     )
-    assert time.monotonic() - started_s < 10
+    assert time.monotonic() - started_s < 60
     assert (record["completed"], record["failed"]) == (0, 3)
     assert error in record["first_error"]
     assert record["total_output_tokens"] == 0

@@ -100,9 +100,9 @@ def test_requests_that_wait_for_masks_are_passed_over(seed: int, caching: bool) 
     assert scheduler.kv_cache.blocks.num_used == 0
 
 
-@pytest.mark.parametrize(("seats", "blocks"), [(2, 64), (4, 10)])
-def test_late_masks_keep_no_seats_and_no_blocks_from_others(seats: int, blocks: int) -> None:
-    scheduler = make_scheduler(seqs=seats, blocks=blocks)
+@pytest.mark.parametrize(("slots", "blocks"), [(2, 64), (4, 10)])
+def test_late_masks_keep_no_slots_and_no_blocks_from_others(slots: int, blocks: int) -> None:
+    scheduler = make_scheduler(seqs=slots, blocks=blocks)
     late = [make_request(f"late{i}", 12, 8) for i in range(2)]
     grammars = [LateGrammar(random.Random(0)) for _ in late]
     for request, grammar in zip(late, grammars, strict=True):
@@ -114,7 +114,7 @@ def test_late_masks_keep_no_seats_and_no_blocks_from_others(seats: int, blocks: 
     other = make_request("other", 12, 8)
     scheduler.add(other)
     step(scheduler)
-    assert other not in scheduler.running, "its seat or its blocks are taken"
+    assert other not in scheduler.running, "its slot or its blocks are taken"
     for grammar in grammars:
         grammar.may_be_late = True
         grammar.coin = SimpleNamespace(random=lambda: 0.0)  # type: ignore[assignment]

@@ -101,7 +101,7 @@ def test_a_prompt_of_whole_blocks_needs_no_copy() -> None:
     assert not any(watched.step().copies for _ in range(4))
 
 
-def test_answers_that_find_no_seat_fork_later_from_one_that_runs() -> None:
+def test_answers_that_find_no_slot_fork_later_from_one_that_runs() -> None:
     watched = Watched(block_size=4, seqs=3, tokens=16, caching=False)
     group = make_group("it", 10, 7, new=4)
     for choice, request in enumerate(group):
@@ -295,7 +295,7 @@ JOBS = [
         "no prefix cache",
         "prefix cache",
         "chunks",
-        "few seats",
+        "few slots",
         "few blocks",
         "few blocks and prefix cache",
     ],

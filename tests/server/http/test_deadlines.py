@@ -101,7 +101,7 @@ def test_a_request_in_time_is_answered(slow: RunningServer) -> None:
 
 
 @pytest.fixture
-def one_seat(tiny_model: Path) -> Iterator[RunningServer]:
+def one_slot(tiny_model: Path) -> Iterator[RunningServer]:
     """A server that does one thing at a time, which takes 20 s; now it does."""
     body = {"prompt": "the", "stream": True, **LONG}
     with (
@@ -113,22 +113,22 @@ def one_seat(tiny_model: Path) -> Iterator[RunningServer]:
         yield running
 
 
-def test_a_waiting_request_past_its_deadline_never_begins(one_seat: RunningServer) -> None:
+def test_a_waiting_request_past_its_deadline_never_begins(one_slot: RunningServer) -> None:
     body = {"prompt": [1] * 50, "n": 2, "max_tokens": 5}
-    before = one_seat.samples()["prompt_tokens_computed_total"]
-    response = one_seat.post(body, **{"x-request-timeout-s": "0.1"})
+    before = one_slot.samples()["prompt_tokens_computed_total"]
+    response = one_slot.post(body, **{"x-request-timeout-s": "0.1"})
     error = read_error(response, 503)
     assert "was given 0.1 s" in error["message"]
     assert "still waiting for its turn" in error["message"]
     assert 1 <= int(response.headers["retry-after"]) <= 60
     events = read_events(
-        one_seat.post({**body, "stream": True}, **{"x-request-timeout-s": "1"}).content
+        one_slot.post({**body, "stream": True}, **{"x-request-timeout-s": "1"}).content
     )
     assert [event["error"]["code"] for event in events] == [503]
-    wait_until(lambda: one_seat.samples()["num_requests_waiting"] == 0)
-    now = one_seat.samples()
+    wait_until(lambda: one_slot.samples()["num_requests_waiting"] == 0)
+    now = one_slot.samples()
     assert (now["prompt_tokens_computed_total"], now["num_requests_running"]) == (before, 1)
-    assert timeouts(one_seat) == (2, 0)
+    assert timeouts(one_slot) == (2, 0)
 
 
 def test_the_official_client_does_not_retry_a_timed_out_request(slow: RunningServer) -> None:

@@ -43,9 +43,9 @@ def messages(page: "Page") -> list[str]:
 
 
 def test_a_conversation_is_streamed_kept_edited_and_continued(
-    browser: "Browser", chat_server: RunningServer
+    browser: "Browser", server: RunningServer
 ) -> None:
-    with open_page(browser, f"{chat_server.url}/#chat") as page:
+    with open_page(browser, f"{server.url}/#chat") as page:
         fill(page, "max_tokens", "6")
         fill(page, "temperature", "0")
         fill(page, "allowed_token_ids", ", ".join(map(str, LETTERS)))
@@ -57,7 +57,7 @@ def test_a_conversation_is_streamed_kept_edited_and_continued(
         assert (body["stream"], body["logprobs"], body["top_logprobs"]) == (True, True, 10)
         names = ("messages", "max_tokens", "temperature", "allowed_token_ids")
         asked = {name: body[name] for name in names}
-        answer = chat_server.http.post("/v1/chat/completions", json=asked).json()["choices"][0]
+        answer = server.http.post("/v1/chat/completions", json=asked).json()["choices"][0]
         expected = answer["message"]["content"]
         assert messages(page) == [MARKUP, expected]
         assert page.locator("main b, main img").count() == 0
@@ -98,9 +98,9 @@ def test_a_conversation_is_streamed_kept_edited_and_continued(
 
 
 def test_the_tokens_of_a_stop_string_are_not_shown(
-    browser: "Browser", chat_server: RunningServer
+    browser: "Browser", server: RunningServer
 ) -> None:
-    with open_page(browser, f"{chat_server.url}/#chat") as page:
+    with open_page(browser, f"{server.url}/#chat") as page:
         fill(page, "max_tokens", "8")
         fill(page, "temperature", "0")
         fill(page, "allowed_token_ids", ", ".join(map(str, LETTERS)))

@@ -40,50 +40,50 @@ def prompt_ids(server: RunningServer, **body: Any) -> list[int]:
 # The prompt ---------------------------------------------------------------------------------------
 
 
-def test_the_last_message_goes_on(chat_server: RunningServer, llm: LLM) -> None:
-    ids = prompt_ids(chat_server, **CONTINUED)
+def test_the_last_message_goes_on(server: RunningServer, llm: LLM) -> None:
+    ids = prompt_ids(server, **CONTINUED)
     text = llm.tokenizer.decode(ids, skip_special_tokens=False)
     assert text.endswith(f"\nassistant: {SAYING}")
-    assert prompt_ids(chat_server, **CONTINUED, add_generation_prompt=False) == ids
-    (choice,) = chat_server.complete(ids, max_tokens=6, temperature=0)["choices"]
-    assert content_of(ask(chat_server, **CONTINUED)) == choice["text"]
+    assert prompt_ids(server, **CONTINUED, add_generation_prompt=False) == ids
+    (choice,) = server.complete(ids, max_tokens=6, temperature=0)["choices"]
+    assert content_of(ask(server, **CONTINUED)) == choice["text"]
 
 
-def test_the_generation_prompt_may_be_left_out(chat_server: RunningServer, llm: LLM) -> None:
-    whole = prompt_ids(chat_server)
-    assert prompt_ids(chat_server, add_generation_prompt=True) == whole == prompt_of(llm)
-    bare = prompt_ids(chat_server, add_generation_prompt=False)
+def test_the_generation_prompt_may_be_left_out(server: RunningServer, llm: LLM) -> None:
+    whole = prompt_ids(server)
+    assert prompt_ids(server, add_generation_prompt=True) == whole == prompt_of(llm)
+    bare = prompt_ids(server, add_generation_prompt=False)
     assert bare == prompt_of(llm, add_generation_prompt=False)
     assert whole[: len(bare)] == bare != whole
 
 
 def test_the_answer_has_the_role_of_the_message_that_it_continues(
-    chat_server: RunningServer,
+    server: RunningServer,
 ) -> None:
     body: dict[str, Any] = {"continue_final_message": True, "max_tokens": 3, "temperature": 0}
-    (whole,) = ask(chat_server, **body)["choices"]
+    (whole,) = ask(server, **body)["choices"]
     assert whole["message"]["role"] == "user"
-    events = stream(chat_server, **body)
+    events = stream(server, **body)
     assert events[0]["choices"][0]["delta"]["role"] == "user"
 
 
 @pytest.mark.parametrize("side", ["left", "right", None])
-def test_a_prompt_may_be_truncated(chat_server: RunningServer, llm: LLM, side: str | None) -> None:
+def test_a_prompt_may_be_truncated(server: RunningServer, llm: LLM, side: str | None) -> None:
     ids = prompt_of(llm)
     given = {} if side is None else {"truncation_side": side}
-    kept = prompt_ids(chat_server, truncate_prompt_tokens=9, **given)
+    kept = prompt_ids(server, truncate_prompt_tokens=9, **given)
     assert kept == (ids[:9] if side == "right" else ids[-9:])
-    assert prompt_ids(chat_server, truncate_prompt_tokens=100, **given) == ids
+    assert prompt_ids(server, truncate_prompt_tokens=100, **given) == ids
 
 
-def test_a_long_conversation_may_be_truncated_to_what_fits(chat_server: RunningServer) -> None:
+def test_a_long_conversation_may_be_truncated_to_what_fits(server: RunningServer) -> None:
     messages = [{"role": "user", "content": "x" * 5000}]
     fitting = {"messages": messages, "truncate_prompt_tokens": -1}
-    assert len(prompt_ids(chat_server, **fitting, max_tokens=28)) == 100
-    usage = ask(chat_server, **fitting, ignore_eos=True)["usage"]
+    assert len(prompt_ids(server, **fitting, max_tokens=28)) == 100
+    usage = ask(server, **fitting, ignore_eos=True)["usage"]
     assert (usage["prompt_tokens"], usage["completion_tokens"]) == (127, 1)
     error = read_error(
-        post(chat_server, **{**fitting, "messages": [{**messages[0], "content": "x" * 300_000}]}),
+        post(server, **{**fitting, "messages": [{**messages[0], "content": "x" * 300_000}]}),
         400,
     )
     assert error["param"] == "messages"
@@ -96,85 +96,83 @@ def test_a_long_conversation_may_be_truncated_to_what_fits(chat_server: RunningS
 @pytest.mark.parametrize("streams", [False, True])
 @pytest.mark.parametrize("n", [1, 2])
 def test_an_echo_puts_the_last_message_in_front(
-    chat_server: RunningServer, n: int, *, streams: bool
+    server: RunningServer, n: int, *, streams: bool
 ) -> None:
     body = {**CONTINUED, "temperature": 1.0, "seed": 4, "n": n}
-    texts = [choice["message"]["content"] for choice in ask(chat_server, **body)["choices"]]
+    texts = [choice["message"]["content"] for choice in ask(server, **body)["choices"]]
     if streams:
         found = dict.fromkeys(range(n), "")
-        for event in stream(chat_server, **body, echo=True):
+        for event in stream(server, **body, echo=True):
             for choice in event["choices"]:
                 found[choice["index"]] += choice["delta"].get("content") or ""
         echoed = list(found.values())
     else:
-        choices = ask(chat_server, **body, echo=True)["choices"]
+        choices = ask(server, **body, echo=True)["choices"]
         echoed = [choice["message"]["content"] for choice in choices]
     assert echoed == [SAYING + text for text in texts]
 
 
-def test_an_echo_has_nothing_of_another_role(chat_server: RunningServer) -> None:
+def test_an_echo_has_nothing_of_another_role(server: RunningServer) -> None:
     """As in vLLM: an answer that begins a message of its own goes on with none."""
     settings: dict[str, Any] = {"max_tokens": 4, "temperature": 0}
-    assert content_of(ask(chat_server, echo=True, **settings)) == content_of(
-        ask(chat_server, **settings)
-    )
+    assert content_of(ask(server, echo=True, **settings)) == content_of(ask(server, **settings))
 
 
 @pytest.mark.parametrize("n", [1, 2])
 def test_token_ids_are_those_of_the_prompt_and_the_answers(
-    chat_server: RunningServer, llm: LLM, n: int
+    server: RunningServer, llm: LLM, n: int
 ) -> None:
     body: dict[str, Any] = {**BYTES, "n": n, "return_token_ids": True}
-    whole = ask(chat_server, **body)
+    whole = ask(server, **body)
     assert whole["prompt_token_ids"] == prompt_of(llm)
     ids = [choice["token_ids"] for choice in whole["choices"]]
     assert [llm.tokenizer.decode(each) for each in ids] == [
         choice["message"]["content"] for choice in whole["choices"]
     ]
-    events = stream(chat_server, **body)
+    events = stream(server, **body)
     assert events[0]["prompt_token_ids"] == whole["prompt_token_ids"]
     assert not any(event.get("prompt_token_ids") for event in events[1:])
     found: dict[int, list[int]] = {}
     for choice in (choice for event in events for choice in event["choices"]):
         found.setdefault(choice["index"], []).extend(choice.get("token_ids") or [])
     assert [found[index] for index in range(n)] == ids
-    bare = ask(chat_server, **{**body, "return_token_ids": False})
+    bare = ask(server, **{**body, "return_token_ids": False})
     assert bare.get("prompt_token_ids") is None
     assert bare["choices"][0].get("token_ids") is None
 
 
 @pytest.mark.parametrize("streams", [False, True])
 def test_prompt_logprobs_are_those_of_the_completion(
-    chat_server: RunningServer, llm: LLM, *, streams: bool
+    server: RunningServer, llm: LLM, *, streams: bool
 ) -> None:
     settings: dict[str, Any] = {"max_tokens": 3, "temperature": 0, "prompt_logprobs": 2, "n": 2}
-    (flat, _) = chat_server.complete(prompt_of(llm), **settings)["choices"]
+    (flat, _) = server.complete(prompt_of(llm), **settings)["choices"]
     if streams:
-        first, *others = stream(chat_server, **settings)
+        first, *others = stream(server, **settings)
         assert not any(event.get("prompt_logprobs") for event in others)
     else:
-        first = ask(chat_server, **settings)
+        first = ask(server, **settings)
     assert first["prompt_logprobs"] == flat["prompt_logprobs"]
     assert len(flat["prompt_logprobs"]) == len(prompt_of(llm))
 
 
-def test_a_large_answer_has_them_too(chat_server: RunningServer, llm: LLM) -> None:
+def test_a_large_answer_has_them_too(server: RunningServer, llm: LLM) -> None:
     """One that is written piece by piece."""
     messages = [{"role": "user", "content": "x" * 60}]
     settings: dict[str, Any] = {"max_tokens": 3, "temperature": 0, "prompt_logprobs": 1, "n": 3}
-    answer = ask(chat_server, messages=messages, return_token_ids=True, **settings)
+    answer = ask(server, messages=messages, return_token_ids=True, **settings)
     ids = prompt_of(llm, messages)
     assert answer["prompt_token_ids"] == ids
-    (flat, *_) = chat_server.complete(ids, **settings)["choices"]
+    (flat, *_) = server.complete(ids, **settings)["choices"]
     assert answer["prompt_logprobs"] == flat["prompt_logprobs"]
     assert answer["usage"]["completion_tokens"] == 9
     assert len(answer["choices"]) == 3
 
 
-def test_logprobs_name_tokens_by_their_ids(chat_server: RunningServer) -> None:
+def test_logprobs_name_tokens_by_their_ids(server: RunningServer) -> None:
     body: dict[str, Any] = {**BYTES, "logprobs": True, "top_logprobs": 2, "return_token_ids": True}
-    (choice,) = ask(chat_server, **body, return_tokens_as_token_ids=True)["choices"]
-    (plain,) = ask(chat_server, **body)["choices"]
+    (choice,) = ask(server, **body, return_tokens_as_token_ids=True)["choices"]
+    (plain,) = ask(server, **body)["choices"]
     entries, texts = choice["logprobs"]["content"], plain["logprobs"]["content"]
     assert [entry["token"] for entry in entries] == [f"token_id:{i}" for i in choice["token_ids"]]
     for entry, text in zip(entries, texts, strict=True):
@@ -191,7 +189,7 @@ def test_logprobs_name_tokens_by_their_ids(chat_server: RunningServer) -> None:
 
 @pytest.mark.parametrize("streams", [False, True])
 def test_tokens_join_to_the_text_and_bytes_to_its_bytes(
-    chat_server: RunningServer, *, streams: bool
+    server: RunningServer, *, streams: bool
 ) -> None:
     """Of a character in several tokens the last one has the text, and each has its own bytes."""
     body: dict[str, Any] = {
@@ -200,8 +198,8 @@ def test_tokens_join_to_the_text_and_bytes_to_its_bytes(
         "logprobs": True,
         "top_logprobs": 1,
     }
-    text = content_of(ask(chat_server, **body))
-    parts = stream(chat_server, **body) if streams else [ask(chat_server, **body)]
+    text = content_of(ask(server, **body))
+    parts = stream(server, **body) if streams else [ask(server, **body)]
     choices = [choice for part in parts for choice in part["choices"]]
     entries = [
         entry for choice in choices for entry in (choice["logprobs"] or {"content": []})["content"]
@@ -216,7 +214,7 @@ def test_tokens_join_to_the_text_and_bytes_to_its_bytes(
 # Which answers ------------------------------------------------------------------------------------
 
 
-def test_the_best_of_more_are_those_of_the_completion(chat_server: RunningServer, llm: LLM) -> None:
+def test_the_best_of_more_are_those_of_the_completion(server: RunningServer, llm: LLM) -> None:
     settings: dict[str, Any] = {
         "max_tokens": 5,
         "temperature": 1.2,
@@ -224,21 +222,21 @@ def test_the_best_of_more_are_those_of_the_completion(chat_server: RunningServer
         "n": 2,
         "best_of": 6,
     }
-    answer = ask(chat_server, **settings)
-    flat = chat_server.complete(prompt_of(llm), **settings)
+    answer = ask(server, **settings)
+    flat = server.complete(prompt_of(llm), **settings)
     assert [choice["message"]["content"] for choice in answer["choices"]] == [
         choice["text"] for choice in flat["choices"]
     ]
     assert answer["usage"]["completion_tokens"] == flat["usage"]["completion_tokens"] > 10
 
 
-def test_beams_are_those_of_the_completion(chat_server: RunningServer, llm: LLM) -> None:
+def test_beams_are_those_of_the_completion(server: RunningServer, llm: LLM) -> None:
     settings: dict[str, Any] = {
         "max_tokens": 5, "n": 2, "best_of": 3, "temperature": 0, "use_beam_search": True,
         "length_penalty": 0.5,
     }  # fmt: skip
-    answer = ask(chat_server, **settings, request_id="mine")
-    flat = chat_server.complete(prompt_of(llm), **settings)
+    answer = ask(server, **settings, request_id="mine")
+    flat = server.complete(prompt_of(llm), **settings)
     assert [
         (choice["index"], choice["message"]["content"], choice["finish_reason"])
         for choice in answer["choices"]
@@ -248,14 +246,14 @@ def test_beams_are_those_of_the_completion(chat_server: RunningServer, llm: LLM)
     ends = {"messages": OPEN_ENDED, "continue_final_message": True}
     ids = prompt_of(llm, OPEN_ENDED, add_generation_prompt=False, continue_final_message=True)
     assert (
-        content_of(ask(chat_server, **settings, **ends))
-        == (chat_server.complete(ids, **settings)["choices"][0]["text"])
+        content_of(ask(server, **settings, **ends))
+        == (server.complete(ids, **settings)["choices"][0]["text"])
     )
 
 
-def test_beams_fill_the_context(chat_server: RunningServer) -> None:
-    answer = ask(chat_server, use_beam_search=True, ignore_eos=True)
-    assert answer["usage"]["total_tokens"] == chat_server.engine.engine.max_model_len
+def test_beams_fill_the_context(server: RunningServer) -> None:
+    answer = ask(server, use_beam_search=True, ignore_eos=True)
+    assert answer["usage"]["total_tokens"] == server.engine.engine.max_model_len
 
 
 # The assertions of vLLM's tests -------------------------------------------------------------------

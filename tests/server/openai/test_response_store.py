@@ -104,7 +104,7 @@ def test_clients_without_responses_are_forgotten() -> None:
 
 @pytest.mark.parametrize("streams", [False, True])
 def test_a_stored_response_is_continued_as_if_the_client_had_sent_it_all(
-    chat_client: OpenAI, chat_server: RunningServer, llm: LLM, *, streams: bool
+    chat_client: OpenAI, server: RunningServer, llm: LLM, *, streams: bool
 ) -> None:
     """The items are those that @ai-sdk/openai sends in a second turn."""
     question: Any = {
@@ -130,7 +130,7 @@ def test_a_stored_response_is_continued_as_if_the_client_had_sent_it_all(
         {"previous_response_id": first.id, "input": [again]},
         {"previous_response_id": first.id, "input": "a"},
     ):
-        answered = chat_server.http.post(
+        answered = server.http.post(
             "/v1/responses", json={**SETTINGS, **body, "instructions": "in"}
         )
         assert answered.status_code == 200, answered.text
@@ -160,10 +160,10 @@ def test_the_official_client_retrieves_and_deletes_a_response(chat_client: OpenA
 
 
 def test_a_response_that_must_not_be_stored_is_not_found(
-    chat_client: OpenAI, chat_server: RunningServer
+    chat_client: OpenAI, server: RunningServer
 ) -> None:
     created = chat_client.responses.create(**SETTINGS, input="the", store=False)
-    error = read_error(chat_server.http.get(f"/v1/responses/{created.id}"), 404)
+    error = read_error(server.http.get(f"/v1/responses/{created.id}"), 404)
     assert (error["type"], error["param"]) == ("NotFoundError", "response_id")
     reference = {"type": "item_reference", "id": created.output[0].id}
     for body, param in (
@@ -171,16 +171,16 @@ def test_a_response_that_must_not_be_stored_is_not_found(
         ({"input": [{**reference, "id": "rs_1"}]}, "input"),
         ({"input": "a", "previous_response_id": created.id}, "previous_response_id"),
     ):
-        error = read_error(chat_server.http.post("/v1/responses", json=body), 400)
+        error = read_error(server.http.post("/v1/responses", json=body), 400)
         assert error["param"] == param
         assert "send the whole conversation in input, with store: false" in error["message"]
         assert "was dropped, or never stored" in error["message"]
 
 
 def test_without_a_store_references_are_refused_and_store_is_accepted(
-    llm: LLM, chat_server: RunningServer
+    llm: LLM, server: RunningServer
 ) -> None:
-    template = chat_server.settings.chat_template
+    template = server.settings.chat_template
     body = ResponsesRequest.model_validate({"input": "a", "previous_response_id": "resp_1"})
     with pytest.raises(InvalidRequestError, match=r"responses are not kept.*store: false"):
         prepare(RESPONSES, body, llm.engine, template, MODEL)
@@ -191,10 +191,10 @@ def test_without_a_store_references_are_refused_and_store_is_accepted(
 
 
 def test_the_inspector_shows_no_id_that_gives_access_to_a_response(
-    chat_server: RunningServer,
+    server: RunningServer,
 ) -> None:
     """A server without keys has one store for all, who see the ids of the engine's requests."""
-    http = chat_server.http
+    http = server.http
     http.get("/v1/engine/steps")  # steps are recorded from now on
     created = http.post("/v1/responses", json={**SETTINGS, "input": "the"}).json()
     assert http.get(f"/v1/responses/{created['id']}").json() == created
@@ -203,13 +203,13 @@ def test_the_inspector_shows_no_id_that_gives_access_to_a_response(
     assert created["id"].removeprefix("resp_") not in steps
 
 
-def test_a_conversation_has_a_limit(chat_server: RunningServer, llm: LLM) -> None:
+def test_a_conversation_has_a_limit(server: RunningServer, llm: LLM) -> None:
     store = ResponseStore()
     many = b"[" + b",".join([b'{"role":"user","content":"a"}'] * 2048) + b"]"
     store.add("", "resp_1", StoredResponse(b"", many))
     body = ResponsesRequest.model_validate({"input": "a", "previous_response_id": "resp_1"})
     with pytest.raises(InvalidRequestError, match="2049 messages, the limit is 2048"):
         prepare(
-            RESPONSES, body, llm.engine, chat_server.settings.chat_template, MODEL,
+            RESPONSES, body, llm.engine, server.settings.chat_template, MODEL,
             stored=ClientResponses(store),
         )  # fmt: skip

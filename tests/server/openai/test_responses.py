@@ -75,8 +75,8 @@ def test_the_official_client_follows_a_stream(chat_client: OpenAI) -> None:
     assert final.usage.output_tokens == whole.usage.output_tokens == 12
 
 
-def test_the_events_come_in_the_official_order(chat_server: RunningServer) -> None:
-    events = events_of(chat_server, input="the end")
+def test_the_events_come_in_the_official_order(server: RunningServer) -> None:
+    events = events_of(server, input="the end")
     names = [event["type"].removeprefix("response.") for event in events]
     assert names[:4] == ["created", "in_progress", "output_item.added", "content_part.added"]
     assert set(names[4:-4]) == {"output_text.delta"}
@@ -152,24 +152,23 @@ def test_a_failed_response_has_the_code_of_its_error(llm: LLM, error: Exception,
     ],
 )
 def test_what_is_left_out_is_refused_by_name(
-    chat_server: RunningServer, body: dict[str, Any], param: str, part: str
+    server: RunningServer, body: dict[str, Any], param: str, part: str
 ) -> None:
-    error = error_of(chat_server, **body)
+    error = error_of(server, **body)
     assert error["param"] == param
     assert part in error["message"]
 
 
 def test_a_schema_is_followed_and_its_errors_name_the_field(
-    chat_client: OpenAI, chat_server: RunningServer
+    chat_client: OpenAI, server: RunningServer
 ) -> None:
-    pytest.importorskip("llguidance")
     text: Any = {"format": {"type": "json_schema", "name": "a", "schema": SCHEMA}}
     with chat_client.responses.stream(model=MODEL, input="the", text=text) as stream:
         answer = stream.get_final_response()
     assert answer.status == "completed"
     assert json.loads(answer.output_text)["a"] in ("x", "y")
     text["format"]["schema"] = {"type": "nothing"}
-    error = error_of(chat_server, text=text)
+    error = error_of(server, text=text)
     assert (error["param"], error["message"]) == (
         "text.format",
         "text.format cannot be used: Invalid type: nothing",
@@ -177,15 +176,15 @@ def test_a_schema_is_followed_and_its_errors_name_the_field(
 
 
 def test_a_fault_in_the_middle_of_a_stream_ends_it_as_failed(
-    chat_server: RunningServer, monkeypatch: pytest.MonkeyPatch
+    server: RunningServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:
         raise LookupError("the reason is for the log")
 
     monkeypatch.setattr(ResponseRenderer, "delta", fail)
-    last = events_of(chat_server, input="the")[-1]
+    last = events_of(server, input="the")[-1]
     assert (last["type"], last["response"]["status"]) == ("response.failed", "failed")
     assert last["response"]["error"]["code"] == "server_error"
     assert "for the log" not in last["response"]["error"]["message"]
     monkeypatch.undo()
-    wait_until(chat_server.is_idle)
+    wait_until(server.is_idle)

@@ -123,7 +123,7 @@ def test_errors_of_a_schema_name_the_field_that_has_it(fields: dict[str, Any], n
 
 
 @pytest.fixture(scope="module")
-def chat_server(tiny_model: Path, backend: str) -> Iterator[RunningServer]:
+def server(tiny_model: Path, backend: str) -> Iterator[RunningServer]:
     """A server with a chat template."""
     with RunningServer(loader(tiny_model), chat_template=TEMPLATE) as running:
         yield running
@@ -213,12 +213,10 @@ def test_a_chat_may_fill_the_context_with_json(chat_client: OpenAI) -> None:
     ],
 )
 def test_a_chat_names_the_field_that_cannot_be(
-    chat_server: RunningServer, fields: dict[str, Any], param: str
+    server: RunningServer, fields: dict[str, Any], param: str
 ) -> None:
     for path, body in (
         ("/v1/chat/completions", {"messages": MESSAGES}),
         ("/v1/completions", {"prompt": "the"}),
     ):
-        assert (
-            read_error(chat_server.http.post(path, json={**body, **fields}), 400)["param"] == param
-        )
+        assert read_error(server.http.post(path, json={**body, **fields}), 400)["param"] == param

@@ -13,7 +13,7 @@ from nanovllm.engine.engine import Engine
 from nanovllm.engine.grammar.grammar import Grammars
 from nanovllm.engine.grammar.limits import GrammarLimits
 from tests.support.grammars import AMBIGUOUS, DEEP_RULES, ENDLESS_MULTIPLE
-from tests.support.serving import RunningServer, loader, read_error, wait_until
+from tests.support.serving import TIMEOUT_S, RunningServer, loader, read_error, wait_until
 
 LATE_AMBIGUOUS = {
     "grammar": str(AMBIGUOUS["grammar"]).replace("start: s\n", 'start: "a" s\n')
@@ -72,7 +72,7 @@ def test_a_deadline_holds_while_a_grammar_is_compiled(limited: RunningServer) ->
     body = {"prompt": "the", "structured_outputs": ENDLESS_MULTIPLE}
     error = limited.error(body, 503, **{"x-request-timeout-s": "0.2"})
     assert "0.2 s" in error["message"]
-    assert time.monotonic() - started_s < 10
+    assert time.monotonic() - started_s < TIMEOUT_S
     wait_until(lambda: not is_compiling(limited))
 
 
@@ -96,8 +96,8 @@ def test_stopping_ends_a_compilation(tiny_model: Path) -> None:
         wait_until(lambda: is_compiling(running))
         started_s = time.monotonic()
         running.on_loop(running.engine.stop)
-        asking.join(10)
-        assert time.monotonic() - started_s < 5
+        asking.join(TIMEOUT_S)
+        assert time.monotonic() - started_s < TIMEOUT_S
         assert "stopped" in read_error(answers[0], 503)["message"]
 
 

@@ -171,7 +171,7 @@ def test_what_the_tokenizer_puts_around_a_text_may_be_left_out(tmp_path: Path) -
 @pytest.mark.parametrize("add_special_tokens", [False, True])
 @pytest.mark.parametrize("continue_final_message", [False, True])
 def test_vllm_tokenize_chat(
-    chat_server: RunningServer,
+    server: RunningServer,
     llm: LLM,
     *,
     add_generation_prompt: bool,
@@ -192,7 +192,7 @@ def test_vllm_tokenize_chat(
     }
     tokens = prompt_of(llm, messages, **ends)
     body = {"messages": messages, "add_special_tokens": add_special_tokens, **ends}
-    assert ask(chat_server, "/tokenize", model=MODEL, **body) == {
+    assert ask(server, "/tokenize", model=MODEL, **body) == {
         "count": len(tokens),
         "max_model_len": 128,
         "tokens": tokens,
@@ -200,14 +200,14 @@ def test_vllm_tokenize_chat(
     }
 
 
-def test_messages_become_the_tokens_that_a_chat_computes(chat_server: RunningServer) -> None:
-    found = ask(chat_server, "/tokenize", messages=MESSAGES, return_token_strs=True)
-    answer = chat(chat_server, max_tokens=1, return_token_ids=True)
+def test_messages_become_the_tokens_that_a_chat_computes(server: RunningServer) -> None:
+    found = ask(server, "/tokenize", messages=MESSAGES, return_token_strs=True)
+    answer = chat(server, max_tokens=1, return_token_ids=True)
     assert answer["prompt_token_ids"] == found["tokens"]
     assert found["token_strs"][-1] == ":"
     assert len(found["token_strs"]) == found["count"]
     long = [{"role": "user", "content": "x" * 1000}]
-    assert ask(chat_server, "/tokenize", messages=long)["count"] > 1000
+    assert ask(server, "/tokenize", messages=long)["count"] > 1000
 
 
 def test_the_longest_text_that_is_allowed_is_read(server: RunningServer) -> None:
@@ -330,9 +330,9 @@ BAD_MESSAGES = {
 
 
 @pytest.mark.parametrize("name", BAD_MESSAGES)
-def test_bad_messages_are_refused(chat_server: RunningServer, name: str) -> None:
+def test_bad_messages_are_refused(server: RunningServer, name: str) -> None:
     content, part = BAD_MESSAGES[name]
-    error = refused(chat_server, "/tokenize", {"messages": [{"role": "user", "content": content}]})
+    error = refused(server, "/tokenize", {"messages": [{"role": "user", "content": content}]})
     assert error["param"] == "messages"
     assert part in error["message"]
 
