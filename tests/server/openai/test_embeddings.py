@@ -127,7 +127,7 @@ def test_a_whole_context_is_embedded_and_one_token_more_is_refused(server: Runni
     assert embed(server, [5] * limit, pooling="mean")["usage"]["prompt_tokens"] == limit
     error = read_error(post(server, input=[[5] * 3, [5] * (limit + 1)]), 400)
     assert error["param"] == "input"
-    assert f"input 1: the input has {limit + 1} tokens, the limit is {limit}" in error["message"]
+    assert f"prompt 1: the prompt has {limit + 1} tokens, the limit is {limit}" in error["message"]
 
 
 LONG_TEXT = "in the end, " * 30
@@ -179,15 +179,15 @@ BAD: dict[str, tuple[dict[str, Any], str | None, str]] = {
     "a longer text to be truncated": (
         {"input": ["a", "a" * 300_000], "truncate_prompt_tokens": 5},
         "input",
-        "input 1: the input has 300000 bytes",
+        "prompt 1: the prompt has 300000 bytes",
     ),
     "format": ({"encoding_format": "int8"}, "encoding_format", "base64"),
     "pooling": ({"pooling": "max"}, "pooling", "mean"),
     "no pooling": ({"pooling": ""}, "pooling", 'must be "last" or "mean"'),
     "empty text": ({"input": ""}, "input", "empty"),
     "empty list": ({"input": []}, "input", "empty"),
-    "an empty text among others": ({"input": ["a", ""]}, "input", "input 1: the input is empty"),
-    "an empty list among others": ({"input": [[1], []]}, "input", "input 1: the input is empty"),
+    "an empty text among others": ({"input": ["a", ""]}, "input", "prompt 1: the prompt is empty"),
+    "an empty list among others": ({"input": [[1], []]}, "input", "prompt 1: the prompt is empty"),
     "a number": ({"input": 5}, "input", "5"),
     "mixed": ({"input": ["a", [1]]}, "input", "list"),
     "half a character": ({"input": "a\ud800"}, None, "surrogate"),
