@@ -20,7 +20,6 @@ from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.errors import ContextLengthError, InvalidRequestError
 from nanovllm.model.config import GPT2Config
 from nanovllm.sampling_params import SamplingParams
-from nanovllm.structured_outputs import StructuredOutputs
 from tests.support.checkpoints import END_OF_TEXT
 from tests.support.processing import embed, process
 from tests.support.tokenizers import word_piece
@@ -604,17 +603,3 @@ def test_many_prompts_share_what_their_settings_say(
     for _ in range(2):
         with pytest.raises(InvalidRequestError, match="outside the vocabulary"):
             process(input_processor, "wrong", "the", wrong)
-
-
-def test_a_request_that_is_too_long_begins_no_grammar(
-    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    input_processor = make_intake(tokenizer)
-    begun: list[StructuredOutputs] = []
-    monkeypatch.setattr(input_processor.grammars, "begin", begun.append)
-    params = SamplingParams(structured_outputs=StructuredOutputs(regex="a"), max_tokens=10**6)
-    with pytest.raises(
-        ContextLengthError, match="the prompt has 2 tokens and max_tokens is 1000000"
-    ):
-        process(input_processor, "r", {"prompt_token_ids": [1, 2]}, params, must_fit=True)
-    assert not begun

@@ -227,6 +227,12 @@ def test_a_good_row_holds() -> None:
     assert "ok" in program.shown(row)
 
 
+def test_waits_are_judged_beside_those_of_an_idle_server() -> None:
+    row = {**good_row(), "health_ms": 180.0}
+    assert program.faults(row, ATTACK, FLAGS) == ["health_ms over 100"]
+    assert program.faults(row, ATTACK, FLAGS, {"health_ms": 90.0}) == []
+
+
 @pytest.mark.parametrize("fault", SPOILED)
 def test_each_fault_is_seen(fault: str) -> None:
     row = {**good_row(), **SPOILED[fault]}

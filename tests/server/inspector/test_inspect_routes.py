@@ -173,14 +173,17 @@ def test_a_query_beyond_the_queue_is_refused(
     server: RunningServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A GET has no body to be read, so its disconnect is awaited from the first message on."""
-    may_end = threading.Event()
+    has_begun, may_end = threading.Event(), threading.Event()
     run = InspectionWorker.run
 
     def blocked(*arguments: Any) -> bytes:
+        has_begun.set()
         may_end.wait(TIMEOUT_S)
         return run(*arguments)
 
     def status(number: int) -> int:
+        if number:
+            has_begun.wait(TIMEOUT_S)
         try:
             return server.http.get(f"/v1/inspect/neighbors?token={number}").status_code
         finally:

@@ -1,8 +1,6 @@
 """response_format and structured_outputs over HTTP, for completions and for chats."""
 
 import json
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +10,7 @@ from nanovllm.engine.chat.template import ChatTemplate
 from nanovllm.errors import InvalidRequestError
 from nanovllm.server.openai.schemas import CompletionRequest
 from nanovllm.structured_outputs import StructuredOutputs
-from tests.support.serving import MODEL, RunningServer, loader, read_error
+from tests.support.serving import MODEL, RunningServer, read_error
 
 SCHEMA = {
     "type": "object",
@@ -120,13 +118,6 @@ def test_errors_of_a_schema_name_the_field_that_has_it(fields: dict[str, Any], n
     assert renamed.param == "response_format"
     assert str(renamed).startswith(f"{name} is not valid JSON")
     assert str(refused.value).startswith("structured_outputs.json is not valid JSON")
-
-
-@pytest.fixture(scope="module")
-def server(tiny_model: Path, backend: str) -> Iterator[RunningServer]:
-    """A server with a chat template."""
-    with RunningServer(loader(tiny_model), chat_template=TEMPLATE) as running:
-        yield running
 
 
 @pytest.mark.parametrize("streams", [False, True])
