@@ -17,7 +17,6 @@ Precision: TypeAlias = Literal["float32", "bfloat16", "int8"]
 Positive: TypeAlias = Annotated[int, Interval(ge=1)]
 
 BACKENDS: tuple[BackendName, ...] = get_args(BackendName)
-SCHEDULING_POLICIES: tuple[SchedulingPolicy, ...] = get_args(SchedulingPolicy)
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 """Types of the weights, by dtype or by quantization."""
 

@@ -120,12 +120,6 @@ class FairQueue(Generic[T]):
         self._shares.take(client, 1)
         return out
 
-    def put_back(self, client: str, item: T) -> None:
-        """Return an item that `take` returned to the front of the queue."""
-        self._queues.setdefault(client, deque()).appendleft(item)
-        self._queues.move_to_end(client, last=False)
-        self._shares.take(client, 1)
-
     def take(self) -> T:
         """Remove and return the next client's first item, and move the client last."""
         client, queue = self._queues.popitem(last=False)

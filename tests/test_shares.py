@@ -100,13 +100,10 @@ class QueueMachine(RuleBasedStateMachine):
         self.waiting.setdefault(client, deque()).append(self.count)
 
     @precondition(lambda self: any(self.waiting.values()))
-    @rule(puts_back=st.booleans())
-    def take(self, puts_back: bool) -> None:
+    @rule()
+    def take(self) -> None:
         item = self.queue.take()
         client = next(one for one, items in self.waiting.items() if items and items[0] == item)
-        if puts_back:
-            self.queue.put_back(client, item)
-            assert self.queue.take() == item
         self.waiting[client].popleft()
 
     @precondition(lambda self: any(self.waiting.values()))

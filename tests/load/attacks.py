@@ -91,7 +91,7 @@ def _multiples(divisor: int) -> Callable[[int], bytes]:
 
 
 _WRONG = frozenset({"400", "429"})
-LATE = REFUSED | {NO_ANSWER}
+_LATE = REFUSED | {NO_ANSWER}
 """Of requests that wait behind other grammars of their client when the attack ends."""
 _SIGNAL_AFTER_S = 3.0
 _ENDED = REFUSED | {LEFT}  # a server that stops says so
@@ -100,8 +100,8 @@ _ALL = [
     Attack("none", "", rest),
     Attack("chained-rules", "1", flood(payloads.chained_rules, rounds=20), REFUSED),
     Attack("chained-terminals", "1", flood(payloads.chained_terminals, rounds=20), REFUSED),
-    Attack("multiple-of", "2", flood(_multiples(9999991), rounds=20), LATE),
-    Attack("product-of-multiples", "2", flood(payloads.product_of_multiples, rounds=20), LATE),
+    Attack("multiple-of", "2", flood(_multiples(9999991), rounds=20), _LATE),
+    Attack("product-of-multiples", "2", flood(payloads.product_of_multiples, rounds=20), _LATE),
     Attack("eight-multiples", "2", flood(_multiples(999983), copies=8, rounds=3), LOADED),
     Attack("ambiguous-grammar", "3", flood(_ambiguous(1), rounds=10), LOADED),
     Attack("ambiguous-grammar-n8", "3", flood(_ambiguous(8), rounds=10), LOADED),

@@ -123,7 +123,8 @@ class WatchedProtocol(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start the stall checks."""
-        self.conn = _StrictConnection(h11.SERVER, self.conn._max_incomplete_event_size)  # noqa: SLF001
+        max_head_bytes = self.conn._max_incomplete_event_size  # noqa: SLF001
+        self.conn = _StrictConnection(h11.SERVER, max_head_bytes)
         self._meter = _MeteredTransport(transport)
         self._sent_bytes = self._surplus_bytes = 0
         self._progress_s = self.idle_since_s = self.loop.time()

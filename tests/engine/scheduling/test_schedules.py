@@ -1,12 +1,12 @@
 """Scheduler: random schedules keep all counts consistent and give every request its output."""
 
 from collections import Counter
-from typing import Any
+from typing import Any, get_args
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nanovllm.config import SCHEDULING_POLICIES
+from nanovllm.config import SchedulingPolicy
 from nanovllm.engine.scheduling.request import FinishReason
 from tests.support.scheduling import (
     CacheModel,
@@ -47,7 +47,7 @@ REQUESTS = st.lists(
     seqs=st.integers(1, 6),
     extra_tokens=st.integers(0, 20),
     caching=st.booleans(),
-    policy=st.sampled_from(SCHEDULING_POLICIES),
+    policy=st.sampled_from(get_args(SchedulingPolicy)),
 )
 def test_random_schedules(
     plans: list[tuple[Any, ...]],
