@@ -34,7 +34,7 @@ def test_the_engine_ends_what_is_overdue_before_a_step(tiny_model: Path) -> None
     output = engine.step()
     assert {update.request_id for update in output.updates} == {"in time-0", "in time-1"}
     engine.check_integrity()
-    engine._tracker.deadlines["in time-1"] = 0.0  # noqa: SLF001 - in place of waiting
+    engine._deadlines["in time-1"] = 0.0  # noqa: SLF001 - in place of waiting
     engine.step()
     assert engine.scheduler.request_ids == {"in time-0"}
     engine.finish_request("in time-0", FinishReason.ABORT)
