@@ -281,7 +281,7 @@ class _EngineCollector(Collector):
         return gauge
 
     def _admission(self) -> Iterator[Metric]:
-        room = self._engine.admission_stats()
+        room = self._engine.admission.stats()
         for name, help_text, amount in (
             ("queued_requests", "Unfinished choices, of --max-queued-requests.", room.choices),
             ("queued_tokens", "Maximum total tokens of their requests.", room.tokens),

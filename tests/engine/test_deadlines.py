@@ -56,7 +56,7 @@ def test_a_reader_is_told_while_the_engine_is_in_a_long_step(tiny_model: Path) -
             with pytest.raises(RequestTimeoutError):
                 async for _ in stream(engine, "the", LONG, timeout_s=0.1):
                     pass
-            assert (engine.timeouts, engine.admission_stats().tokens) == (
+            assert (engine.timeouts, engine.admission.stats().tokens) == (
                 {"queued": 2, "running": 0},
                 0,
             )
@@ -74,7 +74,7 @@ def test_what_is_over_before_it_is_queued_takes_no_room(tiny_model: Path) -> Non
         try:
             with pytest.raises(RequestTimeoutError):
                 submit(engine, "the", LONG, timeout_s=0.0)
-            assert engine.admission_stats().choices == 0
+            assert engine.admission.stats().choices == 0
         finally:
             await engine.stop()
 

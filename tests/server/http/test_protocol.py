@@ -68,7 +68,7 @@ def unfinished(server: RunningServer) -> int:
     """Answers that are unfinished, without a connection to ask for them."""
 
     async def look() -> int:
-        return server.engine.admission_stats().choices
+        return server.engine.admission.stats().choices
 
     return server.on_loop(look)
 
