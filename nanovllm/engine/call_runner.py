@@ -16,6 +16,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Generic, TypeAlias, TypeVar
 
 from nanovllm.engine.engine import Engine
@@ -81,8 +82,7 @@ class CallRunner:
     def __init__(self, engine: Engine) -> None:
         """Start without a thread."""
         self._engine = engine
-        self._submitted: deque[_Call[Any]] = deque()
-        self._cancelled: deque[_Call[Any]] = deque()
+        self._commands: deque[Callable[[], None]] = deque()  # for the worker, before its next step
         self._lock = threading.RLock()  # held briefly; guards _worker and _is_closed
         self._worker: threading.Thread | None = None
         self._is_closed = False
@@ -161,7 +161,7 @@ class CallRunner:
             if self._is_closed:
                 call.has_ended = True
                 raise _closed_error()
-            self._submitted.append(call)
+            self._commands.append(partial(self._begin_call, call))
             if self._worker is not None and self._worker.is_alive():
                 return
             self._worker = threading.Thread(target=self._work, name="nanovllm-llm")
@@ -179,7 +179,7 @@ class CallRunner:
         """Abort the call's requests, which waits at most for the current step."""
         if call.has_ended:
             return
-        self._cancelled.append(call)
+        self._commands.append(partial(self._finish_call, call, None))
         worker = self._worker
         if worker is threading.current_thread():
             return  # the worker collected a generator; it ends the call before its next step
@@ -188,40 +188,28 @@ class CallRunner:
 
     def _work(self) -> None:
         """Serve calls until there are none; the worker's main function."""
-        while self._update_calls():
-            try:
-                self._step()
-            except BaseException as error:  # noqa: BLE001 - raised in every waiting thread
-                for call in list(self._calls):
-                    self._finish_call(call, error)
-
-    def _update_calls(self) -> bool:
-        """Start submitted calls and finish cancelled ones; return False if no call is left."""
-        cancelled = _take_all(self._cancelled)  # first: a cancelled call may still be submitted
-        submitted = _take_all(self._submitted)
-        is_closed = self._is_closed
-        if not (submitted or cancelled or self._calls):
-            with self._lock:
-                if not self._submitted:
-                    self._worker = None
-                    return False
-            return True
-        for call in submitted:
-            self._calls.add(call)
-            try:
-                self._router.add(call.prompts, call)
-                for prompt in call.prompts:
-                    self._add_or_hold_back(prompt)
-            except Exception as error:  # noqa: BLE001 - it is raised in the thread that waits
-                self._finish_call(call, error)
-        for prompt in list(self._held_back):
-            self._add_or_hold_back(prompt)
-        for call in cancelled:
-            self._finish_call(call, None)
-        if is_closed:
-            for call in list(self._calls):
+        while True:
+            while self._commands:
+                self._commands.popleft()()
+            for call in list(self._calls) if self._is_closed else ():
                 self._finish_call(call, _closed_error())
-        return True
+            if self._calls:
+                self._try_step()
+                continue
+            with self._lock:
+                if not self._commands:
+                    self._worker = None
+                    return
+
+    def _begin_call(self, call: _Call[Any]) -> None:
+        """Queue the prompts of a call."""
+        self._calls.add(call)
+        try:
+            self._router.add(call.prompts, call)
+            for prompt in call.prompts:
+                self._add_or_hold_back(prompt)
+        except Exception as error:  # noqa: BLE001 - it is raised in the thread that waits
+            self._finish_call(call, error)
 
     def _add_or_hold_back(self, prompt: PromptRequest) -> None:
         """Queue the sequences of a prompt, if its grammar may be compiled now."""
@@ -232,19 +220,23 @@ class CallRunner:
         for request in prompt.requests:
             self._engine.add_request(request)
 
-    def _step(self) -> None:
-        """Step the engine once, and pass its updates to their calls."""
-        if not self._calls:
-            return
-        output = self._engine.step()
-        for prompt, call in self._router.add_updates(output):
-            if prompt.error is not None and (call.raises_errors or prompt.is_refused):
-                self._finish_call(call, prompt.error)
-            elif prompt.is_finished:
-                call.num_unfinished -= 1
-                call.num_ended += 1
-        for call in list(self._calls):
-            self._report(call, output.stats)
+    def _try_step(self) -> None:
+        """Step the engine once, and pass its updates to their calls; end all if it raises."""
+        try:
+            for prompt in list(self._held_back):
+                self._add_or_hold_back(prompt)
+            output = self._engine.step()
+            for prompt, call in self._router.add_updates(output):
+                if prompt.error is not None and (call.raises_errors or prompt.is_refused):
+                    self._finish_call(call, prompt.error)
+                elif prompt.is_finished:
+                    call.num_unfinished -= 1
+                    call.num_ended += 1
+            for call in list(self._calls):
+                self._report(call, output.stats)
+        except BaseException as error:  # noqa: BLE001 - raised in every waiting thread
+            for call in list(self._calls):
+                self._finish_call(call, error)
 
     def _report(self, call: _Call[Any], stats: StepStats) -> None:
         """Wake a call's thread if the step has changed or ended the call."""
@@ -271,11 +263,6 @@ class CallRunner:
             if not call.has_ended:
                 call.error, call.has_ended = error, True
             call.wake()
-
-
-def _take_all(calls: deque[_Call[Any]]) -> list[_Call[Any]]:
-    """Remove and return the items of a deque to which other threads append."""
-    return [calls.popleft() for _ in range(len(calls))]
 
 
 def _closed_error() -> EngineNotReadyError:
