@@ -52,20 +52,17 @@ class CheckedField:
         """Return a valid value, as a float where the field is one; raises InvalidRequestError."""
         if value is None and self.is_optional:
             return None
-        if self.kind is bool:
-            is_valid, expected = isinstance(value, bool), "true or false"
-        elif self.kind is int:
-            is_valid = isinstance(value, int) and not isinstance(value, bool)
-            is_valid, expected = is_valid and self._is_inside(value), f"an integer{self._range}"
-        elif self.kind is float:
-            is_valid = isinstance(value, int | float) and not isinstance(value, bool)
-            is_valid, expected = is_valid and self._is_inside(value), f"a number{self._range}"
-        else:
+        if self.kind is None:
             is_valid = not self.choices or value in self.choices
-            expected = " or ".join(map(repr, self.choices))
+        elif self.kind is bool:
+            is_valid = isinstance(value, bool)
+        else:
+            numbers = (int,) if self.kind is int else (int, float)
+            is_valid = isinstance(value, numbers) and not isinstance(value, bool)
+            is_valid = is_valid and self._is_inside(value)
         if not is_valid:
             raise InvalidRequestError(
-                f"{self.name} is {short_repr(value)} but must be {expected}", param=self.name
+                f"{self.name} is {short_repr(value)} but must be {self.expected}", param=self.name
             )
         return float(value) if self.kind is float else value
 
@@ -79,11 +76,21 @@ class CheckedField:
         )
 
     @property
+    def expected(self) -> str:
+        """What a value must be, for messages, such as "an integer, at least 1"."""
+        if self.kind is None:
+            return " or ".join(map(repr, self.choices))
+        names = {bool: "true or false", int: "an integer", float: "a number"}
+        return names[self.kind] + self._range
+
+    @property
     def _range(self) -> str:
         bounds = self.bounds
         if bounds is _UNBOUNDED:
             return ""
         if bounds.gt is not None:
+            if bounds.le is None and bounds.lt is None:
+                return f", above {bounds.gt}"
             most = f"up to {bounds.le}" if bounds.lt is None else f"below {bounds.lt}"
             return f", above {bounds.gt} and {most}"
         if bounds.lt is not None and bounds.lt != math.inf:
