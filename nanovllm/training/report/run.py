@@ -1,15 +1,14 @@
 """A run's folder as `nanovllm train` writes it: run.json and the files in JSON Lines.
 
 A run may have been killed at any moment. A last line that is cut off is ignored; other lines that
-cannot be read are counted in a notice. After a resume, the evaluations that the new process repeats
-replace the old ones.
+cannot be read are counted in a notice.
 """
 
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar, cast, get_args
+from typing import Any, Literal, TypeVar, cast, get_args
 
 from nanovllm.errors import TrainingError
 from nanovllm.training.metrics import (
@@ -26,8 +25,7 @@ from nanovllm.training.metrics import (
 State = Literal["running", "finished", "stopped", "failed", "unknown"]
 
 _MAX_RUN_BYTES = 4 << 20
-_MAX_METRICS_BYTES = 64 << 20  # some 300,000 evaluations
-_MAX_SAMPLES_BYTES = 16 << 20
+_MAX_BYTES = 64 << 20  # of a file in JSON Lines: some 300,000 evaluations
 _MAX_STEP = 1 << 53
 _MAX_NUMBER = 1e100  # so that sums and differences do not overflow
 _MIN_RISE = 0.01  # of the validation loss, in proportion to its lowest
@@ -36,17 +34,14 @@ _ROUNDING = 1e-3  # by which a loss in metrics.jsonl may differ from the one in 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What the folder of a run contains. `notices` lists what could not be read.
-
-    `updates` are the records of steps.jsonl; none in a run of an older version.
-    """
+    """What the folder of a run contains. `notices` lists what could not be read."""
 
     folder: Path
     info: Mapping[str, Any]
     evaluations: tuple[Evaluation, ...]
-    samples: tuple[Sample, ...] = ()
-    notices: tuple[str, ...] = ()
-    updates: tuple[Update, ...] = ()
+    samples: tuple[Sample, ...]
+    updates: tuple[Update, ...]
+    notices: tuple[str, ...]
 
     @property
     def name(self) -> str:
@@ -82,15 +77,8 @@ class Run:
 
     @property
     def total_steps(self) -> int | None:
-        """Return the number of steps that the run will take, from `steps` or `epochs`."""
-        steps = _number(self.info.get("steps")) or self.number("config", "steps")
-        epochs = self.number("config", "epochs")
-        if steps is None and epochs is not None:
-            tokens = self.number("data", "train_tokens")
-            sizes = [self.number("config", name) for name in ("batch_size", "context")]
-            step_tokens = math.prod(size or 0 for size in sizes)
-            step_tokens *= self.number("config", "grad_accumulation") or 1
-            steps = epochs * tokens / step_tokens if tokens and step_tokens else None
+        """Return the number of steps that the run will take; None if it is not known."""
+        steps = self.number("config", "steps")
         return None if steps is None or steps < 1 else max(int(steps), self.step)
 
     @property
@@ -169,47 +157,40 @@ def read_run(folder: Path) -> Run:
             "`nanovllm train` run"
         )
     notices: list[str] = []
-    info = _read_info(folder / RUN_FILE, notices)
-    evaluations = _read_rows(
-        folder / METRICS_FILE, _MAX_METRICS_BYTES, _metrics(Evaluation), notices
+    return Run(
+        folder,
+        _read_info(folder / RUN_FILE, notices),
+        tuple(_read_rows(folder / METRICS_FILE, _metrics(Evaluation), notices)),
+        tuple(_read_rows(folder / SAMPLES_FILE, _sample, notices)),
+        tuple(_read_rows(folder / STEPS_FILE, _metrics(Update), notices)),
+        tuple(notices),
     )
-    samples = _read_rows(folder / SAMPLES_FILE, _MAX_SAMPLES_BYTES, _sample, notices)
-    updates = _read_rows(folder / STEPS_FILE, _MAX_METRICS_BYTES, _metrics(Update), notices)
-    return Run(folder, info, tuple(evaluations), tuple(samples), tuple(notices), tuple(updates))
 
 
-class _Row(Protocol):
-    @property
-    def step(self) -> int: ...
-
-
-_R = TypeVar("_R", bound=_Row)
+_R = TypeVar("_R", Evaluation, Update, Sample)
 _M = TypeVar("_M", Evaluation, Update)
 
 
 def _read_rows(
-    path: Path, limit_bytes: int, parse: Callable[[dict[str, Any]], _R | None], notices: list[str]
-) -> list[_R]:
-    """Return the rows of a JSON Lines file with rising steps; a later row replaces earlier ones."""
-    rows: list[_R] = []
-    unreadable = 0
-    for line in _read_lines(path, limit_bytes, notices):
+    path: Path, parse: Callable[[dict[str, Any]], _R | None], notices: list[str]
+) -> Iterator[_R]:
+    """Yield the rows of a JSON Lines file, whose steps must rise."""
+    unreadable, last_step = 0, -1
+    for line in _read_lines(path, notices):
         value = parse_object(line)
         row = None if value is None else parse(value)
-        if row is None:
+        if row is None or row.step <= last_step:
             unreadable += 1
-            continue
-        while rows and rows[-1].step >= row.step:
-            rows.pop()
-        rows.append(row)
+        else:
+            last_step = row.step
+            yield row
     if unreadable:
         lines = "1 line" if unreadable == 1 else f"{unreadable:,} lines"
         notices.append(f"{path.name}: {lines} could not be read.")
-    return rows
 
 
-def _read_lines(path: Path, limit_bytes: int, notices: list[str]) -> Iterator[bytes]:
-    """Yield the complete lines in the last `limit_bytes` of a file; none if it is missing.
+def _read_lines(path: Path, notices: list[str]) -> Iterator[bytes]:
+    """Yield the complete lines in the last `_MAX_BYTES` of a file; none if it is missing.
 
     The last line is complete if it ends with a line break or is valid JSON.
     """
@@ -217,11 +198,11 @@ def _read_lines(path: Path, limit_bytes: int, notices: list[str]) -> Iterator[by
         return
     with path.open("rb") as file:
         size_bytes = file.seek(0, 2)
-        file.seek(max(0, size_bytes - limit_bytes))
-        lines = file.read(limit_bytes).split(b"\n")
-    if size_bytes > limit_bytes:
+        file.seek(max(0, size_bytes - _MAX_BYTES))
+        lines = file.read(_MAX_BYTES).split(b"\n")
+    if size_bytes > _MAX_BYTES:
         del lines[0]
-        notices.append(f"{path.name}: only the last {limit_bytes >> 20} MiB are shown.")
+        notices.append(f"{path.name}: only the last {_MAX_BYTES >> 20} MiB are shown.")
     yield from filter(bytes.strip, lines[:-1])
     if lines and lines[-1].rstrip().endswith(b"}"):
         yield lines[-1]
