@@ -227,7 +227,6 @@ class Trainer:
         self._write_summary("running")
 
     def _save_state(self) -> None:
-        self._files.write_steps()
         save_run(self.folder, self.setup, self._optimizer, self._counters)
 
     def _save_after(self, error: BaseException) -> None:
@@ -236,7 +235,6 @@ class Trainer:
             return
         if not isinstance(error, TrainingError) and not self._is_changing:
             self._save_state()
-        self._files.write_steps()
         state = "failed" if isinstance(error, Exception) else "stopped"
         self._write_summary(state, message=f"{type(error).__name__}: {error}".rstrip(": "))
 
@@ -306,7 +304,7 @@ class Trainer:
             )
         update = Update(counters.step, loss, lr, norm)
         if counters.step % self._record_every == 0:
-            self._files.add_step(update)
+            self._files.add(update)
         counters.add_update(loss, norm, self._clock.read_s() - started_s)
         self._is_changing = False
         return update
@@ -326,7 +324,9 @@ class Trainer:
             lr=self._schedule.learning_rate(counters.step),
             tokens_per_step=self.setup.tokens_per_step,
         )
-        self._files.add_evaluation(evaluation, sample)
+        self._files.add(evaluation)
+        if sample is not None:
+            self._files.add(sample)
         self._is_changing = False
         self._write_summary("running")
         report(evaluation, None if sample is None else sample.text)
