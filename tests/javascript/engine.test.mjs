@@ -74,9 +74,11 @@ async function waitsAfter(status, attempts) {
         else resolve();
       };
       const api = {
-        async *stream() {
-          throw Object.assign(new Error("no"), { status });
-        },
+        stream: () => ({
+          [Symbol.asyncIterator]: () => ({
+            next: () => Promise.reject(Object.assign(new Error("no"), { status })),
+          }),
+        }),
       };
       const { retry } = followEvents({
         api,

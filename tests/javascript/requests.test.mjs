@@ -57,7 +57,7 @@ test("the tokens of a stream are added to their choices", async () => {
   const pieces = [
     { index: 0, prompt_token_ids: [7], token_ids: [1], text: "a" },
     { index: 0, token_ids: [2, 3], text: "b", finish_reason: "stop", stop_reason: "b" },
-  ].map((piece, index) => ({
+  ].map((piece) => ({
     ...piece,
     logprobs: {
       token_logprobs: piece.token_ids.map((id) => -id),

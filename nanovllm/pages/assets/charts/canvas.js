@@ -16,6 +16,11 @@ export function oncePerFrame(draw) {
   };
 }
 
+/** Return the context of a canvas. @param {HTMLCanvasElement} canvas */
+export function contextOf(canvas) {
+  return /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d"));
+}
+
 /**
  * Clear a canvas, give it a size in CSS pixels, and return its context in the same unit.
  * @param {HTMLCanvasElement} canvas
@@ -28,7 +33,7 @@ export function resizeCanvas(canvas, width, height) {
   canvas.height = Math.round(height * ratio);
   canvas.style.width = `${width}px`;
   canvas.style.height = `${height}px`;
-  const context = canvas.getContext("2d");
+  const context = contextOf(canvas);
   context.setTransform(ratio, 0, 0, ratio, 0, 0);
   return context;
 }

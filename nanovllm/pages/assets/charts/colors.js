@@ -20,7 +20,7 @@ export function onThemeChange(element, redraw) {
 function listenForTheme(reference) {
   document.addEventListener("themechange", function listener() {
     const element = reference.deref();
-    if (element) redraws.get(element)();
+    if (element) redraws.get(element)?.();
     else document.removeEventListener("themechange", listener);
   });
 }

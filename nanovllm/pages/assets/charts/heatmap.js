@@ -4,12 +4,12 @@
  * A weight w has the colour sqrt(w) of the sequential scale, so that small weights remain visible.
  */
 
-import { oncePerFrame, resizeCanvas } from "./canvas.js";
-import { onThemeChange, sequentialTable, token } from "./colors.js";
-import { h, rovingFocus, s, uniqueId } from "../elements/dom.js";
+import { h, keyMove, rovingFocus, s, uniqueId } from "../elements/dom.js";
 import { tokenLabel, tokenText } from "../elements/format.js";
+import { contextOf, oncePerFrame, resizeCanvas } from "./canvas.js";
+import { onThemeChange, sequentialTable, token } from "./colors.js";
 
-/** @typedef {{id: number, text: string, bytes?: string}} Token */
+/** @import { Token } from "../elements/format.js" */
 
 const MIN_CELL_PX = 1;
 const WHOLE_CELL_PX = 2; // smaller cells need not be whole pixels
@@ -53,7 +53,7 @@ export function paintTriangle(canvas, size, weightAt, side = size) {
   });
   canvas.width = side;
   canvas.height = side;
-  canvas.getContext("2d").putImageData(image, 0, 0);
+  contextOf(canvas).putImageData(image, 0, 0);
 }
 
 /**
@@ -116,8 +116,10 @@ export function heatMap({ onRead }) {
     }),
   ]);
   const image = document.createElement("canvas");
+  /** @type {string[]} */
   let labels = [];
-  let weightAt = (_query, _key) => 0;
+  /** @type {(query: number, key: number) => number} */
+  let weightAt = () => 0;
   let kept = { query: 0, key: 0 };
   /** @type {{query: number, key: number} | null} */
   let hovered = null;
@@ -127,7 +129,7 @@ export function heatMap({ onRead }) {
 
   function draw() {
     if (!labels.length || !frame.clientWidth) return;
-    const context = canvas.getContext("2d");
+    const context = contextOf(canvas);
     context.font = LABEL_FONT;
     const longest = Math.max(...labels.map((label) => context.measureText(label).width));
     margin = Math.ceil(Math.min(frame.clientWidth < 480 ? 64 : 104, longest + 10));
@@ -144,6 +146,7 @@ export function heatMap({ onRead }) {
     drawMarks(context);
   }
 
+  /** @param {CanvasRenderingContext2D} context */
   function drawGrid(context) {
     if (cell < 10) return;
     context.strokeStyle = token("--surface");
@@ -159,6 +162,7 @@ export function heatMap({ onRead }) {
     context.stroke();
   }
 
+  /** @param {CanvasRenderingContext2D} context */
   function drawLabels(context) {
     const every = Math.ceil(LABEL_STEP_PX / cell);
     const { query, key } = hovered ?? kept;
@@ -168,6 +172,7 @@ export function heatMap({ onRead }) {
     labels.forEach((label, index) => {
       const middle = margin + (index + 0.5) * cell;
       const text = shorten(context, label, margin - 8);
+      /** @param {number} chosen */
       const near = (chosen) => index !== chosen && Math.abs(index - chosen) < every && every > 1;
       if ((index % every === 0 && !near(query)) || index === query) {
         context.fillStyle = token(index === query ? "--accent" : "--text-2");
@@ -184,6 +189,7 @@ export function heatMap({ onRead }) {
     });
   }
 
+  /** @param {CanvasRenderingContext2D} context */
   function drawMarks(context) {
     const { query, key } = hovered ?? kept;
     context.lineWidth = 1.5;
@@ -194,6 +200,7 @@ export function heatMap({ onRead }) {
     context.strokeRect(margin + key * cell + 0.5, margin + query * cell + 0.5, cell, cell);
   }
 
+  /** @param {{query: number, key: number}} cellAt @param {boolean} isKept */
   function read(cellAt, isKept) {
     if (isKept) kept = cellAt;
     hovered = isKept ? null : cellAt;
@@ -212,14 +219,16 @@ export function heatMap({ onRead }) {
     read({ query, key }, true);
   }
 
+  /** @param {number} query @param {number} key */
   function describe(query, key) {
     const weight = weightAt(query, key).toFixed(4);
     return (
-      `Attention weight of ${labels[query]}, position ${query}, on ${labels[key]}, `
-      + `position ${key}: ${weight}`
+      `Attention weight of ${labels[query]}, position ${query}, on ${labels[key]}, ` +
+      `position ${key}: ${weight}`
     );
   }
 
+  /** @param {PointerEvent | MouseEvent} event */
   function cellOf(event) {
     const query = Math.floor((event.offsetY - margin) / cell);
     const key = Math.floor((event.offsetX - margin) / cell);
@@ -238,10 +247,10 @@ export function heatMap({ onRead }) {
     if (found) read(found, true);
   });
   canvas.addEventListener("keydown", (event) => {
-    const move = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
-    if (!move[event.key] || event.ctrlKey || event.altKey || event.metaKey) return;
+    const move = keyMove(event);
+    if (!move) return;
     event.preventDefault();
-    const [down, right] = move[event.key];
+    const [down, right] = move;
     const query = Math.min(Math.max(kept.query + down, 0), labels.length - 1);
     read({ query, key: Math.min(Math.max(kept.key + right, 0), query) }, true);
   });
@@ -270,7 +279,12 @@ export function heatMap({ onRead }) {
   };
 }
 
-/** Return a text that is at most `width` pixels wide. */
+/**
+ * Return a text that is at most `width` pixels wide.
+ * @param {CanvasRenderingContext2D} context
+ * @param {string} text
+ * @param {number} width
+ */
 function shorten(context, text, width) {
   if (context.measureText(text).width <= width) return text;
   let length = text.length;

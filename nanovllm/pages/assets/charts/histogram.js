@@ -4,6 +4,8 @@ import { h, replace, s } from "../elements/dom.js";
 import { formatCount, formatDuration } from "../elements/format.js";
 import { hideTooltip, showTooltip } from "../elements/overlays.js";
 
+/** @typedef {{bounds: number[], counts: number[]}} Buckets numbers of values up to each bound */
+
 const HEIGHT = 150;
 const MARGIN = { left: 44, right: 26, top: 10, bottom: 38 };
 
@@ -14,7 +16,7 @@ const MARGIN = { left: 44, right: 26, top: 10, bottom: 38 };
 export function timeHistogram({ title, explanation, unit }) {
   const frame = h("div", { class: "v-chart-frame", hidden: true });
   const summary = h("p", { class: "secondary small-text" });
-  /** @type {{bounds: number[], counts: number[]} | null} */
+  /** @type {Buckets | null} */
   let data = null;
 
   function draw() {
@@ -24,7 +26,9 @@ export function timeHistogram({ title, explanation, unit }) {
     const peak = Math.max(...counts, 1);
     const step = (width - MARGIN.left - MARGIN.right) / counts.length;
     const bottom = HEIGHT - MARGIN.bottom;
+    /** @param {number} count */
     const heightOf = (count) => (count / peak) * (bottom - MARGIN.top);
+    /** @param {number} index */
     const edge = (index) => MARGIN.left + index * step;
     const every = Math.ceil(46 / step);
     replace(
@@ -38,23 +42,21 @@ export function timeHistogram({ title, explanation, unit }) {
           role: "img",
           "aria-label": `${title}: ${summary.textContent}`,
         },
-        [0, peak]
-          .map((count) => [
-            s("line", {
-              class: count ? "grid" : "axis",
-              x1: MARGIN.left,
-              x2: width - MARGIN.right,
-              y1: bottom - heightOf(count),
-              y2: bottom - heightOf(count),
-            }),
-            s("text", {
-              x: MARGIN.left - 6,
-              y: bottom - heightOf(count) + 4,
-              "text-anchor": "end",
-              text: formatCount(count),
-            }),
-          ])
-          .flat(),
+        [0, peak].flatMap((count) => [
+          s("line", {
+            class: count ? "grid" : "axis",
+            x1: MARGIN.left,
+            x2: width - MARGIN.right,
+            y1: bottom - heightOf(count),
+            y2: bottom - heightOf(count),
+          }),
+          s("text", {
+            x: MARGIN.left - 6,
+            y: bottom - heightOf(count) + 4,
+            "text-anchor": "end",
+            text: formatCount(count),
+          }),
+        ]),
         counts.map((count, index) =>
           s("rect", {
             class: "v-histogram-bar",
@@ -67,8 +69,8 @@ export function timeHistogram({ title, explanation, unit }) {
         ),
         bounds.map(
           (bound, index) =>
-            index % every === 0
-            && s("text", {
+            index % every === 0 &&
+            s("text", {
               x: edge(index + 1),
               y: bottom + 16,
               "text-anchor": "middle",
@@ -88,7 +90,7 @@ export function timeHistogram({ title, explanation, unit }) {
             width: step,
             y: MARGIN.top,
             height: bottom - MARGIN.top,
-            onpointerenter: (event) =>
+            onpointerenter: (/** @type {any} */ event) =>
               showTooltip(
                 event.target,
                 `${bucketName(bounds, index)}: ${formatCount(count)} ${unit}`,
@@ -107,14 +109,14 @@ export function timeHistogram({ title, explanation, unit }) {
       summary,
       frame,
     ]),
-    /** @param {{bounds: number[], counts: number[]}} newData */
+    /** @param {Buckets} newData */
     update(newData) {
       if (data && newData.counts.join() === data.counts.join()) return;
       data = newData;
-      const total = data.counts.reduce((sum, count) => sum + count, 0);
+      const total = sum(data.counts);
       summary.textContent = total
-        ? `${formatCount(total)} ${unit}, median ${quantileText(data, 0.5)}, `
-          + `95 % ${quantileText(data, 0.95)}`
+        ? `${formatCount(total)} ${unit}, median ${quantileText(data, 0.5)}, ` +
+          `95 % ${quantileText(data, 0.95)}`
         : `No ${unit} yet.`;
       frame.hidden = !total;
       draw();
@@ -122,7 +124,10 @@ export function timeHistogram({ title, explanation, unit }) {
   };
 }
 
-/** Drop empty buckets at both ends; keep at least six, so that the axis does not jump. */
+/**
+ * Drop empty buckets at both ends; keep at least six, so that the axis does not jump.
+ * @param {Buckets} buckets
+ */
 function trim({ bounds, counts }) {
   let first = counts.findIndex((count) => count > 0);
   if (first < 0) return { bounds: bounds.slice(0, 9), counts: counts.slice(0, 9) };
@@ -136,20 +141,30 @@ function trim({ bounds, counts }) {
   };
 }
 
+/** @param {number[]} numbers */
+function sum(numbers) {
+  return numbers.reduce((total, each) => total + each, 0);
+}
+
+/** @param {number[]} bounds @param {number} index */
 function bucketName(bounds, index) {
-  if (index >= bounds.length) return `above ${formatDuration(bounds.at(-1))}`;
+  if (index >= bounds.length) return `above ${formatDuration(bounds[bounds.length - 1])}`;
   if (index === 0) return `at most ${formatDuration(bounds[0])}`;
   return `${formatDuration(bounds[index - 1])} to ${formatDuration(bounds[index])}`;
 }
 
-/** Return the bucket's bound that contains a quantile, as text. */
+/**
+ * Return the bucket's bound that contains a quantile, as text.
+ * @param {Buckets} buckets
+ * @param {number} quantile
+ */
 function quantileText({ bounds, counts }, quantile) {
-  const total = counts.reduce((sum, count) => sum + count, 0);
-  let seen = 0;
-  const index = counts.findIndex((count) => (seen += count) >= quantile * total);
+  const total = sum(counts);
+  const sumUntil = (/** @type {number} */ end) => sum(counts.slice(0, end + 1));
+  const index = counts.findIndex((_, end) => sumUntil(end) >= quantile * total);
   return index < bounds.length
     ? `≤ ${formatDuration(bounds[index])}`
-    : `> ${formatDuration(bounds.at(-1))}`;
+    : `> ${formatDuration(bounds[bounds.length - 1])}`;
 }
 
 /** Return a small line of the last values of a figure. */

@@ -10,16 +10,17 @@ const CELL_PX = 8;
 
 /**
  * @typedef {{left: number, top: number, right: number, bottom: number}} Box
+ * @typedef {{x: number, y: number, isMarked: boolean, isRequired: boolean}} Candidate
  */
 
 /**
  * Return the labels that fit into an area, in the order of the points: each is on the first free
  * side of its point, and is left out if there is none. A required label is never left out.
- * @template {{x: number, y: number, isMarked: boolean, isRequired: boolean}} Candidate
- * @param {Candidate[]} candidates in the order of their importance
- * @param {{width: number, height: number, most: number, widthOf: (candidate: Candidate) => number,
+ * @template {Candidate} T
+ * @param {T[]} candidates in the order of their importance
+ * @param {{width: number, height: number, most: number, widthOf: (candidate: T) => number,
  *   obstacles?: Box[]}} options `most` labels at most; obstacles stand above the points
- * @returns {{candidate: Candidate, x: number, y: number}[]} the start of each label's baseline
+ * @returns {{candidate: T, x: number, y: number}[]} the start of each label's baseline
  */
 export function placeLabels(candidates, { width, height, most, widthOf, obstacles = [] }) {
   const marked = candidates.filter(({ isMarked }) => isMarked);
@@ -29,13 +30,14 @@ export function placeLabels(candidates, { width, height, most, widthOf, obstacle
   for (const candidate of candidates) {
     if (placed.length >= most) break;
     const labelWidth = widthOf(candidate);
+    /** @param {Box} box */
     const isFree = (box) =>
-      box.left >= 0
-      && box.right <= width
-      && box.top >= 0
-      && box.bottom <= height
-      && (candidate.isMarked || covered(box) <= MAX_COVERED)
-      && !taken.some((other) => overlaps(box, other));
+      box.left >= 0 &&
+      box.right <= width &&
+      box.top >= 0 &&
+      box.bottom <= height &&
+      (candidate.isMarked || covered(box) <= MAX_COVERED) &&
+      !taken.some((other) => overlaps(box, other));
     const sides = sidesOf(candidate, labelWidth);
     let box = sides.find(isFree);
     if (!box && candidate.isRequired) box = moveInside(sides[0], width, height);
@@ -49,17 +51,21 @@ export function placeLabels(candidates, { width, height, most, widthOf, obstacle
 /** Return whether two boxes overlap. @param {Box} one @param {Box} other */
 export function overlaps(one, other) {
   return (
-    one.left < other.right
-    && other.left < one.right
-    && one.top < other.bottom
-    && other.top < one.bottom
+    one.left < other.right &&
+    other.left < one.right &&
+    one.top < other.bottom &&
+    other.top < one.bottom
   );
 }
 
-/** Return a function that counts the points in a box, in whole cells. */
+/**
+ * Return a function that counts the points in a box, in whole cells.
+ * @param {{x: number, y: number}[]} points
+ */
 function counter(points) {
   /** @type {Map<string, number>} */
   const counts = new Map();
+  /** @param {number} value */
   const cell = (value) => Math.floor(value / CELL_PX);
   for (const { x, y } of points) {
     const key = `${cell(x)} ${cell(y)}`;
@@ -76,14 +82,22 @@ function counter(points) {
   };
 }
 
-/** Return the box of a marked point, which only its own label may touch. */
+/**
+ * Return the box of a marked point, which only its own label may touch.
+ * @param {{x: number, y: number}} point
+ */
 function spaceOf({ x, y }) {
   return { left: x - SPACE_PX, top: y - SPACE_PX, right: x + SPACE_PX, bottom: y + SPACE_PX };
 }
 
-/** Return boxes of a label: right and left of its point and, if it is marked, above and below. */
+/**
+ * Return boxes of a label: right and left of its point and, if it is marked, above and below.
+ * @param {Candidate} candidate
+ * @param {number} width
+ */
 function sidesOf({ x, y, isMarked }, width) {
   const half = (ASCENT_PX + DESCENT_PX) / 2;
+  /** @param {number} left @param {number} middle */
   const boxAt = (left, middle) => ({
     left: left - MARGIN_PX,
     top: middle - half - MARGIN_PX,
@@ -96,7 +110,12 @@ function sidesOf({ x, y, isMarked }, width) {
   return [...beside, boxAt(x - width / 2, y - offset), boxAt(x - width / 2, y + offset)];
 }
 
-/** Return a box moved into the area. */
+/**
+ * Return a box moved into the area.
+ * @param {Box} box
+ * @param {number} width
+ * @param {number} height
+ */
 function moveInside(box, width, height) {
   const right = Math.max(Math.min(0, width - box.right), -box.left);
   const down = Math.max(Math.min(0, height - box.bottom), -box.top);

@@ -1,9 +1,11 @@
 /** A chart of lines with axes, a legend, and a read-out that follows the pointer or the keys. */
 
 import { segmented } from "../elements/components.js";
-import { h, replace, s } from "../elements/dom.js";
+import { h, keyMove, replace, s } from "../elements/dom.js";
 import { shortNumber } from "../elements/format.js";
 import { fitScale, fraction, tickLabels, ticks } from "./scales.js";
+
+/** @import { Scale } from "./scales.js" */
 
 export const MAX_MARKERS = 60;
 const NUM_COLORS = 8;
@@ -59,6 +61,7 @@ export function lineChart({ title, yTitle, note, isLarge, onchoose, ...options }
   new ResizeObserver(show).observe(plot);
   addReadOut(plot, yScale, HEIGHTS[size], () => panel);
   const choices = panels.map((one) => ({ value: one.title, label: one.title }));
+  /** @param {string} value */
   const choose = (value) => {
     panel = panels.find((one) => one.title === value) ?? panels[0];
     onchoose?.(value);
@@ -67,8 +70,8 @@ export function lineChart({ title, yTitle, note, isLarge, onchoose, ...options }
   card.append(
     h("div", { class: "row between" }, [
       h("h3", { text: title }),
-      panels.length > 1
-        && segmented({ label: "x axis", options: choices, value: panel.title, onchange: choose }),
+      panels.length > 1 &&
+        segmented({ label: "x axis", options: choices, value: panel.title, onchange: choose }),
     ]),
     h("p", { class: "axis-title", text: yTitle + (yScale.isLog ? ", logarithmic" : "") }),
     plot,
@@ -117,6 +120,7 @@ function knownPoints({ points }) {
   return /** @type {[number, number][]} */ (points.filter(([, y]) => y !== null));
 }
 
+/** @param {Line} line */
 function hasValues(line) {
   return knownPoints(line).length > 0;
 }
@@ -128,7 +132,13 @@ function xScaleOf({ lines }) {
   return { low, high: high === low ? low + 1 : high, isLog: false };
 }
 
-/** Return functions from values to pixels. */
+/**
+ * Return functions from values to pixels.
+ * @param {HTMLElement} plot
+ * @param {Panel} panel
+ * @param {Scale} yScale
+ * @param {number} height
+ */
 function project(plot, panel, yScale, height) {
   const xScale = xScaleOf(panel);
   const width = Math.max(plot.clientWidth - MARGIN.left - MARGIN.right, 1);
@@ -137,11 +147,20 @@ function project(plot, panel, yScale, height) {
     xScale,
     width,
     bottom: MARGIN.top + tall,
+    /** @param {number} x */
     xOf: (x) => MARGIN.left + fraction(xScale, x) * width,
+    /** @param {number} y */
     yOf: (y) => MARGIN.top + (1 - fraction(yScale, y)) * tall,
   };
 }
 
+/**
+ * @param {HTMLElement} plot
+ * @param {Panel} panel
+ * @param {Scale} yScale
+ * @param {number} height
+ * @param {string} label
+ */
 function drawPlot(plot, panel, yScale, height, label) {
   if (!plot.clientWidth) return;
   const { xScale, width, bottom, xOf, yOf } = project(plot, panel, yScale, height);
@@ -165,18 +184,24 @@ function drawPlot(plot, panel, yScale, height, label) {
   replace(plot, s("svg", { ...attributes, "aria-label": label }, axes, drawn));
 }
 
-/** Draw a line; points without neighbours and the marked point are dots. */
+/**
+ * Draw a line; points without neighbours and the marked point are dots.
+ * @param {Line} line
+ * @param {(x: number) => number} xOf
+ * @param {(y: number) => number} yOf
+ */
 function drawLine(line, xOf, yOf) {
   /** @type {[number, number][][]} */
   const pieces = [[]];
   for (const [x, y] of line.points) {
     if (y === null) pieces.push([]);
-    else pieces.at(-1).push([xOf(x), yOf(y)]);
+    else pieces[pieces.length - 1].push([xOf(x), yOf(y)]);
   }
   const outline = pieces
     .filter((piece) => piece.length > 1)
     .map((piece) => `M${piece.map(([x, y]) => `${x.toFixed(1)} ${y.toFixed(1)}`).join("L")}`);
   const dots = pieces.filter((piece) => isDotted(line) || piece.length === 1).flat();
+  /** @param {[number, number]} point @param {number} r @param {any[]} children */
   const dot = ([x, y], r, ...children) =>
     s("circle", { class: "dot", cx: x.toFixed(1), cy: y.toFixed(1), r }, children);
   const { mark } = line;
@@ -187,24 +212,32 @@ function drawLine(line, xOf, yOf) {
   ]);
 }
 
-/** Return a panel in words, for screen readers. */
+/** Return a panel in words, for screen readers. @param {string} title @param {Panel} panel */
 function describe(title, panel) {
   const lines = panel.lines.slice(0, NUM_COLORS).map((line) => {
     const known = knownPoints(line);
+    /** @param {[number, number]} point */
     const read = ([x, y]) => `${shortNumber(y)} at ${shortNumber(x)}`;
-    return `${line.name}: ${read(known[0])}, ${read(known.at(-1))}`;
+    return `${line.name}: ${read(known[0])}, ${read(known[known.length - 1])}`;
   });
   return `${title} over ${panel.title}. ${lines.join("; ")}.`;
 }
 
-/** Show the values of all lines at the pointer, or at a step that the arrow keys choose. */
+/**
+ * Show the values of all lines at the pointer, or at a step that the arrow keys choose.
+ * @param {HTMLElement} plot
+ * @param {Scale} yScale
+ * @param {number} height
+ * @param {() => Panel} panelOf
+ */
 function addReadOut(plot, yScale, height, panelOf) {
   let current = 0;
 
   function hide() {
-    plot.querySelectorAll(".cursor, .read-dot, .read-out").forEach((part) => part.remove());
+    for (const part of plot.querySelectorAll(".cursor, .read-dot, .read-out")) part.remove();
   }
 
+  /** @param {number} target */
   function show(target) {
     hide();
     const panel = panelOf();
@@ -234,10 +267,12 @@ function addReadOut(plot, yScale, height, panelOf) {
     box.style.setProperty("--x", `${start}px`);
   }
 
+  /** @param {Line} line @param {number} x @param {number} y */
   function at(line, x, y) {
     return { vars: { ...styleOf(line).vars, "--x": `${x}px`, "--y": `${y}px` } };
   }
 
+  /** @param {PointerEvent} event */
   function follow(event) {
     const { xScale, width } = project(plot, panelOf(), yScale, height);
     const offset = event.clientX - plot.getBoundingClientRect().left - MARGIN.left;
@@ -252,7 +287,7 @@ function addReadOut(plot, yScale, height, panelOf) {
     if (plot.matches(":focus-visible")) show(xScaleOf(panelOf()).high);
   });
   plot.addEventListener("keydown", (event) => {
-    const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+    const step = keyMove(event)?.[1];
     if (!step) return;
     event.preventDefault();
     const xs = panelOf().lines.flatMap((line) => knownPoints(line).map(([x]) => x));

@@ -98,9 +98,9 @@ export function probabilityChart({ details, onselect, onpoint = () => {}, hasNam
     svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
     svg.setAttribute(
       "aria-label",
-      `Probability of ${text.logprobs.length} tokens. The lowest is `
-        + `${formatPercent(Math.exp(low.logprob))} at position `
-        + `${text.firstPosition + low.index} (from 0), ${text.nameOf(low.index)}.`,
+      `Probability of ${text.logprobs.length} tokens. The lowest is ` +
+        `${formatPercent(Math.exp(low.logprob))} at position ` +
+        `${text.firstPosition + low.index} (from 0), ${text.nameOf(low.index)}.`,
     );
     replace(
       svg,

@@ -13,5 +13,6 @@ export function robustRange(values) {
   const reach = FENCE * (at(0.75) - at(0.25));
   const isIn = (/** @type {number} */ value) =>
     value >= at(0.25) - reach && value <= at(0.75) + reach;
-  return [sorted.find(isIn), sorted.findLast(isIn)];
+  const inside = sorted.filter(isIn);
+  return [inside[0], inside[inside.length - 1]];
 }

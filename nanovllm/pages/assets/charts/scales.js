@@ -4,6 +4,7 @@ import { shortNumber } from "../elements/format.js";
 
 const MIN_LOG_RATIO = 50;
 const MIN_RANGE = 1e-100;
+/** @type {[number, string][]} */
 const SUFFIXES = [
   [1e12, "T"],
   [1e9, "B"],
@@ -83,16 +84,25 @@ export function tickLabels({ isLog }, values) {
   });
 }
 
-/** Return the smallest of 1, 2, 2.5 and 5 times a power of ten that is at least `step`. */
+/**
+ * Return the smallest of 1, 2, 2.5 and 5 times a power of ten that is at least `step`.
+ * @param {number} step
+ */
 function niceStep(step) {
   const power = 10 ** Math.floor(Math.log10(step));
   return ([1, 2, 2.5, 5].find((nice) => step <= power * nice) ?? 10) * power;
 }
 
-/** Return powers of ten, with multiples between them if there is room for these. */
+/**
+ * Return powers of ten, with multiples between them if there is room for these.
+ * @param {number} low
+ * @param {number} high
+ * @param {number} count
+ */
 function logTicks(low, high, count) {
   const first = Math.floor(Math.log10(low));
   const length = Math.ceil(Math.log10(high)) - first + 1;
+  /** @type {number[]} */
   let found = [];
   for (const digits of [[1, 2, 5], [1, 3], [1]]) {
     found = Array.from({ length }, (_, index) =>
@@ -105,6 +115,7 @@ function logTicks(low, high, count) {
   return found.filter((_, index) => index % every === 0);
 }
 
+/** @param {number} value */
 function rounded(value) {
   return Number(value.toPrecision(12));
 }

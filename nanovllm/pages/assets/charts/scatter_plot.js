@@ -1,12 +1,14 @@
 /** A scatter plot of tokens on a canvas, with zoom, panning, labels and a legend. */
 
-import { categoricalColor, onThemeChange, token } from "./colors.js";
-import { oncePerFrame, resizeCanvas } from "./canvas.js";
 import { button } from "../elements/components.js";
 import { h } from "../elements/dom.js";
 import { formatThings, tokenLabel } from "../elements/format.js";
+import { oncePerFrame, resizeCanvas } from "./canvas.js";
+import { categoricalColor, onThemeChange, token } from "./colors.js";
 import { placeLabels } from "./labels.js";
 import { robustRange } from "./robust_range.js";
+
+/** @import { Token } from "../elements/format.js" */
 
 const POINT_PX = 2.5;
 const MARGIN_PX = 24;
@@ -15,7 +17,15 @@ const MAX_ZOOM = 60;
 const MAX_LABELS = 160;
 const LABEL_FONT_OF_POINTS = "12px ui-monospace, Menlo, Consolas, monospace";
 
-/** Kinds of token; the first that matches counts. */
+/**
+ * A token; a point that lies far out is drawn at the edge, as a ring.
+ * @typedef {Token & {x: number, y: number, kind: number, isOutside: boolean}} Point
+ */
+
+/**
+ * Kinds of token; the first that matches counts.
+ * @type {{name: string, matches: (token: Token) => boolean}[]}
+ */
 const TOKEN_KINDS = [
   { name: "starts a word", matches: ({ text }) => /^\s\p{Ll}/u.test(text) },
   { name: "starts a capitalized word", matches: ({ text }) => /^\s?\p{Lu}/u.test(text) },
@@ -28,7 +38,10 @@ const TOKEN_KINDS = [
   { name: "punctuation and other", matches: () => true },
 ];
 
-/** Return a scatter plot that can be zoomed, moved and read with pointer or keys. */
+/**
+ * Return a scatter plot that can be zoomed, moved and read with pointer or keys.
+ * @param {{onSelect: (point: Point) => void}} options
+ */
 export function scatterPlot({ onSelect }) {
   const canvas = h("canvas", {
     class: "v-scatter-canvas",
@@ -36,8 +49,8 @@ export function scatterPlot({ onSelect }) {
     role: "application",
     "aria-roledescription": "scatter plot",
     "aria-label":
-      "Token embeddings. Arrow keys move, plus and minus zoom, 0 shows all. "
-      + "Search lists tokens as text.",
+      "Token embeddings. Arrow keys move, plus and minus zoom, 0 shows all. " +
+      "Search lists tokens as text.",
   });
   const frame = h("div", { class: "v-scatter" }, canvas);
   const reading = h("p", { class: "v-reading", text: "Point at a token to read it." });
@@ -45,26 +58,26 @@ export function scatterPlot({ onSelect }) {
   const xAxis = h("p", { class: "v-axis v-axis-x" });
   const hidden = new Set();
   const outside = h("p", { class: "v-axis", hidden: true });
-  /**
-   * A point that lies far out is drawn at the edge, as a ring.
-   * @type {(import("./heatmap.js").Token & {x: number, y: number, kind: number,
-   *   isOutside: boolean})[]}
-   */
+  /** @type {Point[]} */
   let points = [];
   let scale = { x: 0, y: 0, width: 1, height: 1 }; // centre and size of the data
   let view = { zoom: 1, x: 0, y: 0 };
   let highlighted = new Set();
   let linked = new Set();
+  /** @type {number | null} */
   let selectedId = null;
+  /** @type {Point | null} */
   let hovered = null;
   const schedule = oncePerFrame(draw);
 
   const width = () => frame.clientWidth;
   const height = () => frame.clientHeight;
   const unit = () =>
-    view.zoom
-    * Math.min((width() - 2 * MARGIN_PX) / scale.width, (height() - 2 * MARGIN_PX) / scale.height);
+    view.zoom *
+    Math.min((width() - 2 * MARGIN_PX) / scale.width, (height() - 2 * MARGIN_PX) / scale.height);
+  /** @param {number} x */
   const screenX = (x) => width() / 2 + (x - scale.x) * unit() + view.x;
+  /** @param {number} y */
   const screenY = (y) => height() / 2 - (y - scale.y) * unit() + view.y;
 
   function draw() {
@@ -85,6 +98,12 @@ export function scatterPlot({ onSelect }) {
     drawTexts(context, shown);
   }
 
+  /**
+   * @param {CanvasRenderingContext2D} context
+   * @param {Point} point
+   * @param {number} radius
+   * @param {string} color
+   */
   function dot(context, point, radius, color) {
     context.fillStyle = context.strokeStyle = color;
     context.beginPath();
@@ -93,6 +112,7 @@ export function scatterPlot({ onSelect }) {
     else context.fill();
   }
 
+  /** @param {CanvasRenderingContext2D} context @param {string[]} colors */
   function drawLinks(context, colors) {
     const selected = points.find(({ id }) => id === selectedId);
     if (!selected) return;
@@ -110,8 +130,13 @@ export function scatterPlot({ onSelect }) {
     dot(context, selected, POINT_PX + 3, token("--accent"));
   }
 
-  /** Write labels where there is room: of the tokens that stand out first, then of others. */
+  /**
+   * Write labels where there is room: of the tokens that stand out first, then of others.
+   * @param {CanvasRenderingContext2D} context
+   * @param {Point[]} shown
+   */
   function drawTexts(context, shown) {
+    /** @param {Point} point */
     const rankOf = ({ id }) =>
       [id === hovered?.id, id === selectedId, linked.has(id), highlighted.has(id)].indexOf(true);
     const special = shown.filter((point) => rankOf(point) >= 0);
@@ -146,11 +171,13 @@ export function scatterPlot({ onSelect }) {
     }
   }
 
+  /** @param {Point} point */
   function isVisible(point) {
     const [x, y] = [screenX(point.x), screenY(point.y)];
     return !hidden.has(point.kind) && x > -20 && x < width() + 20 && y > -20 && y < height() + 20;
   }
 
+  /** @param {number} x @param {number} y */
   function nearest(x, y) {
     let best = null;
     let distance = HIT_PX ** 2;
@@ -162,6 +189,7 @@ export function scatterPlot({ onSelect }) {
     return best;
   }
 
+  /** @param {number} factor @param {number} [x] @param {number} [y] */
   function zoomBy(factor, x = width() / 2, y = height() / 2) {
     const zoom = Math.min(Math.max(view.zoom * factor, 1), MAX_ZOOM);
     const change = zoom / view.zoom;
@@ -171,6 +199,7 @@ export function scatterPlot({ onSelect }) {
     schedule();
   }
 
+  /** @param {number} x @param {number} y */
   function moveBy(x, y) {
     view = { ...view, x: view.x + x, y: view.y + y };
     schedule();
@@ -179,21 +208,24 @@ export function scatterPlot({ onSelect }) {
   listenToPointers(canvas, {
     zoomBy,
     moveBy,
+    /** @param {number} x @param {number} y */
     hover(x, y) {
       hovered = nearest(x, y);
       canvas.classList.toggle("v-pointing", Boolean(hovered));
       reading.textContent = hovered
-        ? `${tokenLabel(hovered)}: token id ${hovered.id}, ${TOKEN_KINDS[hovered.kind].name}`
-          + (hovered.isOutside ? ", further out than drawn" : "")
+        ? `${tokenLabel(hovered)}: token id ${hovered.id}, ${TOKEN_KINDS[hovered.kind].name}` +
+          (hovered.isOutside ? ", further out than drawn" : "")
         : "Point at a token to read it.";
       schedule();
     },
+    /** @param {number} x @param {number} y */
     click(x, y) {
       const point = nearest(x, y);
       if (point) onSelect(point);
     },
   });
   canvas.addEventListener("keydown", (event) => {
+    /** @type {Record<string, () => void>} */
     const actions = {
       "+": () => zoomBy(1.4),
       "=": () => zoomBy(1.4),
@@ -219,7 +251,7 @@ export function scatterPlot({ onSelect }) {
         h("input", {
           type: "checkbox",
           checked: true,
-          onchange: (event) => {
+          onchange: (/** @type {any} */ event) => {
             if (event.target.checked) hidden.delete(kind);
             else hidden.add(kind);
             schedule();
@@ -250,6 +282,7 @@ export function scatterPlot({ onSelect }) {
       outside,
       reading,
     ]),
+    /** @param {(Token & {x: number, y: number})[]} newPoints @param {string[]} axisNames */
     update(newPoints, [xName, yName]) {
       const [xs, ys] = [
         robustRange(newPoints.map(({ x }) => x)),
@@ -272,15 +305,18 @@ export function scatterPlot({ onSelect }) {
       xAxis.textContent = `${xName} →`;
       schedule();
     },
+    /** @param {number} id */
     select(id) {
       selectedId = id;
       linked = new Set();
       schedule();
     },
+    /** @param {number[]} ids */
     link(ids) {
       linked = new Set(ids);
       schedule();
     },
+    /** @param {number[]} ids */
     highlight(ids) {
       highlighted = new Set(ids);
       schedule();
@@ -288,11 +324,16 @@ export function scatterPlot({ onSelect }) {
   };
 }
 
-/** Turn pointer events into zooming, moving, hovering and clicking; two pointers pinch. */
+/**
+ * Turn pointer events into zooming, moving, hovering and clicking; two pointers pinch.
+ * @param {HTMLCanvasElement} canvas
+ * @param {Record<"zoomBy" | "moveBy" | "hover" | "click", (...numbers: number[]) => void>} actions
+ */
 function listenToPointers(canvas, { zoomBy, moveBy, hover, click }) {
   /** @type {Map<number, {x: number, y: number}>} */
   const down = new Map();
   let moved = 0;
+  /** @param {PointerEvent} event */
   const at = (event) => ({ x: event.offsetX, y: event.offsetY });
   const spread = () => {
     const [a, b] = [...down.values()];
@@ -338,6 +379,7 @@ function boxOf({ offsetLeft: left, offsetTop: top, offsetWidth, offsetHeight }) 
   return { left, top, right: left + offsetWidth, bottom: top + offsetHeight };
 }
 
+/** @param {Token} point */
 function kindOf(point) {
   return TOKEN_KINDS.findIndex(({ matches }) => matches(point));
 }

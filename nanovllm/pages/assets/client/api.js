@@ -97,19 +97,21 @@ export async function post(path, body, options = {}) {
 export async function* stream(path, options = {}) {
   const init = options.body ? postInit(options.body, options.signal) : { signal: options.signal };
   const response = await send(path, init, options.isBackground);
-  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  const reader = /** @type {ReadableStream} */ (response.body)
+    .pipeThrough(new TextDecoderStream())
+    .getReader();
   let rest = "";
   try {
     for (;;) {
       const { value, done } = await reader.read();
       if (done) return;
       const parts = (rest + value.replaceAll("\r", "")).split("\n\n");
-      rest = parts.pop();
+      rest = parts.pop() ?? "";
       const events = parts.map(parseEvent).filter((event) => event.data !== null);
       const end = events.findIndex((event) => event.data === "[DONE]");
       const kept = (end < 0 ? events : events.slice(0, end)).map((event) => ({
         event: event.event,
-        data: JSON.parse(event.data),
+        data: JSON.parse(event.data ?? ""),
       }));
       const failed = kept.find((event) => event.data.error);
       if (failed) throw toError(failed.data.error.code, failed.data);
@@ -156,11 +158,12 @@ async function send(path, init, isBackground) {
     const usedKey = apiKey;
     const headers = new Headers(init.headers);
     if (usedKey) headers.set("authorization", `Bearer ${usedKey}`);
+    /** @type {RequestInit} */
     const request = { cache: "no-store", ...init, headers, credentials: "omit" };
     let response;
     try {
       response = await fetch(address(path), request);
-    } catch (error) {
+    } catch (/** @type {any} */ error) {
       if (init.signal?.aborted) throw error;
       throw new ApiError(0, "The server cannot be reached.");
     }

@@ -20,6 +20,8 @@
 import { readableText } from "../elements/format.js";
 import { newRequestId } from "./request_ids.js";
 
+const KEPT = /** @type {const} */ ("kept");
+
 /**
  * Return a choice that has no tokens yet.
  * @param {number} promptIndex
@@ -59,7 +61,7 @@ export function ended(choice) {
 /**
  * Generate: fill the choices with tokens as they arrive. A body with messages is a chat.
  * @param {{api: typeof import("./api.js"), vocabulary: import("./vocabulary.js").Vocabulary}} tools
- * @param {object} body the request without the fields about streaming
+ * @param {Record<string, any>} body the request without the fields about streaming
  * @param {Choice[]} choices by the index of the response
  * @param {{signal: AbortSignal, onchange: (choice: Choice) => void}} options
  * @returns {Promise<Error | null>} why it failed
@@ -104,8 +106,9 @@ export async function score({ api, vocabulary }, body, choices, { signal, onchan
     for (const scored of response.choices) {
       const choice = choices[scored.index];
       const positions = scored.prompt_logprobs ?? [];
-      choice.tokens = scored.prompt_token_ids.map((id, position) =>
-        scoredToken(id, positions[position]),
+      choice.tokens = scored.prompt_token_ids.map(
+        (/** @type {number} */ id, /** @type {number} */ position) =>
+          scoredToken(id, positions[position]),
       );
       choice.status = "done";
       onchange(choice);
@@ -140,10 +143,11 @@ function named(body, choices, onchange) {
  */
 async function finish(choices, onchange, run) {
   let status = /** @type {Choice["status"]} */ ("done");
+  /** @type {Error | null} */
   let failure = null;
   try {
     await run();
-  } catch (error) {
+  } catch (/** @type {any} */ error) {
     status = error.name === "AbortError" ? "stopped" : "failed";
     if (status === "failed") failure = error;
   }
@@ -168,7 +172,7 @@ function toId(name) {
  */
 function addPiece(choice, piece, arrivedMs) {
   if (piece.prompt_token_ids && !choice.tokens.length) choice.promptIds = piece.prompt_token_ids;
-  (piece.token_ids ?? []).forEach((id, index) => {
+  (piece.token_ids ?? []).forEach((/** @type {number} */ id, /** @type {number} */ index) => {
     choice.tokens.push(sampledToken(id, ...logprobsAt(piece.logprobs, index)));
     choice.firstTokenMs ??= arrivedMs;
     choice.lastTokenMs = arrivedMs;
@@ -194,7 +198,10 @@ function logprobsAt(logprobs, index) {
     return [logprobs?.token_logprobs[index] ?? null, logprobs?.top_logprobs[index]];
   }
   const { logprob, top_logprobs: top } = logprobs.content[index];
-  return [logprob, Object.fromEntries(top.map((other) => [other.token, other.logprob]))];
+  return [
+    logprob,
+    Object.fromEntries(top.map((/** @type {any} */ other) => [other.token, other.logprob])),
+  ];
 }
 
 /**
@@ -241,21 +248,16 @@ function sorted(alternatives) {
  */
 export function branchAt(choice, position, id) {
   const replaced = choice.tokens[position];
-  const kept = choice.tokens.slice(0, position);
+  const kept = choice.tokens
+    .slice(0, position)
+    .map((each) => (each.origin === "prompt" ? each : { ...each, origin: KEPT }));
   const chosen = replaced.alternatives.find((other) => other.id === id);
-  const token = {
-    id,
-    logprob: chosen?.logprob ?? null,
-    rank: null,
-    alternatives: replaced.alternatives,
-  };
+  /** @type {Token} */
+  const token = { ...replaced, id, logprob: chosen?.logprob ?? null, rank: null, origin: "chosen" };
   return {
     ...newChoice(choice.promptIndex, choice.index),
     promptIds: choice.promptIds,
-    tokens: [
-      ...kept.map((each) => ({ ...each, origin: each.origin === "prompt" ? "prompt" : "kept" })),
-      { ...token, origin: "chosen" },
-    ],
+    tokens: [...kept, token],
     firstNewToken: position + 1,
   };
 }
@@ -305,7 +307,8 @@ export function entropyNats(token, count) {
 export function speed(choice) {
   const count = choice.tokens.length - choice.firstNewToken;
   const { startedMs, firstTokenMs, lastTokenMs, numFirst } = choice;
-  if (firstTokenMs === null) return { count, ttftS: null, tokensPerS: null, isWhole: false };
+  if (firstTokenMs === null || lastTokenMs === null)
+    return { count, ttftS: null, tokensPerS: null, isWhole: false };
   const isWhole = count === numFirst;
   const seconds = (lastTokenMs - (isWhole ? startedMs : firstTokenMs)) / 1000;
   const numTimed = isWhole ? count : count - numFirst;

@@ -9,7 +9,7 @@ const encoder = new TextEncoder();
  * Where the server does not count the tokens, or the prompt alone fills the context, it is the
  * wanted number: the request itself then fails with the server's reason.
  * @param {{api: typeof import("./api.js"), maxModelLen: number | null}} server
- * @param {object[]} inputs bodies for /tokenize: one for each prompt, or one of messages
+ * @param {Record<string, any>[]} inputs bodies for /tokenize: one for each prompt, or one of messages
  * @param {{wanted?: number, truncated?: number}} limits `truncated` is the maximum length of a
  *   prompt, whose beginning the server drops; 0 or less for no number
  * @param {{signal?: AbortSignal}} [options]
@@ -20,10 +20,10 @@ export async function fitMaxTokens({ api, maxModelLen }, inputs, limits, options
   const numBytes = Math.max(...inputs.map((input) => encoder.encode(input.prompt).length));
   // A token has at least a byte. Messages have the text of the template, too.
   const isShort =
-    inputs.every((input) => "prompt" in input)
-    && wanted !== undefined
-    && maxModelLen !== null
-    && numBytes + wanted <= maxModelLen;
+    inputs.every((input) => "prompt" in input) &&
+    wanted !== undefined &&
+    maxModelLen !== null &&
+    numBytes + wanted <= maxModelLen;
   if (isShort) return wanted;
   let counted;
   try {

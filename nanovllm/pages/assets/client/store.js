@@ -38,10 +38,10 @@ export function createStore(values) {
      * @param {(value: any) => void} listener
      */
     subscribe(key, listener) {
-      if (!listeners.has(key)) listeners.set(key, new Set());
-      listeners.get(key).add(listener);
+      const others = listeners.get(key) ?? new Set();
+      listeners.set(key, others.add(listener));
       listener(current[key]);
-      return () => listeners.get(key).delete(listener);
+      return () => others.delete(listener);
     },
   };
 }

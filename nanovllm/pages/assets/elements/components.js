@@ -1,7 +1,8 @@
 /** Buttons, fields and messages. */
 
-import { append, h, s, uniqueId } from "./dom.js";
+import { h, s, uniqueId } from "./dom.js";
 
+/** @type {Record<string, string>} */
 const ICONS = {
   play: "M5 3.5v9l7.5-4.5z",
   pause: "M4.5 3.5h2.5v9H4.5zM9 3.5h2.5v9H9z",
@@ -11,22 +12,22 @@ const ICONS = {
   plus: "M7.25 3h1.5v4.25H13v1.5H8.75V13h-1.5V8.75H3v-1.5h4.25z",
   close: "M4.1 3 8 6.9 11.9 3 13 4.1 9.1 8l3.9 3.9-1.1 1.1L8 9.1 4.1 13 3 11.9 6.9 8 3 4.1z",
   key:
-    "M10.5 2a3.5 3.5 0 0 0-3.35 4.5L2 11.65V14h2.35l.9-.9v-1.35H6.6l2.9-2.9A3.5 3.5 0 1 0 10.5 2"
-    + "zm1 2a1 1 0 1 1 0 2 1 1 0 0 1 0-2z",
+    "M10.5 2a3.5 3.5 0 0 0-3.35 4.5L2 11.65V14h2.35l.9-.9v-1.35H6.6l2.9-2.9A3.5 3.5 0 1 0 10.5 2" +
+    "zm1 2a1 1 0 1 1 0 2 1 1 0 0 1 0-2z",
   sun:
-    "M8 5a3 3 0 1 1 0 6 3 3 0 0 1 0-6zM7.3 1h1.4v2H7.3zM7.3 13h1.4v2H7.3zM1 7.3h2v1.4H1z"
-    + "M13 7.3h2v1.4h-2zM2.6 3.6l1-1 1.4 1.4-1 1zM11 12l1-1 1.4 1.4-1 1zM2.6 12.4 4 11l1 1-1.4 1.4z"
-    + "M11 4l1.4-1.4 1 1L12 5z",
+    "M8 5a3 3 0 1 1 0 6 3 3 0 0 1 0-6zM7.3 1h1.4v2H7.3zM7.3 13h1.4v2H7.3zM1 7.3h2v1.4H1z" +
+    "M13 7.3h2v1.4h-2zM2.6 3.6l1-1 1.4 1.4-1 1zM11 12l1-1 1.4 1.4-1 1zM2.6 12.4 4 11l1 1-1.4 1.4z" +
+    "M11 4l1.4-1.4 1 1L12 5z",
   moon: "M6.2 2a5.6 5.6 0 0 0 7.6 7.4A6.2 6.2 0 1 1 6.2 2z",
   copy: "M5 2h8v9h-2v3H3V5h2zm1.5 1.5V5H11v4.5h.5v-6zM4.5 6.5v6h5v-6z",
   search:
     "M7 2a5 5 0 0 1 4 8l3 3-1 1-3-3a5 5 0 1 1-3-9zm0 1.5a3.5 3.5 0 1 0 0 7 3.5 3.5 0 0 0 0-7" + "z",
   branch:
-    "M4 2a2 2 0 0 1 .75 3.85v4.3a2 2 0 1 1-1.5 0v-4.3A2 2 0 0 1 4 2zm8 0a2 2 0 0 1 .75 3.85"
-    + "C12.6 8.6 10.6 9.4 6.5 9.5V8c3.3-.1 4.6-.5 4.75-2.15A2 2 0 0 1 12 2z",
+    "M4 2a2 2 0 0 1 .75 3.85v4.3a2 2 0 1 1-1.5 0v-4.3A2 2 0 0 1 4 2zm8 0a2 2 0 0 1 .75 3.85" +
+    "C12.6 8.6 10.6 9.4 6.5 9.5V8c3.3-.1 4.6-.5 4.75-2.15A2 2 0 0 1 12 2z",
   info:
-    "M8 1.5a6.5 6.5 0 1 1 0 13 6.5 6.5 0 0 1 0-13zM8 3a5 5 0 1 0 0 10A5 5 0 0 0 8 3zm-.75 4h1.5"
-    + "v4.5h-1.5zm0-2.5h1.5V6h-1.5z",
+    "M8 1.5a6.5 6.5 0 1 1 0 13 6.5 6.5 0 0 1 0-13zM8 3a5 5 0 1 0 0 10A5 5 0 0 0 8 3zm-.75 4h1.5" +
+    "v4.5h-1.5zm0-2.5h1.5V6h-1.5z",
   chevron: "M4.1 5.5 8 9.4l3.9-3.9L13 6.6l-5 5-5-5z",
   reset: "M8 3a5 5 0 1 1-4.9 6h1.6A3.5 3.5 0 1 0 8 4.5V7L4.2 3.8 8 .6z",
   up: "M8 3l5 5.2-1.1 1.1-3.15-3.2V13h-1.5V6.1L4.1 9.3 3 8.2z",
@@ -59,12 +60,6 @@ export function button({ label, icon: name, iconOnly, kind = "", small, ...attri
     name && icon(name),
     !iconOnly && h("span", { class: "button-label", text: label }),
   );
-}
-
-/** Return the button of a file that changes its theme. */
-export function themeButton() {
-  const onclick = () => document.dispatchEvent(new Event("themechoice"));
-  return button({ label: "Light or dark", small: true, onclick });
 }
 
 /**
@@ -124,10 +119,10 @@ export function emptyState({ title, text, action }) {
 
 /**
  * Return a token in its word, of which the rest is grey.
- * @param {{before: string, token: string, after: string}} word of `wordAround`
+ * @param {import("./format.js").Word} word
  */
 export function tokenInWord({ before, token, after }) {
-  const rest = (text) => text && h("span", { class: "word-rest", text });
+  const rest = (/** @type {string} */ text) => text && h("span", { class: "word-rest", text });
   return h("code", {}, rest(before), h("span", { class: "word-token", text: token }), rest(after));
 }
 

@@ -5,7 +5,10 @@
 const SVG = "http://www.w3.org/2000/svg";
 let lastId = 0;
 
-/** @typedef {Node | string | number | null | undefined | false | Child[]} Child */
+/**
+ * @typedef {Node | string | number | null | undefined | false} Leaf
+ * @typedef {Leaf | any[]} Child a list may contain lists
+ */
 
 /**
  * Return an HTML element.
@@ -78,6 +81,29 @@ export function replace(parent, ...children) {
   append(parent, children);
 }
 
+/** Return the element of the page with an id. @param {string} id */
+export function byId(id) {
+  return /** @type {HTMLElement} */ (document.getElementById(id));
+}
+
+/** Return the element below the pointer or with the focus. @param {Event} event */
+export function targetOf(event) {
+  return /** @type {HTMLElement} */ (event.target);
+}
+
+/** @type {Record<string, [number, number]>} */
+const ARROWS = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
+
+/**
+ * Return how far an arrow key moves, in rows down and columns to the right; null of another key.
+ * @param {KeyboardEvent} event
+ * @param {Record<string, [number, number]>} [others] moves of other keys
+ */
+export function keyMove(event, others = {}) {
+  if (event.ctrlKey || event.metaKey || event.altKey) return null;
+  return ARROWS[event.key] ?? others[event.key] ?? null;
+}
+
 /** Return an id that no other element has. @param {string} prefix */
 export function uniqueId(prefix) {
   lastId += 1;
@@ -91,22 +117,23 @@ export function uniqueId(prefix) {
  * @param {number} columns number of children in a row
  */
 export function rovingFocus(parent, selector, columns = 1) {
+  /** @param {string} matching @returns {HTMLElement[]} */
+  const all = (matching) =>
+    [...parent.querySelectorAll(matching)].map((each) => /** @type {any} */ (each));
   parent.addEventListener("focusin", (event) => {
-    const target = /** @type {HTMLElement} */ (event.target).closest(selector);
+    const target = /** @type {HTMLElement | null} */ (targetOf(event).closest(selector));
     if (!target) return;
-    for (const item of parent.querySelectorAll(`${selector}[tabindex="0"]`)) item.tabIndex = -1;
+    for (const item of all(`${selector}[tabindex="0"]`)) item.tabIndex = -1;
     target.tabIndex = 0;
   });
   parent.addEventListener("keydown", (event) => {
-    const target = /** @type {HTMLElement} */ (event.target).closest(selector);
-    const moves = { ArrowRight: 1, ArrowDown: columns, ArrowLeft: -1, ArrowUp: -columns };
-    const isEnd = event.key === "Home" || event.key === "End";
-    if (!target || event.ctrlKey || event.metaKey || event.altKey) return;
-    if (!(event.key in moves) && !isEnd) return;
-    const items = [...parent.querySelectorAll(selector)];
-    const index = items.indexOf(target) + (moves[event.key] ?? 0);
-    const next = isEnd ? items.at(event.key === "Home" ? 0 : -1) : items[index];
+    const target = /** @type {HTMLElement | null} */ (targetOf(event).closest(selector));
+    const move = keyMove(event, { Home: [-Infinity, 0], End: [Infinity, 0] });
+    if (!target || !move) return;
     event.preventDefault();
-    next?.focus();
+    const items = all(selector);
+    const steps = move[0] * columns + move[1];
+    const ends = { [-Infinity]: 0, [Infinity]: items.length - 1 };
+    items[ends[steps] ?? items.indexOf(target) + steps]?.focus();
   });
 }

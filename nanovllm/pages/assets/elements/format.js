@@ -23,7 +23,11 @@ export function formatNumber(value, digits = 3) {
   return Number(value.toPrecision(digits)).toString().replace("-", "−");
 }
 
-/** Return a number with at most so many significant digits: 0.0003, 21400, 3e-5. */
+/**
+ * Return a number with at most so many significant digits: 0.0003, 21400, 3e-5.
+ * @param {number} value
+ * @param {number} [digits]
+ */
 export function shortNumber(value, digits = 5) {
   const size = Math.abs(value);
   const rounded = Number(value.toPrecision(digits));
@@ -31,7 +35,10 @@ export function shortNumber(value, digits = 5) {
   return rounded.toExponential().replace("e+", "e");
 }
 
-/** Return a large number in three digits with a suffix: 12.3M; below 10,000 a whole number. */
+/**
+ * Return a large number in three digits with a suffix: 12.3M; below 10,000 a whole number.
+ * @param {number} value
+ */
 export function formatCompact(value) {
   const unit = [1e12, 1e9, 1e6, 1e3].find(
     (one) => Math.abs(value) >= Math.max(one * 0.9995, 10_000 * 0.99995),
@@ -46,7 +53,7 @@ export function formatCompact(value) {
 export function formatElapsed(seconds) {
   if (seconds < 9.95) return `${seconds.toFixed(1)} s`;
   const whole = Math.round(seconds);
-  const two = (number) => String(number).padStart(2, "0");
+  const two = (/** @type {number} */ number) => String(number).padStart(2, "0");
   if (whole < 60) return `${whole} s`;
   if (whole < 3600) return `${Math.floor(whole / 60)} min ${two(whole % 60)} s`;
   const minutes = Math.round(seconds / 60);
@@ -81,19 +88,26 @@ export function formatDuration(seconds) {
 const CONTROL = /(?![\n\t])\p{Cc}/gu;
 const INVISIBLE = /(?! )[\p{Cf}\p{Co}\p{Cs}\p{Z}]/gu;
 
-/** Return a text whose control characters, but white space, are escapes such as "\x1F". */
+/**
+ * Return a text whose control characters, but white space, are escapes such as "\x1F".
+ * @param {string} text
+ */
 export function escapeControls(text) {
   return text.replace(CONTROL, escapeCharacter);
 }
 
-/** Return a text whose invisible characters, but spaces, are signs or escapes. */
+/**
+ * Return a text whose invisible characters, but spaces, are signs or escapes.
+ * @param {string} text
+ */
 export function readableText(text) {
   const escaped = escapeControls(text).replace(INVISIBLE, escapeCharacter);
   return escaped.replaceAll("\n", "↵").replaceAll("\t", "⇥");
 }
 
+/** @param {string} character */
 function escapeCharacter(character) {
-  const code = character.codePointAt(0);
+  const code = character.codePointAt(0) ?? 0;
   return code < 0x80 ? escapedBytes([code]) : `\\u{${code.toString(16).toUpperCase()}}`;
 }
 
@@ -107,17 +121,17 @@ export function visibleText(text) {
 
 /** Return bytes as escapes, such as "\xE2\x80". @param {Iterable<number>} bytes */
 export function escapedBytes(bytes) {
-  const digits = (byte) => byte.toString(16).toUpperCase().padStart(2, "0");
+  const digits = (/** @type {number} */ byte) => byte.toString(16).toUpperCase().padStart(2, "0");
   return Array.from(bytes, (byte) => `\\x${digits(byte)}`).join("");
 }
 
 /**
  * Return a token of /v1/inspect in one line: its text, or its bytes if they are not valid UTF-8.
- * @param {{text: string, bytes?: string}} token `bytes` in hexadecimal
+ * @param {{text: string, bytes?: string}} token
  */
 export function tokenLabel({ text, bytes }) {
   if (!bytes) return visibleText(text);
-  return escapedBytes(bytes.match(/../g).map((digits) => parseInt(digits, 16)));
+  return escapedBytes(Array.from(bytes.matchAll(/../g), ([digits]) => parseInt(digits, 16)));
 }
 
 /**
@@ -134,18 +148,18 @@ export function tokenText(token) {
  * @param {number} count number of tokens
  * @param {(index: number) => {text: string | null, label: string}} read a token's text, null if it
  *   is not valid UTF-8, and the token in one line
- * @returns {{before: string, token: string, after: string}}
+ * @returns {Word}
  */
 export function wordAround(index, count, read) {
-  const isJoined = (left) =>
-    left >= 0
-    && left + 1 < count
-    && !/\s$/.test(read(left).text ?? "")
-    && !/^\s/.test(read(left + 1).text ?? "");
+  const isJoined = (/** @type {number} */ left) =>
+    left >= 0 &&
+    left + 1 < count &&
+    !/\s$/.test(read(left).text ?? "") &&
+    !/^\s/.test(read(left + 1).text ?? "");
   let [first, last] = [index, index];
   while (isJoined(first - 1) && index - first < MAX_NEIGHBORS) first -= 1;
   while (isJoined(last) && last - index < MAX_NEIGHBORS) last += 1;
-  const labels = (from, to) =>
+  const labels = (/** @type {number} */ from, /** @type {number} */ to) =>
     Array.from({ length: to - from }, (_, offset) => read(from + offset).label).join("");
   const start = isJoined(first - 1) ? "…" : "";
   return {

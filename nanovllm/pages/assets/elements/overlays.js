@@ -91,7 +91,9 @@ export function openPopover({ anchor, label, content, onclose, onkey }) {
   document.addEventListener("pointerdown", away, true);
   window.addEventListener("hashchange", leave);
   element.addEventListener("keydown", keys);
-  (element.querySelector("[autofocus], button, input, a[href]") ?? element).focus();
+  /** @type {HTMLElement | null} */
+  const first = element.querySelector("[autofocus], button, input, a[href]");
+  (first ?? element).focus();
   return finish;
 }
 
@@ -128,9 +130,9 @@ function place(element, anchor, maxDistance) {
   const box = anchor instanceof Element ? anchor.getClientRects()[0] : anchor;
   const around = anchor instanceof Element ? anchor.closest("[data-around]") : null;
   const found =
-    (around && besideBox(around.getBoundingClientRect(), box, size, maxDistance))
-    ?? sides(box, box, size).find(({ height, isInside }) => isInside && height >= size.height)
-    ?? largest(box, size);
+    (around && besideBox(around.getBoundingClientRect(), box, size, maxDistance)) ??
+    sides(box, box, size).find(({ height, isInside }) => isInside && height >= size.height) ??
+    largest(box, size);
   if (found.height < size.height) element.style.maxHeight = `${found.height}px`;
   element.style.left = `${found.left}px`;
   element.style.top = `${found.top}px`;
@@ -146,6 +148,7 @@ function place(element, anchor, maxDistance) {
  */
 function besideBox(around, anchor, size, maxDistance) {
   const least = Math.min(size.height, LEAST_HEIGHT_PX);
+  /** @param {ReturnType<typeof sides>[number]} returnTypetypeofsidesnumber */
   const isNear = ({ height, isInside, distance }) =>
     isInside && height >= least && distance <= maxDistance;
   return sides(around, anchor, size).find(isNear) ?? null;

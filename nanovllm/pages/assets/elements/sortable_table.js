@@ -5,8 +5,8 @@ import { h, replace } from "./dom.js";
 /**
  * Return a table whose rows can be sorted by a click on a column's name.
  * @param {{caption: string, columns: {key: string, label: string, title?: string,
- *   format: (value: any) => string}[], rows: object[], sortKey: string,
- *   onSelect: (row: object) => void, isSelected: (row: object) => boolean}} options
+ *   format: (value: any) => string}[], rows: any[], sortKey: string,
+ *   onSelect: (row: any) => void, isSelected: (row: any) => boolean}} options
  */
 export function sortableTable({ caption, columns, rows, sortKey, onSelect, isSelected }) {
   let key = sortKey;
@@ -22,6 +22,7 @@ export function sortableTable({ caption, columns, rows, sortKey, onSelect, isSel
       }),
     ]),
   );
+  /** @param {string} next */
   function sort(next) {
     direction = next === key ? -direction : -1;
     key = next;

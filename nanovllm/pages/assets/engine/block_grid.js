@@ -2,8 +2,10 @@
 
 import { resizeCanvas } from "../charts/canvas.js";
 import { categoricalColor, token } from "../charts/colors.js";
-import { h, replace } from "../elements/dom.js";
+import { h, keyMove, replace } from "../elements/dom.js";
 import { formatCount } from "../elements/format.js";
+
+/** @import { Names, Request, State } from "./replay.js" */
 
 const MIN_CELL = 5;
 const MAX_CELL = 18;
@@ -13,7 +15,7 @@ const FIRST_OWNER = 2;
 
 /**
  * Return the grid. `onSelect` receives the request that owns the chosen block, or null.
- * @param {{names: ReturnType<typeof import("./replay.js").createNames>,
+ * @param {{names: Names,
  *   onSelect: (id: string | null) => void}} options
  */
 export function blockGrid({ names, onSelect }) {
@@ -26,9 +28,10 @@ export function blockGrid({ names, onSelect }) {
   const frame = h("div", { class: "v-blocks" }, canvas);
   const reading = h("p", { class: "v-reading small-text" });
   const legend = h("div", { class: "legend" });
-  /** @type {any} */
+  /** @type {any} null before the first state */
   let state = null;
   let cells = new Int32Array(0);
+  /** @type {string | null} */
   let selected = null;
   /** @type {number | null} */
   let current = null;
@@ -46,10 +49,12 @@ export function blockGrid({ names, onSelect }) {
     canvas.setAttribute("aria-label", `KV cache blocks. ${reading.textContent}`);
   }
 
+  /** @param {number} value */
   function ownerOf(value) {
     return value >= FIRST_OWNER ? (state.requests[value - FIRST_OWNER] ?? null) : null;
   }
 
+  /** @param {number} value */
   function describe(value) {
     if (value === FREE) return "free";
     if (value === CACHED)
@@ -92,6 +97,11 @@ export function blockGrid({ names, onSelect }) {
     context.globalAlpha = 1;
   }
 
+  /**
+   * @param {number} value
+   * @param {Request | null} owner
+   * @param {{free: string, cached: string, shared: string, owners: string[]}} colors
+   */
   function colorOf(value, owner, colors) {
     if (value === FREE) return colors.free;
     if (value === CACHED) return colors.cached;
@@ -99,12 +109,14 @@ export function blockGrid({ names, onSelect }) {
     return owner ? colors.owners[names.color(owner.id)] : colors.cached;
   }
 
+  /** @param {PointerEvent | MouseEvent} event */
   function at(event) {
     const column = Math.floor(event.offsetX / layout.cell);
     const index = Math.floor(event.offsetY / layout.cell) * layout.columns + column;
     return column < layout.columns && index >= 0 && index < cells.length ? index : null;
   }
 
+  /** @param {number | null} index */
   function point(index) {
     if (index === current) return;
     current = index;
@@ -114,29 +126,27 @@ export function blockGrid({ names, onSelect }) {
 
   canvas.addEventListener("pointermove", (event) => point(at(event)));
   canvas.addEventListener("pointerleave", () => point(null));
-  canvas.addEventListener("click", (event) => {
-    const index = at(event);
+  /** @param {number | null} index of a block */
+  function selectOwner(index) {
     onSelect(index === null ? null : (ownerOf(cells[index])?.id ?? null));
-  });
+  }
+
+  canvas.addEventListener("click", (event) => selectOwner(at(event)));
   canvas.addEventListener("keydown", (event) => {
-    const moves = {
-      ArrowLeft: -1,
-      ArrowRight: 1,
-      ArrowUp: -layout.columns,
-      ArrowDown: layout.columns,
-    };
-    if (event.key === "Enter" && current !== null) onSelect(ownerOf(cells[current])?.id ?? null);
-    if (!moves[event.key]) return;
+    const move = keyMove(event);
+    if (event.key === "Enter") selectOwner(current);
+    if (!move) return;
     event.preventDefault();
     event.stopPropagation();
-    point(Math.min(Math.max((current ?? 0) + moves[event.key], 0), cells.length - 1));
+    const next = (current ?? 0) + move[0] * layout.columns + move[1];
+    point(Math.min(Math.max(next, 0), cells.length - 1));
   });
   new ResizeObserver(draw).observe(frame);
 
   return {
     element: h("div", { class: "stack tight" }, legend, frame, reading),
     draw,
-    /** Show the blocks of a state. */
+    /** Show the blocks of a state. @param {State} newState */
     update(newState) {
       state = newState;
       const { blocks } = state;
@@ -147,13 +157,13 @@ export function blockGrid({ names, onSelect }) {
         legendItem("v-swatch-shared", "shared", blocks.shared),
         legendItem("v-swatch-cached", "cached (can be reused)", blocks.cached),
         legendItem("v-swatch-free", "free", blocks.free),
-        blocks.blocks_per_cell > 1
-          && h("span", { text: `A cell is ${blocks.blocks_per_cell} blocks.` }),
+        blocks.blocks_per_cell > 1 &&
+          h("span", { text: `A cell is ${blocks.blocks_per_cell} blocks.` }),
       );
       canvas.setAttribute(
         "aria-label",
-        `KV cache blocks: ${blocks.used} used, ${blocks.shared} of them shared, `
-          + `${blocks.cached} cached, ${blocks.free} free, ${blocks.total} in all. Arrow keys move.`,
+        `KV cache blocks: ${blocks.used} used, ${blocks.shared} of them shared, ` +
+          `${blocks.cached} cached, ${blocks.free} free, ${blocks.total} in all. Arrow keys move.`,
       );
       read();
       draw();
@@ -166,6 +176,7 @@ export function blockGrid({ names, onSelect }) {
   };
 }
 
+/** @param {string} swatch @param {string} name @param {number} count */
 function legendItem(swatch, name, count) {
   return h("span", {}, [
     h("span", { class: `swatch ${swatch}` }),

@@ -4,6 +4,8 @@ import { button } from "../elements/components.js";
 import { h } from "../elements/dom.js";
 import { formatDuration } from "../elements/format.js";
 
+/** @import { History, State } from "./replay.js" */
+
 /**
  * Return the bar. `act` sends an action to the server, `move` and `watch` choose the shown step.
  * @param {{act: (action: string) => void, move: (count: number) => void,
@@ -73,8 +75,8 @@ export function controlBar({ act, move, watch }) {
       status.className = "v-live v-live-off";
     },
     /**
-     * @param {ReturnType<typeof import("./replay.js").createHistory>} history
-     * @param {any} newest
+     * @param {History} history
+     * @param {State} newest
      * @param {string} note which state the page shows with the step, if another
      */
     update(history, newest, note) {
@@ -94,11 +96,11 @@ export function controlBar({ act, move, watch }) {
       step.disabled = !canControl || !isPaused;
       const texts = canControl
         ? isPaused
-          ? "Step runs one step. The pause ends in "
-            + `${formatDuration(leftS)}, or when no page watches.`
+          ? "Step runs one step. The pause ends in " +
+            `${formatDuration(leftS)}, or when no page watches.`
           : ""
-        : "Pause and step are off on this server: it has API keys, or listens on an address that "
-          + "other machines reach. The flag --inspector-controls turns them on.";
+        : "Pause and step are off on this server: it has API keys, or listens on an address that " +
+          "other machines reach. The flag --inspector-controls turns them on.";
       hint.textContent = texts;
       hint.hidden = !texts;
       banner.textContent = note;

@@ -1,12 +1,19 @@
 /** The figures at the head of the engine view, each with a line of its last values. */
 
+import { sparkline } from "../charts/histogram.js";
 import { h } from "../elements/dom.js";
 import { formatCount, formatPercent } from "../elements/format.js";
-import { sparkline } from "../charts/histogram.js";
+
+/** @import { State } from "./replay.js" */
 
 const SPARK_FRAMES = 100;
 
-/** Each figure: its value in a state, its text, and the value at the upper edge of its line. */
+/**
+ * Each figure: its value in a state, its text, and the value at the upper edge of its line.
+ * @type {{name: string, label: string, unit: string, value: (state: State) => number,
+ *   text: (value: number) => string, top?: (state: State) => number,
+ *   note: (state: State) => string}[]}
+ */
 const FIGURES = [
   {
     name: "tokens",
@@ -53,8 +60,8 @@ const FIGURES = [
     text: (value) => formatPercent(value),
     top: () => 1,
     note: (state) =>
-      `${formatCount(state.totals.prefix_cache_hits)} of `
-      + `${formatCount(state.totals.prefix_cache_queries)} tokens`,
+      `${formatCount(state.totals.prefix_cache_hits)} of ` +
+      `${formatCount(state.totals.prefix_cache_queries)} tokens`,
   },
   {
     name: "preemptions",
@@ -91,7 +98,7 @@ export function engineFigures() {
       tiles.map(({ element }) => element),
     ),
     blockNote,
-    /** @param {any} state @param {any[]} frames */
+    /** @param {State} state @param {State[]} frames */
     update(state, frames) {
       const until = frames.indexOf(state) + 1;
       const recent = frames.slice(Math.max(until - SPARK_FRAMES, 0), until);
@@ -107,14 +114,17 @@ export function engineFigures() {
   };
 }
 
+/** @param {{used: number, total: number}} blocks */
 function partText({ used, total }) {
   return `${formatPercent(used / total)} of ${formatCount(total)}`;
 }
 
+/** @param {State} state @param {string} name */
 function countState(state, name) {
   return state.requests.filter((request) => request.state === name).length;
 }
 
+/** @param {State} state */
 function hitRate({ totals }) {
   return totals.prefix_cache_queries ? totals.prefix_cache_hits / totals.prefix_cache_queries : 0;
 }

@@ -32,14 +32,14 @@ export function followEvents({ api, signal, onopen, onevents, onfailure }) {
           waitMs = RETRY_MS;
           onevents(events);
         }
-      } catch (error) {
+      } catch (/** @type {any} */ error) {
         if (signal.aborted) return;
         isFinal = isRefused(error);
         onfailure(error, isFinal);
       }
       isBackground = await new Promise((resolve) => {
         wake = resolve;
-        signal.addEventListener("abort", resolve, { once: true });
+        signal.addEventListener("abort", () => resolve(true), { once: true });
         if (!isFinal) setTimeout(resolve, waitMs, true);
       });
       waitMs = Math.min(2 * waitMs, MAX_RETRY_MS);

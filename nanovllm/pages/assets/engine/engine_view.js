@@ -4,28 +4,30 @@
  * The stream is open only while the tab is visible: the server records steps while it is watched.
  */
 
-import { blockGrid } from "./block_grid.js";
 import { oncePerFrame } from "../charts/canvas.js";
+import { timeHistogram } from "../charts/histogram.js";
+import { sampleLengths } from "../client/lengths.js";
 import { button, emptyState, errorMessage, toast } from "../elements/components.js";
+import { h, keyMove, replace, targetOf } from "../elements/dom.js";
+import { formatCount } from "../elements/format.js";
+import { blockGrid } from "./block_grid.js";
 import { controlBar } from "./control_bar.js";
-import { h, replace } from "../elements/dom.js";
 import { engineFigures } from "./engine_figures.js";
 import { followEvents } from "./engine_stream.js";
 import { eventLog } from "./event_log.js";
-import { formatCount } from "../elements/format.js";
-import { sampleLengths } from "../client/lengths.js";
-import { timeHistogram } from "../charts/histogram.js";
 import { createHistory, createNames } from "./replay.js";
 import { requestList } from "./request_list.js";
 import { requestLookup } from "./request_lookup.js";
 import { stepTimeline } from "./step_timeline.js";
 
+/** @import { Request, State } from "./replay.js" */
+
 const CLOCK_MS = 1000; // between two updates of the ages in a pause, which has no frames
 const MAX_STEPS = 512;
 const MAX_FINISHED = 20;
 const SAMPLE_PREFIX =
-  "It was the best of times, it was the worst of times, it was the age of wisdom, it was "
-  + "the age of foolishness, it was the epoch of belief, it was the epoch of incredulity.";
+  "It was the best of times, it was the worst of times, it was the age of wisdom, it was " +
+  "the age of foolishness, it was the epoch of belief, it was the epoch of incredulity.";
 const SAMPLE_ENDINGS = [
   "The king",
   "A ship",
@@ -51,14 +53,17 @@ export function engineView({ api, store, announce }) {
   /** Connect now instead of later. @type {(isBackground: boolean) => void} */
   let retry = () => {};
   let clock = 0;
+  /** @type {string | null} */
   let selected = null;
   /** @type {Map<string, string>} prompts of unfinished requests by id */
   let prompts = new Map();
 
+  /** @param {string | null} id */
   const choose = (id) => {
     selected = id;
     for (const part of [running, waiting, blocks, timeline, log]) part.select(selected);
   };
+  /** @param {string | null} id */
   const select = (id) => choose(selected === id ? null : id);
   const lookup = requestLookup({
     store,
@@ -68,17 +73,20 @@ export function engineView({ api, store, announce }) {
       for (const list of [running, waiting]) list.reveal();
     },
   });
+  /** @param {number | null} step */
   const watch = (step) => {
     if (history.watched === null) fillGaps();
     history.watch(step);
     schedule();
   };
+  /** @param {number} count */
   const move = (count) => {
     if (history.watched === null) fillGaps();
     history.move(count);
     schedule();
   };
   const figures = engineFigures();
+  /** @param {string} view @param {string} prompt */
   const inspect = (view, prompt) => {
     store.set("prompt", prompt);
     location.hash = view;
@@ -103,8 +111,8 @@ export function engineView({ api, store, announce }) {
   const ttft = timeHistogram({
     title: "Time to first token",
     explanation:
-      "Measured by the server, from the arrival of a request to its first token. Waiting and "
-      + "pauses are included; the network is not. The Playground measures in the browser.",
+      "Measured by the server, from the arrival of a request to its first token. Waiting and " +
+      "pauses are included; the network is not. The Playground measures in the browser.",
     unit: "first tokens",
   });
   const itl = timeHistogram({
@@ -120,7 +128,7 @@ export function engineView({ api, store, announce }) {
         store.set("isPaused", isPaused);
         history.watch(null);
         schedule();
-      } catch (error) {
+      } catch (/** @type {any} */ error) {
         toast(error.message, "error");
       }
     },
@@ -170,8 +178,8 @@ export function engineView({ api, store, announce }) {
       h("p", {
         class: "secondary v-lead",
         text:
-          "A column is one step of the engine, a row one request. Choose "
-          + "a step to replay it; the left and right arrow keys move.",
+          "A column is one step of the engine, a row one request. Choose " +
+          "a step to replay it; the left and right arrow keys move.",
       }),
       timeline.element,
     ]),
@@ -194,15 +202,15 @@ export function engineView({ api, store, announce }) {
     figures.element,
     ttft.element,
     itl.element,
-    ...content.querySelectorAll(".v-of-state"),
+    ...Array.from(
+      content.querySelectorAll(".v-of-state"),
+      (each) => /** @type {HTMLElement} */ (each),
+    ),
   ];
 
   element.addEventListener("keydown", (event) => {
-    const count = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
-    const isTyping = /** @type {Element} */ (event.target).closest(
-      "input, textarea, select, canvas",
-    );
-    if (!count || isTyping || event.ctrlKey || event.metaKey || event.altKey) return;
+    const count = keyMove(event)?.[1];
+    if (!count || targetOf(event).closest("input, textarea, select, canvas")) return;
     event.preventDefault();
     move(count);
   });
@@ -252,6 +260,7 @@ export function engineView({ api, store, announce }) {
     }));
   }
 
+  /** @param {AbortSignal} signal */
   async function loadSteps(signal) {
     const { steps } = await api.get(`v1/engine/steps?last=${MAX_STEPS}`, { signal });
     history.loadSteps(steps);
@@ -275,9 +284,9 @@ export function engineView({ api, store, announce }) {
   function render() {
     const shown = history.shown();
     if (!shown) return;
-    const { state, record, isEarlier } = shown;
+    const { state, newest, record, isEarlier } = shown;
     for (const { id } of state.requests) names.color(id);
-    keepFinishedPrompts();
+    keepFinishedPrompts(newest.requests);
     content.hidden = false;
     figures.update(state, history.frames());
     const isHeld = history.watched === null && state.is_paused;
@@ -297,11 +306,8 @@ export function engineView({ api, store, announce }) {
     ttft.update(state.ttft_s);
     itl.update(state.itl_s);
     const isOtherStep = history.watched !== null && state.step !== history.watched;
-    controls.update(
-      history,
-      history.frames().at(-1),
-      isOtherStep ? otherStepText(state, isEarlier) : "",
-    );
+    const note = isOtherStep ? otherStepText(state, isEarlier) : "";
+    controls.update(history, newest, note);
     for (const panel of statePanels) {
       panel.classList.toggle("v-faded", isEarlier);
       if (isOtherStep) panel.dataset.after = `after step ${state.step}`;
@@ -316,11 +322,13 @@ export function engineView({ api, store, announce }) {
     lookup.finish(state);
   }
 
-  /** Offer the prompts of finished requests to the other views, where the server shows prompts. */
-  function keepFinishedPrompts() {
-    const { requests } = history.frames().at(-1);
+  /**
+   * Offer the prompts of finished requests to the other views, where the server shows prompts.
+   * @param {Request[]} requests of the newest frame
+   */
+  function keepFinishedPrompts(requests) {
     const unfinished = new Map(
-      requests.filter(({ prompt }) => prompt).map(({ id, prompt }) => [id, prompt]),
+      requests.flatMap(({ id, prompt }) => (prompt ? [/** @type {const} */ ([id, prompt])] : [])),
     );
     const finished = [...prompts].filter(([id]) => !unfinished.has(id));
     prompts = unfinished;
@@ -338,7 +346,7 @@ export function engineView({ api, store, announce }) {
         prompt,
         ...sampleLengths(store.get("maxModelLen"), 64),
       });
-    } catch (error) {
+    } catch (/** @type {any} */ error) {
       toast(error.message, "error");
     }
   }
@@ -359,20 +367,26 @@ export function engineView({ api, store, announce }) {
   };
 }
 
+/** @param {Record<string, number>} config */
 function noWaitingText({ max_num_seqs: sequences, max_num_batched_tokens: tokens }) {
   return (
-    `No request waits. One would if ${formatCount(sequences)} sequences ran, if it needed more `
-    + `blocks than are free, or if the ${formatCount(tokens)} tokens of a step were used up.`
+    `No request waits. One would if ${formatCount(sequences)} sequences ran, if it needed more ` +
+    `blocks than are free, or if the ${formatCount(tokens)} tokens of a step were used up.`
   );
 }
 
-/** Say which state the page shows with a replayed step that has none of its own. */
+/**
+ * Say which state the page shows with a replayed step that has none of its own.
+ * @param {State} state
+ * @param {boolean} isEarlier
+ */
 function otherStepText({ step }, isEarlier) {
   const nearest = `Requests, blocks and figures are those after step ${step}, the nearest recorded state.`;
   return isEarlier ? `No snapshot at or before this step. ${nearest}` : nearest;
 }
 
 function requestLegend() {
+  /** @param {string} part @param {string} text */
   const item = (part, text) => h("span", {}, h("span", { class: `swatch v-part-${part}` }), text);
   return h("div", { class: "legend v-request-legend" }, [
     item("cached", "prompt, cached"),

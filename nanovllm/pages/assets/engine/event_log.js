@@ -3,11 +3,18 @@
 import { h, replace } from "../elements/dom.js";
 import { formatCount, formatThings } from "../elements/format.js";
 
+/** @import { Names, StepRecord } from "./replay.js" */
+
+/**
+ * @typedef {{step: number, kind: string, id: string, text: string, count?: number,
+ *   isLoaded?: boolean}} Line a gap has a number of steps, and whether the server has no record of them
+ */
+
 const MAX_LINES = 60;
 
 /**
  * Return the log.
- * @param {{names: ReturnType<typeof import("./replay.js").createNames>,
+ * @param {{names: Names,
  *   onSelect: (id: string) => void, onWatch: (step: number) => void}} options
  */
 export function eventLog({ names, onSelect, onWatch }) {
@@ -17,11 +24,17 @@ export function eventLog({ names, onSelect, onWatch }) {
   const scroller = h("div", { ...attributes, hidden: true }, list);
   const empty = h("p", { class: "secondary", text: "Nothing has happened yet." });
   let drawn = "";
+  /** @type {string | null} */
   let selected = null;
+  /** @type {Line[]} */
   let lines = [];
 
-  /** @param {Set<string>} preempted ids of the requests that were preempted before the record */
+  /**
+   * @param {Set<string>} preempted ids of the requests that were preempted before the record
+   * @param {StepRecord} record
+   */
   function linesOf(record, preempted) {
+    /** @param {string} kind @param {string} id @param {string} text */
     const line = (kind, id, text) => ({ step: record.step, kind, id, text });
     return [
       ...record.admitted.map((id) =>
@@ -67,11 +80,12 @@ export function eventLog({ names, onSelect, onWatch }) {
   return {
     element: h("div", {}, empty, scroller),
     /**
-     * @param {any[]} records oldest first
+     * @param {StepRecord[]} records oldest first
      * @param {number | null} watched
      * @param {number} loadedUntil the last of the steps whose gaps were not recorded
      */
     update(records, watched, loadedUntil) {
+      /** @type {Line[]} */
       const allLines = [];
       const preempted = new Set();
       records.forEach((record, index) => {
@@ -96,18 +110,25 @@ export function eventLog({ names, onSelect, onWatch }) {
   };
 }
 
+/** @param {number} tokens @param {boolean} isResumed */
 function cacheHitText(tokens, isResumed) {
   return isResumed
     ? `resumed: ${formatCount(tokens)} of its tokens were still cached`
     : `found ${formatCount(tokens)} prompt tokens in the prefix cache`;
 }
 
-/** Add a line for omitted steps; gaps without an event between them are one line. */
+/**
+ * Add a line for omitted steps; gaps without an event between them are one line.
+ * @param {Line[]} lines
+ * @param {number} step
+ * @param {number} missing
+ * @param {boolean} isLoaded
+ */
 function addGap(lines, step, missing, isLoaded) {
   const last = lines.at(-1);
   const isSame = last?.kind === "gap" && last.isLoaded === isLoaded;
-  const count = missing + (isSame ? lines.pop().count : 0);
+  const count = missing + ((isSame && lines.pop()?.count) || 0);
   const steps = formatThings(count, "step");
   const text = isLoaded ? `${steps} not recorded` : `… ${steps} not shown`;
-  lines.push({ step, kind: "gap", id: null, text, count, isLoaded });
+  lines.push({ step, kind: "gap", id: "", text, count, isLoaded });
 }

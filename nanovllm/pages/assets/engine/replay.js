@@ -1,4 +1,21 @@
-/** What the engine view remembers: step records, and the frames of the event stream. */
+/**
+ * What the engine view remembers: step records, and the frames of the event stream.
+ *
+ * @typedef {{id: string, choice: number, state: "running" | "waiting", phase: string,
+ *   reason: string | null, prompt?: string, prompt_tokens: number, computed_tokens: number,
+ *   reused_tokens: number, output_tokens: number, max_tokens: number, num_blocks: number,
+ *   preemptions: number, age_s: number}} Request
+ * @typedef {{id: string, choice: number, start: number, count: number, kind: string}} Sequence
+ * @typedef {{step: number, duration_s: number, num_tokens: number, num_prompt_tokens: number,
+ *   num_decode_tokens: number, sequences: Sequence[], admitted: string[],
+ *   cache_hits: {id: string, tokens: number}[], preempted: {id: string, reason: string}[],
+ *   finished: {id: string, reason: string}[]}} StepRecord
+ * @typedef {{step: number, requests: Request[], requests_omitted: number, is_paused: boolean,
+ *   can_control: boolean, steps?: StepRecord[], last_step?: StepRecord | null,
+ *   [name: string]: any}} State a frame, as GET /v1/engine/state
+ * @typedef {ReturnType<typeof createHistory>} History
+ * @typedef {ReturnType<typeof createNames>} Names
+ */
 
 const MAX_STEPS = 512;
 const MAX_FRAMES = 300;
@@ -8,16 +25,16 @@ const MAX_NAMES = 10000;
  * Return an empty history. `watched` is the number of the step that is shown; null is live.
  */
 export function createHistory() {
-  /** @type {Map<number, any>} step records by number, oldest first */
+  /** @type {Map<number, StepRecord>} step records by number, oldest first */
   const steps = new Map();
-  /** @type {any[]} states of the engine, oldest first */
+  /** @type {State[]} oldest first */
   let frames = [];
   /** @type {number | null} */
   let watched = null;
   let loadedUntil = 0;
   let newestMs = 0; // when the newest frame came
 
-  /** @param {any[]} records */
+  /** @param {StepRecord[]} records */
   function addSteps(records) {
     const all = [...steps.values(), ...records.filter(({ step }) => !steps.has(step))];
     all.sort((a, b) => a.step - b.step);
@@ -26,7 +43,10 @@ export function createHistory() {
   }
 
   return {
-    /** Keep all steps that the server has recorded. A gap before the last one stays. */
+    /**
+     * Keep all steps that the server has recorded. A gap before the last one stays.
+     * @param {StepRecord[]} records
+     */
     loadSteps(records) {
       addSteps(records);
       loadedUntil = records.at(-1)?.step ?? 0;
@@ -42,7 +62,10 @@ export function createHistory() {
     },
     /** The time since the newest frame came. */
     ageOfNewestS: () => (performance.now() - newestMs) / 1000,
-    /** Keep a frame of the event stream. A restarted server begins a new history. */
+    /**
+     * Keep a frame of the event stream. A restarted server begins a new history.
+     * @param {State} frame
+     */
     addFrame(frame) {
       const last = frames.at(-1);
       if (last && frame.step < last.step) {
@@ -59,6 +82,7 @@ export function createHistory() {
       addSteps(frame.last_step ? [...records, frame.last_step] : records);
     },
     steps: () => [...steps.values()],
+    /** @param {number} number */
     step: (number) => steps.get(number) ?? null,
     frames: () => frames,
     get watched() {
@@ -68,7 +92,10 @@ export function createHistory() {
     watch(step) {
       watched = step;
     },
-    /** Show the step `count` after the one that is shown; the newest is live. */
+    /**
+     * Show the step `count` after the one that is shown; the newest is live.
+     * @param {number} count
+     */
     move(count) {
       const numbers = [...steps.keys()];
       if (!numbers.length) return;
@@ -77,21 +104,19 @@ export function createHistory() {
       watched = next >= numbers.length - 1 ? null : numbers[next];
     },
     /**
-     * Return the state and the step to show. Between frames, the state is the last one recorded
+     * Return the newest state, and the state and the step to show. Between frames, the state is the last one recorded
      * before the step. `isEarlier` is true where the step is older than all states.
      */
     shown() {
-      if (!frames.length) return null;
-      if (watched === null)
-        return {
-          state: frames.at(-1),
-          record: [...steps.values()].at(-1) ?? null,
-          isEarlier: false,
-        };
-      const state = frames.findLast(({ step }) => step <= watched);
+      const newest = frames.at(-1);
+      if (!newest) return null;
+      const last = watched ?? Infinity;
+      const state = frames.findLast(({ step }) => step <= last);
+      const record = watched === null ? [...steps.values()].at(-1) : steps.get(watched);
       return {
+        newest,
         state: state ?? frames[0],
-        record: steps.get(watched) ?? null,
+        record: record ?? null,
         isEarlier: state === undefined,
       };
     },
@@ -105,19 +130,30 @@ export function createNames() {
   /** @type {Map<string, number>} */
   const numbers = new Map();
   let last = 0;
+  /** @param {string} id */
   const numberOf = (id) => {
-    if (!numbers.has(id)) numbers.set(id, (last += 1));
-    if (numbers.size > MAX_NAMES) numbers.delete(numbers.keys().next().value);
-    return numbers.get(id);
+    const number = numbers.get(id) ?? last + 1;
+    last = Math.max(last, number);
+    numbers.set(id, number);
+    const [oldest] = numbers.keys();
+    if (numbers.size > MAX_NAMES) numbers.delete(oldest);
+    return number;
   };
   return {
     /** Return the ids of the requests that have a name. */
     ids: () => numbers.keys(),
     /** Return the number of the request's colour. @param {string} id */
     color: (id) => (numberOf(id) - 1) % 8,
-    /** Return a short name such as #12, or #12.1 for the second choice. */
+    /**
+     * Return a short name such as #12, or #12.1 for the second choice.
+     * @param {string} id
+     * @param {number} [choice]
+     */
     name: (id, choice = 0) => (choice ? `#${numberOf(id)}.${choice}` : `#${numberOf(id)}`),
-    /** Return a reason as a sentence, with the names of known requests for their ids. */
+    /**
+     * Return a reason as a sentence, with the names of known requests for their ids.
+     * @param {string} reason
+     */
     sentence: (reason) => {
       const text = reason.replace(/[\w-]{6,}/g, (part) =>
         numbers.has(part) ? `#${numbers.get(part)}` : part,

@@ -1,10 +1,13 @@
 /** Unfinished requests as rows: phase, progress, tokens, blocks, age, and why a request waits. */
 
+import { shortId } from "../client/request_ids.js";
 import { button as actionButton } from "../elements/components.js";
 import { h } from "../elements/dom.js";
 import { formatCount, formatDuration } from "../elements/format.js";
-import { shortId } from "../client/request_ids.js";
 
+/** @import { Names, Request } from "./replay.js" */
+
+/** @type {Record<string, string>} */
 const PHASE_TEXTS = {
   prefill: "prefill",
   decode: "decode",
@@ -22,8 +25,8 @@ const COLUMNS = [
 
 /**
  * Return a list of the requests that `includes` accepts. A listed request keeps its row.
- * @param {{names: ReturnType<typeof import("./replay.js").createNames>, label: string,
- *   includes: (request: any) => boolean, onSelect: (id: string) => void,
+ * @param {{names: Names, label: string,
+ *   includes: (request: Request) => boolean, onSelect: (id: string) => void,
  *   inspect: (view: string, prompt: string) => void}} options `inspect` opens a view with a prompt
  */
 export function requestList({ names, label, includes, onSelect, inspect }) {
@@ -37,10 +40,11 @@ export function requestList({ names, label, includes, onSelect, inspect }) {
   const element = h("div", { class: "v-request-list" }, header, list);
   /** @type {Map<string, ReturnType<typeof requestRow>>} */
   const rows = new Map();
+  /** @type {string | null} */
   let selected = null;
   return {
     element,
-    /** @param {any[]} requests @param {number} pausedS time to add to their ages */
+    /** @param {Request[]} requests @param {number} pausedS time to add to their ages */
     update(requests, pausedS) {
       const shown = requests.filter(includes);
       const keys = new Set();
@@ -48,8 +52,8 @@ export function requestList({ names, label, includes, onSelect, inspect }) {
       shown.forEach((request, index) => {
         const key = `${request.id} ${request.choice}`;
         keys.add(key);
-        if (!rows.has(key)) rows.set(key, requestRow(names, request, onSelect, inspect));
-        const row = rows.get(key);
+        const row = rows.get(key) ?? requestRow(names, request, onSelect, inspect);
+        rows.set(key, row);
         row.update({ ...request, age_s: request.age_s + pausedS }, selected);
         if (list.children[index] !== row.element)
           list.insertBefore(row.element, list.children[index]);
@@ -67,6 +71,7 @@ export function requestList({ names, label, includes, onSelect, inspect }) {
     },
     /** Scroll the selected row into view, and focus it. */
     reveal() {
+      /** @type {HTMLElement | null} */
       const row = list.querySelector("[aria-pressed='true']");
       row?.scrollIntoView({ block: "center" });
       row?.focus({ preventScroll: true });
@@ -74,6 +79,12 @@ export function requestList({ names, label, includes, onSelect, inspect }) {
   };
 }
 
+/**
+ * @param {Names} names
+ * @param {Request} request
+ * @param {(id: string) => void} onSelect
+ * @param {(view: string, prompt: string) => void} inspect
+ */
 function requestRow(names, { id, choice, prompt: text }, onSelect, inspect) {
   const phase = h("span", { class: "badge" });
   const cells = COLUMNS.map(({ label, title }) =>
@@ -104,7 +115,7 @@ function requestRow(names, { id, choice, prompt: text }, onSelect, inspect) {
   );
   const actions = h("div", { class: "v-request-actions", hidden: true }, [
     Object.entries(INSPECTING_VIEWS).map(([view, label]) =>
-      actionButton({ label, small: true, onclick: () => inspect(view, text) }),
+      actionButton({ label, small: true, onclick: () => inspect(view, text ?? "") }),
     ),
     h("span", {
       class: "secondary small-text",
@@ -112,9 +123,11 @@ function requestRow(names, { id, choice, prompt: text }, onSelect, inspect) {
     }),
   ]);
   const element = h("li", {}, button, prompt, reason, actions);
+  /** @param {HTMLElement} target @param {string} text */
   const set = (target, text) => {
     if (target.textContent !== text) target.textContent = text;
   };
+  /** @param {string | null} selected */
   const mark = (selected) => {
     button.setAttribute("aria-pressed", String(selected === id));
     element.classList.toggle("v-faded", selected !== null && selected !== id);
@@ -123,12 +136,13 @@ function requestRow(names, { id, choice, prompt: text }, onSelect, inspect) {
   return {
     element,
     mark,
+    /** @param {Request} request @param {string | null} selected */
     update(request, selected) {
       const again = request.preemptions ? ` ×${request.preemptions}` : "";
       set(phase, (PHASE_TEXTS[request.phase] ?? request.phase) + again);
       phase.className = `badge v-phase-${request.phase}`;
       phase.title = again && `preempted ${request.preemptions} times`;
-      textsOf(request).forEach((text, index) => set(cells[index], text));
+      for (const [index, text] of textsOf(request).entries()) set(cells[index], text);
       setProgress(parts, bar, request);
       reason.hidden = !request.reason;
       if (request.reason) set(reason, names.sentence(request.reason));
@@ -139,6 +153,7 @@ function requestRow(names, { id, choice, prompt: text }, onSelect, inspect) {
   };
 }
 
+/** @param {Request} request */
 function textsOf({ prompt_tokens: prompt, computed_tokens: computed, ...request }) {
   return [
     `${formatCount(Math.min(computed, prompt))} / ${formatCount(prompt)}`,
@@ -148,16 +163,19 @@ function textsOf({ prompt_tokens: prompt, computed_tokens: computed, ...request 
   ];
 }
 
+/** @param {HTMLElement[]} parts @param {HTMLElement} bar @param {Request} request */
 function setProgress(parts, bar, request) {
   const { prompt_tokens: prompt, computed_tokens: computed, output_tokens: output } = request;
   const cached = Math.min(request.reused_tokens, computed, prompt);
   const done = Math.min(computed, prompt) - cached;
   const widths = [cached, done, prompt - cached - done, output];
   const total = Math.max(prompt + request.max_tokens, 1);
-  widths.forEach((tokens, index) => (parts[index].style.width = `${(100 * tokens) / total}%`));
+  for (const [index, tokens] of widths.entries()) {
+    parts[index].style.width = `${(100 * tokens) / total}%`;
+  }
   bar.setAttribute(
     "aria-label",
-    `${cached} prompt tokens cached, ${done} computed, `
-      + `${prompt - cached - done} pending, ${output} of at most ${request.max_tokens} generated`,
+    `${cached} prompt tokens cached, ${done} computed, ` +
+      `${prompt - cached - done} pending, ${output} of at most ${request.max_tokens} generated`,
   );
 }

@@ -5,6 +5,8 @@ import { categoricalColor, token } from "../charts/colors.js";
 import { h, replace } from "../elements/dom.js";
 import { formatCount, formatDuration, formatThings } from "../elements/format.js";
 
+/** @import { Names, Sequence, StepRecord } from "./replay.js" */
+
 const COLUMN_PX = 14;
 const ROW_PX = 13;
 const MAX_ROWS = 24;
@@ -14,6 +16,7 @@ const AXIS_PX = 22;
 const FONT = "11px system-ui, sans-serif";
 const NO_STEPS_TEXT =
   "No step has been recorded yet. Steps are recorded only while this page is open.";
+/** @type {Record<string, string>} */
 const KIND_TEXTS = {
   prefill: "prefill of the rest of the prompt",
   chunk: "chunk of the prompt",
@@ -23,7 +26,7 @@ const KIND_TEXTS = {
 
 /**
  * Return the timeline. `onWatch` receives the number of the chosen step, `onSelect` a request.
- * @param {{names: ReturnType<typeof import("./replay.js").createNames>,
+ * @param {{names: Names,
  *   onWatch: (step: number) => void, onSelect: (id: string) => void}} options
  */
 export function stepTimeline({ names, onWatch, onSelect }) {
@@ -34,11 +37,15 @@ export function stepTimeline({ names, onWatch, onSelect }) {
   const legend = timelineLegend(budgetText);
   const omitted = h("p", { class: "secondary small-text", hidden: true });
   const details = h("div", { class: "v-step" });
-  /** @type {any[]} */
+  /** @type {StepRecord[]} */
   let records = [];
+  /** @type {{name: string, id: string, choice: number}[]} */
   let rows = [];
+  /** @type {number | null} */
   let watched = null;
+  /** @type {string | null} */
   let selected = null;
+  /** @type {number | null} */
   let hovered = null;
   let budget = 1;
   let peak = 1;
@@ -66,18 +73,7 @@ export function stepTimeline({ names, onWatch, onSelect }) {
     omitted.hidden = !numOmitted;
     const height = TOTAL_PX + AXIS_PX + Math.max(rows.length, 4) * ROW_PX + 4;
     const context = resizeCanvas(canvas, width, height);
-    const palette = {
-      text: token("--text-2"),
-      strong: token("--text"),
-      grid: token("--border"),
-      accent: token("--accent"),
-      surface: token("--surface"),
-      soft: token("--accent-soft"),
-      danger: token("--danger"),
-      prompt: token("--accent"),
-      decode: token("--border-strong"),
-      owners: Array.from({ length: 8 }, (_, index) => categoricalColor(index)),
-    };
+    const palette = readPalette();
     context.font = FONT;
     context.textBaseline = "middle";
     peak = Math.min(Math.max(...shown.map(({ num_tokens: tokens }) => tokens), 8), budget);
@@ -86,6 +82,11 @@ export function stepTimeline({ names, onWatch, onSelect }) {
     drawGaps(context, shown, palette);
   }
 
+  /**
+   * @param {CanvasRenderingContext2D} context
+   * @param {StepRecord[]} shown
+   * @param {Palette} palette
+   */
   function drawTotals(context, shown, palette) {
     context.fillStyle = palette.text;
     context.textAlign = "right";
@@ -116,7 +117,12 @@ export function stepTimeline({ names, onWatch, onSelect }) {
     });
   }
 
-  /** Mark where steps are missing between two columns. */
+  /**
+   * Mark where steps are missing between two columns.
+   * @param {CanvasRenderingContext2D} context
+   * @param {StepRecord[]} shown
+   * @param {Palette} palette
+   */
   function drawGaps(context, shown, palette) {
     context.strokeStyle = palette.text;
     context.setLineDash([2, 3]);
@@ -127,6 +133,11 @@ export function stepTimeline({ names, onWatch, onSelect }) {
     context.setLineDash([]);
   }
 
+  /**
+   * @param {CanvasRenderingContext2D} context
+   * @param {StepRecord[]} shown
+   * @param {Palette} palette
+   */
   function drawRows(context, shown, palette) {
     const top = TOTAL_PX + AXIS_PX;
     const rowOf = new Map(rows.map(({ name }, index) => [name, index]));
@@ -150,11 +161,11 @@ export function stepTimeline({ names, onWatch, onSelect }) {
         context.globalAlpha = 1;
       }
       const endMarks = [
-        [record.preempted, "×", palette.danger],
-        [record.finished, "▪", palette.strong],
+        { ended: record.preempted, sign: "×", color: palette.danger },
+        { ended: record.finished, sign: "▪", color: palette.strong },
       ];
-      for (const [list, sign, color] of endMarks) {
-        for (const { id } of list) {
+      for (const { ended, sign, color } of endMarks) {
+        for (const { id } of ended) {
           const row = rows.findIndex((one) => one.id === id);
           if (row < 0) continue;
           context.fillStyle = color;
@@ -167,7 +178,14 @@ export function stepTimeline({ names, onWatch, onSelect }) {
     });
   }
 
-  /** Draw prefill as a full cell, a chunk as a cell with a notch, and decode as a small bar. */
+  /**
+   * Draw prefill as a full cell, a chunk as a cell with a notch, and decode as a small bar.
+   * @param {CanvasRenderingContext2D} context
+   * @param {Sequence} sequence
+   * @param {number} x
+   * @param {number} y
+   * @param {string} color
+   */
   function mark(context, { kind }, x, y, color) {
     context.fillStyle = color;
     if (kind === "decode") context.fillRect(x + 2, y + 4, COLUMN_PX - 4, ROW_PX - 8);
@@ -176,6 +194,7 @@ export function stepTimeline({ names, onWatch, onSelect }) {
       context.fillRect(x + 1, y + 1, kind === "chunk" ? COLUMN_PX - 1 : COLUMN_PX - 4, ROW_PX - 3);
   }
 
+  /** @param {StepRecord | null} record */
   function showDetails(record) {
     if (!record) {
       replace(details, h("p", { class: "secondary", text: NO_STEPS_TEXT }));
@@ -207,11 +226,12 @@ export function stepTimeline({ names, onWatch, onSelect }) {
     replace(details, h("h3", { text: stepText(record) }), h("ul", { class: "v-sequences" }, list));
     canvas.setAttribute(
       "aria-label",
-      `Timeline of steps. Step ${record.step}: ${formatThings(record.num_tokens, "token")} of `
-        + `${formatThings(record.sequences.length, "sequence")}. The list below names them.`,
+      `Timeline of steps. Step ${record.step}: ${formatThings(record.num_tokens, "token")} of ` +
+        `${formatThings(record.sequences.length, "sequence")}. The list below names them.`,
     );
   }
 
+  /** @param {PointerEvent | MouseEvent} event */
   function at(event) {
     const shown = visible();
     const record = shown[Math.floor((event.offsetX - LABEL_PX) / COLUMN_PX)];
@@ -239,14 +259,14 @@ export function stepTimeline({ names, onWatch, onSelect }) {
   return {
     element: h("div", { class: "stack tight" }, [legend, frame, omitted, details]),
     draw,
-    /** @param {{records: any[], record: any, step: number | null, maxTokens: number}} shown */
+    /** @param {{records: StepRecord[], record: StepRecord | null, step: number | null, maxTokens: number}} shown */
     update({ records: newRecords, record, step, maxTokens }) {
       records = newRecords;
       watched = step;
       budget = maxTokens;
       budgetText.textContent =
-        "Bars above: tokens of a step, prompt in colour, decode in grey; at most "
-        + `${formatCount(maxTokens)} a step.`;
+        "Bars above: tokens of a step, prompt in colour, decode in grey; at most " +
+        `${formatCount(maxTokens)} a step.`;
       frame.hidden = legend.hidden = !records.length;
       draw();
       showDetails(record);
@@ -259,6 +279,25 @@ export function stepTimeline({ names, onWatch, onSelect }) {
   };
 }
 
+/** @typedef {ReturnType<typeof readPalette>} Palette */
+
+/** Return the colours of the theme. */
+function readPalette() {
+  return {
+    text: token("--text-2"),
+    strong: token("--text"),
+    grid: token("--border"),
+    accent: token("--accent"),
+    surface: token("--surface"),
+    soft: token("--accent-soft"),
+    danger: token("--danger"),
+    prompt: token("--accent"),
+    decode: token("--border-strong"),
+    owners: Array.from({ length: 8 }, (_, index) => categoricalColor(index)),
+  };
+}
+
+/** @param {StepRecord} record */
 function stepText(record) {
   const prompt = formatThings(record.num_prompt_tokens, "prompt token");
   const decode = formatThings(record.num_decode_tokens, "decode token");
@@ -267,7 +306,9 @@ function stepText(record) {
   return `Step ${formatCount(record.step)}: ${prompt}, ${decode}, ${sequences} in ${duration}`;
 }
 
+/** @param {HTMLElement} budgetText */
 function timelineLegend(budgetText) {
+  /** @param {string} name @param {string} text */
   const item = (name, text) => h("span", {}, h("span", { class: `v-key ${name}` }), text);
   return h("div", { class: "legend" }, [
     item("v-key-prefill", "prefill"),
@@ -280,6 +321,13 @@ function timelineLegend(budgetText) {
   ]);
 }
 
+/**
+ * @param {CanvasRenderingContext2D} context
+ * @param {number} x1
+ * @param {number} y1
+ * @param {number} x2
+ * @param {number} y2
+ */
 function line(context, x1, y1, x2, y2) {
   context.lineWidth = 1;
   context.beginPath();

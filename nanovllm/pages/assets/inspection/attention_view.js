@@ -1,22 +1,28 @@
 /** Attention: all heads of a prompt as small maps, one large, and its weights as shaded text. */
 
 import { onThemeChange } from "../charts/colors.js";
+import { heatMap, tokenStrip, weightFraction, weightLegend } from "../charts/heatmap.js";
 import { errorMessage, field, icon } from "../elements/components.js";
 import { h, replace } from "../elements/dom.js";
 import { formatNumber, formatPercent, tokenLabel } from "../elements/format.js";
+import { sortableTable } from "../elements/sortable_table.js";
 import { headGrid } from "./head_grid.js";
 import {
-  HEAD_KINDS,
   countRepeats,
   describeHead,
   findBest,
   finderCard,
+  HEAD_KINDS,
   withoutChance,
 } from "./head_kinds.js";
 import { headRow } from "./head_row.js";
-import { heatMap, tokenStrip, weightFraction, weightLegend } from "../charts/heatmap.js";
 import { promptForm } from "./prompt_form.js";
-import { sortableTable } from "../elements/sortable_table.js";
+
+/**
+ * @import { Token } from "../elements/format.js"
+ * @import { Head } from "./head_kinds.js"
+ * @typedef {{weights: string, dtype: string, encoding?: string}} Weights of one layer or of all
+ */
 
 const MAX_WHOLE_WEIGHTS = 16 * 2 ** 20; // 64 MiB; above it, weights are fetched layer by layer
 const TOP_KEYS = 5;
@@ -24,7 +30,7 @@ const REPEATING_EXAMPLE = "The old man saw a ship. The old man saw a ship.";
 
 /**
  * Return the weights of a response of POST /v1/inspect/attention as one array.
- * @param {{weights: string, dtype: string, encoding?: string}} attention
+ * @param {Weights} attention
  * @returns {Promise<Float32Array>}
  */
 export async function decodeWeights({ weights, dtype, encoding }) {
@@ -46,8 +52,8 @@ export async function decodeWeights({ weights, dtype, encoding }) {
  * Without `loadLayer` the response contains all layers; with it, each layer is loaded when needed.
  * `onExample` shows a prompt in which an induction head can be seen, `row` how the chosen row is
  * computed.
- * @param {{attention?: object, overview: object,
- *   loadLayer?: (layer: number) => Promise<object>, onExample?: () => void,
+ * @param {{attention?: Weights, overview: {tokens: Token[], heads: Head[]},
+ *   loadLayer?: (layer: number) => Promise<Weights>, onExample?: () => void,
  *   row?: ReturnType<typeof headRow>}} data
  * @returns {HTMLElement}
  */
@@ -85,6 +91,7 @@ export function attentionExplorer({ attention, overview, loadLayer, onExample, r
   const topKeys = h("p", { class: "secondary" });
   const layerSelect = numberSelect(layers, (layer) => select(headOf(layer, selected.head)));
   const headSelect = numberSelect(headNumbers, (head) => select(headOf(selected.layer, head)));
+  /** @param {Head} head */
   const onSelect = (head) => select(head);
   const grid = headGrid(heads, layers, headNumbers, onSelect);
   const table = statisticsTable(heads, onSelect, (head) => head === selected);
@@ -92,12 +99,15 @@ export function attentionExplorer({ attention, overview, loadLayer, onExample, r
     finderCard(kind, best[kind.key], { numRepeats, onSelect, onExample }),
   );
 
-  const headOf = (layer, head) => heads.find((one) => one.layer === layer && one.head === head);
+  /** @param {number} layer @param {number} head */
+  const headOf = (layer, head) =>
+    /** @type {Head} */ (heads.find((one) => one.layer === layer && one.head === head));
 
+  /** @param {Head} head */
   async function select(head) {
     selected = head;
     grid.select(head);
-    cards.forEach((card) => card.mark(head));
+    for (const card of cards) card.mark(head);
     table.render();
     layerSelect.value = String(head.layer);
     headSelect.value = String(head.head);
@@ -110,17 +120,22 @@ export function attentionExplorer({ attention, overview, loadLayer, onExample, r
     map.update(tokens, weightAt);
   }
 
-  /** Return a layer's weights; null if they cannot be loaded, which the view then says. */
+  /**
+   * Return a layer's weights; null if they cannot be loaded, which the view then says.
+   * @param {number} layer
+   */
   async function load(layer) {
     try {
       return await weightsOf(layer);
-    } catch (error) {
+    } catch (/** @type {any} */ error) {
       if (error.name !== "AbortError") replace(reading, errorMessage(error.message));
       return null;
     }
   }
 
+  /** @param {number} key */
   function describeRow(key) {
+    /** @param {number} index */
     const name = (index) => `${tokenLabel(tokens[index])} (${index})`;
     replace(
       reading,
@@ -163,8 +178,8 @@ export function attentionExplorer({ attention, overview, loadLayer, onExample, r
       h("p", {
         class: "secondary v-lead",
         text:
-          "The strongest head of each kind in this prompt, with its mean attention weight from "
-          + "the third token on. Layers and heads are counted from 0.",
+          "The strongest head of each kind in this prompt, with its mean attention weight from " +
+          "the third token on. Layers and heads are counted from 0.",
       }),
       h(
         "div",
@@ -178,8 +193,8 @@ export function attentionExplorer({ attention, overview, loadLayer, onExample, r
         h("p", {
           class: "secondary v-lead",
           text:
-            "Each square is a map of one head: a row is a token that attends (query), a column a "
-            + "token attended to (key). Choose one to enlarge it; arrow keys move.",
+            "Each square is a map of one head: a row is a token that attends (query), a column a " +
+            "token attended to (key). Choose one to enlarge it; arrow keys move.",
         }),
         grid.element,
         h("details", { class: "v-details" }, [
@@ -204,8 +219,8 @@ export function attentionExplorer({ attention, overview, loadLayer, onExample, r
         h("p", {
           class: "secondary v-lead",
           text:
-            "Choose a token to see what it attends to. Later tokens have "
-            + "no weight: attention is causal.",
+            "Choose a token to see what it attends to. Later tokens have " +
+            "no weight: attention is causal.",
         }),
         strip.element,
         topKeys,
@@ -221,37 +236,47 @@ export function attentionExplorer({ attention, overview, loadLayer, onExample, r
 
 /**
  * Return a function from a layer to its weights. The last two layers are kept.
- * @param {{attention?: object, loadLayer?: (layer: number) => Promise<object>, layers: number[],
+ * @param {{attention?: Weights, loadLayer?: (layer: number) => Promise<Weights>, layers: number[],
  *   layerSize: number}} source
  */
 function layerWeights({ attention, loadLayer, layers, layerSize }) {
   if (!loadLayer) {
-    const all = decodeWeights(attention);
-    return async (layer) => {
+    const all = decodeWeights(/** @type {Weights} */ (attention));
+    return async (/** @type {number} */ layer) => {
       const start = layers.indexOf(layer) * layerSize;
       return (await all).subarray(start, start + layerSize);
     };
   }
   /** @type {Map<number, Promise<Float32Array>>} */
   const kept = new Map();
-  return (layer) => {
+  return (/** @type {number} */ layer) => {
     const weights = kept.get(layer) ?? loadLayer(layer).then(decodeWeights);
     kept.delete(layer);
     kept.set(layer, weights);
-    if (kept.size > 2) kept.delete(kept.keys().next().value);
+    const [oldest] = kept.keys();
+    if (kept.size > 2) kept.delete(oldest);
     weights.catch(() => kept.delete(layer));
     return weights;
   };
 }
 
+/** @param {number[]} numbers @param {(value: number) => void} onSelect */
 function numberSelect(numbers, onSelect) {
   const options = numbers.map((value) => h("option", { value, text: `${value}` }));
+  /** @param {any} event */
   const onchange = (event) => onSelect(Number(event.target.value));
   return h("select", { class: "select v-number", onchange }, options);
 }
 
+/**
+ * @param {Head[]} heads
+ * @param {(head: Head) => void} onSelect
+ * @param {(head: Head) => boolean} isSelected
+ */
 function statisticsTable(heads, onSelect, isSelected) {
+  /** @param {number | null} value */
   const percent = (value) => (value === null || value === undefined ? "–" : formatPercent(value));
+  /** @param {number} value */
   const number = (value) => formatNumber(value);
   return sortableTable({
     caption: "Statistics of all heads",
@@ -283,11 +308,12 @@ export function attentionView(context) {
     context,
     action: "Show attention",
     hint:
-      "Shows which earlier tokens each head reads. At most 512 tokens, or the model's context; the "
-      + "server computes the weights beside its other requests.",
+      "Shows which earlier tokens each head reads. At most 512 tokens, or the model's context; the " +
+      "server computes the weights beside its other requests.",
     async compute(prompt, signal) {
       const overview = await context.api.post("v1/inspect/overview", { prompt }, { signal });
       const size = overview.tokens.length;
+      /** @param {number | null} layer */
       const load = (layer) =>
         context.api.post("v1/inspect/attention", { prompt, layer }, { signal });
       const isWhole = (overview.heads.length * size * (size + 1)) / 2 <= MAX_WHOLE_WEIGHTS;

@@ -1,9 +1,17 @@
 /** Embeddings: tokens as points in two dimensions, with search and nearest neighbours. */
 
+import { scatterPlot } from "../charts/scatter_plot.js";
 import { busy, errorMessage, field, segmented } from "../elements/components.js";
 import { h, replace } from "../elements/dom.js";
 import { formatCount, formatPercent, tokenLabel } from "../elements/format.js";
-import { scatterPlot } from "../charts/scatter_plot.js";
+
+/**
+ * @import { Token } from "../elements/format.js"
+ * @typedef {Token & {x: number, y: number}} EmbeddedToken
+ * @typedef {Token & {cosine: number}} Neighbor
+ * @typedef {{points: EmbeddedToken[], vocab: number, explained: number[], methods: string[]}}
+ *   Projection
+ */
 
 const MAX_RESULTS = 30;
 const NUM_NEIGHBORS = 10;
@@ -11,17 +19,18 @@ const LIMIT = 2500;
 const MAX_POINTS = 5000; // of nanovllm/inspection/embeddings.py
 
 const TSNE_NOTE =
-  "t-SNE keeps near neighbours near. Distances between groups, their sizes and the axes have "
-  + "no meaning.";
+  "t-SNE keeps near neighbours near. Distances between groups, their sizes and the axes have " +
+  "no meaning.";
 
 /**
  * Return an explorer of projections of the token embeddings.
  *
  * `marked` are ids to bring out. `load` fetches a projection that is absent, `neighborsOf` the
  * nearest tokens of an id.
- * @param {{projections: Record<string, object>, neighbors?: Record<string, object[]> | null,
- *   marked?: number[], load?: (method: string) => Promise<object>,
- *   neighborsOf?: (id: number) => Promise<object[]>}} data
+ * @param {{projections: Record<string, Projection>,
+ *   neighbors?: Record<string, Neighbor[]> | null, marked?: number[],
+ *   load?: (method: string) => Promise<Projection>,
+ *   neighborsOf?: (id: number) => Promise<Neighbor[]>}} data
  * @returns {HTMLElement}
  */
 export function embeddingsExplorer({
@@ -31,8 +40,9 @@ export function embeddingsExplorer({
   load,
   neighborsOf,
 }) {
+  /** @type {Map<string, Projection | Promise<Projection>>} */
   const known = new Map(Object.entries(projections));
-  const plot = scatterPlot({ onSelect: (point) => select(point) });
+  const plot = scatterPlot({ onSelect: (/** @type {EmbeddedToken} */ point) => select(point) });
   const note = h("p", { class: "secondary v-lead" });
   const extent = h("p", { class: "secondary v-lead" });
   const more = load ? null : moreText(known);
@@ -47,20 +57,25 @@ export function embeddingsExplorer({
   const results = h("ul", { class: "v-results" });
   const found = h("p", { class: "secondary small-text", "aria-live": "polite" });
   const chosen = h("div", { class: "stack tight" });
+  /** @type {EmbeddedToken[]} */
   let points = [];
+  /** @type {Token | null} */
   let selected = null;
-  let wanted = null;
+  let wanted = "";
 
+  /** @param {string} method */
   async function showMethod(method) {
     wanted = method;
     let projection;
     try {
-      if (!known.has(method)) known.set(method, load(method));
+      const loading = known.get(method) ?? load?.(method);
+      if (!loading) return;
+      known.set(method, loading);
       replace(message, busy(BUSY_TEXTS[method]));
       note.textContent = "";
       plot.element.classList.add("v-outdated");
-      projection = await known.get(method);
-    } catch (error) {
+      projection = await loading;
+    } catch (/** @type {any} */ error) {
       known.delete(method);
       if (wanted === method) replace(message, errorMessage(error.message));
       return;
@@ -89,11 +104,13 @@ export function embeddingsExplorer({
     );
   }
 
+  /** @param {number} count */
   function foundText(count) {
     const listed = count > MAX_RESULTS ? `; the ${MAX_RESULTS} shortest are listed` : "";
     return `${formatCount(count)} of the ${formatCount(points.length)} shown tokens${listed}`;
   }
 
+  /** @param {Token} point */
   function tokenButton(point) {
     return h("button", {
       type: "button",
@@ -104,6 +121,7 @@ export function embeddingsExplorer({
     });
   }
 
+  /** @param {Token} point */
   async function select(point) {
     selected = point;
     plot.select(point.id);
@@ -114,21 +132,18 @@ export function embeddingsExplorer({
       h("p", {
         class: "secondary small-text",
         text:
-          `Token id ${point.id}. Cosine similarity of the whole `
-          + "embeddings, not of the two dimensions of the picture.",
+          `Token id ${point.id}. Cosine similarity of the whole ` +
+          "embeddings, not of the two dimensions of the picture.",
       }),
       list,
     );
-    if (!neighborsOf && !neighbors?.[point.id]) {
-      replace(
-        list,
-        h("p", { class: "secondary", text: "This file has no neighbours of this token." }),
-      );
-      return;
-    }
     try {
-      const nearest = neighbors?.[point.id] ?? (await neighborsOf(point.id));
+      const nearest = neighbors?.[point.id] ?? (await neighborsOf?.(point.id));
       if (selected !== point) return;
+      if (!nearest) {
+        list.append("This file has no neighbours of this token.");
+        return;
+      }
       plot.link(nearest.map(({ id }) => id));
       replace(
         list,
@@ -144,12 +159,16 @@ export function embeddingsExplorer({
           ),
         ),
       );
-    } catch (error) {
+    } catch (/** @type {any} */ error) {
       replace(list, errorMessage(error.message));
     }
   }
 
-  /** Offer the methods to choose from, where there are several. @param {string[]} methods */
+  /**
+   * Offer the methods to choose from, where there are several.
+   * @param {string[]} methods
+   * @param {string} value
+   */
   function offer(methods, value) {
     if (methods.length < 2 || choice.childElementCount) return;
     const options = methods.map((each) => ({ value: each, label: METHOD_NAMES[each] }));
@@ -161,11 +180,11 @@ export function embeddingsExplorer({
     h("p", {
       class: "secondary",
       text:
-        "Choose a point or a search result to see the tokens with "
-        + "the most similar embeddings.",
+        "Choose a point or a search result to see the tokens with " +
+        "the most similar embeddings.",
     }),
   );
-  showMethod(load ? "pca" : known.keys().next().value);
+  showMethod(load ? "pca" : [...known.keys()][0]);
   return h("div", { class: "v-embeddings" }, [
     h("section", { class: "card", "aria-label": "Scatter plot" }, [
       h("div", { class: "card-header" }, [h("h2", { text: "Token embeddings" }), choice]),
@@ -184,24 +203,34 @@ export function embeddingsExplorer({
   ]);
 }
 
+/** @type {Record<string, string>} */
 const METHOD_NAMES = { pca: "PCA", tsne: "t-SNE" };
+/** @type {Record<string, string>} */
 const BUSY_TEXTS = { pca: "Computing PCA", tsne: "Computing t-SNE, some seconds" };
 
-/** Return whether a token contains a text; one with a backslash may also be an escape. */
+/**
+ * Return whether a token contains a text; one with a backslash may also be an escape.
+ * @param {Token} point
+ * @param {string} text
+ */
 function isMatch(point, text) {
   const names = text.includes("\\") ? [point.text, tokenLabel(point)] : [point.text];
   return names.some((name) => name.toLowerCase().includes(text));
 }
 
-/** Return how many tokens of the vocabulary are shown, and why not all. */
+/**
+ * Return how many tokens of the vocabulary are shown, and why not all.
+ * @param {Projection} projection
+ * @param {number[]} marked
+ */
 function extentText({ points, vocab }, marked) {
   const count = formatCount(points.length);
   if (points.length === vocab) return `All ${count} tokens of the vocabulary are shown.`;
   return (
-    `${count} of the ${formatCount(vocab)} tokens of the vocabulary are shown, those with the `
-    + `lowest ids${marked.length ? " and those of the prompt" : ""}. A BPE vocabulary is numbered `
-    + "in the order of its merges, so low ids are frequent tokens; more points would cover each "
-    + "other. Nearest neighbours are among all tokens."
+    `${count} of the ${formatCount(vocab)} tokens of the vocabulary are shown, those with the ` +
+    `lowest ids${marked.length ? " and those of the prompt" : ""}. A BPE vocabulary is numbered ` +
+    "in the order of its merges, so low ids are frequent tokens; more points would cover each " +
+    "other. Nearest neighbours are among all tokens."
   );
 }
 
@@ -209,11 +238,12 @@ function extentText({ points, vocab }, marked) {
 function moreText(projections) {
   const [{ points, vocab }] = projections.values();
   const hasMost = points.length >= Math.min(vocab, MAX_POINTS);
+  /** @param {string} text */
   const option = (text) => h("code", { text });
-  const ways = [
-    !hasMost && ["tokens with ", option("--limit N"), `, up to ${formatCount(MAX_POINTS)}`],
-    !projections.has("tsne") && ["t-SNE with ", option("--method tsne")],
-  ].filter(Boolean);
+  const ways = [];
+  const most = `, up to ${formatCount(MAX_POINTS)}`;
+  if (!hasMost) ways.push(["tokens with ", option("--limit N"), most]);
+  if (!projections.has("tsne")) ways.push(["t-SNE with ", option("--method tsne")]);
   if (!ways.length) return null;
   return h("p", { class: "secondary v-lead" }, [
     option("nanovllm visualize embeddings"),
@@ -223,15 +253,17 @@ function moreText(projections) {
   ]);
 }
 
+/** @param {Projection} projection */
 function explainedText({ explained }) {
   const [first, second] = explained;
   return (
-    "The two directions in which the shown embeddings differ most. They "
-    + `explain ${formatPercent(first)} and ${formatPercent(second)} of the variance; the picture `
-    + `does not show the other ${formatPercent(1 - first - second)}.`
+    "The two directions in which the shown embeddings differ most. They " +
+    `explain ${formatPercent(first)} and ${formatPercent(second)} of the variance; the picture ` +
+    `does not show the other ${formatPercent(1 - first - second)}.`
   );
 }
 
+/** @param {Projection} projection */
 function axisNames({ explained }) {
   return explained.map(
     (part, index) => `component ${index + 1} (${formatPercent(part)} of the variance)`,

@@ -1,17 +1,19 @@
 /** The grid of small maps of all heads. */
 
+import { paintTriangle } from "../charts/heatmap.js";
 import { append, h, rovingFocus } from "../elements/dom.js";
 import { clearKinds, describeHead } from "./head_kinds.js";
-import { paintTriangle } from "../charts/heatmap.js";
+
+/** @import { Head } from "./head_kinds.js" */
 
 const THUMBNAIL_PX = 64;
 
 /**
  * Return the grid: a row for each layer, a column for each head.
- * @param {any[]} heads
+ * @param {Head[]} heads
  * @param {number[]} layers
  * @param {number[]} headNumbers
- * @param {(head: any) => void} onSelect
+ * @param {(head: Head) => void} onSelect
  */
 export function headGrid(heads, layers, headNumbers, onSelect) {
   const tiles = new Map();
@@ -58,12 +60,19 @@ export function headGrid(heads, layers, headNumbers, onSelect) {
       { class: "v-grid-scroll", role: "group", "aria-label": "Maps of all heads" },
       element,
     ),
+    /** @param {Head} selected */
     select(selected) {
       for (const { tile, head } of tiles.values()) {
         tile.setAttribute("aria-pressed", String(head === selected));
         tile.tabIndex = head === selected ? 0 : -1;
       }
     },
+    /**
+     * @param {number} layer
+     * @param {number} head
+     * @param {number} size
+     * @param {(query: number, key: number) => number} weightAt
+     */
     paint(layer, head, size, weightAt) {
       paintTriangle(
         tiles.get(`${layer} ${head}`).canvas,

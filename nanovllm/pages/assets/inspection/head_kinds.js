@@ -1,4 +1,9 @@
-/** Kinds of attention head, by what their weights are on. */
+/**
+ * Kinds of attention head, by what their weights are on.
+ *
+ * @typedef {{layer: number, head: number, distance: number, entropy: number,
+ *   [kind: string]: any}} Head an entry of the overview: a mean weight of each kind, or null
+ */
 
 import { button } from "../elements/components.js";
 import { h } from "../elements/dom.js";
@@ -32,7 +37,7 @@ export const HEAD_KINDS = [
 
 /**
  * Return the heads, without their induction where the prompt repeats too few tokens for a mean.
- * @param {any[]} heads entries of the overview
+ * @param {Head[]} heads
  * @param {number} numRepeats
  */
 export function withoutChance(heads, numRepeats) {
@@ -52,8 +57,12 @@ export function countRepeats(tokens) {
   }).length;
 }
 
-/** Return the head with the largest statistic of each kind, where the prompt has one. */
+/**
+ * Return the head with the largest statistic of each kind, where the prompt has one.
+ * @param {Head[]} heads
+ */
 export function findBest(heads) {
+  /** @type {Record<string, Head>} */
   const best = {};
   for (const { key } of HEAD_KINDS) {
     const known = heads.filter((head) => head[key] !== null && head[key] !== undefined);
@@ -65,20 +74,20 @@ export function findBest(heads) {
 /**
  * Return the card of a kind: the strongest head, or what the prompt lacks to show one.
  * @param {typeof HEAD_KINDS[number]} kind
- * @param {any} head undefined if the prompt shows none
- * @param {{numRepeats: number, onSelect: (head: any) => void, onExample?: () => void}} options
+ * @param {Head | undefined} head undefined if the prompt shows none
+ * @param {{numRepeats: number, onSelect: (head: Head) => void, onExample?: () => void}} options
  *   `onExample` shows a prompt that repeats a sequence
  */
 export function finderCard({ key, name, what }, head, { numRepeats, onSelect, onExample }) {
   const title = h("span", { class: "v-finder-name", text: name });
-  const note = (text) => h("span", { class: "secondary", text });
+  const note = (/** @type {string} */ text) => h("span", { class: "secondary", text });
   if (!head) {
     const isInduction = key === "induction";
     const text = isInduction ? inductionNeed(numRepeats) : SHORT_PROMPT;
     const example =
-      isInduction
-      && onExample
-      && button({ label: "Show an example", small: true, onclick: onExample });
+      isInduction &&
+      onExample &&
+      button({ label: "Show an example", small: true, onclick: onExample });
     const element = h("div", { class: "card v-finder" }, title, note(text), example);
     return { element, mark: () => {} };
   }
@@ -94,32 +103,36 @@ export function finderCard({ key, name, what }, head, { numRepeats, onSelect, on
     }),
     note(isClear ? share : `Only ${share}, less than ${CLEAR_TEXT}: no head does this clearly.`),
   );
-  return { element, mark: (now) => element.setAttribute("aria-pressed", String(now === head)) };
+  return {
+    element,
+    mark: (/** @type {Head} */ now) => element.setAttribute("aria-pressed", String(now === head)),
+  };
 }
 
+/** @param {number} numRepeats */
 function inductionNeed(numRepeats) {
   const has = numRepeats
     ? `repeats ${formatThings(numRepeats, "token")}, fewer than ${MIN_REPEATS}`
     : "repeats no token";
   return (
-    "An induction head continues a sequence that came before. It needs a prompt that repeats a "
-    + `sequence; this one ${has}.`
+    "An induction head continues a sequence that came before. It needs a prompt that repeats a " +
+    `sequence; this one ${has}.`
   );
 }
 
-/** Return what a head does, as a sentence. @param {any} head an entry of the overview */
+/** Return what a head does, as a sentence. @param {Head} head */
 export function describeHead(head) {
   const shares = HEAD_KINDS.filter(({ key }) => head[key] >= 0.1)
     .sort((a, b) => head[b.key] - head[a.key])
     .map(({ key, what }) => `${formatPercent(head[key])} on ${what}`);
   const where = shares.length ? `On average ${shares.join(", ")}.` : "Its weights are spread out.";
   return (
-    `${where} Mean distance ${formatNumber(head.distance)} tokens, `
-    + `mean entropy ${formatNumber(head.entropy)} nats.`
+    `${where} Mean distance ${formatNumber(head.distance)} tokens, ` +
+    `mean entropy ${formatNumber(head.entropy)} nats.`
   );
 }
 
-/** Return the kinds that a head's label names. @param {any} head an entry of the overview */
+/** Return the kinds that a head's label names. @param {Head} head */
 export function clearKinds(head) {
   return HEAD_KINDS.filter(({ key }) => head[key] >= CHIP_SHARE);
 }

@@ -1,8 +1,10 @@
 /** Logit lens: what each layer would predict, and the probability of each token that follows. */
 
 import { colorScale, onThemeChange } from "../charts/colors.js";
+import { scaleLegend } from "../charts/heatmap.js";
+import { probabilityChart } from "../charts/probability_chart.js";
 import { segmented, tokenInWord } from "../elements/components.js";
-import { h, replace } from "../elements/dom.js";
+import { h, keyMove, replace, targetOf } from "../elements/dom.js";
 import {
   formatCount,
   formatNumber,
@@ -10,31 +12,32 @@ import {
   tokenLabel,
   wordAround,
 } from "../elements/format.js";
-import { scaleLegend } from "../charts/heatmap.js";
-import { probabilityChart } from "../charts/probability_chart.js";
 import { hideTooltip, openPopover, showTooltip } from "../elements/overlays.js";
 import { promptForm } from "./prompt_form.js";
 
 const NUM_SURPRISES = 3;
 const LEAST_PROBABILITY = 1e-30; // whose logarithm is drawn
 const TOP = 5;
-const MOVES = {
-  ArrowUp: [-1, 0],
-  ArrowDown: [1, 0],
-  ArrowLeft: [0, -1],
-  ArrowRight: [0, 1],
-  Home: [0, -Infinity],
-  End: [0, Infinity],
-};
+/** @type {Record<string, [number, number]>} */
+const ENDS = { Home: [0, -Infinity], End: [0, Infinity] };
+
+/**
+ * @import { Token } from "../elements/format.js"
+ * @typedef {{top: (Token & {p: number})[], entropy: number, rank_of_next: number | null,
+ *   p_of_next: number | null}} Cell
+ * @typedef {{tokens: Token[], layers: string[], cells: Cell[][]}} Lens
+ * @typedef {{maxEntropy: number, maxRank: number}} Extremes
+ */
 
 /**
  * Return an explorer of a response of POST /v1/inspect/logit_lens.
- * @param {object} lens
+ * @param {Lens} lens
  * @returns {HTMLElement}
  */
 export function lensExplorer(lens) {
   const table = lensTable(lens);
   const legend = h("div");
+  /** @param {string} metric */
   const show = (metric) => {
     table.color(metric);
     replace(legend, metricLegend(lens, metric));
@@ -53,10 +56,10 @@ export function lensExplorer(lens) {
       h("p", {
         class: "secondary v-lead",
         text:
-          "Below each token, the most likely next token if the forward pass ended after that "
-          + "layer. The row embeddings mostly repeats the input token where the output head is the "
-          + "token embedding, as in GPT-2. The last row is the model's prediction. Choose a cell "
-          + `for its ${TOP} most likely tokens. Home and End move to the first and the last token.`,
+          "Below each token, the most likely next token if the forward pass ended after that " +
+          "layer. The row embeddings mostly repeats the input token where the output head is the " +
+          "token embedding, as in GPT-2. The last row is the model's prediction. Choose a cell " +
+          `for its ${TOP} most likely tokens. Home and End move to the first and the last token.`,
       }),
       h("div", { class: "row between v-lead" }, [
         segmented({ label: "Colour the cells by", options, value: "p", onchange: show }),
@@ -67,17 +70,22 @@ export function lensExplorer(lens) {
   ]);
 }
 
-/** Return the model's probability of the token after each position; the last has none. */
+/**
+ * Return the model's probability of the token after each position; the last has none.
+ * @param {Lens} lens
+ */
 function nextProbabilities({ cells }) {
-  return cells
-    .at(-1)
-    .slice(0, -1)
-    .map(({ p_of_next: p }) => p);
+  return cells[cells.length - 1].slice(0, -1).map(({ p_of_next: p }) => p ?? 0);
 }
 
-/** Return the chart of the probability of each token of the prompt, but the first. */
+/**
+ * Return the chart of the probability of each token of the prompt, but the first.
+ * @param {Lens} lens
+ * @param {(position: number) => void} onChoose
+ */
 function nextTokenChart(lens, onChoose) {
   const logprobs = nextProbabilities(lens).map((p) => Math.log(Math.max(p, LEAST_PROBABILITY)));
+  /** @param {number} index */
   const nameOf = (index) => tokenLabel(lens.tokens[index]);
   const chart = probabilityChart({
     hasNames: true,
@@ -87,12 +95,18 @@ function nextTokenChart(lens, onChoose) {
       return h("div", { text: `${nameOf(index)}, position ${index} (from 0): ${chance}` });
     },
   });
+  /** @param {number} index */
   const wordOf = (index) => wordAt(lens.tokens, index);
   chart.update({ logprobs: [null, ...logprobs], firstPosition: 0, nameOf, wordOf });
   return chart.element;
 }
 
-/** What colours a cell: its value, the value's place on the scale, and the ticks of the legend. */
+/**
+ * What colours a cell: its value, the value's place on the scale, and the ticks of the legend.
+ * @type {Record<string, {label: string, legend: string,
+ *   fraction: (cell: Cell, extremes: Extremes) => number | null,
+ *   ticks: (extremes: Extremes) => {at: number, text: string}[]}>}
+ */
 const LENS_METRICS = {
   p: {
     label: "Probability",
@@ -120,6 +134,7 @@ const LENS_METRICS = {
   },
 };
 
+/** @param {Lens} lens */
 function lensExtremes({ cells }) {
   const all = cells.flat();
   return {
@@ -128,6 +143,7 @@ function lensExtremes({ cells }) {
   };
 }
 
+/** @param {Lens} lens @param {string} metric */
 function metricLegend(lens, metric) {
   const { legend, ticks } = LENS_METRICS[metric];
   return h(
@@ -137,6 +153,7 @@ function metricLegend(lens, metric) {
   );
 }
 
+/** @param {Lens} lens @param {(position: number) => void} onChoose */
 function summary(lens, onChoose) {
   const probabilities = nextProbabilities(lens);
   if (!probabilities.length) {
@@ -164,16 +181,16 @@ function summary(lens, onChoose) {
     h("p", {
       class: "secondary",
       text:
-        "The line shows the probability that the model gave to each token of "
-        + "the prompt, given the tokens before it. It drops where the prompt becomes unlikely. "
-        + `Perplexity ${formatNumber(Math.exp(-sum / probabilities.length))} over `
-        + `${formatCount(probabilities.length)} tokens.`,
+        "The line shows the probability that the model gave to each token of " +
+        "the prompt, given the tokens before it. It drops where the prompt becomes unlikely. " +
+        `Perplexity ${formatNumber(Math.exp(-sum / probabilities.length))} over ` +
+        `${formatCount(probabilities.length)} tokens.`,
     }),
     h("p", { class: "v-surprises" }, h("span", { text: "Least expected:" }), surprises),
   ]);
 }
 
-/** Return a token of a prompt in its word. @param {{text: string, bytes?: string}[]} tokens */
+/** Return a token of a prompt in its word. @param {Token[]} tokens @param {number} index */
 function wordAt(tokens, index) {
   return wordAround(index, tokens.length, (each) => ({
     text: tokens[each].bytes ? null : tokens[each].text,
@@ -181,6 +198,7 @@ function wordAt(tokens, index) {
   }));
 }
 
+/** @param {Lens} lens */
 function lensTable(lens) {
   const { tokens, layers, cells } = lens;
   const extremes = lensExtremes(lens);
@@ -195,8 +213,8 @@ function lensTable(lens) {
           dataset: { row, position },
           text: tokenLabel(cell.top[0]),
           "aria-label":
-            `${name}, after ${tokenLabel(tokens[position])}: `
-            + `${tokenLabel(cell.top[0])}, ${formatPercent(cell.top[0].p)}`,
+            `${name}, after ${tokenLabel(tokens[position])}: ` +
+            `${tokenLabel(cell.top[0])}, ${formatPercent(cell.top[0].p)}`,
         }),
       ),
     ]),
@@ -224,14 +242,16 @@ function lensTable(lens) {
       ]),
       h("tr", {}, [
         h("th", { scope: "row", text: "its probability" }),
-        cells
-          .at(-1)
-          .map(({ p_of_next: p }) => h("th", { text: p === null ? "–" : formatPercent(p) })),
+        cells[cells.length - 1].map(({ p_of_next: p }) =>
+          h("th", { text: p === null ? "–" : formatPercent(p) }),
+        ),
       ]),
     ]),
   );
   const scroller = h("div", { class: "v-lens-scroll", dataset: { around: "" } }, table);
-  const cellAt = (row, position) => rows[row]?.children[position + 1];
+  /** @param {number} row @param {number} position */
+  const cellAt = (row, position) => /** @type {HTMLElement} */ (rows[row]?.children[position + 1]);
+  /** @param {HTMLElement} target */
   const placeOf = (target) => ({
     row: Number(target.dataset.row),
     position: Number(target.dataset.position),
@@ -240,14 +260,15 @@ function lensTable(lens) {
   function recolor() {
     const colorOf = colorScale();
     const { fraction } = LENS_METRICS[metric];
-    cells.forEach((line, row) =>
-      line.forEach((cell, position) => {
+    for (const [row, line] of cells.entries()) {
+      for (const [position, cell] of line.entries()) {
         const value = fraction(cell, extremes);
         const shade = value === null ? "transparent" : colorOf(value);
         cellAt(row, position).style.setProperty("--shade", shade);
-      }),
-    );
+      }
+    }
   }
+  /** @param {HTMLElement} target */
   function open(target) {
     hideTooltip();
     const { row, position } = placeOf(target);
@@ -257,39 +278,42 @@ function lensTable(lens) {
       label: "Most likely next tokens",
       content: cellDetails(lens, row, position),
       onkey(event) {
-        if (!MOVES[event.key]) return;
+        const move = keyMove(event, ENDS);
+        if (!move) return;
         event.preventDefault();
         close();
-        move(target, event.key);
+        moveFrom(target, move);
       },
     });
   }
-  function move(from, key) {
-    const { row, position } = placeOf(from);
-    const [down, right] = MOVES[key];
+  /** @param {HTMLElement} target @param {[number, number]} move in rows and in positions */
+  function moveFrom(target, [down, right]) {
+    const { row, position } = placeOf(target);
     focus(row + down, Math.max(Math.min(position + right, tokens.length - 1), 0));
   }
+  /** @param {number} row @param {number} position */
   function focus(row, position) {
     const target = cellAt(row, position);
     if (!target) return;
-    table.querySelector('td[tabindex="0"]').tabIndex = -1;
+    for (const cell of table.querySelectorAll("td")) cell.tabIndex = -1;
     target.tabIndex = 0;
     target.focus();
   }
 
   table.addEventListener("click", (event) => {
-    const target = event.target.closest("td");
+    const target = targetOf(event).closest("td");
     if (target) open(target);
   });
   table.addEventListener("keydown", (event) => {
-    const target = event.target.closest("td");
-    if (!target || (!MOVES[event.key] && event.key !== "Enter" && event.key !== " ")) return;
+    const target = targetOf(event).closest("td");
+    const move = keyMove(event, ENDS);
+    if (!target || (!move && event.key !== "Enter" && event.key !== " ")) return;
     event.preventDefault();
-    if (!MOVES[event.key]) return open(target);
-    move(target, event.key);
+    if (move) moveFrom(target, move);
+    else open(target);
   });
   table.addEventListener("pointerover", (event) => {
-    const target = event.target.closest("td");
+    const target = targetOf(event).closest("td");
     if (!target) return hideTooltip();
     const { row, position } = placeOf(target);
     showTooltip(
@@ -302,11 +326,12 @@ function lensTable(lens) {
   return {
     element: scroller,
     recolor,
+    /** @param {string} name */
     color(name) {
       metric = name;
       recolor();
     },
-    /** Scroll to a position and focus the model's prediction there. */
+    /** Scroll to a position and focus the model's prediction there. @param {number} position */
     choose(position) {
       focus(layers.length - 1, position);
       cellAt(layers.length - 1, position).scrollIntoView({ block: "nearest", inline: "center" });
@@ -314,15 +339,17 @@ function lensTable(lens) {
   };
 }
 
+/** @param {Lens} lens @param {number} row @param {number} position */
 function nextText({ tokens, cells }, row, position) {
   const cell = cells[row][position];
   if (cell.rank_of_next === null) return "The prompt ends here.";
   return (
-    `The prompt goes on with ${tokenLabel(tokens[position + 1])}: rank `
-    + `${formatCount(cell.rank_of_next)}, ${formatPercent(cell.p_of_next)}.`
+    `The prompt goes on with ${tokenLabel(tokens[position + 1])}: rank ` +
+    `${formatCount(cell.rank_of_next)}, ${formatPercent(cell.p_of_next ?? 0)}.`
   );
 }
 
+/** @param {Lens} lens @param {number} row @param {number} position */
 function cellDetails(lens, row, position) {
   const cell = lens.cells[row][position];
   return h("div", { class: "stack tight" }, [
@@ -356,8 +383,8 @@ export function lensView(context) {
     context,
     action: "Show logit lens",
     hint:
-      "Shows where the prompt becomes improbable, and what each layer would predict: its hidden "
-      + "state goes through the final normalization and the output head.",
+      "Shows where the prompt becomes improbable, and what each layer would predict: its hidden " +
+      "state goes through the final normalization and the output head.",
     compute: async (prompt, signal) =>
       lensExplorer(
         await context.api.post("v1/inspect/logit_lens", { prompt, top: TOP }, { signal }),

@@ -40,7 +40,7 @@ export function promptForm({ context, action, hint, compute }) {
       replace(result, await compute(prompt, controller.signal));
       result.dataset.prompt = prompt;
       context.announce(`${action}: done`);
-    } catch (error) {
+    } catch (/** @type {any} */ error) {
       if (controller.signal.aborted) return;
       replace(result, errorMessage(error.message));
     }
@@ -73,7 +73,7 @@ export function promptForm({ context, action, hint, compute }) {
     replace(
       finished,
       h("option", { value: "", text: "Finished requests" }),
-      (requests ?? []).map(({ name, prompt }) =>
+      (requests ?? []).map((/** @type {{name: string, prompt: string}} */ { name, prompt }) =>
         h("option", { value: prompt, text: `${name} ${prompt.slice(0, MAX_NAME_CHARACTERS)}` }),
       ),
     );

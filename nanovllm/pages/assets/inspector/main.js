@@ -14,7 +14,7 @@ import * as api from "../client/api.js";
 import { createStore } from "../client/store.js";
 import { createVocabulary } from "../client/vocabulary.js";
 import { button, errorMessage, field, icon } from "../elements/components.js";
-import { h, replace, rovingFocus } from "../elements/dom.js";
+import { byId, h, replace, rovingFocus } from "../elements/dom.js";
 import { engineView } from "../engine/engine_view.js";
 import { attentionView } from "../inspection/attention_view.js";
 import { embeddingsView } from "../inspection/embeddings_view.js";
@@ -35,6 +35,7 @@ const VIEWS = [
 ];
 const HEALTH_INTERVAL_MS = 5000;
 const TABS_PADDING_PX = 12; // more than the padding beside the first and the last tab
+/** @type {Record<string, string>} */
 const STATUS_TEXTS = {
   ready: "ready",
   paused: "paused",
@@ -54,7 +55,7 @@ const store = createStore({
 
 /** Have screen readers say a text. @param {string} text */
 function announce(text) {
-  document.getElementById("live").textContent = text;
+  byId("live").textContent = text;
 }
 
 /** Whether the server has asked for a key. */
@@ -64,8 +65,8 @@ let isKeyNeeded = false;
 const context = { api, store, announce, vocabulary: createVocabulary(api), tourOffer };
 
 function addTabs() {
-  const list = document.getElementById("tabs");
-  const main = document.getElementById("main");
+  const list = byId("tabs");
+  const main = byId("main");
   replace(main);
   /** @type {Map<string, View>} */
   const opened = new Map();
@@ -110,21 +111,21 @@ function addTabs() {
     current = view.name;
     for (const { name } of VIEWS) {
       const isSelected = name === current;
-      const tab = document.getElementById(`tab-${name}`);
+      const tab = byId(`tab-${name}`);
       tab.setAttribute("aria-selected", String(isSelected));
       tab.tabIndex = isSelected ? 0 : -1;
-      document.getElementById(`panel-${name}`).hidden = !isSelected;
+      byId(`panel-${name}`).hidden = !isSelected;
       if (isSelected) tab.scrollIntoView({ block: "nearest", inline: "nearest" });
     }
     document.title = `${view.label} · nanovllm inspector`;
-    const panel = document.getElementById(`panel-${current}`);
+    const panel = byId(`panel-${current}`);
     try {
       const shown = opened.get(current) ?? view.create(context);
       if (!opened.has(current)) replace(panel, shown.element);
       opened.set(current, shown);
       scrollTo(0, scrolled.get(current) ?? 0);
       shown.show?.();
-    } catch (error) {
+    } catch (/** @type {any} */ error) {
       replace(panel, errorMessage(`This view failed: ${error.message}`));
       console.error(error);
     }
@@ -145,18 +146,16 @@ function fadeEdges(list) {
 }
 
 function addTourButton() {
-  document
-    .getElementById("actions")
-    .append(
-      button({
-        label: "Take the tour",
-        icon: "info",
-        iconOnly: true,
-        kind: "quiet",
-        small: true,
-        onclick: startTour,
-      }),
-    );
+  byId("actions").append(
+    button({
+      label: "Take the tour",
+      icon: "info",
+      iconOnly: true,
+      kind: "quiet",
+      small: true,
+      onclick: startTour,
+    }),
+  );
 }
 
 function addThemeButton() {
@@ -176,7 +175,7 @@ function addThemeButton() {
   };
   toggle.addEventListener("click", () => document.dispatchEvent(new Event("themechoice")));
   document.addEventListener("themechange", update);
-  document.getElementById("actions").append(toggle);
+  byId("actions").append(toggle);
   update();
 }
 
@@ -198,8 +197,8 @@ function askForKey() {
     h("p", {
       class: "secondary",
       text:
-        "This server asks for a key. The page keeps it in memory until it is closed, and sends "
-        + "it to this server only.",
+        "This server asks for a key. The page keeps it in memory until it is closed, and sends " +
+        "it to this server only.",
     }),
     wasWrong && errorMessage("The server does not accept this key."),
     field({ label: "Key", control: input }),
@@ -249,14 +248,14 @@ function updateKeyButton(isSet) {
       }
     },
   });
-  document.getElementById("actions").prepend(key);
+  byId("actions").prepend(key);
 }
 
 function addStatus() {
   const dot = h("span", { class: "dot", "aria-hidden": "true" });
   const text = h("span", { class: "status-text" });
   const model = h("span", { class: "status-model" });
-  replace(document.getElementById("status"), dot, model, text);
+  replace(byId("status"), dot, model, text);
   const update = () => {
     const health = store.get("health");
     const state = health === "ready" && store.get("isPaused") ? "paused" : health;
@@ -290,7 +289,7 @@ async function checkHealth() {
   try {
     await api.get("health");
     setReady();
-  } catch (error) {
+  } catch (/** @type {any} */ error) {
     store.set("health", error.status ? "loading" : "unreachable");
     return;
   }
@@ -302,14 +301,14 @@ async function checkHealth() {
     store.set("hasChatTemplate", model.has_chat_template);
     store.set("model", model.id);
     setReady();
-  } catch (error) {
+  } catch (/** @type {any} */ error) {
     if (error.status !== 401) console.error(error);
   }
 }
 
 api.onKeyNeeded(askForKey);
 api.onPause((isPaused) => store.set("isPaused", isPaused));
-document.getElementById("top").append(pausedBanner(context));
+byId("top").append(pausedBanner(context));
 addTourButton();
 addThemeButton();
 addTabs();

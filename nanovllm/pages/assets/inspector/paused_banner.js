@@ -1,7 +1,7 @@
 /** The banner of every view while the engine is paused: why nothing goes on, and what ends it. */
 
 import { button, toast } from "../elements/components.js";
-import { h } from "../elements/dom.js";
+import { byId, h } from "../elements/dom.js";
 
 /**
  * Return the banner. It follows `isPaused` of the store.
@@ -18,7 +18,7 @@ export function pausedBanner({ api, store, announce }) {
         await api.post("v1/engine/control", { action: "resume" });
         store.set("isPaused", false);
         announce("The engine runs.");
-      } catch (error) {
+      } catch (/** @type {any} */ error) {
         toast(error.message, "error");
       }
     },
@@ -28,7 +28,7 @@ export function pausedBanner({ api, store, announce }) {
   store.subscribe("isPaused", (isPaused) => {
     const hadFocus = element.contains(document.activeElement);
     element.hidden = !isPaused;
-    if (element.hidden && hadFocus) document.getElementById("main").focus();
+    if (element.hidden && hadFocus) byId("main").focus();
   });
   return element;
 }

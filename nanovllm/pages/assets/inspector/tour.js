@@ -6,7 +6,7 @@
  */
 
 import { button } from "../elements/components.js";
-import { h, replace } from "../elements/dom.js";
+import { byId, h, replace } from "../elements/dom.js";
 
 const DECLINED = "nanovllm.tour";
 const STEPS = [
@@ -15,40 +15,40 @@ const STEPS = [
     target: ".composer",
     title: "Generate",
     text:
-      "Write a beginning and choose Generate, or press Ctrl+Enter. The model continues it "
-      + "token by token.",
+      "Write a beginning and choose Generate, or press Ctrl+Enter. The model continues it " +
+      "token by token.",
   },
   {
     view: "playground",
     target: ".playground-results",
     title: "Read a token",
     text:
-      "The colour of a token is its probability. Point at one for its figures. Click one, or "
-      + "press Enter on it, for its alternatives.",
+      "The colour of a token is its probability. Point at one for its figures. Click one, or " +
+      "press Enter on it, for its alternatives.",
   },
   {
     view: "playground",
     target: ".playground-results",
     title: "Continue from an alternative",
     text:
-      "Choose an alternative in the list of a token. The text before it stays, and the model "
-      + "writes on from your choice. The history keeps the run before.",
+      "Choose an alternative in the list of a token. The text before it stays, and the model " +
+      "writes on from your choice. The history keeps the run before.",
   },
   {
     view: "engine",
     target: ".v-controls",
     title: "Pause and step the engine",
     text:
-      "Choose Pause, Send 8 sample prompts, then Step several times. Each step computes tokens "
-      + "of several requests together. The page says why a request waits. Resume ends the pause.",
+      "Choose Pause, Send 8 sample prompts, then Step several times. Each step computes tokens " +
+      "of several requests together. The page says why a request waits. Resume ends the pause.",
   },
   {
     view: "attention",
     target: ".v-prompt",
     title: "Look inside the model",
     text:
-      "Attention shows which tokens each head reads, Logit lens what each layer would predict. "
-      + "Both take any prompt.",
+      "Attention shows which tokens each head reads, Logit lens what each layer would predict. " +
+      "Both take any prompt.",
   },
 ];
 
@@ -141,7 +141,7 @@ export function startTour() {
     element.remove();
     mark(null);
     if (opener?.isConnected) opener.focus();
-    else document.getElementById("main").focus();
+    else byId("main").focus();
   }
 
   endTour = end;

@@ -6,7 +6,7 @@ import { fitMaxTokens } from "../client/lengths.js";
 import { button, emptyState, field } from "../elements/components.js";
 import { h, replace } from "../elements/dom.js";
 import { hideTooltip } from "../elements/overlays.js";
-import { MAX_CHARACTERS, forget, load, store as save, write } from "../elements/saved.js";
+import { forget, load, MAX_CHARACTERS, store as save, write } from "../elements/saved.js";
 import { chatTurn } from "./chat_turn.js";
 import { coloringControl } from "./coloring.js";
 import { problemBox } from "./problem_box.js";
@@ -51,8 +51,8 @@ export function chatView(context) {
   const hint = emptyState({
     title: "No messages yet",
     text:
-      "The model answers in the form of its chat template. Models that were not trained on "
-      + "conversations answer as a book would.",
+      "The model answers in the form of its chat template. Models that were not trained on " +
+      "conversations answer as a book would.",
   });
   const input = h("textarea", {
     class: "textarea prompt-input",
@@ -82,8 +82,8 @@ export function chatView(context) {
   const missing = emptyState({
     title: "This model has no chat template",
     text:
-      "A chat template turns a conversation into a prompt. Start the server with one; plain works "
-      + "with every model:",
+      "A chat template turns a conversation into a prompt. Start the server with one; plain works " +
+      "with every model:",
     action: h("pre", { class: "mono command", text: COMMAND }),
   });
   const title = h("h2", { class: "visually-hidden", text: "Chat" });
@@ -147,7 +147,7 @@ export function chatView(context) {
       if (error && !choice.tokens.length) turns.pop();
       announce(error ? error.message : `Answer: ${choice.text}`);
       if (error) throw error;
-    } catch (error) {
+    } catch (/** @type {any} */ error) {
       if (!stop.isCurrent(signal)) return;
       if (!signal.aborted) fail(/** @type {any} */ (error));
     }
@@ -207,8 +207,8 @@ export function chatView(context) {
     views = turns.map((turn) => views.find((view) => view.turn === turn) ?? viewOf(turn));
     const elements = views.map((view) => view.element);
     const isSame =
-      elements.length === log.childElementCount
-      && elements.every((each, index) => each === log.children[index]);
+      elements.length === log.childElementCount &&
+      elements.every((each, index) => each === log.children[index]);
     if (!isSame) replace(log, elements); // which would lose the focus
     hint.hidden = turns.length > 0;
     coloring.element.hidden = !turns.length;

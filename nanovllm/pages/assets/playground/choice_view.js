@@ -18,8 +18,8 @@ import { tokenText } from "./token_text.js";
  */
 
 const TIMES_NOTE =
-  "Times are measured in this browser, from sending the request. They include the network, waiting "
-  + "in the queue, and pauses of the engine. The Engine tab has the times of the server.";
+  "Times are measured in this browser, from sending the request. They include the network, waiting " +
+  "in the queue, and pauses of the engine. The Engine tab has the times of the server.";
 /** Least time between two drawings of a chart that grows. */
 const CHART_INTERVAL_MS = 200;
 

@@ -65,8 +65,8 @@ export function playgroundView(context) {
   const hint = emptyState({
     title: "No tokens yet",
     text:
-      "Generate continues the prompt. Each token then shows its probability, its rank and its "
-      + "alternatives. Choose an alternative to continue from there.",
+      "Generate continues the prompt. Each token then shows its probability, its rank and its " +
+      "alternatives. Choose an alternative to continue from there.",
     action: h("div", { class: "stack tight" }, tourOffer(), questions()),
   });
   const copies = h("div", { class: "row request-row" }, [

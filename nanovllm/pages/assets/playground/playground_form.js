@@ -89,7 +89,7 @@ export function playgroundForm({ api, store }) {
       let fields;
       try {
         fields = settings.fields();
-      } catch (error) {
+      } catch (/** @type {any} */ error) {
         fail(/** @type {Error} */ (error).message);
         return null;
       }

@@ -3,7 +3,7 @@
 import { ended } from "../client/generation.js";
 import { button } from "../elements/components.js";
 import { h, replace } from "../elements/dom.js";
-import { MAX_CHARACTERS, forget, load, store, write } from "../elements/saved.js";
+import { forget, load, MAX_CHARACTERS, store, write } from "../elements/saved.js";
 
 /**
  * @import { Choice } from "../client/generation.js"

@@ -272,7 +272,7 @@ export function samplingSettings(store, { skipped = [], before = null } = {}) {
             throw new Error("fill in one kind of structured output only");
           }
           Object.assign(fields, read);
-        } catch (error) {
+        } catch (/** @type {any} */ error) {
           mark(setting.name);
           throw new Error(`${setting.label}: ${/** @type {Error} */ (error).message}`);
         }
@@ -339,11 +339,11 @@ function createSlider({ label, min, max, step }, control) {
     "aria-label": `${label}, slider`,
     oninput: () => (control.value = slider.value),
   });
-  slider.follow = () => {
+  const follow = () => {
     slider.value = control.value || control.placeholder;
   };
-  control.addEventListener("input", slider.follow);
-  return slider;
+  control.addEventListener("input", follow);
+  return { element: slider, follow };
 }
 
 /**
@@ -358,7 +358,7 @@ function labelled(setting, control, slider) {
   const element = field({ label: setting.label, control, hint: setting.hint });
   if (slider) {
     element.classList.add("slider-field");
-    element.append(slider);
+    element.append(slider.element);
   }
   if (setting.kind !== "number") element.classList.add("wide");
   return element;

@@ -39,11 +39,12 @@ export function readText(name, kind, text) {
 
 /** Return the lines of a text; "\n" and "\t" are escapes. @param {string} text */
 function lines(text) {
+  /** @type {Record<string, string>} */
   const escapes = { "\\n": "\n", "\\t": "\t", "\\\\": "\\" };
   return text
     .split("\n")
     .filter(Boolean)
-    .map((line) => line.replace(/\\[nt\\]/g, (escape) => escapes[escape]));
+    .map((line) => line.replace(/\\[nt\\]/g, (pair) => escapes[pair]));
 }
 
 /** @param {string} text */
@@ -64,7 +65,7 @@ function toObject(text) {
   let value;
   try {
     value = JSON.parse(text);
-  } catch (error) {
+  } catch (/** @type {any} */ error) {
     throw new Error(`this is no JSON: ${error.message}`);
   }
   if (value === null || typeof value !== "object" || Array.isArray(value)) {

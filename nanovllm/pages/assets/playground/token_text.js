@@ -1,10 +1,10 @@
 /** Tokens as text: coloured, with a tooltip each, and a popover with the alternatives. */
 
+import { probabilityColor } from "../charts/probability_chart.js";
 import { entropyNats, rankText } from "../client/generation.js";
 import { decode } from "../client/vocabulary.js";
-import { probabilityColor } from "../charts/probability_chart.js";
 import { button } from "../elements/components.js";
-import { h, replace, rovingFocus } from "../elements/dom.js";
+import { h, replace, rovingFocus, targetOf } from "../elements/dom.js";
 import { escapeControls, escapedBytes, formatNumber, formatPercent } from "../elements/format.js";
 import { hideTooltip, openPopover, showTooltip } from "../elements/overlays.js";
 
@@ -94,9 +94,12 @@ export function tokenText({ vocabulary, label, onbranch, onpoint = () => {} }) {
     return h("span", attributes, values, character);
   }
 
+  /** @param {number} position */
+  const at = (position) => /** @type {HTMLElement | undefined} */ (list.children[position]);
+
   /** @param {Event} event */
-  function find({ target }) {
-    const found = /** @type {Element} */ (target).closest?.(".token");
+  function find(event) {
+    const found = targetOf(event).closest(".token");
     if (!(found instanceof HTMLElement)) return null;
     const position = Number(found.dataset.position);
     return tokens[position] && { anchor: found, position, token: tokens[position] };
@@ -224,13 +227,12 @@ export function tokenText({ vocabulary, label, onbranch, onpoint = () => {} }) {
       }
       const numShown = list.childElementCount;
       list.append(...tokens.slice(numShown).map((token, index) => span(token, numShown + index)));
-      if (tokens.length && !list.querySelector('[tabindex="0"]'))
-        list.firstElementChild.tabIndex = 0;
+      if (!list.querySelector('[tabindex="0"]')) at(0)?.setAttribute("tabindex", "0");
     },
     /** Mark a token, as the chart points at it. @param {number | null} position */
     mark(position) {
       list.querySelector(".pointed")?.classList.remove("pointed");
-      if (position !== null) list.children[position]?.classList.add("pointed");
+      if (position !== null) at(position)?.classList.add("pointed");
     },
     /**
      * Move the focus to a token, without its tooltip if it stays where it is on the screen.
@@ -238,7 +240,7 @@ export function tokenText({ vocabulary, label, onbranch, onpoint = () => {} }) {
      * @param {{isQuiet?: boolean}} [options]
      */
     focus(position, { isQuiet = true } = {}) {
-      list.children[position]?.focus({ preventScroll: isQuiet });
+      at(position)?.focus({ preventScroll: isQuiet });
       if (isQuiet) hideTooltip();
     },
   };

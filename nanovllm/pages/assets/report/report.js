@@ -1,16 +1,20 @@
 /** The script of a training report: shows one run, or compares several. */
 
-import { themeButton } from "../elements/components.js";
-import { h, replace } from "../elements/dom.js";
-import { formatCompact, formatCount, formatElapsed, shortNumber } from "../elements/format.js";
 import { lineKey } from "../charts/line_chart.js";
-import { comparedCurves, hasDifferentTokens, runCurves } from "./report_curves.js";
+import { h, replace } from "../elements/dom.js";
+import { showData } from "../elements/file.js";
+import { formatCompact, formatCount, formatElapsed, shortNumber } from "../elements/format.js";
 import { load, store, write } from "../elements/saved.js";
+import { comparedCurves, hasDifferentTokens, runCurves } from "./report_curves.js";
 
-/** @typedef {import("./report_curves.js").Run} Run */
+/**
+ * @import { Run } from "./report_curves.js"
+ * @typedef {{step: number, text: string, prompt: string}} Sample
+ */
 
 const MISSING = "–";
 const MAX_ROWS = 100;
+/** @type {Record<string, string>} */
 const STATES = {
   running: "Running",
   finished: "Finished",
@@ -18,6 +22,7 @@ const STATES = {
   failed: "Failed",
   unknown: "State unknown",
 };
+/** @type {[string, string, (value: number) => string][]} */
 const COLUMNS = [
   ["step", "Step", formatCount],
   ["train_loss", "Training loss", formatLoss],
@@ -29,12 +34,16 @@ const COLUMNS = [
   ["elapsed_s", "Time", formatElapsed],
 ];
 
-/** Return a value as `format` writes it, or a dash where it is not known. */
+/**
+ * Return a value as `format` writes it, or a dash where it is not known.
+ * @param {number | null | undefined} value
+ * @param {(value: number) => string} format
+ */
 function known(value, format) {
   return value === null || value === undefined ? MISSING : format(value);
 }
 
-/** Return a loss with four decimals, or without decimals if it is large. */
+/** Return a loss with four decimals, or without decimals if it is large. @param {number} value */
 function formatLoss(value) {
   return Math.abs(value) < 1000 ? value.toFixed(4) : shortNumber(value);
 }
@@ -46,6 +55,7 @@ function formatPerplexity(loss) {
   return perplexity < 1000 ? perplexity.toFixed(2) : formatCompact(perplexity);
 }
 
+/** @param {number} bits */
 function formatBits(bits) {
   return bits.toFixed(3);
 }
@@ -81,16 +91,21 @@ function runHead({ step, total_steps: total, state, last, ...run }) {
   ]);
 }
 
+/** @param {string} state */
 function stateBadge(state) {
   return h("span", { class: `badge state ${state}`, text: STATES[state] });
 }
 
-/** Return why a run ended, whether it overfits, and what could not be read. */
+/**
+ * Return why a run ended, whether it overfits, and what could not be read.
+ * @param {Run} run
+ * @param {string} state
+ */
 function notices({ message, notices: others }, state) {
   const kind = state === "failed" ? "message error" : "message";
   return [
     message && h("p", { class: kind, text: message }),
-    others.map((text) => h("p", { class: "message", text })),
+    others.map((/** @type {string} */ text) => h("p", { class: "message", text })),
   ];
 }
 
@@ -125,7 +140,9 @@ function tiles({ best, last, total_steps: total, parameters, sizes, ...run }) {
 function sampleSection({ samples, num_samples: count, evaluations }) {
   if (!samples.length) return null;
   const lossAt = new Map(evaluations.step.map((at, index) => [at, evaluations.val_loss[index]]));
+  /** @param {Sample} sample */
   const nameOf = ({ step }) => `Step ${formatCount(step)}`;
+  /** @param {Sample} sample */
   const titleOf = (sample) => {
     const loss = lossAt.get(sample.step) ?? null;
     return nameOf(sample) + (loss === null ? "" : ` · validation loss ${formatLoss(loss)}`);
@@ -149,15 +166,15 @@ function sampleSection({ samples, num_samples: count, evaluations }) {
     store(key, write(Number(slider.value) === final ? "last" : nameOf(chosen)));
   }
   const stored = load(key, String);
-  const found = samples.findIndex((sample) => nameOf(sample) === stored);
+  const found = samples.findIndex((/** @type {Sample} */ sample) => nameOf(sample) === stored);
   slider.value = String(found < 0 ? final : found);
   show();
   const selected = count > samples.length ? `, of which ${samples.length} are shown` : "";
   return h("section", {}, [
     h("h2", { text: "Samples over time" }),
     h("p", { class: "secondary small-text" }, [
-      "Text that the model generated at each evaluation: "
-        + `${formatCount(count)} samples${selected}.`,
+      "Text that the model generated at each evaluation: " +
+        `${formatCount(count)} samples${selected}.`,
       promptNote(samples),
     ]),
     final > 0 && h("label", { class: "row small-text slider" }, "first", slider, "last"),
@@ -165,6 +182,7 @@ function sampleSection({ samples, num_samples: count, evaluations }) {
   ]);
 }
 
+/** @param {string} title @param {Sample} sample */
 function sampleCard(title, { text, prompt }) {
   const rest = text.slice(prompt.length);
   const marked = prompt && h("mark", { text: prompt });
@@ -174,14 +192,18 @@ function sampleCard(title, { text, prompt }) {
   ]);
 }
 
-/** Return what a marked prompt is, if a sample has one. */
+/** Return what a marked prompt is, if a sample has one. @param {Sample[]} samples */
 function promptNote(samples) {
   if (!samples.some(({ prompt }) => prompt)) return null;
   const text = " beginning of a sample is its prompt, the first tokens of the validation text.";
   return [" The ", h("mark", { text: "marked" }), text];
 }
 
-/** Return commands for the checkpoint, {what it does: command}. */
+/**
+ * Return commands for the checkpoint, {what it does: command}.
+ * @param {Record<string, string>} commands
+ * @param {string} [title]
+ */
 function commandSection(commands, title = "Use the model") {
   if (!Object.keys(commands).length) return null;
   const rows = Object.entries(commands).map(([label, command]) => [
@@ -226,21 +248,34 @@ function evaluationSection({ evaluations, num_evaluations: count }) {
   const isOpen = load(key, Boolean);
   const selected = count > limit ? `; ${limit} are shown` : "";
   return h("section", {}, [
-    h("details", { open: isOpen, ontoggle: (event) => store(key, write(event.target.open)) }, [
-      h("summary", {}, h("h2", { text: `Evaluations (${formatCount(count)}${selected})` })),
-      h("p", { class: "secondary small-text" }, [
-        "A training loss is the mean over the steps since the evaluation before.",
-      ]),
-      table(
-        "Evaluations",
-        COLUMNS.map(([, title]) => title),
-        rows,
-      ),
-    ]),
+    h(
+      "details",
+      {
+        open: isOpen,
+        ontoggle: (/** @type {any} */ event) => store(key, write(event.target.open)),
+      },
+      [
+        h("summary", {}, h("h2", { text: `Evaluations (${formatCount(count)}${selected})` })),
+        h("p", { class: "secondary small-text" }, [
+          "A training loss is the mean over the steps since the evaluation before.",
+        ]),
+        table(
+          "Evaluations",
+          COLUMNS.map(([, title]) => title),
+          rows,
+        ),
+      ],
+    ),
   ]);
 }
 
-/** Return a table that scrolls sideways where the page is narrow; a row begins with its name. */
+/**
+ * Return a table that scrolls sideways where the page is narrow; a row begins with its name.
+ * @param {string} name
+ * @param {string[]} heads
+ * @param {import("../elements/dom.js").Leaf[][]} rows
+ * @param {string} [kind]
+ */
 function table(name, heads, rows, kind = "numbers") {
   const head = h(
     "tr",
@@ -284,15 +319,21 @@ function comparison(runs) {
   ];
 }
 
-/** Return a run's name beside a piece of its line. */
+/**
+ * Return a run's name beside a piece of its line.
+ * @param {{name: string}} run
+ * @param {number} color
+ */
 function runName({ name }, color) {
   return h("span", { class: "run-name" }, lineKey({ name, color, points: [] }), name);
 }
 
+/** @param {Run} run */
 function stepsOf({ step, total_steps: total }) {
   return formatCount(step) + (total === null ? "" : ` of ${formatCount(total)}`);
 }
 
+/** @param {Run[]} runs */
 function hasDifferentTexts(runs) {
   return new Set(runs.map((run) => run.validation_bytes)).size > 1;
 }
@@ -336,14 +377,20 @@ function resultSection(runs) {
   ]);
 }
 
-/** Return a value, emphasized if it is the lowest of values that can be compared. */
+/**
+ * Return a value, emphasized if it is the lowest of values that can be compared.
+ * @param {(number | null)[]} values
+ * @param {number} index
+ * @param {(value: number) => string} format
+ * @param {boolean} isComparable
+ */
 function bestOf(values, index, format, isComparable) {
   const text = known(values[index], format);
   const lowest = Math.min(...values.filter((value) => value !== null));
   return isComparable && values[index] === lowest ? h("strong", { text }) : text;
 }
 
-/** Return a note if the losses are of different tokens or texts. */
+/** Return a note if the losses are of different tokens or texts. @param {Run[]} runs */
 function resultWarning(runs) {
   if (hasDifferentTexts(runs)) {
     return h("p", {
@@ -355,8 +402,8 @@ function resultWarning(runs) {
   return h("p", {
     class: "message",
     text:
-      "The runs have different tokenizers, so their losses per token cannot be compared. The losses "
-      + "below are in bits per byte.",
+      "The runs have different tokenizers, so their losses per token cannot be compared. The losses " +
+      "below are in bits per byte.",
   });
 }
 
@@ -379,6 +426,7 @@ function differenceSection(runs) {
   ]);
 }
 
+/** @param {Run[]} runs */
 function lastSampleSection(runs) {
   const found = runs.filter(({ samples }) => samples.length);
   if (!found.length) return null;
@@ -397,7 +445,7 @@ function lastSampleSection(runs) {
   ]);
 }
 
-/** Return the commands that use the best run, if the losses can be compared. */
+/** Return the commands that use the best run, if the losses can be compared. @param {Run[]} runs */
 function bestCommandSection(runs) {
   if (hasDifferentTexts(runs)) return null;
   const bits = runs.map((run) => run.bits_per_byte);
@@ -409,14 +457,17 @@ function bestCommandSection(runs) {
     : commandSection(runs[index].commands, `Use the best model, ${runs[index].name}`);
 }
 
-/** Return when the page was written, and a warning if a running run is silent for long. */
+/**
+ * Return when the page was written, and a warning if a running run is silent for long.
+ * @param {{written: string, silence_s: number | null}} data
+ */
 function footer({ written, silence_s: silenceS }) {
   const ageMinutes = Math.round((Date.now() - Date.parse(written)) / 60_000);
   const age = ageMinutes < 120 ? `${ageMinutes} minutes` : `${Math.round(ageMinutes / 60)} hours`;
   const warning =
-    silenceS !== null
-    && ageMinutes * 60 >= silenceS
-    && h("p", {
+    silenceS !== null &&
+    ageMinutes * 60 >= silenceS &&
+    h("p", {
       class: "message error",
       text: `The last evaluation was ${age} ago. The process may have been killed.`,
     });
@@ -425,14 +476,8 @@ function footer({ written, silence_s: silenceS }) {
   return [warning, h("p", { class: "secondary small-text" }, `Written ${time}.${live}`)];
 }
 
-const data = JSON.parse(document.getElementById("data").textContent);
-const { runs } = data;
-const [warning, written] = footer(data);
-document
-  .getElementById("main")
-  .append(
-    ...[warning, ...(runs.length > 1 ? comparison(runs) : runReport(runs[0])), written]
-      .flat(Infinity)
-      .filter(Boolean),
-  );
-document.getElementById("actions").append(themeButton());
+showData((data) => {
+  const { runs } = data;
+  const [warning, written] = footer(data);
+  return [warning, runs.length > 1 ? comparison(runs) : runReport(runs[0]), written];
+});

@@ -1,13 +1,13 @@
 /** The charts of a report: losses, learning rate, gradient norm and throughput. */
 
+import { lineChart, MAX_MARKERS } from "../charts/line_chart.js";
 import { h } from "../elements/dom.js";
 import { shortNumber } from "../elements/format.js";
-import { MAX_MARKERS, lineChart } from "../charts/line_chart.js";
 import { load, store, write } from "../elements/saved.js";
 
 const MEAN_NOTE =
-  "The training loss of an evaluation is the mean over the steps since the evaluation before, so "
-  + "it lags behind the loss of the current weights.";
+  "The training loss of an evaluation is the mean over the steps since the evaluation before, so " +
+  "it lags behind the loss of the current weights.";
 const SMOOTH_NOTE = "A point is the mean of up to a hundredth of the run's steps.";
 const SMOOTH_POINTS = 100;
 const MAX_PEAK_RATIO = 50; // to the median run's, of a learning rate that is drawn
@@ -26,10 +26,12 @@ const OTHERS = [
 /**
  * A run as the report's data has it: metrics as columns, null where a value is not known.
  * @typedef {{name: string, bits_per_byte_factor: number | null,
- *   best: {step: number, val_loss: number, tokens: number | null, elapsed_s: number | null} | null,
+ *   best: {step: number, val_loss: number, [metric: string]: any} | null,
  *   evaluations: Record<string, (number | null)[]>, updates: Record<string, (number | null)[]>,
  *   [name: string]: any}} Run
  * @typedef {{metric: string, title: string, isWhole?: boolean, unit: number}} Position an x axis
+ * @typedef {[number, number | null]} XY
+ * @import { Line } from "../charts/line_chart.js"
  */
 
 /** Return the charts of one run: both losses in one chart. @param {Run} run */
@@ -38,8 +40,8 @@ export function runCurves(run) {
   const panels = positions([run]).map((position) => {
     const training = points(run, position, "train_loss");
     const x = best?.[position.metric] ?? null;
-    const label = best && `best: ${best.val_loss.toFixed(4)} at step ${best.step}`;
-    const mark = x === null ? undefined : { x: x / position.unit, y: best.val_loss, label };
+    const label = `best: ${best?.val_loss.toFixed(4)} at step ${best?.step}`;
+    const mark = best && x !== null ? { x: x / position.unit, y: best.val_loss, label } : undefined;
     const hasUpdates = run.updates.step.length > 0;
     return {
       ...position,
@@ -102,19 +104,24 @@ export function hasDifferentTokens(runs) {
   return new Set(runs.map((run) => run.bits_per_byte_factor)).size > 1;
 }
 
+/** @param {HTMLElement[]} losses @param {Run[]} runs */
 function section(losses, runs) {
   const others = OTHERS.map(({ metric, ...chart }) => {
     const lines = runLines(runs, STEPS, metric);
-    const [kept, note] = metric === "lr" ? withoutOutliers(lines) : [lines, ""];
+    const { kept, note } = metric === "lr" ? withoutOutliers(lines) : { kept: lines, note: "" };
     return lineChart({ ...chart, fromZero: true, note, panels: [{ ...STEPS, lines: kept }] });
   });
   const charts = h("div", { class: "chart-grid" }, losses, others);
   return h("section", {}, h("h2", { text: "Curves" }), charts);
 }
 
-/** Return the chart of a loss, whose x axis stays chosen when the page reloads itself. */
+/**
+ * Return the chart of a loss, whose x axis stays chosen when the page reloads itself.
+ * @param {Omit<Parameters<typeof lineChart>[0], "isLarge">} chart
+ */
 function lossChart(chart) {
   const key = `${location.pathname} x axis of ${chart.title}`;
+  /** @param {string} value */
   const onchoose = (value) => store(key, write(value));
   const choice = load(key, String);
   return lineChart({ ...chart, isLarge: true, mayBeLog: true, choice, onchoose });
@@ -123,10 +130,14 @@ function lossChart(chart) {
 /**
  * Return a metric of each run as a line: that of its updates, where it has them, or of its
  * evaluations.
+ * @param {Run[]} runs
+ * @param {Position} position
+ * @param {string} metric
+ * @param {boolean} [inBits]
  */
 function runLines(runs, position, metric, inBits = false) {
   return runs.map((run, color) => {
-    const scale = inBits ? run.bits_per_byte_factor : 1;
+    const scale = (inBits && run.bits_per_byte_factor) || 1;
     const updates = updatePoints(run, position, metric, scale);
     const shown = metric === "train_loss" ? smooth(updates) : updates;
     const hasMarkers = !shown.length;
@@ -135,9 +146,13 @@ function runLines(runs, position, metric, inBits = false) {
   });
 }
 
-/** Return lines without those that would flatten the others, and a note that names these. */
+/**
+ * Return lines without those that would flatten the others, and a note that names these.
+ * @param {Line[]} lines
+ */
 function withoutOutliers(lines) {
-  const peakOf = ({ points: [...all] }) => Math.max(0, ...all.map(([, y]) => y ?? 0));
+  /** @param {Line} line */
+  const peakOf = ({ points: all }) => Math.max(0, ...all.map(([, y]) => y ?? 0));
   const known = lines
     .map(peakOf)
     .filter((peak) => peak > 0)
@@ -146,25 +161,36 @@ function withoutOutliers(lines) {
   const left = lines.filter((line) => peakOf(line) > limit);
   const named = left.map((line) => `${line.name} (up to ${shortNumber(peakOf(line))})`);
   const note = left.length ? `Not drawn, far above the others: ${named.join(", ")}.` : "";
-  return [lines.filter((line) => peakOf(line) <= limit), note];
+  return { kept: lines.filter((line) => peakOf(line) <= limit), note };
 }
 
-/** Return the means of at most SMOOTH_POINTS groups of consecutive points. */
+/**
+ * Return the means of at most SMOOTH_POINTS groups of consecutive points.
+ * @param {XY[]} all
+ * @returns {XY[]}
+ */
 function smooth(all) {
   const known = all.filter(([, y]) => y !== null);
   const size = Math.max(1, Math.ceil(known.length / SMOOTH_POINTS));
+  /** @param {number[]} numbers */
   const mean = (numbers) => numbers.reduce((sum, one) => sum + one, 0) / numbers.length;
   return Array.from({ length: Math.ceil(known.length / size) }, (_, index) => {
     const group = known.slice(index * size, (index + 1) * size);
-    return [mean(group.map(([x]) => x)), mean(group.map(([, y]) => y))];
+    return [mean(group.map(([x]) => x)), mean(group.map(([, y]) => y ?? 0))];
   });
 }
 
-/** Return the x axes of the losses: steps, tokens and time. @returns {Position[]} */
+/**
+ * Return the x axes of the losses: steps, tokens and time.
+ * @param {Run[]} runs
+ * @returns {Position[]}
+ */
 function positions(runs) {
   const longestS = Math.max(...runs.map((run) => run.last.elapsed_s ?? 0));
-  const [unit, name] =
-    longestS < 180 ? [1, "seconds"] : longestS < 3 * 3600 ? [60, "minutes"] : [3600, "hours"];
+  const isShort = longestS < 180;
+  const isLong = longestS >= 3 * 3600;
+  const name = isShort ? "seconds" : isLong ? "hours" : "minutes";
+  const unit = isShort ? 1 : isLong ? 3600 : 60;
   return [
     STEPS,
     { metric: "tokens", title: "tokens", isWhole: true, unit: 1 },
@@ -172,33 +198,48 @@ function positions(runs) {
   ];
 }
 
-/** Return a metric of the evaluations over another; those without an x are left out. */
+/**
+ * Return a metric of the evaluations over another; those without an x are left out.
+ * @param {Run} run
+ * @param {Position} position
+ * @param {string} yMetric
+ * @returns {XY[]}
+ */
 function points({ evaluations }, { metric, unit }, yMetric, scale = 1) {
-  return evaluations[metric]
-    .map((x, index) => [x, scaled(evaluations[yMetric][index], scale)])
-    .filter(([x]) => x !== null)
-    .map(([x, y]) => [x / unit, y]);
+  return evaluations[metric].flatMap((x, index) =>
+    x === null ? [] : [[x / unit, scaled(evaluations[yMetric][index], scale)]],
+  );
 }
 
-/** Return a metric of the updates; tokens and time are interpolated between evaluations. */
+/**
+ * Return a metric of the updates; tokens and time are interpolated between evaluations.
+ * @param {Run} run
+ * @param {Position} position
+ * @param {string} yMetric
+ * @returns {XY[]}
+ */
 function updatePoints({ updates, evaluations }, { metric, unit }, yMetric, scale = 1) {
   if (!(yMetric in updates)) return [];
-  const pairs = updates.step.map((step, index) => [step, scaled(updates[yMetric][index], scale)]);
+  /** @type {XY[]} */
+  const pairs = updates.step.map((step, index) => [
+    step ?? 0,
+    scaled(updates[yMetric][index], scale),
+  ]);
   if (metric === "step") return pairs;
-  const knots = evaluations.step
-    .map((step, index) => [step, evaluations[metric][index]])
-    .filter(([, x]) => x !== null);
-  const found = [];
-  for (const [step, y] of pairs) {
-    const after = knots.findIndex(([at]) => at >= step);
-    if (after < 0 || (after === 0 && knots[0][0] !== step)) continue; // no evaluation on one side
-    const [[low, first], [high, last]] = [knots[Math.max(0, after - 1)], knots[after]];
-    const part = high > low ? (step - low) / (high - low) : 0;
-    found.push([(first + part * (last - first)) / unit, y]);
-  }
-  return found;
+  const knots = evaluations.step.flatMap((step, index) => {
+    const x = evaluations[metric][index];
+    return step === null || x === null ? [] : [{ step, x }];
+  });
+  return pairs.flatMap(([step, y]) => {
+    const after = knots.findIndex((knot) => knot.step >= step);
+    if (after < 0 || (after === 0 && knots[0].step !== step)) return []; // outside of evaluations
+    const [low, high] = [knots[Math.max(0, after - 1)], knots[after]];
+    const part = high.step > low.step ? (step - low.step) / (high.step - low.step) : 0;
+    return [[(low.x + part * (high.x - low.x)) / unit, y]];
+  });
 }
 
+/** @param {number | null} value @param {number} scale */
 function scaled(value, scale) {
   return value === null ? null : value * scale;
 }
