@@ -66,7 +66,7 @@ class CheckedField:
             is_valid = is_kind and self._is_inside(value)
         if not is_valid:
             raise InvalidRequestError(
-                f"{self.name} is {short_repr(value)} but must be {self._expected}", param=self.name
+                f"{self.name} is {short_repr(value)} but must be {self.expected}", param=self.name
             )
         return float(value) if self.kind is float else value
 
@@ -80,7 +80,7 @@ class CheckedField:
         )
 
     @property
-    def _expected(self) -> str:
+    def expected(self) -> str:
         """What a value must be, for a message."""
         if self.kind is None:
             return " or ".join(map(repr, self.choices))

@@ -17,8 +17,7 @@ from typing import Literal
 
 import numpy as np
 
-from benchmarks.scaling.cost_model import CostModel, StepSize
-from benchmarks.scaling.front import Core, FrontCost
+from benchmarks.scaling.cost_model import CostModel, FrontCost, StepSize
 from benchmarks.scaling.trace import Arrival
 from nanovllm.config import EngineConfig
 from nanovllm.deploy.prefix import block_hashes
@@ -83,6 +82,21 @@ def step_size(plan: StepPlan) -> StepSize:
             prompt_tokens += sequence.count
             context += sequence.count * sequence.start + sequence.count * (sequence.count + 1) // 2
     return StepSize(prompt_tokens, decodes, context)
+
+
+class Core:
+    """A process in simulated time, for which work waits in order of arrival."""
+
+    def __init__(self) -> None:
+        """Create an idle process."""
+        self.busy_s = 0.0
+        self._free_s = 0.0
+
+    def run(self, now_s: float, seconds: float) -> float:
+        """Return the time at which work of `seconds` that arrives now is done."""
+        self.busy_s += seconds
+        self._free_s = max(self._free_s, now_s) + seconds
+        return self._free_s
 
 
 class Router:
