@@ -18,7 +18,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path as FilePath
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import FastAPI, Path
 from starlette.responses import JSONResponse, Response
@@ -45,13 +45,10 @@ from nanovllm.server.inspector.inspect_routes import add_inspect_routes
 from nanovllm.server.inspector.same_origin import SameOriginMiddleware
 from nanovllm.server.inspector.state_routes import add_state_routes
 from nanovllm.server.metrics import RequestCounter, ServerMetrics
-from nanovllm.server.openai.chat import CHAT
-from nanovllm.server.openai.completions import COMPLETIONS
-from nanovllm.server.openai.embeddings import EMBEDDINGS
-from nanovllm.server.openai.endpoint import Endpoint, ModelService, add_endpoint
+from nanovllm.server.openai.endpoint import ModelService, add_endpoint
+from nanovllm.server.openai.endpoints import ENDPOINTS
 from nanovllm.server.openai.response_store import ResponseStore, add_store_routes
 from nanovllm.server.openai.response_types import Model, ModelList
-from nanovllm.server.openai.responses import RESPONSES
 from nanovllm.server.openai.tokenization import add_tokenization_routes
 from nanovllm.server.openapi import operation
 from nanovllm.server.status import add_status_routes
@@ -99,9 +96,6 @@ class ServerSettings:
     has_inspector: bool = True
     inspector_shows_prompts: bool = False
     inspector_controls: bool = False
-
-
-ENDPOINTS: tuple[Endpoint[Any], ...] = (COMPLETIONS, CHAT, RESPONSES, EMBEDDINGS)
 
 
 def create_app(

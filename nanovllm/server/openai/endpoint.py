@@ -7,7 +7,7 @@ between is here: preparing on a worker thread, the queue, deadlines, disconnects
 request log. run-batch uses `prepare` and the renderers of its endpoints without the server.
 
 A new endpoint is a module with a body (GenerationBody), a parser, a Renderer and an Endpoint of
-them, which app.py lists in ENDPOINTS. responses.py is an example that shares no fields with
+them, listed in endpoints.py. responses.py is an example that shares no fields with
 completions.
 """
 
@@ -16,7 +16,7 @@ import logging
 import time
 import uuid
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
-from contextlib import aclosing, contextmanager, suppress
+from contextlib import ExitStack, aclosing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Generic, TypeVar
@@ -90,7 +90,7 @@ class Endpoint(Generic[B]):
     id_prefix: str
     body: type[B]
     parse: Callable[[B, Engine, ChatTemplate | None], GenerationRequest]
-    renderer: Callable[[ResponseContext, B], Renderer[Any]]
+    renderer: Callable[[ResponseContext, B], Renderer[Any, Any]]
     response: Any
     event: Any = None
     resolve: Callable[[B, ClientResponses], B] = lambda body, _: body
@@ -141,7 +141,7 @@ def prepare(
     model: str,
     client: str = "",
     stored: ClientResponses = NOT_KEPT,
-) -> tuple[Renderer[Any], Sequence[PromptRequest] | BeamSearches]:
+) -> tuple[Renderer[Any, Any], Sequence[PromptRequest] | BeamSearches]:
     """Parse and check a body; return the renderer of its outputs, and its prompts for the engine.
 
     Args:
@@ -208,17 +208,13 @@ async def _respond(endpoint: Endpoint[B], request: Request, service: ModelServic
     # Before time is spent on the prompts.
     async_engine.check_room(body.num_choices, client=client.name)
     stored = ClientResponses(service.response_store, client.key_digest)
-    call = partial(
-        prepare,
-        endpoint,
-        body,
-        async_engine.engine,
-        service.chat_template,
-        model,
-        client.name,
-        stored,
+    engine, template = async_engine.engine, service.chat_template
+    renderer, prompts = await work.read(
+        request,
+        num_bytes,
+        lambda: prepare(endpoint, body, engine, template, model, client.name, stored),
+        is_guarded=endpoint.is_guarded,
     )
-    renderer, prompts = await work.read(request, num_bytes, call, is_guarded=endpoint.is_guarded)
     record.answer_id = renderer.context.id
     record.prompt_tokens = renderer.context.prompt_tokens
     write = work.writer(request)
@@ -228,46 +224,38 @@ async def _respond(endpoint: Endpoint[B], request: Request, service: ModelServic
             searched = await run_searches(prompts, async_engine, request, write)
         record.completion_tokens = sum(output.num_generated_tokens for output in searched)
         return await _whole_response(renderer, searched, write)
-    with client_field_names(body):
+    with client_field_names(body), ExitStack() as on_close:
         handle = async_engine.generate(prompts, deadline=deadline_of(request))
 
-    def release() -> None:
-        handle.release()
-        record.completion_tokens = handle.num_output_tokens
+        def release() -> None:
+            handle.release()
+            record.completion_tokens = handle.num_output_tokens
 
-    response: Response | None = None
-    try:
-        with client_field_names(body):
-            response = await _generate(renderer, body, handle, request, service)
-    finally:
+        on_close.callback(release)
+        response = await _generate(renderer, handle, request, write, service.keep_alive_s)
         if isinstance(response, PieceResponse):
-            response.on_close = release
-        else:
-            release()
-    return response
+            response.on_close = on_close.pop_all().close
+        return response
 
 
 async def _generate(
-    renderer: Renderer[Any],
-    body: GenerationBody,
+    renderer: Renderer[Any, Any],
     handle: RequestHandle,
     request: Request,
-    service: ModelService,
+    write: Write,
+    keep_alive_s: float | None,
 ) -> Response:
     """Return the response of a queued request: whole once it has ended, or a stream.
 
     The head of a stream with a grammar waits for its first output, or until the stream must be kept
     alive, so that the error of an invalid grammar has a status.
     """
-    write = service.work.writer(request)
-    if body.is_streamed:
+    if renderer.request.is_streamed:
         if handle.prompts[0].has_grammar:
             with suppress(asyncio.TimeoutError):
-                update = asyncio.wait_for(handle.wait_for_update(), service.keep_alive_s)
+                update = asyncio.wait_for(handle.wait_for_update(), keep_alive_s)
                 await unless_disconnected(request, update)
-        return EventStream(
-            _events(renderer, body, handle, write), keep_alive_s=service.keep_alive_s
-        )
+        return EventStream(_events(renderer, handle, write), keep_alive_s=keep_alive_s)
     await unless_disconnected(request, handle.wait())
 
     def results() -> list[Any]:
@@ -278,13 +266,13 @@ async def _generate(
 
 
 async def _events(
-    renderer: Renderer[Any], body: GenerationBody, handle: RequestHandle, write: Write
+    renderer: Renderer[Any, Any], handle: RequestHandle, write: Write
 ) -> AsyncGenerator[bytes, None]:
     """Yield the events of a stream; large ones are written on a worker thread."""
     try:
         if opening := renderer.begin():
             yield opening
-        with client_field_names(body):
+        with client_field_names(renderer.request):
             async with aclosing(handle.deltas()) as deltas:
                 async for index, delta in deltas:
                     for part in _parts(delta):
@@ -307,7 +295,7 @@ def _parts(delta: RequestOutput) -> list[RequestOutput]:
 
 
 async def _whole_response(
-    renderer: Renderer[Any], outputs: Sequence[Any], write: Write
+    renderer: Renderer[Any, Any], outputs: Sequence[Any], write: Write
 ) -> Response:
     """Return the response with these outputs.
 

@@ -117,13 +117,11 @@ def _structured_outputs(text: TextOptions | None) -> StructuredOutputs | None:
     return StructuredOutputs(json=output_format.schema_)
 
 
-class ResponseRenderer(Renderer[RequestOutput]):
+class ResponseRenderer(Renderer[ResponsesRequest, RequestOutput]):
     """Renders a response with one message of text, or the events with which it grows."""
 
     def __init__(self, context: ResponseContext, request: ResponsesRequest) -> None:
-        """Render the response to a request."""
-        super().__init__(context)
-        self._request = request
+        super().__init__(context, request)
         self._item_id = MESSAGE_PREFIX + context.id.removeprefix(RESPONSE_PREFIX)
         self._is_stored = context.stored.is_kept and request.store is not False
         self._conversation = (  # here, because this runs on a worker thread
@@ -225,7 +223,7 @@ class ResponseRenderer(Renderer[RequestOutput]):
 
     def _response(self, status: types.ResponseStatus) -> types.ModelResponse:
         """Return the response before it has any output."""
-        context, request = self.context, self._request
+        context, request = self.context, self.request
         output_format = request.text and request.text.format
         return {
             "id": context.id, "object": "response", "created_at": context.created,
