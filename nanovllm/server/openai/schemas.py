@@ -11,6 +11,7 @@ with too many fields is refused as a whole.
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
+from annotated_types import Interval
 from pydantic import (
     BeforeValidator,
     Field,
@@ -130,7 +131,7 @@ def refuse(reason: str, accepted: object = None) -> BeforeValidator:
     return BeforeValidator(check)
 
 
-MaxTokens = Annotated[int, Field(ge=1, le=MAX_COUNT)]
+MaxTokens = Annotated[int, Interval(ge=1, le=MAX_COUNT)]
 Label = Annotated[str, Field(max_length=1024)]
 Priority = Annotated[int, Field(ge=-MAX_COUNT, le=MAX_COUNT)]
 CacheSalt = Annotated[str, Field(min_length=1, max_length=256)]
