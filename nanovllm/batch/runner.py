@@ -20,7 +20,7 @@ from nanovllm.engine.step_output import StepOutput
 from nanovllm.engine.update_router import UpdateRouter
 from nanovllm.errors import EngineFaultError, InvalidRequestError, NanovllmError
 from nanovllm.server.http.body import check_body
-from nanovllm.server.http.errors import error_body, problem_of, served_name, shorten
+from nanovllm.server.http.errors import problem_of, served_name, shorten
 from nanovllm.server.http.validation_errors import quote
 from nanovllm.server.openai.endpoint import Endpoint, prepare
 from nanovllm.server.openai.endpoints import ENDPOINTS
@@ -176,7 +176,7 @@ def _complete(running: _Running) -> Answer:
 
 def _failed(custom_id: str, error: Exception) -> Answer:
     """Return the answer to a request that ended with this exception."""
-    status, message, param = problem_of(error)
+    problem = problem_of(error)
     if not isinstance(error, NanovllmError):  # whose message does not say the reason
         logger.error("the request %r failed", custom_id, exc_info=error)
-    return Answer.response(custom_id, status, error_body(status, message, param))
+    return Answer.response(custom_id, problem.status, problem.body)

@@ -37,7 +37,7 @@ from nanovllm.sampling_params import SamplingParams
 from nanovllm.server.http.body import read_body
 from nanovllm.server.http.clients import client_of
 from nanovllm.server.http.deadlines import deadline_of
-from nanovllm.server.http.errors import served_name, status_of
+from nanovllm.server.http.errors import problem_of, served_name
 from nanovllm.server.http.event_stream import (
     MAX_WRITE_BYTES,
     EventStream,
@@ -282,7 +282,7 @@ async def _events(
                             yield events
         yield renderer.end()
     except Exception as error:  # the status line is sent already
-        if status_of(error) == 500:
+        if problem_of(error).status == 500:
             logger.error("%s ended with an error", renderer.context.id, exc_info=error)
         yield renderer.error(error)
 

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.outputs import CompletionOutput, EmbeddingRequestOutput, RequestOutput
-from nanovllm.server.http.errors import response_for
+from nanovllm.server.http.errors import error_response, problem_of
 from nanovllm.server.http.json_io import dump_json, write_json
 from nanovllm.server.openai.logprobs import TokenTexts
 from nanovllm.server.openai.response_store import NOT_KEPT, ClientResponses
@@ -175,7 +175,7 @@ class ChoicesRenderer(Renderer[S, RequestOutput]):
 
     def error(self, error: Exception) -> bytes:
         """Return the error, whose status can only follow in the stream, and [DONE]."""
-        return b"data: " + bytes(response_for(error).body) + b"\n\n" + _DONE
+        return b"data: " + bytes(error_response(*problem_of(error)).body) + b"\n\n" + _DONE
 
     def _head(self, object_type: str) -> dict[str, Any]:
         context = self.context

@@ -14,7 +14,7 @@ from nanovllm.engine.generation_request import GenerationRequest
 from nanovllm.errors import InvalidRequestError
 from nanovllm.outputs import RequestOutput
 from nanovllm.prompts import Prompt
-from nanovllm.server.http.errors import error_of, shorten
+from nanovllm.server.http.errors import problem_of, shorten
 from nanovllm.server.http.json_io import dump_json
 from nanovllm.server.http.validation_errors import quote
 from nanovllm.server.openai import response_types as types
@@ -177,7 +177,7 @@ class ResponseRenderer(Renderer[ResponsesRequest, RequestOutput]):
 
     def error(self, error: Exception) -> bytes:
         """Return the event of a response that failed."""
-        described = error_of(error)
+        described = problem_of(error).body["error"]
         code = "server_error" if described["code"] == 500 else described["type"]
         response = self._response("failed")
         response["error"] = {"code": code, "message": described["message"]}
