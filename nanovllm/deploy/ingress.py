@@ -205,13 +205,13 @@ def _running_replicas() -> list[int]:
 
 
 def _served(model: ModelSettings, handle: DeploymentHandle) -> Served:
-    parsed = model.serve_options()
+    options = model.serve_options()
     prefix = None
-    if model.routing == "prefix" and parsed.enable_prefix_caching:
-        folder = resolve_model(parsed.model)
-        template = load_chat_template(folder, parsed)
-        prefix = PrefixReader(folder, parsed.block_size, template)
-    return Served(server_settings(parsed), handle, prefix)
+    if model.routing == "prefix" and options.engine.enable_prefix_caching:
+        folder = resolve_model(options.model)
+        template = load_chat_template(folder, options.chat_template)
+        prefix = PrefixReader(folder, options.engine.block_size, template)
+    return Served(server_settings(options), handle, prefix)
 
 
 def _is_deep(query: bytes) -> bool:

@@ -239,7 +239,7 @@ class _EngineCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         if self._engine.state is not EngineState.READY:
             return
-        stats, room = self._engine.stats(), self._engine.admission_stats()
+        stats, room = self._engine.stats(), self._engine.admission.stats()
         deferred, cached = stats.num_requests_deferred, stats.prompt_tokens_cached
         waiting = stats.num_requests_waiting
         values: dict[str, float | Mapping[str, float]] = {

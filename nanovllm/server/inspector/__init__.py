@@ -8,6 +8,6 @@ response_types  the types of responses, for the OpenAPI document
 same_origin     refuses requests of other web pages
 inspect_routes  /v1/inspect/*: attention, logit lens and embeddings
 
-`assets/` has the page and its scripts: ES modules without a build step. The style sheets, the
-elements and the views that self-contained files show too are in `nanovllm/pages/assets/`.
+The page, its scripts (ES modules without a build step) and its style sheets are in
+`nanovllm/pages/assets/`.
 """

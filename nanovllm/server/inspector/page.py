@@ -1,10 +1,9 @@
 """Serve the inspector's page at `/` and its assets under /inspector/DIGEST/.
 
 The digest is of all assets together. Modules import each other by relative addresses, so they all
-come from the same digest, and a browser may keep them for ever. The views are in
-nanovllm/pages/assets, because HTML files contain them too; a browser sees one folder. The page
-contains neither keys nor user text and is public also where calls need an API key, which it asks
-for.
+come from the same digest, and a browser may keep them for ever. An address ends with the path of
+its file in nanovllm/pages/assets. The page contains neither keys nor user text and is public also
+where calls need an API key, which it asks for.
 """
 
 import hashlib
@@ -15,7 +14,8 @@ from pathlib import Path
 from fastapi import FastAPI
 from starlette.responses import HTMLResponse, Response
 
-from nanovllm import __version__, pages
+from nanovllm import __version__
+from nanovllm.pages import ASSETS
 from nanovllm.server.http.docs_page import (
     ASSET_HEADERS,
     MEDIA_TYPES,
@@ -23,8 +23,6 @@ from nanovllm.server.http.docs_page import (
     add_static_route,
 )
 
-_FOLDER = Path(__file__).parent / "assets"
-_SHARED_FOLDER = pages.ASSETS
 _POLICY = "; require-trusted-types-for 'script'; trusted-types 'none'"
 _OWN_HEADERS = {
     # Trusted types make the browser refuse innerHTML and the like: text is only ever text.
@@ -52,7 +50,7 @@ def public_paths() -> frozenset[str]:
 
 def _page() -> str:
     """Return the page with relative addresses, which also work behind a proxy's path prefix."""
-    template = (_FOLDER / "index.html").read_text(encoding="utf-8")
+    template = (ASSETS / "inspector/index.html").read_text(encoding="utf-8")
     return template.replace("{assets}", _asset_folder()).replace("{version}", __version__)
 
 
@@ -66,9 +64,9 @@ def _asset_folder() -> str:
 
 @cache
 def _assets() -> Mapping[str, bytes]:
-    """Return the scripts and style sheets by name, those of self-contained files included."""
+    """Return the scripts and style sheets by path, those of self-contained files included."""
     return {
-        path.name: path.read_bytes()
-        for path in sorted([*_FOLDER.iterdir(), *_SHARED_FOLDER.iterdir()])
+        path.relative_to(ASSETS).as_posix(): path.read_bytes()
+        for path in sorted(ASSETS.rglob("*.*"))
         if path.suffix in MEDIA_TYPES
     }
