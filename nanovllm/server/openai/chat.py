@@ -182,5 +182,5 @@ CHAT = Endpoint(
     renderer=ChatRenderer,
     response=types.ChatCompletion,
     event=types.ChatCompletionChunk,
-    is_guarded=True,
+    uses_process=True,
 )

@@ -25,7 +25,6 @@ from fastapi import FastAPI, Request
 from starlette.responses import Response
 
 from nanovllm.engine.admission import RequestSize
-from nanovllm.engine.async_engine import AsyncEngine
 from nanovllm.engine.beam_search import BeamSearches
 from nanovllm.engine.chat.template import ChatTemplate
 from nanovllm.engine.engine import Engine
@@ -48,12 +47,12 @@ from nanovllm.server.http.event_stream import (
 )
 from nanovllm.server.http.json_io import dump_json, json_pieces
 from nanovllm.server.http.request_log import record_of
-from nanovllm.server.http.worker_pools import WorkerPools
 from nanovllm.server.openai.beams import run_searches
 from nanovllm.server.openai.renderer import Renderer, ResponseContext, is_large
 from nanovllm.server.openai.response_store import NOT_KEPT, ClientResponses, ResponseStore
 from nanovllm.server.openai.schemas import GenerationBody
 from nanovllm.server.openapi import operation
+from nanovllm.server.service import Service
 
 B = TypeVar("B", bound=GenerationBody)
 
@@ -82,7 +81,7 @@ class Endpoint(Generic[B]):
         event: the type of an event's data in a stream; None if its bodies have no field `stream`.
         ends_with_done: whether a stream ends with [DONE], with any error as the event before it;
             otherwise its events have names, and the last one reports an error.
-        is_guarded: whether parsing a body waits for the process of the chat template.
+        uses_process: whether parsing a body waits for the process of the chat template.
     """
 
     path: str
@@ -97,28 +96,7 @@ class Endpoint(Generic[B]):
     resolve: Callable[[B, ClientResponses], B] = lambda body, _: body
     ends_with_done: bool = True
     has_secret_ids: bool = False
-    is_guarded: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class ModelService:
-    """What the endpoints of one server share.
-
-    Attributes:
-        async_engine: runs the model.
-        model_names: names that requests may use for the model.
-        chat_template: renders messages; None where the model has none.
-        response_store: keeps responses; None for no store.
-        keep_alive_s: time after which a stream without an event sends blank lines; None for never.
-        work: the worker threads.
-    """
-
-    async_engine: AsyncEngine
-    model_names: Sequence[str]
-    chat_template: ChatTemplate | None
-    response_store: ResponseStore | None
-    keep_alive_s: float | None
-    work: WorkerPools
+    uses_process: bool = False
 
 
 def sampling_params(engine: Engine, *, max_tokens: int | None, **fields: Any) -> SamplingParams:
@@ -181,11 +159,13 @@ def client_field_names(body: GenerationBody) -> Iterator[None]:
         raise error.named(body.field_names) from error.__cause__
 
 
-def add_endpoint(app: FastAPI, endpoint: Endpoint[B], service: ModelService) -> None:
+def add_endpoint(
+    app: FastAPI, endpoint: Endpoint[B], service: Service, store: ResponseStore | None
+) -> None:
     """Add the route of an endpoint to an application."""
 
     async def respond(request: Request) -> Response:
-        return await _respond(endpoint, request, service)
+        return await _respond(endpoint, request, service, store)
 
     errors = (400, 404, 429, 503, 504)
     described = operation(
@@ -200,21 +180,23 @@ def add_endpoint(app: FastAPI, endpoint: Endpoint[B], service: ModelService) -> 
     )
 
 
-async def _respond(endpoint: Endpoint[B], request: Request, service: ModelService) -> Response:
-    async_engine, work = service.async_engine, service.work
+async def _respond(
+    endpoint: Endpoint[B], request: Request, service: Service, store: ResponseStore | None
+) -> Response:
+    async_engine, work, settings = service.engine, service.work, service.settings
     body, num_bytes = await read_body(request, endpoint.body, work)
-    model = served_name(body.model, service.model_names)
+    model = served_name(body.model, settings.model_names)
     record, client = record_of(request), client_of(request)
     record.note_prompts(body.logged_prompts)
     # Before time is spent on the prompts.
     async_engine.admission.check(RequestSize(body.num_choices), client=client.name)
-    stored = ClientResponses(service.response_store, client.key_digest)
-    engine, template = async_engine.engine, service.chat_template
+    stored = ClientResponses(store, client.key_digest)
+    engine, template = async_engine.engine, settings.chat_template
     renderer, prompts = await work.read(
         request,
         num_bytes,
         lambda: prepare(endpoint, body, engine, template, model, client.name, stored),
-        is_guarded=endpoint.is_guarded,
+        uses_process=endpoint.uses_process,
     )
     record.answer_id = renderer.context.id
     record.prompt_tokens = renderer.context.prompt_tokens
@@ -233,7 +215,7 @@ async def _respond(endpoint: Endpoint[B], request: Request, service: ModelServic
             record.completion_tokens = handle.num_output_tokens
 
         on_close.callback(release)
-        response = await _generate(renderer, handle, request, write, service.keep_alive_s)
+        response = await _generate(renderer, handle, request, write, settings.keep_alive_s)
         if isinstance(response, PieceResponse):
             response.on_close = on_close.pop_all().close
         return response

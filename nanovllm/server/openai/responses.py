@@ -260,5 +260,5 @@ RESPONSES = Endpoint(
     event=types.ResponseEvent,
     ends_with_done=False,
     has_secret_ids=True,
-    is_guarded=True,
+    uses_process=True,
 )
