@@ -14,7 +14,7 @@ import uvicorn
 from nanovllm.cli.listening import limit_accept_errors, listening_options
 from nanovllm.cli.service_manager import Terminal, notify
 from nanovllm.engine.async_engine import AsyncEngine, EngineState
-from nanovllm.server.control import ServerControl
+from nanovllm.server.service import ServerControl
 
 CLOSE_S = 2
 """Time to send the last bytes after the engine has stopped; then connections are closed."""
