@@ -43,8 +43,8 @@ from nanovllm.server.http.body_limit import BodyLimitMiddleware
 from nanovllm.server.http.cors import CORSMiddleware
 from nanovllm.server.http.errors import ClientDisconnectedError, error_response, shorten
 from nanovllm.server.http.event_stream import unless_disconnected
+from nanovllm.server.http.request_line import TrailingSlashMiddleware
 from nanovllm.server.http.request_log import RequestLogMiddleware
-from nanovllm.server.http.trailing_slash import TrailingSlashMiddleware
 from nanovllm.server.inspector import page
 from nanovllm.server.metrics import METRICS_MEDIA_TYPE
 
