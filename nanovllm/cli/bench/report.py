@@ -11,7 +11,7 @@ import numpy as np
 from threadpoolctl import threadpool_info
 
 from nanovllm import __version__
-from nanovllm.model.cores import cpu_name
+from nanovllm.model.machine import cpu_name
 
 
 def describe_machine() -> dict[str, Any]:

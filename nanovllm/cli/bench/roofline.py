@@ -122,7 +122,7 @@ class Limits:
         """Measure the limits for an engine's threads and type of weights."""
         # Numba is slow to import.
         from nanovllm.cli.bench.machine import measure_bandwidth, measure_peak
-        from nanovllm.model.cores import default_threads
+        from nanovllm.model.machine import default_threads
 
         threads, kind = config.num_threads or default_threads(), weight_kind(config)
         return cls(threads, kind, measure_bandwidth(threads), measure_peak(kind, threads))

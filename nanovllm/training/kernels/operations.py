@@ -5,10 +5,10 @@ from collections.abc import Callable, Hashable
 import numpy as np
 
 from nanovllm.model.activation import ACTIVATIONS
-from nanovllm.model.cores import default_threads
 from nanovllm.model.kernels.build.layout import WORD_BYTES
 from nanovllm.model.kernels.build.packing import aligned_zeros, round_up
 from nanovllm.model.kernels.build.target import KernelTarget, host_target
+from nanovllm.model.machine import default_threads
 from nanovllm.training.kernels.attention.layout import (
     backward_memory,
     forward_memory,
