@@ -35,7 +35,7 @@ from nanovllm.engine.async_engine import AsyncEngine, EngineState
 from nanovllm.engine.engine import Engine
 from nanovllm.engine.memory import MemoryPlan
 from nanovllm.hub import resolve_model
-from nanovllm.model.memory_limit import PHYSICAL_MEMORY
+from nanovllm.model.machine import PHYSICAL_MEMORY
 from nanovllm.server.app import create_app
 from nanovllm.server.http.access_log import leave_out_routine_requests
 from nanovllm.server.http.protocol import watched_protocol
