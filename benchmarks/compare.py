@@ -101,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for kind in parsed.classes:
         results = ClassResults(kind, None, Costs.of(model, kind, 0.0), workloads)
         run_class(results, parsed, reader)
-        print("\n".join(results.lines()) + "\n", flush=True)
+        print("\n".join([kind, *results.notes()]) + "\n", flush=True)
         all_results.append(results)
     reader.close()
     classes = {results.kind: results.record() for results in all_results}

@@ -24,7 +24,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.contenders import OURS, ROOT
 from benchmarks.options import finish, heading, new_parser, tell
-from benchmarks.table import nanogpt_lines
 from benchmarks.training import TORCH
 from nanovllm.training.config import read_toml
 from nanovllm.training.report import read_run
@@ -58,7 +57,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if parsed.torch_python is not None:
         runs[TORCH] = train_torch(parsed, settings)
     record = {"benchmark": "nanogpt", "settings": settings, "runs": runs}
-    print("\n".join(nanogpt_lines(record)) + "\n", flush=True)
     finish(record, parsed)
     return int(not reaches_target(runs))
 

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from benchmarks.contenders import CLASSES, ROOT
 from benchmarks.make_model import make_model
+from benchmarks.table import markdown
 from benchmarks.workload import DEFAULT_SEED, Answer, Run
 from nanovllm.cli.argument_types import not_negative, positive
 from nanovllm.cli.bench.report import describe_machine
@@ -143,7 +144,7 @@ def heading(parsed: argparse.Namespace) -> str:
 
 
 def finish(record: Mapping[str, Any], parsed: argparse.Namespace) -> None:
-    """Print the record, the settings and the machine as a line of JSON; write it to --json."""
+    """Print the record as a table, and with settings and machine as JSON; write that to --json."""
     now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
     names = ("model", "threads", "seed", "scale", "ours")
     about = {"date": now, **{name: getattr(parsed, name) for name in names if name in parsed}}
@@ -151,7 +152,7 @@ def finish(record: Mapping[str, Any], parsed: argparse.Namespace) -> None:
     line = json.dumps({**record, **about, "machine": machine}, allow_nan=False, default=str)
     if parsed.json is not None:
         parsed.json.write_text(line + "\n", encoding="utf-8")
-    print(line, flush=True)
+    print(f"{markdown(json.loads(line))}\n\n{line}", flush=True)
 
 
 def in_process(generate: Callable[..., Any]) -> Run:

@@ -24,7 +24,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.contenders import OURS, Contender, Entry, WorkerError
 from benchmarks.options import finish, heading, in_turns, names_of, new_parser, tell
 from benchmarks.peers.train_ours import make_operations
-from benchmarks.table import training_lines
 from benchmarks.training_worker import SETTINGS
 from nanovllm.cli.argument_types import positive_number
 from nanovllm.cli.bench.machine import measure_peak
@@ -136,7 +135,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "rounds": parsed.rounds,
         "settings": [results.record() for results in all_results],
     }
-    print("\n".join(training_lines(record)) + "\n", flush=True)
     finish(record, parsed)
     return int(any(OURS in name for results in all_results for name in results.problems))
 

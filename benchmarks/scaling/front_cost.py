@@ -45,9 +45,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             deployment, parsed, {"max_tokens": parsed.tokens, "ignore_eos": True, "stream": True}
         )
     cost = front_cost(request, stream, parsed.tokens)
-    for name in _PROCESSES:
-        print(f"{name:8} {1000 * request[name]:6.2f} ms a request, {1000 * stream[name]:6.2f} ms a "
-              f"stream of {parsed.tokens} tokens")  # fmt: skip
     print(f"one ingress passes up to {cost.ingress_capacity(parsed.tokens):.0f} such streams/s")
     if parsed.save is not None:
         cost.save(parsed.save)
