@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.contenders import CLASSES, OUR_OPTIONS, ROOT
 from benchmarks.make_model import SIZES
-from benchmarks.options import MODEL, ensure_model, finish, heading, names_of, new_parser, tell
+from benchmarks.options import MODEL, ensure_model, finish, names_of, new_parser, tell
 from benchmarks.worker import peak_bytes, resident_bytes
 from nanovllm import LLM, RequestOutput, SamplingParams
 
@@ -53,7 +53,6 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure every size in every type and report."""
     parsed = parse(arguments)
-    print(heading(parsed), flush=True)
     points: list[dict[str, Any]] = []
     for size in parsed.sizes:
         with _model(parsed.folder / f"{size}-random", size, remove=parsed.remove) as model:

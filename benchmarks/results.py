@@ -57,9 +57,7 @@ class ClassResults:
     def speeds(self, contender: str, workload: str) -> dict[int, float]:
         """Return tokens per second by round."""
         return {
-            sample.round: sample.tokens_per_s
-            for sample in self.samples
-            if (sample.contender, sample.workload) == (contender, workload)
+            sample.round: sample.tokens_per_s for sample in self.samples_of(contender, workload)
         }
 
     def speed(self, contender: str, workload: str) -> float | None:
@@ -98,12 +96,8 @@ class ClassResults:
         speed = self.speed(contender, workload)
         if workload != "prefill512" or speed is None or self.peak is None:
             return None
-        return (
-            self.costs.operations(prompt, prompt * (prompt + 1) // 2, 1)
-            / prompt
-            * speed
-            / self.peak
-        )
+        operations = self.costs.operations(prompt, prompt * (prompt + 1) // 2, 1)
+        return operations / prompt * speed / self.peak
 
     def samples_of(self, contender: str, workload: str) -> list[Sample]:
         """Return all runs of a contender on a workload."""

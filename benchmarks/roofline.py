@@ -21,7 +21,6 @@ from benchmarks.options import (
     MODEL,
     ensure_model,
     finish,
-    heading,
     in_process,
     new_parser,
     spread,
@@ -50,7 +49,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = parse(arguments)
     model = ensure_model(parsed.model)
     workloads = make_workloads(model.vocab, parsed.seed, parsed.scale)
-    print(heading(parsed), flush=True)
     found = {kind: measure_class(kind, model, workloads, parsed) for kind in parsed.classes}
     finish({"benchmark": "roofline", "pairs": parsed.pairs, "classes": found}, parsed)
     return 0

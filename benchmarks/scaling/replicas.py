@@ -21,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from benchmarks.options import finish, heading, new_parser, tell
+from benchmarks.options import finish, new_parser, tell
 from benchmarks.scaling.deployments import Deployment, deploy, one_server, ray_cluster
 from nanovllm.cli.argument_types import positive
 from nanovllm.config import BUNDLED_MODEL
@@ -51,7 +51,6 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and report; return 1 if the answers differ."""
     parsed = parse(arguments)
-    print(heading(parsed), flush=True)
     record: dict[str, Any] = {
         "benchmark": "replicas", "model": Path(parsed.model).name, "rounds": parsed.rounds,
         "input_tokens": parsed.input_tokens, "output_tokens": parsed.output_tokens,

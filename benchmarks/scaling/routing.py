@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.options import finish, heading, new_parser, tell
+from benchmarks.options import finish, new_parser, tell
 from benchmarks.scaling.cost_model import CostModel, FrontCost, StepSize
 from benchmarks.scaling.deployments import Deployment, deploy, ray_cluster
 from benchmarks.scaling.simulate import FRONT, capacity, measure
@@ -57,7 +57,6 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, simulate and report."""
     parsed = parse(arguments)
-    print(heading(parsed), flush=True)
     front = FrontCost.load(FRONT)
     config = EngineConfig(num_threads=1, quantization=parsed.quantization)
     shape = TraceSettings(rate=1, requests=1)

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from benchmarks.options import finish, heading, new_parser
+from benchmarks.options import finish, new_parser
 from benchmarks.scaling.cost_model import (
     CostModel,
     FrontCost,
@@ -83,7 +83,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--replicas", type=positive, nargs="+", default=REPLICAS, metavar="N")
     parser.set_defaults(threads=1)
     parsed = parser.parse_args(arguments)
-    print(heading(parsed), flush=True)
     config = EngineConfig(num_threads=parsed.threads, quantization=parsed.quantization)
     trace = TraceSettings(rate=1, requests=1, seed=parsed.seed)
     record: dict[str, Any] = {
