@@ -50,10 +50,12 @@ check: $(DEV)  ## check style, format, types and import layers
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+	tools/javascript/check.sh
 
 format: $(DEV)  ## format the code and sort the imports
 	$(BIN)/ruff check --select I --fix .
 	$(BIN)/ruff format .
+	tools/javascript/check.sh --write
 
 bench: $(RUN)  ## measure prefill and decode speed; MODEL=folder-or-name ARGS="more flags"
 	@$(BIN)/nanovllm bench latency $(if $(MODEL),"$(MODEL)") $(ARGS)

@@ -26,7 +26,7 @@ from nanovllm.engine.scheduling.block_manager import BlockManager
 from nanovllm.engine.scheduling.kv_cache_manager import KVCacheManager
 from nanovllm.engine.scheduling.request import Request
 from nanovllm.engine.scheduling.scheduler import Scheduler
-from nanovllm.engine.scheduling.step_plan import SequenceResult, StepPlan
+from nanovllm.engine.scheduling.step_plan import SequenceUpdate, StepPlan
 from nanovllm.sampling_params import SamplingParams
 
 Policy = Literal["round-robin", "least-loaded", "prefix"]
@@ -60,15 +60,15 @@ class Replica:
         self._plan = self.scheduler.schedule()
         return self._cost.seconds(step_size(self._plan))
 
-    def end_step(self) -> list[SequenceResult]:
-        """Commit the running step with arbitrary tokens, and return its results."""
+    def end_step(self) -> list[SequenceUpdate]:
+        """Commit the running step with arbitrary tokens, and return its updates."""
         plan, self._plan = self._plan, None
         assert plan is not None
-        results = [
-            SequenceResult(sequence.request, (0,) if sequence.samples else ())
+        updates = [
+            SequenceUpdate(sequence.request, (0,) if sequence.samples else ())
             for sequence in plan.sequences
         ]
-        return self.scheduler.commit(plan, results)
+        return self.scheduler.commit(plan, updates)
 
 
 def step_size(plan: StepPlan) -> StepSize:

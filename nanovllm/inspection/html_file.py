@@ -20,7 +20,11 @@ from nanovllm.inspection.observe import InspectedModel
 from nanovllm.pages import render_page
 
 MAX_FILE_BYTES = 3_000_000
-_STYLES = ("overlays.css", "views.css", "attention.css", "lens.css", "embeddings.css")
+_STYLES = (
+    "elements/overlays.css",
+    "charts/charts.css",
+    *(f"inspection/{name}.css" for name in ("views", "attention", "lens", "embeddings")),
+)
 _TITLES = {
     "attention": "Attention",
     "logit-lens": "Logit lens",
@@ -113,7 +117,7 @@ def _render(
         heading=_TITLES[kind],
         subtitle=f"{model.name}: {config.layers} layers, {config.heads} heads, "
         f"{config.d_model} dimensions",
-        script="file.js",
+        script="inspection/file.js",
         styles=_STYLES,
         data={"kind": kind, **data},
         intro=model.tokenizer.decode(token_ids, skip_special_tokens=False),

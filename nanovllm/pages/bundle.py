@@ -5,14 +5,15 @@ Each module becomes a function that returns its exports:
     import { h, s as svg } from "./dom.js";      const { h, s: svg } = dom_js;
     export function map() {}                     function map() {}  ...  return { map };
 
-Only this subset of the language is supported: named imports from files of one folder, exported
+Only this subset of the language is supported: named imports from relative paths, exported
 declarations and `export { a, b as c };`, each at the start of a line. Anything else is an error.
 """
 
+import posixpath
 import re
 from pathlib import Path
 
-_IMPORT = re.compile(r'^import\s*\{([^}]*)\}\s*from\s*"\./([\w-]+\.js)";$', re.MULTILINE)
+_IMPORT = re.compile(r'^import\s*\{([^}]*)\}\s*from\s*"(\.{1,2}/[\w./-]+\.js)";$', re.MULTILINE)
 _EXPORT = re.compile(
     r"^export (?=(?:(?:async )?function\*?|class|const) ([A-Za-z_$][\w$]*))", re.MULTILINE
 )
@@ -22,7 +23,7 @@ _ENDS_SCRIPT = re.compile(r"</script|<!--", re.IGNORECASE)
 
 
 def bundle(folder: Path, entry: str) -> str:
-    """Return a script that runs the module `entry` of a folder after those that it imports.
+    """Return a script that runs the module with the path `entry` after those that it imports.
 
     Raises ValueError for a cycle, and for a form of import or export that is not supported.
     """
@@ -41,10 +42,14 @@ def _add(folder: Path, name: str, done: dict[str, str], importers: tuple[str, ..
     if name in importers:
         raise ValueError(f"{' imports '.join((*importers, name))}: imports must not form a cycle")
     source = (folder / name).read_text(encoding="utf-8")
+
+    def resolve(match: re.Match[str]) -> str:
+        return posixpath.normpath(posixpath.join(posixpath.dirname(name), match[2]))
+
     for match in _IMPORT.finditer(source):
-        _add(folder, match[2], done, (*importers, name))
+        _add(folder, resolve(match), done, (*importers, name))
     code = _IMPORT.sub(
-        lambda match: f"const {{{_renamed(match[1])}}} = {_variable(match[2])};", source
+        lambda match: f"const {{{_renamed(match[1])}}} = {_variable(resolve(match))};", source
     )
     exports = [*(match[1] for match in _EXPORT.finditer(code))]
     code = _EXPORT.sub("", code)

@@ -39,14 +39,14 @@ def render_page(
     Args:
         title: of the window.
         heading, subtitle: the first lines of the page.
-        script: the ES module in `assets` that shows the data; see `bundle`.
-        styles: style sheets in `assets`, after those of every page.
+        script: path in `assets` of the ES module that shows the data; see `bundle`.
+        styles: paths in `assets` of style sheets, after those of every page.
         data: JSON, which the script reads from the element with the id "data".
         intro: text above the script's elements, such as a prompt.
         values: names and values to show where JavaScript is off.
         reload_s: seconds after which the page reloads itself.
     """
-    theme, code, style = _asset("theme.js"), _bundle(script), _style(tuple(styles))
+    theme, code, style = _asset("elements/theme.js"), _bundle(script), _style(tuple(styles))
     policy = (
         f"default-src 'none'; style-src '{_hash(style)}'; "
         f"script-src '{_hash(theme)}' '{_hash(code)}'; img-src data:; "
@@ -102,7 +102,8 @@ def _asset(name: str) -> str:
 
 @cache
 def _style(names: tuple[str, ...]) -> str:
-    return "\n".join(map(_asset, ("style.css", "components.css", *names, "file.css")))
+    common = ("elements/style.css", "elements/components.css")
+    return "\n".join(map(_asset, (*common, *names, "elements/file.css")))
 
 
 @cache

@@ -79,7 +79,7 @@ def test_the_help_names_activation_functions_that_exist(
     with pytest.raises(SystemExit):
         main(["train", "--help"])
     text = " ".join(capsys.readouterr().out.split())
-    names = text.partition("--activation NAME ")[2].partition(" or another")[0]
+    names = text.partition("--activation ACTIVATION ")[2].partition(" or another")[0]
     assert "gelu_new" in names
     assert set(names.split(", ")) <= set(ACTIVATIONS)
     documented = (Path(__file__).parents[2] / "docs" / "reference" / "training.md").read_text(

@@ -1,4 +1,4 @@
-"""What a report says of a run, as JSON of a bounded size; assets/report.js shows it."""
+"""What a report says of a run, as JSON of a bounded size; report/report.js shows it."""
 
 import json
 from collections.abc import Mapping, Sequence

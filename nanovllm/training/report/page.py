@@ -37,8 +37,8 @@ def render_report(runs: Sequence[Run]) -> str:
         title=_title(runs),
         heading=f"{len(runs)} runs compared" if len(runs) > 1 else names[0],
         subtitle="nanovllm training report",
-        script="report.js",
-        styles=("report.css",),
+        script="report/report.js",
+        styles=("charts/charts.css", "report/report.css"),
         data={
             "runs": [describe_run(run, name) for run, name in zip(runs, names, strict=True)],
             "written": datetime.now(timezone.utc).isoformat(timespec="seconds"),

@@ -1,6 +1,7 @@
 """The inspector's page over plain HTTP: headers, caching, and that it has everything it loads."""
 
 import asyncio
+import posixpath
 import re
 from pathlib import Path
 
@@ -14,15 +15,14 @@ from nanovllm.server.inspector import page
 from nanovllm.server.metrics import ServerMetrics
 from tests.support.serving import MODEL, RunningServer, loader
 
-_IMPORT = re.compile(r'(?:from|import)\s+"\./([\w.]+)"')
+_IMPORT = re.compile(r'(?:from|import)\s+"(\.{1,2}/[\w./]+)"')
 _ADDRESS = re.compile(r"(?:https?:)?//[\w-]+\.\w+[\w./-]*")
 _SVG = "http://www.w3.org/2000/svg"
 
 
 def assets_of(server: RunningServer) -> dict[str, httpx.Response]:
     return {
-        path.rsplit("/", 1)[1]: server.http.get(path)
-        for path in sorted(page.public_paths() - {"/"})
+        path.split("/", 3)[3]: server.http.get(path) for path in sorted(page.public_paths() - {"/"})
     }
 
 
@@ -58,17 +58,18 @@ def test_a_browser_keeps_assets_but_asks_for_the_page_again(server: RunningServe
         assert asset.headers["cache-control"] == "public, max-age=31536000, immutable"
         kind = "text/css" if name.endswith(".css") else "text/javascript"
         assert asset.headers["content-type"].startswith(kind)
-    assert server.http.get("/inspector/0123456789abcdef/main.js").status_code == 404
+    assert server.http.get("/inspector/0123456789abcdef/inspector/main.js").status_code == 404
     assert server.http.get(f"/{folder}../page.py").status_code == 404
 
 
 def test_every_module_and_style_sheet_is_served(server: RunningServer) -> None:
     assets = {name: asset.text for name, asset in assets_of(server).items()}
     html = server.http.get("/").text
-    wanted = set(re.findall(r'"inspector/\w+/([\w.]+)"', html))
-    for text in assets.values():
-        wanted |= set(_IMPORT.findall(text))
-    assert {"main.js", "style.css"} <= wanted <= assets.keys()
+    wanted = set(re.findall(r'"inspector/\w+/([\w./]+)"', html))
+    for name, text in assets.items():
+        folder = posixpath.dirname(name)
+        wanted |= {posixpath.normpath(f"{folder}/{path}") for path in _IMPORT.findall(text)}
+    assert {"inspector/main.js", "elements/style.css"} <= wanted <= assets.keys()
     for name, text in {"index.html": html, **assets}.items():
         assert set(_ADDRESS.findall(text)) <= {_SVG.removeprefix("http:"), _SVG}, name
 

@@ -86,51 +86,6 @@ def test_generation_streams_into_tokens_with_their_figures(
         assert tooltip.locator(".bars li").count() == 5
 
 
-def test_speed_leaves_out_tokens_read_with_the_first_unless_all_were(
-    browser: "Browser", server: RunningServer
-) -> None:
-    times = {"startedMs": 1000, "firstTokenMs": 1500, "firstNewToken": 0, "status": "done"}
-    read = {**times, "tokens": [0] * 10, "lastTokenMs": 2500, "numFirst": 4}
-    with open_page(browser, server.url) as page:
-        shown = page.evaluate(
-            """async (choices) => {
-                const main = document.querySelector("script[type=module]").src;
-                const { speed } = await import(new URL("generation.js", main).href);
-                return choices.map((choice) => speed(choice).tokensPerS);
-            }""",
-            [read, {**read, "lastTokenMs": 1500, "numFirst": 10}, {**read, "firstTokenMs": None}],
-        )
-    assert shown == [6, 20, None]
-
-
-def test_a_token_is_shown_in_the_word_that_contains_it(
-    browser: "Browser", server: RunningServer
-) -> None:
-    texts = ["The", " str", "ang", "ers", ":\n", None, "x", *"abcdef"]
-    with open_page(browser, server.url) as page:
-        shown = page.evaluate(
-            """async (texts) => {
-                const main = document.querySelector("script[type=module]").src;
-                const { visibleText, wordAround } = await import(new URL("format.js", main).href);
-                const read = (index) =>
-                    ({ text: texts[index], label: visibleText(texts[index] ?? "byte") });
-                return texts.map((_, index) => {
-                    const { before, token, after } = wordAround(index, texts.length, read);
-                    return `${before}[${token}]${after}`;
-                });
-            }""",
-            texts,
-        )
-    assert shown[:4] == [
-        "[The]",
-        "[\u2423str]angers:\u21b5",
-        "str[ang]ers:\u21b5",
-        "strang[ers]:\u21b5",
-    ]
-    assert shown[5] == "[byte]xabc\u2026"
-    assert shown[-1] == "\u2026bcde[f]"
-
-
 def facts(parent: "Locator") -> dict[str, str]:
     """Return the figures of a tooltip or popover by name."""
     names = parent.locator("dt").all_text_contents()
