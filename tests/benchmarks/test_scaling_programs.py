@@ -118,11 +118,12 @@ def origin(benchmark: str, **record: Any) -> dict[str, Any]:
 
 
 def test_the_simulation_is_tabulated_and_drawn(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("matplotlib")
     from tools import scaling_chart as plot
 
+    monkeypatch.setattr(simulate, "_REQUESTS_PER_REPLICA", 20)
     COST.save(tmp_path / "cost.json")
     file, chart = tmp_path / "figures.json", tmp_path / "chart.svg"
     arguments = ["--cost", str(tmp_path / "cost.json"), "--replicas", "1", "2"]
