@@ -263,15 +263,9 @@ export function scatterPlot({ onSelect }) {
     ),
   );
   const zoomButtons = h("div", { class: "row v-zoom" }, [
-    button({
-      label: "Zoom in",
-      icon: "plus",
-      iconOnly: true,
-      small: true,
-      onclick: () => zoomBy(1.6),
-    }),
-    button({ label: "−", small: true, "aria-label": "Zoom out", onclick: () => zoomBy(1 / 1.6) }),
-    button({ label: "Show all", icon: "reset", small: true, onclick: () => zoomBy(0) }),
+    button("Zoom in", { icon: "plus", iconOnly: true, small: true }, () => zoomBy(1.6)),
+    button("−", { small: true, "aria-label": "Zoom out" }, () => zoomBy(1 / 1.6)),
+    button("Show all", { icon: "reset", small: true }, () => zoomBy(0)),
   ]);
   return {
     element: h("div", { class: "stack tight" }, [

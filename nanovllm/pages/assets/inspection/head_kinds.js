@@ -85,9 +85,7 @@ export function finderCard({ key, name, what }, head, { numRepeats, onSelect, on
     const isInduction = key === "induction";
     const text = isInduction ? inductionNeed(numRepeats) : SHORT_PROMPT;
     const example =
-      isInduction &&
-      onExample &&
-      button({ label: "Show an example", small: true, onclick: onExample });
+      isInduction && onExample && button("Show an example", { small: true }, onExample);
     const element = h("div", { class: "card v-finder" }, title, note(text), example);
     return { element, mark: () => {} };
   }

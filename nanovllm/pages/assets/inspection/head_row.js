@@ -73,7 +73,7 @@ export function headRow({ tokens, load }) {
     } catch (/** @type {any} */ error) {
       if (controller.signal.aborted) return;
       table = null;
-      const again = button({ label: "Try again", small: true, onclick: () => request(row) });
+      const again = button("Try again", { small: true }, () => request(row));
       replace(body, h("div", { class: "stack tight" }, errorMessage(error.message), again));
     }
     element.removeAttribute("aria-busy");

@@ -26,9 +26,9 @@ export function chatTurn(turn, { vocabulary, onedit, onretry, onbranch }) {
   const end = h("span", { class: "badge", hidden: !choice });
   const actions = h("div", { class: "row" }, [
     choice
-      ? button({ label: "Retry", icon: "reset", ...quiet, onclick: onretry })
-      : button({ label: "Edit", ...quiet, title: "Write this message again", onclick: onedit }),
-    button({ label: "Copy", icon: "copy", ...quiet, onclick: copied }),
+      ? button("Retry", { icon: "reset", ...quiet }, onretry)
+      : button("Edit", { ...quiet, title: "Write this message again" }, onedit),
+    button("Copy", { icon: "copy", ...quiet }, copied),
   ]);
   const answer = choice && tokenText({ vocabulary, label: "Tokens of the answer", onbranch });
   const name = choice ? "Model" : "You";

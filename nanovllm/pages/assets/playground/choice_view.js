@@ -66,8 +66,7 @@ export function choiceView(options) {
     if (actions.hidden || actions.childElementCount) return;
     const whole = () => promptText + vocabulary.join(choice.tokens.map(({ id }) => id));
     /** @param {string} name @param {() => void} act @param {string} [icon] */
-    const action = (name, act, icon) =>
-      button({ label: name, icon, kind: "quiet", small: true, onclick: act });
+    const action = (name, act, icon) => button(name, { icon, kind: "quiet", small: true }, act);
     append(actions, [
       !isScore && action("Continue", onextend, "play"),
       action("Copy text", () => copyText(whole(), "text"), "copy"),

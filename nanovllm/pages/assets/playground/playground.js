@@ -48,19 +48,16 @@ export function playgroundView(context) {
   const changed = new Set();
   const coloring = coloringControl({ onchange: () => [...views.keys()].forEach(update) });
   const stop = stopControl({ focusAfter: () => start });
-  const start = button({
-    label: "Generate",
-    icon: "play",
-    kind: "primary",
-    onclick: () => begin("generate"),
-    title: "Ctrl+Enter",
-    "aria-keyshortcuts": "Control+Enter",
-  });
-  const scoring = button({
-    label: "Score prompt",
-    onclick: () => begin("score"),
-    title: "Show the probability of each token of the prompt; generate nothing",
-  });
+  const start = button(
+    "Generate",
+    { icon: "play", kind: "primary", title: "Ctrl+Enter", "aria-keyshortcuts": "Control+Enter" },
+    () => begin("generate"),
+  );
+  const scoring = button(
+    "Score prompt",
+    { title: "Show the probability of each token of the prompt; generate nothing" },
+    () => begin("score"),
+  );
   const resultGrid = h("div", { class: "prompt-grid", hidden: true });
   const hint = emptyState({
     title: "No tokens yet",
@@ -289,7 +286,7 @@ function seeded(body) {
 
 /** @param {string} label @param {() => void} onclick @param {string} [title] */
 function copyButton(label, onclick, title) {
-  return button({ label, icon: "copy", kind: "quiet", small: true, title, onclick });
+  return button(label, { icon: "copy", kind: "quiet", small: true, title }, onclick);
 }
 
 /** Return links to the views that answer what a first visitor may ask. */

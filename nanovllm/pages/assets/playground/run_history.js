@@ -21,17 +21,15 @@ export function runHistory({ onselect }) {
   /** @type {Run | null} */
   let shown = null;
   const list = h("ol", { class: "history" });
-  const clear = button({
-    label: "Clear",
-    kind: "quiet",
-    small: true,
-    "aria-label": "Clear the history",
-    onclick() {
+  const clear = button(
+    "Clear",
+    { kind: "quiet", small: true, "aria-label": "Clear the history" },
+    () => {
       runs = [];
       forget(NAME);
       update();
     },
-  });
+  );
   const element = h("section", { class: "card side-card history-card" }, [
     h("div", { class: "row between" }, h("h3", { text: "History" }), clear),
     list,

@@ -298,7 +298,7 @@ export function samplingSettings(store, { skipped = [], before = null } = {}) {
 function presets(choose) {
   const empty = Object.fromEntries(PRESET_FIELDS.map((name) => [name, ""]));
   const buttons = Object.entries(PRESETS).map(([label, values]) =>
-    button({ label, small: true, onclick: () => choose({ ...empty, ...values }) }),
+    button(label, { small: true }, () => choose({ ...empty, ...values })),
   );
   const attributes = {
     class: "row presets",

@@ -192,7 +192,7 @@ export function tokenText({ vocabulary, label, onbranch, onpoint = () => {} }) {
         h("h3", { class: "popover-title", text: title }),
         count ? bars : h("p", { class: "secondary", text: none }),
         h("div", { class: "row end" }, [
-          button({ label: "Close", kind: "quiet", small: true, onclick: () => close() }),
+          button("Close", { kind: "quiet", small: true }, () => close()),
         ]),
       ],
     });
