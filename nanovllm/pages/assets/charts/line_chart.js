@@ -51,7 +51,7 @@ export function lineChart({ title, yTitle, note, isLarge, onchoose, ...options }
   const values = panels.flatMap(({ lines }) => lines.flatMap(knownPoints)).map(([, y]) => y);
   const yScale = fitScale(values, options);
   const plot = h("div", { class: "plot", tabindex: 0, role: "group" });
-  const xTitle = h("p", { class: "axis-title x-title" });
+  const xTitle = h("p", { class: "secondary small-text x-title" });
   let panel = panels.find((one) => one.title === options.choice) ?? panels[0];
   const show = () => {
     xTitle.textContent = panel.title;
@@ -73,7 +73,7 @@ export function lineChart({ title, yTitle, note, isLarge, onchoose, ...options }
       panels.length > 1 &&
         segmented({ label: "x axis", options: choices, value: panel.title, onchange: choose }),
     ]),
-    h("p", { class: "axis-title", text: yTitle + (yScale.isLog ? ", logarithmic" : "") }),
+    h("p", { class: "secondary small-text", text: yTitle + (yScale.isLog ? ", logarithmic" : "") }),
     plot,
     xTitle,
   );
@@ -96,7 +96,7 @@ export function lineKey(line) {
 function legend(lines) {
   return h(
     "ul",
-    { class: "legend line-legend" },
+    { class: "row legend line-legend" },
     lines.map((line) => h("li", {}, lineKey(line), line.name)),
   );
 }

@@ -81,7 +81,7 @@ export function field({ label, control, hint, unit, hideLabel }) {
   control.id ||= uniqueId("field");
   const hintId = hint ? uniqueId("hint") : null;
   if (hintId) control.setAttribute("aria-describedby", hintId);
-  return h("div", { class: "field" }, [
+  return h("div", { class: "stack field" }, [
     h("label", { for: control.id, class: hideLabel ? "visually-hidden" : "field-label" }, [
       label,
       unit && h("span", { class: "field-unit", text: ` ${unit}` }),
@@ -138,7 +138,7 @@ export function shareList(items, shareOf, format, nameOf) {
  * @param {{title: string, text: string, action?: Node}} options
  */
 export function emptyState({ title, text, action }) {
-  return h("div", { class: "empty-state" }, [
+  return h("div", { class: "stack empty-state" }, [
     h("p", { class: "empty-title", text: title }),
     h("p", { class: "empty-text", text }),
     action,
@@ -172,7 +172,7 @@ export function busy(text) {
 export function toast(text, kind = "info") {
   let list = document.querySelector(".toasts");
   if (!list) {
-    list = h("div", { class: "toasts", role: "status", "aria-live": "polite" });
+    list = h("div", { class: "stack toasts", role: "status", "aria-live": "polite" });
     document.body.append(list);
   }
   const item = h("div", { class: `toast ${kind}`, text });

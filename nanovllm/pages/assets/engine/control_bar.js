@@ -35,7 +35,7 @@ export function controlBar({ act, move, watch }) {
   });
   const hint = h("p", { class: "secondary small-text v-control-hint", hidden: true });
   const banner = h("p", { class: "v-banner", role: "status", hidden: true });
-  const element = h("div", { class: "card v-controls" }, [
+  const element = h("div", { class: "card row v-controls" }, [
     h("div", { class: "row" }, status, pause, resume, step),
     h("div", { class: "row v-replay", role: "group", "aria-label": "Replay" }, [
       back,

@@ -147,10 +147,10 @@ export function engineView({ api, store, announce }) {
   const content = h("div", { class: "stack", hidden: true }, [
     figures.element,
     noRequests,
-    h("div", { class: "v-engine-columns" }, runningCard, waitingCard),
+    h("div", { class: "columns v-engine-columns" }, runningCard, waitingCard),
     blockCard,
     card("Steps", { lead: STEPS_LEAD }, [timeline.element]),
-    h("div", { class: "v-engine-thirds" }, [
+    h("div", { class: "columns thirds" }, [
       card("Events", {}, [log.element]),
       ttft.element,
       itl.element,
@@ -343,7 +343,7 @@ function otherStepText({ step }, isEarlier) {
 function requestLegend() {
   /** @param {string} part @param {string} text */
   const item = (part, text) => h("span", {}, h("span", { class: `swatch v-part-${part}` }), text);
-  return h("div", { class: "legend v-request-legend" }, [
+  return h("div", { class: "row legend v-request-legend" }, [
     item("cached", "prompt, cached"),
     item("computed", "prompt, computed"),
     item("pending", "prompt, to compute"),

@@ -31,7 +31,7 @@ const COLUMNS = [
  */
 export function requestList(state, { names, onSelect, inspect }) {
   const label = `${state === "running" ? "Running" : "Waiting"} requests`;
-  const list = h("ul", { class: "v-requests", "aria-label": label });
+  const list = h("ul", { class: "stack v-requests", "aria-label": label });
   const header = h("div", { class: "bare v-request v-request-header", "aria-hidden": "true" }, [
     h("span", { text: "Request" }),
     h("span", { text: "Phase" }),
@@ -114,7 +114,7 @@ function requestRow(names, { id, choice, prompt: text }, onSelect, inspect) {
     bar,
     cells,
   );
-  const actions = h("div", { class: "v-request-actions", hidden: true }, [
+  const actions = h("div", { class: "row v-request-actions", hidden: true }, [
     Object.entries(INSPECTING_VIEWS).map(([view, label]) =>
       actionButton(label, { small: true }, () => inspect(view, text ?? "")),
     ),

@@ -223,7 +223,11 @@ export function stepTimeline({ names, onWatch, onSelect }) {
         }),
       ]),
     );
-    replace(details, h("h3", { text: stepText(record) }), h("ul", { class: "v-sequences" }, list));
+    replace(
+      details,
+      h("h3", { text: stepText(record) }),
+      h("ul", { class: "row v-sequences" }, list),
+    );
     canvas.setAttribute(
       "aria-label",
       `Timeline of steps. Step ${record.step}: ${formatThings(record.num_tokens, "token")} of ` +
@@ -310,7 +314,7 @@ function stepText(record) {
 function timelineLegend(budgetText) {
   /** @param {string} name @param {string} text */
   const item = (name, text) => h("span", {}, h("span", { class: `v-key ${name}` }), text);
-  return h("div", { class: "legend" }, [
+  return h("div", { class: "row legend" }, [
     item("v-key-prefill", "prefill"),
     item("v-key-chunk", "chunk of a prompt"),
     item("v-key-decode", "decode"),

@@ -190,7 +190,7 @@ export function attentionExplorer({ attention, overview, loadLayer, onExample, r
       h("p", { class: "secondary v-lead", text: KINDS_LEAD }),
       h("div", { class: "v-finders" }, [...cards.map((each) => each.element)]),
     ]),
-    h("div", { class: "v-columns" }, [
+    h("div", { class: "columns v-columns" }, [
       card("All heads", { lead: HEADS_LEAD }, [
         grid.element,
         h("details", { class: "v-details" }, [

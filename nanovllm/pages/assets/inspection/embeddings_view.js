@@ -51,7 +51,7 @@ export function embeddingsExplorer(data) {
     placeholder: "for example: king",
     oninput: () => showResults(),
   });
-  const results = h("ul", { class: "v-results" });
+  const results = h("ul", { class: "row v-results" });
   const found = h("p", { class: "secondary small-text", "aria-live": "polite" });
   const chosen = h("div", { class: "stack tight" });
   /** @type {EmbeddedToken[]} */
@@ -162,7 +162,7 @@ export function embeddingsExplorer(data) {
 
   chosen.append(h("p", { class: "secondary", text: HINT }));
   showMethod(load ? "pca" : [...known.keys()][0]);
-  return h("div", { class: "v-embeddings" }, [
+  return h("div", { class: "columns v-embeddings" }, [
     card("Token embeddings", { beside: choice }, [note, extent, more, message, plot.element]),
     h("section", { class: "card stack", "aria-label": "Search and neighbours" }, [
       field({ label: "Search tokens", control: search }),

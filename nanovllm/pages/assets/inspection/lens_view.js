@@ -181,7 +181,7 @@ function summary(lens, onChoose) {
         `Perplexity ${formatNumber(Math.exp(-sum / probabilities.length))} over ` +
         `${formatCount(probabilities.length)} tokens.`,
     }),
-    h("p", { class: "v-surprises" }, h("span", { text: "Least expected:" }), surprises),
+    h("p", { class: "row v-surprises" }, h("span", { text: "Least expected:" }), surprises),
   ]);
 }
 

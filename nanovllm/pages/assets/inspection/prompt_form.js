@@ -77,7 +77,7 @@ export function promptForm({ context, action, hint, compute }) {
     );
   });
   const submit = button(action, { kind: "primary", type: "submit" });
-  const form = h("form", { class: "card v-prompt" }, [
+  const form = h("form", { class: "card stack v-prompt" }, [
     field({ label: "Prompt", control: input, hint }),
     h("div", { class: "row" }, [submit, recent, finished]),
   ]);

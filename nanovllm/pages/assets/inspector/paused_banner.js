@@ -22,7 +22,12 @@ export function pausedBanner({ api, store, announce }) {
     },
   );
   const text = h("p", { text: "The engine is paused: no request of any client makes progress." });
-  const element = h("div", { class: "paused-banner", role: "status", hidden: true }, text, resume);
+  const element = h(
+    "div",
+    { class: "row paused-banner", role: "status", hidden: true },
+    text,
+    resume,
+  );
   store.subscribe("isPaused", (isPaused) => {
     const hadFocus = element.contains(document.activeElement);
     element.hidden = !isPaused;

@@ -100,7 +100,7 @@ export function startTour() {
   const element = h(
     "div",
     {
-      class: "tour",
+      class: "stack tour",
       role: "dialog",
       "aria-labelledby": "tour-title",
       "aria-describedby": "tour-text",

@@ -72,7 +72,7 @@ export function chatView(context) {
     send,
   );
   const clearButton = button("New chat", { kind: "quiet" }, clear);
-  const composer = h("section", { class: "card composer", "aria-label": "Message" }, [
+  const composer = h("section", { class: "card stack composer", "aria-label": "Message" }, [
     field({ label: "Message", control: input, hideLabel: true }),
     h("div", { class: "row" }, sendButton, stop.button, clearButton),
   ]);

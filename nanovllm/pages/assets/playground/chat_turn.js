@@ -32,7 +32,7 @@ export function chatTurn(turn, { vocabulary, onedit, onretry, onbranch }) {
   ]);
   const answer = choice && tokenText({ vocabulary, label: "Tokens of the answer", onbranch });
   const name = choice ? "Model" : "You";
-  const classes = `card chat-turn ${turn.role} choice`;
+  const classes = `card stack chat-turn ${turn.role} choice`;
   const element = h("article", { class: classes, "aria-label": name }, [
     h("div", { class: "row between" }, [
       h("div", { class: "row" }, h("h3", { text: name }), end),

@@ -47,7 +47,7 @@ export function choiceView(options) {
     details: (index) => text.details(/** @type {Choice} */ (shown).tokens[index]),
     onselect: (index) => text.focus(index, { isQuiet: false }),
   });
-  const element = h("article", { class: "choice", "aria-label": label }, [
+  const element = h("article", { class: "stack choice", "aria-label": label }, [
     h("div", { class: "row between" }, badges, link),
     [text.element, toolbar, actions, figures, note, chart.element],
   ]);

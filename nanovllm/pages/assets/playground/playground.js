@@ -74,7 +74,7 @@ export function playgroundView(context) {
   ]);
   const element = h("div", { class: "playground", onkeydown: startByKey }, [
     h("h2", { class: "visually-hidden", text: "Playground" }),
-    h("section", { class: "card composer", "aria-label": "Prompt" }, [
+    h("section", { class: "card stack composer", "aria-label": "Prompt" }, [
       form.prompts.element,
       h("div", { class: "row" }, start, scoring, stop.button, form.prompts.addButton),
     ]),
@@ -225,7 +225,7 @@ export function playgroundView(context) {
     const cards = shown.prompts.map((_, index) => {
       const label = isOne ? "Tokens" : `Tokens of prompt ${index + 1}`;
       const title = h("h3", { class: isOne ? "visually-hidden" : "result-title", text: label });
-      return h("section", { class: "card prompt-card results", "aria-label": label }, title);
+      return h("section", { class: "card stack prompt-card", "aria-label": label }, title);
     });
     replace(resultGrid, cards);
     const perPrompt = shown.choices.length / shown.prompts.length;
@@ -294,5 +294,5 @@ function questions() {
   const links = Object.entries(QUESTIONS).map(([view, text]) =>
     h("li", {}, h("a", { href: `#${view}`, text })),
   );
-  return h("ul", { class: "questions", "aria-label": "What the other views answer" }, links);
+  return h("ul", { class: "row questions", "aria-label": "What the other views answer" }, links);
 }

@@ -17,7 +17,7 @@ export function promptColumns() {
     focus(-1);
   };
   const addButton = button("Add a prompt", { icon: "plus", kind: "quiet" }, onclick);
-  addButton.classList.add("add-prompt");
+  addButton.lastElementChild?.classList.add("hidden-on-phone");
 
   /** Focus a prompt. @param {number} index from the end where it is negative */
   const focus = (index) => columns.at(index)?.input.focus();

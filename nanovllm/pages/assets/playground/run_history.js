@@ -20,7 +20,7 @@ export function runHistory({ onselect }) {
   let runs = load(NAME, (stored) => stored.map(restored)) ?? [];
   /** @type {Run | null} */
   let shown = null;
-  const list = h("ol", { class: "history" });
+  const list = h("ol", { class: "stack history" });
   const clear = button(
     "Clear",
     { kind: "quiet", small: true, "aria-label": "Clear the history" },
