@@ -17,17 +17,25 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.agreement import compare
-from benchmarks.contenders import CLASSES, OURS, PEERS, Contender, Entry, WorkerError, entries
-from benchmarks.options import add_common_options, ensure_model, finish, heading, names_of, tell
-from benchmarks.results import ClassResults, Sample
+from benchmarks.contenders import OURS, PEERS, Contender, Entry, WorkerError, entries
+from benchmarks.options import (
+    MODEL,
+    PYTHON_VARIABLE,
+    ensure_model,
+    finish,
+    heading,
+    in_turns,
+    names_of,
+    new_parser,
+    tell,
+)
+from benchmarks.results import ClassResults, Sample, compare_outputs
 from benchmarks.workload import WORKLOADS, Answer, Workload, make_workloads
-from nanovllm.cli.argument_types import positive, positive_number
+from nanovllm.cli.argument_types import positive_number
 from nanovllm.cli.bench.machine import MemoryReader, measure_peak
 from nanovllm.cli.bench.roofline import Costs
 from nanovllm.model.config import GPT2Config
 
-PYTHON_VARIABLE = "NANOVLLM_PEER_PYTHON"
 _READINGS = 2
 _WARM_UP_TOKENS = 32  # of each answer: enough to touch the memory and to load what is loaded late
 _LEAST_EQUAL_TOKENS = (
@@ -37,10 +45,7 @@ _LEAST_EQUAL_TOKENS = (
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add_common_options(parser)
+    parser = new_parser(__doc__, *MODEL, "classes", "rounds")
     parser.add_argument(
         "--peers",
         type=_peers,
@@ -55,22 +60,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--peer-python", action="append", default=None, metavar="[NAME=]PATH", help=python_help
     )
     parser.add_argument(
-        "--classes",
-        type=names_of(CLASSES),
-        default=",".join(CLASSES),
-        help="types to compare in (%(default)s)",
-    )
-    parser.add_argument(
         "--workloads",
         type=names_of(WORKLOADS),
         default=",".join(WORKLOADS),
         help="what to run (%(default)s)",
-    )
-    parser.add_argument(
-        "--rounds",
-        type=positive,
-        default=3,
-        help="times that each contender runs each workload (%(default)s)",
     )
     parser.add_argument(
         "--slow-s",
@@ -133,17 +126,9 @@ def run_class(results: ClassResults, parsed: argparse.Namespace, reader: MemoryR
             contender = start(entry, results, parsed)
             if contender is not None:
                 contenders.append(contender)
-        for number in range(parsed.rounds):
-            first = number % len(contenders) if contenders else 0
+        for number, ordered in in_turns(contenders, parsed.rounds):
             for workload in results.workloads.values():
-                _round(
-                    results,
-                    contenders[first:] + contenders[:first],
-                    workload,
-                    number,
-                    parsed,
-                    reader,
-                )
+                _round(results, ordered, workload, number, parsed, reader)
     finally:
         for contender in contenders:
             contender.close()
@@ -241,7 +226,7 @@ def _compare_answers(
     checked = ours.ask(workload.prompts, workload.lengths, timeout_s, is_checked=True)
     for name, answer in answers.items():
         if name != OURS:
-            agreement = compare(checked["token_ids"], answer["token_ids"], checked["gaps"])
+            agreement = compare_outputs(checked["token_ids"], answer["token_ids"], checked["gaps"])
             results.agreements.setdefault(name, {})[workload.name] = agreement
             if results.kind == "float32" and agreement.equal_tokens < _LEAST_EQUAL_TOKENS:
                 results.problems[name] = (

@@ -18,11 +18,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.contenders import CLASSES, OUR_OPTIONS, OURS, Contender, Entry
-from benchmarks.options import add_common_options, ensure_model, finish, heading, names_of, tell
+from benchmarks.contenders import OUR_OPTIONS, OURS, Contender, Entry
+from benchmarks.options import MODEL, ensure_model, finish, heading, in_turns, new_parser, tell
 from benchmarks.server_process import ServerProcess
 from benchmarks.workload import Workload, make_workloads
-from nanovllm.cli.argument_types import positive
 
 _TIMEOUT_S = 900.0
 WHOLE, STREAMS = "whole answers", "32 streams"
@@ -30,17 +29,7 @@ WHOLE, STREAMS = "whole answers", "32 streams"
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add_common_options(parser)
-    parser.add_argument(
-        "--classes",
-        type=names_of(CLASSES),
-        default=["float32"],
-        help="types of the weights (float32)",
-    )
-    parser.add_argument("--rounds", type=positive, default=5, help="turns of each (%(default)s)")
+    parser = new_parser(__doc__, *MODEL, "classes", "rounds", classes="float32", rounds=5)
     return parser.parse_args(arguments)
 
 
@@ -91,9 +80,8 @@ def measure(kind: str, work: Workload, parsed: argparse.Namespace) -> dict[str, 
             if answers[way] != answers[OURS]:
                 raise RuntimeError(f"{way} over HTTP are other tokens than those of LLM.generate")
         rounds: dict[str, list[dict[str, Any]]] = {way: [] for way in ways}
-        for number in range(parsed.rounds):
-            order = list(ways)
-            for way in order[number % 3 :] + order[: number % 3]:
+        for number, order in in_turns(list(ways), parsed.rounds):
+            for way in order:
                 tell(f"{kind}: round {number + 1} of {parsed.rounds}, {way}")
                 rounds[way].append(ways[way].ask(work.prompts, work.lengths, _TIMEOUT_S))
     return {way: figures_of(turns, rounds[OURS], work.tokens) for way, turns in rounds.items()}

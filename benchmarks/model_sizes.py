@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.contenders import CLASSES, OUR_OPTIONS, ROOT
 from benchmarks.make_model import SIZES
-from benchmarks.options import add_common_options, ensure_model, finish, heading, names_of, tell
+from benchmarks.options import MODEL, ensure_model, finish, heading, names_of, new_parser, tell
 from benchmarks.worker import peak_bytes, resident_bytes
 from nanovllm import LLM, RequestOutput, SamplingParams
 
@@ -36,10 +36,7 @@ _ROUNDS = 3
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add_common_options(parser)
+    parser = new_parser(__doc__, *MODEL)
     parser.add_argument(
         "--sizes", type=names_of(list(SIZES)), default=",".join(SIZES), help="sizes (%(default)s)"
     )

@@ -13,7 +13,6 @@ report is JSON.
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -24,9 +23,9 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.contenders import OURS, ROOT
-from benchmarks.options import add_run_options, finish, heading, tell
+from benchmarks.options import finish, heading, new_parser, tell
 from benchmarks.table import nanogpt_lines
-from benchmarks.training import PYTHON_VARIABLE, TORCH
+from benchmarks.training import TORCH
 from nanovllm.training.config import read_toml
 from nanovllm.training.report import read_run
 
@@ -39,22 +38,13 @@ Evaluations = list[dict[str, Any]]
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = new_parser(__doc__, "torch-python")
     parser.add_argument("data", type=Path, metavar="FILE", help="text to train on")
-    parser.add_argument(
-        "--torch-python",
-        default=os.environ.get(PYTHON_VARIABLE),
-        metavar="PATH",
-        help=f"interpreter with torch; also {PYTHON_VARIABLE}. Without it ours runs alone",
-    )
     parser.add_argument("--config", type=Path, default=RECIPE, metavar="FILE", help="the recipe")
     parser.add_argument("--backend", default="numba", help="ours: numba or numpy (%(default)s)")
     parser.add_argument(
         "--output", type=Path, default=None, metavar="DIR", help="keep our run in this folder"
     )
-    add_run_options(parser)
     return parser.parse_args(arguments)
 
 

@@ -1,16 +1,17 @@
-"""Shared parts of the benchmarks: options, the model, and the report's beginning and end."""
+"""Shared parts of the benchmarks: options, the model, turns, and the report's beginning and end."""
 
 import argparse
 import datetime
 import json
 import os
+import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from benchmarks.contenders import ROOT
+from benchmarks.contenders import CLASSES, ROOT
 from benchmarks.make_model import make_model
 from benchmarks.workload import DEFAULT_SEED, Answer, Run
 from nanovllm.cli.argument_types import not_negative, positive
@@ -18,54 +19,10 @@ from nanovllm.cli.bench.report import describe_machine
 from nanovllm.model.config import GPT2Config
 from nanovllm.model.cores import default_threads
 
-
-def add_common_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of all benchmarks that load a checkpoint."""
-    default_model = ROOT / "models" / "gpt2-random"
-    parser.add_argument(
-        "--model",
-        type=Path,
-        default=default_model,
-        help="folder of a checkpoint; made with random weights where it is missing",
-    )
-    add_run_options(parser)
-    parser.add_argument(
-        "--scale",
-        type=positive,
-        default=1,
-        help="divide all lengths by this, for trying things out",
-    )
-    parser.add_argument(
-        "--ours",
-        type=json.loads,
-        default={},
-        metavar="JSON",
-        help='further options of LLM, such as {"kv_cache_dtype": "int8"}',
-    )
-
-
-def add_run_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of all benchmarks."""
-    parser.add_argument(
-        "--threads",
-        type=positive,
-        default=default_threads(),
-        help="threads of each run (%(default)s)",
-    )
-    seed = os.environ.get("WORKLOAD_SEED", str(DEFAULT_SEED))
-    parser.add_argument(
-        "--seed",
-        type=not_negative,
-        default=seed,
-        help="draws the tokens; also WORKLOAD_SEED (%(default)s)",
-    )
-    parser.add_argument(
-        "--json",
-        type=Path,
-        default=None,
-        metavar="FILE",
-        help="also write the figures to this file",
-    )
+PYTHON_VARIABLE = "NANOVLLM_PEER_PYTHON"
+MODEL = ("model", "scale", "ours")
+"""Options of the benchmarks that load a checkpoint."""
+_T = TypeVar("_T")
 
 
 def names_of(known: Sequence[str]) -> Callable[[str], list[str]]:
@@ -81,6 +38,88 @@ def names_of(known: Sequence[str]) -> Callable[[str], list[str]]:
         return chosen
 
     return names
+
+
+def new_parser(doc: str | None, *names: str, **defaults: Any) -> argparse.ArgumentParser:
+    """Return a parser with --threads, --seed, --json and other options that benchmarks share.
+
+    Args:
+        doc: docstring of the program, which its help begins with.
+        names: the other options: those of MODEL, classes, rounds, torch-python.
+        defaults: of the options, instead of the usual ones.
+    """
+    parser = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    shared: dict[str, dict[str, Any]] = {
+        "threads": {
+            "type": positive,
+            "default": default_threads(),
+            "help": "threads of each run (%(default)s)",
+        },
+        "seed": {
+            "type": not_negative,
+            "default": os.environ.get("WORKLOAD_SEED", str(DEFAULT_SEED)),
+            "help": "draws the tokens; also WORKLOAD_SEED (%(default)s)",
+        },
+        "json": {"type": Path, "metavar": "FILE", "help": "also write the figures to this file"},
+        "model": {
+            "type": Path,
+            "default": ROOT / "models" / "gpt2-random",
+            "help": "folder of a checkpoint; made with random weights where it is missing",
+        },
+        "scale": {
+            "type": positive,
+            "default": 1,
+            "help": "divide all lengths by this, for trying things out",
+        },
+        "ours": {
+            "type": json.loads,
+            "default": {},
+            "metavar": "JSON",
+            "help": 'further options of LLM, such as {"kv_cache_dtype": "int8"}',
+        },
+        "classes": {
+            "type": names_of(CLASSES),
+            "default": ",".join(CLASSES),
+            "help": "types of the weights (%(default)s)",
+        },
+        "rounds": {
+            "type": positive,
+            "default": 3,
+            "help": "turns of each contender (%(default)s)",
+        },
+        "torch-python": {
+            "default": os.environ.get(PYTHON_VARIABLE),
+            "metavar": "PATH",
+            "help": f"interpreter with torch; also {PYTHON_VARIABLE}. Without it ours runs alone",
+        },
+    }
+    for name in ("threads", "seed", "json", *names):
+        parser.add_argument(f"--{name}", **shared[name])
+    parser.set_defaults(**defaults)
+    return parser
+
+
+def in_turns(contenders: Sequence[_T], rounds: int) -> Iterator[tuple[int, list[_T]]]:
+    """Yield the number of each round, and the contenders in its order: another one begins."""
+    for number in range(rounds):
+        first = number % max(1, len(contenders))
+        yield number, [*contenders[first:], *contenders[:first]]
+
+
+def spread(values: Sequence[float]) -> dict[str, Any]:
+    """Return the median, the quartiles, the extremes and all values."""
+    several = values if len(values) > 1 else [*values, *values]
+    low, median, high = statistics.quantiles(several, n=4, method="inclusive")
+    return {
+        "median": median,
+        "p25": low,
+        "p75": high,
+        "min": min(values),
+        "max": max(values),
+        "all": list(values),
+    }
 
 
 def ensure_model(folder: Path, size: str = "gpt2") -> GPT2Config:

@@ -1,14 +1,33 @@
-"""Summarize measurements: medians, ratios within rounds, and fractions of the limits."""
+"""Summarize measurements: medians, ratios within rounds, fractions of the limits, and agreement.
+
+The greedy outputs of two contenders must agree up to the first near tie of the top two tokens.
+"""
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from benchmarks.agreement import Agreement
 from benchmarks.contenders import OURS
+from benchmarks.options import spread
 from benchmarks.workload import Workload
 from nanovllm.cli.bench.roofline import Costs
+
+NEAR_TIE = 1e-3  # between log-probabilities: what float32 sums in another order may turn
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """Number of requests with equal outputs, with a difference after a near tie, and without one.
+
+    `equal_tokens` is the fraction of tokens before the first difference of their output.
+    """
+
+    requests: int
+    equal: int
+    near_tie: int
+    different: int
+    equal_tokens: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,21 +117,21 @@ class ClassResults:
         """Return everything as JSON."""
         bandwidths = [sample.bandwidth for sample in self.samples]
         return {
-            "bandwidth_bytes_per_s": _spread(bandwidths) if bandwidths else None,
+            "bandwidth_bytes_per_s": spread(bandwidths) if bandwidths else None,
             "peak_operations_per_s": self.peak,
             "contenders": {
                 name: {
                     **about,
                     "workloads": {
                         workload: {
-                            "tokens_per_s": _spread(list(speeds.values())),
+                            "tokens_per_s": spread(list(speeds.values())),
                             "share_of_limit": self.share(name, workload),
                         }
                         for workload in self.workloads
                         if (speeds := self.speeds(name, workload))
                     },
                     "agreement": {
-                        workload: _agreement_record(found)
+                        workload: asdict(found)
                         for workload, found in self.agreements.get(name, {}).items()
                     },
                 }
@@ -177,15 +196,30 @@ class ClassResults:
         return lines
 
 
-def _spread(values: Sequence[float]) -> dict[str, Any]:
-    return {
-        "median": statistics.median(values),
-        "min": min(values),
-        "max": max(values),
-        "all": list(values),
-    }
-
-
-def _agreement_record(found: Agreement) -> dict[str, Any]:
-    names = ("requests", "equal", "near_tie", "different", "equal_tokens")
-    return {name: getattr(found, name) for name in names}
+def compare_outputs(
+    ours: Sequence[Sequence[int]], theirs: Sequence[Sequence[int]], gaps: Sequence[Sequence[float]]
+) -> Agreement:
+    """Compare outputs by token; `gaps` are our log-probability gaps of the top two tokens."""
+    equal = near_tie = same_tokens = 0
+    for mine, other, distances in zip(ours, theirs, gaps, strict=True):
+        first = next(
+            (
+                index
+                for index, pair in enumerate(zip(mine, other, strict=True))
+                if pair[0] != pair[1]
+            ),
+            len(mine),
+        )
+        same_tokens += first
+        if first == len(mine):
+            equal += 1
+        elif min(distances[: first + 1]) < NEAR_TIE:
+            near_tie += 1
+    tokens = sum(map(len, ours))
+    return Agreement(
+        len(ours),
+        equal,
+        near_tie,
+        len(ours) - equal - near_tie,
+        same_tokens / tokens if tokens else 1.0,
+    )

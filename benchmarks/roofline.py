@@ -9,7 +9,6 @@ measurements before and after it. The report has median and spread; the last lin
 
 import argparse
 import json
-import statistics
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,14 +16,15 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.contenders import CLASSES, OUR_OPTIONS
+from benchmarks.contenders import OUR_OPTIONS
 from benchmarks.options import (
-    add_common_options,
+    MODEL,
     ensure_model,
     finish,
     heading,
     in_process,
-    names_of,
+    new_parser,
+    spread,
 )
 from benchmarks.peers.ours import load
 from benchmarks.workload import Workload, make_workloads
@@ -38,16 +38,7 @@ _READINGS = 2
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add_common_options(parser)
-    parser.add_argument(
-        "--classes",
-        type=names_of(CLASSES),
-        default=",".join(CLASSES),
-        help="types of the weights (%(default)s)",
-    )
+    parser = new_parser(__doc__, *MODEL, "classes")
     parser.add_argument(
         "--pairs", type=positive, default=12, help="readings and runs of each kind (%(default)s)"
     )
@@ -124,23 +115,6 @@ def _pairs(
         speeds.append(workload.tokens / seconds)
         before = after
     return {"share": spread(shares), "tokens_per_s": spread(speeds), "limit_per_s": spread(limits)}
-
-
-def spread(values: Sequence[float]) -> dict[str, Any]:
-    """Return the median, the quartiles, the extremes and all values."""
-    quarters = (
-        statistics.quantiles(values, n=4, method="inclusive")
-        if len(values) > 1
-        else [values[0]] * 3
-    )
-    return {
-        "median": quarters[1],
-        "p25": quarters[0],
-        "p75": quarters[2],
-        "min": min(values),
-        "max": max(values),
-        "all": list(values),
-    }
 
 
 def _shown(result: dict[str, Any]) -> str:

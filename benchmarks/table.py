@@ -15,10 +15,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from benchmarks.scaling.tables import replicas_lines, routing_lines, simulation_lines
-
 Record = Mapping[str, Any]
 
 
@@ -54,9 +50,9 @@ def markdown(record: Record) -> str:
         "sizes": _sizes,
         "training": training_lines,
         "nanogpt": nanogpt_lines,
-        "replicas": replicas_lines,
-        "routing": routing_lines,
-        "simulate": simulation_lines,
+        "replicas": _replicas,
+        "routing": _routing,
+        "simulate": _simulation,
     }
     machine = record["machine"]
     origin = (
@@ -79,51 +75,32 @@ def insert(page: str, name: str, text: str) -> str:
 
 def _compare(record: Record) -> list[str]:
     workloads = list(next(iter(record["classes"].values()))["ratios"])
-    lines = [f"| | {' | '.join(workloads)} |", "|---" * (len(workloads) + 1) + "|"]
+    lines = _header("", *workloads)
     for kind, found in record["classes"].items():
         for name, contender in found["contenders"].items():
             label = f"**{kind}**: {name}" if name == "nanovllm" else name
             note = f" ({contender['note']})" if "note" in contender else ""
-            lines.append(
-                _row(
-                    label + note,
-                    [_speed(contender["workloads"].get(workload)) for workload in workloads],
-                )
-            )
+            speeds = (_speed(contender["workloads"].get(workload)) for workload in workloads)
+            lines.append(_row(label + note, *speeds))
         bests = [found["best_peer"].get(workload) for workload in workloads]
-        lines.append(
-            _row(
-                f"ratio, {kind}",
-                ["-" if best is None else f"**{best[1]:.2f}** by {best[0]}" for best in bests],
-            )
-        )
+        ratios = ("-" if best is None else f"**{best[1]:.2f}** by {best[0]}" for best in bests)
+        lines.append(_row(f"ratio, {kind}", *ratios))
     return lines
 
 
 def _roofline(record: Record) -> list[str]:
-    lines = [
-        "| | share of the limit, median | quartiles | range | tokens/s | limit |",
-        "|---|---|---|---|---|---|",
-    ]
+    lines = _header("", "share of the limit, median", "quartiles", "range", "tokens/s", "limit")
     for kind, works in record["classes"].items():
         for workload, found in works.items():
             share, unit = found["share"], "GB/s" if workload == "decode1" else "Gop/s"
-            spread = [
-                f"{share[low]:.0%} to {share[high]:.0%}"
-                for low, high in (("p25", "p75"), ("min", "max"))
+            cells = [
+                f"{share['median']:.0%}",
+                f"{share['p25']:.0%} to {share['p75']:.0%}",
+                f"{share['min']:.0%} to {share['max']:.0%}",
+                f"{found['tokens_per_s']['median']:,.0f}",
+                f"{found['limit_per_s']['median'] / 1e9:,.0f} {unit}",
             ]
-            limit = f"{found['limit_per_s']['median'] / 1e9:,.0f} {unit}"
-            lines.append(
-                _row(
-                    f"{kind}, {workload}",
-                    [
-                        f"{share['median']:.0%}",
-                        *spread,
-                        f"{found['tokens_per_s']['median']:,.0f}",
-                        limit,
-                    ],
-                )
-            )
+            lines.append(_row(f"{kind}, {workload}", *cells))
     return lines
 
 
@@ -131,24 +108,17 @@ def _soak(record: Record) -> list[str]:
     growth = record["memory_growth_bytes"]
     memory = "-" if growth is None else f"{growth / 2**20:+.1f} MiB"
     rates = [interval["tokens_per_s"] for interval in record["intervals"]]
-    cells = [
-        f"{record['minutes']:g} minutes",
-        memory,
-        f"{-record['speed_loss']:+.1%}",
-        f"{min(rates):,.0f} to {max(rates):,.0f}",
-    ]
+    speed, rate = f"{-record['speed_loss']:+.1%}", f"{min(rates):,.0f} to {max(rates):,.0f}"
     return [
-        "| | length | memory | speed, last quarter against first | tokens/s |",
-        "|---|---|---|---|---|",
-        _row(record["type"], cells),
+        *_header("", "length", "memory", "speed, last quarter against first", "tokens/s"),
+        _row(record["type"], f"{record['minutes']:g} minutes", memory, speed, rate),
     ]
 
 
 def _sizes(record: Record) -> list[str]:
-    lines = [
-        "| model | parameters | type | memory | decode, tokens/s | prefill, tokens/s |",
-        "|---|---|---|---|---|---|",
-    ]
+    lines = _header(
+        "model", "parameters", "type", "memory", "decode, tokens/s", "prefill, tokens/s"
+    )
     for point in record["points"]:
         memory = point["resident_bytes"]
         decode = point["decode_tokens_per_s"]
@@ -159,16 +129,13 @@ def _sizes(record: Record) -> list[str]:
             f"{decode:,.0f}" if decode >= 10 else f"{decode:.1f}",
             f"{point['prefill_tokens_per_s']:,.0f}",
         ]
-        lines.append(_row(point["size"], cells))
+        lines.append(_row(point["size"], *cells))
     return lines
 
 
 def training_lines(record: Record) -> list[str]:
     """Return the table of training.py."""
-    lines = [
-        "| | tokens/s | ms per step | share of peak | ratio to torch | peak memory |",
-        "|---|---|---|---|---|---|",
-    ]
+    lines = _header("", "tokens/s", "ms per step", "share of peak", "ratio to torch", "peak memory")
     for found in record["settings"]:
         for number, (name, contender) in enumerate(found["contenders"].items()):
             share, ratio = contender["share_of_peak"], contender["ratio_to_torch"]
@@ -180,7 +147,7 @@ def training_lines(record: Record) -> list[str]:
                 "-" if ratio is None else f"{ratio:.2f}",
                 "-" if memory is None else f"{memory / 1e6:,.0f} MB",
             ]
-            lines.append(_row(f"**{found['setting']}**: {name}" if number == 0 else name, cells))
+            lines.append(_row(f"**{found['setting']}**: {name}" if number == 0 else name, *cells))
     return lines
 
 
@@ -189,18 +156,74 @@ def nanogpt_lines(record: Record) -> list[str]:
     runs = record["runs"]
     steps = [one["step"] for one in next(iter(runs.values()))]
     chosen = sorted({steps[round(part * (len(steps) - 1) / 4)] for part in range(5)})
-    lines = [
-        f"| validation loss at step | {' | '.join(f'{step:,}' for step in chosen)} |",
-        "|---" * (len(chosen) + 1) + "|",
-    ]
+    lines = _header("validation loss at step", *(f"{step:,}" for step in chosen))
     for name, evaluations in runs.items():
         losses = {one["step"]: one["val_loss"] for one in evaluations}
-        lines.append(_row(name, [f"{losses[step]:.4f}" for step in chosen]))
+        lines.append(_row(name, *(f"{losses[step]:.4f}" for step in chosen)))
     return lines
 
 
-def _row(label: str, cells: Sequence[str]) -> str:
-    return f"| {label} | {' | '.join(cells)} |"
+def _replicas(record: Record) -> list[str]:
+    """Return the table of replicas.py: deployments by class and number of clients."""
+    header = ("clients", "deployment", "tokens/s", "TTFT p50", "TTFT p99", "ratio")
+    lines = []
+    for kind, figures in record["classes"].items():
+        lines += [f"**{kind}**", "", *_header(*header)]
+        names = list(figures["deployments"])
+        for clients, ratio in figures["ratios"].items():
+            for name in names:
+                found = figures["deployments"][name].get(clients)
+                if found is None:
+                    continue
+                shown = f"{ratio:.2f}" if name == names[1] else "1.00" if name == names[0] else "-"
+                lines.append(
+                    _row(clients, name, f"{found['output_throughput']:,.0f}",
+                         f"{found['median_ttft_ms']:,.0f} ms", f"{found['p99_ttft_ms']:,.0f} ms",
+                         shown)
+                )  # fmt: skip
+        lines.append("")
+    return lines[:-1]
+
+
+def _routing(record: Record) -> list[str]:
+    """Return the table of routing.py: measured and predicted figures of each policy."""
+    lines = _header("routing", "", *_RESULT)
+    for policy, figures in record["policies"].items():
+        for kind in ("measured", "predicted"):
+            lines.append(_row(policy, kind, *_result(figures[kind])))
+    return lines
+
+
+def _simulation(record: Record) -> list[str]:
+    """Return the table of simulate.py: figures by arrivals, replicas and policy."""
+    lines = _header("arrivals", "replicas", "ingresses", "busy", "routing", *_RESULT)
+    for run in record["runs"]:
+        lines.append(
+            _row(run["arrivals"], run["replicas"], run["ingresses"],
+                 f"{run['ingress_busy']:.0%}", run["policy"], *_result(run))
+        )  # fmt: skip
+    return lines
+
+
+_RESULT = ("tokens/s", "TTFT p50", "TTFT p99", "cache hits", "busiest / mean")
+
+
+def _result(figures: Mapping[str, float]) -> tuple[str, ...]:
+    return (
+        f"{figures['tokens_per_s']:,.0f}",
+        f"{1000 * figures['ttft_p50_s']:,.0f} ms",
+        f"{1000 * figures['ttft_p99_s']:,.0f} ms",
+        f"{figures['hit_rate']:.0%}",
+        f"{figures['max_over_mean_requests']:.2f}",
+    )
+
+
+def _header(*names: str) -> list[str]:
+    return [_row(*names), "|---" * len(names) + "|"]
+
+
+def _row(*cells: object) -> str:
+    return "|" + "".join(f" {cell}".rstrip() + " |" for cell in cells)
 
 
 def _speed(found: Record | None) -> str:

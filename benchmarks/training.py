@@ -12,7 +12,6 @@ to the earlier tokens (Setting.operations). The last line of the report is JSON.
 
 import argparse
 import json
-import os
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
@@ -23,16 +22,15 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.contenders import OURS, Contender, Entry, WorkerError
-from benchmarks.options import add_run_options, finish, heading, names_of, tell
+from benchmarks.options import finish, heading, in_turns, names_of, new_parser, tell
 from benchmarks.peers.train_ours import make_operations
 from benchmarks.table import training_lines
 from benchmarks.training_worker import SETTINGS
-from nanovllm.cli.argument_types import positive, positive_number
+from nanovllm.cli.argument_types import positive_number
 from nanovllm.cli.bench.machine import measure_peak
 from nanovllm.config import BACKENDS
 
 TORCH = "torch"
-PYTHON_VARIABLE = "NANOVLLM_PEER_PYTHON"
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,15 +94,7 @@ class SettingResults:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--torch-python",
-        default=os.environ.get(PYTHON_VARIABLE),
-        metavar="PATH",
-        help=f"interpreter with torch; also {PYTHON_VARIABLE}. Without it ours runs alone",
-    )
+    parser = new_parser(__doc__, "torch-python", "rounds")
     parser.add_argument(
         "--settings",
         type=names_of(list(SETTINGS)),
@@ -120,9 +110,6 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--compile", action="store_true", help="also torch.compile")
     parser.add_argument("--bfloat16", action="store_true", help="also torch with autocast")
     parser.add_argument(
-        "--rounds", type=positive, default=3, help="turns of each contender (%(default)s)"
-    )
-    parser.add_argument(
         "--seconds",
         type=positive_number,
         default=10.0,
@@ -134,7 +121,6 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         default=600.0,
         help="give up on a contender after this long (%(default)s)",
     )
-    add_run_options(parser)
     return parser.parse_args(arguments)
 
 
@@ -199,9 +185,8 @@ def run_setting(name: str, parsed: argparse.Namespace) -> SettingResults:
                 continue
             results.abouts[entry.name] = {"dtype": dtype, **contender.about}
             contenders.append(contender)
-        for number in range(parsed.rounds):
-            first = number % len(contenders) if contenders else 0
-            _round(results, contenders[first:] + contenders[:first], number, parsed)
+        for number, ordered in in_turns(contenders, parsed.rounds):
+            _round(results, ordered, number, parsed)
     finally:
         for contender in contenders:
             contender.close()

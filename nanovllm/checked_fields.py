@@ -20,6 +20,12 @@ from annotated_types import Interval
 from nanovllm.errors import InvalidRequestError
 
 _UNBOUNDED = Interval()
+_KINDS: dict[type, tuple[tuple[type, ...], str]] = {
+    bool: ((bool,), "true or false"),
+    int: ((int,), "an integer"),
+    float: ((int, float), "a number"),
+}
+"""Types of the values of a kind, and what a message calls them."""
 _ENTRY = re.compile(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", re.MULTILINE)
 
 
@@ -52,20 +58,15 @@ class CheckedField:
         """Return a valid value, as a float where the field is one; raises InvalidRequestError."""
         if value is None and self.is_optional:
             return None
-        if self.kind is bool:
-            is_valid, expected = isinstance(value, bool), "true or false"
-        elif self.kind is int:
-            is_valid = isinstance(value, int) and not isinstance(value, bool)
-            is_valid, expected = is_valid and self._is_inside(value), f"an integer{self._range}"
-        elif self.kind is float:
-            is_valid = isinstance(value, int | float) and not isinstance(value, bool)
-            is_valid, expected = is_valid and self._is_inside(value), f"a number{self._range}"
-        else:
+        if self.kind is None:
             is_valid = not self.choices or value in self.choices
-            expected = " or ".join(map(repr, self.choices))
+        else:
+            is_kind = isinstance(value, bool) is (self.kind is bool)
+            is_kind = is_kind and isinstance(value, _KINDS[self.kind][0])
+            is_valid = is_kind and self._is_inside(value)
         if not is_valid:
             raise InvalidRequestError(
-                f"{self.name} is {short_repr(value)} but must be {expected}", param=self.name
+                f"{self.name} is {short_repr(value)} but must be {self.expected}", param=self.name
             )
         return float(value) if self.kind is float else value
 
@@ -79,18 +80,19 @@ class CheckedField:
         )
 
     @property
-    def _range(self) -> str:
-        bounds = self.bounds
-        if bounds is _UNBOUNDED:
-            return ""
-        if bounds.gt is not None:
-            most = f"up to {bounds.le}" if bounds.lt is None else f"below {bounds.lt}"
-            return f", above {bounds.gt} and {most}"
-        if bounds.lt is not None and bounds.lt != math.inf:
-            return f", at least {bounds.ge} and below {bounds.lt}"
-        if bounds.le is None:
-            return f", at least {bounds.ge}"
-        return f", from {bounds.ge} to {bounds.le}"
+    def expected(self) -> str:
+        """What a value must be, for a message."""
+        if self.kind is None:
+            return " or ".join(map(repr, self.choices))
+        bounds, (_, expected) = self.bounds, _KINDS[self.kind]
+        if bounds.ge is not None and bounds.le is not None:
+            return f"{expected}, from {bounds.ge} to {bounds.le}"
+        limits = (
+            ("above", bounds.gt), ("at least", bounds.ge), ("up to", bounds.le),
+            ("below", bounds.lt),
+        )  # fmt: skip
+        stated = [f"{name} {limit}" for name, limit in limits if limit not in (None, math.inf)]
+        return f"{expected}, {' and '.join(stated)}" if stated else expected
 
 
 @cache

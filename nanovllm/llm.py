@@ -309,7 +309,7 @@ class LLM:
         params = PoolingParams(pooling=pooling, normalize=normalize)
         processed = self._process_each(listed, [params] * len(listed))
         self._run(processed, use_tqdm)
-        return [prompt.embedding_or_error() for prompt in processed]
+        return [prompt.embedding() for prompt in processed]
 
     def _each_params(
         self, params: SamplingParams | Iterable[SamplingParams] | None, num_prompts: int

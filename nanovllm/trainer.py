@@ -12,8 +12,8 @@ and resumed ends with the same bits as one that was not.
 """
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -83,11 +83,8 @@ class Trainer:
         self.resumes = resume
         self._is_changing = False  # an update or the records of an evaluation are incomplete
         self.setup = prepare(config, resumes=resume)
+        self.steps = self.setup.steps
         self._clock = RunClock()
-        self.steps = config.number_of_steps(self.setup.train.windows)
-        problems = config.schedule_problems(self.steps)
-        if problems:
-            raise TrainingError("; ".join(problems))
         self._counters = Counters()
         self._optimizer = AdamW(
             self.setup.parameters,
@@ -105,7 +102,6 @@ class Trainer:
         self._record_every = math.ceil(self.steps / _MAX_UPDATES)
         if resume:
             self._counters = restore_run(self.folder, self.setup, self._optimizer)
-        self.setup.facts["config"] |= in_effect
         self._files = RunFiles(self.folder, self.setup.facts)
 
     @classmethod
@@ -179,13 +175,22 @@ class Trainer:
         with (
             lock_folder(self.folder),
             ThreadpoolController().limit(limits=threads, user_api="blas"),
-            self._saved_after_an_error(),
             StopSignal() as stop,
             self._clock,
         ):
-            self._begin()
-            state, message = self._loop(stop, report, on_step)
-            self._write_summary(state, message=message)
+            try:
+                self._begin()
+                state, message = self._loop(stop, report, on_step)
+                self._write_summary(state, message=message)
+            except BaseException as error:
+                with suppress(Exception):  # the error counts more
+                    self._save_after(error)
+                if isinstance(error, MemoryError):
+                    raise TrainingError(
+                        f"memory ran out at step {self._counters.step}: lower --context, --width "
+                        "or --layers"
+                    ) from None
+                raise
         counters = self._counters
         return TrainingResult(
             self.folder,
@@ -222,30 +227,14 @@ class Trainer:
         self._write_summary("running")
 
     def _save_state(self) -> None:
-        self._files.write_steps()
         save_run(self.folder, self.setup, self._optimizer, self._counters)
 
-    @contextmanager
-    def _saved_after_an_error(self) -> Iterator[None]:
-        """Save the state, where it is complete, and how the run ended; the error counts more."""
-        try:
-            yield
-        except BaseException as error:
-            with suppress(Exception):
-                self._save_after(error)
-            if isinstance(error, MemoryError):
-                raise TrainingError(
-                    f"memory ran out at step {self._counters.step}: lower --context, --width or "
-                    "--layers"
-                ) from None
-            raise
-
     def _save_after(self, error: BaseException) -> None:
+        """Save the state, where it is complete, and how the run ended."""
         if not self.resumes:
             return
         if not isinstance(error, TrainingError) and not self._is_changing:
             self._save_state()
-        self._files.write_steps()
         state = "failed" if isinstance(error, Exception) else "stopped"
         self._write_summary(state, message=f"{type(error).__name__}: {error}".rstrip(": "))
 
@@ -315,7 +304,7 @@ class Trainer:
             )
         update = Update(counters.step, loss, lr, norm)
         if counters.step % self._record_every == 0:
-            self._files.add_step(update)
+            self._files.add(update)
         counters.add_update(loss, norm, self._clock.read_s() - started_s)
         self._is_changing = False
         return update
@@ -335,7 +324,9 @@ class Trainer:
             lr=self._schedule.learning_rate(counters.step),
             tokens_per_step=self.setup.tokens_per_step,
         )
-        self._files.add_evaluation(evaluation, sample)
+        self._files.add(evaluation)
+        if sample is not None:
+            self._files.add(sample)
         self._is_changing = False
         self._write_summary("running")
         report(evaluation, None if sample is None else sample.text)

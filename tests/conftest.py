@@ -1,10 +1,12 @@
 """What all tests share: checked shapes, hypothesis's settings, a tiny model, and both backends."""
 
+import gc
 import os
 import signal
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
@@ -36,8 +38,12 @@ install_shape_checks([*_MODULES, *_ADAPTERS, "nanovllm.evaluation.scoring", "nan
 
 from nanovllm.config import BACKENDS  # noqa: E402
 from nanovllm.model.cores import usable_cpus  # noqa: E402
+from tests.support.browser import chromium  # noqa: E402
 from tests.support.checkpoints import write_tiny_model  # noqa: E402
 from tests.support.serving import ENGINE_SETTINGS  # noqa: E402
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 if (
     signal.getsignal(signal.SIGINT) is signal.SIG_IGN
@@ -73,10 +79,27 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items.sort(key=lambda item: -seconds[item.path])
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Look for garbage only among later objects: those of thousands of tests stay."""
+    gc.disable()
+    result = yield
+    gc.freeze()
+    gc.enable()
+    return result
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with the smallest model: two blocks of random weights, and a tokenizer."""
     return write_tiny_model(tmp_path_factory.mktemp("tiny-model"))
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator["Browser"]:
+    """Chromium, until the end of the file: other files may call asyncio.run."""
+    with chromium() as started:
+        yield started
 
 
 @pytest.fixture(scope="session", params=BACKENDS)

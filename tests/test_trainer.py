@@ -22,7 +22,8 @@ from nanovllm.sampling_params import SamplingParams
 from nanovllm.trainer import Trainer
 from nanovllm.training.config import TrainingConfig
 from nanovllm.training.metrics import Evaluation, TrainingResult, Update
-from nanovllm.training.run.checkpoint import RESUME_FILE, load_counters
+from nanovllm.training.resume import load_metadata
+from nanovllm.training.run.checkpoint import RESUME_FILE
 from nanovllm.training.run.lock import lock_folder
 from tests.support.training_runs import assert_same_weights, weights
 
@@ -374,7 +375,7 @@ def test_validation_data_is_recorded_and_checked_when_resuming(text: Path, tmp_p
 def test_damaged_counters_are_refused(text: Path, tmp_path: Path, change: dict[str, Any]) -> None:
     folder = tmp_path / "run"
     train(text, folder, stop_after=2)
-    state = load_counters(folder)
+    state = load_metadata(folder)
     state["counters"] |= change
     arrays = load_file(folder / RESUME_FILE)
     save_file(arrays, folder / RESUME_FILE, metadata={"state": json.dumps(state)})

@@ -2,8 +2,7 @@
 
 Run: python tools/comparison_chart.py
 
-One panel per weight type and workload, one bar per engine. The colours follow the reader's light or
-dark theme.
+One panel per weight type and workload, one bar per engine.
 """
 
 import argparse
@@ -14,7 +13,11 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.contenders import ROOT
+from tools.svg import picture, text
+
 PAGE = ROOT / "docs" / "maintainers" / "measurements.md"
 CHART = ROOT / "docs" / "images" / "comparison.svg"
 
@@ -24,23 +27,6 @@ _TITLES = {
     "serve32": "32 requests at once",
 }
 _ENGINES = {"nanovllm": "nanovllm", "llamacpp": "llama.cpp", "openvino": "OpenVINO", "vllm": "vLLM"}
-_STYLE = """
-  text { font-family: system-ui, -apple-system, "Segoe UI", sans-serif; font-size: 12px; }
-  text { fill: #1f2328; }
-  .title { font-size: 16px; font-weight: 600; }
-  .type { font-weight: 600; }
-  .note { fill: #59636e; }
-  .value { font-variant-numeric: tabular-nums; }
-  .bar { fill: #afb8c1; }
-  .ours { fill: #0969da; }
-  .ours-text { font-weight: 600; }
-  @media (prefers-color-scheme: dark) {
-    text { fill: #e6edf3; }
-    .note { fill: #9198a1; }
-    .bar { fill: #59636e; }
-    .ours { fill: #4493f8; }
-  }
-"""
 # Pixels: the picture, where the bars start, and the distances between panels and between bars.
 _WIDTH, _TOP, _LEFT, _PANEL, _STEP = 880, 78, 166, 240, 19
 _BAR_HEIGHT, _LONGEST_BAR = 14, 176
@@ -92,26 +78,21 @@ def draw(table: Table) -> str:
     """Return the chart as SVG."""
     parts: list[str] = []
     y = _TOP
-    for kind, panels in table.speeds.items():
-        parts.append(_text(16, y + 11, kind, "type"))
+    for weights, panels in table.speeds.items():
+        parts.append(text(16, y + 11, weights, "strong"))
         engines = list(next(iter(panels.values())))
         for row, engine in enumerate(engines):
-            name = "ours-text" if engine == "nanovllm" else "name"
-            parts.append(_text(88, y + row * _STEP + 11, engine, name))
+            kind = "strong" if engine == "nanovllm" else ""
+            parts.append(text(88, y + row * _STEP + 11, engine, kind))
         for column, (workload, speeds) in enumerate(panels.items()):
             x = _LEFT + column * _PANEL
             if y == _TOP:
-                parts.append(_text(x, y - 14, _TITLES[workload], "type"))
+                parts.append(text(x, y - 14, _TITLES[workload], "strong"))
             parts += _bars(x, y, speeds)
         y += _STEP * len(engines) + 20
-    parts.append(_text(16, y + 8, table.origin, "note"))
+    parts.append(text(16, y + 8, table.origin, "note"))
     title = "GPT-2 124M on a CPU: tokens per second, higher is better"
-    head = (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" height="{y + 24}" '
-        f'viewBox="0 0 {_WIDTH} {y + 24}" role="img" aria-label="{title}">\n'
-        f"<title>{title}</title>\n<style>{_STYLE}</style>\n{_text(16, 28, title, 'title')}\n"
-    )
-    return head + "\n".join(parts) + "\n</svg>\n"
+    return picture(title, _WIDTH, y + 24, parts)
 
 
 def _bars(x: int, y: int, speeds: dict[str, float]) -> list[str]:
@@ -127,12 +108,8 @@ def _bars(x: int, y: int, speeds: dict[str, float]) -> list[str]:
             f'height="{_BAR_HEIGHT}" rx="2">'
             f"<title>{escape(engine)}: {label} tokens/s</title></rect>"
         )
-        parts.append(_text(x + width + 6, top + 11, label, "value ours-text" if ours else "value"))
+        parts.append(text(x + width + 6, top + 11, label, "value strong" if ours else "value"))
     return parts
-
-
-def _text(x: int, y: int, text: str, kind: str) -> str:
-    return f'<text x="{x}" y="{y}" class="{kind}">{escape(text)}</text>'
 
 
 if __name__ == "__main__":

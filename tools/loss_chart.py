@@ -1,8 +1,6 @@
 """Draw docs/images/training-loss.svg from the results of nanogpt.py.
 
 Run: python tools/loss_chart.py nanogpt.json
-
-The colours follow the reader's light or dark theme.
 """
 
 import argparse
@@ -10,36 +8,18 @@ import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any, TypeAlias
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.contenders import OURS, ROOT
+from tools.svg import picture, text
 
 Scale: TypeAlias = tuple[float, float]  # the values at both ends of an axis
 
 CHART = ROOT / "docs" / "images" / "training-loss.svg"
 TITLE = "Training on tinyshakespeare: loss by step, lower is better"
-_STYLE = """
-  text { font-family: system-ui, -apple-system, "Segoe UI", sans-serif; font-size: 12px; }
-  text { fill: #1f2328; }
-  .title { font-size: 16px; font-weight: 600; }
-  .tick { fill: #59636e; font-variant-numeric: tabular-nums; }
-  .grid { stroke: #d1d9e0; }
-  path { fill: none; stroke-width: 2; stroke-linejoin: round; }
-  .ours { stroke: #0969da; }
-  .peer { stroke: #bc4c00; }
-  .training { stroke-width: 1.2; stroke-dasharray: 5 3; }
-  @media (prefers-color-scheme: dark) {
-    text { fill: #e6edf3; }
-    .tick { fill: #9198a1; }
-    .grid { stroke: #3d444d; }
-    .ours { stroke: #4493f8; }
-    .peer { stroke: #db6d28; }
-  }
-"""
 # Pixels: the picture, and the plot within it.
 _WIDTH, _HEIGHT = 720, 420
 _LEFT, _TOP, _RIGHT, _BOTTOM = 64, 60, 700, 364
@@ -77,29 +57,24 @@ def draw(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
         top = _TOP + 16 + 20 * number
         parts.append(f'<path class="{kind}" d="M{_RIGHT - 230} {top - 4}h28"/>')
         label = f"{name}, {_LOSSES[loss]}: {points[-1][1]:.3f}"
-        parts.append(_text(_RIGHT - 194, top, label, "value"))
-    head = (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" height="{_HEIGHT}" '
-        f'viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{TITLE}">\n'
-        f"<title>{TITLE}</title>\n<style>{_STYLE}</style>\n{_text(16, 28, TITLE, 'title')}\n"
-    )
-    return head + "\n".join(parts) + "\n</svg>\n"
+        parts.append(text(_RIGHT - 194, top, label, "value"))
+    return picture(TITLE, _WIDTH, _HEIGHT, parts)
 
 
 def _axes(x_scale: Scale, y_scale: Scale) -> list[str]:
     """Return titles, ticks and grid lines."""
     parts = [
-        _text((_LEFT + _RIGHT) / 2, _BOTTOM + 40, "step", "name", "middle"),
-        _text(_LEFT - 40, _TOP - 10, "loss in nats per character", "name"),
+        text((_LEFT + _RIGHT) / 2, _BOTTOM + 40, "step", anchor="middle"),
+        text(_LEFT - 40, _TOP - 10, "loss in nats per character"),
     ]
     parts += [
-        _text(_x(x_scale, tick), _BOTTOM + 20, f"{tick:g}", "tick", "middle")
+        text(_x(x_scale, tick), _BOTTOM + 20, f"{tick:g}", "note", "middle")
         for tick in _ticks(*x_scale, 5)
     ]
     for tick in _ticks(*y_scale, 6):
         y, label = _y(y_scale, tick), f"{tick:g}"
-        parts.append(f'<line class="grid" x1="{_LEFT}" y1="{y}" x2="{_RIGHT}" y2="{y}"/>')
-        parts.append(_text(_LEFT - 8, y + 4, label, "tick", "end"))
+        parts.append(f'<line x1="{_LEFT}" y1="{y}" x2="{_RIGHT}" y2="{y}"/>')
+        parts.append(text(_LEFT - 8, y + 4, label, "note", "end"))
     return parts
 
 
@@ -122,10 +97,6 @@ def _y(scale: Scale, value: float) -> float:
 def _fraction(scale: Scale, value: float) -> float:
     low, high = scale
     return (value - low) / (high - low)
-
-
-def _text(x: float, y: float, text: str, kind: str, anchor: str = "start") -> str:
-    return f'<text x="{x:g}" y="{y:g}" class="{kind}" text-anchor="{anchor}">{escape(text)}</text>'
 
 
 if __name__ == "__main__":

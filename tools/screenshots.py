@@ -1,39 +1,47 @@
 """Take docs/images/inspector*: screenshots and a short animation of the inspector's page.
 
 Run: python tools/screenshots.py [--only playground] [--no-animation]
+     python tools/screenshots.py --report RUN     (training-report.png, of a run of nanovllm train)
 
 Needs the extra `browser` and Chromium. The script starts a server of the bundled model with a small
 KV cache, and sends it more requests than fit, so that some of them wait and are preempted.
 """
 
 import argparse
-import http.client
 import io
-import json
 import os
 import shutil
-import socket
-import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from PIL import Image
 from playwright.sync_api import Browser, Page, ViewportSize, sync_playwright
 
-ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.contenders import ROOT
+from benchmarks.scaling.deployments import Deployment
+from benchmarks.server_process import ServerProcess
+from nanovllm.training.report import read_run, render_report
+
 FOLDER = ROOT / "docs" / "images"
 VIEWS = ("playground", "chat", "engine", "attention", "attention-row", "lens", "embeddings")
 SIZES = {"": (1280, 900), "-narrow": (390, 844)}
 SCHEMES: dict[str, Literal["light", "dark"]] = {"": "light", "-dark": "dark"}
 ANIMATION_SIZE, ANIMATION_WIDTH = (1120, 780), 840
 MAX_ANIMATION_BYTES = 1_500_000
-_SERVER_SETTINGS = ("--kv-cache-memory", "5MiB", "--max-num-seqs", "8", "--block-size", "16")
+REPORT_SIZE = (1100, 960)
+_SERVER_SETTINGS = (
+    "--num-threads", "1", "--kv-cache-memory", "5MiB", "--max-num-seqs", "8", "--block-size", "16",
+    "--inspector-shows-prompts",
+)  # fmt: skip
 _PROMPTS = (
     "It was the best of times, it was the worst of times, it was the age of wisdom, it was the age",
     "It was the best of times, it was the worst of times, it was the season of light and the old",
@@ -41,7 +49,7 @@ _PROMPTS = (
     "In the morning the children",
 )
 _MESSAGES = ("What did the old sailor see?", "And where did he go?")
-_START_TIMEOUT_S, _ACTION_TIMEOUT_MS, _REQUEST_TIMEOUT_S = 120.0, 60_000, 120.0
+_ACTION_TIMEOUT_MS, _REQUEST_TIMEOUT_S = 60_000, 120.0
 _NUM_CLIENTS = 14
 _COLORS = 255
 _LONGEST_FRAME_MS, _LAST_FRAME_MS = 400, 2000
@@ -56,17 +64,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--variants", action="store_true", help="take each view in dark and narrow, too"
     )
     parser.add_argument("--no-animation", action="store_true", help="take screenshots only")
+    parser.add_argument("--report", type=Path, metavar="RUN", help="take this run's report alone")
     parsed = parser.parse_args(arguments)
-    with _server() as (host, port), _chromium() as browser:
-        url = f"http://{host}:{port}/"
+    if parsed.report is not None:
+        with _chromium() as browser:
+            print(take_report(browser, parsed.report, parsed.output))
+        return 0
+    with ServerProcess(_SERVER_SETTINGS) as server, _chromium() as browser:
+        url = f"http://127.0.0.1:{server.port}/"
         for view in parsed.only or VIEWS:
-            with _load(host, port) if view == "engine" else nullcontext():
+            with _load(url) if view == "engine" else nullcontext():
                 for picture in take_view(browser, url, view, parsed.output, parsed.variants):
                     print(picture)
         if not parsed.no_animation:
             recording = Recording(browser.new_page(viewport=_viewport(ANIMATION_SIZE)))
             record_playground(recording, url)
-            with _load(host, port):
+            with _load(url):
                 record_engine(recording)
             write_animation(recording, parsed.output / "inspector.webp")
             print(parsed.output / "inspector.webp")
@@ -94,6 +107,19 @@ def take_view(
             _write_png(page.screenshot(), path)
             context.close()
             yield path
+
+
+def take_report(browser: Browser, run: Path, folder: Path) -> Path:
+    """Take the top of a training run's report."""
+    path = folder / "training-report.png"
+    with tempfile.TemporaryDirectory() as temporary:
+        file = Path(temporary) / "report.html"
+        file.write_text(render_report([read_run(run)]), encoding="utf-8")
+        page = browser.new_page(viewport=_viewport(REPORT_SIZE))
+        page.goto(file.as_uri())
+        page.locator("svg.chart").first.wait_for()
+        _write_png(page.screenshot(), path)
+    return path
 
 
 def _prepare_playground(page: Page) -> None:
@@ -258,53 +284,9 @@ def write_animation(recording: Recording, path: Path) -> None:
 
 
 @contextmanager
-def _server() -> Iterator[tuple[str, int]]:
-    """Start a server of the bundled model; yield its address when it is ready."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        host, port = free.getsockname()
-    command = [sys.executable, "-m", "nanovllm", "serve", "--port", str(port), "--num-threads", "1"]
-    process = subprocess.Popen(
-        [*command, *_SERVER_SETTINGS, "--inspector-shows-prompts"],
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        deadline_s = time.monotonic() + _START_TIMEOUT_S
-        while not _is_ready(host, port):
-            if process.poll() is not None or time.monotonic() > deadline_s:
-                raise RuntimeError("the server did not start")
-            time.sleep(0.2)
-        yield host, port
-    finally:
-        process.terminate()
-        process.wait(30)
-
-
-def _is_ready(host: str, port: int) -> bool:
-    try:
-        return _request(host, port, "GET", "/health") == 200
-    except OSError:
-        return False
-
-
-def _request(host: str, port: int, method: str, path: str, body: Any = None) -> int:
-    connection = http.client.HTTPConnection(host, port, timeout=_REQUEST_TIMEOUT_S)
-    try:
-        content = None if body is None else json.dumps(body)
-        connection.request(method, path, content, {"Content-Type": "application/json"})
-        response = connection.getresponse()
-        response.read()
-        return response.status
-    finally:
-        connection.close()
-
-
-@contextmanager
-def _load(host: str, port: int) -> Iterator[None]:
+def _load(url: str) -> Iterator[None]:
     """Send requests from several clients until the end."""
-    ending = threading.Event()
+    ending, deployment = threading.Event(), Deployment(url.rstrip("/"))
 
     def send(number: int) -> None:
         body = {
@@ -312,7 +294,7 @@ def _load(host: str, port: int) -> Iterator[None]:
             "ignore_eos": True, "seed": number,
         }  # fmt: skip
         while not ending.wait(0.05):
-            _request(host, port, "POST", "/v1/completions", body)
+            deployment.ask("/v1/completions", body, _REQUEST_TIMEOUT_S)
 
     clients = [threading.Thread(target=send, args=(number,)) for number in range(_NUM_CLIENTS)]
     for client in clients:

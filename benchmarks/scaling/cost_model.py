@@ -1,4 +1,5 @@
-"""CostModel: the time of an engine step, linear in its tokens, fitted to measured steps.
+"""CostModel: the time of an engine step, linear in its tokens, fitted to measured steps. FrontCost:
+that of Ray Serve's proxies and the ingress before it.
 
     seconds = step + prompt * prompt tokens + decode * decoding sequences
               + context * positions attended
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from typing_extensions import Self
 
 MAX_MEDIAN_ERROR = 0.2
 """Largest median of the relative errors of a fit that is used."""
@@ -30,7 +32,21 @@ class StepSize:
 
 
 @dataclass(frozen=True, slots=True)
-class CostModel:
+class Costs:
+    """Measured coefficients, in a file of JSON."""
+
+    def save(self, path: Path) -> None:
+        """Write the coefficients."""
+        path.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read what `save` has written."""
+        return cls(**json.loads(path.read_text(encoding="utf-8")))
+
+
+@dataclass(frozen=True, slots=True)
+class CostModel(Costs):
     """Seconds of each part of a step, and of a request beside the engine's steps (`request`)."""
 
     step: float
@@ -48,14 +64,24 @@ class CostModel:
             + self.context * size.context_tokens
         )
 
-    def save(self, path: Path) -> None:
-        """Write the coefficients as JSON."""
-        path.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
 
-    @classmethod
-    def load(cls, path: Path) -> "CostModel":
-        """Read what `save` has written."""
-        return cls(**json.loads(path.read_text(encoding="utf-8")))
+@dataclass(frozen=True, slots=True)
+class FrontCost(Costs):
+    """CPU seconds of the proxy and the ingress for each request, and for each streamed token.
+
+    Each is a Python process, which does one thing after the other. A request takes time of its
+    proxy and of its ingress, and so does each token of its stream on the way back; tokens of one
+    step are sent together.
+    """
+
+    proxy_request: float = 0.0
+    proxy_token: float = 0.0
+    ingress_request: float = 0.0
+    ingress_token: float = 0.0
+
+    def ingress_capacity(self, output_tokens: float) -> float:
+        """Return the streams per second of one ingress that is always busy."""
+        return 1 / (self.ingress_request + output_tokens * self.ingress_token)
 
 
 def fit(sizes: Sequence[StepSize], seconds: Sequence[float]) -> CostModel:

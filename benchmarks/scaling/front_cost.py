@@ -17,9 +17,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from benchmarks.options import add_run_options, finish, heading
+from benchmarks.options import finish, heading, new_parser
+from benchmarks.scaling.cost_model import FrontCost
 from benchmarks.scaling.deployments import Deployment, deploy, ray_cluster
-from benchmarks.scaling.front import FrontCost
 from nanovllm.cli.argument_types import positive
 from nanovllm.config import BUNDLED_MODEL
 
@@ -29,15 +29,12 @@ Seconds = dict[str, float]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, report and save."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = new_parser(__doc__)
     parser.add_argument("--model", default=BUNDLED_MODEL, help="folder or name (%(default)s)")
     parser.add_argument("--requests", type=positive, default=200, help="of each (%(default)s)")
     parser.add_argument("--clients", type=positive, default=4, help="(%(default)s)")
     parser.add_argument("--tokens", type=positive, default=64, help="of a stream (%(default)s)")
     parser.add_argument("--save", type=Path, metavar="FILE", help="write the costs")
-    add_run_options(parser)
     parsed = parser.parse_args(arguments)
     print(heading(parsed), flush=True)
     with ray_cluster(1) as port:

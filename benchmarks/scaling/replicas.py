@@ -21,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from benchmarks.options import add_run_options, finish, heading, tell
+from benchmarks.options import finish, heading, new_parser, tell
 from benchmarks.scaling.deployments import Deployment, deploy, one_server, ray_cluster
 from nanovllm.cli.argument_types import positive
 from nanovllm.config import BUNDLED_MODEL
@@ -34,9 +34,7 @@ _CLASSES = {"float32": [], "int8": ["--quantization", "int8"]}
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = new_parser(__doc__, "rounds")
     parser.add_argument("--model", default=BUNDLED_MODEL, help="folder or name (%(default)s)")
     parser.add_argument(
         "--clients", type=positive, nargs="+", default=[1, 32, 128], help="numbers (1 32 128)"
@@ -44,11 +42,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--classes", nargs="+", default=list(_CLASSES), choices=_CLASSES, help="of the weights"
     )
-    parser.add_argument("--rounds", type=positive, default=3, help="of each (%(default)s)")
     parser.add_argument("--input-tokens", type=positive, default=128, help="(%(default)s)")
     parser.add_argument("--output-tokens", type=positive, default=64, help="(%(default)s)")
     parser.add_argument("options", nargs="*", help="options of `nanovllm serve`, after --")
-    add_run_options(parser)
     return parser.parse_args(arguments)
 
 

@@ -21,10 +21,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.options import add_run_options, finish, heading, tell
-from benchmarks.scaling.cost_model import CostModel, StepSize
+from benchmarks.options import finish, heading, new_parser, tell
+from benchmarks.scaling.cost_model import CostModel, FrontCost, StepSize
 from benchmarks.scaling.deployments import Deployment, deploy, ray_cluster
-from benchmarks.scaling.front import FrontCost
 from benchmarks.scaling.simulate import FRONT, capacity, measure
 from benchmarks.scaling.simulator import POLICIES, Policy, Result, simulate
 from benchmarks.scaling.trace import Arrival, TraceSettings, draw
@@ -42,9 +41,7 @@ _TIMEOUT_S = 600.0
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = new_parser(__doc__)
     parser.add_argument("--model", default=BUNDLED_MODEL, help="folder or name (%(default)s)")
     parser.add_argument("--quantization", choices=("int8",), help="of the weights")
     parser.add_argument("--requests", type=positive, default=160, help="(%(default)s)")
@@ -54,7 +51,6 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--kv-cache-memory", default="128MiB", help="of a replica: what it caches (%(default)s)"
     )
     parser.add_argument("--cost", type=Path, metavar="FILE", help="coefficients of an earlier run")
-    add_run_options(parser)
     return parser.parse_args(arguments)
 
 

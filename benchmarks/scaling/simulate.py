@@ -13,7 +13,6 @@ Each replica is a machine with a proxy. There is one ingress for every --replica
 replicas; prefix-aware routing is also simulated with a single one.
 """
 
-import argparse
 import math
 import sys
 import time
@@ -25,15 +24,15 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from benchmarks.options import add_run_options, finish, heading
+from benchmarks.options import finish, heading, new_parser
 from benchmarks.scaling.cost_model import (
     CostModel,
+    FrontCost,
     StepSize,
     check_fit,
     fit,
     relative_errors,
 )
-from benchmarks.scaling.front import FrontCost
 from benchmarks.scaling.simulator import POLICIES, Result, simulate, step_size
 from benchmarks.scaling.trace import Arrivals, TraceSettings, draw
 from nanovllm.cli.argument_types import positive, positive_number, print_message
@@ -58,7 +57,7 @@ CACHE_BLOCKS = 113
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Fit, simulate, print the figures and write them."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = new_parser(__doc__)
     parser.add_argument("--model", default=BUNDLED_MODEL, help="folder or name (%(default)s)")
     parser.add_argument("--quantization", choices=("int8",), help="of the weights")
     parser.add_argument("--cost", type=Path, metavar="FILE", help="coefficients of an earlier run")
@@ -82,7 +81,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--arrivals", nargs="+", default=_ARRIVALS, choices=_ARRIVALS, help="(both)"
     )
     parser.add_argument("--replicas", type=positive, nargs="+", default=REPLICAS, metavar="N")
-    add_run_options(parser)
     parser.set_defaults(threads=1)
     parsed = parser.parse_args(arguments)
     print(heading(parsed), flush=True)

@@ -17,8 +17,7 @@ from typing import Literal
 
 import numpy as np
 
-from benchmarks.scaling.cost_model import CostModel, StepSize
-from benchmarks.scaling.front import Core, FrontCost
+from benchmarks.scaling.cost_model import CostModel, FrontCost, StepSize
 from benchmarks.scaling.trace import Arrival
 from nanovllm.config import EngineConfig
 from nanovllm.deploy.prefix import block_hashes
@@ -27,7 +26,7 @@ from nanovllm.engine.scheduling.block_manager import BlockManager
 from nanovllm.engine.scheduling.kv_cache_manager import KVCacheManager
 from nanovllm.engine.scheduling.request import Request
 from nanovllm.engine.scheduling.scheduler import Scheduler
-from nanovllm.engine.scheduling.step_plan import SequenceResult, StepPlan
+from nanovllm.engine.scheduling.step_plan import SequenceUpdate, StepPlan
 from nanovllm.sampling_params import SamplingParams
 
 Policy = Literal["round-robin", "least-loaded", "prefix"]
@@ -61,15 +60,15 @@ class Replica:
         self._plan = self.scheduler.schedule()
         return self._cost.seconds(step_size(self._plan))
 
-    def end_step(self) -> list[SequenceResult]:
-        """Commit the running step with arbitrary tokens, and return its results."""
+    def end_step(self) -> list[SequenceUpdate]:
+        """Commit the running step with arbitrary tokens, and return its updates."""
         plan, self._plan = self._plan, None
         assert plan is not None
-        results = [
-            SequenceResult(sequence.request, (0,) if sequence.samples else ())
+        updates = [
+            SequenceUpdate(sequence.request, (0,) if sequence.samples else ())
             for sequence in plan.sequences
         ]
-        return self.scheduler.commit(plan, results)
+        return self.scheduler.commit(plan, updates)
 
 
 def step_size(plan: StepPlan) -> StepSize:
@@ -83,6 +82,21 @@ def step_size(plan: StepPlan) -> StepSize:
             prompt_tokens += sequence.count
             context += sequence.count * sequence.start + sequence.count * (sequence.count + 1) // 2
     return StepSize(prompt_tokens, decodes, context)
+
+
+class Core:
+    """A process in simulated time, for which work waits in order of arrival."""
+
+    def __init__(self) -> None:
+        """Create an idle process."""
+        self.busy_s = 0.0
+        self._free_s = 0.0
+
+    def run(self, now_s: float, seconds: float) -> float:
+        """Return the time at which work of `seconds` that arrives now is done."""
+        self.busy_s += seconds
+        self._free_s = max(self._free_s, now_s) + seconds
+        return self._free_s
 
 
 class Router:

@@ -3,7 +3,6 @@
 import argparse
 import math
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 from nanovllm.errors import printable
@@ -30,25 +29,6 @@ def positive_number(text: str) -> float:
     if not number > 0:
         raise argparse.ArgumentTypeError(f"{text} must be a number above 0")
     return number
-
-
-def bounded_number(low: float, high: float) -> Callable[[str], float]:
-    """Return the type of a number from `low` to `high`."""
-
-    def parse(text: str) -> float:
-        number = positive_number(text)
-        if not low <= number <= high:
-            raise argparse.ArgumentTypeError(f"{text} must be a number from {low:g} to {high:g}")
-        return number
-
-    return parse
-
-
-def port_number(text: str) -> int:
-    """Parse a TCP port; 0 is any free one."""
-    if not (text.isascii() and text.isdigit()) or int(text) > 65535:
-        raise argparse.ArgumentTypeError(f"{text} is no port; it must be from 0 to 65535")
-    return int(text)
 
 
 def read_lines(path: Path) -> list[tuple[int, str]]:

@@ -25,13 +25,7 @@ _DESCRIPTION = (
 
 def define(parser: argparse.ArgumentParser) -> None:
     """Define the options."""
-    set_up(
-        parser,
-        run,
-        arguments="[MODEL] [options]",
-        description=_DESCRIPTION,
-        variables=MODEL_VARIABLES,
-    )
+    set_up(parser, run, "[MODEL] [options]", _DESCRIPTION, MODEL_VARIABLES)
     names = "gpt2, gpt2-medium, gpt2-large, gpt2-xl, distilgpt2, or any owner/name on the hub"
     add_model(parser, f"{names} (default: {DEFAULT_MODEL})", DEFAULT_MODEL)
     parser.add_argument(

@@ -12,6 +12,7 @@ from pathlib import Path
 from nanovllm.cli.environment import VARIABLES
 from nanovllm.cli.interrupts import ended_by_interrupts
 from nanovllm.cli.parser import set_up
+from nanovllm.cli.table import print_rows
 from nanovllm.config import format_bytes
 from nanovllm.errors import printable
 
@@ -30,13 +31,12 @@ _PUBLIC_PREFIXES = ("NUMBA_", "OMP_", "OPENBLAS_", "MKL_")
 
 def define(parser: argparse.ArgumentParser) -> None:
     """Define the options, of which there are none."""
-    set_up(parser, run, arguments="", description=_DESCRIPTION, variables=tuple(VARIABLES))
+    set_up(parser, run, "", _DESCRIPTION, tuple(VARIABLES))
 
 
 def run(parsed: argparse.Namespace) -> int:
     """Print the report."""
-    for label, value in {**_machine(), **_folders(), **_versions()}.items():
-        print(f"{label:16} {value}")
+    print_rows({**_machine(), **_folders(), **_versions()}, 16)
     variables = shown_variables(os.environ)
     print("\nenvironment variables:" + ("" if variables else " none"))
     for name, value in variables.items():
@@ -103,12 +103,10 @@ def _access(folder: Path) -> str:
 
 
 def _versions() -> dict[str, str]:
-    versions = {}
+    versions = dict.fromkeys(_PACKAGES, "not installed")
     for package in _PACKAGES:
-        try:
+        with suppress(PackageNotFoundError):
             versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = "not installed"
     return versions
 
 

@@ -8,16 +8,24 @@ from __future__ import annotations
 import argparse
 import json
 import math
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nanovllm.cli.argument_types import positive, print_message
+from nanovllm.cli.argument_types import print_message
 from nanovllm.cli.environment import ENGINE_VARIABLES
 from nanovllm.cli.interrupts import ended_by_interrupts
-from nanovllm.cli.options import add_model, add_precision_options
+from nanovllm.cli.options import (
+    PRECISION_OPTIONS,
+    add_model,
+    add_options,
+    add_precision_options,
+    engine_config,
+    options_of,
+)
 from nanovllm.cli.parser import set_up
 from nanovllm.cli.table import print_table
-from nanovllm.config import PRECISIONS, EngineConfig
+from nanovllm.config import PRECISIONS, EngineConfig, Positive
 
 if TYPE_CHECKING:
     from nanovllm.evaluation import EvaluationResult
@@ -36,15 +44,41 @@ window sees one token. With --stride N, each prediction after the first window s
 """
 
 
+_COLUMNS = (
+    ("loss", "loss", "{:.4f}"),
+    ("perplexity", "perplexity", "{:,.3f}"),
+    ("bits per byte", "bits_per_byte", "{:.4f}"),
+    ("accuracy", "accuracy", "{:.2%}"),
+    ("loss - float32", "loss_difference", "{:+.5f}"),
+    ("top-1 = float32", "top1_agreement", "{:.2%}"),
+    ("tokens/s", "tokens_per_s", "{:,.0f}"),
+)
+"""Columns of the table: title, figure and its form."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvalOptions:
+    """The options with which texts are read and scored.
+
+    Attributes:
+        pattern: files to read in folders, recursively.
+        max_tokens: maximum number of tokens to predict, over all files; None for all.
+        add_bos_token: begin each file with the end-of-text token, so that all its tokens are
+            predicted.
+        context: maximum tokens that a prediction sees; None for the model's context.
+        stride: tokens between the starts of windows, at most the context; None for the context.
+    """
+
+    pattern: str = "*.txt"
+    max_tokens: Positive | None = None
+    add_bos_token: bool = False
+    context: Positive | None = None
+    stride: Positive | None = None
+
+
 def define(parser: argparse.ArgumentParser) -> None:
     """Define the options."""
-    set_up(
-        parser,
-        run,
-        arguments="[MODEL] --data PATH... [options]",
-        description=_DESCRIPTION,
-        variables=ENGINE_VARIABLES,
-    )
+    set_up(parser, run, "[MODEL] --data PATH... [options]", _DESCRIPTION, ENGINE_VARIABLES)
     add_model(parser)
     text = parser.add_argument_group("text")
     text.add_argument(
@@ -56,34 +90,8 @@ def define(parser: argparse.ArgumentParser) -> None:
         metavar="PATH",
         help="text files in UTF-8, and folders of them",
     )
-    text.add_argument(
-        "--pattern", default="*.txt", metavar="GLOB", help="files to read in folders, recursively"
-    )
-    text.add_argument(
-        "--max-tokens",
-        type=positive,
-        metavar="N",
-        help="maximum number of tokens to predict, over all files (default: all)",
-    )
-    text.add_argument(
-        "--add-bos-token",
-        action="store_true",
-        help="begin each file with the end-of-text token, so that all its tokens are predicted "
-        "(default: no)",
-    )
-    windows = parser.add_argument_group("windows")
-    windows.add_argument(
-        "--context",
-        type=positive,
-        metavar="N",
-        help="maximum tokens that a prediction sees (default: the model's context)",
-    )
-    windows.add_argument(
-        "--stride",
-        type=positive,
-        metavar="N",
-        help="tokens between the starts of windows, at most the context (default: the context)",
-    )
+    add_options(text, EvalOptions, ("pattern", "max_tokens", "add_bos_token"))
+    add_options(parser.add_argument_group("windows"), EvalOptions, ("context", "stride"))
     output = parser.add_argument_group("output")
     output.add_argument("--json", action="store_true", help="print one JSON object (default: no)")
     output.add_argument(
@@ -110,97 +118,78 @@ def run(parsed: argparse.Namespace) -> int:
         from nanovllm.evaluation import check_windows, evaluate
         from nanovllm.hub import resolve_model
         from nanovllm.training.data.text import read_documents
-    configs = _configs(parsed)
-    corpus = read_documents(parsed.data, parsed.pattern)
+    configs, options = _configs(parsed), options_of(parsed, EvalOptions)
+    corpus = read_documents(parsed.data, options.pattern)
     for warning in corpus.warnings:
         print_message(warning)
     texts = [document.text for document in corpus.documents]
     folder = resolve_model(parsed.model)
-    check_windows(folder, parsed.context, parsed.stride)
-    results = [
-        evaluate(
-            folder,
-            texts,
-            dtype=config.dtype,
-            quantization=config.quantization,
-            kv_cache_dtype=config.kv_cache_dtype,
-            backend=config.backend,
-            num_threads=config.num_threads,
-            context=parsed.context,
-            stride=parsed.stride,
-            max_tokens=parsed.max_tokens,
-            add_bos_token=parsed.add_bos_token,
-        )
-        for config in configs
-    ]
+    check_windows(folder, options.context, options.stride)
+    how = {name: value for name, value in asdict(options).items() if name != "pattern"}
+    types = [{name: getattr(config, name) for name in PRECISION_OPTIONS} for config in configs]
+    results = [evaluate(folder, texts, **how, **one) for one in types]
     reference = next((result for result in results if result.precision == "float32"), None)
+    rows = [_figures(result, reference) for result in results]
     if parsed.json:
-        print(json.dumps(_record(parsed, results, reference), allow_nan=False))
+        print(json.dumps(_record(parsed, options, results[0], rows), allow_nan=False))
     else:
-        _print_report(parsed, results, reference)
+        _print_report(parsed.model, results[0], rows)
     return 0
 
 
 def _configs(parsed: argparse.Namespace) -> list[EngineConfig]:
     """Return the settings of each precision; raises ValueError for one that cannot be computed."""
-    types = [(parsed.dtype, parsed.quantization)]
-    if parsed.precision is not None:
-        if types != [("float32", None)]:
-            raise ValueError(
-                "--precision names the types of the weights; leave out --dtype and --quantization"
-            )
-        types = [("float32", name) if name == "int8" else (name, None) for name in parsed.precision]
-    return [
-        EngineConfig(
-            dtype=dtype,
-            quantization=quantization,
-            kv_cache_dtype=parsed.kv_cache_dtype,
-            backend=parsed.backend,
-            num_threads=parsed.num_threads,
+    config = engine_config(parsed)
+    if parsed.precision is None:
+        return [config]
+    if (config.dtype, config.quantization) != ("float32", None):
+        raise ValueError(
+            "--precision names the types of the weights; leave out --dtype and --quantization"
         )
-        for dtype, quantization in types
+    types: list[dict[str, Any]] = [
+        {"quantization": name} if name == "int8" else {"dtype": name} for name in parsed.precision
     ]
+    return [replace(config, **one) for one in types]
 
 
-def _print_report(
-    parsed: argparse.Namespace,
-    results: list[EvaluationResult],
-    reference: EvaluationResult | None,
-) -> None:
-    first = results[0]
+def _figures(result: EvaluationResult, reference: EvaluationResult | None) -> dict[str, Any]:
+    """Return the figures of a precision; None for a comparison of float32 with itself."""
+    other = None if result is reference else reference
+    return {
+        "precision": result.precision,
+        "kv_cache_dtype": result.kv_cache_dtype,
+        "loss": result.loss,
+        "perplexity": result.perplexity,
+        "bits_per_byte": result.bits_per_byte,
+        "accuracy": result.accuracy,
+        "loss_difference": None if other is None else result.loss - other.loss,
+        "top1_agreement": None if other is None else result.top1_agreement(other),
+        "duration_s": result.duration_s,
+        "tokens_per_s": result.tokens_per_s,
+    }
+
+
+def _print_report(model: str, first: EvaluationResult, rows: list[dict[str, Any]]) -> None:
     print(
-        f"{parsed.model}: {first.tokens:,} tokens of {first.bytes:,} bytes in "
+        f"{model}: {first.tokens:,} tokens of {first.bytes:,} bytes in "
         f"{first.texts:,} text{'s' * (first.texts != 1)}, context {first.context:,}, "
         f"stride {first.stride:,}, backend {first.backend}, {first.num_threads} "
         f"thread{'s' * (first.num_threads != 1)}\n"
     )
-    header = ("precision", "KV cache", "loss", "perplexity", "bits per byte", "accuracy")
-    rows = [(*header, "loss - float32", "top-1 = float32", "tokens/s")]
-    for result in results:
-        difference, agreement = _against(result, reference)
-        rows.append(
-            (
-                result.precision,
-                result.kv_cache_dtype,
-                f"{result.loss:.4f}",
-                f"{result.perplexity:,.3f}",
-                f"{result.bits_per_byte:.4f}",
-                f"{result.accuracy:.2%}",
-                "-" if difference is None else f"{difference:+.5f}",
-                "-" if agreement is None else f"{agreement:.2%}",
-                f"{result.tokens_per_s:,.0f}",
-            )
-        )
-    print_table(rows)
+    table = [("precision", "KV cache", *(title for title, _, _ in _COLUMNS))]
+    for row in rows:
+        shown = ("-" if row[name] is None else form.format(row[name]) for _, name, form in _COLUMNS)
+        table.append((row["precision"], row["kv_cache_dtype"], *shown))
+    print_table(table)
 
 
 def _record(
     parsed: argparse.Namespace,
-    results: list[EvaluationResult],
-    reference: EvaluationResult | None,
+    options: EvalOptions,
+    first: EvaluationResult,
+    rows: list[dict[str, Any]],
 ) -> dict[str, Any]:
     """Return the report as one JSON object; a figure that is not finite is null."""
-    first = results[0]
     return {
         "command": "eval",
         "model": parsed.model,
@@ -210,40 +199,15 @@ def _record(
         "bytes": first.bytes,
         "context": first.context,
         "stride": first.stride,
-        "max_tokens": parsed.max_tokens,
-        "add_bos_token": parsed.add_bos_token,
+        "max_tokens": options.max_tokens,
+        "add_bos_token": options.add_bos_token,
         "backend": first.backend,
         "num_threads": first.num_threads,
-        "results": [_result_record(result, reference) for result in results],
+        "results": [
+            {
+                name: None if isinstance(value, float) and not math.isfinite(value) else value
+                for name, value in row.items()
+            }
+            for row in rows
+        ],
     }
-
-
-def _result_record(result: EvaluationResult, reference: EvaluationResult | None) -> dict[str, Any]:
-    difference, agreement = _against(result, reference)
-    figures = {
-        "loss": result.loss,
-        "perplexity": result.perplexity,
-        "bits_per_byte": result.bits_per_byte,
-        "accuracy": result.accuracy,
-        "loss_difference": difference,
-        "top1_agreement": agreement,
-        "duration_s": result.duration_s,
-        "tokens_per_s": result.tokens_per_s,
-    }
-    return {
-        "precision": result.precision,
-        "kv_cache_dtype": result.kv_cache_dtype,
-        **{
-            name: value if value is not None and math.isfinite(value) else None
-            for name, value in figures.items()
-        },
-    }
-
-
-def _against(
-    result: EvaluationResult, reference: EvaluationResult | None
-) -> tuple[float | None, float | None]:
-    """Return the loss minus float32's, and the fraction of equal most probable tokens."""
-    if reference is None or result is reference:
-        return None, None
-    return result.loss - reference.loss, result.top1_agreement(reference)

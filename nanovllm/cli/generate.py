@@ -11,15 +11,16 @@ from nanovllm.cli.environment import ENGINE_VARIABLES, HISTORY_VARIABLE
 from nanovllm.cli.interrupts import ended_by_interrupts
 from nanovllm.cli.options import (
     DEFAULT_MAX_TOKENS,
-    add_chat_template,
     add_engine_options,
     add_model_flag,
+    add_options,
     add_sampling_options,
     engine_config,
     load_chat_template,
     sampling_settings,
 )
 from nanovllm.cli.parser import set_up
+from nanovllm.cli.serve import ServeOptions
 from nanovllm.config import BUNDLED_MODELS
 from nanovllm.errors import InvalidRequestError
 from nanovllm.sampling_params import SamplingParams
@@ -43,9 +44,9 @@ def define(parser: argparse.ArgumentParser) -> None:
     set_up(
         parser,
         run,
-        arguments="[[MODEL] PROMPT] [options]",
-        description=_DESCRIPTION,
-        variables=(HISTORY_VARIABLE, *ENGINE_VARIABLES),
+        "[[MODEL] PROMPT] [options]",
+        _DESCRIPTION,
+        (HISTORY_VARIABLE, *ENGINE_VARIABLES),
     )
     parser.add_argument(
         "texts",
@@ -58,9 +59,9 @@ def define(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--chat",
         action="store_true",
-        help="answer messages by the chat template (default: no, continue texts)",
+        help="answer messages by the chat template (default: no, unless --chat-template is given)",
     )
-    add_chat_template(group, "; implies --chat")
+    add_options(group, ServeOptions, ("chat_template",))
     add_sampling_options(parser)
     add_engine_options(parser)
 
@@ -77,7 +78,7 @@ def run(parsed: argparse.Namespace) -> int:
     SamplingParams(**settings)  # report a wrong option before the model is loaded
     folder = resolve_model(model)
     is_chat = parsed.chat or parsed.chat_template is not None
-    template = load_chat_template(folder, parsed) if is_chat else None
+    template = load_chat_template(folder, parsed.chat_template) if is_chat else None
     if is_chat and template is None:
         raise ValueError(f"{folder.name} has no chat template; give --chat-template plain")
     engine = Engine.load(folder, engine_config(parsed))
@@ -94,12 +95,12 @@ def _answer_all(writer: "Writer", prompt: str | None) -> int:
     if prompt is not None:
         writer.answer(prompt)
         return 0
-    from nanovllm.cli.repl import Repl, read_lines_of
-
     if sys.stdin.isatty():
+        from nanovllm.cli.repl import Repl
+
         Repl(writer).run()
         return 0
-    for line in read_lines_of(sys.stdin):
+    for line in filter(None, (line.rstrip("\r\n") for line in sys.stdin)):
         try:
             writer.answer(line)
         except InvalidRequestError as error:

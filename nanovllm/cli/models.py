@@ -13,7 +13,7 @@ from nanovllm.cli.environment import ENGINE_VARIABLES, MODEL_VARIABLES
 from nanovllm.cli.interrupts import ended_by_interrupts
 from nanovllm.cli.options import add_model
 from nanovllm.cli.parser import set_up
-from nanovllm.cli.table import print_table
+from nanovllm.cli.table import print_rows, print_table
 from nanovllm.config import DRAFT_MODEL, format_bytes
 from nanovllm.errors import CheckpointError, ModelNotFoundError, printable
 
@@ -36,20 +36,19 @@ Nothing outside of these two folders is removed.
 
 def define_list(parser: argparse.ArgumentParser) -> None:
     """Define the options of `list`, which has none."""
-    set_up(parser, run_list, arguments="", description=_LIST, variables=ENGINE_VARIABLES)
+    set_up(parser, run_list, "", _LIST, ENGINE_VARIABLES)
 
 
 def define_show(parser: argparse.ArgumentParser) -> None:
     """Define the options of `show`."""
-    set_up(parser, run_show, arguments="[MODEL]", description=_SHOW, variables=ENGINE_VARIABLES)
+    set_up(parser, run_show, "[MODEL]", _SHOW, ENGINE_VARIABLES)
     add_model(parser)
 
 
 def define_remove(parser: argparse.ArgumentParser) -> None:
     """Define the options of `remove`."""
     variables = ("NANOVLLM_CACHE_DIR", *MODEL_VARIABLES[:2])
-    arguments = "NAME... [--yes]"
-    set_up(parser, run_remove, arguments=arguments, description=_REMOVE, variables=variables)
+    set_up(parser, run_remove, "NAME... [--yes]", _REMOVE, variables)
     parser.add_argument("names", nargs="+", metavar="NAME", help="name as in `nanovllm list`")
     parser.add_argument(
         "-y", "--yes", action="store_true", help="remove without asking (default: ask)"
@@ -104,9 +103,7 @@ def run_show(parsed: argparse.Namespace) -> int:
         ),
     }
     print(printable(str(parsed.model)))
-    for label, value in rows.items():
-        if value:
-            print(f"  {label:14} {printable(value, 500)}")
+    print_rows({label: printable(value, 500) for label, value in rows.items()}, 14, "  ")
     print()
     _print_files(sorted(path for path in folder.iterdir() if path.is_file()))
     return 0

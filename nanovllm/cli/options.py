@@ -1,15 +1,16 @@
-"""Options shared by several commands: the model, engine settings and sampling settings.
+"""Options as the fields of settings, and the options that several commands share.
 
-Options have the names of the settings. This module imports nothing slow.
+An option has the name, the type, the bounds, the choices and the default of its field, and the
+first sentence about it in the docstring of its class as help. This module imports nothing slow.
 """
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, get_origin
 
-from nanovllm.checked_fields import checked_fields
+from nanovllm.checked_fields import CheckedField, checked_fields
 from nanovllm.cli.parser import flag_of
 from nanovllm.config import BUNDLED_MODEL, EngineConfig
 from nanovllm.sampling_params import SamplingParams
@@ -17,10 +18,19 @@ from nanovllm.sampling_params import SamplingParams
 if TYPE_CHECKING:
     from nanovllm.engine.chat.template import ChatTemplate
 
+T = TypeVar("T")
+
 DEFAULT_MAX_TOKENS = 128  # of `nanovllm generate`
+SAMPLING_OPTIONS = (
+    "max_tokens", "min_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty",
+    "presence_penalty", "frequency_penalty",
+)  # fmt: skip
+PRECISION_OPTIONS = ("backend", "dtype", "quantization", "kv_cache_dtype", "num_threads")
 _MODEL_HELP = (
     f"folder, or name such as gpt2 or owner/name (default: {BUNDLED_MODEL}, the bundled model)"
 )
+_UNSET = {"scheduling_policy": "fcfs; fair with several API keys or a key file"}
+"""What an option without a value stands for, where the docstring does not say it."""
 
 
 class _NameModel(argparse.Action):
@@ -60,61 +70,28 @@ def add_model_flag(
     parser.add_argument("--model", metavar="MODEL", action=_NameModel, default=default, help=text)
 
 
-def add_served_model_name(group: "argparse._ActionsContainer") -> None:
-    """Add --served-model-name."""
-    group.add_argument(
-        "--served-model-name",
-        action="append",
-        metavar="NAME",
-        help="name of the model in requests; repeat for several (default: the folder's name)",
-    )
-
-
-def served_names(parsed: argparse.Namespace) -> tuple[str, ...]:
-    """Return the model's names in the API: --served-model-name, or else the folder's name."""
-    return tuple(parsed.served_model_name or (Path(parsed.model).name or str(parsed.model),))
-
-
-_UNSET = {"scheduling_policy": "fcfs; fair with several API keys or a key file"}
-"""What an option without a value stands for, where the docstring does not say it."""
-
-
-def add_precision_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of EngineConfig that choose the arithmetic of a forward pass."""
-    group = parser.add_argument_group("engine")
-    names = ("backend", "dtype", "quantization", "kv_cache_dtype", "num_threads")
-    _add_fields(group, EngineConfig, names, {})
-
-
-def add_engine_options(parser: argparse.ArgumentParser, **defaults: Any) -> None:
-    """Add an option for each field of EngineConfig; `defaults` are other ones than its own."""
-    group = parser.add_argument_group("engine")
-    names = [field.name for field in fields(EngineConfig) if field.name != "num_blocks"]
-    _add_fields(group, EngineConfig, names, {"scheduling_policy": None, **defaults})
-
-
-def _add_fields(
-    group: "argparse._ArgumentGroup",
+def add_options(
+    group: "argparse._ActionsContainer",
     settings: type,
-    names: Sequence[str],
-    defaults: Mapping[str, Any],
+    names: Iterable[str] | None = None,
+    defaults: Mapping[str, Any] | None = None,
     *,
     sets_defaults: bool = True,
 ) -> None:
-    """Add an option for fields of a class, whose docstring says what each is for.
-
-    The help of an option is the first sentence about the field. "None for X" in it becomes the
-    default, X.
+    """Add an option for fields of a dataclass. "None for X" in a text becomes the default, X.
 
     Args:
+        group: what the options are added to.
+        settings: the dataclass.
+        names: its fields; None for all.
         defaults: other defaults than those of the fields.
         sets_defaults: without it, the value of an option that is left out is None.
     """
     checked = checked_fields(settings)
-    for name in names:
+    for name in checked if names is None else names:
         field = checked[name]
         text, _, unset = field.summary.partition("; None for ")
-        default = {name: field.default, **defaults}[name]
+        default = {name: field.default, **(defaults or {})}[name]
         if default is None:
             text += f" (default: {_UNSET.get(name, unset)})"
         elif not sets_defaults:
@@ -125,22 +102,57 @@ def _add_fields(
         elif field.choices:
             options["choices"] = field.choices
         else:
-            metavar = name.rsplit("_", 1)[-1].upper()
-            options |= {"type": field.kind or str, "metavar": metavar}
+            options |= {"type": _reader(field), "metavar": _metavar(field)}
+            if get_origin(field.value_type) is list:
+                options["action"] = "append"
         group.add_argument(flag_of(name), **options)
+
+
+def _reader(field: CheckedField) -> Callable[[str], Any]:
+    """Return a function that reads the value of a field from its text and checks it."""
+    kind = field.kind or (Path if field.value_type is Path else str)
+
+    def read(text: str) -> Any:
+        try:
+            return field.check(kind(text))
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text} must be {field.expected}") from None
+
+    return read
+
+
+def _metavar(field: CheckedField) -> str:
+    if field.value_type is Path:
+        return "FILE"
+    unit = field.name.rsplit("_", 1)[-1].upper()
+    return "SECONDS" if unit == "S" else unit
+
+
+def options_of(parsed: argparse.Namespace, settings: type[T], **others: Any) -> T:
+    """Return the options that `add_options` has added as a `settings`; `others` are other fields.
+
+    Options that are None have the defaults of their fields.
+    """
+    names = {field.name for field in fields(settings)}  # type: ignore[arg-type]  # a dataclass
+    given = {name: value for name, value in vars(parsed).items() if value is not None}
+    return settings(**{name: given[name] for name in names & given.keys()}, **others)
+
+
+def add_precision_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of EngineConfig that choose the arithmetic of a forward pass."""
+    add_options(parser.add_argument_group("engine"), EngineConfig, PRECISION_OPTIONS)
+
+
+def add_engine_options(parser: argparse.ArgumentParser, **defaults: Any) -> None:
+    """Add an option for each field of EngineConfig; `defaults` are other ones than its own."""
+    names = [field.name for field in fields(EngineConfig) if field.name != "num_blocks"]
+    defaults = {"scheduling_policy": None, **defaults}
+    add_options(parser.add_argument_group("engine"), EngineConfig, names, defaults)
 
 
 def engine_config(parsed: argparse.Namespace) -> EngineConfig:
     """Return the settings of `add_engine_options`; those that are None have their defaults."""
-    names = {field.name for field in fields(EngineConfig)}
-    given = {name: value for name, value in vars(parsed).items() if value is not None}
-    return EngineConfig(**{name: value for name, value in given.items() if name in names})
-
-
-_SAMPLING_NAMES = (
-    "max_tokens", "min_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty",
-    "presence_penalty", "frequency_penalty",
-)  # fmt: skip
+    return options_of(parsed, EngineConfig)
 
 
 def add_sampling_options(parser: argparse.ArgumentParser) -> None:
@@ -150,7 +162,7 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
         "Defaults in the model's generation_config.json override those below.",
     )
     defaults = {"max_tokens": DEFAULT_MAX_TOKENS}
-    _add_fields(group, SamplingParams, _SAMPLING_NAMES, defaults, sets_defaults=False)
+    add_options(group, SamplingParams, SAMPLING_OPTIONS, defaults, sets_defaults=False)
     group.add_argument(
         "--stop",
         action="append",
@@ -173,20 +185,16 @@ def sampling_settings(parsed: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def add_chat_template(group: "argparse._ActionsContainer", more: str = "") -> None:
-    """Add --chat-template; `more` is added to its help."""
-    group.add_argument(
-        "--chat-template",
-        metavar="FILE",
-        help=f"Jinja chat template, or plain for the bundled one{more} (default: the model's own)",
-    )
+def served_names(model: str, names: Iterable[str] | None) -> tuple[str, ...]:
+    """Return the model's names in the API: --served-model-name, or else the folder's name."""
+    return tuple(names or (Path(model).name or model,))
 
 
-def load_chat_template(folder: Path, parsed: argparse.Namespace) -> "ChatTemplate | None":
+def load_chat_template(folder: Path, named: str | None) -> "ChatTemplate | None":
     """Return the template of --chat-template, or else the model's; raises CheckpointError."""
     from nanovllm.engine.chat.template import ChatTemplate
 
-    template = ChatTemplate.load(folder, parsed.chat_template)
-    if template is not None and parsed.chat_template is not None:
+    template = ChatTemplate.load(folder, named)
+    if template is not None and named is not None:
         template.check()
     return template

@@ -36,7 +36,6 @@ def flag_of(name: str) -> str:
 def set_up(
     parser: argparse.ArgumentParser,
     run: Run,
-    *,
     arguments: str,
     description: str,
     variables: Sequence[str] = (),

@@ -4,7 +4,6 @@ Everything is read and checked before anything changes: after an error the old k
 certificate stay in use. Requests and connections in progress are not affected.
 """
 
-import argparse
 import os
 import ssl
 from collections.abc import Callable
@@ -13,11 +12,12 @@ import uvicorn
 from uvicorn.config import create_ssl_context
 
 from nanovllm.cli.security_options import check_certificate, read_api_keys
+from nanovllm.cli.serve import ServeOptions
 from nanovllm.server.control import ServerControl
 
 
 def credential_reloader(
-    parsed: argparse.Namespace, http: uvicorn.Config, control: ServerControl
+    options: ServeOptions, http: uvicorn.Config, control: ServerControl
 ) -> Callable[[], str]:
     """Return a function that reads the files of the options again and returns what it has read.
 
@@ -27,11 +27,11 @@ def credential_reloader(
 
     def reload() -> str:
         keys, done = None, []
-        if parsed.api_key_file is not None:
-            keys = read_api_keys(parsed.api_key, parsed.api_key_file, os.environ)
+        if options.api_key_file is not None:
+            keys = read_api_keys(options.api_key, options.api_key_file, os.environ)
             done.append("the API key" if len(keys) == 1 else f"{len(keys)} API keys")
         if http.ssl is not None:
-            check_certificate(parsed.ssl_certfile, parsed.ssl_keyfile)
+            check_certificate(options.ssl_certfile, options.ssl_keyfile)
             _replace_certificate(http.ssl, _new_context(http))
             done.append("the TLS certificate")
         if keys is not None:

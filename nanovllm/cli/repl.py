@@ -10,19 +10,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import Any
 
 from nanovllm.cli.environment import HISTORY_VARIABLE
+from nanovllm.cli.options import SAMPLING_OPTIONS
+from nanovllm.cli.table import print_rows
+from nanovllm.cli.writer import Writer
 from nanovllm.errors import InvalidRequestError
 from nanovllm.model.kernels.build.object_cache import user_cache_folder
 from nanovllm.sampling_params import SamplingParams
 from nanovllm.suggestions import suggest
 
 _HISTORY_LINES = 1000
-_SETTABLE = (
-    "max_tokens", "min_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty",
-    "presence_penalty", "frequency_penalty", "seed", "stop", "ignore_eos",
-)  # fmt: skip
+_SETTABLE = (*SAMPLING_OPTIONS, "seed", "stop", "ignore_eos")
 _TRUTH = {"true": True, "yes": True, "false": False, "no": False}
 _WELCOME = "Type a prompt. /help lists the commands. Ctrl-C stops a completion, Ctrl-D exits."
 _HELP = """\
@@ -40,30 +40,10 @@ _COMMANDS = ("/retry", "/continue", "/clear", "/set", "/help", "/exit", "/quit",
 _QUOTES = '"""'
 
 
-class Answering(Protocol):
-    """The part of generate.Writer that the prompt uses."""
-
-    settings: dict[str, Any]
-    num_tokens: int
-    duration_s: float
-
-    def answer(self, prompt: str) -> None:
-        """Print the prompt and its completion."""
-
-    def retry(self) -> None:
-        """Print another completion of the last prompt."""
-
-    def extend(self) -> None:
-        """Print more of the last completion."""
-
-    def clear(self) -> None:
-        """Forget the last prompt."""
-
-
 class Repl:
     """Reads prompts and commands from the terminal until the input ends."""
 
-    def __init__(self, writer: Answering) -> None:
+    def __init__(self, writer: Writer) -> None:
         """Complete prompts with `writer`, whose settings the commands change."""
         self._writer = writer
         self._initial = dict(writer.settings)
@@ -106,7 +86,7 @@ class Repl:
 
     def _set(self, words: list[str]) -> None:
         if not words:
-            self._show()
+            print_rows({name: self._value(name) for name in _SETTABLE})
             return
         name = words[0].replace("-", "_")
         if name not in _SETTABLE:
@@ -115,7 +95,7 @@ class Repl:
             print(f"there is no setting {words[0]}{hint}", file=sys.stderr)
             return
         if len(words) == 1:
-            print(f"{name} {_shown(self._value(name))}")
+            print(f"{name} {self._value(name)}")
             return
         try:
             settings = self._changed(name, words[1])
@@ -124,7 +104,7 @@ class Repl:
             print(f"{error}", file=sys.stderr)
             return
         self._writer.settings = settings
-        print(f"{name} {_shown(self._value(name))}")
+        print(f"{name} {self._value(name)}")
 
     def _changed(self, name: str, text: str) -> dict[str, Any]:
         others = {key: value for key, value in self._writer.settings.items() if key != name}
@@ -132,13 +112,14 @@ class Repl:
             return {**others, **({name: self._initial[name]} if name in self._initial else {})}
         return {**others, name: _parse(name, text)}
 
-    def _show(self) -> None:
-        width = max(map(len, _SETTABLE))
-        for name in _SETTABLE:
-            print(f"{name:{width}}  {_shown(self._value(name))}")
-
-    def _value(self, name: str) -> object:
-        return getattr(SamplingParams(**self._writer.settings), name)
+    def _value(self, name: str) -> str:
+        """Return a setting for the user."""
+        value = getattr(SamplingParams(**self._writer.settings), name)
+        if value is None or value in ((), []):
+            return "none"
+        if isinstance(value, list | tuple):
+            return " ".join(map(repr, value))
+        return str(value).lower() if isinstance(value, bool) else str(value)
 
     def _run(self, action: Callable[[], None]) -> None:
         """Print a completion and its speed, or an error."""
@@ -152,14 +133,6 @@ class Repl:
         tokens, duration_s = self._writer.num_tokens, self._writer.duration_s
         speed = f", {tokens / duration_s:,.0f} tokens/s" if duration_s else ""
         print(f"[{tokens:,} tokens in {duration_s:.2f} s{speed}]", file=sys.stderr)
-
-
-def read_lines_of(file: TextIO) -> Iterator[str]:
-    """Yield the non-empty lines of a file."""
-    for line in file:
-        text = line.rstrip("\r\n")
-        if text:
-            yield text
 
 
 def _typed_lines() -> Iterator[str]:
@@ -240,11 +213,3 @@ def _parse(name: str, text: str) -> object:
         with suppress(ValueError):
             return kind(text)
     return text
-
-
-def _shown(value: object) -> str:
-    if value is None or value in ((), []):
-        return "none"
-    if isinstance(value, list | tuple):
-        return " ".join(map(repr, value))
-    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -18,15 +18,15 @@ from nanovllm.cli.argument_types import positive, print_message
 from nanovllm.cli.environment import ENGINE_VARIABLES
 from nanovllm.cli.interrupts import ended_by_interrupts
 from nanovllm.cli.options import (
-    add_chat_template,
     add_engine_options,
     add_model,
-    add_served_model_name,
+    add_options,
     engine_config,
     load_chat_template,
     served_names,
 )
 from nanovllm.cli.parser import set_up
+from nanovllm.cli.serve import ServeOptions
 from nanovllm.stop_signal import StopSignal
 
 if TYPE_CHECKING:
@@ -50,13 +50,7 @@ seed and its custom_id.
 
 def define(parser: argparse.ArgumentParser) -> None:
     """Define the options."""
-    set_up(
-        parser,
-        run,
-        arguments="-i FILE -o FILE [MODEL] [options]",
-        description=_DESCRIPTION,
-        variables=ENGINE_VARIABLES,
-    )
+    set_up(parser, run, "-i FILE -o FILE [MODEL] [options]", _DESCRIPTION, ENGINE_VARIABLES)
     add_model(parser)
     parser.add_argument(
         "-i",
@@ -79,8 +73,7 @@ def define(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="discard responses that the output file has (default: keep them and resume)",
     )
-    add_served_model_name(parser)
-    add_chat_template(parser)
+    add_options(parser, ServeOptions, ("served_model_name", "chat_template"))
     parser.add_argument(
         "--max-line-bytes",
         type=positive,
@@ -116,9 +109,10 @@ def run(parsed: argparse.Namespace) -> int:
             if answered == len(ids):
                 return 0
             folder = resolve_model(parsed.model)
-            chat_template = load_chat_template(folder, parsed)
+            chat_template = load_chat_template(folder, parsed.chat_template)
             runner = _Run(Engine.load(folder, config), ids, output)
-            number = runner.answer_all(batch, served_names(parsed), chat_template)
+            names = served_names(parsed.model, parsed.served_model_name)
+            number = runner.answer_all(batch, names, chat_template)
         print_message(f"{runner.summary}; {target}")
     left = len(ids) - answered - runner.done
     if number is None or not left:

@@ -2,27 +2,118 @@
 
 import argparse
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from nanovllm.cli.argument_types import (
-    bounded_number,
-    not_negative,
-    port_number,
-    positive,
-    positive_number,
-)
+from annotated_types import Interval
+
+from nanovllm.checked_fields import checked_fields
 from nanovllm.cli.environment import API_KEY_VARIABLE, ENGINE_VARIABLES
 from nanovllm.cli.interrupts import ended_by_interrupts, ignore_hangups
 from nanovllm.cli.options import (
-    add_chat_template,
     add_engine_options,
     add_model,
-    add_served_model_name,
+    add_options,
+    engine_config,
+    options_of,
 )
 from nanovllm.cli.parser import CommandParser, set_up
+from nanovllm.config import BUNDLED_MODEL, EngineConfig, Positive, SchedulingPolicy
 
 _DESCRIPTION = "Serve a model over HTTP with an OpenAI-compatible API until a signal arrives."
+_GROUPS = {"host": "server", "inspector": "inspector", "api_key": "security"}
+"""The titles of the groups of options by their first field; fields before it have no option."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServeOptions:
+    """The options of a server.
+
+    Attributes:
+        model: folder or name.
+        engine: the engine's settings.
+        scheduling_policy: that of the engine; None if it is left to the server.
+        host: address to listen on; 0.0.0.0 for all interfaces.
+        port: port to listen on; 0 for a free one.
+        served_model_name: name of the model in requests; repeat for several; None for the folder's
+            name.
+        chat_template: file of a Jinja chat template, or plain for the bundled one; None for the
+            model's own.
+        response_store: keep the newest responses of /v1/responses in memory, for
+            previous_response_id and item_reference.
+        max_queued_requests: maximum unfinished choices of a client (API key or address); all
+            clients may have 1.25 times this and the next two.
+        max_queued_tokens: maximum total tokens (prompt + max_tokens) over all unfinished requests
+            of a client; None for 16 times the KV cache.
+        max_queued_logprobs_memory: maximum memory for a client's log-probabilities that are not
+            sent yet.
+        request_timeout_s: timeout of a request in seconds; the header x-request-timeout-s can lower
+            it; None for no limit.
+        max_body_bytes: maximum size of a request body in bytes.
+        stalled_client_s: close a connection whose client sends or reads nothing for this many
+            seconds.
+        keep_alive_s: send a blank line to a stream after this many seconds without an event, for
+            proxies that close idle connections; None for never.
+        drain_delay_s: seconds after a signal in which /health is 503 but requests are served, so
+            that load balancers go elsewhere.
+        shutdown_timeout_s: seconds for running requests to finish after that; 0 aborts them at
+            once.
+        log_level: minimum severity of log messages.
+        log_requests: log each request as a line of JSON on standard output, which then has no other
+            lines (default: uvicorn's access log).
+        log_prompts: with --log-requests: log prompts too, truncated.
+        inspector: serve the inspector: the page / and the endpoints under /v1/engine and
+            /v1/inspect.
+        inspector_shows_prompts: include the prompts of all clients, truncated.
+        inspector_controls: allow all clients to pause and step the engine; None for only on a
+            loopback address without API keys.
+        api_key: accepted bearer token, visible to other users of the machine; repeat for several;
+            None for NANOVLLM_API_KEY.
+        api_key_file: file with one key a line; lines that begin with # are ignored; None for
+            NANOVLLM_API_KEY.
+        allowed_hosts: accepted Host header besides IP addresses and localhost; * for any;
+            repeatable; None for any with keys or off loopback.
+        allowed_origins: CORS origin such as https://example.org, or a JSON list of them; * for all;
+            repeatable; None for none.
+        ssl_certfile: TLS certificate in PEM format; None for none, plain HTTP.
+        ssl_keyfile: private key in PEM format; None for in the certificate file.
+    """
+
+    model: str = BUNDLED_MODEL
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    scheduling_policy: SchedulingPolicy | None = None
+    host: str = "127.0.0.1"
+    port: Annotated[int, Interval(ge=0, le=65535)] = 8000
+    served_model_name: list[str] | None = None
+    chat_template: str | None = None
+    response_store: bool = True
+    max_queued_requests: Positive = 1024
+    max_queued_tokens: Positive | None = None
+    max_queued_logprobs_memory: str = "256MiB"
+    request_timeout_s: Annotated[float, Interval(gt=0)] | None = None
+    max_body_bytes: Positive = 4 << 20
+    stalled_client_s: Annotated[float, Interval(gt=0)] = 60.0
+    keep_alive_s: Annotated[float, Interval(ge=0.1, le=86_400)] | None = None
+    drain_delay_s: Annotated[int, Interval(ge=0)] = 0
+    shutdown_timeout_s: Annotated[int, Interval(ge=0)] = 10
+    log_level: Literal["error", "warning", "info", "debug"] = "info"
+    log_requests: bool = False
+    log_prompts: bool = False
+    inspector: bool = True
+    inspector_shows_prompts: bool = False
+    inspector_controls: bool | None = None
+    api_key: list[str] | None = field(default=None, repr=False)
+    api_key_file: Path | None = None
+    allowed_hosts: list[str] | None = None
+    allowed_origins: list[str] | None = None
+    ssl_certfile: Path | None = None
+    ssl_keyfile: Path | None = None
+
+    @classmethod
+    def of(cls, parsed: argparse.Namespace) -> "ServeOptions":
+        """Return the options of a command line; raises ValueError for those of the engine."""
+        return options_of(parsed, cls, engine=engine_config(parsed))
 
 
 def run(parsed: argparse.Namespace) -> int:
@@ -30,191 +121,24 @@ def run(parsed: argparse.Namespace) -> int:
     ignore_hangups()
     with ended_by_interrupts():
         from nanovllm.cli.serving import serve
-    return serve(parsed)
+    return serve(ServeOptions.of(parsed))
 
 
 def define(parser: argparse.ArgumentParser) -> None:
     """Define the options."""
-    set_up(
-        parser,
-        run,
-        arguments="[MODEL] [options]",
-        description=_DESCRIPTION,
-        variables=(API_KEY_VARIABLE, *ENGINE_VARIABLES),
-    )
+    set_up(parser, run, "[MODEL] [options]", _DESCRIPTION, (API_KEY_VARIABLE, *ENGINE_VARIABLES))
     add_model(parser)
-    group = parser.add_argument_group("server")
-    group.add_argument(
-        "--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 for all interfaces"
-    )
-    group.add_argument(
-        "--port", type=port_number, default=8000, help="port to listen on; 0 for a free one"
-    )
-    add_served_model_name(group)
-    add_chat_template(group)
-    group.add_argument(
-        "--response-store",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="keep the newest responses of /v1/responses in memory, for previous_response_id and "
-        "item_reference",
-    )
-    _add_limits(group)
-    group.add_argument(
-        "--log-level",
-        choices=("error", "warning", "info", "debug"),
-        default="info",
-        help="minimum severity of log messages",
-    )
-    group.add_argument(
-        "--log-requests",
-        action="store_true",
-        help="log each request as a line of JSON on standard output, which then has no other lines "
-        "(default: uvicorn's access log)",
-    )
-    group.add_argument(
-        "--log-prompts",
-        action="store_true",
-        help="with --log-requests: log prompts too, truncated (default: no)",
-    )
-    _add_inspector(parser)
-    _add_security_options(parser)
+    group = None
+    for name in checked_fields(ServeOptions):
+        if name in _GROUPS:
+            group = parser.add_argument_group(_GROUPS[name])
+        if group is not None:
+            add_options(group, ServeOptions, (name,))
     add_engine_options(parser)
 
 
-def options_from(settings: Mapping[str, Any]) -> argparse.Namespace:
+def options_from(settings: Mapping[str, Any]) -> ServeOptions:
     """Return the options with values of a configuration file, by name; raises ValueError."""
     parser = CommandParser(prog="nanovllm serve")
     define(parser)
-    return parser.parse_settings(settings)
-
-
-def _add_limits(group: "argparse._ArgumentGroup") -> None:
-    group.add_argument(
-        "--max-queued-requests",
-        type=positive,
-        default=1024,
-        metavar="REQUESTS",
-        help="maximum unfinished choices of a client (API key or address); all clients may have "
-        "1.25 times this and the next two",
-    )
-    group.add_argument(
-        "--max-queued-tokens",
-        type=positive,
-        metavar="TOKENS",
-        help="maximum total tokens (prompt + max_tokens) over all unfinished requests of a client "
-        "(default: 16 times the KV cache)",
-    )
-    group.add_argument(
-        "--max-queued-logprobs-memory",
-        default="256MiB",
-        metavar="MEMORY",
-        help="maximum memory for a client's log-probabilities that are not sent yet",
-    )
-    group.add_argument(
-        "--request-timeout-s",
-        type=positive_number,
-        metavar="SECONDS",
-        help="timeout of a request in seconds; the header x-request-timeout-s can lower it "
-        "(default: no limit)",
-    )
-    group.add_argument(
-        "--max-body-bytes",
-        type=positive,
-        default=4 << 20,
-        metavar="BYTES",
-        help="maximum size of a request body in bytes",
-    )
-    group.add_argument(
-        "--stalled-client-s",
-        type=positive_number,
-        default=60.0,
-        metavar="SECONDS",
-        help="close a connection whose client sends or reads nothing for this many seconds",
-    )
-    group.add_argument(
-        "--keep-alive-s",
-        type=bounded_number(0.1, 86_400),
-        metavar="SECONDS",
-        help="send a blank line to a stream after this many seconds without an event, for proxies "
-        "that close idle connections (default: never)",
-    )
-    group.add_argument(
-        "--drain-delay-s",
-        type=not_negative,
-        default=0,
-        metavar="SECONDS",
-        help="seconds after a signal in which /health is 503 but requests are served, so that load "
-        "balancers go elsewhere",
-    )
-    group.add_argument(
-        "--shutdown-timeout-s",
-        type=not_negative,
-        default=10,
-        metavar="SECONDS",
-        help="seconds for running requests to finish after that; 0 aborts them at once",
-    )
-
-
-def _add_inspector(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("inspector")
-    group.add_argument(
-        "--inspector",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="serve the inspector: the page / and the endpoints under /v1/engine and /v1/inspect",
-    )
-    group.add_argument(
-        "--inspector-shows-prompts",
-        action="store_true",
-        help="include the prompts of all clients, truncated (default: no)",
-    )
-    group.add_argument(
-        "--inspector-controls",
-        action=argparse.BooleanOptionalAction,
-        help="allow all clients to pause and step the engine (default: only on a loopback address "
-        "without API keys)",
-    )
-
-
-def _add_security_options(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("security")
-    group.add_argument(
-        "--api-key",
-        action="append",
-        help="accepted bearer token, visible to other users of the machine; repeat for several "
-        f"(default: {API_KEY_VARIABLE})",
-    )
-    group.add_argument(
-        "--api-key-file",
-        type=Path,
-        metavar="FILE",
-        help="file with one key a line; lines that begin with # are ignored "
-        f"(default: {API_KEY_VARIABLE})",
-    )
-    group.add_argument(
-        "--allowed-hosts",
-        action="append",
-        metavar="NAME",
-        help="accepted Host header besides IP addresses and localhost; * for any; repeatable "
-        "(default: any with keys or off loopback)",
-    )
-    group.add_argument(
-        "--allowed-origins",
-        action="append",
-        metavar="ORIGIN",
-        help="CORS origin such as https://example.org, or a JSON list of them; * for all; "
-        "repeatable (default: none)",
-    )
-    group.add_argument(
-        "--ssl-certfile",
-        type=Path,
-        metavar="FILE",
-        help="TLS certificate in PEM format (default: none, plain HTTP)",
-    )
-    group.add_argument(
-        "--ssl-keyfile",
-        type=Path,
-        metavar="FILE",
-        help="private key in PEM format (default: in the certificate file)",
-    )
+    return ServeOptions.of(parser.parse_settings(settings))

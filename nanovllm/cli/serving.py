@@ -1,6 +1,5 @@
 """The server of `nanovllm serve`: its application, its sockets and its life."""
 
-import argparse
 import asyncio
 import contextlib
 import json
@@ -21,7 +20,7 @@ from nanovllm.cli.environment import API_KEY_VARIABLE
 from nanovllm.cli.graceful_server import CLOSE_S, GracefulServer
 from nanovllm.cli.listening import bind, connection_limits, raise_open_files_limit
 from nanovllm.cli.numa import numa_warning
-from nanovllm.cli.options import engine_config, load_chat_template, served_names
+from nanovllm.cli.options import load_chat_template, served_names
 from nanovllm.cli.reload import credential_reloader
 from nanovllm.cli.security_options import (
     check_certificate,
@@ -30,6 +29,7 @@ from nanovllm.cli.security_options import (
     read_hosts,
     read_origins,
 )
+from nanovllm.cli.serve import ServeOptions
 from nanovllm.cli.service_manager import notify
 from nanovllm.config import format_bytes, parse_bytes
 from nanovllm.engine.async_engine import AsyncEngine, EngineState
@@ -62,29 +62,29 @@ class LoadedServer:
     control: ServerControl
 
 
-def load_server(parsed: argparse.Namespace) -> LoadedServer:
+def load_server(options: ServeOptions) -> LoadedServer:
     """Return the server of the options, whose model is loaded when the application starts.
 
     Raises NanovllmError or ValueError if the model or an option is not valid.
     """
-    config = engine_config(parsed)
-    settings = server_settings(parsed)
+    config = options.engine
+    settings = server_settings(options)
     # SIGHUP may add keys to a file; with a single client the policy changes nothing.
-    has_several_keys = len(settings.api_keys) > 1 or parsed.api_key_file is not None
-    if parsed.scheduling_policy is None and has_several_keys:
+    has_several_keys = len(settings.api_keys) > 1 or options.api_key_file is not None
+    if options.scheduling_policy is None and has_several_keys:
         config = replace(config, scheduling_policy="fair")
-    folder = resolve_model(parsed.model)
+    folder = resolve_model(options.model)
     Engine.check(folder, config)  # report errors before a port is opened
-    template = load_chat_template(folder, parsed)
+    template = load_chat_template(folder, options.chat_template)
     settings = replace(settings, chat_template=template, inspected_folder=folder)
     if settings.log_requests:
         write_log_to(sys.stdout)  # all other messages go to standard error
     metrics = ServerMetrics(settings.model_names[0])
     engine = AsyncEngine(
         lambda: Engine.load(folder, config),
-        max_queued_requests=parsed.max_queued_requests,
-        max_queued_tokens=parsed.max_queued_tokens,
-        max_logprobs_bytes=parse_bytes(parsed.max_queued_logprobs_memory),
+        max_queued_requests=options.max_queued_requests,
+        max_queued_tokens=options.max_queued_tokens,
+        max_logprobs_bytes=parse_bytes(options.max_queued_logprobs_memory),
         on_step=metrics.on_step,
     )
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
@@ -93,9 +93,9 @@ def load_server(parsed: argparse.Namespace) -> LoadedServer:
     return LoadedServer(engine, app, settings, metrics, control)
 
 
-def serve(parsed: argparse.Namespace) -> int:
+def serve(options: ServeOptions) -> int:
     """Serve until a signal arrives; return 1 if the model or the port cannot be used."""
-    loaded = load_server(parsed)
+    loaded = load_server(options)
     engine, settings = loaded.engine, loaded.settings
     name = settings.model_names[0]
     max_connections, backlog = connection_limits(raise_open_files_limit())
@@ -105,34 +105,34 @@ def serve(parsed: argparse.Namespace) -> int:
         backlog=backlog,
         proxy_headers=False,  # any client can forge them
         ws="none",
-        host=parsed.host,
-        port=parsed.port,
-        log_level=parsed.log_level,
+        host=options.host,
+        port=options.port,
+        log_level=options.log_level,
         access_log=not settings.log_requests,
-        timeout_graceful_shutdown=parsed.shutdown_timeout_s + 3 * CLOSE_S,
+        timeout_graceful_shutdown=options.shutdown_timeout_s + 3 * CLOSE_S,
         server_header=False,
-        ssl_certfile=parsed.ssl_certfile,
-        ssl_keyfile=parsed.ssl_keyfile,
+        ssl_certfile=options.ssl_certfile,
+        ssl_keyfile=options.ssl_keyfile,
     )
     leave_out_routine_requests()
-    if not settings.api_keys and not is_loopback(parsed.host):
+    if not settings.api_keys and not is_loopback(options.host):
         print_message(
-            f"warning: {parsed.host} can be reached from other machines and there are no API keys, "
-            f"so that anybody may use this server; set {API_KEY_VARIABLE}, or leave --host out"
+            f"warning: {options.host} can be reached from other machines and there are no API "
+            f"keys, so anybody may use this server; set {API_KEY_VARIABLE}, or leave --host out"
         )
     if warning := numa_warning():
         print_message(warning)
-    sockets = bind(parsed.host, parsed.port)
+    sockets = bind(options.host, options.port)
     server = GracefulServer(
         http,
         engine,
         loaded.control,
-        credential_reloader(parsed, http, loaded.control),
-        drain_delay_s=parsed.drain_delay_s,
-        shutdown_timeout_s=parsed.shutdown_timeout_s,
+        credential_reloader(options, http, loaded.control),
+        drain_delay_s=options.drain_delay_s,
+        shutdown_timeout_s=options.shutdown_timeout_s,
         handshake_timeout_s=min(settings.stalled_client_s, _MAX_HANDSHAKE_S),
     )
-    hint_key = shell_key(parsed, len(settings.api_keys))
+    hint_key = shell_key(options, len(settings.api_keys))
     output = sys.stderr if settings.log_requests else sys.stdout
     code = asyncio.run(_serve(server, sockets, engine, name, hint_key, output))
     if loaded.control.work.is_busy or engine.has_thread:
@@ -152,34 +152,33 @@ def _end_process(code: int) -> NoReturn:
     os._exit(code)
 
 
-def server_settings(parsed: argparse.Namespace) -> ServerSettings:
+def server_settings(options: ServeOptions) -> ServerSettings:
     """Return the settings of the options and the environment; raises ValueError."""
-    if parsed.log_prompts and not parsed.log_requests:
+    if options.log_prompts and not options.log_requests:
         raise ValueError(
             "--log-prompts needs --log-requests, whose lines the prompts are a part of"
         )
-    check_certificate(parsed.ssl_certfile, parsed.ssl_keyfile)
-    api_keys = read_api_keys(parsed.api_key, parsed.api_key_file, os.environ)
+    check_certificate(options.ssl_certfile, options.ssl_keyfile)
+    api_keys = read_api_keys(options.api_key, options.api_key_file, os.environ)
+    # A proxy makes every client local, so that the address tells nothing where there are keys.
+    is_local = is_loopback(options.host) and not api_keys
+    controls = options.inspector_controls
+    timeout_s = options.request_timeout_s
     return ServerSettings(
-        model_names=served_names(parsed),
+        model_names=served_names(options.model, options.served_model_name),
         api_keys=api_keys,
-        allowed_hosts=read_hosts(parsed.allowed_hosts, parsed.host, has_keys=bool(api_keys)),
-        allowed_origins=read_origins(parsed.allowed_origins),
-        max_body_bytes=parsed.max_body_bytes,
-        request_timeout_s=None
-        if parsed.request_timeout_s == math.inf
-        else parsed.request_timeout_s,
-        stalled_client_s=parsed.stalled_client_s,
-        keep_alive_s=parsed.keep_alive_s,
-        has_response_store=parsed.response_store,
-        log_requests=parsed.log_requests,
-        log_prompts=parsed.log_prompts,
-        has_inspector=parsed.inspector,
-        inspector_shows_prompts=parsed.inspector_shows_prompts,
-        # A proxy makes every client local, so that the address tells nothing where there are keys.
-        inspector_controls=is_loopback(parsed.host) and not api_keys
-        if parsed.inspector_controls is None
-        else parsed.inspector_controls,
+        allowed_hosts=read_hosts(options.allowed_hosts, options.host, has_keys=bool(api_keys)),
+        allowed_origins=read_origins(options.allowed_origins),
+        max_body_bytes=options.max_body_bytes,
+        request_timeout_s=None if timeout_s == math.inf else timeout_s,
+        stalled_client_s=options.stalled_client_s,
+        keep_alive_s=options.keep_alive_s,
+        has_response_store=options.response_store,
+        log_requests=options.log_requests,
+        log_prompts=options.log_prompts,
+        has_inspector=options.inspector,
+        inspector_shows_prompts=options.inspector_shows_prompts,
+        inspector_controls=is_local if controls is None else controls,
     )
 
 
@@ -245,13 +244,13 @@ def _describe_limit(memory: MemoryPlan) -> dict[str, str]:
     return {"memory": f"up to {planned} of {format_bytes(limit.num_bytes)} ({limit.name})"}
 
 
-def shell_key(parsed: argparse.Namespace, num_keys: int) -> str | None:
+def shell_key(options: ServeOptions, num_keys: int) -> str | None:
     """Return a shell expression for an API key, which shows none; None without keys."""
     if not num_keys:
         return None
-    if parsed.api_key is None and parsed.api_key_file is not None:
-        return f"$(grep -m1 '^[^# ]' {shlex.quote(str(parsed.api_key_file.absolute()))})"
-    is_list = parsed.api_key is None and num_keys > 1
+    if options.api_key is None and options.api_key_file is not None:
+        return f"$(grep -m1 '^[^# ]' {shlex.quote(str(options.api_key_file.absolute()))})"
+    is_list = options.api_key is None and num_keys > 1
     return f"${{{API_KEY_VARIABLE}%%,*}}" if is_list else f"${API_KEY_VARIABLE}"
 
 

@@ -41,13 +41,7 @@ the largest weights of a kind; and the most probable next tokens after each laye
 
 def define(parser: argparse.ArgumentParser) -> None:
     """Define the options."""
-    set_up(
-        parser,
-        run,
-        arguments="PROMPT [--model MODEL] [options]",
-        description=_DESCRIPTION,
-        variables=MODEL_VARIABLES,
-    )
+    set_up(parser, run, "PROMPT [--model MODEL] [options]", _DESCRIPTION, MODEL_VARIABLES)
     parser.add_argument("prompt", metavar="PROMPT", help="text of at most 512 tokens")
     add_model_flag(parser)
     parser.add_argument(

@@ -34,64 +34,38 @@ The same settings, with underscores, may be in a TOML file (--config); the comma
 Ctrl-C saves the state and ends the run.
 """
 _GROUPS = {
-    "run": (
-        "data", "validation_data", "output", "pattern", "config", "resume", "stop_after", "seed",
-        "backend", "num_threads",
-    ),
-    "model": (
-        "layers", "heads", "width", "context", "activation", "positions", "preset", "init_from",
-        "tokenizer", "vocab_size",
-    ),
-    "optimization": (
-        "batch_size", "grad_accumulation", "steps", "epochs", "lr", "min_lr", "warmup_steps",
-        "weight_decay", "grad_clip", "beta1", "beta2", "dropout",
-    ),
-    "evaluation": (
-        "eval_every", "max_eval_batches", "patience", "validation_fraction", "sample_tokens",
-    ),
+    "data": "text", "layers": "model", "batch_size": "optimization", "eval_every": "evaluation",
+    "backend": "machine",
 }  # fmt: skip
+"""The titles of the groups of options by their first field."""
+_OTHERS = (
+    ("--config", "FILE", "TOML file with any of these settings"),
+    ("--resume", "DIR", "continue the run in DIR, to the same bits"),
+)
 _METAVARS = {
-    "data": "PATH",
-    "validation_data": "PATH",
-    "output": "DIR",
-    "pattern": "GLOB",
-    "stop_after": "STEP",
-    "context": "TOKENS",
-    "vocab_size": "TOKENS",
-    "activation": "NAME",
-    "init_from": "MODEL",
-    "grad_accumulation": "BATCHES",
-    "eval_every": "STEPS",
-    "patience": "EVALUATIONS",
-}
-_OTHERS = {
-    "config": ("FILE", "TOML file with any of these settings"),
-    "resume": ("DIR", "continue the run in DIR, to the same bits"),
-}
+    "data": "PATH", "validation_data": "PATH", "output": "DIR", "init_from": "MODEL",
+    "eval_every": "STEPS", "stop_after": "STEP",
+}  # fmt: skip
 
 
 def define(parser: argparse.ArgumentParser) -> None:
     """Define the options; one that is left out has no attribute."""
     set_up(
-        parser,
-        run,
-        arguments="--data PATH... --output DIR [options]",
-        description=_DESCRIPTION,
-        variables=("NANOVLLM_CACHE_DIR",),
+        parser, run, "--data PATH... --output DIR [options]", _DESCRIPTION, ("NANOVLLM_CACHE_DIR",)
     )
     parser.set_defaults(parser=parser)  # for errors that the settings have together
     with ended_by_interrupts():
         from nanovllm.training.config import TrainingConfig
-    fields = checked_fields(TrainingConfig)
-    for title, names in _GROUPS.items():
-        group = parser.add_argument_group(title)
-        for name in names:
-            field = fields.get(name)
-            options = _describe_other(name) if field is None else _describe_field(field)
-            group.add_argument(flag_of(name), default=argparse.SUPPRESS, **options)
+    for flag, metavar, text in _OTHERS:
+        parser.add_argument(flag, default=argparse.SUPPRESS, metavar=metavar, help=text)
+    group: argparse._ActionsContainer = parser
+    for name, field in checked_fields(TrainingConfig).items():
+        if name in _GROUPS:
+            group = parser.add_argument_group(_GROUPS[name])
+        group.add_argument(flag_of(name), default=argparse.SUPPRESS, **_describe(field))
 
 
-def _describe_field(field: CheckedField) -> dict[str, Any]:
+def _describe(field: CheckedField) -> dict[str, Any]:
     """Return the arguments of `add_argument` for a setting, whose text says what it is for."""
     text = re.sub(r"`(\w+)`", lambda found: flag_of(found[1]), field.summary)
     if field.default not in (None, "", ()):
@@ -99,11 +73,6 @@ def _describe_field(field: CheckedField) -> dict[str, Any]:
     takes = {"nargs": "+"} if field.default == () else {"type": field.kind or str}
     metavar = _METAVARS.get(field.name, field.name.rsplit("_", 1)[-1].upper())
     return {**takes, "metavar": metavar, "help": text}
-
-
-def _describe_other(name: str) -> dict[str, Any]:
-    metavar, text = _OTHERS[name]
-    return {"metavar": metavar, "help": text}
 
 
 def run(parsed: argparse.Namespace) -> int:
@@ -120,7 +89,7 @@ def run(parsed: argparse.Namespace) -> int:
     except TrainingConfigError as error:
         parsed.parser.error("\n".join(map(printable, str(error).split("\n"))))
     with trainer:
-        _describe(trainer)
+        _introduce(trainer)
         result = trainer.train(_print_evaluation)
     print(f"{result.state}: {result.message}")
     if result.best_val_loss is not None:
@@ -150,7 +119,7 @@ def _make_trainer(settings: dict[str, Any], source: str) -> Trainer:
     return Trainer.resume(folder, **settings)
 
 
-def _describe(trainer: Trainer) -> None:
+def _introduce(trainer: Trainer) -> None:
     from nanovllm.training.commands import model_argument
 
     setup = trainer.setup

@@ -23,12 +23,7 @@ again, or compares runs. A folder of runs stands for all of them.
 
 def define(parser: argparse.ArgumentParser) -> None:
     """Define the options."""
-    set_up(
-        parser,
-        run,
-        arguments="RUN... [--output FILE]",
-        description=_DESCRIPTION,
-    )
+    set_up(parser, run, "RUN... [--output FILE]", _DESCRIPTION)
     parser.add_argument(
         "runs",
         nargs="+",

@@ -39,13 +39,7 @@ compared, because torch or transformers is missing, or the model cannot be loade
 
 def define(parser: argparse.ArgumentParser) -> None:
     """Define the options."""
-    set_up(
-        parser,
-        run,
-        arguments="[MODEL] [options]",
-        description=_DESCRIPTION,
-        variables=ENGINE_VARIABLES,
-    )
+    set_up(parser, run, "[MODEL] [options]", _DESCRIPTION, ENGINE_VARIABLES)
     add_model(parser)
     group = parser.add_argument_group("comparison")
     group.add_argument(

@@ -87,9 +87,9 @@ def _define_common(
     set_up(
         parser,
         imported(f"nanovllm.cli.drawing:{function}"),
-        arguments=f"[MODEL] {'--prompt TEXT ' * needs_prompt}--output FILE [options]",
-        description=description,
-        variables=MODEL_VARIABLES,
+        f"[MODEL] {'--prompt TEXT ' * needs_prompt}--output FILE [options]",
+        description,
+        MODEL_VARIABLES,
     )
     add_model(parser)
     parser.add_argument(

@@ -17,7 +17,7 @@ import yaml
 from pydantic import ValidationError
 
 from nanovllm.cli.argument_types import positive_number, print_message
-from nanovllm.cli.options import engine_config, load_chat_template, served_names
+from nanovllm.cli.options import load_chat_template
 from nanovllm.cli.serving import server_settings
 from nanovllm.config import format_bytes
 from nanovllm.deploy.settings import AppSettings, ModelSettings, read_settings
@@ -102,13 +102,13 @@ def check_models(
     total_bytes = shrinkable_bytes = 0
     is_alone = not other_bytes and sum(model.most_replicas for model in settings.models) == 1
     for model in settings.models:
-        parsed = model.serve_options()
-        config = engine_config(parsed)
-        server_settings(parsed)
+        options = model.serve_options()
+        config = options.engine
+        names_of_model = server_settings(options).model_names
         folder = resolve_model(model.model)
         Engine.check(folder, config, is_local=limit is not None)
-        load_chat_template(folder, parsed)
-        for name in served_names(parsed):
+        load_chat_template(folder, options.chat_template)
+        for name in names_of_model:
             if name in names:
                 raise ValueError(
                     f"two models have the name {name!r}; give one of them another `name`"

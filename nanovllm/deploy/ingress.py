@@ -43,8 +43,8 @@ from nanovllm.server.http.body_limit import BodyLimitMiddleware
 from nanovllm.server.http.cors import CORSMiddleware
 from nanovllm.server.http.errors import ClientDisconnectedError, error_response, shorten
 from nanovllm.server.http.event_stream import unless_disconnected
+from nanovllm.server.http.request_line import TrailingSlashMiddleware
 from nanovllm.server.http.request_log import RequestLogMiddleware
-from nanovllm.server.http.trailing_slash import TrailingSlashMiddleware
 from nanovllm.server.inspector import page
 from nanovllm.server.metrics import METRICS_MEDIA_TYPE
 
@@ -205,13 +205,13 @@ def _running_replicas() -> list[int]:
 
 
 def _served(model: ModelSettings, handle: DeploymentHandle) -> Served:
-    parsed = model.serve_options()
+    options = model.serve_options()
     prefix = None
-    if model.routing == "prefix" and parsed.enable_prefix_caching:
-        folder = resolve_model(parsed.model)
-        template = load_chat_template(folder, parsed)
-        prefix = PrefixReader(folder, parsed.block_size, template)
-    return Served(server_settings(parsed), handle, prefix)
+    if model.routing == "prefix" and options.engine.enable_prefix_caching:
+        folder = resolve_model(options.model)
+        template = load_chat_template(folder, options.chat_template)
+        prefix = PrefixReader(folder, options.engine.block_size, template)
+    return Served(server_settings(options), handle, prefix)
 
 
 def _is_deep(query: bytes) -> bool:

@@ -60,7 +60,7 @@ class EngineReplica:
 
         Ray Serve calls this; scaling.py uses it.
         """
-        room = self._engine.admission_stats()
+        room = self._engine.admission.stats()
         share = room.choices / room.max_choices
         if room.max_tokens:
             share = max(share, room.tokens / room.max_tokens)

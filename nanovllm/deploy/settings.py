@@ -10,13 +10,12 @@ Args:
 Everything is checked before a replica starts.
 """
 
-import argparse
 from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from nanovllm.cli.serve import options_from
+from nanovllm.cli.serve import ServeOptions, options_from
 from nanovllm.deploy.prefix_policy import MAX_EXTRA_REQUESTS
 
 Option = str | int | float | bool
@@ -96,8 +95,9 @@ class ModelSettings(_Settings):
                 f"max_replicas is {self.max_replicas}, less than replicas ({self.replicas}); "
                 "raise the first or lower the second"
             )
-        for name in sorted(_TAKEN_OPTIONS & self.options.keys()):
-            raise ValueError(f"options has {name}; {_TAKEN_REMEDIES[name]}")
+        for name in sorted(self.options):
+            if remedy := _TAKEN_OPTIONS.get(name.replace("-", "_")):
+                raise ValueError(f"options has {name}; {remedy}")
         self.serve_options()
         return self
 
@@ -116,7 +116,7 @@ class ModelSettings(_Settings):
         """Whether the number of replicas follows the load."""
         return self.most_replicas > self.replicas
 
-    def serve_options(self) -> argparse.Namespace:
+    def serve_options(self) -> ServeOptions:
         """Return the options of `nanovllm serve` for a replica; raises ValueError."""
         own = {"model": self.model, "num_threads": self.num_threads}
         names = {} if self.name is None else {"served_model_name": self.name}
@@ -130,7 +130,7 @@ _DEFAULTS = {
     "inspector": False,  # each request would show another replica
     "response_store": False,  # the next request may go to another replica
 }
-_TAKEN_REMEDIES = {
+_TAKEN_OPTIONS = {
     "model": "name it by `model`",
     "num_threads": "set num_threads of the model itself",
     "served_model_name": "set `name` of the model itself",
@@ -142,8 +142,7 @@ _TAKEN_REMEDIES = {
     "shutdown_timeout_s": "set drain_timeout_s of the model itself",
     "drain_delay_s": "leave it out, Ray stops sending requests to a replica before it ends it",
 }
-_TAKEN_REMEDIES |= {name.replace("_", "-"): text for name, text in _TAKEN_REMEDIES.items()}
-_TAKEN_OPTIONS = frozenset(_TAKEN_REMEDIES)
+"""Options that are set elsewhere, and where."""
 
 
 class AppSettings(_Settings):

@@ -18,7 +18,6 @@ tokenizer            encodes text to token ids and decodes them
 detokenizer          incremental detokenization and stop strings
 logprobs             packed log-probabilities
 pooling              embeddings from hidden states
-request_tracker      times, deadlines and token counts of sequences
 metrics              statistics of engine, steps and requests
 call_runner          runs blocking calls from many threads, for LLM
 engine_thread        the thread that steps an engine for AsyncEngine

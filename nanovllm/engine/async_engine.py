@@ -29,7 +29,7 @@ from nanovllm.engine.engine import Engine
 from nanovllm.engine.engine_thread import EngineThread
 from nanovllm.engine.generation_request import GenerationRequest
 from nanovllm.engine.inspection.inspector import Inspector
-from nanovllm.engine.metrics import AdmissionStats, EngineSnapshot, StepStats
+from nanovllm.engine.metrics import EngineSnapshot, StepStats
 from nanovllm.engine.prompt_request import PromptRequest
 from nanovllm.engine.request_handle import RequestHandle
 from nanovllm.engine.step_output import StepOutput
@@ -62,6 +62,9 @@ class AsyncEngine:
     ...     await handle.wait()
     >>> output = prompts[0].output()
     >>> await async_engine.stop()
+
+    Attributes:
+        admission: what unfinished requests hold; `generate` reserves room for each.
     """
 
     def __init__(
@@ -91,7 +94,7 @@ class AsyncEngine:
             load, on_ready=self._set_ready, on_output=self._deliver, on_failure=self._fail
         )
         self._inspector = Inspector(self._thread)
-        self._admission = Admission(max_queued_requests, max_queued_tokens, max_logprobs_bytes)
+        self.admission = Admission(max_queued_requests, max_queued_tokens, max_logprobs_bytes)
         self._timeouts = {"queued": 0, "running": 0}
         self._on_step = on_step
         self._engine: Engine | None = None
@@ -148,10 +151,6 @@ class AsyncEngine:
         self._check_ready()
         return replace(self._thread.snapshot, generation_tokens=self._generation_tokens)
 
-    def admission_stats(self) -> AdmissionStats:
-        """Return the reservations of unfinished requests, and the numbers of refusals."""
-        return self._admission.stats()
-
     @property
     def timeouts(self) -> dict[str, int]:
         """Numbers of requests that exceeded their deadline, by "queued" and "running"."""
@@ -181,9 +180,10 @@ class AsyncEngine:
         self._state = EngineState.STOPPED if self._state is not EngineState.FAILED else self._state
         self._thread.stop()
         self._changed.set()
+        error = EngineNotReadyError("the engine was stopped")
         for handle in self._router.owners:
-            handle.fail(EngineNotReadyError("the engine was stopped"))
-        self._thread.fail_calls(EngineNotReadyError("the engine was stopped"))
+            handle.fail(error)
+        self._thread.fail_calls(error)
         for call in self._when_stopped:
             call()
         if not is_loading:
@@ -205,20 +205,6 @@ class AsyncEngine:
         """
         return self.engine.input_processor.process(request)
 
-    def check_room(self, choices: int, *, client: str = "") -> None:
-        """Check whether there is room for more choices of a client.
-
-        Raises QueueFullError if there is no room now, and InvalidRequestError if there never is.
-        """
-        self._admission.check(RequestSize(choices), client=client)
-
-    def reserve(self, choices: int, tokens: int, *, client: str = "") -> Reservation:
-        """Reserve room for a client's requests that are queued later; the caller releases it.
-
-        Raises as `check_room`.
-        """
-        return self._admission.reserve([RequestSize(choices, tokens)], client=client)
-
     def generate(
         self,
         prompts: Sequence[PromptRequest],
@@ -231,7 +217,7 @@ class AsyncEngine:
         Args:
             prompts: the result of `prepare`.
             deadline: deadline of the request; unfinished prompts then raise RequestTimeoutError.
-            reservation: room that `reserve` returned for this request before.
+            reservation: room that `admission` has reserved for this request before.
 
         Raises:
             InvalidRequestError: a sequence id is in use, or the request can never fit the queue.
@@ -245,7 +231,7 @@ class AsyncEngine:
         if deadline is not None and time.monotonic() >= deadline.at_s:
             raise self.timeout_error(deadline, size=total_size(sizes))
         client = prompts[0].client if prompts else ""
-        own = self._admission.reserve(sizes, client=client) if reservation is None else None
+        own = self.admission.reserve(sizes, client=client) if reservation is None else None
         handle = RequestHandle(prompts, own, self._router.remove, deadline)
         self._router.add(prompts, handle)
         arrival_s = time.monotonic()
@@ -279,7 +265,7 @@ class AsyncEngine:
             size: the room that the request needs; nothing if it was not queued yet.
         """
         self._timeouts["running" if deadline.has_begun else "queued"] += 1
-        retry_after_s = self._admission.retry_after_s(size.choices, size.tokens)
+        retry_after_s = self.admission.retry_after_s(size.choices, size.tokens)
         return deadline.error(tokens=tokens, retry_after_s=retry_after_s)
 
     def _deliver(self, output: StepOutput) -> None:
@@ -296,10 +282,10 @@ class AsyncEngine:
         """Set the state READY when the model is loaded; runs on the event loop."""
         if self._state is EngineState.LOADING:
             self._engine, self._state = engine, EngineState.READY
-            if self._admission.tokens.limit is None:
-                self._admission.tokens.limit = QUEUED_CACHES * engine.cache_tokens
+            if self.admission.tokens.limit is None:
+                self.admission.tokens.limit = QUEUED_CACHES * engine.cache_tokens
             if engine.memory.free_bytes is not None:
-                self._admission.logprobs_bytes.fit(engine.memory.free_bytes // 2)
+                self.admission.logprobs_bytes.fit(engine.memory.free_bytes // 2)
         self._changed.set()
 
     def _fail(self, error: BaseException) -> None:

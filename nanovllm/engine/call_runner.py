@@ -16,7 +16,8 @@ import threading
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from functools import partial
+from typing import Any, Generic, TypeAlias, TypeVar
 
 from nanovllm.engine.engine import Engine
 from nanovllm.engine.metrics import StepStats
@@ -29,19 +30,20 @@ _POLL_S = 0.1
 """Maximum time of one wait: on Windows a wait without a timeout cannot be interrupted."""
 
 OnStep: TypeAlias = Callable[[StepStats, int], None]
+ItemT = TypeVar("ItemT")
 
 
 @dataclass(slots=True, eq=False)
-class _Call:
+class _Call(Generic[ItemT]):
     """The requests of one call, and the state that its thread waits for.
 
     Attributes:
         prompts: the prompts of the requests.
+        report: returns what the thread gets of a step, from its statistics and the number of
+            prompts of the call that it ended; None for nothing. The worker calls it.
+        raises_errors: whether an error that ends a prompt ends the call.
+        items: what the thread has not taken yet.
         num_unfinished: number of prompts that have not ended.
-        wants_steps: whether the call needs `steps`.
-        is_stream: whether the call has one prompt, whose deltas its thread takes.
-        steps: statistics of each new step, and the number of prompts of the call that it ended.
-        deltas: deltas of the stream that the thread has not taken yet.
         num_ended: prompts that have ended since the last step that was reported.
         changed: queue into which the worker puts an item to wake the thread.
         has_ended: whether the engine has removed all sequences of the call.
@@ -49,11 +51,10 @@ class _Call:
     """
 
     prompts: Sequence[PromptRequest]
+    report: Callable[[StepStats, int], ItemT | None]
+    raises_errors: bool = False
+    items: deque[ItemT] = field(default_factory=deque)
     num_unfinished: int = field(init=False)
-    wants_steps: bool = False
-    is_stream: bool = False
-    steps: deque[tuple[StepStats, int]] = field(default_factory=deque)
-    deltas: deque[RequestOutput] = field(default_factory=deque)
     num_ended: int = 0
     changed: "queue.SimpleQueue[None]" = field(default_factory=queue.SimpleQueue)
     has_ended: bool = False
@@ -81,16 +82,15 @@ class CallRunner:
     def __init__(self, engine: Engine) -> None:
         """Start without a thread."""
         self._engine = engine
-        self._submitted: deque[_Call] = deque()
-        self._cancelled: deque[_Call] = deque()
+        self._commands: deque[Callable[[], None]] = deque()  # for the worker, before its next step
         self._lock = threading.RLock()  # held briefly; guards _worker and _is_closed
         self._worker: threading.Thread | None = None
         self._is_closed = False
         # Only the worker uses these three. Prompts are held back until there is room for their
         # grammars.
-        self._calls: set[_Call] = set()
+        self._calls: set[_Call[Any]] = set()
         self._held_back: dict[PromptRequest, None] = {}
-        self._router: UpdateRouter[_Call] = UpdateRouter(engine.finish_request)
+        self._router: UpdateRouter[_Call[Any]] = UpdateRouter(engine.finish_request)
 
     def run(self, prompts: Sequence[PromptRequest], on_step: OnStep | None = None) -> None:
         """Return when all prompts have ended.
@@ -107,23 +107,21 @@ class CallRunner:
             EngineNotReadyError: the CallRunner is closed.
             InvalidRequestError: a grammar is invalid.
         """
-        call = _Call(prompts, wants_steps=on_step is not None)
+        call: _Call[tuple[StepStats, int]] = _Call(
+            prompts, lambda *step: None if on_step is None else step
+        )
         if not prompts:
             return
-        for _ in self._wait_for(call):
-            while on_step is not None and call.steps:
-                on_step(*call.steps.popleft())
+        for stats, num_ended in self._items(call):
+            assert on_step is not None
+            on_step(stats, num_ended)
 
     def stream(self, prompt: PromptRequest) -> Generator[RequestOutput, None, None]:
         """Yield the deltas of one prompt. Closing the generator aborts the request.
 
         Raises the error of the request, and EngineNotReadyError if the CallRunner is closed.
         """
-        call = _Call([prompt], is_stream=True)
-        with contextlib.closing(self._wait_for(call)) as changes:
-            for _ in changes:
-                while call.deltas:
-                    yield call.deltas.popleft()
+        return self._items(_Call([prompt], lambda *_: prompt.take_delta(), raises_errors=True))
 
     def close(self) -> None:
         """End every call with EngineNotReadyError, refuse new ones, and wait for the current step.
@@ -139,8 +137,8 @@ class CallRunner:
         with contextlib.suppress(AttributeError):
             del self._engine, self._router  # frees the engine's memory
 
-    def _wait_for(self, call: _Call) -> Generator[None, None, None]:
-        """Run a call; yield after each possible change, and raise the error that ended it early.
+    def _items(self, call: _Call[ItemT]) -> Generator[ItemT, None, None]:
+        """Run a call; yield its items, and raise the error that ended it early.
 
         Closing the generator aborts unfinished requests.
         """
@@ -150,19 +148,20 @@ class CallRunner:
             while not has_ended:
                 call.wait()
                 has_ended = call.has_ended
-                yield
+                while call.items:
+                    yield call.items.popleft()
         finally:
             self._cancel(call)
         if call.error is not None:
             raise call.error
 
-    def _submit(self, call: _Call) -> None:
+    def _submit(self, call: _Call[Any]) -> None:
         """Pass the call to the worker, and start one if there is none."""
         with self._lock:
             if self._is_closed:
                 call.has_ended = True
                 raise _closed_error()
-            self._submitted.append(call)
+            self._commands.append(partial(self._begin_call, call))
             if self._worker is not None and self._worker.is_alive():
                 return
             self._worker = threading.Thread(target=self._work, name="nanovllm-llm")
@@ -176,11 +175,11 @@ class CallRunner:
         finally:
             self._worker = None
 
-    def _cancel(self, call: _Call) -> None:
+    def _cancel(self, call: _Call[Any]) -> None:
         """Abort the call's requests, which waits at most for the current step."""
         if call.has_ended:
             return
-        self._cancelled.append(call)
+        self._commands.append(partial(self._finish_call, call, None))
         worker = self._worker
         if worker is threading.current_thread():
             return  # the worker collected a generator; it ends the call before its next step
@@ -189,40 +188,28 @@ class CallRunner:
 
     def _work(self) -> None:
         """Serve calls until there are none; the worker's main function."""
-        while self._update_calls():
-            try:
-                self._step()
-            except BaseException as error:  # noqa: BLE001 - raised in every waiting thread
-                for call in list(self._calls):
-                    self._finish_call(call, error)
-
-    def _update_calls(self) -> bool:
-        """Start submitted calls and finish cancelled ones; return False if no call is left."""
-        cancelled = _take_all(self._cancelled)  # first: a cancelled call may still be submitted
-        submitted = _take_all(self._submitted)
-        is_closed = self._is_closed
-        if not (submitted or cancelled or self._calls):
-            with self._lock:
-                if not self._submitted:
-                    self._worker = None
-                    return False
-            return True
-        for call in submitted:
-            self._calls.add(call)
-            try:
-                self._router.add(call.prompts, call)
-                for prompt in call.prompts:
-                    self._add_or_hold_back(prompt)
-            except Exception as error:  # noqa: BLE001 - it is raised in the thread that waits
-                self._finish_call(call, error)
-        for prompt in list(self._held_back):
-            self._add_or_hold_back(prompt)
-        for call in cancelled:
-            self._finish_call(call, None)
-        if is_closed:
-            for call in list(self._calls):
+        while True:
+            while self._commands:
+                self._commands.popleft()()
+            for call in list(self._calls) if self._is_closed else ():
                 self._finish_call(call, _closed_error())
-        return True
+            if self._calls:
+                self._try_step()
+                continue
+            with self._lock:
+                if not self._commands:
+                    self._worker = None
+                    return
+
+    def _begin_call(self, call: _Call[Any]) -> None:
+        """Queue the prompts of a call."""
+        self._calls.add(call)
+        try:
+            self._router.add(call.prompts, call)
+            for prompt in call.prompts:
+                self._add_or_hold_back(prompt)
+        except Exception as error:  # noqa: BLE001 - it is raised in the thread that waits
+            self._finish_call(call, error)
 
     def _add_or_hold_back(self, prompt: PromptRequest) -> None:
         """Queue the sequences of a prompt, if its grammar may be compiled now."""
@@ -233,35 +220,37 @@ class CallRunner:
         for request in prompt.requests:
             self._engine.add_request(request)
 
-    def _step(self) -> None:
-        """Step the engine once, and pass its updates to their calls."""
-        if not self._calls:
-            return
-        output = self._engine.step()
-        for prompt, call in self._router.add_updates(output):
-            if prompt.error is not None and (call.is_stream or prompt.is_refused):
-                self._finish_call(call, prompt.error)
-            elif prompt.is_finished:
-                call.num_unfinished -= 1
-                call.num_ended += 1
-        for call in list(self._calls):
-            self._report(call, output.stats)
+    def _try_step(self) -> None:
+        """Step the engine once, and pass its updates to their calls; end all if it raises."""
+        try:
+            for prompt in list(self._held_back):
+                self._add_or_hold_back(prompt)
+            output = self._engine.step()
+            for prompt, call in self._router.add_updates(output):
+                if prompt.error is not None and (call.raises_errors or prompt.is_refused):
+                    self._finish_call(call, prompt.error)
+                elif prompt.is_finished:
+                    call.num_unfinished -= 1
+                    call.num_ended += 1
+            for call in list(self._calls):
+                self._report(call, output.stats)
+        except BaseException as error:  # noqa: BLE001 - raised in every waiting thread
+            for call in list(self._calls):
+                self._finish_call(call, error)
 
-    def _report(self, call: _Call, stats: StepStats) -> None:
+    def _report(self, call: _Call[Any], stats: StepStats) -> None:
         """Wake a call's thread if the step has changed or ended the call."""
-        if call.wants_steps:
-            call.steps.append((stats, call.num_ended))
-            call.num_ended = 0
-        delta = call.prompts[0].take_delta() if call.is_stream else None
-        if delta is not None:
-            call.deltas.append(delta)
+        item = call.report(stats, call.num_ended)
+        call.num_ended = 0
+        if item is not None:
+            call.items.append(item)
         if not call.num_unfinished:
             self._calls.discard(call)
             call.has_ended = True
-        if call.wants_steps or call.deltas or call.has_ended:
+        if call.items or call.has_ended:
             call.wake()
 
-    def _finish_call(self, call: _Call, error: BaseException | None) -> None:
+    def _finish_call(self, call: _Call[Any], error: BaseException | None) -> None:
         """Abort the unfinished prompts of a call, and wake its thread."""
         self._calls.discard(call)
         try:
@@ -274,11 +263,6 @@ class CallRunner:
             if not call.has_ended:
                 call.error, call.has_ended = error, True
             call.wake()
-
-
-def _take_all(calls: deque[_Call]) -> list[_Call]:
-    """Remove and return the items of a deque to which other threads append."""
-    return [calls.popleft() for _ in range(len(calls))]
 
 
 def _closed_error() -> EngineNotReadyError:

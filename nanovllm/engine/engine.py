@@ -3,7 +3,7 @@
     plan    = scheduler.schedule()          sequences, tokens of each, blocks and copies
     arrays  = batching.build(plan)          flat arrays, no padding
     output  = runner.run(*arrays)           forward pass, then sampling
-    results = scheduler.commit(plan, ...)   append tokens, finish requests, free blocks
+    updates = scheduler.commit(plan, ...)   append tokens, finish requests, free blocks
 
 One thread uses an engine. Other threads may use its `input_processor` and `tokenizer`.
 """
@@ -19,10 +19,9 @@ from nanovllm.engine.generation_defaults import SamplingDefaults, load_sampling_
 from nanovllm.engine.generation_request import GenerationRequest
 from nanovllm.engine.input_processor import InputProcessor
 from nanovllm.engine.memory import check_sizes, plan_memory
-from nanovllm.engine.metrics import EngineSnapshot, StepStats
+from nanovllm.engine.metrics import EngineSnapshot, StepStats, TokenCounts
 from nanovllm.engine.prompt_request import PromptRequest
 from nanovllm.engine.request_limits import Limits
-from nanovllm.engine.request_tracker import STEP_FAILED, RequestTracker
 from nanovllm.engine.scheduling import batching
 from nanovllm.engine.scheduling.block_manager import BlockManager
 from nanovllm.engine.scheduling.kv_cache_manager import KVCacheManager
@@ -31,13 +30,13 @@ from nanovllm.engine.scheduling.scheduler import Scheduler
 from nanovllm.engine.scheduling.step_plan import (
     NO_MASKS_MISSING,
     MaskStates,
-    SequenceResult,
+    SequenceUpdate,
     StepPlan,
 )
-from nanovllm.engine.step_output import SequenceUpdate, StepOutput
+from nanovllm.engine.step_output import StepOutput
 from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.engine.update_router import UpdateRouter
-from nanovllm.errors import EngineFaultError
+from nanovllm.errors import EngineFaultError, InvalidRequestError, NanovllmError
 from nanovllm.model.backend import Backend, LoadOptions
 from nanovllm.model.checkpoint import stored_dtype
 from nanovllm.model.config import GPT2Config
@@ -53,6 +52,12 @@ _BLOCKED_WAIT_S = 0.002
 _MASK_GRACE = 0.25
 """Maximum wait of a step for masks in progress, as a fraction of the last step's time."""
 _MIN_MASK_GRACE_S, _MAX_MASK_GRACE_S = 0.0003, 0.002
+_STEP_FAILED = "a step of the engine failed; the log has the reason"
+_ALL_FORBIDDEN = (
+    "every token is forbidden by the request's settings together, so none can come next; "
+    "loosen one of them"
+)
+_NOT_A_NUMBER = "the network's output is not a number; is the checkpoint sound?"
 
 
 class Engine:
@@ -99,7 +104,9 @@ class Engine:
             has_priorities=config.scheduling_policy == "priority",
         )
         self.input_processor = InputProcessor(model, tokenizer, limits, seed=config.seed)
-        self._tracker = RequestTracker()
+        self._counts = TokenCounts()
+        self._deadlines: dict[str, float] = {}  # of the sequences that have one, by id
+        self._structured: dict[str, Request] = {}  # the sequences that have a grammar, by id
         self._masks = NO_MASKS_MISSING  # as of the last step
         self._last_step_s = 0.0
         self.started_s = time.monotonic()
@@ -152,8 +159,8 @@ class Engine:
 
     def stats(self) -> EngineSnapshot:
         """Return a snapshot of the statistics. Call it on the engine's thread; any may read it."""
-        scheduler, tracker = self.scheduler, self._tracker
-        deferred = map(tracker.structured.get, self._masks.blocked)
+        scheduler = self.scheduler
+        deferred = map(self._structured.get, self._masks.blocked)
         return EngineSnapshot(
             num_requests_running=len(scheduler.running),
             num_requests_waiting=scheduler.num_waiting,
@@ -162,10 +169,10 @@ class Engine:
                 for request in deferred
             ),
             kv_cache_usage=self.blocks.usage,
-            prompt_tokens=tracker.prompt_tokens,
-            prompt_tokens_cached=tracker.prompt_tokens_cached,
-            prompt_tokens_computed=tracker.prompt_tokens_computed,
-            generation_tokens=tracker.generation_tokens,
+            prompt_tokens=self._counts.prompt,
+            prompt_tokens_cached=self._counts.prompt_cached,
+            prompt_tokens_computed=self._counts.prompt_computed,
+            generation_tokens=self._counts.generated,
             num_preemptions=scheduler.num_preemptions,
             prefix_cache_queries=scheduler.kv_cache.prefix_cache_queries,
             prefix_cache_hits=scheduler.kv_cache.prefix_cache_hits,
@@ -183,16 +190,16 @@ class Engine:
                 its own timer.
         """
         self.scheduler.add(request)
-        arrival_s = time.monotonic() if arrival_s is None else arrival_s
-        self._tracker.add(request, arrival_s, deadline_s)
+        request.times.arrival_s = time.monotonic() if arrival_s is None else arrival_s
+        if deadline_s is not None:
+            self._deadlines[request.request_id] = deadline_s
+        if request.grammar is not None:
+            self._structured[request.request_id] = request
+            request.grammar.open()
 
     def mask_states(self) -> MaskStates:
         """Return which masks of unfinished sequences are missing now."""
-        return MaskStates.read(self._tracker.structured.values(), time.monotonic())
-
-    def arrival_s(self, request_id: str) -> float:
-        """Return the arrival of an unfinished sequence, by `time.monotonic()`."""
-        return self._tracker.times[request_id].arrival_s
+        return MaskStates.read(self._structured.values(), time.monotonic())
 
     def finish_request(self, request_id: str, reason: FinishReason) -> SequenceUpdate | None:
         """Finish a waiting or running sequence; return None if there is none with that id.
@@ -202,14 +209,8 @@ class Engine:
         request = self.scheduler.finish(request_id, reason)
         if request is None:
             return None
-        now = time.monotonic()
-        return SequenceUpdate(
-            request_id,
-            request.choice_index,
-            finish_reason=reason,
-            metrics=self._tracker.pop(request_id).summary(now),
-            time_s=now,
-        )
+        self._forget(request)
+        return SequenceUpdate(request, finish_reason=reason, time_s=time.monotonic())
 
     def step(self, on_planned: Callable[[], None] | None = None) -> StepOutput:
         """Run one step if any request can run; call `on_planned` before the forward pass."""
@@ -224,13 +225,12 @@ class Engine:
         if on_planned is not None:
             on_planned()
         num_decode_tokens = sum(sequence.request.is_decoding for sequence in plan.sequences)
-        times_by_id = self._tracker.times
         for sequence in plan.sequences:
-            times = times_by_id[sequence.request.request_id]
+            times = sequence.request.times
             if times.first_scheduled_s is None:
                 times.first_scheduled_s = started
-        results, fault = self._compute(plan)
-        for cause in filter(None, (fault, *(result.error for result in results))):
+        updates, fault = self._compute(plan)
+        for cause in filter(None, (fault, *(update.cause for update in updates))):
             logger.error("a step failed; its requests end with an error", exc_info=cause)
         now = time.monotonic()
         stats = StepStats(
@@ -239,33 +239,55 @@ class Engine:
         self._last_step_s = stats.duration_s
         self.num_steps += 1
         if self.scheduler.observer is not None:
-            self.scheduler.observer.on_step(
-                plan,
-                started_s=started,
-                duration_s=stats.duration_s,
-                num_tokens=stats.num_tokens,
-                num_decode_tokens=num_decode_tokens,
-            )
-        self._tracker.prompt_tokens_computed += stats.num_prompt_tokens
-        updates = (self._tracker.to_update(result, now, fault) for result in results)
+            self.scheduler.observer.on_step(plan, stats, started)
+        self._counts.prompt_computed += stats.num_prompt_tokens
+        for update in updates:
+            self._complete(update, now, fault)
         return StepOutput((*failed, *updates), stats, fault)
 
-    def _compute(self, plan: StepPlan) -> tuple[list[SequenceResult], Exception | None]:
-        """Run and commit a plan; return its results and the exception that it raised, or None."""
+    def _compute(self, plan: StepPlan) -> tuple[list[SequenceUpdate], Exception | None]:
+        """Run and commit a plan; return its updates and the exception that it raised, or None."""
         try:
             if plan.copies:
                 self.runner.backend.copy_blocks(plan.copies)
             output = self.runner.run(*batching.build(plan, self.config.block_size))
-            results = self.scheduler.commit(plan, batching.split(plan, output, self.model.vocab))
+            updates = self.scheduler.commit(plan, batching.split(plan, output, self.model.vocab))
             # The worker processes compute masks while this thread reports the step.
             self.input_processor.grammars.flush()
         except Exception as error:  # noqa: BLE001 - the engine continues with the other requests
             return self.scheduler.fail(plan), error
         except BaseException:  # such as KeyboardInterrupt: the plan is never computed
-            for result in self.scheduler.fail(plan):
-                self._tracker.pop(result.request.request_id)
+            for update in self.scheduler.fail(plan):
+                self._forget(update.request)
             raise
-        return results, None
+        return updates, None
+
+    def _complete(self, update: SequenceUpdate, now: float, fault: Exception | None) -> None:
+        """Count an update of the step that ended at `now`, and add the state after it.
+
+        `fault` is the exception that the step raised, or None.
+        """
+        request, times = update.request, update.request.times
+        if update.token_ids:
+            self._counts.generated += len(update.token_ids)
+            if times.last_token_s is None:
+                self._counts.add_prompt(request.num_prompt_tokens, request.num_reused_tokens)
+                times.first_token_s = now
+            else:
+                update.inter_token_latency_s = now - times.last_token_s
+            times.last_token_s = now
+        update.add_state(now)
+        if request.finish_reason is FinishReason.ERROR:
+            update.error = _error_of(update, fault)
+        elif request.finish_reason is not None and times.first_token_s is None:
+            self._counts.add_prompt(request.num_prompt_tokens, request.num_reused_tokens)
+        if request.finish_reason is not None:
+            self._forget(request)
+
+    def _forget(self, request: Request) -> None:
+        """Remove a sequence that has ended."""
+        self._deadlines.pop(request.request_id, None)
+        self._structured.pop(request.request_id, None)
 
     def run(self, prompts: Sequence[PromptRequest]) -> Generator[StepOutput, None, None]:
         """Step until all prompts have ended; yield each step after processing its updates.
@@ -282,7 +304,7 @@ class Engine:
                 output = self.step()
                 router.add_updates(output)
                 if output.fault is not None:
-                    raise EngineFaultError(STEP_FAILED) from output.fault
+                    raise EngineFaultError(_STEP_FAILED) from output.fault
                 yield output
         finally:
             for prompt in prompts:
@@ -296,7 +318,7 @@ class Engine:
         request = GenerationRequest(prompts=[[0]], params=params, request_id="warm-up")
         for _ in self.run(self.input_processor.process(request)):
             pass
-        self._tracker = RequestTracker()
+        self._counts = TokenCounts()
         self.num_steps = 0
         kv_cache = self.scheduler.kv_cache
         kv_cache.prefix_cache_queries = kv_cache.prefix_cache_hits = 0
@@ -304,15 +326,14 @@ class Engine:
     def check_integrity(self) -> None:
         """Assert that all state is consistent; for tests and for an idle engine."""
         self.scheduler.check_integrity()
-        assert self._tracker.times.keys() == self.scheduler.request_ids
-        assert self._tracker.deadlines.keys() <= self._tracker.times.keys()
+        assert self._deadlines.keys() | self._structured.keys() <= self.scheduler.request_ids
 
     def close(self) -> None:
         """End the processes that compile grammars. A second call has no effect."""
         self.input_processor.grammars.close()
 
     def _abort_overdue(self, now: float) -> None:
-        for request_id, deadline_s in list(self._tracker.deadlines.items()):
+        for request_id, deadline_s in list(self._deadlines.items()):
             if deadline_s <= now:
                 self.finish_request(request_id, FinishReason.ABORT)
 
@@ -323,12 +344,24 @@ class Engine:
         self._masks = self.mask_states()
         updates = []
         for request_id in sorted(self._masks.failed):
-            grammar = self._tracker.structured[request_id].grammar
             update = self.finish_request(request_id, FinishReason.ERROR)
             assert update is not None
-            assert grammar is not None
-            updates.append(replace(update, error=grammar.error))
+            assert update.request.grammar is not None
+            update.error = update.request.grammar.error
+            updates.append(update)
         return tuple(updates)
+
+
+def _error_of(update: SequenceUpdate, fault: Exception | None) -> NanovllmError:
+    """Return the error of a request that a step ended; a server hides its `__cause__`."""
+    cause = fault or update.cause
+    if cause is not None:
+        error = EngineFaultError(_STEP_FAILED)
+        error.__cause__ = cause
+        return error
+    if update.is_finite:
+        return InvalidRequestError(_ALL_FORBIDDEN)
+    return EngineFaultError(_NOT_A_NUMBER)
 
 
 def _max_model_len(config: EngineConfig, model: GPT2Config) -> int:

@@ -11,6 +11,8 @@ import queue
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
 from typing import Any, TypeAlias, TypeVar
 
 from nanovllm.engine.engine import Engine
@@ -58,7 +60,7 @@ class EngineThread:
         # (call, whether it changes the engine); None stops the thread.
         self._commands: queue.SimpleQueue[_Command | None] = queue.SimpleQueue()
         self._snapshot: EngineSnapshot | None = None
-        self._calls: set[asyncio.Future[Any]] = set()
+        self._calls: set[Future[Any]] = set()
         self.is_paused = False
         self.num_commands = 0
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -105,25 +107,27 @@ class EngineThread:
 
         Raises EngineNotReadyError if the thread ends before, and the exception of the call.
         """
-        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        future: Future[T] = Future()
 
         def run(engine: Engine) -> None:
-            try:
-                self._post(_set_result, future, call(engine))
-            except Exception as error:  # noqa: BLE001 - raised by the future
-                self._post(_set_exception, future, error)
+            with suppress(InvalidStateError):  # nobody waits any more
+                try:
+                    future.set_result(call(engine))
+                except Exception as error:  # noqa: BLE001 - raised by the future
+                    future.set_exception(error)
 
         self._calls.add(future)
         try:
             self.run(run)
-            return await future
+            return await asyncio.wrap_future(future)
         finally:
             self._calls.discard(future)
 
     def fail_calls(self, error: EngineError) -> None:
-        """Make `call` raise `error`; call it on the event loop when the thread ends."""
+        """Make `call` raise `error`; call it when the thread ends."""
         for future in self._calls:
-            _set_exception(future, error)
+            with suppress(InvalidStateError):
+                future.set_exception(error)
 
     def stop(self) -> None:
         """End the thread after the current step."""
@@ -205,13 +209,3 @@ class EngineThread:
             self._loop.call_soon_threadsafe(function, *args)
         except RuntimeError:
             logger.debug("the event loop is closed; the engine's output is dropped")
-
-
-def _set_result(future: "asyncio.Future[T]", result: T) -> None:
-    if not future.done():
-        future.set_result(result)
-
-
-def _set_exception(future: "asyncio.Future[Any]", error: Exception) -> None:
-    if not future.done():
-        future.set_exception(error)

@@ -40,6 +40,21 @@ class EngineSnapshot:
     prefix_cache_hits: int
 
 
+@dataclass(slots=True)
+class TokenCounts:
+    """The counters of tokens of EngineSnapshot, as the engine adds them up."""
+
+    prompt: int = 0
+    prompt_cached: int = 0
+    prompt_computed: int = 0
+    generated: int = 0
+
+    def add_prompt(self, num_tokens: int, num_reused: int) -> None:
+        """Count a prompt that has been computed to its end for the first time."""
+        self.prompt += num_tokens
+        self.prompt_cached += num_reused
+
+
 @dataclass(frozen=True, slots=True)
 class AdmissionStats:
     """Reservations of unfinished requests, their limits, and numbers of refusals by limit.
@@ -52,31 +67,6 @@ class AdmissionStats:
     max_choices: int
     max_tokens: int | None
     refused: dict[str, int]
-
-
-@dataclass(slots=True)
-class RequestTimes:
-    """Times of one sequence, set by the engine's thread."""
-
-    arrival_s: float
-    first_scheduled_s: float | None = None
-    first_token_s: float | None = None
-    last_token_s: float | None = None
-    _summary: RequestMetrics | None = field(init=False, default=None)
-
-    def summary(self, finished_s: float | None = None) -> RequestMetrics:
-        """Return the times for the output; the object is reused until a time changes."""
-        summary = self._summary
-        if (
-            summary is None
-            or summary.first_token_s != self.first_token_s
-            or summary.first_scheduled_s != self.first_scheduled_s
-            or summary.finished_s != finished_s
-        ):
-            summary = self._summary = RequestMetrics(
-                self.arrival_s, self.first_scheduled_s, self.first_token_s, finished_s
-            )
-        return summary
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,15 +7,14 @@ here, on the thread that waits for the output.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from nanovllm.engine.admission import RequestSize
 from nanovllm.engine.detokenizer import IncrementalDecoder, StopStrings
 from nanovllm.engine.logprobs import LogprobList, logprobs_bytes
 from nanovllm.engine.pooling import Pooler
 from nanovllm.engine.scheduling.request import FinishReason, Request
+from nanovllm.engine.scheduling.step_plan import SequenceUpdate
 from nanovllm.engine.sequence_output import SequenceOutput
-from nanovllm.engine.step_output import SequenceUpdate
 from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.errors import EngineFaultError, NanovllmError
 from nanovllm.model.sampling import TokenLogprobs
@@ -29,14 +28,14 @@ from nanovllm.outputs import (
 from nanovllm.sampling_params import SamplingParams
 
 
-def describe_error(error: NanovllmError) -> str:
-    """Return an error's message with its cause. For Python callers; a server hides the cause."""
-    cause = error.__cause__
-    return str(error) if cause is None else f"{error} ({type(cause).__name__}: {cause})"
-
-
 class PromptRequest:
-    """A checked prompt: its sequences for the engine, and the output of their updates so far."""
+    """A checked prompt: its sequences for the engine, and the output of their updates so far.
+
+    Attributes:
+        requests: its sequences, ordered by choice index.
+        error: why the output is not complete; None where there is no error.
+        metrics: times of the sequence that ended last; None before one has.
+    """
 
     def __init__(
         self,
@@ -69,7 +68,7 @@ class PromptRequest:
             None if params.prompt_logprobs is None else [None]
         )
         self._num_cached_tokens = 0
-        self._metrics: RequestMetrics | None = None
+        self.metrics: RequestMetrics | None = None
         stops = StopStrings(
             params.stop_strings, include_in_output=params.include_stop_str_in_output
         )
@@ -121,14 +120,8 @@ class PromptRequest:
     def is_refused(self) -> bool:
         """Whether the request ended with an error before it ran, such as an invalid grammar."""
         return self.error is not None and (
-            self._metrics is not None and self._metrics.first_scheduled_s is None
+            self.metrics is not None and self.metrics.first_scheduled_s is None
         )
-
-    @property
-    def unfinished_ids(self) -> list[str]:
-        """Ids of the sequences that have not ended."""
-        pairs = zip(self.requests, self._sequences, strict=True)
-        return [request.request_id for request, output in pairs if output.finish_reason is None]
 
     @property
     def num_output_tokens(self) -> int:
@@ -153,24 +146,25 @@ class PromptRequest:
 
         The caller must then finish the sequence in the engine.
         """
-        sequence = self._sequences[update.choice_index]
+        choice_index = update.request.choice_index
+        sequence = self._sequences[choice_index]
         if sequence.finish_reason is not None:
             return False  # computed before the engine was told of a stop string
         if self._pooler is not None and update.hidden is not None:
             self._pooler.add(update.hidden)
-        if update.choice_index == 0:
+        if choice_index == 0:
             if self._prompt_logprobs is not None:
                 self._prompt_logprobs += update.prompt_logprobs
             # Only of the first choice: the others share its blocks.
             self._num_cached_tokens = update.num_cached_tokens
         found_stop = sequence.add(update)
-        metrics = update.metrics
-        if found_stop and metrics is not None:
-            metrics = replace(metrics, finished_s=update.time_s)
         if not found_stop:
             self.error = self.error or update.error
-        if sequence.finish_reason is not None and metrics is not None:
-            self._metrics = metrics
+        if sequence.finish_reason is not None:
+            times = update.request.times
+            self.metrics = RequestMetrics(
+                times.arrival_s, times.first_scheduled_s, times.first_token_s, update.time_s
+            )
         return found_stop and update.finish_reason is None
 
     def fail(self, error: NanovllmError) -> None:
@@ -181,11 +175,10 @@ class PromptRequest:
 
     def result(self) -> RequestOutput | EmbeddingRequestOutput:
         """Return the whole output with packed log-probabilities; raises the error that ended it."""
-        if self._pooler is not None:
-            return self.embedding()
+        output = self.output(packed=True) if self._pooler is None else self.embedding()
         if self.error is not None:
             raise self.error
-        return self.output(packed=True)
+        return output
 
     def output(self, *, packed: bool = False) -> RequestOutput:
         """Return the output so far; with best_of the choices may change until all sequences end.
@@ -205,37 +198,22 @@ class PromptRequest:
         return output
 
     def embedding(self) -> EmbeddingRequestOutput:
-        """Return the embedding of a prompt that is completely computed.
-
-        Raises the error that ended the request, or EngineFaultError if a value is not finite.
-        """
+        """Return the embedding of a prompt that has ended; after an error, an empty one with it."""
         assert self._pooler is not None
-        if self.error is not None:
-            raise self.error
-        vector = self._pooler.embedding()
+        vector = [] if self.error is not None else self._pooler.embedding()
         if vector is None:
-            raise EngineFaultError(
+            self.error = EngineFaultError(
                 "the prompt has no embedding: the network's output is not a number"
             )
-        return self._embedding_output(vector, None)
-
-    def embedding_or_error(self) -> EmbeddingRequestOutput:
-        """Return the embedding; after an error, return an empty one with the error's message."""
-        try:
-            return self.embedding()
-        except NanovllmError as error:
-            return self._embedding_output([], describe_error(error))
-
-    def _embedding_output(self, vector: list[float], error: str | None) -> EmbeddingRequestOutput:
         return EmbeddingRequestOutput(
             self.request_id,
             self._prompt,
             self._prompt_token_ids,
-            EmbeddingOutput(vector),
+            EmbeddingOutput(vector or []),
             True,
             self._num_cached_tokens,
-            self._metrics,
-            error,
+            self.metrics,
+            self._error_text,
         )
 
     def take_delta(self) -> RequestOutput | None:
@@ -271,8 +249,12 @@ class PromptRequest:
         return self._sequences * (self._params.n // len(self._sequences))
 
     @property
-    def _shows_logprobs(self) -> bool:
-        return self._params.logprobs is not None
+    def _error_text(self) -> str | None:
+        """The error with its cause. For Python callers; a server hides the cause."""
+        if self.error is None:
+            return None
+        cause = self.error.__cause__
+        return str(self.error) + (f" ({type(cause).__name__}: {cause})" if cause else "")
 
     @property
     def _prompt_logprobs_pending(self) -> bool:
@@ -296,24 +278,21 @@ class PromptRequest:
             finished=self.is_finished,
             num_cached_tokens=self._num_cached_tokens,
             num_generated_tokens=self.num_output_tokens,
-            metrics=self._metrics,
-            error=None if self.error is None else describe_error(self.error),
+            metrics=self.metrics,
+            error=self._error_text,
         )
 
     def _completion(
         self, index: int, sequence: SequenceOutput, text_start: int, token_start: int
     ) -> CompletionOutput:
+        has_logprobs, reason = self._params.logprobs is not None, sequence.finish_reason
         return CompletionOutput(
             index=index,
             text=sequence.text[text_start:],
             token_ids=sequence.token_ids[token_start:],
-            cumulative_logprob=sequence.cumulative_logprob if self._shows_logprobs else None,
-            logprobs=self._unpacked(sequence.logprobs[token_start:])
-            if self._shows_logprobs
-            else None,
-            finish_reason=sequence.finish_reason.value
-            if sequence.finish_reason is not None
-            else None,
+            cumulative_logprob=sequence.cumulative_logprob if has_logprobs else None,
+            logprobs=self._unpacked(sequence.logprobs[token_start:]) if has_logprobs else None,
+            finish_reason=None if reason is None else reason.value,
             stop_reason=sequence.stop_reason,
         )
 

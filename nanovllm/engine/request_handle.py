@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from types import TracebackType
 
@@ -64,54 +65,48 @@ class RequestHandle:
 
     async def wait_for_update(self) -> None:
         """Wait for the first update, which an invalid grammar ends; raises the error then."""
-        while not self._updated and self.error is None:
-            await self._wakeup.wait()
-            self._wakeup.clear()
+        while not self._updated:
+            await self._wait_for_any()
         for index in sorted(self._updated):
             self._raise_error(index)
-        if not self._updated and self.error is not None:
-            raise self.error
 
     async def wait(self) -> None:
         """Wait until every prompt has ended. Raises the first error."""
-        while self._held:
-            for index in await self._take_updated():
-                self._raise_error(index)
-                if self.prompts[index].is_finished:
-                    self.end(index)
-        self._raise_late_error()
+        async for _ in self._updates():
+            pass
 
     async def deltas(self) -> AsyncGenerator[tuple[int, RequestOutput], None]:
         """Yield (index of a prompt, its delta); raises the first error.
 
         Updates that arrive while the caller is busy merge into one delta.
         """
-        while self._held:
-            for index in await self._take_updated():
-                prompt = self.prompts[index]
-                is_finished = prompt.is_finished
-                self._raise_error(index)
-                delta = prompt.take_delta()
+        async with aclosing(self._updates()) as updates:
+            async for index in updates:
+                delta = self.prompts[index].take_delta()
                 if delta is not None:
                     yield index, delta
+
+    async def _updates(self) -> AsyncGenerator[int, None]:
+        """Yield the indices of prompts that have updates, and end those that are finished."""
+        while self._held:
+            await self._wait_for_any()
+            updated = sorted(self._updated)
+            self._updated.clear()
+            for index in updated:
+                is_finished = self.prompts[index].is_finished
+                self._raise_error(index)
+                yield index
                 if is_finished:
                     self.end(index)
-        self._raise_late_error()
+        if self.error is not None and not self.is_finished:
+            raise self.error  # it came after the last update, and has released all prompts
 
-    async def _take_updated(self) -> list[int]:
-        """Wait for updates, and return the indices of their prompts; raises `error` without any."""
+    async def _wait_for_any(self) -> None:
+        """Wait for an update; raises `error` where none comes."""
         if not self._updated and self.error is None:
             await self._wakeup.wait()
             self._wakeup.clear()
         if not self._updated and self.error is not None:
-            raise self.error
-        updated = sorted(self._updated)
-        self._updated.clear()
-        return updated
-
-    def _raise_late_error(self) -> None:
-        """Raise an error that came during the last delta, and has released all prompts."""
-        if self.error is not None and not self.is_finished:
             raise self.error
 
     def _raise_error(self, index: int) -> None:

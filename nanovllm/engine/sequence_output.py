@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from nanovllm.engine.detokenizer import IncrementalDecoder, StopStrings
 from nanovllm.engine.scheduling.request import FinishReason
-from nanovllm.engine.step_output import SequenceUpdate
+from nanovllm.engine.scheduling.step_plan import SequenceUpdate
 from nanovllm.model.sampling import TokenLogprobs
 from nanovllm.sampling_params import SamplingParams
 

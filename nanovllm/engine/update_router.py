@@ -6,13 +6,13 @@ owner, such as a call or a handle, gets the prompts that a step has changed.
 
 import logging
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from typing import Generic, TypeVar
 
 from nanovllm.engine.metrics import FinishedPrompt, FinishedRequest, StepStats
 from nanovllm.engine.prompt_request import PromptRequest
 from nanovllm.engine.scheduling.request import FinishReason
-from nanovllm.engine.step_output import SequenceUpdate, StepOutput
+from nanovllm.engine.scheduling.step_plan import SequenceUpdate
+from nanovllm.engine.step_output import StepOutput
 from nanovllm.errors import EngineFaultError, InvalidRequestError
 
 logger = logging.getLogger(__name__)
@@ -96,17 +96,15 @@ class UpdateRouter(Generic[OwnerT]):
 
 def _count(stats: StepStats, prompt: PromptRequest, update: SequenceUpdate) -> None:
     """Add an update to the statistics of its step, after the prompt has it."""
-    times = update.metrics
-    if update.token_ids:
-        if update.inter_token_latency_s is not None:
-            stats.inter_token_latencies_s.append(update.inter_token_latency_s)
-        elif times is not None:
-            stats.times_to_first_token_s.append(update.time_s - times.arrival_s)
-    ended = prompt.ended(update.choice_index)
-    if ended is None or times is None:
+    request = update.request
+    if update.inter_token_latency_s is not None:
+        stats.inter_token_latencies_s.append(update.inter_token_latency_s)
+    elif update.token_ids:
+        stats.times_to_first_token_s.append(update.time_s - request.times.arrival_s)
+    ended = prompt.ended(request.choice_index)
+    if ended is None or prompt.metrics is None:
         return
     reason, num_tokens = ended
-    request = prompt.requests[update.choice_index]
     stats.finished.append(
         FinishedRequest(
             reason.value,
@@ -115,7 +113,7 @@ def _count(stats: StepStats, prompt: PromptRequest, update: SequenceUpdate) -> N
             request.max_new_tokens,
             update.num_reused_tokens,
             update.num_preemptions,
-            replace(times, finished_s=update.time_s),
+            prompt.metrics,
         )
     )
     if prompt.is_finished:

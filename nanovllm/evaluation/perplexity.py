@@ -20,6 +20,7 @@ engine's prompt_logprobs are Python objects per token and lack float64 sums.
 """
 
 import os
+import sys
 import time
 import warnings
 from collections.abc import Iterable, Sequence
@@ -240,22 +241,20 @@ def _encode_all(
     Texts without a predicted token are left out. Raises TrainingError if none is left.
     """
     encoded = []
-    left = max_tokens
-    longest = 0
+    left, longest = sys.maxsize if max_tokens is None else max_tokens, 0
     for text in texts:
-        if left == 0:
-            break
         token_ids, byte_ends = _encode(tokenizer, text, left)
         if bos_token is not None:
-            token_ids = np.concatenate([[bos_token], token_ids])
-            byte_ends = np.concatenate([[0], byte_ends])
+            token_ids = np.append(np.int64(bos_token), token_ids)
+            byte_ends = np.append(np.int64(0), byte_ends)
         longest = max(longest, len(token_ids))
-        token_ids = token_ids[: None if left is None else left + 1]
-        num_targets = len(token_ids) - 1
-        if num_targets < 1:
-            continue
-        encoded.append((token_ids, int(byte_ends[num_targets] - byte_ends[0])))
-        left = None if left is None else left - num_targets
+        num_targets = min(len(token_ids) - 1, left)
+        if num_targets > 0:
+            num_bytes = int(byte_ends[num_targets] - byte_ends[0])
+            encoded.append((token_ids[: num_targets + 1], num_bytes))
+            left -= num_targets
+        if left == 0:
+            break
     if sum(num_bytes for _, num_bytes in encoded) == 0:
         raise TrainingError(
             f"the longest text has {longest} tokens; at least 2 are needed, because the first is "
@@ -265,7 +264,7 @@ def _encode_all(
 
 
 def _encode(
-    tokenizer: Tokenizer, text: str, max_tokens: int | None
+    tokenizer: Tokenizer, text: str, max_tokens: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return token ids of a text, and the UTF-8 bytes of the text up to each token's end.
 
@@ -275,7 +274,7 @@ def _encode(
         ids = []
         for piece in pieces(text, _PIECE_CHARACTERS):
             ids += tokenizer.encode(piece, add_special_tokens=False, allow_special=True)
-            if max_tokens is not None and len(ids) > max_tokens:
+            if len(ids) > max_tokens:
                 break
         token_ids = np.array(ids, dtype=np.int64)
         unique, index = np.unique(token_ids, return_inverse=True)

@@ -129,29 +129,22 @@ def _groups(windows: Iterable[Window]) -> Iterator[list[Window]]:
 def _make_batch(windows: Sequence[Window]) -> tuple[ForwardBatch, int]:
     """Return the windows as sequences of one batch, and the number of blocks that it uses."""
     lengths = np.array([len(window.inputs) for window in windows], dtype=np.int64)
+    ends = np.cumsum(lengths)
+    positions = np.arange(ends[-1], dtype=np.int64) - np.repeat(ends - lengths, lengths)
     blocks = -(-lengths // _BLOCK_SIZE)
-    first_blocks = np.concatenate([[0], np.cumsum(blocks)[:-1]]).astype(np.int64)
-    positions = [np.arange(length, dtype=np.int64) for length in lengths.tolist()]
-    query_starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     num_blocks = int(blocks.sum())
+    first_blocks = np.cumsum(blocks) - blocks
     tables = first_blocks[:, None] + np.arange(blocks.max(), dtype=np.int64)
+    is_scored = [
+        np.arange(len(one.inputs)) >= len(one.inputs) - len(one.targets) for one in windows
+    ]
     batch = ForwardBatch(
         token_ids=np.concatenate([window.inputs for window in windows]),
-        positions=np.concatenate(positions),
-        query_starts=query_starts,
+        positions=positions,
+        query_starts=np.append(np.int64(0), ends),
         context_lens=lengths,
         block_tables=np.minimum(tables, num_blocks - 1),  # entries past a context are not read
-        slots=np.concatenate(
-            [
-                block * _BLOCK_SIZE + position
-                for block, position in zip(first_blocks.tolist(), positions, strict=True)
-            ]
-        ),
-        logit_rows=np.concatenate(
-            [
-                np.arange(end - len(window.targets), end, dtype=np.int64)
-                for end, window in zip(query_starts[1:].tolist(), windows, strict=True)
-            ]
-        ),
+        slots=np.repeat(first_blocks * _BLOCK_SIZE, lengths) + positions,
+        logit_rows=np.flatnonzero(np.concatenate(is_scored)),
     )
     return batch, num_blocks

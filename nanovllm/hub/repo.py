@@ -7,12 +7,11 @@ weights are downloaded, and turns errors into one line with the remedy.
 import errno
 import io
 import json
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Annotated, Any, BinaryIO, TypeAlias
 from urllib.parse import quote, urlsplit
 
 from huggingface_hub import (
@@ -26,6 +25,7 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]  # not marked 
     tqdm,
     validate_repo_id,
 )
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
 
 from nanovllm.errors import CheckpointError, ModelNotFoundError, printable
 from nanovllm.hub import transfer
@@ -43,12 +43,44 @@ MAX_LISTING_BYTES = 16 << 20  # some 50,000 files
 MAX_CONFIG_BYTES = 1 << 20
 MAX_INDEX_BYTES = 16 << 20
 _MESSAGE_CHARACTERS = 1000
-_COMMIT = re.compile(r"[0-9a-f]{40,64}")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
-_GIT_SHA1 = re.compile(r"[0-9a-f]{40}")
+_Sha256: TypeAlias = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+_GitSha1: TypeAlias = Annotated[str, Field(pattern="^[0-9a-f]{40}$")]
+_Commit: TypeAlias = Annotated[str, Field(pattern="^[0-9a-f]{40,64}$")]
+_Shard: TypeAlias = Annotated[str, Field(pattern=r"^[^/\\\p{C}\p{Zl}\p{Zp}]+\.safetensors$")]
+"""Text of the hub that becomes part of paths and URLs."""
 _FAILURES: tuple[type[Exception], ...] = (
     OSError, transfer.HTTP_ERROR, errors.HFValidationError, transfer.TooLargeError,
 )  # fmt: skip
+
+
+class _Checked(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+
+class _LargeFile(_Checked):
+    size: NonNegativeInt
+    sha256: _Sha256
+
+
+class _Sibling(_Checked):
+    rfilename: str
+    size: NonNegativeInt | None = None
+    blobId: _GitSha1 | None = None  # noqa: N815 - the hub's name
+    lfs: _LargeFile | None = None
+
+
+class _Listing(_Checked):
+    """The hub's answer about a repository."""
+
+    id: str
+    sha: _Commit
+    siblings: list[_Sibling] | None = None
+
+
+class _Index(_Checked):
+    """A model.safetensors.index.json: the file of each tensor."""
+
+    weight_map: Annotated[dict[str, _Shard], Field(min_length=1)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,18 +136,17 @@ class HubRepo:
             url = f"{endpoint}/api/models/{name}{suffix}"
             listing = transfer.read(url, MAX_LISTING_BYTES, token=token, params={"blobs": "true"})
         try:
-            info = json.loads(listing)
-            validate_repo_id(info["id"])
-            files = {file.name: file for file in map(_hub_file, info.get("siblings") or ())}
-            commit = _matching(_COMMIT, info["sha"])
-        except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
-            reason = printable(f"{type(error).__name__}: {error}")
-            raise ModelNotFoundError(
-                f"{endpoint} does not answer as a Hugging Face hub does ({reason}); "
-                "check HF_ENDPOINT"
-            ) from None
-        files = {n: file for n, file in files.items() if "/" not in n and "\\" not in n}
-        return cls(name, info["id"], commit, files, endpoint, token)
+            info = _Listing.model_validate_json(listing)
+            validate_repo_id(info.id)
+        except ValueError as error:  # ValidationError and HFValidationError are
+            reason = printable(" ".join(str(error).split()))
+            raise ModelNotFoundError(_not_a_hub(endpoint, reason)) from None
+        files = {
+            entry.rfilename: _hub_file(entry)
+            for entry in info.siblings or ()
+            if "/" not in entry.rfilename and "\\" not in entry.rfilename
+        }
+        return cls(name, info.id, info.sha, files, endpoint, token)
 
     def read(self, name: str, limit_bytes: int) -> bytes:
         """Return the content of a small file."""
@@ -152,7 +183,15 @@ class HubRepo:
             raise CheckpointError(
                 f"{self.repo} has no config.json, so it is not a model in Hugging Face format"
             )
-        raw = _parsed(self.read("config.json", MAX_CONFIG_BYTES), f"config.json of {self.repo}")
+        try:
+            raw = json.loads(self.read("config.json", MAX_CONFIG_BYTES))
+        except (ValueError, RecursionError) as error:
+            raise CheckpointError(f"config.json of {self.repo} is not JSON: {error}") from None
+        if not isinstance(raw, dict):
+            kind = type(raw).__name__
+            raise CheckpointError(
+                f"config.json of {self.repo} holds a {kind} but must hold an object"
+            )
         try:
             return GPT2Config.from_dict(raw)
         except CheckpointError as error:
@@ -245,96 +284,64 @@ def explained(repo: str, endpoint: str, revision: str | None = None) -> Iterator
 
 def _explanation(error: Exception, repo: str, endpoint: str, revision: str | None) -> str:
     elsewhere = f"download {repo} on another machine, copy the folder here and give its path"
-    known: tuple[tuple[type[Exception], str], ...] = (
-        (
-            errors.HFValidationError,
-            f"{repo} cannot be the name of a model on the hub, which is owner/name",
-        ),
-        (
-            errors.GatedRepoError,
-            (
+    match error:
+        case errors.HFValidationError():
+            text = f"{repo} cannot be the name of a model on the hub, which is owner/name"
+        case errors.GatedRepoError():
+            text = (
                 f"{repo} is gated: accept its terms at {endpoint}/{repo}, then set HF_TOKEN to a "
                 "token of that account"
-            ),
-        ),
-        (
-            errors.RepositoryNotFoundError,
-            (
+            )
+        case errors.RepositoryNotFoundError():
+            text = (
                 f"{endpoint} has no model {repo}, or it is private: check the spelling; for a "
                 "private one set HF_TOKEN to a token that may read it"
-            ),
-        ),
-        (
-            errors.RevisionNotFoundError,
-            f"{repo} has no revision {revision}: give one of its branches, tags or commits",
-        ),
-        (
-            errors.OfflineModeIsEnabled,
-            (
+            )
+        case errors.RevisionNotFoundError():
+            text = f"{repo} has no revision {revision}: give one of its branches, tags or commits"
+        case errors.OfflineModeIsEnabled():
+            text = (
                 f"HF_HUB_OFFLINE is set, so {endpoint} is not asked for {repo}: unset it, "
                 f"or {elsewhere}"
-            ),
-        ),
-    )
-    for kind, message in known:
-        if isinstance(error, kind):
-            return message
-    if isinstance(error, transfer.TooLargeError):
-        reason = "its list of files has no end"
-        return (
-            f"{endpoint} does not answer as a Hugging Face hub does ({reason}); check HF_ENDPOINT"
-        )
-    if isinstance(error, errors.HfHubHTTPError):
-        return _explanation_of_status(error, repo, endpoint)
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return f"the disk is full before {repo} is complete: free some space and try again"
-    if isinstance(error, OSError) and not isinstance(error, errors.LocalEntryNotFoundError):
-        return f"{repo} could not be fetched: {error}; try again"
-    cause = error.__cause__ or error
-    return (
-        f"no connection to {endpoint} ({type(cause).__name__}: {cause}): check the network, "
-        f"set HF_ENDPOINT to a mirror, or {elsewhere}"
-    )
+            )
+        case transfer.TooLargeError():
+            text = _not_a_hub(endpoint, "its list of files has no end")
+        case errors.HfHubHTTPError():
+            text = _explanation_of_status(error, repo, endpoint)
+        case OSError(errno=errno.ENOSPC):
+            text = f"the disk is full before {repo} is complete: free some space and try again"
+        case OSError() if not isinstance(error, errors.LocalEntryNotFoundError):
+            text = f"{repo} could not be fetched: {error}; try again"
+        case _:
+            cause = error.__cause__ or error
+            text = (
+                f"no connection to {endpoint} ({type(cause).__name__}: {cause}): check the "
+                f"network, set HF_ENDPOINT to a mirror, or {elsewhere}"
+            )
+    return text
+
+
+def _not_a_hub(endpoint: str, reason: str) -> str:
+    return f"{endpoint} does not answer as a Hugging Face hub does ({reason}); check HF_ENDPOINT"
 
 
 def _explanation_of_status(error: errors.HfHubHTTPError, repo: str, endpoint: str) -> str:
     status = error.response.status_code
     detail = f" ({error.server_message})" if error.server_message else ""
-    answer = f"{endpoint} answered {status}{detail} for {repo}"
-    if status in (401, 403):
-        remedy = "check that HF_TOKEN is valid and may read it, or unset it for a public model"
-        return f"{answer}: {remedy}"
-    if status == 429:
-        remedy = "wait a few minutes, or set HF_TOKEN, which raises the limit"
-        return f"{answer}, too many requests: {remedy}"
-    return f"{answer}: try again later, or set HF_ENDPOINT to a mirror"
+    remedies = {
+        401: "check that HF_TOKEN is valid and may read it, or unset it for a public model",
+        429: "wait a few minutes, or set HF_TOKEN, which raises the limit",
+    }
+    remedies[403] = remedies[401]
+    remedy = remedies.get(status, "try again later, or set HF_ENDPOINT to a mirror")
+    many = ", too many requests" if status == 429 else ""
+    return f"{endpoint} answered {status}{detail} for {repo}{many}: {remedy}"
 
 
-def _hub_file(entry: Mapping[str, Any]) -> HubFile:
-    """Parse an entry of the hub's listing.
-
-    Raises ValueError, KeyError, TypeError or AttributeError for a malformed one.
-    """
-    lfs = entry.get("lfs")
-    size_bytes = entry.get("size") if lfs is None else lfs["size"]
-    if size_bytes is not None and (type(size_bytes) is not int or size_bytes < 0):
-        raise TypeError(f"a size is {size_bytes!r}")
-    if not isinstance(entry["rfilename"], str):
-        raise TypeError(f"a file is called {entry['rfilename']!r}")
-    blob = entry.get("blobId")
-    return HubFile(
-        entry["rfilename"],
-        size_bytes,
-        None if lfs is None else _matching(_SHA256, lfs["sha256"]),
-        None if lfs is not None or blob is None else _matching(_GIT_SHA1, blob),
-    )
-
-
-def _matching(pattern: "re.Pattern[str]", value: object) -> str:
-    """Check a value that becomes part of paths and URLs; raises ValueError."""
-    if not isinstance(value, str) or pattern.fullmatch(value) is None:
-        raise ValueError(f"{value!r} is no checksum")
-    return value
+def _hub_file(entry: _Sibling) -> HubFile:
+    if entry.lfs is not None:
+        return HubFile(entry.rfilename, entry.lfs.size, entry.lfs.sha256, None)
+    return HubFile(entry.rfilename, entry.size, None, entry.blobId)
 
 
 def _checked_endpoint(endpoint: str) -> str:
@@ -357,31 +364,9 @@ def _checked_endpoint(endpoint: str) -> str:
 
 def _shard_names(index: bytes, source: str) -> list[str]:
     """Return the sorted weight files of a model.safetensors.index.json; `source` names it."""
-    weight_map = _parsed(index, source).get("weight_map")
-    names = (
-        set(weight_map.values())
-        if isinstance(weight_map, dict)
-        and all(isinstance(name, str) for name in weight_map.values())
-        else set()
-    )
-    if not names or any(
-        name != Path(name).name
-        or "\\" in name
-        or not name.endswith(".safetensors")
-        or not name.isprintable()
-        for name in names
-    ):
+    try:
+        return sorted(set(_Index.model_validate_json(index).weight_map.values()))
+    except ValidationError:
         raise CheckpointError(
             f"{source} has no weight_map from tensor names to .safetensors files beside it"
-        )
-    return sorted(names)
-
-
-def _parsed(content: bytes, source: str) -> dict[str, object]:
-    try:
-        value = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{source} is not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{source} holds a {type(value).__name__} but must hold an object")
-    return value
+        ) from None

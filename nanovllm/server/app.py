@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path as FilePath
 from typing import Annotated, Any
 
-from fastapi import FastAPI, Path, Request
+from fastapi import FastAPI, Path
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp
 
@@ -33,20 +33,15 @@ from nanovllm.server import openapi
 from nanovllm.server.control import ServerControl
 from nanovllm.server.http import errors
 from nanovllm.server.http.auth import OPEN_PATHS, ApiKeyMiddleware, TrustedHostMiddleware
-from nanovllm.server.http.body import read_body
 from nanovllm.server.http.body_limit import BodyLimitMiddleware
 from nanovllm.server.http.cors import CORSMiddleware
 from nanovllm.server.http.docs_page import add_docs_pages
 from nanovllm.server.http.errors import served_name
-from nanovllm.server.http.event_stream import json_response
-from nanovllm.server.http.head_requests import HeadMiddleware
-from nanovllm.server.http.json_io import write_json
-from nanovllm.server.http.request_log import RequestLogMiddleware
-from nanovllm.server.http.trailing_slash import TrailingSlashMiddleware
+from nanovllm.server.http.request_line import HeadMiddleware, TrailingSlashMiddleware
+from nanovllm.server.http.request_log import Headers, RequestLogMiddleware
 from nanovllm.server.inspector import page
 from nanovllm.server.inspector.documents import StateDescriber
 from nanovllm.server.inspector.inspect_routes import add_inspect_routes
-from nanovllm.server.inspector.paused_header import PausedHeaderMiddleware
 from nanovllm.server.inspector.same_origin import SameOriginMiddleware
 from nanovllm.server.inspector.state_routes import add_state_routes
 from nanovllm.server.metrics import RequestCounter, ServerMetrics
@@ -55,21 +50,9 @@ from nanovllm.server.openai.completions import COMPLETIONS
 from nanovllm.server.openai.embeddings import EMBEDDINGS
 from nanovllm.server.openai.endpoint import Endpoint, ModelService, add_endpoint
 from nanovllm.server.openai.response_store import ResponseStore, add_store_routes
-from nanovllm.server.openai.response_types import (
-    Detokenized,
-    Model,
-    ModelList,
-    Tokenized,
-    TokenizerInfo,
-)
+from nanovllm.server.openai.response_types import Model, ModelList
 from nanovllm.server.openai.responses import RESPONSES
-from nanovllm.server.openai.tokenization import (
-    DetokenizeRequest,
-    TokenizeRequest,
-    detokenize,
-    tokenize,
-    tokenizer_info,
-)
+from nanovllm.server.openai.tokenization import add_tokenization_routes
 from nanovllm.server.openapi import operation
 from nanovllm.server.status import add_status_routes
 
@@ -168,7 +151,7 @@ def create_app(
         add_endpoint(app, endpoint, service)
     if service.response_store is not None:
         add_store_routes(app, service.response_store)
-    _add_tokenization(app, service)
+    add_tokenization_routes(app, service)
     if settings.has_inspector:
         _add_inspector(app, service, settings, metrics)
     add_docs_pages(app, has_index=not settings.has_inspector)
@@ -176,7 +159,7 @@ def create_app(
         app, has_keys=bool(settings.api_keys), checks_host=settings.allowed_hosts is not None
     )
     _add_middleware(app, engine, settings, control)
-    return _with_outer_middleware(app, settings, metrics)
+    return _with_outer_middleware(app, engine, settings, metrics)
 
 
 def _add_middleware(
@@ -197,20 +180,26 @@ def _add_middleware(
     )
     if settings.has_inspector:
         app.add_middleware(SameOriginMiddleware, allowed_origins=settings.allowed_origins)
-    if settings.has_inspector and settings.inspector_controls:
-        app.add_middleware(PausedHeaderMiddleware, engine=engine)
     if settings.api_keys:
         open_paths = OPEN_PATHS | (page.public_paths() if settings.has_inspector else frozenset())
         app.add_middleware(ApiKeyMiddleware, api_keys=control.api_keys, open_paths=open_paths)
 
 
 def _with_outer_middleware(
-    app: FastAPI, settings: ServerSettings, metrics: ServerMetrics
+    app: FastAPI, engine: AsyncEngine, settings: ServerSettings, metrics: ServerMetrics
 ) -> ASGIApp:
     """Return the application with the middleware that also sees the framework's own responses.
 
     The framework answers a fault outside of the middleware that `add_middleware` adds.
     """
+
+    def pause_header() -> Headers:
+        """Name a pause, which keeps clients waiting and which nothing else tells them."""
+        is_ready = settings.inspector_controls and engine.state is EngineState.READY
+        return (
+            [(b"x-nanovllm-engine", b"paused")] if is_ready and engine.inspector.is_paused else []
+        )
+
     shared: ASGIApp = HeadMiddleware(app)
     if settings.allowed_origins:
         shared = CORSMiddleware(shared, settings.allowed_origins)
@@ -221,6 +210,7 @@ def _with_outer_middleware(
         log_requests=settings.log_requests,
         log_prompts=settings.log_prompts,
         count=RequestCounter(app.routes, metrics),
+        headers=pause_header,
     )
     return TrailingSlashMiddleware(logged)
 
@@ -268,38 +258,3 @@ def _add_models(app: FastAPI, engine: AsyncEngine, settings: ServerSettings) -> 
     ) -> Response:
         """The served model under one of its names, which may have slashes."""
         return JSONResponse(describe(served_name(model_id, settings.model_names)))
-
-
-def _add_tokenization(app: FastAPI, service: ModelService) -> None:
-    """Add the routes of texts and token ids, which are computed on worker threads."""
-    async_engine, work = service.async_engine, service.work
-
-    @app.post("/tokenize", **operation(400, 404, 503, response=Tokenized, body=TokenizeRequest))
-    async def tokenize_text(request: Request) -> Response:
-        """Token ids of a text or of messages."""
-        body, num_bytes = await read_body(request, TokenizeRequest, work)
-        served_name(body.model, service.model_names)
-        engine, template = async_engine.engine, service.chat_template
-        content = await work.read(
-            request,
-            num_bytes,
-            lambda: write_json(tokenize(body, engine, template)),
-            is_guarded=body.messages is not None,
-        )
-        return json_response(content)
-
-    @app.post(
-        "/detokenize", **operation(400, 404, 503, response=Detokenized, body=DetokenizeRequest)
-    )
-    async def detokenize_ids(request: Request) -> Response:
-        """The text of token ids."""
-        body, num_bytes = await read_body(request, DetokenizeRequest, work)
-        served_name(body.model, service.model_names)
-        engine = async_engine.engine
-        content = await work.read(request, num_bytes, lambda: write_json(detokenize(body, engine)))
-        return json_response(content)
-
-    @app.get("/tokenizer_info", **operation(503, response=TokenizerInfo))
-    async def tokenizer_facts() -> Response:
-        """Special tokens and sizes, for programs that let the server tokenize."""
-        return JSONResponse(tokenizer_info(async_engine.engine))

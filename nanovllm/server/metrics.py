@@ -8,19 +8,25 @@ vLLM's, because small models answer in milliseconds.
 """
 
 import platform
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict
 from itertools import pairwise
-from typing import Annotated, TypeAlias
+from typing import Annotated
 
 from prometheus_client import (
     CollectorRegistry,
     Counter,
-    Gauge,
     Histogram,
+    Info,
     ProcessCollector,
     generate_latest,
 )
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    InfoMetricFamily,
+    Metric,
+)
 from prometheus_client.registry import Collector
 from pydantic import Field
 from starlette.routing import BaseRoute, Match, Route
@@ -30,7 +36,7 @@ from typing_extensions import TypedDict
 from nanovllm import __version__
 from nanovllm.engine.async_engine import AsyncEngine, EngineState
 from nanovllm.engine.engine import Engine
-from nanovllm.engine.metrics import EngineSnapshot, FinishedRequest, StepStats
+from nanovllm.engine.metrics import FinishedRequest, StepStats
 
 
 class LatencyHistogram(TypedDict):
@@ -43,47 +49,47 @@ class LatencyHistogram(TypedDict):
 
 
 METRICS_MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-_Series: TypeAlias = dict[str, tuple[str, Callable[[EngineSnapshot], float]]]
-
 _SECONDS = (
     0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0,
 )  # fmt: skip
 _TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
 
-_GAUGES: _Series = {
-    "num_requests_running": ("Sequences in the running batch.", lambda s: s.num_requests_running),
-    "num_requests_waiting": (
-        "Sequences that wait for their turn.",
-        lambda s: s.num_requests_waiting,
+_GAUGES: dict[str, tuple[str, ...]] = {
+    "num_requests_running": ("Sequences in the running batch.",),
+    "num_requests_waiting": ("Sequences that wait for their turn.",),
+    "num_requests_waiting_by_reason": (
+        "Sequences that wait for a seat or KV blocks (capacity), or for a grammar (deferred).",
+        "reason",
     ),
-    "kv_cache_usage_perc": (
-        "Share of the KV cache in use, from 0 to 1.",
-        lambda s: s.kv_cache_usage,
-    ),
+    "kv_cache_usage_perc": ("Share of the KV cache in use, from 0 to 1.",),
+    "queued_requests": ("Unfinished choices, of --max-queued-requests.",),
+    "queued_tokens": ("Maximum total tokens of their requests.",),
+    "queued_tokens_limit": ("Maximum of queued_tokens.",),
 }
-_COUNTERS: _Series = {
+"""Help by name, and the label of series that have one beside model_name."""
+_COUNTERS: dict[str, tuple[str, ...]] = {
     "prompt_tokens": (
         "Tokens of the prompts that were read, those from the prefix cache included.",
-        lambda s: s.prompt_tokens,
+    ),
+    "prompt_tokens_by_source": (
+        "Prompt tokens by where their keys and values came from.",
+        "source",
     ),
     "prompt_tokens_cached": (
         "Prompt tokens that were not computed: from the prefix cache, or shared by n choices.",
-        lambda s: s.prompt_tokens_cached,
     ),
     "prompt_tokens_computed": (
         "Tokens that prefill computed, those of preempted sequences again.",
-        lambda s: s.prompt_tokens_computed,
     ),
-    "generation_tokens": ("Tokens generated.", lambda s: s.generation_tokens),
-    "num_preemptions": ("Preemptions of sequences.", lambda s: s.num_preemptions),
-    "prefix_cache_queries": (
-        "Prompt tokens looked up in the prefix cache.",
-        lambda s: s.prefix_cache_queries,
+    "generation_tokens": ("Tokens generated.",),
+    "num_preemptions": ("Preemptions of sequences.",),
+    "prefix_cache_queries": ("Prompt tokens looked up in the prefix cache.",),
+    "prefix_cache_hits": ("Prompt tokens found in the prefix cache.",),
+    "request_refused": (
+        "Requests that found the queue full, by the limit that they met.",
+        "limit",
     ),
-    "prefix_cache_hits": (
-        "Prompt tokens found in the prefix cache.",
-        lambda s: s.prefix_cache_hits,
-    ),
+    "request_timeout": ("Requests that exceeded their deadline, by where they stood.", "stage"),
 }
 _HISTOGRAMS: dict[str, tuple[str, tuple[float, ...]]] = {
     "time_to_first_token_seconds": ("From arrival to the first token.", _SECONDS),
@@ -106,8 +112,6 @@ _HISTOGRAMS: dict[str, tuple[str, tuple[float, ...]]] = {
     "request_num_preemptions": ("Preemptions of a sequence.", (1, 2, 3, 4, 5, 10, 20)),
     "iteration_tokens_total": ("Prompt tokens computed and tokens generated in a step.", _TOKENS),
 }
-_Family: TypeAlias = type[CounterMetricFamily] | type[GaugeMetricFamily]
-
 _METHODS = frozenset(
     ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "CONNECT", "TRACE")
 )
@@ -146,13 +150,14 @@ class ServerMetrics:
             ["method", "status", "handler"],
             registry=self._registry,
         )
-        build = {"version": __version__, "python_version": platform.python_version()}
-        Gauge(
-            "nanovllm:build_info",
+        build = Info(
+            "nanovllm:build",
             "Always 1; the labels are the versions.",
-            ["model_name", *build],
+            ["model_name"],
             registry=self._registry,
-        ).labels(model_name, *build.values()).set(1)
+        )
+        versions = {"version": __version__, "python_version": platform.python_version()}
+        build.labels(model_name).info(versions)
         ProcessCollector(registry=self._registry)
 
     def watch(self, engine: AsyncEngine) -> None:
@@ -193,40 +198,35 @@ class ServerMetrics:
             observe["request_max_num_generation_tokens"].observe(prompt.max_generation_tokens)
         for request in stats.finished:
             self._success.labels(self._model_name, request.finish_reason).inc()
-            self._observe_counts(request)
-            self._observe_times(request)
+            for name, value in _values_of(request).items():
+                if value is not None:
+                    observe[name].observe(value)
 
-    def _observe_counts(self, request: FinishedRequest) -> None:
-        """Feed the histograms with a finished sequence's counts."""
-        observe = self._histograms
-        observe["request_prompt_tokens"].observe(request.prompt_tokens)
-        observe["request_generation_tokens"].observe(request.generation_tokens)
-        observe["request_num_preemptions"].observe(request.num_preemptions)
-        observe["request_prefill_kv_computed_tokens"].observe(
-            request.prompt_tokens - request.prompt_tokens_cached
-        )
-        if request.max_tokens:
-            observe["request_params_max_tokens"].observe(request.max_tokens)
 
-    def _observe_times(self, request: FinishedRequest) -> None:
-        """Feed the histograms with a finished sequence's times."""
-        observe, times = self._histograms, request.times
-        scheduled_s, first_token_s = times.first_scheduled_s, times.first_token_s
-        assert times.finished_s is not None
-        observe["e2e_request_latency_seconds"].observe(times.finished_s - times.arrival_s)
-        if scheduled_s is None:
-            return
-        observe["request_queue_time_seconds"].observe(scheduled_s - times.arrival_s)
-        observe["request_inference_time_seconds"].observe(times.finished_s - scheduled_s)
-        if first_token_s is None:
-            return
-        decode_s = times.finished_s - first_token_s
-        observe["request_prefill_time_seconds"].observe(first_token_s - scheduled_s)
-        observe["request_decode_time_seconds"].observe(decode_s)
-        if request.generation_tokens > 1:
-            observe["request_time_per_output_token_seconds"].observe(
-                decode_s / (request.generation_tokens - 1)
-            )
+def _values_of(request: FinishedRequest) -> dict[str, float | None]:
+    """Return a finished sequence's values by histogram; None for what it did not reach."""
+    times, gaps = request.times, request.generation_tokens - 1
+    arrival_s, scheduled_s, first_s = times.arrival_s, times.first_scheduled_s, times.first_token_s
+    decode_s = _between(first_s, times.finished_s)
+    return {
+        "request_prompt_tokens": request.prompt_tokens,
+        "request_generation_tokens": request.generation_tokens,
+        "request_num_preemptions": request.num_preemptions,
+        "request_prefill_kv_computed_tokens": request.prompt_tokens - request.prompt_tokens_cached,
+        "request_params_max_tokens": request.max_tokens or None,
+        "e2e_request_latency_seconds": _between(arrival_s, times.finished_s),
+        "request_queue_time_seconds": _between(arrival_s, scheduled_s),
+        "request_inference_time_seconds": _between(scheduled_s, times.finished_s),
+        "request_prefill_time_seconds": _between(scheduled_s, first_s),
+        "request_decode_time_seconds": decode_s,
+        "request_time_per_output_token_seconds": (
+            None if decode_s is None or gaps < 1 else decode_s / gaps
+        ),
+    }
+
+
+def _between(begin_s: float | None, end_s: float | None) -> float | None:
+    return None if begin_s is None or end_s is None else end_s - begin_s
 
 
 class _EngineCollector(Collector):
@@ -239,31 +239,34 @@ class _EngineCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         if self._engine.state is not EngineState.READY:
             return
-        stats = self._engine.stats()
-        for name, (help_text, value) in _GAUGES.items():
-            yield self._family(GaugeMetricFamily, name, help_text, value(stats))
-        for name, (help_text, value) in _COUNTERS.items():
-            yield self._family(CounterMetricFamily, name, help_text, value(stats))
-        yield from self._by_label(stats)
-        yield self._cache_config(self._engine.engine)
-        yield from self._admission()
-
-    def _by_label(self, stats: EngineSnapshot) -> Iterator[Metric]:
+        stats, room = self._engine.stats(), self._engine.admission.stats()
         deferred, cached = stats.num_requests_deferred, stats.prompt_tokens_cached
-        yield self._labelled(
-            GaugeMetricFamily,
-            "num_requests_waiting_by_reason",
-            "Sequences that wait for a seat or KV blocks (capacity), or for a grammar (deferred).",
-            "reason",
-            {"capacity": stats.num_requests_waiting - deferred, "deferred": deferred},
-        )
-        yield self._labelled(
-            CounterMetricFamily,
-            "prompt_tokens_by_source",
-            "Prompt tokens by where their keys and values came from.",
-            "source",
-            {"local_compute": stats.prompt_tokens - cached, "local_cache_hit": cached},
-        )
+        waiting = stats.num_requests_waiting
+        values: dict[str, float | Mapping[str, float]] = {
+            **asdict(stats),
+            "num_requests_waiting_by_reason": {
+                "capacity": waiting - deferred, "deferred": deferred,
+            },
+            "kv_cache_usage_perc": stats.kv_cache_usage,
+            "queued_requests": room.choices,
+            "queued_tokens": room.tokens,
+            "queued_tokens_limit": room.max_tokens or 0,
+            "prompt_tokens_by_source": {
+                "local_compute": stats.prompt_tokens - cached, "local_cache_hit": cached,
+            },
+            "request_refused": room.refused,
+            "request_timeout": self._engine.timeouts,
+        }  # fmt: skip
+        for family, series in ((GaugeMetricFamily, _GAUGES), (CounterMetricFamily, _COUNTERS)):
+            for name, (about, *label) in series.items():
+                metric = family(f"nanovllm:{name}", about, labels=["model_name", *label])
+                value = values[name]
+                by_label = value if isinstance(value, Mapping) else {"": value}
+                for label_value, amount in by_label.items():
+                    labels = [self._model_name, label_value]
+                    metric.add_metric(labels[: 1 + len(label)], amount)
+                yield metric
+        yield self._cache_config(self._engine.engine)
 
     def _cache_config(self, engine: Engine) -> Metric:
         """The KV cache's settings as labels; `num_gpu_blocks` is vLLM's name on CPUs too."""
@@ -274,52 +277,7 @@ class _EngineCollector(Collector):
             "cache_dtype": engine.config.kv_cache_dtype,
             "enable_prefix_caching": str(engine.config.enable_prefix_caching),
         }
-        gauge = GaugeMetricFamily(
-            "nanovllm:cache_config_info", "Settings of the KV cache.", labels=list(labels)
-        )
-        gauge.add_metric(list(labels.values()), 1)
-        return gauge
-
-    def _admission(self) -> Iterator[Metric]:
-        room = self._engine.admission_stats()
-        for name, help_text, amount in (
-            ("queued_requests", "Unfinished choices, of --max-queued-requests.", room.choices),
-            ("queued_tokens", "Maximum total tokens of their requests.", room.tokens),
-            ("queued_tokens_limit", "Maximum of queued_tokens.", room.max_tokens or 0),
-        ):
-            yield self._family(GaugeMetricFamily, name, help_text, amount)
-        yield self._labelled(
-            CounterMetricFamily,
-            "request_refused",
-            "Requests that found the queue full, by the limit that they met.",
-            "limit",
-            room.refused,
-        )
-        yield self._labelled(
-            CounterMetricFamily,
-            "request_timeout",
-            "Requests that exceeded their deadline, by where they stood.",
-            "stage",
-            self._engine.timeouts,
-        )
-
-    def _family(self, family: _Family, name: str, help_text: str, value: float) -> Metric:
-        metric = family(f"nanovllm:{name}", help_text, labels=["model_name"])
-        metric.add_metric([self._model_name], value)
-        return metric
-
-    def _labelled(
-        self,
-        family: _Family,
-        name: str,
-        help_text: str,
-        label: str,
-        values: Mapping[str, int],
-    ) -> Metric:
-        metric = family(f"nanovllm:{name}", help_text, labels=["model_name", label])
-        for value, count in values.items():
-            metric.add_metric([self._model_name, value], count)
-        return metric
+        return InfoMetricFamily("nanovllm:cache_config", "Settings of the KV cache.", labels)
 
 
 class RequestCounter:

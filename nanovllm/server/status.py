@@ -67,7 +67,7 @@ def add_status_routes(
     @app.get("/load", **operation(503, response=Load))
     async def load() -> Response:
         """Number of running and waiting sequences, and the queue's room, for load balancers."""
-        stats, room = engine.stats(), engine.admission_stats()
+        stats, room = engine.stats(), engine.admission.stats()
         return JSONResponse(
             Load(
                 server_load=stats.num_requests_running + stats.num_requests_waiting,

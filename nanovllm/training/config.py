@@ -299,14 +299,6 @@ class TrainingConfig:
         """Return the settings as JSON values."""
         return {**asdict(self), **{name: list(getattr(self, name)) for name in _PATHS}}
 
-    def absolute(self) -> "TrainingConfig":
-        """Return the settings with absolute paths of the data."""
-        return replace(
-            self,
-            data=[path.absolute() for path in self.data_paths],
-            validation_data=[path.absolute() for path in self.validation_paths],
-        )
-
     @property
     def data_paths(self) -> tuple[Path, ...]:
         """`data` as paths."""

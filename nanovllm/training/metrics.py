@@ -1,19 +1,35 @@
-"""The records of a run: the names of its files, the lines of those in JSON Lines, how it ended."""
+"""The records of a run: the lines of its files in JSON Lines, and how it ended."""
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 RUN_FILE = "run.json"
-METRICS_FILE = "metrics.jsonl"
-STEPS_FILE = "steps.jsonl"
-SAMPLES_FILE = "samples.jsonl"
+_MAX_STEP = 1 << 53
+_MAX_NUMBER = 1e100  # so that sums and differences do not overflow
 
 
 @dataclass(frozen=True, slots=True)
-class Evaluation:
-    """A line of metrics.jsonl. Losses are in nats per token; None is a value that is not known.
+class Record:
+    """A line of a file in JSON Lines, with rising steps. None is a value that is not known."""
+
+    FILE: ClassVar[str]
+
+    step: int
+
+    @classmethod
+    def parse(cls, row: Mapping[str, Any]) -> Any:
+        """Return the record in a JSON object; None if it has no step."""
+        step = read_step(row)
+        values: Any = (read_number(row.get(field.name)) for field in fields(cls)[1:])
+        return None if step is None else cls(step, *values)
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation(Record):
+    """An evaluation. Losses are in nats per token.
 
     Attributes:
         step: updates so far.
@@ -27,7 +43,8 @@ class Evaluation:
         tokens: training tokens so far.
     """
 
-    step: int
+    FILE: ClassVar[str] = "metrics.jsonl"
+
     train_loss: float | None = None
     val_loss: float | None = None
     lr: float | None = None
@@ -38,8 +55,8 @@ class Evaluation:
 
 
 @dataclass(frozen=True, slots=True)
-class Update:
-    """A line of steps.jsonl: one update. None is a value that is not known.
+class Update(Record):
+    """An update.
 
     Attributes:
         step: updates before this one.
@@ -48,24 +65,35 @@ class Update:
         grad_norm: norm of the gradient before clipping.
     """
 
-    step: int
+    FILE: ClassVar[str] = "steps.jsonl"
+
     train_loss: float | None = None
     lr: float | None = None
     grad_norm: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
-    """A line of samples.jsonl: text that the model generated after `step` steps.
+class Sample(Record):
+    """Text that the model generated after `step` updates.
 
     Attributes:
         text: the prompt and the generated text.
         prompt: the beginning of `text` that is validation text.
     """
 
-    step: int
+    FILE: ClassVar[str] = "samples.jsonl"
+
     text: str
     prompt: str = ""
+
+    @classmethod
+    def parse(cls, row: Mapping[str, Any]) -> Any:
+        """Return the sample in a JSON object; None if it has no step or no text."""
+        step, text, prompt = read_step(row), row.get("text"), row.get("prompt")
+        if step is None or not isinstance(text, str):
+            return None
+        is_known = isinstance(prompt, str) and text.startswith(prompt)
+        return cls(step, text, str(prompt) if is_known else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,3 +121,20 @@ def parse_object(text: bytes) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
+
+
+def read_step(row: Mapping[str, Any]) -> int | None:
+    """Return the step in a JSON object; None if it has none."""
+    step = read_number(row.get("step"))
+    return int(step) if step is not None and 0 <= step < _MAX_STEP else None
+
+
+def read_number(value: object) -> float | None:
+    """Return a JSON value as a number of at most `_MAX_NUMBER`; None if it is none."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if abs(number) <= _MAX_NUMBER else None

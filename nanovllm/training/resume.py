@@ -1,11 +1,18 @@
-"""The state of a run, from which an interrupted run continues bit-identically."""
+"""The saved state of a run, from which an interrupted run continues bit-identically.
 
-from collections.abc import Mapping
+It is one file, resume.safetensors, so parameters, moments and counters always belong together. Its
+metadata is JSON: the counters, the settings, and a digest of the data.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError, safe_open
 
 from nanovllm.errors import TrainingError
 from nanovllm.training.commands import model_argument
@@ -13,27 +20,15 @@ from nanovllm.training.config import TrainingConfig
 from nanovllm.training.counters import Counters
 from nanovllm.training.metrics import RUN_FILE, parse_object
 from nanovllm.training.network.optimizer import AdamW
-from nanovllm.training.run.checkpoint import (
-    LAST,
-    RESUME_FILE,
-    load_counters,
-    load_state,
-    save_state,
-)
+from nanovllm.training.run.checkpoint import LAST, RESUME_FILE, save_tensors
 from nanovllm.training.run.lock import check_is_idle
 from nanovllm.training.setup import Setup
 
-_CHANGEABLE = (
-    "data",
-    "validation_data",
-    "stop_after",
-    "num_threads",
-    "patience",
-    "sample_tokens",
-    "max_eval_batches",
-)
-"""Settings that a resumed run may change: none of them changes an update."""
 _PATHS = ("data", "validation_data")
+_CHANGEABLE = (
+    *_PATHS, "stop_after", "num_threads", "patience", "sample_tokens", "max_eval_batches",
+)  # fmt: skip
+"""Settings that a resumed run may change: none of them changes an update."""
 
 
 def resumed_config(folder: Path, changes: Mapping[str, Any]) -> TrainingConfig:
@@ -45,7 +40,7 @@ def resumed_config(folder: Path, changes: Mapping[str, Any]) -> TrainingConfig:
     """
     path = folder / RESUME_FILE
     check_is_idle(folder)  # before the data is read
-    settings = load_counters(folder).get("config")
+    settings = load_metadata(folder).get("config")
     if not isinstance(settings, dict):
         raise TrainingError(f"{path} is damaged: it has no settings")
     before = {**settings, "output": str(folder), "stop_after": None}
@@ -57,7 +52,7 @@ def resumed_config(folder: Path, changes: Mapping[str, Any]) -> TrainingConfig:
         if name not in _CHANGEABLE and getattr(saved, name) != getattr(config, name)
     ]
     if fixed:
-        in_effect = _in_effect(saved, folder)
+        in_effect = saved.to_dict() | _recorded_settings(folder)
         values = ", ".join(f"{name} is {in_effect[name]!r}" for name in fixed)
         raise TrainingError(
             f"{values} in the run in {folder}, and cannot change when it is resumed; leave it "
@@ -66,21 +61,13 @@ def resumed_config(folder: Path, changes: Mapping[str, Any]) -> TrainingConfig:
     return config
 
 
-def _in_effect(config: TrainingConfig, folder: Path) -> dict[str, Any]:
-    """Return the settings of a run with the values that its defaults had, where they are known."""
+def _recorded_settings(folder: Path) -> dict[str, Any]:
+    """Return the settings in effect that run.json has; none if it is missing or damaged."""
     try:
-        summary = parse_object((folder / RUN_FILE).read_bytes()) or {}
+        settings = (parse_object((folder / RUN_FILE).read_bytes()) or {}).get("config")
     except OSError:
-        summary = {}
-    settings = config.to_dict()
-    steps = summary.get("steps")
-    if isinstance(steps, int):
-        settings |= config.schedule(steps)
-    model = summary.get("model")
-    for name, key in (("vocab_size", "vocab"), ("context", "context")):
-        if settings[name] is None and isinstance(model, dict):
-            settings[name] = model.get(key)
-    return settings
+        return {}
+    return settings if isinstance(settings, dict) else {}
 
 
 def save_run(folder: Path, setup: Setup, optimizer: AdamW, counters: Counters) -> None:
@@ -89,14 +76,16 @@ def save_run(folder: Path, setup: Setup, optimizer: AdamW, counters: Counters) -
     Raises:
         TrainingError: a file cannot be written.
     """
-    state = {
+    settings = setup.config.to_dict()
+    absolute = {name: [str(Path(one).absolute()) for one in settings[name]] for name in _PATHS}
+    metadata = {
         "counters": asdict(counters),
-        "config": setup.config.absolute().to_dict(),
+        "config": settings | absolute,
         "data_digest": setup.data_digest,
         "started": setup.facts["started"],
         "given_paths": {name: setup.facts["config"][name] for name in _PATHS},
     }
-    save_state(folder, _arrays(setup, optimizer), state)
+    save_state(folder, _arrays(setup, optimizer), metadata)
     setup.save_weights(folder / LAST)
 
 
@@ -106,13 +95,13 @@ def restore_run(folder: Path, setup: Setup, optimizer: AdamW) -> Counters:
     Raises:
         TrainingError: the data has changed, or the saved state is damaged.
     """
-    saved = load_counters(folder)
+    saved = load_metadata(folder)
     if saved.get("data_digest") != setup.data_digest:
         raise TrainingError(
             f"the data is not that of the run in {folder}: files, pattern or their contents have "
             "changed; restore them, or begin a new run"
         )
-    load_state(folder, _arrays(setup, optimizer))
+    load_arrays(folder, _arrays(setup, optimizer))
     try:
         counters = Counters(**saved["counters"])
     except (KeyError, TypeError, ValueError):
@@ -128,7 +117,61 @@ def restore_run(folder: Path, setup: Setup, optimizer: AdamW) -> Counters:
 
 def is_current(folder: Path, counters: Counters) -> bool:
     """Return whether the saved state has these counters."""
-    return load_counters(folder).get("counters") == asdict(counters)
+    return load_metadata(folder).get("counters") == asdict(counters)
+
+
+def save_state(folder: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, Any]) -> None:
+    """Write resume.safetensors."""
+    text = json.dumps(metadata, allow_nan=False)
+    save_tensors(folder / RESUME_FILE, arrays, {"state": text})
+
+
+def load_metadata(folder: Path) -> dict[str, Any]:
+    """Return the metadata of a saved state.
+
+    Raises:
+        TrainingError: the folder has no state, or the file is damaged.
+    """
+    with _opened(folder) as file:
+        metadata = json.loads((file.metadata() or {})["state"])
+        if not isinstance(metadata, dict):
+            raise TypeError("its state is not an object")
+        return metadata
+
+
+def load_arrays(folder: Path, into: Mapping[str, np.ndarray]) -> None:
+    """Copy the arrays of a saved state into those of `into`.
+
+    Raises:
+        TrainingError: an array is missing or has another size.
+    """
+    with _opened(folder) as file:
+        for name, array in into.items():
+            stored = file.get_tensor(name)
+            if stored.shape != array.shape or stored.dtype != array.dtype:
+                raise TrainingError(
+                    f"{folder / RESUME_FILE}: {name} is {stored.dtype} {list(stored.shape)}, but "
+                    f"the run's settings need {array.dtype} {list(array.shape)}"
+                )
+            array[...] = stored
+
+
+@contextmanager
+def _opened(folder: Path) -> Iterator[Any]:
+    """Open resume.safetensors; raise TrainingError if it is missing or damaged."""
+    path = folder / RESUME_FILE
+    if not path.exists():
+        raise TrainingError(
+            f"{folder} has no {RESUME_FILE} to resume from; give the output folder of a run that "
+            "was stopped, or begin a run with --data and --output"
+        )
+    try:
+        with safe_open(path, framework="numpy") as file:
+            yield file
+    except TrainingError:
+        raise
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise TrainingError(f"{path} is damaged: {error}; the run cannot be resumed") from None
 
 
 def _arrays(setup: Setup, optimizer: AdamW) -> dict[str, np.ndarray]:

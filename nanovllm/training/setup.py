@@ -35,8 +35,8 @@ class Setup:
     Attributes:
         model: sizes of the network.
         context: tokens of a training sequence, at most the model's.
+        steps: updates of the whole run.
         checkpoint: model folder whose settings are kept: that of `init_from`, or of a resumed run.
-        tokenizer_folder: folder that the tokenizer was loaded from; None if it was trained.
         data_digest: of both splits' tokens; a resumed run must have the same.
         facts: what run.json says of the run.
         notices: for the user: files that were skipped, weights that are converted.
@@ -45,11 +45,11 @@ class Setup:
     config: TrainingConfig
     model: GPT2Config
     context: int
+    steps: int
     parameters: Parameters
     operations: Operations
     data: PreparedData
     checkpoint: Path | None
-    tokenizer_folder: Path | None
     data_digest: str
     facts: dict[str, Any]
     notices: tuple[str, ...]
@@ -87,11 +87,12 @@ class Setup:
             generation |= _SAMPLING
         write_json(folder / "config.json", settings)
         write_json(folder / "generation_config.json", generation)
-        save_tokenizer(self.data.tokenizer, folder, self.tokenizer_folder)
+        source = self.checkpoint or Path(self.config.network.tokenizer)
+        save_tokenizer(self.data.tokenizer, folder, source)
 
     def save_weights(self, folder: Path) -> None:
         """Write the parameters as model.safetensors."""
-        save_weights(folder, self.model, self.parameters.arrays())
+        save_weights(folder, self.parameters.arrays())
 
     def sample(self, step: int, tokens: int, seed: int) -> Sample | None:
         """Return text that the network generates after the first tokens of the validation text."""
@@ -132,58 +133,11 @@ def prepare(config: TrainingConfig, *, resumes: bool) -> Setup:
             f"context is {context}, but the positions of {source} end at "
             f"{pretrained.max_positions}; lower --context"
         )
-    tokenizer = str(source or config.network.tokenizer)
-    data = _prepare_data(config, tokenizer, context, pretrained, resumes=resumes)
-    vocab = max(data.tokenizer.get_vocab().values()) + 1
-    model = pretrained or _new_model(config.network, vocab, data.end_of_text_id)
-    if vocab > model.vocab:
-        raise TrainingError(
-            f"the tokenizer of {source} has {vocab} tokens, the model embeddings for "
-            f"{model.vocab}; the folder does not belong together"
-        )
     try:
-        parameters = _parameters(config, model, None if resumes else source)
-    except MemoryError:
-        raise TrainingError(
-            f"{model.num_parameters:,} parameters do not fit into memory; lower --layers or --width"
-        ) from None
-    folder = Path(tokenizer) if Path(tokenizer).is_dir() else None
-    notices = data.warnings
-    if source is not None and not resumes and _is_narrow(source):
-        notices += (f"the 16-bit weights of {source} are trained, and saved, in float32",)
-    return Setup(
-        config=config,
-        model=model,
-        context=context,
-        parameters=parameters,
-        operations=_operations(config),
-        data=data,
-        checkpoint=source,
-        tokenizer_folder=folder,
-        data_digest=_digest(data),
-        facts=_facts(config, model, data, context),
-        notices=notices,
-    )
-
-
-def _prepare_data(
-    config: TrainingConfig,
-    tokenizer: str,
-    context: int,
-    pretrained: GPT2Config | None,
-    *,
-    resumes: bool,
-) -> PreparedData:
-    """Return the data of a run; the error of a resumed run names the remedy."""
-    try:
-        return prepare_data(
-            config.data_paths,
-            validation_paths=config.validation_paths,
-            pattern=config.pattern,
-            tokenizer=tokenizer,
-            vocab_size=None if resumes else config.vocab_size,
+        data = prepare_data(
+            config,
+            tokenizer=str(source or config.network.tokenizer),
             context=context,
-            validation_fraction=config.validation_fraction,
             end_of_text_id=next(iter(pretrained.eos_token_ids), None) if pretrained else None,
         )
     except TrainingError as error:
@@ -193,6 +147,39 @@ def _prepare_data(
             f"the run in {config.output} needs the data that it began with, or its new path "
             f"(--data): {error}"
         ) from None
+    vocab = max(data.tokenizer.get_vocab().values()) + 1
+    model = pretrained or _new_model(config.network, vocab, data.end_of_text_id)
+    if vocab > model.vocab:
+        raise TrainingError(
+            f"the tokenizer of {source} has {vocab} tokens, but its model has embeddings for only "
+            f"{model.vocab}; give a folder whose files belong together"
+        )
+    steps = config.number_of_steps(data.train.windows)
+    problems = config.schedule_problems(steps)
+    if problems:
+        raise TrainingError("; ".join(problems))
+    try:
+        parameters = _parameters(config, model, None if resumes else source)
+    except MemoryError:
+        raise TrainingError(
+            f"{model.num_parameters:,} parameters do not fit into memory; lower --layers or --width"
+        ) from None
+    notices = data.warnings
+    if source is not None and not resumes and _is_narrow(source):
+        notices += (f"the 16-bit weights of {source} are trained, and saved, in float32",)
+    return Setup(
+        config=config,
+        model=model,
+        context=context,
+        steps=steps,
+        parameters=parameters,
+        operations=_operations(config),
+        data=data,
+        checkpoint=source,
+        data_digest=_digest(data),
+        facts=_facts(config, model, data, context, steps),
+        notices=notices,
+    )
 
 
 def _parameters(config: TrainingConfig, model: GPT2Config, source: Path | None) -> Parameters:
@@ -247,13 +234,14 @@ def _digest(data: PreparedData) -> str:
 
 
 def _facts(
-    config: TrainingConfig, model: GPT2Config, data: PreparedData, context: int
+    config: TrainingConfig, model: GPT2Config, data: PreparedData, context: int, steps: int
 ) -> dict[str, Any]:
+    """Return what run.json says of the whole run: its settings in effect, sizes and machine."""
     threads = _num_threads(config)
+    sizes = {"layers": model.layers, "heads": model.heads, "width": model.d_model}
     in_effect = {
-        "layers": model.layers,
-        "heads": model.heads,
-        "width": model.d_model,
+        **sizes,
+        **config.schedule(steps),
         "context": context,
         "activation": model.activation,
         "positions": model.positions,
@@ -264,9 +252,7 @@ def _facts(
         "config": config.to_dict() | in_effect,
         "defaults": config.unchanged(),
         "model": {
-            "layers": model.layers,
-            "heads": model.heads,
-            "width": model.d_model,
+            **sizes,
             "context": model.max_positions,
             "vocab": model.vocab,
             "parameters": model.num_parameters,

@@ -2,9 +2,8 @@
 
 import pytest
 
-from benchmarks.agreement import NEAR_TIE, Agreement, compare
 from benchmarks.contenders import OURS
-from benchmarks.results import ClassResults, Sample
+from benchmarks.results import NEAR_TIE, Agreement, ClassResults, Sample, compare_outputs
 from benchmarks.workload import make_workloads
 from nanovllm.cli.bench.roofline import Costs
 
@@ -67,6 +66,6 @@ def test_answers_may_part_at_a_near_tie() -> None:
     ours = [[1, 2, 3, 4]] * 4
     theirs = [[1, 2, 3, 4], [1, 2, 9, 9], [1, 2, 9, 4], [1, 2, 9, 9]]
     gaps = [[wide] * 4, [wide, wide, narrow, wide], [wide] * 4, [wide, wide, wide, narrow]]
-    assert compare(ours, theirs, gaps) == Agreement(
+    assert compare_outputs(ours, theirs, gaps) == Agreement(
         requests=4, equal=1, near_tie=1, different=2, equal_tokens=10 / 16
     )

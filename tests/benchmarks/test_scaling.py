@@ -5,8 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from benchmarks.scaling.cost_model import CostModel, StepSize, fit, relative_errors
-from benchmarks.scaling.front import FrontCost
+from benchmarks.scaling.cost_model import CostModel, FrontCost, StepSize, fit, relative_errors
 from benchmarks.scaling.simulate import capacity
 from benchmarks.scaling.simulator import POLICIES, Policy, Result, Router, simulate
 from benchmarks.scaling.trace import TraceSettings, draw

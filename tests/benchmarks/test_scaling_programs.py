@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 
 from benchmarks.scaling import replicas, routing, simulate
-from benchmarks.scaling.cost_model import CostModel, check_fit
+from benchmarks.scaling.cost_model import CostModel, FrontCost, check_fit
 from benchmarks.scaling.deployments import Deployment, one_server
-from benchmarks.scaling.front import FrontCost
 from benchmarks.scaling.front_cost import front_cost
 from benchmarks.scaling.trace import Arrival
 from benchmarks.table import markdown

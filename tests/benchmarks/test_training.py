@@ -12,6 +12,7 @@ import pytest
 
 from benchmarks import nanogpt, table, training
 from benchmarks.contenders import Contender, Entry, WorkerError
+from benchmarks.options import PYTHON_VARIABLE
 from benchmarks.peers import train_ours
 from benchmarks.training_worker import SETTINGS, Setting, measure
 from nanovllm import TrainingConfig
@@ -67,8 +68,7 @@ def test_torch_computes_the_same_network() -> None:
     torch = pytest.importorskip("torch")
     from benchmarks.peers.torch_gpt2 import GPT2, make_optimizer
     from nanovllm.model.checkpoint import expected_shapes
-    from nanovllm.training.network.autograd import Tape
-    from nanovllm.training.network.model import loss_sum
+    from nanovllm.training.network.model import batch_loss
     from nanovllm.training.network.numpy_operations import NumpyOperations
     from nanovllm.training.network.parameters import Parameters, initialize, is_decayed
 
@@ -88,9 +88,7 @@ def test_torch_computes_the_same_network() -> None:
         parameter.data.copy_(torch.from_numpy(array.T if is_linear else array))
         assert (id(parameter) in decayed) == is_decayed(ours)
     tokens = np.random.default_rng(0).integers(11, size=(3, 5))
-    total = loss_sum(
-        Tape(NumpyOperations(), records=False), config, parameters, tokens[:, :-1], tokens[:, 1:]
-    )
+    total = batch_loss(NumpyOperations(), config, parameters, tokens[:, :-1], tokens[:, 1:])
     loss = model(torch.from_numpy(tokens[:, :-1]), torch.from_numpy(tokens[:, 1:])).item()
     assert total / TINY.tokens == pytest.approx(loss, abs=1e-6)
 
@@ -215,7 +213,7 @@ def test_nanogpt_has_two_targets(
 
     monkeypatch.setattr(nanogpt, "train_ours", lambda *_: run("nanovllm"))
     monkeypatch.setattr(nanogpt, "train_torch", lambda *_: run("torch"))
-    monkeypatch.delenv(training.PYTHON_VARIABLE, raising=False)
+    monkeypatch.delenv(PYTHON_VARIABLE, raising=False)
     flags = ["--torch-python", "python"] if "torch" in losses else []
     file = tmp_path / "nanogpt.json"
     code = nanogpt.main([str(tmp_path / "input.txt"), *flags, "--json", str(file)])

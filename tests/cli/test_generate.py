@@ -178,11 +178,6 @@ def test_an_answer_is_repeated_and_continued(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (
-            ["generate", "x", "--temperature", "-1"],
-            "temperature is -1.0 but must be a number, from 0 to 2",
-        ),
-        (["generate", "x", "--temperature", "5"], "temperature is 5.0 but must be a number"),
         (["generate", ""], "the prompt is empty"),
         (["generate", "x", "--model", "./not/there"], "not/there"),
         (["generate", "x", "--kv-cache-memory", "much"], "'much' is not a size"),

@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 
 from nanovllm.cli.repl import Repl, history_path
+from nanovllm.cli.writer import Writer
 from nanovllm.errors import InvalidRequestError
 
 TIMEOUT_S = 120.0
 
 
-class Writer:
+class SilentWriter(Writer):
     """Answers nothing, and remembers what it was asked."""
 
     def __init__(self) -> None:
@@ -43,8 +44,8 @@ class Writer:
 
 
 @pytest.fixture
-def writer() -> Writer:
-    return Writer()
+def writer() -> SilentWriter:
+    return SilentWriter()
 
 
 @pytest.mark.parametrize(
@@ -59,7 +60,7 @@ def writer() -> Writer:
     ],
 )
 def test_settings_are_changed_and_reset(
-    writer: Writer, capsys: pytest.CaptureFixture[str], line: str, setting: str, value: object
+    writer: SilentWriter, capsys: pytest.CaptureFixture[str], line: str, setting: str, value: object
 ) -> None:
     repl = Repl(writer)
     before = dict(writer.settings)
@@ -88,7 +89,7 @@ def test_settings_are_changed_and_reset(
     ],
 )
 def test_an_invalid_setting_is_an_error_and_changes_nothing(
-    writer: Writer, capsys: pytest.CaptureFixture[str], line: str, message: str
+    writer: SilentWriter, capsys: pytest.CaptureFixture[str], line: str, message: str
 ) -> None:
     before = dict(writer.settings)
     assert Repl(writer).run_command(line)
@@ -96,7 +97,9 @@ def test_an_invalid_setting_is_an_error_and_changes_nothing(
     assert writer.settings == before
 
 
-def test_set_and_help_list_everything(writer: Writer, capsys: pytest.CaptureFixture[str]) -> None:
+def test_set_and_help_list_everything(
+    writer: SilentWriter, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert Repl(writer).run_command("/set")
     rows = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
     assert (rows["temperature"], rows["max_tokens"], rows["top_p"]) == ("0.7", "128", "1.0")
@@ -111,7 +114,7 @@ def test_set_and_help_list_everything(writer: Writer, capsys: pytest.CaptureFixt
 
 @pytest.mark.parametrize("end", ["/exit", "/quit", "/bye", None])
 def test_lines_are_prompts_and_commands(
-    writer: Writer,
+    writer: SilentWriter,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     end: str | None,
@@ -137,7 +140,7 @@ def test_lines_are_prompts_and_commands(
 
 
 def test_lines_between_quotes_are_one_prompt_and_commands_repeat_it(
-    writer: Writer, monkeypatch: pytest.MonkeyPatch
+    writer: SilentWriter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     typed: list[str | type[BaseException]] = [
         '"""One', "", 'two"""', "/retry", '"""', "/three", '"""', '"""four"""', "/continue",

@@ -21,7 +21,7 @@ from tests.support.batch_files import (
 
 TIMEOUT_S = 60.0
 START_TIMEOUT_S = 180.0  # where the kernels were never compiled before
-REQUESTS = 100
+REQUESTS = 60
 
 if sys.platform == "win32":
     pytest.skip("signals and limits are those of POSIX", allow_module_level=True)
@@ -86,9 +86,7 @@ def wait_for_lines(process: "subprocess.Popen[str]", output: Path, count: int) -
         time.sleep(0.005)
 
 
-@pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130), (signal.SIGTERM, 143)]
-)
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_after_a_signal_it_goes_on_where_it_was(
     number: signal.Signals,
     code: int,
@@ -99,23 +97,22 @@ def test_after_a_signal_it_goes_on_where_it_was(
 ) -> None:
     output = tmp_path / "out.jsonl"
     process = started(tiny_model, requests, output)
-    wait_for_lines(process, output, 20)
+    wait_for_lines(process, output, 12)
     process.send_signal(number)
     errors = process.communicate(timeout=TIMEOUT_S)[1]
     assert process.returncode == code, errors
     before = output.read_bytes()
     answered = before.count(b"\n")
-    assert 20 <= answered < REQUESTS
-    if number is not signal.SIGKILL:
-        assert f"{answered} requests answered" in errors
-        assert (
-            f"ended by {number.name}; run the same command again to answer the "
-            f"{REQUESTS - answered} that are left"
-        ) in errors
-        assert "Traceback" not in errors
-        assert len(read_answers(output)) == answered, "no line is half"
+    assert 12 <= answered < REQUESTS
+    assert f"{answered} requests answered" in errors
+    assert (
+        f"ended by {number.name}; run the same command again to answer the "
+        f"{REQUESTS - answered} that are left"
+    ) in errors
+    assert "Traceback" not in errors
+    assert len(read_answers(output)) == answered, "no line is half"
     assert run_batch(tiny_model, requests, output) == 0
-    assert output.read_bytes().startswith(before[: before.rfind(b"\n") + 1])
+    assert output.read_bytes().startswith(before)
     assert {name: lasting(answer) for name, answer in read_answers(output).items()} == uninterrupted
 
 
@@ -123,14 +120,17 @@ def test_killed_again_and_again_it_still_comes_to_its_end(
     tiny_model: Path, requests: Path, uninterrupted: dict[str, Any], tmp_path: Path
 ) -> None:
     output = tmp_path / "out.jsonl"
-    for lines in (1, 31, 77):
+    for lines in (1, 19, 46):
         process = started(tiny_model, requests, output)
         wait_for_lines(process, output, lines)
         process.kill()
         process.communicate(timeout=TIMEOUT_S)
+        before = output.read_bytes()
         with output.open("ab") as file:
             file.write(b'{"id": "batch_req_')  # as where the kill came in the middle of a write
+    assert lines <= before.count(b"\n") < REQUESTS
     assert run_batch(tiny_model, requests, output) == 0
+    assert output.read_bytes().startswith(before[: before.rfind(b"\n") + 1])
     assert {name: lasting(answer) for name, answer in read_answers(output).items()} == uninterrupted
 
 

@@ -17,10 +17,16 @@ from nanovllm.cli.security_options import (
     read_hosts,
     read_origins,
 )
+from nanovllm.cli.serve import ServeOptions
 from nanovllm.cli.serving import server_settings
+from nanovllm.server.app import ServerSettings
 from tests.support.certificates import make_certificate, needs_openssl
 
 SECRET = "s3cret"
+
+
+def settings_of(*flags: str) -> ServerSettings:
+    return server_settings(ServeOptions.of(build_parser().parse_args(["serve", *flags])))
 
 
 @pytest.mark.parametrize(("value", "expected"), [
@@ -65,10 +71,8 @@ def test_flags_and_a_file_add_up_and_the_environment_stays_out(tmp_path: Path) -
 
 def test_the_flag_may_be_given_several_times(tmp_path: Path) -> None:
     (tmp_path / "keys").write_text("c\n", encoding="utf-8")
-    parsed = build_parser().parse_args(
-        ["serve", "--api-key", "a", "--api-key", "b", "--api-key-file", str(tmp_path / "keys")]
-    )
-    assert server_settings(parsed).api_keys == ("a", "b", "c")
+    settings = settings_of("--api-key", "a", "--api-key", "b", "--api-key-file", f"{tmp_path}/keys")
+    assert settings.api_keys == ("a", "b", "c")
 
 
 @pytest.mark.parametrize("keys", [[""], [" "], ["a", ""]])
@@ -195,12 +199,8 @@ def test_an_encrypted_key_is_refused_without_a_prompt(tmp_path: Path) -> None:
 
 def test_prompts_are_logged_only_with_requests() -> None:
     with pytest.raises(ValueError, match="--log-prompts needs --log-requests"):
-        server_settings(build_parser().parse_args(["serve", "--log-prompts"]))
-    settings = server_settings(
-        build_parser().parse_args(
-            ["serve", "--log-prompts", "--log-requests", "--allowed-origins", "*"]
-        )
-    )
+        settings_of("--log-prompts")
+    settings = settings_of("--log-prompts", "--log-requests", "--allowed-origins", "*")
     assert (settings.log_requests, settings.log_prompts, settings.allowed_origins) == (
         True,
         True,
@@ -213,15 +213,12 @@ def test_prompts_are_logged_only_with_requests() -> None:
     [([], None), (["--request-timeout-s", "2.5"], 2.5), (["--request-timeout-s", "inf"], None)],
 )
 def test_the_request_timeout_is_read(flags: list[str], timeout_s: float | None) -> None:
-    assert (
-        server_settings(build_parser().parse_args(["serve", *flags])).request_timeout_s == timeout_s
-    )
+    assert settings_of(*flags).request_timeout_s == timeout_s
 
 
 def test_streams_are_silent_unless_a_keep_alive_is_given() -> None:
-    parse = build_parser().parse_args
-    assert server_settings(parse(["serve"])).keep_alive_s is None
-    assert server_settings(parse(["serve", "--keep-alive-s", "15"])).keep_alive_s == 15
+    assert settings_of().keep_alive_s is None
+    assert settings_of("--keep-alive-s", "15").keep_alive_s == 15
 
 
 @pytest.mark.parametrize(

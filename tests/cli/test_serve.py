@@ -21,6 +21,7 @@ from openai import OpenAI
 
 from nanovllm.cli.main import build_parser, main
 from nanovllm.cli.options import engine_config
+from nanovllm.cli.serve import ServeOptions
 from nanovllm.cli.serving import load_server, server_settings, shell_key, startup_message
 from nanovllm.config import EngineConfig
 from nanovllm.engine.chat.template import ChatTemplate
@@ -497,7 +498,7 @@ WRONG_FLAGS = {
         "nanovllm: max_model_len is 5000",
         1,
     ),
-    "a port that is none": (("--port", "70000"), "70000 is no port", 2),
+    "a port that is none": (("--port", "70000"), "70000 must be an integer, from 0 to 65535", 2),
     "no number of requests": (("--max-queued-requests", "0"), "at least 1", 2),
 }
 
@@ -547,6 +548,10 @@ def test_an_invalid_option_is_an_error(
     assert message in errors
 
 
+def serve_options(*flags: str) -> ServeOptions:
+    return ServeOptions.of(build_parser().parse_args(["serve", *flags]))
+
+
 @pytest.mark.parametrize("name", ["plain", "it's", 'a "quoted" one', "$HOME `x`", "naïve\\"])
 @pytest.mark.parametrize(
     ("variable", "keys"), [("k 1", None), ("k 1,k 2,k 3", None), ("other", "# team\n\nk 1\nk 2\n")]
@@ -558,8 +563,7 @@ def test_the_curl_command_quotes_any_model_name(
     flags = [] if keys is None else ["--api-key-file", str(tmp_path / name.replace("/", ""))]
     if keys is not None:
         Path(flags[1]).write_text(keys, encoding="utf-8")
-    parsed = build_parser().parse_args(["serve", *flags])
-    key = shell_key(parsed, variable.count(",") + 1)
+    key = shell_key(serve_options(*flags), variable.count(",") + 1)
     line = startup_message("http://127.0.0.1:1", name, 64, key).splitlines()[-1].strip()
     script = f"curl() {{ printf '%s\\0' \"$@\"; }}\n{line}"
     done = subprocess.run(
@@ -617,7 +621,7 @@ def test_several_keys_get_equal_shares_unless_the_policy_is_set(
     (tmp_path / "keys").write_text("a\n", encoding="utf-8")
     configs = []
     monkeypatch.setattr(Engine, "check", lambda folder, config: configs.append(config))
-    load_server(build_parser().parse_args(["serve", *flags]))
+    load_server(serve_options(*flags))
     assert [config.scheduling_policy for config in configs] == [policy]
 
 
@@ -636,7 +640,7 @@ def test_several_keys_get_equal_shares_unless_the_policy_is_set(
 def test_controls_need_a_loopback_address_without_keys_or_a_flag(
     flags: tuple[str, ...], inspector: tuple[bool, bool, bool]
 ) -> None:
-    settings = server_settings(build_parser().parse_args(["serve", *flags]))
+    settings = server_settings(serve_options(*flags))
     assert (
         settings.has_inspector,
         settings.inspector_shows_prompts,
@@ -645,16 +649,10 @@ def test_controls_need_a_loopback_address_without_keys_or_a_flag(
 
 
 def test_the_patience_with_clients_may_be_given() -> None:
-    assert (
-        server_settings(
-            build_parser().parse_args(["serve", "--stalled-client-s", "2.5"])
-        ).stalled_client_s
-        == 2.5
-    )
-    assert (
-        server_settings(build_parser().parse_args(["serve"])).stalled_client_s
-        == ServerSettings(model_names=("x",)).stalled_client_s
-    )
+    patient = server_settings(serve_options("--stalled-client-s", "2.5"))
+    assert patient.stalled_client_s == 2.5
+    default = ServerSettings(model_names=("x",)).stalled_client_s
+    assert server_settings(serve_options()).stalled_client_s == default
 
 
 def chat_template_of(monkeypatch: pytest.MonkeyPatch, *flags: str) -> ChatTemplate | None:

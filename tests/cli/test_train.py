@@ -18,7 +18,7 @@ from nanovllm import trainer as trainer_module
 from nanovllm.cli.main import main
 from nanovllm.model.activation import ACTIVATIONS
 from nanovllm.trainer import Trainer
-from nanovllm.training.run import files as run_files
+from nanovllm.training.metrics import Evaluation
 from nanovllm.training.run.checkpoint import RESUME_FILE
 from tests.support.checkpoints import write_tiny_model
 from tests.support.training_runs import assert_same_weights
@@ -79,7 +79,7 @@ def test_the_help_names_activation_functions_that_exist(
     with pytest.raises(SystemExit):
         main(["train", "--help"])
     text = " ".join(capsys.readouterr().out.split())
-    names = text.partition("--activation NAME ")[2].partition(" or another")[0]
+    names = text.partition("--activation ACTIVATION ")[2].partition(" or another")[0]
     assert "gelu_new" in names
     assert set(names.split(", ")) <= set(ACTIVATIONS)
     documented = (Path(__file__).parents[2] / "docs" / "reference" / "training.md").read_text(
@@ -283,7 +283,7 @@ def test_a_full_disk_is_a_message_and_the_run_can_be_resumed(
         assert "resume.safetensors cannot be written" in refuse(capsys, flags(text, folder))
     assert not (folder / "run.json").exists(), "the same command may be repeated"
     with monkeypatch.context() as full:
-        full.setattr(run_files, "METRICS_FILE", "missing/metrics.jsonl")
+        full.setattr(Evaluation, "FILE", "missing/metrics.jsonl")
         assert "metrics.jsonl cannot be written" in refuse(capsys, flags(text, folder))
     assert state(folder) == "failed"
     resume = ["train", "--resume", str(folder)]

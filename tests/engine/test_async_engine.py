@@ -9,6 +9,7 @@ import pytest
 
 from nanovllm import LLM, SamplingParams
 from nanovllm.deadlines import Deadline
+from nanovllm.engine.admission import RequestSize
 from nanovllm.engine.async_engine import AsyncEngine
 from nanovllm.engine.generation_request import GenerationRequest
 from nanovllm.engine.input_processor import InputProcessor
@@ -193,7 +194,7 @@ def test_all_prompts_of_a_request_are_queued_or_none(tiny_model: Path) -> None:
             with pytest.raises(QueueFullError, match="1 requests are unfinished and 3 more"):
                 engine.generate(engine.prepare(three))
             with pytest.raises(QueueFullError):
-                engine.check_room(3)
+                engine.admission.check(RequestSize(3))
             with pytest.raises(InvalidRequestError, match="4 choices at once, the limit is 3"):
                 submit(engine, "a", SamplingParams(n=4))
             for params in (
@@ -203,7 +204,7 @@ def test_all_prompts_of_a_request_are_queued_or_none(tiny_model: Path) -> None:
             ):
                 with pytest.raises(QueueFullError, match="1 requests are unfinished and 3 more"):
                     submit(engine, "a", params)
-            engine.check_room(2)
+            engine.admission.check(RequestSize(2))
             assert engine.engine.scheduler.num_waiting <= 1
             holding.release()
             assert (await generate(engine, "a", SamplingParams(n=3, max_tokens=1))).finished
@@ -212,7 +213,7 @@ def test_all_prompts_of_a_request_are_queued_or_none(tiny_model: Path) -> None:
                     engine, "a", SamplingParams(n=2, best_of=3, max_tokens=1, temperature=0)
                 )
             ).finished
-            engine.check_room(3)
+            engine.admission.check(RequestSize(3))
 
     run(test)
 
@@ -290,7 +291,7 @@ def test_an_id_that_is_in_use_is_refused_before_it_is_queued(
                 engine.generate(engine.prepare(twice))
             assert (await first).finished
             assert (await generate(engine, "a", SHORT)).finished
-            assert engine.admission_stats().choices == 0
+            assert engine.admission.stats().choices == 0
 
     run(test)
 
@@ -379,7 +380,7 @@ def test_wait_releases_a_prompt_when_it_ends_whatever_its_index(tiny_model: Path
             with engine.generate(prepared) as handle:
                 task = asyncio.create_task(handle.wait())
                 await until(lambda: handle.unfinished == [0])
-                await until(lambda: engine.admission_stats().choices == 1)
+                await until(lambda: engine.admission.stats().choices == 1)
                 task.cancel()
 
     run(test)

@@ -150,8 +150,8 @@ def test_an_engine_that_loads_is_stopped_at_once(tiny_model: Path) -> None:
             await generate(engine, "the", SHORT)
         waiters = [asyncio.create_task(engine.wait_until_ready()) for _ in range(2)]
         await asyncio.sleep(0)
-        await asyncio.wait_for(engine.stop(), 2)
-        await asyncio.wait_for(engine.stop(), 2)  # does not wait for the loading thread either
+        await asyncio.wait_for(engine.stop(), 20)
+        await asyncio.wait_for(engine.stop(), 20)  # does not wait for the loading thread either
         for waiter in waiters:
             with pytest.raises(EngineNotReadyError, match="stopped while it was loading"):
                 await waiter

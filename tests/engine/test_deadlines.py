@@ -1,6 +1,5 @@
 """Deadlines without HTTP: nothing overdue begins, and readers are told what happens first."""
 
-import asyncio
 import time
 from pathlib import Path
 
@@ -8,13 +7,12 @@ import pytest
 
 from nanovllm.config import EngineConfig
 from nanovllm.deadlines import Deadline
-from nanovllm.engine.async_engine import AsyncEngine
 from nanovllm.engine.engine import Engine
 from nanovllm.engine.generation_request import GenerationRequest
 from nanovllm.engine.scheduling.request import FinishReason
 from nanovllm.errors import RequestTimeoutError
 from nanovllm.sampling_params import SamplingParams
-from tests.support.async_engines import generate, stream, submit
+from tests.support.async_engines import generate, run, started, stream, submit
 from tests.support.processing import process
 from tests.support.serving import loader
 
@@ -34,7 +32,7 @@ def test_the_engine_ends_what_is_overdue_before_a_step(tiny_model: Path) -> None
     output = engine.step()
     assert {update.request_id for update in output.updates} == {"in time-0", "in time-1"}
     engine.check_integrity()
-    engine._tracker.deadlines["in time-1"] = 0.0  # noqa: SLF001 - in place of waiting
+    engine._deadlines["in time-1"] = 0.0  # noqa: SLF001 - in place of waiting
     engine.step()
     assert engine.scheduler.request_ids == {"in time-0"}
     engine.finish_request("in time-0", FinishReason.ABORT)
@@ -44,10 +42,7 @@ def test_the_engine_ends_what_is_overdue_before_a_step(tiny_model: Path) -> None
 
 def test_a_reader_is_told_while_the_engine_is_in_a_long_step(tiny_model: Path) -> None:
     async def test() -> None:
-        engine = AsyncEngine(loader(tiny_model, backend="numpy", step_s=0.6))
-        await engine.start()
-        await engine.wait_until_ready()
-        try:
+        async with started(loader(tiny_model, backend="numpy", step_s=0.6)) as engine:
             with pytest.raises(
                 RequestTimeoutError, match=r"was given 0\.1 s .* waiting for its turn"
             ) as caught:
@@ -56,37 +51,27 @@ def test_a_reader_is_told_while_the_engine_is_in_a_long_step(tiny_model: Path) -
             with pytest.raises(RequestTimeoutError):
                 async for _ in stream(engine, "the", LONG, timeout_s=0.1):
                     pass
-            assert (engine.timeouts, engine.admission_stats().tokens) == (
+            assert (engine.timeouts, engine.admission.stats().tokens) == (
                 {"queued": 2, "running": 0},
                 0,
             )
-        finally:
-            await engine.stop()
 
-    asyncio.run(asyncio.wait_for(test(), 30))
+    run(test)
 
 
 def test_what_is_over_before_it_is_queued_takes_no_room(tiny_model: Path) -> None:
     async def test() -> None:
-        engine = AsyncEngine(loader(tiny_model, backend="numpy"), max_queued_requests=2)
-        await engine.start()
-        await engine.wait_until_ready()
-        try:
+        async with started(loader(tiny_model, backend="numpy"), max_queued_requests=2) as engine:
             with pytest.raises(RequestTimeoutError):
                 submit(engine, "the", LONG, timeout_s=0.0)
-            assert engine.admission_stats().choices == 0
-        finally:
-            await engine.stop()
+            assert engine.admission.stats().choices == 0
 
-    asyncio.run(asyncio.wait_for(test(), 30))
+    run(test)
 
 
 def test_the_clock_stops_with_the_last_part_of_a_request(tiny_model: Path) -> None:
     async def test() -> None:
-        engine = AsyncEngine(loader(tiny_model, backend="numpy"))
-        await engine.start()
-        await engine.wait_until_ready()
-        try:
+        async with started(loader(tiny_model, backend="numpy")) as engine:
             deadline = Deadline.after(1000.0)
             short = SamplingParams(max_tokens=1)
             request = GenerationRequest(prompts=["the", "a"], params=short)
@@ -97,7 +82,5 @@ def test_the_clock_stops_with_the_last_part_of_a_request(tiny_model: Path) -> No
             handle.release()
             assert handle.timer.cancelled()
             assert not deadline.has_passed
-        finally:
-            await engine.stop()
 
-    asyncio.run(asyncio.wait_for(test(), 30))
+    run(test)

@@ -21,7 +21,7 @@ from nanovllm.engine.scheduling.block_manager import BlockManager
 from nanovllm.engine.scheduling.kv_cache_manager import KVCacheManager
 from nanovllm.engine.scheduling.request import FinishReason, Pooling, Request
 from nanovllm.engine.scheduling.scheduler import Scheduler
-from nanovllm.engine.scheduling.step_plan import PlannedSequence, SequenceResult, StepPlan
+from nanovllm.engine.scheduling.step_plan import PlannedSequence, SequenceUpdate, StepPlan
 from nanovllm.errors import ContextLengthError, EngineFaultError, InvalidRequestError
 from nanovllm.model.backend import LoadOptions
 from nanovllm.model.numpy_backend import NumpyBackend
@@ -372,7 +372,7 @@ def test_every_row_is_handed_over_once_and_in_order(
         scheduler.commit(
             plan,
             [
-                SequenceResult(sequence.request, (7,) if sequence.samples else ())
+                SequenceUpdate(sequence.request, (7,) if sequence.samples else ())
                 for sequence in plan.sequences
             ],
         )

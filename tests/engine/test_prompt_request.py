@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nanovllm.engine.scheduling.request import FinishReason
-from nanovllm.engine.step_output import SequenceUpdate
+from nanovllm.engine.scheduling.step_plan import SequenceUpdate
 from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.errors import EngineFaultError
 from nanovllm.model.sampling import TokenLogprobs
@@ -21,7 +21,6 @@ def test_an_answer_grows_and_ends(tokenizer: Tokenizer) -> None:
     assert answer(prompt) == CompletionOutput(0, "", [], None, None)
     assert feed(prompt, tokenizer, "hey") == [False] * 3
     assert not prompt.is_finished
-    assert prompt.unfinished_ids == ["r-0"]
     assert feed(prompt, tokenizer, "!", FinishReason.LENGTH) == [False]
     output = prompt.output()
     assert output == RequestOutput(
@@ -39,7 +38,7 @@ def test_an_answer_grows_and_ends(tokenizer: Tokenizer) -> None:
         output.outputs[0].finish_reason,
         len(output.outputs[0].token_ids),
     ) == ("hey!", "length", 4)
-    assert prompt.unfinished_ids == []
+    assert prompt.is_finished
 
 
 def test_an_unfinished_character_shows_at_the_end(tokenizer: Tokenizer) -> None:
@@ -316,7 +315,7 @@ def test_several_tokens_of_one_update_end_at_a_stop_string(tokenizer: Tokenizer)
     prompt = make(tokenizer, stop=["bc"], max_tokens=9)
     byte_of = {tokenizer.token_bytes(token_id): token_id for token_id in range(256)}
     tokens = tuple(byte_of[bytes([byte])] for byte in b"abcd")
-    assert prompt.add_update(SequenceUpdate("r-0", 0, tokens))
+    assert prompt.add_update(SequenceUpdate(prompt.requests[0], tokens))
     assert answer(prompt).text == "a"
     assert answer(prompt).token_ids == list(tokens[:3])
     assert answer(prompt).stop_reason == "bc"

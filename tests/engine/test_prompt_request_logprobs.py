@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from nanovllm.engine.prompt_request import PromptRequest
 from nanovllm.engine.scheduling.request import FinishReason
-from nanovllm.engine.step_output import SequenceUpdate
+from nanovllm.engine.scheduling.step_plan import SequenceUpdate
 from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.model.sampling import TokenLogprobs
 from nanovllm.outputs import Logprob
@@ -111,7 +111,7 @@ def test_cached_tokens_are_those_of_the_first_sequence(tokenizer: Tokenizer, fir
     """The others find in the cache what the first has computed, however new the prompt is."""
     prompt = make(tokenizer, n=3)
     for choice, cached in ((0, first), (1, 3), (2, 1)):
-        prompt.add_update(SequenceUpdate(f"r-{choice}", choice, (5,), num_cached_tokens=cached))
+        prompt.add_update(SequenceUpdate(prompt.requests[choice], (5,), num_cached_tokens=cached))
         assert prompt.output().num_cached_tokens == first
 
 
@@ -133,7 +133,7 @@ def end_with(
 
 def test_greedy_answers_are_one_sequence(tokenizer: Tokenizer) -> None:
     prompt = make(tokenizer, n=3, temperature=0, logprobs=0)
-    assert prompt.unfinished_ids == ["r-0"]
+    assert len(prompt.requests) == 1
     end_with(prompt, 0, [-1.0])
     answers = prompt.output().outputs
     assert prompt.is_finished

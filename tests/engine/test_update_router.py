@@ -5,7 +5,8 @@ import pytest
 from nanovllm.engine.metrics import StepStats
 from nanovllm.engine.prompt_request import PromptRequest
 from nanovllm.engine.scheduling.request import FinishReason
-from nanovllm.engine.step_output import SequenceUpdate, StepOutput
+from nanovllm.engine.scheduling.step_plan import SequenceUpdate
+from nanovllm.engine.step_output import StepOutput
 from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.engine.update_router import UpdateRouter
 from nanovllm.errors import EngineFaultError, InvalidRequestError

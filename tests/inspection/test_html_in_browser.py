@@ -1,24 +1,15 @@
 """Self-contained files in Chromium, opened from the disk without a network."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-import pytest
 
 from nanovllm.inspection.html_file import write_page
 from nanovllm.inspection.observe import InspectedModel
 from tests.inspection.test_html_file import HOSTILE, pages
-from tests.support.browser import chromium, open_page
+from tests.support.browser import open_page
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator["Browser"]:
-    with chromium() as started:
-        yield started
 
 
 def test_text_of_a_prompt_is_shown_as_text(

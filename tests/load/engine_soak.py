@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.contenders import CLASSES, OUR_OPTIONS
-from benchmarks.options import add_common_options, ensure_model, finish, heading, in_process
+from benchmarks.options import MODEL, ensure_model, finish, heading, in_process, new_parser
 from benchmarks.peers.ours import load
 from benchmarks.worker import resident_bytes
 from benchmarks.workload import make_workloads
@@ -29,10 +29,7 @@ SPEED_LOSS = 0.1
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add_common_options(parser)
+    parser = new_parser(__doc__, *MODEL)
     parser.add_argument(
         "--type", choices=CLASSES, default="float32", help="type of the weights (%(default)s)"
     )

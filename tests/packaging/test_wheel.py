@@ -15,15 +15,18 @@ import tarfile
 import time
 import venv
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from email.message import Message
 from email.parser import HeaderParser
+from importlib.metadata import Distribution, distribution
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
 import pytest
+from packaging.requirements import Requirement
 
 import nanovllm
 from nanovllm.model.kernels.build.object_cache import user_cache
@@ -63,26 +66,15 @@ def run(
 @pytest.fixture(scope="module", autouse=True)
 def index(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Skip if the package index cannot be reached; with CI set, a later step fails instead."""
-    folder = tmp_path_factory.mktemp("index")
-    probe = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--quiet",
-        "--no-deps",
-        "--retries",
-        "0",
-        "--timeout",
-        "20",
-        "--dest",
-        str(folder),
-        "hatchling",
-    ]
+    if os.environ.get("CI"):
+        return
+    options = ["--quiet", "--no-deps", "--retries", "0", "--timeout", "20"]
+    target = ("--dest", str(tmp_path_factory.mktemp("index")), "hatchling")
     done = subprocess.run(
-        probe, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120, check=False
-    )
-    if done.returncode != 0 and not os.environ.get("CI"):
+        [sys.executable, "-m", "pip", "download", *options, *target],
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    if done.returncode != 0:
         pytest.skip(f"the package index cannot be reached: {' '.join(done.stderr.split())[-200:]}")
 
 
@@ -100,26 +92,44 @@ def wheel(dist: Path) -> Path:
     return path
 
 
+def required(requirements: Iterable[str], extra: str = "") -> Iterator[Distribution]:
+    """Yield the installed distributions that these requirements name, and all that those need."""
+    for requirement in map(Requirement, requirements):
+        if requirement.marker is None or requirement.marker.evaluate({"extra": extra}):
+            found = distribution(requirement.name)
+            assert requirement.specifier.contains(found.version, prereleases=True), requirement
+            yield found
+            for name in ("", *requirement.extras):
+                yield from required(found.requires or [], name)
+
+
 @pytest.fixture(scope="module")
 def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder of programs of a new environment with the wheel and its dependencies."""
+    """Return the folder of programs of a new environment with the wheel and its dependencies.
+
+    The dependencies are links to those of this environment, which `pip install` got from the index.
+    """
     folder = tmp_path_factory.mktemp("environment")
     venv.create(folder, with_pip=False, symlinks=os.name != "nt")
     programs = folder / ("Scripts" if os.name == "nt" else "bin")
-    run(
-        sys.executable,
-        "-m",
-        "pip",
-        "--python",
-        programs / "python",
-        "install",
-        "--quiet",
-        "--disable-pip-version-check",
-        "--no-compile",  # Python compiles the few modules that are imported
-        wheel,
-        cwd=folder,
-    )
+    python = programs / "python"
+    print_folder = "import sysconfig; print(sysconfig.get_path('purelib'), end='')"
+    packages = Path(run(python, "-c", print_folder, cwd=folder))
+    for found in required(metadata_of(wheel).get_all("Requires-Dist", [])):
+        for name in {file.parts[0] for file in found.files or []} - {"..", "__pycache__"}:
+            if not (packages / name).exists():
+                (packages / name).symlink_to(str(found.locate_file(name)))
+    options = ("--quiet", "--disable-pip-version-check", "--no-index", "--no-deps", "--no-compile")
+    pip = (sys.executable, "-m", "pip", "--python", python)
+    run(*pip, "install", *options, wheel, cwd=folder)
     return programs
+
+
+def metadata_of(wheel: Path) -> Message:
+    """Return the fields of the wheel's METADATA."""
+    with zipfile.ZipFile(wheel) as archive:
+        info = f"nanovllm-{nanovllm.__version__}.dist-info"
+        return HeaderParser().parsestr(archive.read(f"{info}/METADATA").decode())
 
 
 @pytest.fixture
@@ -181,10 +191,8 @@ def test_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
 
 
 def test_wheel_says_what_it_is(wheel: Path) -> None:
+    metadata = metadata_of(wheel)
     with zipfile.ZipFile(wheel) as archive:
-        metadata = HeaderParser().parsestr(
-            archive.read(f"nanovllm-{nanovllm.__version__}.dist-info/METADATA").decode()
-        )
         entry_points = archive.read(
             f"nanovllm-{nanovllm.__version__}.dist-info/entry_points.txt"
         ).decode()

@@ -1,20 +1,18 @@
 """Run tests/javascript: the modules of the pages that need no browser."""
 
-import os
 import shutil
 import subprocess
 from pathlib import Path
 
-import pytest
+from tests.support.requirements import missing
 
 TESTS = Path(__file__).parents[1] / "javascript"
 
 
 def test_modules_without_a_browser() -> None:
     node = shutil.which("node")
-    if node is None and not os.environ.get("CI"):
-        pytest.skip("Node.js is not installed")
-    assert node is not None, "CI needs Node.js: install the package nodejs"
+    if node is None:
+        missing("Node.js is not installed")
     files = sorted(map(str, TESTS.glob("*.test.mjs")))
     assert files
     command = [node, "--test", *files]

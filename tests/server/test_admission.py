@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
+from nanovllm.engine.admission import RequestSize
 from tests.support.serving import RunningServer, loader, read_error, read_events, wait_until
 
 HELD = {"prompt": [1] * 10, "max_tokens": 60, "ignore_eos": True}
@@ -121,5 +122,5 @@ def test_every_end_gives_the_room_back(
         assert failed == (end in ("fault", "timeout"))
     wait_until(lambda: is_free(bounded))
     monkeypatch.undo()
-    bounded.engine.reserve(1, 100).release()
+    bounded.engine.admission.reserve([RequestSize(1, 100)]).release()
     assert bounded.complete("the", max_tokens=1)["choices"]

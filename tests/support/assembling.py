@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Sequence
 
 from nanovllm.engine.prompt_request import PromptRequest
-from nanovllm.engine.scheduling.request import FinishReason, Request
-from nanovllm.engine.step_output import SequenceUpdate
+from nanovllm.engine.scheduling.request import FinishReason, Request, RequestTimes
+from nanovllm.engine.scheduling.step_plan import SequenceUpdate
 from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.errors import NanovllmError
 from nanovllm.model.sampling import TokenLogprobs
@@ -17,22 +17,24 @@ PROMPT = [1, 2, 3]
 METRICS = RequestMetrics(arrival_s=1.0, first_scheduled_s=2.0, first_token_s=3.0, finished_s=4.0)
 
 
+def make_choice(choice: int, params: SamplingParams) -> Request:
+    return Request(
+        request_id=f"r-{choice}",
+        prompt_token_ids=tuple(PROMPT),
+        sampling=params,
+        max_new_tokens=params.max_tokens or 1,
+        seed=0,
+        choice_index=choice,
+        times=RequestTimes(arrival_s=1.0, first_scheduled_s=2.0, first_token_s=3.0),
+    )
+
+
 def make(tokenizer: Tokenizer, **settings: object) -> PromptRequest:
     params = SamplingParams(**settings)  # type: ignore[arg-type]
     return PromptRequest(
         "r",
         "prompt",
-        [
-            Request(
-                request_id=f"r-{choice}",
-                prompt_token_ids=tuple(PROMPT),
-                sampling=params,
-                max_new_tokens=params.max_tokens or 1,
-                seed=0,
-                choice_index=choice,
-            )
-            for choice in range(params.num_sequences)
-        ],
+        [make_choice(choice, params) for choice in range(params.num_sequences)],
         params,
         tokenizer,
     )
@@ -49,15 +51,14 @@ def update(
     error: NanovllmError | None = None,
 ) -> SequenceUpdate:
     return SequenceUpdate(
-        f"r-{choice}",
-        choice,
+        make_choice(choice, SamplingParams()),
         () if token_id is None else (token_id,),
         () if logprobs is None else (logprobs,),
         tuple(prompt_logprobs),
-        finish,
-        stop_reason,
-        metrics=METRICS if finish is not None else None,
+        finish_reason=finish,
+        stop_reason=stop_reason,
         error=error,
+        time_s=4.0,
     )
 
 

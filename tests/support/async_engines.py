@@ -2,11 +2,10 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
-
-import pytest
 
 from nanovllm.deadlines import Deadline
 from nanovllm.engine.async_engine import AsyncEngine
@@ -16,6 +15,7 @@ from nanovllm.engine.request_handle import RequestHandle
 from nanovllm.outputs import RequestOutput
 from nanovllm.prompts import Prompt
 from nanovllm.sampling_params import SamplingParams
+from tests.support.serving import START_TIMEOUT_S, TIMEOUT_S
 
 LONG = SamplingParams(max_tokens=100, temperature=0, ignore_eos=True)
 SHORT = SamplingParams(max_tokens=3, temperature=0, ignore_eos=True)
@@ -75,20 +75,19 @@ async def stream(
             yield delta
 
 
-async def until(condition: Callable[[], bool], *, looks: int = 2000) -> None:
-    """Wait on the event loop until `condition` holds. Fail after so many looks, 2 ms apart."""
-    for _ in range(looks):
-        if condition():
-            return
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait on the event loop until `condition` holds. Fail where it does not come true in time."""
+    deadline_s = time.monotonic() + 2 * TIMEOUT_S
+    while not condition():
+        assert time.monotonic() < deadline_s, "it did not come true in time"
         await asyncio.sleep(0.002)
-    pytest.fail("it did not come true in time")
 
 
 def run(test: Callable[[], Awaitable[None]]) -> None:
     """Run a test on an event loop of its own, and no longer than it may take."""
 
     async def limited() -> None:
-        await asyncio.wait_for(test(), 30)
+        await asyncio.wait_for(test(), START_TIMEOUT_S)
 
     asyncio.run(limited())
 

@@ -4,10 +4,11 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-import pytest
+from tests.support.requirements import missing
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Locator, Page
@@ -19,17 +20,20 @@ _OWN_SCHEMES = {"data", "blob"}
 
 @contextmanager
 def chromium() -> Iterator["Browser"]:
-    """Start the system's Chromium; skip the test where it or playwright is missing.
+    """Start the system's Chromium; where it or playwright is missing, skip, or fail in CI.
 
     Playwright's synchronous interface keeps an event loop in this thread until it is closed, so
     `asyncio.run` cannot be called meanwhile.
     """
-    playwright = pytest.importorskip("playwright.sync_api", reason="needs the extra `browser`")
+    if find_spec("playwright") is None or find_spec("axe_playwright_python") is None:
+        missing("the extra `browser` is not installed")
     executable = next(filter(None, map(shutil.which, _NAMES)), None)
     if executable is None:
-        pytest.skip("Chromium is not installed")
+        missing("Chromium is not installed")
+    from playwright.sync_api import sync_playwright
+
     is_root = hasattr(os, "geteuid") and os.geteuid() == 0
-    with playwright.sync_playwright() as started:
+    with sync_playwright() as started:
         arguments = ["--no-sandbox"] if is_root else []  # Chromium's sandbox refuses root
         browser = started.chromium.launch(executable_path=executable, args=arguments)
         yield browser

@@ -5,11 +5,12 @@ from itertools import accumulate
 from typing import Any
 
 from nanovllm.engine.inspection.recorder import StepRecorder
+from nanovllm.engine.metrics import StepStats
 from nanovllm.engine.scheduling.block_manager import BlockManager
 from nanovllm.engine.scheduling.kv_cache_manager import KVCacheManager
 from nanovllm.engine.scheduling.request import Request
 from nanovllm.engine.scheduling.scheduler import Scheduler
-from nanovllm.engine.scheduling.step_plan import MaskStates, SequenceResult, StepPlan
+from nanovllm.engine.scheduling.step_plan import MaskStates, SequenceUpdate, StepPlan
 from nanovllm.model.sampling import TokenLogprobs
 from nanovllm.sampling_params import SamplingParams
 
@@ -81,14 +82,14 @@ def next_token(tokens: list[int], choice: int = 0) -> int:
     return 1 + hash((choice, *tokens)) % 1000
 
 
-def answers(plan: StepPlan) -> list[SequenceResult]:
+def answers(plan: StepPlan) -> list[SequenceUpdate]:
     """The results of a step; the prompt's log-probabilities name their positions."""
     results = []
     for sequence in plan.sequences:
         request = sequence.request
         tokens = (next_token(request.tokens, request.choice_index),) if sequence.samples else ()
         reported = [TokenLogprobs([i], [-1.0], 1) for i in sequence.prompt_logprob_positions]
-        results.append(SequenceResult(request, tokens, prompt_logprobs=reported))
+        results.append(SequenceUpdate(request, tokens, prompt_logprobs=reported))
     return results
 
 
@@ -109,13 +110,9 @@ def record_step(scheduler: Scheduler, recorder: StepRecorder) -> StepPlan:
     plan = scheduler.schedule()
     num_decode_tokens = sum(sequence.request.is_decoding for sequence in plan.sequences)
     scheduler.commit(plan, answers(plan))
-    recorder.on_step(
-        plan,
-        started_s=1.0,
-        duration_s=0.5,
-        num_tokens=plan.num_tokens,
-        num_decode_tokens=num_decode_tokens,
-    )
+    num_tokens = plan.num_tokens
+    stats = StepStats(num_tokens, num_tokens - num_decode_tokens, num_decode_tokens, 0.5)
+    recorder.on_step(plan, stats, 1.0)
     return plan
 
 

@@ -5,7 +5,8 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -54,10 +55,13 @@ class SlowRunner(NativeModelRunner):
     def __init__(self, backend: Backend, step_s: float) -> None:
         super().__init__(backend)
         self.step_s = step_s
+        self.may_go_on = threading.Event()
+        self.may_go_on.set()
 
     def run(self, batch: ForwardBatch, rows: LogitRows, settings: SamplingSettings) -> RunnerOutput:
-        """One step, not before `step_s` are over."""
+        """One step, not before `step_s` are over and `may_go_on` is set."""
         time.sleep(self.step_s)
+        assert self.may_go_on.wait(2 * TIMEOUT_S)
         return super().run(batch, rows, settings)
 
 
@@ -187,6 +191,17 @@ class RunningServer:
     def samples(self) -> dict[str, float]:
         """Return /metrics by name without the prefix, followed by labels other than model_name."""
         return read_metrics(self.http.get("/metrics").text)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Let no step end meanwhile; the engine is that of a `loader` with `step_s`."""
+        runner = self.engine.engine.runner
+        assert isinstance(runner, SlowRunner)
+        runner.may_go_on.clear()
+        try:
+            yield
+        finally:
+            runner.may_go_on.set()
 
     def is_idle(self) -> bool:
         """Whether no request runs or waits and no block of the cache is in use."""

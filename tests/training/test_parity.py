@@ -20,8 +20,7 @@ from nanovllm.model.config import GPT2Config
 from nanovllm.sampling_params import SamplingParams
 from nanovllm.trainer import Trainer
 from nanovllm.training.config import TrainingConfig
-from nanovllm.training.network.autograd import Tape
-from nanovllm.training.network.model import loss_sum
+from nanovllm.training.network.model import batch_loss
 from nanovllm.training.network.numpy_operations import NumpyOperations
 from nanovllm.training.network.optimizer import AdamW
 from nanovllm.training.network.parameters import Parameters
@@ -57,11 +56,9 @@ def mean_loss(
     config: GPT2Config, parameters: Parameters, tokens: np.ndarray, *, differentiate: bool = True
 ) -> float:
     """Return the mean loss of the next token, and leave its gradients in the parameters."""
-    tape = Tape(NumpyOperations(), records=differentiate)
     inputs, targets = tokens[:, :-1], tokens[:, 1:]
-    total = loss_sum(tape, config, parameters, inputs, targets, scale=1.0 / targets.size)
-    if differentiate:
-        tape.backward()
+    scale = 1.0 / targets.size if differentiate else None
+    total = batch_loss(NumpyOperations(), config, parameters, inputs, targets, scale=scale)
     return total / targets.size
 
 

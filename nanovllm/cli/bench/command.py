@@ -2,12 +2,17 @@
 
 import argparse
 import math
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
-from nanovllm.cli.argument_types import not_negative, port_number, positive, positive_number
+from annotated_types import Interval
+
+from nanovllm.checked_fields import checked_fields
 from nanovllm.cli.environment import API_KEY_VARIABLE, ENGINE_VARIABLES
-from nanovllm.cli.options import add_engine_options, add_model
+from nanovllm.cli.options import add_engine_options, add_model, add_options
 from nanovllm.cli.parser import add_commands, imported, set_up
+from nanovllm.config import Positive
 
 _DESCRIPTION = "Measure how fast a model is on this machine. Every report ends in a line of JSON."
 _PHASES = (
@@ -26,6 +31,98 @@ streams. The exit code is 1 if a request failed.
 """
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LatencyOptions:
+    """The options of `bench latency`, without those of the engine.
+
+    Attributes:
+        model: folder or name.
+        json: also write the JSON report to this file; None for none.
+        input_len: tokens of each random prompt; None for 32, fewer in a shorter context.
+        output_len: tokens to generate for each prompt; None for 128, fewer in a shorter context.
+        batch_size: prompts in the batch.
+        num_iters: measured iterations.
+        num_iters_warmup: warm-up iterations before them.
+        limits: measure memory bandwidth and peak FLOPS before and after, and report the fraction
+            of them that was reached.
+        temperature: 0 for greedy decoding.
+    """
+
+    model: str
+    json: Path | None = None
+    input_len: Positive | None = None
+    output_len: Positive | None = None
+    batch_size: Positive = 8
+    num_iters: Positive = 10
+    num_iters_warmup: Annotated[int, Interval(ge=0)] = 2
+    limits: bool = True
+    temperature: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ThroughputOptions:
+    """The options of `bench throughput`, without those of the engine.
+
+    Attributes:
+        model: folder or name.
+        json: also write the JSON report to this file; None for none.
+        num_prompts: number of prompts; None for 32, or the whole dataset.
+        input_len: tokens of each random prompt; None for 128, fewer in a shorter context.
+        output_len: tokens to generate for each prompt, unless the dataset says; None for 64, fewer
+            in a shorter context.
+        dataset: JSON Lines file, {"prompt": ..., "max_tokens": ...}; None for random prompts.
+        temperature: 0 for greedy decoding.
+    """
+
+    model: str
+    json: Path | None = None
+    num_prompts: Positive | None = None
+    input_len: Positive | None = None
+    output_len: Positive | None = None
+    dataset: Path | None = None
+    temperature: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadOptions:
+    """The options of `bench serve`.
+
+    Attributes:
+        model: name of the served model; None for the server's first.
+        json: also write the JSON report to this file; None for none.
+        base_url: address of the server.
+        port: port of a server on this machine; None for that of --base-url.
+        api_key: bearer token, visible to other users of the machine; None for NANOVLLM_API_KEY.
+        timeout_s: timeout of a request in seconds.
+        num_prompts: number of requests.
+        random_input_len: tokens of each random prompt; None for 128, fewer in a shorter context.
+        random_output_len: tokens to generate for each prompt; None for 64, fewer in a shorter
+            context.
+        request_rate: requests per second with Poisson arrivals; inf submits all at once.
+        max_concurrency: maximum concurrent requests; None for no limit.
+        ignore_eos: generate past the end-of-text token, so that all outputs have full length.
+        temperature: 0 for greedy decoding.
+        seed: seed of prompts and arrivals; None for random, which misses every prefix cache.
+        vocab: draw prompt token ids below this; every byte-level vocabulary has 256.
+    """
+
+    model: str | None = None
+    json: Path | None = None
+    base_url: str = "http://127.0.0.1:8000"
+    port: Annotated[int, Interval(ge=0, le=65535)] | None = None
+    api_key: str | None = field(default=None, repr=False)
+    timeout_s: Annotated[float, Interval(gt=0)] = 600.0
+    num_prompts: Positive = 32
+    random_input_len: Positive | None = None
+    random_output_len: Positive | None = None
+    request_rate: Annotated[float, Interval(gt=0)] = math.inf
+    max_concurrency: Positive | None = None
+    ignore_eos: bool = False
+    temperature: float = 0.0
+    seed: Annotated[int, Interval(ge=0)] | None = None
+    vocab: Positive = 256
+
+
 def define(parser: argparse.ArgumentParser) -> None:
     """Define the three kinds."""
     parser.usage = "%(prog)s KIND [options]"
@@ -39,62 +136,25 @@ def define(parser: argparse.ArgumentParser) -> None:
 
 
 def _define_latency(parser: argparse.ArgumentParser) -> None:
-    set_up(
-        parser,
-        imported("nanovllm.cli.bench.offline:run_latency"),
-        arguments="[MODEL] [options]",
-        description=_LATENCY,
-        variables=ENGINE_VARIABLES,
-    )
-    add_model(parser)
-    group = parser.add_argument_group("workload")
-    _add_lengths(parser, group, "", (32, 128))
-    _add_count(group, "--batch-size", 8, "prompts in the batch")
-    _add_count(group, "--num-iters", 10, "measured iterations")
-    group.add_argument(
-        "--num-iters-warmup",
-        type=not_negative,
-        default=2,
-        metavar="N",
-        help="warm-up iterations before them",
-    )
-    group.add_argument(
-        "--limits",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="measure memory bandwidth and peak FLOPS before and after, and report the fraction "
-        "of them that was reached",
-    )
-    _add_temperature(group)
-    _add_json(parser)
-    add_engine_options(parser, seed=0, enable_prefix_caching=False)
+    _define_offline(parser, "run_latency", _LATENCY, LatencyOptions)
 
 
 def _define_throughput(parser: argparse.ArgumentParser) -> None:
+    _define_offline(parser, "run_throughput", _THROUGHPUT, ThroughputOptions)
+
+
+def _define_offline(
+    parser: argparse.ArgumentParser, function: str, description: str, options: type
+) -> None:
     set_up(
         parser,
-        imported("nanovllm.cli.bench.offline:run_throughput"),
-        arguments="[MODEL] [options]",
-        description=_THROUGHPUT,
-        variables=ENGINE_VARIABLES,
+        imported(f"nanovllm.cli.bench.offline:{function}"),
+        "[MODEL] [options]",
+        description,
+        ENGINE_VARIABLES,
     )
     add_model(parser)
-    group = parser.add_argument_group("workload")
-    group.add_argument(
-        "--num-prompts",
-        type=positive,
-        metavar="N",
-        help="number of prompts (default: 32, or the whole dataset)",
-    )
-    _add_lengths(parser, group, "", (128, 64), unless=", unless the dataset says")
-    group.add_argument(
-        "--dataset",
-        type=Path,
-        metavar="FILE",
-        help='JSON Lines file, {"prompt": ..., "max_tokens": ...} (default: random prompts)',
-    )
-    _add_temperature(group)
-    _add_json(parser)
+    _add_workload(parser, options, set())
     add_engine_options(parser, seed=0, enable_prefix_caching=False)
 
 
@@ -102,105 +162,19 @@ def _define_serve(parser: argparse.ArgumentParser) -> None:
     set_up(
         parser,
         imported("nanovllm.cli.bench.serve:run"),
-        arguments="[MODEL] [options]",
-        description=_SERVE,
-        variables=(API_KEY_VARIABLE,),
+        "[MODEL] [options]",
+        _SERVE,
+        (API_KEY_VARIABLE,),
     )
     add_model(parser, "name of the served model (default: the server's first)", default=None)
     server = parser.add_argument_group("server")
-    address = server.add_mutually_exclusive_group()
-    address.add_argument(
-        "--base-url", default="http://127.0.0.1:8000", metavar="URL", help="address of the server"
-    )
-    address.add_argument(
-        "--port",
-        type=port_number,
-        help="port of a server on this machine (default: that of --base-url)",
-    )
-    server.add_argument(
-        "--api-key",
-        metavar="KEY",
-        help=f"bearer token, visible to other users of the machine (default: {API_KEY_VARIABLE})",
-    )
-    server.add_argument(
-        "--timeout-s",
-        type=positive_number,
-        default=600.0,
-        metavar="SECONDS",
-        help="timeout of a request in seconds",
-    )
-    group = parser.add_argument_group("workload")
-    _add_count(group, "--num-prompts", 32, "number of requests")
-    _add_lengths(parser, group, "random-", (128, 64))
-    group.add_argument(
-        "--request-rate",
-        type=positive_number,
-        default=math.inf,
-        metavar="RATE",
-        help="requests per second with Poisson arrivals; inf submits all at once",
-    )
-    group.add_argument(
-        "--max-concurrency",
-        type=positive,
-        metavar="N",
-        help="maximum concurrent requests (default: no limit)",
-    )
-    group.add_argument(
-        "--ignore-eos",
-        action="store_true",
-        help="generate past the end-of-text token, so that all outputs have full length "
-        "(default: no)",
-    )
-    _add_temperature(group)
-    group.add_argument(
-        "--seed",
-        type=not_negative,
-        help="seed of prompts and arrivals (default: random, which misses every prefix cache)",
-    )
-    _add_count(
-        group,
-        "--vocab",
-        256,
-        "draw prompt token ids below this; every byte-level vocabulary has 256",
-    )
-    _add_json(parser)
+    add_options(server.add_mutually_exclusive_group(), LoadOptions, ("base_url", "port"))
+    add_options(server, LoadOptions, ("api_key", "timeout_s"))
+    _add_workload(parser, LoadOptions, {"base_url", "port", "api_key", "timeout_s"})
 
 
-def _add_lengths(
-    parser: argparse.ArgumentParser,
-    group: "argparse._ArgumentGroup",
-    prefix: str,
-    defaults: tuple[int, int],
-    unless: str = "",
-) -> None:
-    """Add the options of both lengths, which are None if left out; see fit_lengths."""
-    parser.set_defaults(default_lengths=defaults)
-    for name, default, text in zip(
-        ("input-len", "output-len"),
-        defaults,
-        ("tokens of each random prompt", f"tokens to generate for each prompt{unless}"),
-        strict=True,
-    ):
-        group.add_argument(
-            f"--{prefix}{name}",
-            type=positive,
-            metavar="N",
-            help=f"{text} (default: {default}, fewer in a shorter context)",
-        )
-
-
-def _add_temperature(group: "argparse._ArgumentGroup") -> None:
-    group.add_argument("--temperature", type=float, default=0.0, help="0 for greedy decoding")
-
-
-def _add_json(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--json",
-        type=Path,
-        metavar="FILE",
-        help="also write the JSON report to this file (default: none)",
-    )
-
-
-def _add_count(group: "argparse._ArgumentGroup", flag: str, default: int, text: str) -> None:
-    group.add_argument(flag, type=positive, default=default, metavar="N", help=text)
+def _add_workload(parser: argparse.ArgumentParser, options: type, others: set[str]) -> None:
+    """Add the options of the workload, which are all but `others`, and --json."""
+    names = [name for name in checked_fields(options) if name not in {"model", "json", *others}]
+    add_options(parser.add_argument_group("workload"), options, names)
+    add_options(parser, options, ("json",))

@@ -7,7 +7,7 @@ decode. Prefix caching is off by default, so that every counted token is compute
 import argparse
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,21 +16,14 @@ import numpy as np
 from tqdm import tqdm
 
 from nanovllm.cli.argument_types import read_lines
+from nanovllm.cli.bench.command import LatencyOptions, ThroughputOptions
 from nanovllm.cli.bench.lengths import check_fits, fit_lengths
-from nanovllm.cli.bench.report import finish, rate, show, shown
-from nanovllm.cli.bench.roofline import (
-    Limits,
-    Phase,
-    engine_costs,
-    fractions,
-    shown_fractions,
-    shown_limits,
-    weight_kind,
-)
-from nanovllm.cli.options import engine_config
+from nanovllm.cli.bench.report import publish, rate, shown
+from nanovllm.cli.bench.roofline import Costs, Limits, Phases, fractions, shown_fractions
+from nanovllm.cli.options import engine_config, options_of
+from nanovllm.config import EngineConfig
 from nanovllm.engine.engine import Engine
 from nanovllm.engine.generation_request import GenerationRequest
-from nanovllm.engine.metrics import StepStats
 from nanovllm.engine.prompt_request import PromptRequest
 from nanovllm.errors import EngineFaultError, InvalidRequestError
 from nanovllm.hub import resolve_model
@@ -39,6 +32,8 @@ from nanovllm.prompts import Prompt
 from nanovllm.sampling_params import SamplingParams
 
 PERCENTILES = (10, 25, 50, 75, 90, 99)
+_LATENCY_LENGTHS, _THROUGHPUT_LENGTHS = (32, 128), (128, 64)
+_NUM_PROMPTS = 32
 _EXAMPLE_LINE = '{"prompt": "Once upon a time", "max_tokens": 64}'
 
 
@@ -49,28 +44,6 @@ class Job:
     name: str
     prompt: Prompt
     output_len: int
-
-
-@dataclass(slots=True)
-class Phases:
-    """The totals of prefill and decode steps."""
-
-    prefill: Phase = field(default_factory=Phase)
-    decode: Phase = field(default_factory=Phase)
-
-    def add(self, stats: StepStats, pairs: int = 0, rows: int = 0) -> None:
-        """Add a step; `pairs` and `rows` as in Phase."""
-        if stats.num_prompt_tokens:
-            self.prefill.add(stats.num_prompt_tokens, stats, pairs, rows)
-        else:
-            self.decode.add(stats.num_decode_tokens, stats, pairs, rows)
-
-    def figures(self) -> dict[str, float | None]:
-        """Return tokens per second of each phase; None without steps."""
-        return {
-            "prefill_tokens_per_s": self.prefill.tokens_per_s,
-            "decode_tokens_per_s": self.decode.tokens_per_s,
-        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +64,13 @@ class Bench:
     temperature: float
     phases: Phases = field(default_factory=Phases)
 
+    @classmethod
+    def load(cls, model: str, config: EngineConfig, temperature: float) -> "Bench":
+        """Check the temperature, then load the model."""
+        folder = resolve_model(model)
+        SamplingParams(temperature=temperature)
+        return cls(Engine.load(folder, config), temperature)
+
     def run(self, jobs: Sequence[Job], on_finish: Callable[[], object] = lambda: None) -> Totals:
         """Run all jobs as one batch; raises ContextLengthError if one does not fit."""
         started_s = time.perf_counter()
@@ -99,11 +79,8 @@ class Bench:
         lengths = dict.fromkeys(by_id, 0)
         for step in self.engine.run(prompts):
             sampled = [update.request_id for update in step.updates if update.token_ids]
-            self.phases.add(
-                step.stats,
-                sum(_pairs(by_id[name], lengths[name]) for name in sampled),
-                len(sampled),
-            )
+            pairs = sum(_pairs(by_id[name], lengths[name]) for name in sampled)
+            self.phases.add(step.stats, pairs, len(sampled))
             for name in sampled:
                 lengths[name] += 1
             for update in step.updates:
@@ -116,10 +93,9 @@ class Bench:
         duration_s = time.perf_counter() - started_s
         cached_tokens = sum(output.num_cached_tokens for output in outputs)
         assert cached_tokens == 0 or self.engine.config.enable_prefix_caching
-        input_tokens = sum(len(output.prompt_token_ids) for output in outputs)
         return Totals(
             duration_s,
-            input_tokens,
+            sum(len(output.prompt_token_ids) for output in outputs),
             sum(len(output.outputs[0].token_ids) for output in outputs),
             cached_tokens,
         )
@@ -145,100 +121,68 @@ class Bench:
 
 def run_latency(parsed: argparse.Namespace) -> int:
     """Measure the latency of a batch, repeatedly."""
-    config = engine_config(parsed)
-    if parsed.batch_size > config.max_num_seqs:
+    config, options = engine_config(parsed), options_of(parsed, LatencyOptions)
+    if options.batch_size > config.max_num_seqs:
         raise ValueError(
-            f"--batch-size is {parsed.batch_size}, but only {config.max_num_seqs} sequences run in "
-            "one step; lower it or raise --max-num-seqs"
+            f"--batch-size is {options.batch_size}, but only {config.max_num_seqs} sequences run "
+            "in one step; lower it or raise --max-num-seqs"
         )
-    _fit_lengths(parsed)
-    bench = _load(parsed)
-    jobs = _random_jobs(bench.engine, parsed, parsed.batch_size)
-    for _ in tqdm(
-        range(parsed.num_iters_warmup), desc="Warm-up", unit="batch", disable=None, leave=False
-    ):
+    input_len, output_len = _fit_lengths(options, config, _LATENCY_LENGTHS)
+    bench = Bench.load(options.model, config, options.temperature)
+    jobs = _random_jobs(bench.engine, options.batch_size, input_len, output_len)
+    for _ in _batches(options.num_iters_warmup, "Warm-up", leave=False):
         bench.run(jobs)
     measured = Bench(bench.engine, bench.temperature)
-    before = [Limits.measure(config)] if parsed.limits else []
-    runs = [
-        measured.run(jobs)
-        for _ in tqdm(range(parsed.num_iters), desc="Batches", unit="batch", disable=None)
-    ]
-    limits = Limits.mean([*before, Limits.measure(config)]) if parsed.limits else None
-    _report_latency(parsed, measured, runs, limits)
-    return 0
+    limits = [Limits.measure(bench.engine)] if options.limits else []
+    runs = [measured.run(jobs) for _ in _batches(options.num_iters, "Batches")]
+    limits += [Limits.measure(bench.engine)] if options.limits else []
 
-
-def _report_latency(
-    parsed: argparse.Namespace, measured: Bench, runs: Sequence[Totals], limits: Limits | None
-) -> None:
-    """Print a table and a line of JSON."""
     latencies = np.array([run.duration_s for run in runs], dtype=np.float64)
-    figures = {
-        "avg_latency_s": float(latencies.mean()),
-        **{
-            f"p{percent}_latency_s": float(np.percentile(latencies, percent))
-            for percent in PERCENTILES
-        },
-        **measured.phases.figures(),
+    times_s = {"avg_latency_s": float(latencies.mean())} | {
+        f"p{percent}_latency_s": float(np.percentile(latencies, percent)) for percent in PERCENTILES
     }
-    reached = (
-        None
-        if limits is None
-        else fractions(
-            engine_costs(measured.engine), limits, measured.phases.prefill, measured.phases.decode
-        )
-    )
-    work = (
-        f"a batch of {parsed.batch_size}, each {parsed.input_len} tokens in and "
-        f"{parsed.output_len} out, {parsed.num_iters} times"
-    )
-    show(
-        {
-            **_about(parsed, measured.engine),
-            "work": f"{work} after {parsed.num_iters_warmup} to warm up",
-        }
-        | ({} if limits is None else {"limits": shown_limits(limits)}),
-        {
-            label.removesuffix("_s").replace("_", " "): shown(figures[label], "s", 4)
-            for label in figures
-            if label.endswith("latency_s")
-        }
-        | _shown_phases(figures, measured.engine)
-        | ({} if limits is None or reached is None else shown_fractions(reached, limits)),
-    )
-    counts = {
-        "batch_size": parsed.batch_size, "input_len": parsed.input_len,
-        "output_len": parsed.output_len,
-        "num_iters": parsed.num_iters, "num_iters_warmup": parsed.num_iters_warmup,
-        "total_input_tokens": sum(run.input_tokens for run in runs),
-        "total_output_tokens": sum(run.output_tokens for run in runs),
-        "total_cached_tokens": sum(run.cached_tokens for run in runs),
+    about = {
+        **_about(options, bench.engine),
+        "work": f"a batch of {options.batch_size}, each {input_len} tokens in and {output_len} "
+        f"out, {options.num_iters} times after {options.num_iters_warmup} to warm up",
+    }
+    table = {
+        label.removesuffix("_s").replace("_", " "): shown(time_s, "s", 4)
+        for label, time_s in times_s.items()
+    }
+    table |= _shown_phases(measured)
+    record: dict[str, Any] = {
+        "benchmark": "latency", "batch_size": options.batch_size, "input_len": input_len,
+        "output_len": output_len, "num_iters": options.num_iters,
+        "num_iters_warmup": options.num_iters_warmup,
+        **_token_totals(runs), **times_s, **measured.phases.figures(),
     }  # fmt: skip
-    compared = {} if limits is None or reached is None else {**reached, "limits": asdict(limits)}
-    finish(
-        {
-            "benchmark": "latency",
-            **counts,
-            **figures,
-            **compared,
-            "latencies_s": latencies.tolist(),
-            **_record(parsed, measured.engine),
-        },
-        parsed.json,
-    )
+    if limits:
+        limit = Limits.mean(limits)
+        reached = fractions(Costs.of_engine(bench.engine), limit, measured.phases)
+        about["limits"] = str(limit)
+        table |= shown_fractions(reached, limit)
+        record |= {**reached, "limits": asdict(limit)}
+    record |= {"latencies_s": latencies.tolist(), **_record(options, bench.engine)}
+    publish(about, table, record, options.json)
+    return 0
 
 
 def run_throughput(parsed: argparse.Namespace) -> int:
     """Measure the throughput of prompts that are all submitted at the start."""
-    dataset = None
-    if parsed.dataset is None:
-        _fit_lengths(parsed)
+    config, options = engine_config(parsed), options_of(parsed, ThroughputOptions)
+    jobs, input_len, output_len = [], None, None
+    if options.dataset is not None:
+        default_len = options.output_len or _THROUGHPUT_LENGTHS[1]
+        jobs = read_dataset(options.dataset, options.num_prompts, default_len)
+        source = f"from {options.dataset}"
     else:
-        output_len = parsed.output_len or parsed.default_lengths[1]
-        dataset = read_dataset(parsed.dataset, parsed.num_prompts, output_len)
-    bench = _load(parsed)
-    jobs = dataset or _random_jobs(bench.engine, parsed, parsed.num_prompts or 32)
+        input_len, output_len = _fit_lengths(options, config, _THROUGHPUT_LENGTHS)
+        source = f"random, {input_len} tokens in and {output_len} out each"
+    bench = Bench.load(options.model, config, options.temperature)
+    if input_len is not None and output_len is not None:
+        count = options.num_prompts or _NUM_PROMPTS
+        jobs = _random_jobs(bench.engine, count, input_len, output_len)
     bench.engine.warm_up()
     with tqdm(total=len(jobs), desc="Prompts", unit="prompt", disable=None) as progress:
         total = bench.run(jobs, progress.update)
@@ -247,39 +191,32 @@ def run_throughput(parsed: argparse.Namespace) -> int:
         "requests_per_s": rate(len(jobs), total.duration_s),
         "total_tokens_per_s": rate(total.input_tokens + total.output_tokens, total.duration_s),
         "output_tokens_per_s": rate(total.output_tokens, total.duration_s),
-        **bench.phases.figures(),
     }
-    source = (
-        f"random, {parsed.input_len} tokens in and {parsed.output_len} out each"
-        if dataset is None
-        else f"from {parsed.dataset}"
-    )
-    show(
-        {
-            **_about(parsed, bench.engine),
-            "work": f"{len(jobs)} prompts at once, {source}: {total.input_tokens:,} tokens in and "
-            f"{total.output_tokens:,} out",
-        },
-        {
-            "duration": shown(figures["duration_s"], "s"),
-            "requests": shown(figures["requests_per_s"], "/s"),
-            "all tokens": shown(figures["total_tokens_per_s"], "tok/s", 1),
-            "output tokens": shown(figures["output_tokens_per_s"], "tok/s", 1),
-        }
-        | _shown_phases(figures, bench.engine),
-    )
-    counts = {
-        "num_prompts": len(jobs), "dataset": None if dataset is None else str(parsed.dataset),
-        "input_len": parsed.input_len if dataset is None else None,
-        "output_len": parsed.output_len if dataset is None else None,
-        "total_input_tokens": total.input_tokens, "total_output_tokens": total.output_tokens,
-        "total_cached_tokens": total.cached_tokens,
+    about = {
+        **_about(options, bench.engine),
+        "work": f"{len(jobs)} prompts at once, {source}: {total.input_tokens:,} tokens in and "
+        f"{total.output_tokens:,} out",
+    }
+    table = {
+        "duration": shown(figures["duration_s"], "s"),
+        "requests": shown(figures["requests_per_s"], "/s"),
+        "all tokens": shown(figures["total_tokens_per_s"], "tok/s", 1),
+        "output tokens": shown(figures["output_tokens_per_s"], "tok/s", 1),
+        **_shown_phases(bench),
+    }
+    record = {
+        "benchmark": "throughput", "num_prompts": len(jobs),
+        "dataset": None if options.dataset is None else str(options.dataset),
+        "input_len": input_len, "output_len": output_len,
+        **_token_totals([total]), **figures, **bench.phases.figures(),
+        **_record(options, bench.engine),
     }  # fmt: skip
-    finish(
-        {"benchmark": "throughput", **counts, **figures, **_record(parsed, bench.engine)},
-        parsed.json,
-    )
+    publish(about, table, record, options.json)
     return 0
+
+
+def _batches(count: int, name: str, *, leave: bool = True) -> Iterable[int]:
+    return tqdm(range(count), desc=name, unit="batch", disable=None, leave=leave)
 
 
 def _pairs(prompt: PromptRequest, num_generated: int) -> int:
@@ -318,66 +255,58 @@ def read_dataset(path: Path, limit: int | None, output_len: int) -> list[Job]:
     return jobs
 
 
-def _fit_lengths(parsed: argparse.Namespace) -> None:
-    """Set the lengths that the command line leaves out, to fit the context."""
-    max_positions = GPT2Config.load(resolve_model(parsed.model)).max_positions
-    max_model_len = min(engine_config(parsed).max_model_len or max_positions, max_positions)
-    parsed.input_len, parsed.output_len = fit_lengths(
-        parsed.input_len, parsed.output_len, parsed.default_lengths, max_model_len
-    )
+def _fit_lengths(
+    options: LatencyOptions | ThroughputOptions, config: EngineConfig, defaults: tuple[int, int]
+) -> tuple[int, int]:
+    """Return the lengths of prompts and outputs, which fit the context."""
+    context = GPT2Config.load(resolve_model(options.model)).max_positions
+    max_model_len = min(config.max_model_len or context, context)
+    return fit_lengths(options.input_len, options.output_len, defaults, max_model_len)
 
 
-def _load(parsed: argparse.Namespace) -> Bench:
-    """Check the settings, then load the engine."""
-    config, folder = engine_config(parsed), resolve_model(parsed.model)
-    SamplingParams(temperature=parsed.temperature)
-    return Bench(Engine.load(folder, config), parsed.temperature)
+def _random_jobs(engine: Engine, count: int, input_len: int, output_len: int) -> list[Job]:
+    random = np.random.default_rng(engine.config.seed)
+    prompts = random.integers(0, engine.model.vocab, (count, input_len), dtype=np.int64).tolist()
+    return [Job(f"prompt {index}", prompt, output_len) for index, prompt in enumerate(prompts)]
 
 
-def _random_jobs(engine: Engine, parsed: argparse.Namespace, count: int) -> list[Job]:
-    token_ids = np.random.default_rng(parsed.seed).integers(
-        0, engine.model.vocab, (count, parsed.input_len), dtype=np.int64
-    )
-    return [
-        Job(f"prompt {index}", prompt, parsed.output_len)
-        for index, prompt in enumerate(token_ids.tolist())
-    ]
-
-
-def _about(parsed: argparse.Namespace, engine: Engine) -> dict[str, str]:
+def _about(options: LatencyOptions | ThroughputOptions, engine: Engine) -> dict[str, str]:
     model, config = engine.model, engine.config
     caching = "on" if config.enable_prefix_caching else "off"
-    sizes = (
-        f"{model.num_parameters:,} parameters, {model.layers} layers, d_model {model.d_model}, "
-        f"vocabulary {model.vocab:,}"
-    )
-    limits = (
-        f"max_num_seqs {config.max_num_seqs}, max_num_batched_tokens "
-        f"{config.max_num_batched_tokens}, block_size {config.block_size}"
-    )
     exact = ", batch_invariant" if config.batch_invariant else ""
-    cache_dtype = engine.runner.backend.cache_dtype
-    types = f"{weight_kind(config)}, KV cache {cache_dtype}, backend {config.backend}"
     return {
-        "model": f"{parsed.model}, {sizes}, context {engine.max_model_len:,}",
-        "settings": f"{types}, {limits}, prefix caching {caching}, "
-        f"temperature {parsed.temperature:g}{exact}",
+        "model": f"{options.model}, {model.num_parameters:,} parameters, {model.layers} layers, "
+        f"d_model {model.d_model}, vocabulary {model.vocab:,}, context {engine.max_model_len:,}",
+        "settings": f"{engine.runner.backend.weight_dtype}, KV cache "
+        f"{engine.runner.backend.cache_dtype}, backend {config.backend}, max_num_seqs "
+        f"{config.max_num_seqs}, max_num_batched_tokens {config.max_num_batched_tokens}, "
+        f"block_size {config.block_size}, prefix caching {caching}, temperature "
+        f"{options.temperature:g}{exact}",
     }
 
 
-def _record(parsed: argparse.Namespace, engine: Engine) -> dict[str, Any]:
+def _token_totals(runs: Sequence[Totals]) -> dict[str, int]:
     return {
-        "model": parsed.model, "parameters": engine.model.num_parameters,
-        "temperature": parsed.temperature,
+        "total_input_tokens": sum(run.input_tokens for run in runs),
+        "total_output_tokens": sum(run.output_tokens for run in runs),
+        "total_cached_tokens": sum(run.cached_tokens for run in runs),
+    }
+
+
+def _record(options: LatencyOptions | ThroughputOptions, engine: Engine) -> dict[str, Any]:
+    return {
+        "model": options.model, "parameters": engine.model.num_parameters,
+        "temperature": options.temperature,
         "prefix_caching": engine.config.enable_prefix_caching,
         "num_preemptions": engine.stats().num_preemptions,
         "settings": asdict(engine.config),
     }  # fmt: skip
 
 
-def _shown_phases(figures: dict[str, Any], engine: Engine) -> dict[str, str]:
-    lines = {
-        name: shown(figures[f"{name}_tokens_per_s"], "tok/s", 1) for name in ("prefill", "decode")
+def _shown_phases(bench: Bench) -> dict[str, str]:
+    preemptions = bench.engine.stats().num_preemptions
+    return {
+        "prefill": shown(bench.phases.prefill.tokens_per_s, "tok/s", 1),
+        "decode": shown(bench.phases.decode.tokens_per_s, "tok/s", 1),
+        "preemptions": f"{preemptions:,}" if preemptions else "",
     }
-    preemptions = engine.stats().num_preemptions
-    return {**lines, "preemptions": f"{preemptions:,}"} if preemptions else lines

@@ -11,6 +11,7 @@ import numpy as np
 from threadpoolctl import threadpool_info
 
 from nanovllm import __version__
+from nanovllm.cli.table import print_rows
 from nanovllm.model.cores import cpu_name
 
 
@@ -30,8 +31,16 @@ def describe_machine() -> dict[str, Any]:
     }
 
 
-def show(about: Mapping[str, str], figures: Mapping[str, str]) -> None:
-    """Print the machine, the settings and the figures."""
+def publish(
+    about: Mapping[str, str],
+    figures: Mapping[str, str],
+    record: Mapping[str, Any],
+    path: Path | None,
+) -> None:
+    """Print the machine, the settings, a table of figures, and `record` as a line of JSON.
+
+    The line has the machine too, and is also written to `path`, if given.
+    """
     machine = describe_machine()
     threads = (
         "its own threads"
@@ -44,19 +53,13 @@ def show(about: Mapping[str, str], figures: Mapping[str, str]) -> None:
         f"NumPy {machine['numpy']}, {machine['blas']} with {threads}",
         **about,
     }
-    print("\n".join(f"{label:10} {value}" for label, value in lines.items()))
-    width = max(len(label) for label in figures) + 2
-    print(
-        "\n" + "\n".join(f"{label:{width}}{value:>14}" for label, value in figures.items()) + "\n"
-    )
-
-
-def finish(record: Mapping[str, Any], path: Path | None) -> None:
-    """Print the record and the machine as a line of JSON; write it to `path` too, if given."""
-    line = json.dumps({**record, "machine": describe_machine()}, allow_nan=False)
+    print_rows(lines, 10)
+    print()
+    print_rows({label: f"{value:>14}" for label, value in figures.items()})
+    line = json.dumps({**record, "machine": machine}, allow_nan=False)
     if path is not None:
         path.write_text(line + "\n", encoding="utf-8")
-    print(line, flush=True)
+    print(f"\n{line}", flush=True)
 
 
 def rate(count: float, seconds: float) -> float | None:

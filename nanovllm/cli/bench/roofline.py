@@ -10,10 +10,9 @@ count. A model that fits in a cache can exceed the memory bandwidth.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from nanovllm.cli.bench.report import shown
-from nanovllm.config import EngineConfig
 from nanovllm.engine.engine import Engine
 from nanovllm.engine.metrics import StepStats
 from nanovllm.model.config import GPT2Config
@@ -55,6 +54,28 @@ class Phase:
         self.rows += rows
 
 
+@dataclass(slots=True)
+class Phases:
+    """The totals of prefill and decode steps."""
+
+    prefill: Phase = field(default_factory=Phase)
+    decode: Phase = field(default_factory=Phase)
+
+    def add(self, stats: StepStats, pairs: int = 0, rows: int = 0) -> None:
+        """Add a step; `pairs` and `rows` as in Phase."""
+        if stats.num_prompt_tokens:
+            self.prefill.add(stats.num_prompt_tokens, stats, pairs, rows)
+        else:
+            self.decode.add(stats.num_decode_tokens, stats, pairs, rows)
+
+    def figures(self) -> dict[str, float | None]:
+        """Return tokens per second of each phase; None without steps."""
+        return {
+            "prefill_tokens_per_s": self.prefill.tokens_per_s,
+            "decode_tokens_per_s": self.decode.tokens_per_s,
+        }
+
+
 @dataclass(frozen=True, slots=True)
 class Costs:
     """The minimum cost of a model in bytes and floating-point operations.
@@ -88,6 +109,13 @@ class Costs:
             row_operations=2 * head,
         )
 
+    @classmethod
+    def of_engine(cls, engine: Engine) -> "Costs":
+        """Return the costs of a loaded engine's model."""
+        backend, block_size = engine.runner.backend, engine.config.block_size
+        pair_bytes = backend.block_bytes(block_size) / block_size
+        return cls.of(engine.model, backend.weight_dtype, pair_bytes)
+
     def read_bytes(self, steps: int, pairs: int) -> float:
         """Return the bytes that decode steps read."""
         return steps * self.weights_bytes + pairs * self.pair_bytes
@@ -118,14 +146,21 @@ class Limits:
     peak: float | None
 
     @classmethod
-    def measure(cls, config: EngineConfig) -> "Limits":
+    def measure(cls, engine: Engine) -> "Limits":
         """Measure the limits for an engine's threads and type of weights."""
         # Numba is slow to import.
         from nanovllm.cli.bench.machine import measure_bandwidth, measure_peak
-        from nanovllm.model.cores import default_threads
 
-        threads, kind = config.num_threads or default_threads(), weight_kind(config)
+        threads, kind = engine.runner.backend.num_threads, engine.runner.backend.weight_dtype
         return cls(threads, kind, measure_bandwidth(threads), measure_peak(kind, threads))
+
+    def __str__(self) -> str:
+        peak = (
+            f"{self.peak / 1e9:,.0f} GFLOPS in {self.kind}"
+            if self.peak
+            else f"have no {self.kind} instruction whose peak could be measured"
+        )
+        return f"{self.threads} threads read {self.bandwidth / 1e9:,.1f} GB/s, {peak}"
 
     @classmethod
     def mean(cls, readings: Sequence["Limits"]) -> "Limits":
@@ -140,35 +175,18 @@ class Limits:
         )
 
 
-def weight_kind(config: EngineConfig) -> str:
-    """Return the type of the weights in memory."""
-    return config.quantization or config.dtype
-
-
-def engine_costs(engine: Engine) -> Costs:
-    """Return the costs of a loaded engine's model."""
-    block_size = engine.config.block_size
-    return Costs.of(
-        engine.model,
-        weight_kind(engine.config),
-        engine.runner.backend.block_bytes(block_size) / block_size,
-    )
-
-
-def fractions(
-    costs: Costs, limits: Limits, prefill: Phase, decode: Phase
-) -> dict[str, float | None]:
+def fractions(costs: Costs, limits: Limits, phases: Phases) -> dict[str, float | None]:
     """Return the fraction of the limits that each phase reached; None without a measurement."""
+    prefill, decode = phases.prefill, phases.decode
     read = costs.read_bytes(decode.steps, decode.pairs)
-    computed = {
-        phase: costs.operations(work.computed, work.pairs, work.rows)
-        for phase, work in (("prefill", prefill), ("decode", decode))
-    }
+    prefill_operations, decode_operations = (
+        costs.operations(phase.computed, phase.pairs, phase.rows) for phase in (prefill, decode)
+    )
     return {
-        "prefill_peak_fraction": _fraction(computed["prefill"], prefill.seconds, limits.peak),
+        "prefill_peak_fraction": _fraction(prefill_operations, prefill.seconds, limits.peak),
         "decode_bytes_per_step": read / decode.steps if decode.steps else None,
         "decode_bandwidth_fraction": _fraction(read, decode.seconds, limits.bandwidth),
-        "decode_peak_fraction": _fraction(computed["decode"], decode.seconds, limits.peak),
+        "decode_peak_fraction": _fraction(decode_operations, decode.seconds, limits.peak),
     }
 
 
@@ -182,16 +200,6 @@ def shown_fractions(reached: dict[str, float | None], limits: Limits) -> dict[st
             peak if is_computing else bandwidth
         ),
     }
-
-
-def shown_limits(limits: Limits) -> str:
-    """Return the limits as a line of the report."""
-    peak = (
-        f"{limits.peak / 1e9:,.0f} GFLOPS in {limits.kind}"
-        if limits.peak
-        else f"have no {limits.kind} instruction whose peak could be measured"
-    )
-    return f"{limits.threads} threads read {limits.bandwidth / 1e9:,.1f} GB/s, {peak}"
 
 
 def _fraction(amount: float, seconds: float, limit_per_s: float | None) -> float | None:

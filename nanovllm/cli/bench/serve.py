@@ -11,25 +11,33 @@ import math
 import os
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
+from nanovllm.cli.bench.command import LoadOptions
 from nanovllm.cli.bench.http_client import Server, events, get_json, reason_of
 from nanovllm.cli.bench.lengths import fit_lengths
-from nanovllm.cli.bench.report import finish, show, shown
+from nanovllm.cli.bench.report import publish, shown
+from nanovllm.cli.options import options_of
 from nanovllm.cli.security_options import keys_in_environment
 
+_LENGTHS = (128, 64)  # of prompts and outputs, if they fit the context
 _TIMES = {
     "ttft": "time to first token",
     "tpot": "time per output token",
     "itl": "inter-token latency",
     "e2el": "end-to-end latency",
 }
+_STATISTICS: dict[str, Callable[[np.ndarray], Any]] = {
+    "mean": np.mean, "median": np.median, "std": np.std,
+    "p99": lambda values: np.percentile(values, 99),
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,19 +64,14 @@ class Trace:
     @property
     def tpot_s(self) -> float | None:
         """Return the time per output token after the first; None for a single token."""
-        return (
-            (self.e2el_s - self.ttft_s) / (self.output_tokens - 1)
-            if self.output_tokens > 1
-            else None
-        )
+        after_first = self.output_tokens - 1
+        return (self.e2el_s - self.ttft_s) / after_first if after_first > 0 else None
 
     @property
     def itl_s(self) -> list[float]:
         """Return the times between chunks."""
-        return [
-            after - before
-            for before, after in zip(self.chunk_times_s, self.chunk_times_s[1:], strict=False)
-        ]
+        times_s = self.chunk_times_s
+        return [after - before for before, after in pairwise(times_s)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,17 +87,15 @@ class Load:
 def figures_of(traces: Sequence[Trace], duration_s: float) -> dict[str, Any]:
     """Return the figures of the completed requests; times in milliseconds, None without data."""
     done = [trace for trace in traces if trace.error is None]
-    input_tokens, output_tokens = (
-        sum(trace.input_tokens for trace in done),
-        sum(trace.output_tokens for trace in done),
-    )
-    times = {
+    input_tokens = sum(trace.input_tokens for trace in done)
+    output_tokens = sum(trace.output_tokens for trace in done)
+    times_s = {
         "ttft": [trace.ttft_s for trace in done],
         "tpot": [trace.tpot_s for trace in done if trace.tpot_s is not None],
         "itl": [gap for trace in done for gap in trace.itl_s],
         "e2el": [trace.e2el_s for trace in done],
     }
-    figures: dict[str, Any] = {
+    return {
         "duration": duration_s,
         "completed": len(done),
         "failed": len(traces) - len(done),
@@ -104,88 +105,80 @@ def figures_of(traces: Sequence[Trace], duration_s: float) -> dict[str, Any]:
         "request_throughput": len(done) / duration_s,
         "output_throughput": output_tokens / duration_s,
         "total_token_throughput": (input_tokens + output_tokens) / duration_s,
+        **{
+            f"{statistic}_{name}_ms": float(function(1000 * np.array(times))) if times else None
+            for name, times in times_s.items()
+            for statistic, function in _STATISTICS.items()
+        },
     }
-    for name, seconds in times.items():
-        ms = 1000 * np.array(seconds, dtype=np.float64)
-        for statistic in ("mean", "median", "std"):
-            figures[f"{statistic}_{name}_ms"] = (
-                float(getattr(np, statistic)(ms)) if ms.size else None
-            )
-        figures[f"p99_{name}_ms"] = float(np.percentile(ms, 99)) if ms.size else None
-    return figures
 
 
 def run(parsed: argparse.Namespace) -> int:
     """Run the load and report; return 1 if a request failed."""
-    url = parsed.base_url if parsed.port is None else f"http://127.0.0.1:{parsed.port}"
-    server = Server.at(url, parsed.api_key or next(iter(keys_in_environment(os.environ)), None))
-    seed = secrets.randbits(32) if parsed.seed is None else parsed.seed
-    model, traces, duration_s = asyncio.run(_measure(server, parsed, seed))
+    options = options_of(parsed, LoadOptions)
+    url = options.base_url if options.port is None else f"http://127.0.0.1:{options.port}"
+    server = Server.at(url, options.api_key or next(iter(keys_in_environment(os.environ)), None))
+    seed = secrets.randbits(32) if options.seed is None else options.seed
+    options, traces, duration_s = asyncio.run(_measure(server, replace(options, seed=seed)))
     figures = figures_of(traces, duration_s)
-    concurrency = (
-        "no limit" if parsed.max_concurrency is None else f"at most {parsed.max_concurrency}"
-    )
-    arrivals = (
-        "all at once" if math.isinf(parsed.request_rate) else f"{parsed.request_rate:g} requests/s"
-    )
-    lengths = f"{parsed.random_input_len} random tokens in and up to {parsed.random_output_len} out"
-    eos = ", end of text ignored" if parsed.ignore_eos else ""
-    show(
-        {
-            "server": f"{server.url}, model {model}; the machine above is the client's",
-            "work": f"{parsed.num_prompts} requests, {lengths}, {arrivals}, "
-            f"{concurrency} concurrent",
-            "settings": f"temperature {parsed.temperature:g}{eos}, seed {seed}; "
-            f"{figures['total_cached_tokens']:,} tokens came from a prefix cache",
-        },
-        _shown_figures(figures),
-    )
+    is_unlimited = math.isinf(options.request_rate)
+    arrivals = "all at once" if is_unlimited else f"{options.request_rate:g} requests/s"
+    most = options.max_concurrency
+    eos = ", end of text ignored" if options.ignore_eos else ""
     errors = [trace.error for trace in traces if trace.error is not None]
-    if errors:
-        print(f"{len(errors)} of {len(traces)} requests failed, the first with: {errors[0]}\n")
+    about = {
+        "server": f"{server.url}, model {options.model}; the machine above is the client's",
+        "work": f"{options.num_prompts} requests, {options.random_input_len} random tokens in and "
+        f"up to {options.random_output_len} out, {arrivals}, "
+        f"{'no limit' if most is None else f'at most {most}'} concurrent",
+        "settings": f"temperature {options.temperature:g}{eos}, seed {seed}; "
+        f"{figures['total_cached_tokens']:,} tokens came from a prefix cache",
+        "errors": f"{len(errors)} of {len(traces)} requests failed, the first with: {errors[0]}"
+        if errors
+        else "",
+    }
     record = {
-        "benchmark": "serve", "base_url": server.url, "model": model,
-        "num_prompts": parsed.num_prompts,
-        "request_rate": "inf" if math.isinf(parsed.request_rate) else parsed.request_rate,
-        "max_concurrency": parsed.max_concurrency, "random_input_len": parsed.random_input_len,
-        "random_output_len": parsed.random_output_len, "vocab": parsed.vocab,
-        "ignore_eos": parsed.ignore_eos, "temperature": parsed.temperature, "seed": seed,
+        "benchmark": "serve", "base_url": server.url, "model": options.model,
+        "num_prompts": options.num_prompts,
+        "request_rate": "inf" if is_unlimited else options.request_rate,
+        "max_concurrency": most, "random_input_len": options.random_input_len,
+        "random_output_len": options.random_output_len, "vocab": options.vocab,
+        "ignore_eos": options.ignore_eos, "temperature": options.temperature, "seed": seed,
         "first_error": errors[0] if errors else None,
     }  # fmt: skip
-    finish({**record, **figures}, parsed.json)
+    publish(about, _shown_figures(figures), {**record, **figures}, options.json)
     return 1 if errors else 0
 
 
-async def _measure(
-    server: Server, parsed: argparse.Namespace, seed: int
-) -> tuple[str, list[Trace], float]:
-    """Return the model's name, all traces, and the duration in seconds."""
-    model, max_model_len = await _find_model(server, parsed.model)
-    parsed.random_input_len, parsed.random_output_len = fit_lengths(
-        parsed.random_input_len, parsed.random_output_len, parsed.default_lengths, max_model_len
+async def _measure(server: Server, options: LoadOptions) -> tuple[LoadOptions, list[Trace], float]:
+    """Return the options with the model's name and lengths, all traces, and the seconds taken."""
+    model, max_model_len = await _find_model(server, options.model)
+    input_len, output_len = fit_lengths(
+        options.random_input_len, options.random_output_len, _LENGTHS, max_model_len
     )
-    random = np.random.default_rng(seed)
-    prompts = random.integers(
-        0, parsed.vocab, (parsed.num_prompts + 1, parsed.random_input_len), dtype=np.int64
-    ).tolist()
-    gaps_s = np.zeros(parsed.num_prompts, dtype=np.float64)
-    if not math.isinf(parsed.request_rate):
-        gaps_s[1:] = random.exponential(1 / parsed.request_rate, parsed.num_prompts - 1)
+    random = np.random.default_rng(options.seed)
+    shape = (options.num_prompts + 1, input_len)
+    prompts = random.integers(0, options.vocab, shape, dtype=np.int64).tolist()
+    gaps_s = np.zeros(options.num_prompts, dtype=np.float64)
+    if not math.isinf(options.request_rate):
+        gaps_s[1:] = random.exponential(1 / options.request_rate, options.num_prompts - 1)
     common = {
-        "model": model, "max_tokens": parsed.random_output_len, "temperature": parsed.temperature,
+        "model": model, "max_tokens": output_len, "temperature": options.temperature,
         "stream": True, "stream_options": {"include_usage": True},
-        **({"ignore_eos": True} if parsed.ignore_eos else {}),
+        **({"ignore_eos": True} if options.ignore_eos else {}),
     }  # fmt: skip
     first = await _follow(
-        server, {**common, "prompt": prompts[0], "max_tokens": 1}, parsed.timeout_s
+        server, {**common, "prompt": prompts[0], "max_tokens": 1}, options.timeout_s
     )
     if first.error is not None:  # report an error of all requests once
         raise ConnectionError(f"a first request failed, so nothing was measured: {first.error}")
     bodies = [{**common, "prompt": prompt} for prompt in prompts[1:]]
-    load = Load(bodies, np.cumsum(gaps_s).tolist(), parsed.max_concurrency, parsed.timeout_s)
+    load = Load(bodies, np.cumsum(gaps_s).tolist(), options.max_concurrency, options.timeout_s)
     started_s = time.perf_counter()
     traces = await send(server, load)
-    return model, traces, time.perf_counter() - started_s
+    duration_s = time.perf_counter() - started_s
+    used = replace(options, model=model, random_input_len=input_len, random_output_len=output_len)
+    return used, traces, duration_s
 
 
 async def _find_model(server: Server, model: str | None) -> tuple[str, int | None]:
@@ -284,7 +277,7 @@ def _shown_figures(figures: dict[str, Any]) -> dict[str, str]:
         "input and output": shown(figures["total_token_throughput"], "tok/s", 1),
     }
     for name, label in _TIMES.items():
-        for statistic in ("mean", "median", "std", "p99"):
+        for statistic in _STATISTICS:
             lines[f"{label} ({name.upper()}), {statistic}"] = shown(
                 figures[f"{statistic}_{name}_ms"], "ms"
             )

@@ -31,10 +31,10 @@ import numpy as np
 
 from nanovllm.engine.grammar.limits import PARAM, GrammarLimits
 from nanovllm.engine.grammar.pool import GrammarPool
-from nanovllm.engine.grammar.states import MaskSequence, PooledGrammar
+from nanovllm.engine.grammar.states import MaskSequence
 from nanovllm.engine.sandbox.process import WorkerProcess
 from nanovllm.engine.tokenizer import Tokenizer
-from nanovllm.errors import InvalidRequestError, NanovllmError, setting
+from nanovllm.errors import InvalidRequestError, setting
 from nanovllm.structured_outputs import StructuredOutputs
 
 LATE_S = 0.2
@@ -43,20 +43,15 @@ _WAIT_S = 0.1
 _NO_END = f"{setting(PARAM)} requires an end-of-text token, but the model has no eos_token_id"
 
 
-class Grammar:
-    """One sequence's position in a grammar. Only the thread of the engine uses it.
-
-    Attributes:
-        pooled: its state in the pool, once it is open.
-    """
+class Grammar(MaskSequence):
+    """One sequence's position in a grammar. Only the thread of the engine uses it."""
 
     def __init__(self, request_grammar: "RequestGrammar") -> None:
         """Start at the first position. Nothing is compiled before `open`."""
-        self._request_grammar = request_grammar
         self._grammars = request_grammar.grammars
-        self._sequence = MaskSequence(self._grammars.next_number(), request_grammar.client)
-        self.pooled: PooledGrammar | None = None
-        self._is_closed = False
+        super().__init__(self._grammars.next_number(), request_grammar.client)
+        self._request_grammar = request_grammar
+        self._is_open = self._is_closed = False
         self._ids_mask: bytes | None = None
         self._ids = np.empty(0, dtype=np.int64)
         self._requested_s = math.inf
@@ -68,9 +63,9 @@ class Grammar:
 
     def open(self) -> None:
         """Begin to compile the grammar, unless it was compiled before. Idempotent."""
-        if self.pooled is None:
-            key, source = self._request_grammar.key, self._request_grammar.source
-            self.pooled = self._grammars.pool.add(self._sequence, key, source)
+        if not self._is_open:
+            self._is_open = True
+            self._grammars.pool.add(self, self._request_grammar.key, self._request_grammar.source)
 
     def is_late(self, now_s: float) -> bool:
         """Return whether a missing mask is so late that the sequence may be preempted."""
@@ -79,19 +74,7 @@ class Grammar:
     @property
     def is_ready(self) -> bool:
         """Whether the mask of the next token has arrived."""
-        return self._mask is not None
-
-    @property
-    def _mask(self) -> bytes | None:
-        """The packed mask of the next token; None until it arrives."""
-        if self._sequence.tokens or self.pooled is None:
-            return self._sequence.mask
-        return self.pooled.first_mask
-
-    @property
-    def error(self) -> NanovllmError | None:
-        """Why the mask will never arrive; None otherwise."""
-        return self._sequence.error or (None if self.pooled is None else self.pooled.error)
+        return self.mask is not None
 
     def allowed_mask(self) -> "np.ndarray[tuple[int], np.dtype[np.bool_]]":
         """Wait for the mask and return it as an array of shape [vocab]. Raises `error`."""
@@ -111,26 +94,25 @@ class Grammar:
     def wait(self) -> bytes:
         """Wait for the packed mask and return it. Raises `error`."""
         self.open()
-        while (mask := self._mask) is None:
+        while self.mask is None:
             if self.error is not None:
                 raise self.error
             self._grammars.poll()
             self._grammars.wait(_WAIT_S)
-        return mask
+        return self.mask
 
     def accept(self, token_id: int) -> None:
         """Accept a token, and queue the request for the next mask; `Grammars.flush` sends it."""
         if not self._is_closed:
             self.open()
-            assert self.pooled is not None
             self._requested_s = time.monotonic()
-            self._sequence.tokens.append(token_id)
-            self._grammars.pool.request(self._sequence, self.pooled)
+            self.tokens.append(token_id)
+            self._grammars.pool.request(self)
 
     def close(self) -> None:
         """Request no more masks."""
-        if not self._is_closed and self.pooled is not None:
-            self._grammars.pool.release(self._sequence, self.pooled)
+        if self._is_open and not self._is_closed:
+            self._grammars.pool.release(self)
         self._is_closed = True
 
 

@@ -34,10 +34,10 @@ from nanovllm.engine.grammar.limits import (
 )
 from nanovllm.engine.grammar.states import MAX_ENDS, GrammarState, MaskSequence, PooledGrammar
 from nanovllm.engine.grammar.table import CompileQueue, GrammarTable
-from nanovllm.engine.grammar.worker import GrammarWorker, Process
+from nanovllm.engine.grammar.worker import GrammarWorker
 from nanovllm.engine.grammar.worker_set import WorkerSet
 from nanovllm.engine.sandbox.messages import Message
-from nanovllm.engine.sandbox.process import WorkerEndedError
+from nanovllm.engine.sandbox.process import WorkerEndedError, WorkerProcess
 from nanovllm.errors import EngineFaultError, InvalidRequestError, NanovllmError, QueueFullError
 
 logger = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ _MAX_STARTS = 3  # workers that may end before they have loaded, until waiting g
 class GrammarPool:
     """The grammars of one tokenizer and their workers. One thread uses it, that of the engine."""
 
-    def __init__(self, start: Callable[[], Process], limits: GrammarLimits) -> None:
+    def __init__(self, start: Callable[[], WorkerProcess], limits: GrammarLimits) -> None:
         """Create the pool; the first grammar starts a worker.
 
         `start` starts a process and sends it the tokenizer; it raises OSError.
@@ -71,39 +71,37 @@ class GrammarPool:
         """Number of grammars that are being compiled."""
         return self._workers.num_compiling
 
-    # Sequences ----------------------------------------------------------------------------------
+    def add(self, sequence: MaskSequence, key: str, source: dict[str, Any]) -> None:
+        """Give a sequence the grammar of this key, and begin to compile it if it is new.
 
-    def add(self, sequence: MaskSequence, key: str, source: dict[str, Any]) -> PooledGrammar:
-        """Return the grammar of this key for one more sequence, and begin to compile a new one.
-
-        The grammar or the sequence may have an error. The caller calls `release` once.
+        The sequence may get an error. The caller calls `release` once.
         """
         grammar = self._table.get(key)
         if grammar is None:
-            grammar = PooledGrammar(next(self._numbers), key, source, sequence.client)
             error = stopped_error() if self._is_closed else self._make_place(sequence.client)
+            sequence.error = error
             if error is not None:
-                sequence.error = error
-                return grammar
+                return
+            grammar = PooledGrammar(next(self._numbers), key, source, sequence.client)
             self._table.add(grammar)
-            self._enqueue(grammar)
-        grammar.sequences[sequence.number] = sequence
-        return grammar
+            self._queue.put(grammar)
+        grammar.add(sequence)
 
-    def request(self, sequence: MaskSequence, grammar: PooledGrammar) -> None:
+    def request(self, sequence: MaskSequence) -> None:
         """Queue a request for the mask after the sequence's tokens; `flush` sends it."""
-        sequence.mask = None
-        if sequence.number not in grammar.sequences:
+        sequence.mask, grammar = None, sequence.pooled
+        if grammar is None or sequence.number not in grammar.sequences:
             return  # it was refused
         worker = self._workers.worker_of(grammar)
         if worker is not None and grammar.state is GrammarState.READY:
-            worker.queue(sequence, grammar)
+            worker.queue(sequence)
         else:
             self._find_worker(grammar)
 
-    def release(self, sequence: MaskSequence, grammar: PooledGrammar) -> None:
+    def release(self, sequence: MaskSequence) -> None:
         """Request no more masks. A worker that is late for this sequence alone is ended."""
-        if grammar.sequences.pop(sequence.number, None) is None:
+        grammar = sequence.pooled
+        if grammar is None or grammar.sequences.pop(sequence.number, None) is None:
             return
         worker = self._workers.worker_of(grammar)
         if worker is not None and worker.compiling is grammar:
@@ -175,8 +173,6 @@ class GrammarPool:
             assert is_waiting == (grammar in waiting)
             assert not (grammar.state is GrammarState.EVICTED and grammar.needs_worker)
 
-    # Grammars -----------------------------------------------------------------------------------
-
     def _make_place(self, client: str) -> QueueFullError | None:
         """Have waiting grammars make way where there are too many; return an error if none does.
 
@@ -196,7 +192,7 @@ class GrammarPool:
                     sequence.error = QueueFullError(
                         "grammars of other clients take its place; try again later"
                     )
-                    self.release(sequence, grammar)
+                    self.release(sequence)
         return None
 
     def _find_worker(self, grammar: PooledGrammar) -> None:
@@ -206,14 +202,10 @@ class GrammarPool:
             assert worker is not None
             for sequence in grammar.sequences.values():
                 if sequence.needs_mask and sequence.number not in worker.requested:
-                    worker.queue(sequence, grammar)
+                    worker.queue(sequence)
         elif grammar.state is GrammarState.EVICTED and grammar.needs_worker:
             grammar.move_to(GrammarState.WAITING)
-            self._enqueue(grammar)
-
-    def _enqueue(self, grammar: PooledGrammar) -> None:
-        grammar.since_s = time.monotonic()
-        self._queue.put(grammar)
+            self._queue.put(grammar)
 
     def _cancel(self, grammar: PooledGrammar) -> None:
         """Remove a waiting grammar that nobody needs; keep its first mask if there is one."""
@@ -226,8 +218,7 @@ class GrammarPool:
     def _fail(self, grammar: PooledGrammar, error: NanovllmError) -> None:
         """Store an error, and keep the grammar only if a retry would give the same error."""
         self._queue.remove(grammar)
-        grammar.move_to(GrammarState.FAILED)
-        grammar.error, grammar.source = error, {}
+        grammar.set_error(error)
         if not isinstance(error, InvalidRequestError):
             self._table.remove(grammar)
 
@@ -246,8 +237,6 @@ class GrammarPool:
         for sequence in grammar.sequences.values():
             sequence.num_sent = 0
         self._find_worker(grammar)
-
-    # Workers ------------------------------------------------------------------------------------
 
     def _receive(self, worker: GrammarWorker) -> None:
         """Handle the messages of a worker, which may be broken."""
@@ -280,7 +269,7 @@ class GrammarPool:
         self._num_starts = 0
         if header["op"] == "compiled":
             grammar.num_bytes, grammar.cpu_s = int(header["num_bytes"]), float(header["cpu_s"])
-            grammar.first_mask = body
+            grammar.set_first_mask(body)
             grammar.move_to(GrammarState.READY)
             self._find_worker(grammar)
         else:
@@ -408,9 +397,9 @@ class GrammarPool:
             if grammar is not worker.compiling:
                 grammar.move_to(GrammarState.EVICTED)
                 self._reset(grammar)
-            elif grammar.sequences:
-                grammar.move_to(GrammarState.WAITING)
-                self._enqueue(grammar)
+                continue
+            grammar.move_to(GrammarState.WAITING)
+            if grammar.sequences:
+                self._queue.put(grammar)
             else:
-                grammar.move_to(GrammarState.WAITING)
                 self._cancel(grammar)

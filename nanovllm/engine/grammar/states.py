@@ -42,9 +42,10 @@ class MaskSequence:
     Attributes:
         number: identifies it to the workers; positive.
         client: who requested it.
+        pooled: its grammar; None before the pool has it, and where the pool has refused it.
         tokens: the tokens that it has accepted.
         mask: one bit per token for the position after `tokens`; None until it arrives.
-        error: why no more masks arrive.
+        error: why no more masks arrive: that of the sequence, or of its grammar.
         num_sent: how many tokens the worker of its grammar was sent.
         num_ends: workers that ended during the mask of this position.
         cpu_s, num_masks: processor time of all its masks, and their number.
@@ -52,6 +53,7 @@ class MaskSequence:
 
     number: int
     client: str = ""
+    pooled: "PooledGrammar | None" = None
     tokens: list[int] = field(default_factory=list)
     mask: bytes | None = None
     error: NanovllmError | None = None
@@ -62,7 +64,7 @@ class MaskSequence:
 
     @property
     def needs_mask(self) -> bool:
-        """Whether a worker has to compute its mask. The grammar has that of the first position."""
+        """Whether a worker has to compute its mask. That of the first position is the grammar's."""
         return self.mask is None and self.error is None and bool(self.tokens)
 
     def blame(self, limit: str | None, limits: GrammarLimits) -> None:
@@ -139,3 +141,23 @@ class PooledGrammar:
         """Change the state."""
         assert state in TRANSITIONS[self.state], f"{self.state} to {state}"
         self.state = state
+
+    def add(self, sequence: MaskSequence) -> None:
+        """Add a sequence, which has the first mask or the error if there is one."""
+        sequence.pooled = self
+        sequence.mask, sequence.error = self.first_mask, self.error
+        self.sequences[sequence.number] = sequence
+
+    def set_first_mask(self, mask: bytes) -> None:
+        """Store the mask of the first position, for its sequences too."""
+        self.first_mask = mask
+        for sequence in self.sequences.values():
+            if not sequence.tokens:
+                sequence.mask = mask
+
+    def set_error(self, error: NanovllmError) -> None:
+        """Store an error, for its sequences too."""
+        self.move_to(GrammarState.FAILED)
+        self.error, self.source = error, {}
+        for sequence in self.sequences.values():
+            sequence.error = sequence.error or error

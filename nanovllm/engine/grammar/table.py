@@ -3,6 +3,7 @@
 See nanovllm/shares.py for the rule. The least recently used come first.
 """
 
+import time
 from collections import OrderedDict
 from collections.abc import Iterator
 
@@ -90,7 +91,8 @@ class CompileQueue:
         return iter([grammar for part in self.parts for grammar in part])
 
     def put(self, grammar: PooledGrammar) -> None:
-        """Append a grammar."""
+        """Append a grammar, which waits from now on."""
+        grammar.since_s = time.monotonic()
         self.parts[0 if grammar.is_quick else 1].put(grammar.client, grammar)
 
     def remove(self, grammar: PooledGrammar) -> None:

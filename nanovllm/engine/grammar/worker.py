@@ -6,36 +6,17 @@ step are requested by one message, which one reply answers.
 
 import time
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from nanovllm.engine.grammar.limits import GrammarLimits, limit_error, not_usable
 from nanovllm.engine.grammar.states import MaskSequence, PooledGrammar
-from nanovllm.engine.sandbox.messages import Message
-from nanovllm.engine.sandbox.process import START_S
+from nanovllm.engine.sandbox.process import START_S, WorkerProcess
 
 LATE_S, LATE_S_PER_TOKEN = 0.02, 20e-6
 """Processor time after which other grammars need not wait any longer. A worker that has replaced
 another is sent all tokens again."""
 PROMPT_S = 0.002  # maximum time that a step waits for masks
 _LATE_REPLIES = 16  # a worker is not waited for until it has sent so many replies in time
-
-
-class Process(Protocol):
-    """What a worker needs of `sandbox.process.WorkerProcess`."""
-
-    @property
-    def is_running(self) -> bool: ...  # noqa: D102
-    @property
-    def has_unsent(self) -> bool: ...  # noqa: D102
-    def fileno(self) -> int: ...  # noqa: D102
-    def send(self, header: dict[str, Any], body: bytes = b"") -> None: ...  # noqa: D102
-    def flush(self) -> None: ...  # noqa: D102
-    def receive(self) -> list[Message]: ...  # noqa: D102
-    def note(self) -> int: ...  # noqa: D102
-    def cpu_s(self) -> float: ...  # noqa: D102
-    def slow_down(self) -> None: ...  # noqa: D102
-    def end(self, *, waits: bool = True) -> None: ...  # noqa: D102
-    def close(self) -> None: ...  # noqa: D102
 
 
 class GrammarWorker:
@@ -45,20 +26,20 @@ class GrammarWorker:
         process: the process.
         grammars: those that it has compiled or compiles, by number.
         compiling: the grammar that it compiles.
-        queued: sequences whose mask is to be requested, with their grammar, by number.
-        requested: the same of those whose mask has been requested; without the sequence where it
-            was released since.
+        queued: sequences whose mask is to be requested, by number.
+        requested: those whose mask has been requested, with their grammar; without the sequence
+            where it was released since.
         is_loaded: whether it has loaded the library and the tokenizer.
         is_slow: whether it has a low priority, because masks took long.
         since_s: time at which it started, became idle or busy, or sent its latest reply.
     """
 
-    def __init__(self, process: Process, limits: GrammarLimits) -> None:
+    def __init__(self, process: WorkerProcess, limits: GrammarLimits) -> None:
         """Take ownership of a process that was sent the tokenizer."""
         self.process = process
         self.grammars: dict[int, PooledGrammar] = {}
         self.compiling: PooledGrammar | None = None
-        self.queued: dict[int, tuple[MaskSequence, PooledGrammar]] = {}
+        self.queued: dict[int, MaskSequence] = {}
         self.requested: dict[int, tuple[MaskSequence | None, PooledGrammar]] = {}
         self.is_loaded = False
         self.is_slow = False
@@ -116,9 +97,9 @@ class GrammarWorker:
             }
         )  # fmt: skip
 
-    def queue(self, sequence: MaskSequence, grammar: PooledGrammar) -> None:
+    def queue(self, sequence: MaskSequence) -> None:
         """Request a mask with the next message."""
-        self.queued[sequence.number] = (sequence, grammar)
+        self.queued[sequence.number] = sequence
 
     def send_requests(self) -> None:
         """Send the tokens of the queued sequences, unless a grammar is being compiled."""
@@ -128,19 +109,20 @@ class GrammarWorker:
         if not self.requested:
             self._begin()
             self._num_tokens = 0
-        tokens = []
-        for sequence, _ in self.queued.values():
+        tokens, grammars = [], []
+        for number, sequence in self.queued.items():
+            assert sequence.pooled is not None
             tokens.append(sequence.tokens[sequence.num_sent :])
+            grammars.append(sequence.pooled.number)
             sequence.num_sent = len(sequence.tokens)
             self._num_tokens += len(tokens[-1])
-        numbers = [grammar.number for _, grammar in self.queued.values()]
+            self.requested[number] = (sequence, sequence.pooled)
         self.process.send(
             {
-                "op": "next", "sequences": list(self.queued), "grammars": numbers,
+                "op": "next", "sequences": list(self.queued), "grammars": grammars,
                 "tokens": tokens, "cpu_s": self._limits.mask_cpu_s,
             }
         )  # fmt: skip
-        self.requested |= self.queued
         self.queued = {}
 
     def store_masks(self, header: dict[str, Any], body: bytes) -> None:

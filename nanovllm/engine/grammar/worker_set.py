@@ -10,7 +10,8 @@ from collections.abc import Callable
 
 from nanovllm.engine.grammar.limits import GrammarLimits
 from nanovllm.engine.grammar.states import GrammarState, PooledGrammar
-from nanovllm.engine.grammar.worker import PROMPT_S, GrammarWorker, Process
+from nanovllm.engine.grammar.worker import PROMPT_S, GrammarWorker
+from nanovllm.engine.sandbox.process import WorkerProcess
 
 _IDLE_S = 10.0  # time after which a worker that nobody needs ends, unless it is the only one
 
@@ -18,12 +19,12 @@ _IDLE_S = 10.0  # time after which a worker that nobody needs ends, unless it is
 class WorkerSet:
     """Slots for a fixed number of workers."""
 
-    def __init__(self, start: Callable[[], Process], limits: GrammarLimits) -> None:
+    def __init__(self, start: Callable[[], WorkerProcess], limits: GrammarLimits) -> None:
         """Start nothing yet. `start` starts a process and sends it the tokenizer."""
         self._start = start
         self._limits = limits
         self._slots: list[GrammarWorker | None] = [None] * limits.num_workers
-        self._ended: list[Process] = []  # killed, not reaped yet
+        self._ended: list[WorkerProcess] = []  # killed, not reaped yet
 
     @property
     def running(self) -> list[GrammarWorker]:

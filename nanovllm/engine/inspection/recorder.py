@@ -2,22 +2,23 @@
 
 A recorder is the observer of a scheduler while somebody watches. A small model computes a step in
 300 us, and code that runs once a step finds cold caches, so recording a step only keeps its plan
-and a few numbers. Records are made of them a few steps at a time, which also releases the requests
-of the plans. They contain only immutable values, so other threads may read them.
+and a few numbers. The sequences are added for a few steps at a time, which also releases the
+requests of the plans. Records contain only immutable values, so other threads may read them.
 """
 
 from collections import deque
 from itertools import islice
 from typing import Literal, NamedTuple, TypeAlias
 
+from nanovllm.engine.metrics import StepStats
 from nanovllm.engine.scheduling.observer import PreemptionCause
 from nanovllm.engine.scheduling.request import FinishReason, Request
 from nanovllm.engine.scheduling.scheduler import Scheduler
 from nanovllm.engine.scheduling.step_plan import PlannedSequence, StepPlan
 
 MAX_RECORDS = 512
-_MAX_ENTRIES = 32
-"""Recorded steps of which records are made together."""
+_MAX_RECENT = 32
+"""Recorded steps whose sequences are added together."""
 Kind: TypeAlias = Literal["prefill", "chunk", "decode", "fork"]
 
 
@@ -107,10 +108,6 @@ class StepRecord(NamedTuple):
         )
 
 
-_Entry: TypeAlias = tuple[int, float, float, int, int, StepPlan, _Events, int, int, int, int, int]
-"""A recorded step: the fields of StepRecord, with the plan in place of the sequences and copies."""
-
-
 class StepRecorder:
     """Records the last MAX_RECORDS steps of a scheduler. For the thread of its engine.
 
@@ -124,8 +121,8 @@ class StepRecorder:
         self.num_steps = num_steps
         self.preemptions: dict[str, Preemption] = {}
         self._scheduler = scheduler
-        self._blocks = scheduler.kv_cache.blocks
-        self._entries: list[_Entry] = []  # the last steps, of which no records are made yet
+        # The last steps, whose records have no sequences yet.
+        self._recent: list[tuple[StepRecord, StepPlan]] = []
         self._records: deque[StepRecord] = deque(maxlen=MAX_RECORDS)
         self._events = _NO_EVENTS
         self._requests: list[Request] = []  # those that decoded in the last recorded step
@@ -133,7 +130,7 @@ class StepRecorder:
 
     def last(self, count: int) -> tuple[StepRecord, ...]:
         """Return at most `count` of the latest records, oldest first."""
-        self._make_records()
+        self._add_sequences()
         return tuple(islice(reversed(self._records), count))[::-1]
 
     def on_admitted(self, request: Request) -> None:
@@ -170,77 +167,50 @@ class StepRecorder:
         self._events = events._replace(finished=(*events.finished, end))
         self.preemptions.pop(request.request_id, None)
 
-    def on_step(
-        self,
-        plan: StepPlan,
-        *,
-        started_s: float,
-        duration_s: float,
-        num_tokens: int,
-        num_decode_tokens: int,
-    ) -> None:
+    def on_step(self, plan: StepPlan, stats: StepStats, started_s: float) -> None:
         """Record a step and the events since the step before it."""
         self.num_steps += 1
-        scheduler, blocks = self._scheduler, self._blocks
-        self._entries.append(
-            (
-                self.num_steps,
-                started_s,
-                duration_s,
-                num_tokens,
-                num_decode_tokens,
-                plan,
-                self._events,
-                len(scheduler.running),
-                scheduler.num_waiting,
-                blocks.num_used,
-                blocks.num_cached,
-                blocks.num_free,
-            )
-        )
-        self._events = _NO_EVENTS
-        if len(self._entries) >= _MAX_ENTRIES:
-            self._make_records()
-
-    def _make_records(self) -> None:
-        """Make records of the entries."""
-        entries, self._entries = self._entries, []
-        self._records.extend(map(self._record, entries))
-
-    def _record(self, entry: _Entry) -> StepRecord:
-        step, started_s, duration_s, num_tokens, num_decode_tokens, plan, events, *counts = entry
-        num_running, num_waiting, num_used, num_cached, num_free = counts
-        mixed: tuple[StepSequence, ...] = ()
-        sequences = plan.sequences
-        if num_decode_tokens < len(sequences):
-            mixed = tuple(map(_step_sequence, sequences))
-            sequences = ()
-        requests = [sequence.request for sequence in sequences]
-        if requests != self._requests:
-            self._requests = requests
-            self._decoding = tuple(
-                [(request.request_id, request.choice_index) for request in requests]
-            )
-        return StepRecord(
-            step,
+        scheduler, blocks = self._scheduler, self._scheduler.kv_cache.blocks
+        record = StepRecord(
+            self.num_steps,
             started_s,
-            duration_s,
-            num_tokens,
-            num_decode_tokens,
-            mixed,
-            self._decoding,
-            tuple([sequence.start for sequence in sequences]),
-            events,
+            stats.duration_s,
+            stats.num_tokens,
+            stats.num_decode_tokens,
+            (),
+            (),
+            (),
+            self._events,
             len(plan.copies),
-            num_running,
-            num_waiting,
-            num_used,
-            num_cached,
-            num_free - num_cached,
+            len(scheduler.running),
+            scheduler.num_waiting,
+            blocks.num_used,
+            blocks.num_cached,
+            blocks.num_free - blocks.num_cached,
         )
+        self._recent.append((record, plan))
+        self._events = _NO_EVENTS
+        if len(self._recent) >= _MAX_RECENT:
+            self._add_sequences()
+
+    def _add_sequences(self) -> None:
+        """Complete the recent records by the sequences of their plans."""
+        recent, self._recent = self._recent, []
+        for record, plan in recent:
+            if record.num_decode_tokens < len(plan.sequences):
+                self._records.append(record._replace(mixed=tuple(map(_sequence, plan.sequences))))
+                continue
+            requests = [sequence.request for sequence in plan.sequences]
+            if requests != self._requests:
+                self._requests = requests
+                self._decoding = tuple(
+                    [(request.request_id, request.choice_index) for request in requests]
+                )
+            starts = tuple([sequence.start for sequence in plan.sequences])
+            self._records.append(record._replace(decoding=self._decoding, decode_starts=starts))
 
 
-def _step_sequence(sequence: PlannedSequence) -> StepSequence:
+def _sequence(sequence: PlannedSequence) -> StepSequence:
     """Return the record of a planned sequence, whose request may have got a token since."""
     request, start, count = sequence.request, sequence.start, sequence.count
     is_prompt_end = request.max_new_tokens == 0 and start + count == request.num_prompt_tokens

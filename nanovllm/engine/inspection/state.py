@@ -6,7 +6,6 @@ values, so any thread may read it.
 
 import time
 from bisect import bisect, insort
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Literal, NamedTuple, TypeAlias
@@ -16,10 +15,11 @@ import numpy.typing as npt
 
 from nanovllm.engine.engine import Engine
 from nanovllm.engine.inspection.reasons import (
-    find_obstacle,
+    WAITS_FOR_MASK,
+    first_reason,
+    later_reason,
     preemption_reason,
     running_reason,
-    waiting_reason,
 )
 from nanovllm.engine.inspection.recorder import StepRecord, StepRecorder
 from nanovllm.engine.metrics import EngineSnapshot
@@ -133,7 +133,7 @@ def inspect_engine(
         scheduler,
         recorder,
         engine.mask_states(),
-        age_s=lambda request_id: now - engine.arrival_s(request_id),
+        now_s=now,
         is_paused=is_paused,
         shows_prompts=shows_prompts,
     )
@@ -156,37 +156,39 @@ def inspect_requests(
     recorder: StepRecorder | None,
     masks: MaskStates = NO_MASKS_MISSING,
     *,
-    age_s: Callable[[str], float],
+    now_s: float = 0.0,
     is_paused: bool = False,
     shows_prompts: bool = False,
 ) -> tuple[InspectedRequest, ...]:
-    """Copy the first MAX_REQUESTS unfinished requests; `age_s` returns the age of an id."""
+    """Copy the first MAX_REQUESTS unfinished requests at the time `now_s`."""
     running = sorted(scheduler.running, key=scheduler.queues.key)
     waiting = [request for request in scheduler.requests if request.state is RequestState.WAITING]
     waiting.sort(key=scheduler.queues.key)
-    obstacle = find_obstacle(scheduler, waiting, masks)
     inspected = []
     for request in islice(running, MAX_REQUESTS):
         reason = running_reason(request, scheduler, masks)
         phase: Phase = "decode" if request.is_decoding else "prefill"
         phase = phase if reason is None else "blocked"
-        inspected.append(_inspect_request(request, phase, reason, age_s, shows_prompts))
+        inspected.append(_inspect_request(request, phase, reason, now_s, shows_prompts))
+    first_id = obstacle = ""
     arrivals: list[int] = []  # of the requests ahead in the queue
     for request in islice(waiting, MAX_REQUESTS - len(inspected)):
-        is_fair = scheduler.queues.is_fair
-        later = len(arrivals) - bisect(arrivals, request.arrival) if is_fair else 0
-        reason = waiting_reason(
-            request, len(arrivals), obstacle, masks, is_paused=is_paused, num_later=later
-        )
+        phase = "preempted" if request.num_preemptions else "queued"
+        if request.request_id in masks.blocked:
+            reason, phase = WAITS_FOR_MASK, "blocked"
+        elif not arrivals:
+            reason = obstacle = first_reason(request, scheduler, is_paused=is_paused)
+            first_id = request.request_id
+        else:
+            is_fair = scheduler.queues.is_fair
+            later = len(arrivals) - bisect(arrivals, request.arrival) if is_fair else 0
+            reason = later_reason(first_id, obstacle, len(arrivals), later)
+        if phase != "blocked":
+            insort(arrivals, request.arrival)
         preemption = None if recorder is None else recorder.preemptions.get(request.request_id)
         if preemption is not None:
             reason = f"{preemption_reason(preemption)}; now: {reason}"
-        phase = "preempted" if request.num_preemptions else "queued"
-        is_blocked = request.request_id in masks.blocked
-        phase = "blocked" if is_blocked else phase
-        inspected.append(_inspect_request(request, phase, reason, age_s, shows_prompts))
-        if not is_blocked:
-            insort(arrivals, request.arrival)
+        inspected.append(_inspect_request(request, phase, reason, now_s, shows_prompts))
     return tuple(inspected)
 
 
@@ -237,7 +239,7 @@ def _inspect_request(
     request: Request,
     phase: Phase,
     reason: str | None,
-    age_s: Callable[[str], float],
+    now_s: float,
     shows_prompts: bool,
 ) -> InspectedRequest:
     return InspectedRequest(
@@ -246,7 +248,7 @@ def _inspect_request(
         "running" if request.state is RequestState.RUNNING else "waiting",
         phase,
         request.priority,
-        age_s(request.request_id),
+        now_s - request.times.arrival_s,
         request.num_prompt_tokens,
         request.num_computed_tokens,
         request.num_output_tokens,

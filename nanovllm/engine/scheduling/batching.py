@@ -1,4 +1,4 @@
-"""Convert a step's plan to flat arrays for the runner, and the runner's output to results.
+"""Convert a step's plan to flat arrays for the runner, and the runner's output to updates.
 
 The runner and the model get only arrays and frozen dataclasses, never a Request.
 """
@@ -11,7 +11,7 @@ from typing import TypeAlias, TypeVar
 import numpy as np
 
 from nanovllm.engine.scheduling.request import Request
-from nanovllm.engine.scheduling.step_plan import PlannedSequence, SequenceResult, StepPlan
+from nanovllm.engine.scheduling.step_plan import PlannedSequence, SequenceUpdate, StepPlan
 from nanovllm.model.batch import ForwardBatch
 from nanovllm.model.sampling import ROW_SETTINGS, SamplingSettings, TokenLists, TokenLogprobs
 from nanovllm.runner.logit_rows import LogitRows, PromptRows
@@ -61,9 +61,9 @@ def build(plan: StepPlan, block_size: int) -> tuple[ForwardBatch, LogitRows, Sam
     return batch, rows, _sampling_settings(sampled)
 
 
-def split(plan: StepPlan, output: RunnerOutput, vocab: int) -> list[SequenceResult]:
-    """Return a result for each planned sequence; `vocab` is the vocabulary size."""
-    results: list[SequenceResult] = []
+def split(plan: StepPlan, output: RunnerOutput, vocab: int) -> list[SequenceUpdate]:
+    """Return the results of each planned sequence; `vocab` is the vocabulary size."""
+    updates: list[SequenceUpdate] = []
     sampled_row = prompt_row = hidden_row = 0
     for sequence in plan.sequences:
         num_prompt_rows = len(sequence.prompt_logprob_positions)
@@ -85,12 +85,12 @@ def split(plan: StepPlan, output: RunnerOutput, vocab: int) -> list[SequenceResu
             hidden = output.hidden[hidden_row : hidden_row + len(sequence.hidden_positions)]
             hidden_row += len(sequence.hidden_positions)
             is_finite = is_finite and bool(np.isfinite(hidden).all())
-        results.append(
-            SequenceResult(
+        updates.append(
+            SequenceUpdate(
                 sequence.request, token_ids, logprobs, prompt_logprobs, hidden, is_finite
             )
         )
-    return results
+    return updates
 
 
 def _rows(

@@ -7,6 +7,7 @@ preemptions and ends when they happen; the engine reports each step once.
 from enum import Enum
 from typing import Protocol
 
+from nanovllm.engine.metrics import StepStats
 from nanovllm.engine.scheduling.request import Request
 from nanovllm.engine.scheduling.step_plan import StepPlan
 
@@ -37,13 +38,5 @@ class SchedulerObserver(Protocol):
     def on_finished(self, request: Request) -> None:
         """Receive a request that has ended while it was waiting or running."""
 
-    def on_step(
-        self,
-        plan: StepPlan,
-        *,
-        started_s: float,
-        duration_s: float,
-        num_tokens: int,
-        num_decode_tokens: int,
-    ) -> None:
+    def on_step(self, plan: StepPlan, stats: StepStats, started_s: float) -> None:
         """Receive the plan of a step that has been committed or has failed."""

@@ -45,6 +45,19 @@ ALLOWED_MOVES: dict[RequestState, frozenset[RequestState]] = {
 }
 
 
+@dataclass(slots=True)
+class RequestTimes:
+    """Times of a sequence's events, by `time.monotonic()`, which the engine sets.
+
+    All but `last_token_s` are set once, so other threads may read them after the event.
+    """
+
+    arrival_s: float = 0.0
+    first_scheduled_s: float | None = None
+    first_token_s: float | None = None
+    last_token_s: float | None = None
+
+
 @dataclass(slots=True, eq=False, kw_only=True)
 class Request:
     """One sequence: settings, progress and blocks.
@@ -99,6 +112,7 @@ class Request:
     pooling: Pooling | None = None
 
     arrival: int = 0
+    times: RequestTimes = field(default_factory=RequestTimes)
     state: RequestState = RequestState.WAITING
     finish_reason: FinishReason | None = None
     stop_reason: int | None = None

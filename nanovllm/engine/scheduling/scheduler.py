@@ -32,16 +32,19 @@ from nanovllm.engine.scheduling.step_plan import (
     NO_MASKS_MISSING,
     MaskStates,
     PlannedSequence,
-    SequenceResult,
+    SequenceUpdate,
     StepDraft,
     StepPlan,
-    apply_result,
 )
 from nanovllm.errors import InvalidRequestError
 
 
 class Scheduler:
-    """Plans each step and commits its results. For one thread."""
+    """Plans each step and commits its results. For one thread.
+
+    Attributes:
+        has_spent_budget: whether the last step had no token left for a waiting request.
+    """
 
     def __init__(
         self,
@@ -63,9 +66,10 @@ class Scheduler:
         self.queues = ClientQueues(is_fair=is_fair)
         self.num_preemptions = 0
         self.observer: SchedulerObserver | None = None
+        self.has_spent_budget = False
         self._requests: dict[str, Request] = {}
         self._num_arrivals = 0
-        self._committing: list[SequenceResult] = []  # results of a commit that has not returned
+        self._committing: list[SequenceUpdate] = []  # updates of a commit that has not returned
 
     @property
     def num_waiting(self) -> int:
@@ -137,6 +141,7 @@ class Scheduler:
                 self._continue_prompt(request, draft)
         self._admit(waiting, draft)
         self._preempt_late(in_order, waiting, draft, masks)
+        self.has_spent_budget = waiting.head is not None and draft.tokens_left == 0
         self._use_leftover_budget(draft)
         forks = self.siblings.forks(draft.sequences)
         plan = StepPlan((*draft.sequences.values(), *forks), self.kv_cache.copies)
@@ -147,18 +152,18 @@ class Scheduler:
             self.queues.charge(request, cost)
         return plan
 
-    def commit(self, plan: StepPlan, results: Iterable[SequenceResult]) -> list[SequenceResult]:
+    def commit(self, plan: StepPlan, updates: Iterable[SequenceUpdate]) -> list[SequenceUpdate]:
         """Append the tokens of a step, finish requests and free their blocks.
 
-        Returns the results of the requests that were still running, with the tokens that were
-        appended. `Request.finish_reason` is set for those that have ended. All tokens are appended
-        before the first request is finished, so that `fail` can report each request exactly once if
-        this method raises.
+        `updates` has the results of each planned sequence. Returns those of the requests that were
+        still running, with the tokens that were appended. `Request.finish_reason` is set for those
+        that have ended. All tokens are appended before the first request is finished, so that
+        `fail` can report each request exactly once if this method raises.
         """
-        results = list(results)
-        if len(results) != len(plan.sequences):
-            raise ValueError(f"{len(results)} results for {len(plan.sequences)} planned sequences")
-        accepted: list[SequenceResult] = []
+        updates = list(updates)
+        if len(updates) != len(plan.sequences):
+            raise ValueError(f"{len(updates)} updates for {len(plan.sequences)} planned sequences")
+        accepted: list[SequenceUpdate] = []
         self._committing = accepted
         for sequence in plan.sequences:  # before a source ends and frees the shared blocks
             if (
@@ -166,33 +171,34 @@ class Scheduler:
                 and sequence.source.state is sequence.request.state is RequestState.RUNNING
             ):
                 self.kv_cache.fork(sequence.request, sequence.source, sequence.start)
-        for sequence, result in zip(plan.sequences, results, strict=True):
+        for sequence, update in zip(plan.sequences, updates, strict=True):
             request = sequence.request
             # False if the request, or the source of its fork, was aborted after it was planned.
             is_current = request.num_computed_tokens == sequence.start
             if request.state is RequestState.RUNNING and is_current:
-                accepted.append(apply_result(sequence, result))
+                update.apply(sequence)
+                accepted.append(update)
                 self.siblings.update(request)
-                if result.is_finite and (sequence.samples or result.hidden is not None):
+                if update.is_finite and (sequence.samples or update.hidden is not None):
                     self.kv_cache.mark_finite(request)
-        not_finite = [result.request for result in accepted if not result.is_finite]
+        not_finite = [update.request for update in accepted if not update.is_finite]
         invalidated = [(request, self.kv_cache.invalidate(request)) for request in not_finite]
-        for result in accepted:
-            if result.request.finish_reason is not None:
-                self._finish(result.request)
+        for update in accepted:
+            if update.request.finish_reason is not None:
+                self._finish(update.request)
         for request, blocks in invalidated:
             self._preempt_readers(request, blocks)
         self._committing = []
         return accepted
 
-    def fail(self, plan: StepPlan) -> list[SequenceResult]:
+    def fail(self, plan: StepPlan) -> list[SequenceUpdate]:
         """Finish the requests of a step that raised, and reset the prefix cache.
 
         Requests that `commit` finished before it raised keep their results. All other running
         requests are preempted.
         """
-        results = [
-            result for result in self._committing if result.request.state is RequestState.FINISHED
+        updates = [
+            update for update in self._committing if update.request.state is RequestState.FINISHED
         ]
         self._committing = []
         for sequence in plan.sequences:
@@ -200,11 +206,11 @@ class Scheduler:
             if request.state is RequestState.RUNNING:
                 request.finish_reason, request.stop_reason = FinishReason.ERROR, None
                 self._finish(request)
-                results.append(SequenceResult(request))
+                updates.append(SequenceUpdate(request))
         self.kv_cache.blocks.reset_prefix_cache()
         for request in list(self.running):  # they may share blocks that the step did not fill
             self._preempt(request, None, PreemptionCause.FAILED_STEP)
-        return results
+        return updates
 
     def check_integrity(self) -> None:
         """Assert that requests, their states and their blocks are consistent."""

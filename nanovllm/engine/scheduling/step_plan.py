@@ -1,12 +1,13 @@
-"""The scheduler's plan of a step, and the result of the step for each sequence."""
+"""The scheduler's plan of a step, and what the step changes of each sequence."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from nanovllm.engine.scheduling.request import FinishReason, Request
+from nanovllm.errors import NanovllmError
 from nanovllm.model.sampling import TokenLogprobs
 
 
@@ -145,18 +146,27 @@ class StepDraft:
         return planned
 
 
-@dataclass(frozen=True, slots=True)
-class SequenceResult:
-    """The result of a step for one sequence.
+@dataclass(slots=True)
+class SequenceUpdate:
+    """What a step changes of one sequence.
+
+    The engine's thread fills it: `batching.split` the results, of which `Scheduler.commit` keeps
+    those up to the end of the sequence, and the engine the state after the step. From then on it
+    does not change, and other threads may read it, but of `request` only what is constant.
 
     Attributes:
-        token_ids: sampled tokens, currently at most one; empty if none was sampled.
-        logprobs: an entry for each token, or empty if the request has no logprobs.
+        token_ids: new tokens, currently at most one; empty if none was sampled.
+        logprobs: an entry for each new token, or empty if none are requested.
         prompt_logprobs: an entry for each planned prompt position.
         hidden: final hidden states [hidden_positions, d_model]; None without such positions.
         is_finite: whether the network's output is finite. If not, all blocks that the request
             computed leave the prefix cache.
-        error: the exception that ended this request and no other.
+        cause: the exception that ended this request and no other.
+        error: the exception to raise if `finish_reason` is ERROR.
+        num_reused_tokens: prompt tokens that were cached, or computed by another choice.
+        time_s: end of the step.
+        inter_token_latency_s: time since the previous token; None for the first token, and if there
+            is no new one.
     """
 
     request: Request
@@ -165,33 +175,52 @@ class SequenceResult:
     prompt_logprobs: Sequence[TokenLogprobs] = ()
     hidden: npt.NDArray[np.float32] | None = None
     is_finite: bool = True
-    error: Exception | None = None
+    cause: Exception | None = None
 
+    finish_reason: FinishReason | None = None
+    stop_reason: int | None = None
+    error: NanovllmError | None = None
+    num_cached_tokens: int = 0
+    num_reused_tokens: int = 0
+    num_preemptions: int = 0
+    time_s: float = 0.0
+    inter_token_latency_s: float | None = None
 
-def apply_result(sequence: PlannedSequence, result: SequenceResult) -> SequenceResult:
-    """Apply one result to its request; return the result with the tokens that were appended.
+    @property
+    def request_id(self) -> str:
+        """Id of the sequence."""
+        return self.request.request_id
 
-    `Request.finish_reason` is set if the request has ended.
-    """
-    request = sequence.request
-    request.next_prompt_logprob += len(sequence.prompt_logprob_positions)
-    request.next_hidden += len(sequence.hidden_positions)
-    request.num_computed_tokens += sequence.count
-    token_ids = result.token_ids
-    has_output = sequence.samples or result.hidden is not None
-    if (sequence.samples and not token_ids) or (has_output and not result.is_finite):
-        request.finish_reason = FinishReason.ERROR
-    elif token_ids:
-        try:
-            count = request.append(token_ids)
-        except Exception as error:  # noqa: BLE001 - it ends this request and no other
-            request.finish_reason, request.stop_reason = FinishReason.ERROR, None
-            return replace(result, token_ids=(), logprobs=(), error=error)
-        if count < len(token_ids):
-            return replace(result, token_ids=token_ids[:count], logprobs=result.logprobs[:count])
-    elif request.max_new_tokens == 0 and request.num_uncomputed_tokens == 0:
-        request.finish_reason = FinishReason.LENGTH
-    return result
+    def apply(self, sequence: PlannedSequence) -> None:
+        """Apply the results to the request, and keep only the tokens that were appended.
+
+        `Request.finish_reason` is set if the request has ended.
+        """
+        request = self.request
+        request.next_prompt_logprob += len(sequence.prompt_logprob_positions)
+        request.next_hidden += len(sequence.hidden_positions)
+        request.num_computed_tokens += sequence.count
+        has_output = sequence.samples or self.hidden is not None
+        if (sequence.samples and not self.token_ids) or (has_output and not self.is_finite):
+            request.finish_reason = FinishReason.ERROR
+        elif self.token_ids:
+            try:
+                count = request.append(self.token_ids)
+            except Exception as error:  # noqa: BLE001 - it ends this request and no other
+                request.finish_reason, request.stop_reason = FinishReason.ERROR, None
+                self.cause, count = error, 0
+            self.token_ids, self.logprobs = self.token_ids[:count], self.logprobs[:count]
+        elif request.max_new_tokens == 0 and request.num_uncomputed_tokens == 0:
+            request.finish_reason = FinishReason.LENGTH
+
+    def add_state(self, now_s: float) -> None:
+        """Add the state of the request after the step, which ended at `now_s`."""
+        request = self.request
+        self.finish_reason, self.stop_reason = request.finish_reason, request.stop_reason
+        self.num_cached_tokens = request.num_cached_tokens or 0
+        self.num_reused_tokens = request.num_reused_tokens
+        self.num_preemptions = request.num_preemptions
+        self.time_s = now_s
 
 
 NO_MASKS_MISSING = MaskStates()

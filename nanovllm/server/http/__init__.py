@@ -9,8 +9,7 @@ access_log      what the access log leaves out
 docs_page       the pages / and /docs
 auth            API keys and the `Host` check
 cors            cross-origin requests of web pages
-head_requests   HEAD requests
-trailing_slash  paths that end with a slash
+request_line    HEAD requests, and paths that end with a slash
 body_limit      limits on the size, time and memory of bodies
 deadlines       the deadline of a request
 worker_pools    thread pools for parsing, tokenizing and writing

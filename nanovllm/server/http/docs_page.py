@@ -5,9 +5,9 @@ The pages contain neither keys nor user text. They are public also where calls n
 which a visitor enters under Authorize.
 """
 
-import functools
 import hashlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
+from functools import cache, partial
 from html import escape
 from pathlib import Path
 
@@ -19,13 +19,12 @@ from starlette.responses import FileResponse, HTMLResponse, Response
 from nanovllm import __version__
 
 _FOLDER = Path(__file__).parent / "docs_assets"
-_MEDIA_TYPES = {
-    "swagger-ui-bundle.js": "text/javascript",
-    "start.js": "text/javascript",
-    "swagger-ui.css": "text/css",
-    "page.css": "text/css",
+MEDIA_TYPES = {".css": "text/css", ".js": "text/javascript"}
+_ASSET_PATHS = {
+    file.name: f"/docs/assets/{file.name}"
+    for file in _FOLDER.iterdir()
+    if file.suffix in MEDIA_TYPES
 }
-_ASSET_PATHS = {name: f"/docs/assets/{name}" for name in _MEDIA_TYPES}
 PUBLIC_PATHS = frozenset({"/", "/docs", "/openapi.json", *_ASSET_PATHS.values()})
 
 PAGE_HEADERS = {
@@ -40,30 +39,27 @@ PAGE_HEADERS = {
 # The address of an asset contains its digest, so that a browser may keep it for ever.
 ASSET_HEADERS = {**PAGE_HEADERS, "cache-control": "public, max-age=31536000, immutable"}
 
-_Endpoint = Callable[[Request], Awaitable[Response]]
-
 
 def add_docs_pages(app: FastAPI, *, has_index: bool = True) -> None:
     """Add `/docs`, `/` with `has_index`, and assets; the other routes must be there already."""
-    app.add_route("/docs", _page_endpoint(_swagger_ui()), include_in_schema=False)
-    if has_index:
-        app.add_route("/", _page_endpoint(_index(app)), include_in_schema=False)
+    pages = {"/docs": _swagger_ui(), **({"/": _index(app)} if has_index else {})}
+    for path, page in pages.items():
+        add_static_route(app, path, partial(HTMLResponse, page, headers=PAGE_HEADERS))
     for name, path in _ASSET_PATHS.items():
-        app.add_route(path, _asset_endpoint(name), include_in_schema=False)
+        file = _FOLDER / name
+        asset = partial(
+            FileResponse, file, headers=ASSET_HEADERS, media_type=MEDIA_TYPES[file.suffix]
+        )
+        add_static_route(app, path, asset)
 
 
-def _page_endpoint(page: str) -> _Endpoint:
-    async def send_page(request: Request) -> Response:
-        return HTMLResponse(page, headers=PAGE_HEADERS)
+def add_static_route(app: FastAPI, path: str, response: Callable[[], Response]) -> None:
+    """Add a GET route that has the same response for every request."""
 
-    return send_page
+    async def send(request: Request) -> Response:
+        return response()
 
-
-def _asset_endpoint(name: str) -> _Endpoint:
-    async def send_asset(request: Request) -> Response:
-        return FileResponse(_FOLDER / name, headers=ASSET_HEADERS, media_type=_MEDIA_TYPES[name])
-
-    return send_asset
+    app.add_route(path, send, include_in_schema=False)
 
 
 def _index(app: FastAPI) -> str:
@@ -103,7 +99,7 @@ def _page(title: str, head: str, body: str) -> str:
     )
 
 
-@functools.cache
+@cache
 def _address(name: str) -> str:
     """Return the relative address of an asset, which also works behind a proxy's path prefix."""
     digest = hashlib.sha256((_FOLDER / name).read_bytes()).hexdigest()[:16]

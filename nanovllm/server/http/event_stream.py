@@ -9,7 +9,7 @@ close idle connections, blank lines.
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any, TypeAlias, TypeVar
 
 from starlette.requests import Request
@@ -35,17 +35,30 @@ async def unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) ->
     Raises ClientDisconnectedError then.
     """
     task = asyncio.ensure_future(work)
-    disconnect = asyncio.ensure_future(_wait_for_disconnect(request.receive))
     try:
-        await asyncio.wait({task, disconnect}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
+        await _wait(task, request.receive)
+        if task.cancelled():
             raise ClientDisconnectedError
         return task.result()
     finally:
+        del task  # whose error's traceback has this frame
+
+
+async def _wait(
+    task: "asyncio.Future[Any]", receive: Receive, on_close: Callable[[], None] = lambda: None
+) -> None:
+    """Wait until a task is done, which is cancelled when the client closes its connection.
+
+    `on_close` is called before that.
+    """
+    disconnect = asyncio.ensure_future(_wait_for_disconnect(receive))
+    try:
+        await asyncio.wait({task, disconnect}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        on_close()
         task.cancel()
         disconnect.cancel()
         await asyncio.gather(task, disconnect, return_exceptions=True)
-        del task  # whose error's traceback has this frame
 
 
 async def _wait_for_disconnect(receive: Receive) -> None:
@@ -86,16 +99,9 @@ class PieceResponse(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send until the pieces end or the client disconnects."""
         writer = asyncio.ensure_future(self._write(send))
-        disconnect = asyncio.ensure_future(_wait_for_disconnect(receive))
-        try:
-            await asyncio.wait({writer, disconnect}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            self.on_close()
-            for task in (writer, disconnect):
-                task.cancel()
-            results = await asyncio.gather(writer, disconnect, return_exceptions=True)
-        if isinstance(results[0], Exception) and not isinstance(results[0], OSError):
-            raise results[0]
+        await _wait(writer, receive, self.on_close)
+        with suppress(OSError, asyncio.CancelledError):  # the client is gone
+            writer.result()
 
     async def _write(self, send: Send) -> None:
         start = {"status": self.status_code, "headers": self.raw_headers}

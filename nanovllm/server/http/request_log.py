@@ -20,7 +20,7 @@ import uuid
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeAlias
 
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -34,6 +34,7 @@ MAX_PROMPT_CHARACTERS = 2000  # of each; of token ids, half as many
 _HEADER = b"x-request-id"
 _CLIENT_DISCONNECTED = 499
 _VALID_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
+Headers: TypeAlias = list[tuple[bytes, bytes]]
 _logger = logging.getLogger("nanovllm.requests")
 
 
@@ -99,14 +100,18 @@ class RequestLogMiddleware:
         log_requests: bool,
         log_prompts: bool = False,
         count: Callable[[Scope, int], None] = lambda scope, status: None,
+        headers: Callable[[], Headers] = list,
     ) -> None:
         """Wrap `app`; without `log_requests` requests only get ids.
 
-        `count` is called with the status of each request before the client sees the end of its
-        response; with 499 where the client was gone before it began.
+        Args:
+            count: called with the status of each request before the client sees the end of its
+                response; with 499 where the client was gone before it began.
+            headers: returns headers of a response that begins, beside its id.
         """
         self._app = app
         self._count = count
+        self._headers = headers
         self._log_requests = log_requests
         self._log_prompts = log_prompts
 
@@ -129,10 +134,8 @@ class RequestLogMiddleware:
         async def watched_send(message: Message) -> None:
             if message["type"] == "http.response.start":
                 record.status = message["status"]
-                message = {
-                    **message,
-                    "headers": [*message.get("headers", ()), (_HEADER, record.request_id.encode())],
-                }
+                own = [(_HEADER, record.request_id.encode()), *self._headers()]
+                message = {**message, "headers": [*message.get("headers", ()), *own]}
             elif message["type"] == "http.response.body" and not message.get("more_body", False):
                 # Set before sending: then uvicorn reports every connection as disconnected.
                 record.is_answered = True

@@ -16,6 +16,7 @@ import asyncio
 import threading
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any, TypeVar
 
 from starlette.requests import Request
@@ -31,12 +32,16 @@ T = TypeVar("T")
 SMALL_BYTES = 1 << 15
 """Largest body that counts as small: reading and tokenizing it takes a few milliseconds."""
 MAX_WAITING = 1024
-"""Maximum waiting calls of a pool."""
-MAX_WAITING_LARGE = 64
-"""Maximum waiting calls of the pool for large bodies, each of which is kept until it is read."""
-MAX_WAITING_INSPECTIONS = 4
-"""Maximum waiting calls of the pool for inspection, each of which may take half a minute."""
-_NUM_SMALL, _NUM_LARGE, _NUM_GUARDED, _NUM_WRITERS = 2, 2, 4, 2
+MAX_WAITING_LARGE = 64  # each keeps its body until it is read
+MAX_WAITING_INSPECTIONS = 4  # each may take half a minute
+_POOLS = {
+    "small": (2, MAX_WAITING),
+    "large": (2, MAX_WAITING_LARGE),
+    "guarded": (4, MAX_WAITING),
+    "writer": (2, MAX_WAITING),
+    "inspection": (1, MAX_WAITING_INSPECTIONS),
+}
+"""The number of threads of each pool, and the maximum number of calls that wait for them."""
 
 
 class WorkerPools:
@@ -48,14 +53,10 @@ class WorkerPools:
         `timeout_error` returns the error of a request that exceeds its deadline in a queue.
         """
         self._timeout_error = timeout_error
-        self._small = FairThreadPool("nanovllm-small", _NUM_SMALL, MAX_WAITING)
-        self._large = FairThreadPool("nanovllm-large", _NUM_LARGE, MAX_WAITING_LARGE)
-        self._guarded = FairThreadPool("nanovllm-guarded", _NUM_GUARDED, MAX_WAITING)
-        self._writers = FairThreadPool("nanovllm-writer", _NUM_WRITERS, MAX_WAITING)
-        self._inspections = FairThreadPool("nanovllm-inspection", 1, MAX_WAITING_INSPECTIONS)
-        self._pools = (
-            self._small, self._large, self._guarded, self._writers, self._inspections,
-        )  # fmt: skip
+        self._pools = {
+            name: FairThreadPool(f"nanovllm-{name}", num_threads, max_waiting)
+            for name, (num_threads, max_waiting) in _POOLS.items()
+        }
 
     async def read(
         self, request: Request, num_bytes: int, call: Callable[[], T], *, is_guarded: bool = False
@@ -70,57 +71,45 @@ class WorkerPools:
             RequestTimeoutError: the request's deadline has passed.
             QueueFullError: too many requests wait to be read.
         """
-        pool = self._small if num_bytes <= SMALL_BYTES else self._large
-        return await self._run(self._guarded if is_guarded else pool, request, call)
+        size = "small" if num_bytes <= SMALL_BYTES else "large"
+        return await self._run("guarded" if is_guarded else size, request, call)
 
     async def inspect(self, request: Request, call: Callable[[], T]) -> T:
         """Return the result of a call to the inspection worker; raises as `read`."""
-        return await self._run(self._inspections, request, call)
+        return await self._run("inspection", request, call)
 
-    async def _run(self, pool: "FairThreadPool", request: Request, call: Callable[[], T]) -> T:
-        deadline = deadline_of(request)
-        client = client_of(request).name
+    async def _run(self, name: str, request: Request, call: Callable[[], T]) -> T:
+        pool, client, deadline = self._pools[name], client_of(request).name, deadline_of(request)
         if deadline is None:
-            result = pool.run(client, call)
-        else:
-            result = pool.run(
-                client,
-                call,
-                deadline_s=deadline.at_s,
-                timeout_error=lambda: self._timeout_error(deadline),
-            )
-        return await unless_disconnected(request, result)
+            return await unless_disconnected(request, pool.run(client, call))
+        late = partial(self._timeout_error, deadline)
+        return await unless_disconnected(request, pool.run(client, call, deadline.at_s, late))
 
     def writer(self, request: Request) -> Callable[[Callable[[], T]], Awaitable[T]]:
         """Return a coroutine function that runs calls that write a request's response."""
-        client = client_of(request).name
-
-        async def write(call: Callable[[], T]) -> T:
-            return await self.write(client, call)
-
-        return write
+        return partial(self.write, client_of(request).name)
 
     async def write(self, client: str, call: Callable[[], T]) -> T:
         """Return the result of a call that writes a response, in the queue of `client`."""
-        return await self._writers.run(client, call)
+        return await self._pools["writer"].run(client, call)
 
     @property
     def is_busy(self) -> bool:
         """Whether a thread runs a call, which goes on after `close`."""
-        return any(pool.is_busy for pool in self._pools)
+        return any(pool.is_busy for pool in self._pools.values())
 
     def close(self) -> None:
         """Close all pools; waits for no thread."""
-        for pool in self._pools:
+        for pool in self._pools.values():
             pool.close()
 
 
 class _Job:
     """A call and the future of its result.
 
-    The frames of an error's traceback lead to those of the thread, and the error to the future. So
-    a job keeps nothing once it has ended: a cycle would keep the body until the garbage collector
-    runs.
+    The traceback of an error refers to the thread's frames, these to the job, and the future to the
+    error. A job therefore forgets both once it has ended: a cycle would keep the body until the
+    garbage collector runs.
     """
 
     __slots__ = ("call", "future", "loop")
@@ -137,26 +126,14 @@ class _Job:
         except BaseException as raised:  # noqa: BLE001 - raised again by the future
             result, error = None, _as_exception(raised)
         with suppress(RuntimeError):  # the event loop is closed: nobody waits
-            self.loop.call_soon_threadsafe(self._end, result, error)
+            self.loop.call_soon_threadsafe(self.end, result, error)
         del result, error, self.call
 
-    def fail(self, error: Exception) -> None:
-        """Fail the future, on the event loop."""
-        self._end(None, error)
-
-    def expire(self, timeout_error: Callable[[], NanovllmError]) -> None:
-        """Fail the future at the deadline, on the event loop."""
-        if self.future is not None and not self.future.done():
-            self.fail(timeout_error())
-
-    def _end(self, result: Any, error: Exception | None) -> None:
+    def end(self, result: Any = None, error: Exception | None = None) -> None:
+        """Set the future, on the event loop, unless it is done."""
         future, self.future = self.future, None
-        if future is None or future.done():
-            return
-        if error is None:
-            future.set_result(result)
-        else:
-            future.set_exception(error)
+        if future is not None and not future.done():
+            future.set_result(result) if error is None else future.set_exception(error)
 
 
 def _as_exception(raised: BaseException) -> Exception:
@@ -191,36 +168,34 @@ class FairThreadPool:
         self,
         client: str,
         call: Callable[[], T],
-        *,
         deadline_s: float | None = None,
-        timeout_error: Callable[[], NanovllmError] | None = None,
+        timeout_error: Callable[[], Exception] = TimeoutError,
     ) -> T:
         """Return the result of `call`, run when it is this client's turn.
 
         Cancelling the task removes a waiting call; the result of a running one is dropped.
 
         Args:
-            deadline_s: when to give up, on the event loop's clock.
-            timeout_error: returns the error to raise then.
+            deadline_s: when to give up, on the event loop's clock, with `timeout_error`.
 
         Raises:
             QueueFullError: too many calls wait, most of them this client's.
             EngineNotReadyError: the pool is closed.
         """
         job = _Job(call)
-        assert job.future is not None
         future = job.future
+        assert future is not None
         self._put(client, job)
-        timer = None
-        if deadline_s is not None and timeout_error is not None:
-            timer = job.loop.call_at(deadline_s, job.expire, timeout_error)
         try:
-            result: T = await future
+            timeout_s = None if deadline_s is None else deadline_s - job.loop.time()
+            await asyncio.wait({future}, timeout=timeout_s)
+            if not future.done():
+                raise timeout_error()
+            result: T = future.result()
             return result
         finally:
             self._remove(client, job)
-            if timer is not None:
-                timer.cancel()
+            future.cancel()
             del future  # whose error's traceback has this frame
 
     @property
@@ -238,7 +213,7 @@ class FairThreadPool:
             jobs = [*self._running, *self._waiting.clear()]
             self._changed.notify_all()
         for job in jobs:
-            job.fail(EngineNotReadyError("the server is stopping"))
+            job.end(error=EngineNotReadyError("the server is stopping"))
 
     def _put(self, client: str, job: _Job) -> None:
         """Queue a job; fail the job that has no place, which may be another client's."""
@@ -253,11 +228,8 @@ class FairThreadPool:
                 ).start()
             self._changed.notify()
         if refused is not None:
-            refused.fail(
-                QueueFullError(
-                    f"{len(self._waiting)} requests wait to be read, the limit; try again in 1 s"
-                )
-            )
+            message = f"{len(self._waiting)} requests wait to be read, the limit; try again in 1 s"
+            refused.end(error=QueueFullError(message))
 
     def _remove(self, client: str, job: _Job) -> None:
         """Remove a job from its queue if no thread has taken it."""

@@ -2,8 +2,7 @@
 
 page            serves the page and its assets, which load nothing from other hosts
 state_routes    GET /v1/engine/state, events, steps and vocabulary; POST /v1/engine/control
-paused_header   names a pause in every response that starts during it
-event_stream    the stream of states, shared by all of its readers
+state_feed      the stream of states, shared by all of its readers
 documents       the JSON of a state and of a step
 response_types  the types of responses, for the OpenAPI document
 same_origin     refuses requests of other web pages

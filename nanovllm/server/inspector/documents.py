@@ -8,14 +8,7 @@ from nanovllm.engine.engine import Engine
 from nanovllm.engine.inspection.reasons import preemption_reason
 from nanovllm.engine.inspection.recorder import StepRecord
 from nanovllm.engine.inspection.state import InspectedEngine, InspectedRequest
-from nanovllm.server.inspector.response_types import (
-    BlockState,
-    EngineStateEvent,
-    InspectorConfig,
-    Rates,
-    RequestState,
-    Step,
-)
+from nanovllm.server.inspector import response_types as types
 from nanovllm.server.metrics import ServerMetrics
 
 MAX_PROMPT_CHARACTERS = 200
@@ -41,11 +34,11 @@ class StateDescriber:
         self._metrics = metrics
         self._model_name = model_name
         self.can_control = can_control
-        self._config: InspectorConfig | None = None
+        self._config: types.InspectorConfig | None = None
         self._prompts: dict[str, str] = {}
         self._samples: deque[tuple[float, int, int, int]] = deque()
 
-    def describe(self, state: InspectedEngine) -> EngineStateEvent:
+    def describe(self, state: InspectedEngine) -> types.EngineStateEvent:
         """Return the document of a state, with the rates since earlier ones."""
         engine, stats = self._engine.engine, state.stats
         # As in /metrics: the event loop knows which tokens come after a stop string.
@@ -64,7 +57,7 @@ class StateDescriber:
             "config": self._config,
             "requests": [self._request(request) for request in state.requests],
             "requests_omitted": state.num_omitted,
-            "blocks": cast("BlockState", state.blocks._asdict()),
+            "blocks": cast("types.BlockState", state.blocks._asdict()),
             "last_step": step_document(state.steps[-1], state.started_s) if state.steps else None,
             "totals": {
                 "steps": state.num_steps,
@@ -87,11 +80,13 @@ class StateDescriber:
             self._rates(state, self._engine.stats().generation_tokens)
         return has_recent
 
-    def _request(self, request: InspectedRequest) -> RequestState:
+    def _request(self, request: InspectedRequest) -> types.RequestState:
         fields = request._asdict()
         del fields["prompt_token_ids"]
         prompt = self._prompts.get(request.id) if self.shows_prompts else None
-        return cast("RequestState", {**fields, "age_s": _round(request.age_s), "prompt": prompt})
+        return cast(
+            "types.RequestState", {**fields, "age_s": _round(request.age_s), "prompt": prompt}
+        )
 
     def _decode_prompts(self, engine: Engine, requests: tuple[InspectedRequest, ...]) -> None:
         """Decode the prompts of new requests, and forget those of requests that have ended."""
@@ -103,7 +98,7 @@ class StateDescriber:
                 text = engine.tokenizer.decode(token_ids, skip_special_tokens=False)
             self._prompts[request.id] = text[:MAX_PROMPT_CHARACTERS]
 
-    def _rates(self, state: InspectedEngine, generation_tokens: int) -> Rates:
+    def _rates(self, state: InspectedEngine, generation_tokens: int) -> types.Rates:
         """Return the rates since the latest state that is at least _RATE_WINDOW_S old."""
         prompt_tokens = state.stats.prompt_tokens_computed
         sample = (state.uptime_s, generation_tokens, prompt_tokens, state.num_steps)
@@ -123,7 +118,7 @@ class StateDescriber:
         return {"tokens_per_s": tokens, "prompt_tokens_per_s": prompts, "steps_per_s": steps}
 
 
-def step_document(record: StepRecord, started_s: float) -> Step:
+def step_document(record: StepRecord, started_s: float) -> types.Step:
     """Return the document of a step; `started_s` is the start of the engine."""
     return {
         "step": record.step,
@@ -159,7 +154,7 @@ def step_document(record: StepRecord, started_s: float) -> Step:
     }
 
 
-def _config(engine: Engine, model_name: str) -> InspectorConfig:
+def _config(engine: Engine, model_name: str) -> types.InspectorConfig:
     config, model, backend = engine.config, engine.model, engine.runner.backend
     return {
         "model": model_name,

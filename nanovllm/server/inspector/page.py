@@ -6,20 +6,23 @@ its file in nanovllm/pages/assets. The page contains neither keys nor user text 
 where calls need an API key, which it asks for.
 """
 
-import functools
 import hashlib
 from collections.abc import Mapping
+from functools import cache, partial
 from pathlib import Path
 
 from fastapi import FastAPI
-from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
 from nanovllm import __version__
 from nanovllm.pages import ASSETS
-from nanovllm.server.http.docs_page import ASSET_HEADERS, PAGE_HEADERS
+from nanovllm.server.http.docs_page import (
+    ASSET_HEADERS,
+    MEDIA_TYPES,
+    PAGE_HEADERS,
+    add_static_route,
+)
 
-_MEDIA_TYPES = {".css": "text/css", ".js": "text/javascript"}
 _POLICY = "; require-trusted-types-for 'script'; trusted-types 'none'"
 _OWN_HEADERS = {
     # Trusted types make the browser refuse innerHTML and the like: text is only ever text.
@@ -31,23 +34,13 @@ _OWN_HEADERS = {
 
 def add_page(app: FastAPI) -> None:
     """Add `/` and the assets of the inspector's page."""
-    page = _page()
-
-    async def send_page(request: Request) -> Response:
-        headers = {**PAGE_HEADERS, **_OWN_HEADERS, "cache-control": "no-cache"}
-        return HTMLResponse(page, headers=headers)
-
-    app.add_route("/", send_page, include_in_schema=False)
+    headers = {**PAGE_HEADERS, **_OWN_HEADERS, "cache-control": "no-cache"}
+    add_static_route(app, "/", partial(HTMLResponse, _page(), headers=headers))
     headers = {**ASSET_HEADERS, **_OWN_HEADERS}
     for name, content in _assets().items():
-        media_type = _MEDIA_TYPES[Path(name).suffix]
-
-        async def send_asset(
-            request: Request, content: bytes = content, media_type: str = media_type
-        ) -> Response:
-            return Response(content, headers=headers, media_type=media_type)
-
-        app.add_route(f"/{_asset_folder()}{name}", send_asset, include_in_schema=False)
+        media_type = MEDIA_TYPES[Path(name).suffix]
+        asset = partial(Response, content, headers=headers, media_type=media_type)
+        add_static_route(app, f"/{_asset_folder()}{name}", asset)
 
 
 def public_paths() -> frozenset[str]:
@@ -61,7 +54,7 @@ def _page() -> str:
     return template.replace("{assets}", _asset_folder()).replace("{version}", __version__)
 
 
-@functools.cache
+@cache
 def _asset_folder() -> str:
     digest = hashlib.sha256()
     for name, content in _assets().items():
@@ -69,11 +62,11 @@ def _asset_folder() -> str:
     return f"inspector/{digest.hexdigest()[:16]}/"
 
 
-@functools.cache
+@cache
 def _assets() -> Mapping[str, bytes]:
     """Return the scripts and style sheets by path, those of self-contained files included."""
     return {
         path.relative_to(ASSETS).as_posix(): path.read_bytes()
         for path in sorted(ASSETS.rglob("*.*"))
-        if path.suffix in _MEDIA_TYPES
+        if path.suffix in MEDIA_TYPES
     }

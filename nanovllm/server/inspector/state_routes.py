@@ -15,15 +15,9 @@ from nanovllm.server.http.bounded_model import BoundedModel
 from nanovllm.server.http.event_stream import EventStream, json_response
 from nanovllm.server.http.json_io import write_json
 from nanovllm.server.http.worker_pools import WorkerPools
+from nanovllm.server.inspector import response_types as types
 from nanovllm.server.inspector.documents import StateDescriber, step_document
-from nanovllm.server.inspector.event_stream import StateFeed
-from nanovllm.server.inspector.response_types import (
-    ControlRequest,
-    ControlResult,
-    EngineStateEvent,
-    StepList,
-    VocabularyTokens,
-)
+from nanovllm.server.inspector.state_feed import StateFeed
 from nanovllm.server.openapi import operation
 
 MAX_FRAMES = 1_000_000
@@ -71,7 +65,7 @@ def _add_watch_routes(
     """Add /v1/engine/state and /v1/engine/events."""
     feed = StateFeed(engine, describer, work)
 
-    @app.get("/v1/engine/state", **operation(403, 503, response=EngineStateEvent))
+    @app.get("/v1/engine/state", **operation(403, 503, response=types.EngineStateEvent))
     async def state() -> Response:
         """The requests, blocks and statistics of the engine between two steps."""
         inspector = engine.inspector
@@ -85,7 +79,7 @@ def _add_watch_routes(
         status_code=200,  # which the framework would look for in the response's class
         response_class=EventStream,
         **operation(
-            400, 403, 429, 503, query=EventsQuery, event=EngineStateEvent, event_name="state"
+            400, 403, 429, 503, query=EventsQuery, event=types.EngineStateEvent, event_name="state"
         ),
     )
     async def events(request: Request) -> Response:
@@ -102,21 +96,23 @@ def _add_step_routes(
 ) -> None:
     """Add /v1/engine/steps and /v1/engine/control."""
 
-    @app.get("/v1/engine/steps", **operation(400, 403, 503, response=StepList, query=StepsQuery))
+    @app.get(
+        "/v1/engine/steps", **operation(400, 403, 503, response=types.StepList, query=StepsQuery)
+    )
     async def steps(request: Request) -> Response:
         """The last steps, recorded while somebody watches and for 10 s after that."""
         count = check_query(request, StepsQuery).last
         inspected = await engine.inspector.state(max_steps=count)
         documents = [step_document(record, inspected.started_s) for record in inspected.steps]
-        return JSONResponse(StepList(steps=documents))
+        return JSONResponse(types.StepList(steps=documents))
 
     @app.post(
         "/v1/engine/control",
-        **operation(400, 403, 503, response=ControlResult, body=ControlRequest),
+        **operation(400, 403, 503, response=types.ControlResult, body=types.ControlRequest),
     )
     async def control(request: Request) -> Response:
         """Pause or resume the engine, or pause it and run one step."""
-        body, _ = await read_body(request, ControlRequest, work)
+        body, _ = await read_body(request, types.ControlRequest, work)
         if not describer.can_control:
             raise HTTPException(
                 403,
@@ -124,7 +120,7 @@ def _add_step_routes(
                 "loopback address without API keys",
             )
         is_paused, step = await engine.inspector.control(body.action)
-        return JSONResponse(ControlResult(is_paused=is_paused, step=step))
+        return JSONResponse(types.ControlResult(is_paused=is_paused, step=step))
 
 
 def _add_vocabulary_route(app: FastAPI, engine: AsyncEngine, work: WorkerPools) -> None:
@@ -134,9 +130,9 @@ def _add_vocabulary_route(app: FastAPI, engine: AsyncEngine, work: WorkerPools) 
     def write() -> bytes:
         loaded = engine.engine
         names = [loaded.tokenizer.token_name(token_id) for token_id in range(loaded.model.vocab)]
-        return write_json(VocabularyTokens(tokens=names))
+        return write_json(types.VocabularyTokens(tokens=names))
 
-    @app.get("/v1/engine/vocabulary", **operation(403, 503, response=VocabularyTokens))
+    @app.get("/v1/engine/vocabulary", **operation(403, 503, response=types.VocabularyTokens))
     async def vocabulary(request: Request) -> Response:
         """All tokens of the model; with `if-none-match` 304 where they are the same."""
         if not written:

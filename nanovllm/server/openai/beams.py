@@ -7,6 +7,7 @@ thread.
 
 from starlette.requests import Request
 
+from nanovllm.engine.admission import RequestSize
 from nanovllm.engine.async_engine import AsyncEngine
 from nanovllm.engine.beam_search import BeamSearches
 from nanovllm.engine.generation_request import BeamSearchParams
@@ -61,7 +62,7 @@ async def run_searches(
     # The room of the whole search is reserved first: it must not be refused half way.
     num_beams = searches.num_beams
     tokens = searches.num_prompt_tokens + num_beams * searches.params.max_tokens
-    room = async_engine.reserve(num_beams, tokens, client=searches.client)
+    room = async_engine.admission.reserve([RequestSize(num_beams, tokens)], client=searches.client)
     rounds = searches.rounds(async_engine.engine.config.max_num_seqs)
     try:
         while (beams := await run(lambda: next(rounds, None))) is not None:

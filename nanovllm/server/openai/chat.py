@@ -13,6 +13,7 @@ from nanovllm.engine.generation_request import GenerationRequest
 from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.errors import ContextLengthError, InvalidRequestError
 from nanovllm.outputs import CompletionOutput, Logprob, RequestOutput
+from nanovllm.server.openai import response_types as types
 from nanovllm.server.openai.beams import beam_search_params, check_beam_fields
 from nanovllm.server.openai.chat_prompt import encode_messages, end_turn
 from nanovllm.server.openai.chat_schemas import ChatRequest
@@ -20,17 +21,6 @@ from nanovllm.server.openai.completions import generation_request, sampling_fiel
 from nanovllm.server.openai.endpoint import Endpoint, sampling_params
 from nanovllm.server.openai.logprobs import TokenTexts, finite, prompt_logprobs, push_all, top
 from nanovllm.server.openai.renderer import ChoicesRenderer, ResponseContext
-from nanovllm.server.openai.response_types import (
-    ChatChoice,
-    ChatChunkChoice,
-    ChatCompletion,
-    ChatCompletionChunk,
-    ChatDelta,
-    ChatLogprobs,
-    ChatPrompt,
-    ChatTokenLogprob,
-    TokenLogprob,
-)
 
 
 def parse_chat(
@@ -91,7 +81,7 @@ class ChatRenderer(ChoicesRenderer):
         self._begun: set[int] = set()
         self._texts: defaultdict[int, TokenTexts] = defaultdict(self._token_texts)
 
-    def prompt_fields(self, output: RequestOutput) -> ChatPrompt:
+    def prompt_fields(self, output: RequestOutput) -> types.ChatPrompt:
         """Return the fields about the prompt beside the choices; null if not requested."""
         has_logprobs = self._request.prompt_logprobs is not None
         return {
@@ -99,7 +89,7 @@ class ChatRenderer(ChoicesRenderer):
             "prompt_token_ids": output.prompt_token_ids if self._request.return_token_ids else None,
         }
 
-    def choices(self, outputs: Sequence[RequestOutput]) -> Iterator[ChatChoice]:
+    def choices(self, outputs: Sequence[RequestOutput]) -> Iterator[types.ChatChoice]:
         """Yield the choices of a whole response."""
         for choice in outputs[0].outputs:
             yield {
@@ -116,7 +106,7 @@ class ChatRenderer(ChoicesRenderer):
 
     def pieces(
         self, index: int, delta: CompletionOutput, output: RequestOutput
-    ) -> list[ChatChunkChoice]:
+    ) -> list[types.ChatChunkChoice]:
         """Return what is new of a choice, after its role; nothing if that is empty."""
         is_first = delta.index not in self._begun
         piece = self._piece(delta, is_first=is_first)
@@ -125,7 +115,7 @@ class ChatRenderer(ChoicesRenderer):
         self._begun.add(delta.index)
         return [self._role_piece(delta.index), piece] if is_first else [piece]
 
-    def _role_piece(self, index: int) -> ChatChunkChoice:
+    def _role_piece(self, index: int) -> types.ChatChunkChoice:
         """Return the first piece of a choice, which has no token."""
         return {
             "index": index, "delta": {"role": self._request.role, "content": ""},
@@ -134,11 +124,11 @@ class ChatRenderer(ChoicesRenderer):
             "token_ids": [] if self._request.return_token_ids else None,
         }  # fmt: skip
 
-    def _piece(self, delta: CompletionOutput, *, is_first: bool) -> ChatChunkChoice | None:
+    def _piece(self, delta: CompletionOutput, *, is_first: bool) -> types.ChatChunkChoice | None:
         """Return a piece of a choice; None if it has nothing to show."""
         request = self._request
         text = (request.echoed_text if is_first else "") + delta.text
-        content: ChatDelta = {"content": text} if text else {}
+        content: types.ChatDelta = {"content": text} if text else {}
         logprobs = self._logprobs(delta, self._texts[delta.index])
         has_more = request.return_token_ids or (is_first and request.prompt_logprobs is not None)
         if not (content or delta.finish_reason or has_more or (logprobs and logprobs["content"])):
@@ -156,7 +146,7 @@ class ChatRenderer(ChoicesRenderer):
             as_token_ids=bool(self._request.return_tokens_as_token_ids),
         )
 
-    def _logprobs(self, delta: CompletionOutput, texts: TokenTexts) -> ChatLogprobs | None:
+    def _logprobs(self, delta: CompletionOutput, texts: TokenTexts) -> types.ChatLogprobs | None:
         """Return an entry for each token, with its bytes and the top tokens of its position.
 
         `texts` has seen the earlier tokens of the choice.
@@ -164,7 +154,7 @@ class ChatRenderer(ChoicesRenderer):
         if delta.logprobs is None:
             return None
         tokenizer, count = self.context.tokenizer, self._request.top_logprobs or 0
-        content: list[ChatTokenLogprob] = []
+        content: list[types.ChatTokenLogprob] = []
         is_end = delta.finish_reason is not None
         for shown in push_all(texts, delta.token_ids, delta.logprobs, is_end=is_end):
             position = shown.logprobs or {}
@@ -178,7 +168,7 @@ class ChatRenderer(ChoicesRenderer):
         return {"content": content, "refusal": None}
 
 
-def _entry(tokenizer: Tokenizer, token_id: int, logprob: Logprob, text: str) -> TokenLogprob:
+def _entry(tokenizer: Tokenizer, token_id: int, logprob: Logprob, text: str) -> types.TokenLogprob:
     """Return an entry with the token's own bytes, which may be a part of a character."""
     data = (
         tokenizer.token_bytes(token_id)
@@ -196,7 +186,7 @@ CHAT = Endpoint(
     body=ChatRequest,
     parse=parse_chat,
     renderer=ChatRenderer,
-    response=ChatCompletion,
-    event=ChatCompletionChunk,
+    response=types.ChatCompletion,
+    event=types.ChatCompletionChunk,
     is_guarded=True,
 )

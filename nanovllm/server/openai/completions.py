@@ -13,6 +13,7 @@ from nanovllm.outputs import CompletionOutput, PositionLogprobs, RequestOutput
 from nanovllm.prompts import Prompt
 from nanovllm.sampling_params import SamplingParams
 from nanovllm.server.http.validation_errors import quote
+from nanovllm.server.openai import response_types as types
 from nanovllm.server.openai.beams import beam_search_params, check_beam_fields
 from nanovllm.server.openai.endpoint import Endpoint, sampling_params
 from nanovllm.server.openai.logprobs import (
@@ -24,12 +25,6 @@ from nanovllm.server.openai.logprobs import (
     top,
 )
 from nanovllm.server.openai.renderer import ChoicesRenderer, ResponseContext
-from nanovllm.server.openai.response_types import (
-    Completion,
-    CompletionChoice,
-    CompletionChunk,
-    CompletionLogprobs,
-)
 from nanovllm.server.openai.schemas import DEFAULT_MAX_TOKENS, CompletionRequest, SamplingBody
 from nanovllm.server.openai.structured import structured_outputs
 
@@ -123,7 +118,7 @@ class CompletionRenderer(ChoicesRenderer):
         self._request = request
         self._formatters: dict[int, ChoiceFormatter] = {}
 
-    def choices(self, outputs: Sequence[RequestOutput]) -> Iterator[CompletionChoice]:
+    def choices(self, outputs: Sequence[RequestOutput]) -> Iterator[types.CompletionChoice]:
         """Yield the choices of a whole response."""
         for index, output in enumerate(outputs):
             for choice in output.outputs:
@@ -132,7 +127,7 @@ class CompletionRenderer(ChoicesRenderer):
 
     def pieces(
         self, index: int, delta: CompletionOutput, output: RequestOutput
-    ) -> list[CompletionChoice]:
+    ) -> list[types.CompletionChoice]:
         """Return what is new of a choice of the prompt at `index`; nothing if that is empty."""
         choice_index = self._choice_index(index, delta)
         if choice_index not in self._formatters:
@@ -162,11 +157,11 @@ class ChoiceFormatter:
 
     def choice(
         self, index: int, delta: CompletionOutput, output: RequestOutput
-    ) -> CompletionChoice:
+    ) -> types.CompletionChoice:
         """Return the choice's next piece; with `echo` the first one begins with the prompt."""
         is_first, self._has_begun = not self._has_begun, True
         has_prompt = is_first and bool(self._request.echo)
-        logprobs: CompletionLogprobs | None = None
+        logprobs: types.CompletionLogprobs | None = None
         if delta.logprobs is not None:
             logprobs = {"text_offset": [], "token_logprobs": [], "tokens": [], "top_logprobs": []}
             if has_prompt and output.prompt_logprobs is not None:
@@ -179,7 +174,7 @@ class ChoiceFormatter:
             is_end = delta.finish_reason is not None
             tokens = push_all(self._texts, delta.token_ids, delta.logprobs, is_end=is_end)
             self._offset = self._add_logprobs(logprobs, tokens, self._offset)
-        choice: CompletionChoice = {
+        choice: types.CompletionChoice = {
             "index": index, "text": (self._prompt if has_prompt else "") + delta.text,
             "logprobs": logprobs, "finish_reason": delta.finish_reason,
             "stop_reason": delta.stop_reason, "prompt_logprobs": None, "prompt_token_ids": None,
@@ -201,7 +196,7 @@ class ChoiceFormatter:
         )
 
     def _add_logprobs(
-        self, logprobs: CompletionLogprobs, positions: Iterable[ShownPosition], offset: int
+        self, logprobs: types.CompletionLogprobs, positions: Iterable[ShownPosition], offset: int
     ) -> int:
         """Append parallel entries; return the offset after the last one.
 
@@ -251,6 +246,6 @@ COMPLETIONS = Endpoint(
     body=CompletionRequest,
     parse=parse_completion,
     renderer=CompletionRenderer,
-    response=Completion,
-    event=CompletionChunk,
+    response=types.Completion,
+    event=types.CompletionChunk,
 )

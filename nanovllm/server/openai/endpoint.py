@@ -24,6 +24,7 @@ from typing import Any, Generic, TypeVar
 from fastapi import FastAPI, Request
 from starlette.responses import Response
 
+from nanovllm.engine.admission import RequestSize
 from nanovllm.engine.async_engine import AsyncEngine
 from nanovllm.engine.beam_search import BeamSearches
 from nanovllm.engine.chat.template import ChatTemplate
@@ -206,7 +207,7 @@ async def _respond(endpoint: Endpoint[B], request: Request, service: ModelServic
     record, client = record_of(request), client_of(request)
     record.note_prompts(body.logged_prompts)
     # Before time is spent on the prompts.
-    async_engine.check_room(body.num_choices, client=client.name)
+    async_engine.admission.check(RequestSize(body.num_choices), client=client.name)
     stored = ClientResponses(service.response_store, client.key_digest)
     call = partial(
         prepare,

@@ -6,7 +6,7 @@ chunks with one choice each.
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -96,7 +96,7 @@ class ChoicesRenderer(Renderer[RequestOutput]):
         """Render the response to a request."""
         super().__init__(context)
         self._stream_options = request.stream_options
-        self._usage = UsageCounter(context.prompt_tokens)
+        self._outputs: dict[int, RequestOutput] = {}  # the last one of each prompt
         self._num_tokens: Counter[tuple[int, int]] = Counter()  # by prompt and choice
         self._is_first_chunk = True
 
@@ -127,7 +127,7 @@ class ChoicesRenderer(Renderer[RequestOutput]):
 
     def delta(self, index: int, output: RequestOutput) -> bytes:
         """Return a chunk for each choice that has something new."""
-        self._usage.add(index, output)
+        self._outputs[index] = output
         encode = write_json if is_large([output]) else dump_json
         chunks = []
         for delta in output.outputs:
@@ -158,7 +158,8 @@ class ChoicesRenderer(Renderer[RequestOutput]):
         """Return the usage, if requested, and [DONE]."""
         if not self._has_usage:
             return _DONE
-        chunk = {**self._head(self.chunk_type), "choices": [], "usage": self._usage.usage()}
+        usage = usage_of(self._outputs.values())
+        chunk = {**self._head(self.chunk_type), "choices": [], "usage": usage}
         return b"data: " + dump_json(chunk) + b"\n\n" + _DONE
 
     def error(self, error: Exception) -> bytes:
@@ -181,31 +182,8 @@ class ChoicesRenderer(Renderer[RequestOutput]):
         }  # fmt: skip
 
 
-class UsageCounter:
-    """Adds up the tokens of a stream."""
-
-    def __init__(self, prompt_tokens: int) -> None:
-        """Count all prompts at once, and generated tokens as they come."""
-        self._prompt_tokens = prompt_tokens
-        self._completion_tokens: dict[int, int] = {}
-        self._cached_tokens: dict[int, int] = {}
-
-    def add(self, index: int, output: RequestOutput) -> None:
-        """Count what has been generated so far for the prompt at `index`."""
-        self._completion_tokens[index] = output.num_generated_tokens
-        self._cached_tokens[index] = output.num_cached_tokens
-
-    def usage(self) -> Usage:
-        """Return the usage so far."""
-        return make_usage(
-            self._prompt_tokens,
-            sum(self._completion_tokens.values()),
-            sum(self._cached_tokens.values()),
-        )
-
-
-def usage_of(outputs: Sequence[RequestOutput]) -> Usage:
-    """Return the usage of a whole response."""
+def usage_of(outputs: Collection[RequestOutput]) -> Usage:
+    """Return the usage of a response from the last output of each prompt."""
     return make_usage(
         sum(len(output.prompt_token_ids) for output in outputs),
         sum(output.num_generated_tokens for output in outputs),

@@ -8,9 +8,9 @@ whose responses take the most memory.
 
 import json
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from fastapi import FastAPI, Request
 from starlette.responses import Response
@@ -58,20 +58,6 @@ class StoredResponse:
         return messages
 
 
-@dataclass(slots=True)
-class _Client:
-    """The responses of one client, the one used longest ago first."""
-
-    responses: OrderedDict[str, StoredResponse] = field(default_factory=OrderedDict)
-    num_bytes: int = 0
-
-    def remove(self, response_id: str) -> bool:
-        """Remove a response; return whether it was there."""
-        removed = self.responses.pop(response_id, None)
-        self.num_bytes -= 0 if removed is None else removed.num_bytes
-        return removed is not None
-
-
 class ResponseStore:
     """Keeps the responses of all clients. Threads may share it."""
 
@@ -81,7 +67,9 @@ class ResponseStore:
         """Keep at most this many responses, of this many bytes together."""
         self._max_responses = max_responses
         self._max_bytes = max_bytes
-        self._clients: dict[str, _Client] = {}
+        # By client and id, the one used longest ago first.
+        self._responses: OrderedDict[tuple[str, str], StoredResponse] = OrderedDict()
+        self._held_bytes: Counter[str] = Counter()  # by client
         self._lock = threading.Lock()
 
     def add(self, client: str, response_id: str, response: StoredResponse) -> bool:
@@ -89,42 +77,36 @@ class ResponseStore:
         if response.num_bytes > min(self._max_bytes, MAX_RESPONSE_BYTES):
             return False
         with self._lock:
-            own = self._clients.setdefault(client, _Client())
-            own.responses[response_id] = response
-            own.num_bytes += response.num_bytes
-            while self._is_over():
-                largest = max(self._clients, key=lambda each: self._clients[each].num_bytes)
-                self._remove(largest, next(iter(self._clients[largest].responses)))
+            self._responses[client, response_id] = response
+            self._held_bytes[client] += response.num_bytes
+            while (
+                len(self._responses) > self._max_responses
+                or self._held_bytes.total() > self._max_bytes
+            ):
+                ((largest, _),) = self._held_bytes.most_common(1)
+                self._remove(next(key for key in self._responses if key[0] == largest))
         return True
 
     def find(self, client: str, response_id: str) -> StoredResponse | None:
         """Return a response of a client; None if it is not kept."""
         with self._lock:
-            own = self._clients.get(client)
-            if own is None or response_id not in own.responses:
-                return None
-            own.responses.move_to_end(response_id)
-            return own.responses[response_id]
+            found = self._responses.get((client, response_id))
+            if found is not None:
+                self._responses.move_to_end((client, response_id))
+            return found
 
     def remove(self, client: str, response_id: str) -> bool:
         """Remove a response of a client; return whether it was kept."""
         with self._lock:
-            return client in self._clients and self._remove(client, response_id)
+            return self._remove((client, response_id))
 
-    def _remove(self, client: str, response_id: str) -> bool:
-        """Remove a response, and its client with the last one; return whether it was there."""
-        own = self._clients[client]
-        was_there = own.remove(response_id)
-        if not own.responses:
-            del self._clients[client]
-        return was_there
-
-    def _is_over(self) -> bool:
-        clients = self._clients.values()
-        return (
-            sum(client.num_bytes for client in clients) > self._max_bytes
-            or sum(len(client.responses) for client in clients) > self._max_responses
-        )
+    def _remove(self, key: tuple[str, str]) -> bool:
+        removed = self._responses.pop(key, None)
+        if removed is None:
+            return False
+        self._held_bytes[key[0]] -= removed.num_bytes
+        self._held_bytes = +self._held_bytes  # without the client whose last response it was
+        return True
 
 
 @dataclass(frozen=True, slots=True)

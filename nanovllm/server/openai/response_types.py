@@ -75,6 +75,14 @@ class TokenizerInfo(TypedDict):
     model_max_length: Annotated[int, Field(ge=1, description="tokens of the context")]
 
 
+class ResponseHead(TypedDict):
+    """What responses have in common, and the chunks of streams."""
+
+    id: str
+    created: Time
+    model: str
+
+
 class EmbeddingUsage(TypedDict):
     """Number of tokens."""
 
@@ -92,14 +100,11 @@ class Embedding(TypedDict):
     ]
 
 
-class EmbeddingList(TypedDict):
+class EmbeddingList(ResponseHead):
     """The response of POST /v1/embeddings."""
 
-    id: str
     object: Literal["list"]
-    created: Time
     data: list[Embedding]
-    model: str
     usage: EmbeddingUsage
 
 
@@ -150,26 +155,20 @@ class CompletionChoice(TypedDict):
     token_ids: list[TokenId] | None
 
 
-class Completion(TypedDict):
+class Completion(ResponseHead):
     """The response of POST /v1/completions."""
 
-    id: str
     object: Literal["text_completion"]
-    created: Time
-    model: str
     service_tier: None
     system_fingerprint: None
     choices: list[CompletionChoice]
     usage: Usage
 
 
-class CompletionChunk(TypedDict):
+class CompletionChunk(ResponseHead):
     """A chunk of a streamed response."""
 
-    id: str
     object: Literal["text_completion"]
-    created: Time
-    model: str
     choices: list[CompletionChoice]
     usage: NotRequired[Usage | None]
 
@@ -228,13 +227,10 @@ class ChatPrompt(TypedDict):
     prompt_token_ids: list[TokenId] | None
 
 
-class ChatCompletion(ChatPrompt):
+class ChatCompletion(ResponseHead, ChatPrompt):
     """The response of POST /v1/chat/completions."""
 
-    id: str
     object: Literal["chat.completion"]
-    created: Time
-    model: str
     service_tier: None
     system_fingerprint: None
     choices: list[ChatChoice]
@@ -259,13 +255,10 @@ class ChatChunkChoice(TypedDict):
     token_ids: list[TokenId] | None
 
 
-class ChatCompletionChunk(TypedDict):
+class ChatCompletionChunk(ResponseHead):
     """A chunk of a streamed response; the first one has the requested fields about the prompt."""
 
-    id: str
     object: Literal["chat.completion.chunk"]
-    created: Time
-    model: str
     choices: list[ChatChunkChoice]
     usage: NotRequired[Usage | None]
     prompt_logprobs: NotRequired[list[dict[str, PromptLogprob] | None]]

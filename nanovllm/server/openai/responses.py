@@ -17,6 +17,7 @@ from nanovllm.prompts import Prompt
 from nanovllm.server.http.errors import error_of, shorten
 from nanovllm.server.http.json_io import dump_json
 from nanovllm.server.http.validation_errors import quote
+from nanovllm.server.openai import response_types as types
 from nanovllm.server.openai.chat_prompt import encode_messages, end_turn
 from nanovllm.server.openai.chat_schemas import MAX_MESSAGES, ChatMessage, PromptFields
 from nanovllm.server.openai.endpoint import Endpoint, sampling_params
@@ -30,13 +31,6 @@ from nanovllm.server.openai.response_store import (
     MESSAGE_PREFIX,
     RESPONSE_PREFIX,
     ClientResponses,
-)
-from nanovllm.server.openai.response_types import (
-    ModelResponse,
-    OutputMessage,
-    OutputText,
-    ResponseEvent,
-    ResponseStatus,
 )
 from nanovllm.structured_outputs import StructuredOutputs
 
@@ -141,7 +135,7 @@ class ResponseRenderer(Renderer[RequestOutput]):
         self._text = ""
         self._last_output: RequestOutput | None = None
 
-    def body(self, outputs: Sequence[RequestOutput]) -> ModelResponse:
+    def body(self, outputs: Sequence[RequestOutput]) -> types.ModelResponse:
         """Return the body of the whole response."""
         (output,) = outputs
         return self._finished(output, output.outputs[0].text)
@@ -201,16 +195,18 @@ class ResponseRenderer(Renderer[RequestOutput]):
             event_type, item_id=self._item_id, output_index=0, content_index=0, **fields
         )
 
-    def _message(self, status: ResponseStatus, content: list[OutputText]) -> OutputMessage:
+    def _message(
+        self, status: types.ResponseStatus, content: list[types.OutputText]
+    ) -> types.OutputMessage:
         return {
             "id": self._item_id, "type": "message", "status": status, "role": "assistant",
             "content": content,
         }  # fmt: skip
 
-    def _finished(self, output: RequestOutput, text: str) -> ModelResponse:
+    def _finished(self, output: RequestOutput, text: str) -> types.ModelResponse:
         """Return the response once its text is complete, and store it."""
         is_cut = output.outputs[0].finish_reason == "length"
-        status: ResponseStatus = "incomplete" if is_cut else "completed"
+        status: types.ResponseStatus = "incomplete" if is_cut else "completed"
         response = self._response(status)
         response["incomplete_details"] = {"reason": "max_output_tokens"} if is_cut else None
         response["output"] = [self._message(status, [_output_text(text)])]
@@ -227,7 +223,7 @@ class ResponseRenderer(Renderer[RequestOutput]):
             response["store"] = self.context.stored.add(response, [*self._conversation, own])
         return response
 
-    def _response(self, status: ResponseStatus) -> ModelResponse:
+    def _response(self, status: types.ResponseStatus) -> types.ModelResponse:
         """Return the response before it has any output."""
         context, request = self.context, self._request
         output_format = request.text and request.text.format
@@ -249,7 +245,7 @@ class ResponseRenderer(Renderer[RequestOutput]):
         }  # fmt: skip
 
 
-def _output_text(text: str) -> OutputText:
+def _output_text(text: str) -> types.OutputText:
     return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
 
 
@@ -262,8 +258,8 @@ RESPONSES = Endpoint(
     resolve=resolve_references,
     parse=parse_response,
     renderer=ResponseRenderer,
-    response=ModelResponse,
-    event=ResponseEvent,
+    response=types.ModelResponse,
+    event=types.ResponseEvent,
     ends_with_done=False,
     has_secret_ids=True,
     is_guarded=True,

@@ -5,21 +5,30 @@ The ids are those that /v1/completions computes, or /v1/chat/completions for mes
 clients can find out; its size bounds the cost of a request.
 """
 
+from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import accumulate
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeAlias, TypeVar
 
+from fastapi import FastAPI, Request
 from pydantic import ConfigDict, Field, model_validator
+from starlette.responses import JSONResponse, Response
 
 from nanovllm.engine.chat.template import ChatTemplate
 from nanovllm.engine.engine import Engine
 from nanovllm.errors import InvalidRequestError
 from nanovllm.sampling_params import check_unicode
+from nanovllm.server.http.body import read_body
 from nanovllm.server.http.bounded_model import INTEGERS, allow_nulls
+from nanovllm.server.http.errors import served_name
+from nanovllm.server.http.event_stream import json_response
+from nanovllm.server.http.json_io import write_json
 from nanovllm.server.openai.chat_prompt import encode_messages
 from nanovllm.server.openai.chat_schemas import Messages, PromptFields
+from nanovllm.server.openai.endpoint import ModelService
 from nanovllm.server.openai.response_types import Detokenized, Tokenized, TokenizerInfo
 from nanovllm.server.openai.schemas import SPECIAL_TOKENS, Body, TokenId
+from nanovllm.server.openapi import operation
 
 MAX_TEXT_BYTES = 1 << 18  # of UTF-8: 256 times the context of GPT-2, even if a byte is a token
 MAX_TOKENS = 1 << 18
@@ -27,6 +36,8 @@ MAX_DETOKENIZED_CHARACTERS = 1 << 24
 """Characters of the tokens in one response. GPT-2's longest token has 128 of them, but a hostile
 vocabulary may have tokens of a megabyte."""
 
+B = TypeVar("B", bound=Body)
+_Compute: TypeAlias = Callable[[B, Engine, ChatTemplate | None], Mapping[str, Any]]
 BoundedTokenIds = Annotated[list[TokenId], Field(fail_fast=True, max_length=MAX_TOKENS), INTEGERS]
 
 
@@ -88,6 +99,39 @@ class DetokenizeRequest(Body):
     )
 
 
+def add_tokenization_routes(app: FastAPI, service: ModelService) -> None:
+    """Add the routes; ids and texts are computed on worker threads."""
+    async_engine, work = service.async_engine, service.work
+
+    def add(
+        path: str, name: str, about: str, kind: type[B], response: Any, compute: _Compute[B]
+    ) -> None:
+        async def respond(request: Request) -> Response:
+            body, num_bytes = await read_body(request, kind, work)
+            served_name(body.model, service.model_names)
+            engine, template = async_engine.engine, service.chat_template
+            content = await work.read(
+                request,
+                num_bytes,
+                lambda: write_json(compute(body, engine, template)),
+                is_guarded=getattr(body, "messages", None) is not None,
+            )
+            return json_response(content)
+
+        described = operation(400, 404, 503, response=response, body=kind)
+        app.post(path, name=name, description=about, **described)(respond)
+
+    about = "Token ids of a text or of messages."
+    add("/tokenize", "tokenize_text", about, TokenizeRequest, Tokenized, tokenize)
+    about = "The text of token ids."
+    add("/detokenize", "detokenize_ids", about, DetokenizeRequest, Detokenized, detokenize)
+
+    @app.get("/tokenizer_info", **operation(503, response=TokenizerInfo))
+    async def tokenizer_facts() -> Response:
+        """Special tokens and sizes, for programs that let the server tokenize."""
+        return JSONResponse(tokenizer_info(async_engine.engine))
+
+
 def tokenize(
     body: TokenizeRequest, engine: Engine, template: ChatTemplate | None = None
 ) -> Tokenized:
@@ -131,7 +175,9 @@ def _check_text(text: str, field: str) -> None:
         )
 
 
-def detokenize(body: DetokenizeRequest, engine: Engine) -> Detokenized:
+def detokenize(
+    body: DetokenizeRequest, engine: Engine, _: ChatTemplate | None = None
+) -> Detokenized:
     """Return the response of /detokenize, special tokens included; raises InvalidRequestError.
 
     Many tokens take long: call it on a worker thread.

@@ -4,7 +4,7 @@ Memory: the whole text (see text.py) until it is encoded, about 100 MB while it 
 token afterwards, or 4 with a vocabulary above 65,536. A token file stays on disk, memory-mapped.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,19 +14,15 @@ from tokenizers import Tokenizer
 
 from nanovllm.errors import TrainingError
 from nanovllm.model.tokenizer_files import END_OF_TEXT
+from nanovllm.training.config import TrainingConfig
 from nanovllm.training.data.dataset import Dataset
 from nanovllm.training.data.text import (
-    Corpus,
     check_is_regular,
     read_documents,
     split_documents,
     without,
 )
-from nanovllm.training.data.tokenizer import (
-    encode_texts,
-    make_tokenizer,
-    token_lengths,
-)
+from nanovllm.training.data.tokenizer import encode_texts, make_tokenizer, token_lengths
 
 _TOKEN_SUFFIXES = (".npy", ".bin")
 _FEW_VALIDATION_TOKENS = 100  # the loss of fewer is mostly chance
@@ -54,45 +50,28 @@ class PreparedData:
 
 
 def prepare_data(
-    paths: Sequence[Path],
-    *,
-    validation_paths: Sequence[Path] = (),
-    tokenizer: str,
-    context: int,
-    pattern: str = "*.txt",
-    vocab_size: int | None = None,
-    validation_fraction: float = 0.1,
-    end_of_text_id: int | None = None,
+    config: TrainingConfig, *, tokenizer: str, context: int, end_of_text_id: int | None = None
 ) -> PreparedData:
-    """Read text or a token file, and return its tokens in two splits.
+    """Read the data of a run, text or token files, and return its tokens in two splits.
 
     Args:
-        paths: text files and folders of them; or one token file, .npy, or .bin as nanoGPT writes it
-            (uint16 without a header).
-        validation_paths: the same, for validation; none for the end of `paths`. Their files are
-            left out of the training text.
+        config: names the data, and how to read and split it.
         tokenizer: "char", "bpe", or a path, as `make_tokenizer` takes it. A token file needs the
             path of the tokenizer that wrote it.
         context: tokens of a training sequence.
-        pattern: glob pattern of the files to read in folders.
-        vocab_size: number of tokens of a new tokenizer.
-        validation_fraction: part of the text, at its end, that is held out.
         end_of_text_id: token between two documents; None for that of `<|endoftext|>`, if any.
 
     Raises:
-        TrainingError: the data, the tokenizer or a setting is unusable.
+        TrainingError: the data, the tokenizer or a setting cannot be used.
     """
-    if any(path.suffix in _TOKEN_SUFFIXES for path in (*paths, *validation_paths)):
-        return _from_token_files(
-            paths, validation_paths, tokenizer, vocab_size, context, validation_fraction
-        )
-    train, validation, files, warnings = _read_splits(
-        paths, validation_paths, pattern, validation_fraction
-    )
+    paths = (*config.data_paths, *config.validation_paths)
+    if any(path.suffix in _TOKEN_SUFFIXES for path in paths):
+        return _from_token_files(config, tokenizer, context)
+    train, validation, files, warnings = _read_splits(config)
     try:
         # A character that occurs in the validation text alone must have a token, as in nanoGPT.
         learned_from = [*train, *validation] if tokenizer == "char" else train
-        library = make_tokenizer(tokenizer, learned_from, vocab_size)
+        library = make_tokenizer(tokenizer, learned_from, config.vocab_size)
         if end_of_text_id is None:
             end_of_text_id = library.token_to_id(END_OF_TEXT)
         train_tokens = encode_texts(library, train, end_of_text_id, "Encoding the training text")
@@ -114,22 +93,17 @@ def prepare_data(
 
 
 def _read_splits(
-    paths: Sequence[Path],
-    validation_paths: Sequence[Path],
-    pattern: str,
-    validation_fraction: float,
-) -> tuple[Sequence[str], Sequence[str], tuple[Path, ...], tuple[str, ...]]:
+    config: TrainingConfig,
+) -> tuple[list[str], list[str], tuple[Path, ...], tuple[str, ...]]:
     """Return the texts of both splits, the files that were read, and warnings for the user."""
-    corpus = read_documents(paths, pattern)
-    if validation_paths:
-        held_out = read_documents(validation_paths, pattern)
-        corpus = without(corpus, held_out)
-        train, validation = corpus.texts, held_out.texts
-    else:
-        held_out = Corpus((), ())
-        train, validation = split_documents(corpus.documents, validation_fraction)
-    files = tuple(document.path for document in (*corpus.documents, *held_out.documents))
-    return train, validation, files, (*corpus.warnings, *held_out.warnings)
+    corpus = read_documents(config.data_paths, config.pattern)
+    if not config.validation_paths:
+        train, validation = split_documents(corpus.documents, config.validation_fraction)
+        return train, validation, corpus.files, corpus.warnings
+    held_out = read_documents(config.validation_paths, config.pattern)
+    corpus = without(corpus, held_out)
+    files, warnings = corpus.files + held_out.files, corpus.warnings + held_out.warnings
+    return corpus.texts, held_out.texts, files, warnings
 
 
 def load_tokens(path: Path) -> Integer[np.ndarray, " tokens"]:
@@ -162,14 +136,8 @@ def load_tokens(path: Path) -> Integer[np.ndarray, " tokens"]:
     return tokens
 
 
-def _from_token_files(
-    paths: Sequence[Path],
-    validation_paths: Sequence[Path],
-    spec: str,
-    vocab_size: int | None,
-    context: int,
-    validation_fraction: float,
-) -> PreparedData:
+def _from_token_files(config: TrainingConfig, spec: str, context: int) -> PreparedData:
+    paths, validation_paths = config.data_paths, config.validation_paths
     files = (*paths, *validation_paths)
     has_text = any(path.suffix not in _TOKEN_SUFFIXES for path in files)
     if has_text or len(paths) > 1 or len(validation_paths) > 1:
@@ -182,15 +150,11 @@ def _from_token_files(
             f"{files[0]} has tokens, from which no {spec} tokenizer can be made; give the "
             "tokenizer that wrote them (--tokenizer gpt2 or PATH)"
         )
-    tokenizer = make_tokenizer(spec, (), vocab_size)
+    tokenizer = make_tokenizer(spec, (), config.vocab_size)
     lengths = token_lengths(tokenizer)
     train, *held_out = (_load_checked(path, len(lengths), spec) for path in files)
-    if held_out:
-        (validation,) = held_out
-    else:
-        boundary = int(len(train) * (1 - validation_fraction))
-        train, validation = train[:boundary], train[boundary:]
-    few = _check_lengths(train, validation, context)
+    boundary = int(len(train) * (1 - config.validation_fraction))
+    train, validation = (train, *held_out) if held_out else (train[:boundary], train[boundary:])
     return PreparedData(
         tokenizer,
         Dataset(train, context),
@@ -198,7 +162,7 @@ def _from_token_files(
         tokenizer.token_to_id(END_OF_TEXT),
         sum(int(lengths[chunk].sum()) for chunk in _chunks(validation)),
         files,
-        few,
+        _check_lengths(train, validation, context),
     )
 
 
@@ -237,9 +201,6 @@ def _check_lengths(
             "text, or raise the part that is held out (--validation-fraction)"
         )
     if len(validation) < _FEW_VALIDATION_TOKENS:
-        warning = (
-            f"the validation text has {len(validation)} tokens; a loss of fewer than "
-            f"{_FEW_VALIDATION_TOKENS} is mostly chance"
-        )
-        return (warning,)
+        few = f"a loss of fewer than {_FEW_VALIDATION_TOKENS} is mostly chance"
+        return (f"the validation text has {len(validation)} tokens; {few}",)
     return ()

@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
 
@@ -20,6 +21,8 @@ _SKIPPED_FOLDERS = ("__pycache__", "node_modules")
 _VIRTUAL_ENVIRONMENT = "pyvenv.cfg"  # the file that marks one
 _LINE_START = re.compile(r"^", re.MULTILINE)
 _WORD_END = re.compile(r"(?<=\S)(?=\s)")  # a word's token has the space before it
+_UP_TO_SPACE = re.compile(r".*\S(?= )", re.DOTALL)  # the last one after a visible character
+_UP_TO_LINE_END = re.compile(r".*\S(?=\n)", re.DOTALL)
 _MAX_LINE = 10_000  # characters; a longer line may be cut
 
 
@@ -42,6 +45,11 @@ class Corpus:
     def texts(self) -> list[str]:
         """The text of each document."""
         return [document.text for document in self.documents]
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The file of each document."""
+        return tuple(document.path for document in self.documents)
 
 
 def read_documents(paths: Sequence[Path], pattern: str = "*.txt") -> Corpus:
@@ -88,18 +96,19 @@ def without(corpus: Corpus, held_out: Corpus) -> Corpus:
     Raises:
         TrainingError: no file is left.
     """
-    others = {document.path.resolve() for document in held_out.documents}
-    kept = tuple(one for one in corpus.documents if one.path.resolve() not in others)
-    if len(kept) == len(corpus.documents):
+    others = {path.resolve() for path in held_out.files}
+    is_kept = [path.resolve() not in others for path in corpus.files]
+    kept = tuple(compress(corpus.documents, is_kept))
+    if len(kept) == len(is_kept):
         return corpus
-    both = next(one.path for one in corpus.documents if one.path.resolve() in others)
+    both = corpus.files[is_kept.index(False)]
     if not kept:
         raise TrainingError(
             f"{both} and all other training text is validation data; give other text"
         )
     warning = (
-        f"{len(corpus.documents) - len(kept):,} of {len(corpus.documents):,} files are validation "
-        f"data and left out of the training text; the first: {both}"
+        f"{len(is_kept) - len(kept):,} of {len(is_kept):,} files are validation data and left out "
+        f"of the training text; the first: {both}"
     )
     return Corpus(kept, (*corpus.warnings, warning))
 
@@ -160,22 +169,12 @@ def pieces(text: str, max_length: int = 65536) -> Iterator[str]:
     """
     start = 0
     while len(text) - start > max_length:
-        end = (
-            _cut(text, " ", start, start + max_length)
-            or _cut(text, "\n", start, start + max_length)
-            or start + max_length
-        )
+        end = start + max_length
+        cut = _UP_TO_SPACE.match(text, start, end) or _UP_TO_LINE_END.match(text, start, end)
+        end = cut.end() if cut else end
         yield text[start:end]
         start = end
     yield text[start:]
-
-
-def _cut(text: str, white_space: str, start: int, end: int) -> int | None:
-    """Return the last offset of `white_space` after a visible character; None without one."""
-    offset = text.rfind(white_space, start + 1, end)
-    while offset > 0 and text[offset - 1].isspace():
-        offset = text.rfind(white_space, start + 1, offset)
-    return offset if offset > 0 else None
 
 
 def _files_of(path: Path, pattern: str) -> list[Path]:

@@ -2,28 +2,26 @@
 
 from typing import Any
 
-from nanovllm.model.kernels.build.compiler import compiled
-from nanovllm.model.kernels.build.layout import WORD_BYTES
 from nanovllm.model.kernels.build.target import KernelTarget
 from nanovllm.model.kernels.simd.elements import Elements, for_elements
-from nanovllm.model.kernels.simd.kernel import kernel
-from nanovllm.model.kernels.simd.move import load_int
-from nanovllm.model.kernels.simd.value import Value
+from nanovllm.model.kernels.simd.kernel import Record, kernel
+from nanovllm.model.kernels.simd.value import I64, Value
 from nanovllm.model.kernels.simd.vector import Vectors
-from nanovllm.training.kernels.phases import Work, make_entry, split
+from nanovllm.training.kernels.phases import Work, item_elements, make_entry, split
 from nanovllm.training.kernels.records import ITEM_ELEMENTS
 from nanovllm.training.network.dropout import LAST_SHIFT, SHIFTS_AND_MULTIPLIERS
 
 
 class Mask:
-    """The mask of a use of dropout, whose arguments are integers of the kernel."""
+    """The mask of a use of dropout, whose arguments are in the record of its operation."""
 
-    def __init__(self, v: Vectors, key: Value, threshold: Value, factor_bits: Value) -> None:
+    def __init__(self, v: Vectors, record: Record) -> None:
         """Take the key, the smallest hash of an element that is kept, and 1 / (1 - rate)."""
         self._v = v
+        key = v.load_as(I64, record.key_ptr)
         self._key = v.integer_argument(key), v.integer_argument(key.lshr(32))
-        self._threshold = v.integer_argument(threshold)
-        self._factor = v.float_argument(factor_bits)
+        self._threshold = v.integer_argument(record.threshold)
+        self._factor = v.splat(record.factor)
 
     def apply(self, x: Value, first: Value, step: Value | int = 1) -> Value:
         """Return dropout(x) of the elements numbered first, first + step, first + 2 * step, ..."""
@@ -49,34 +47,24 @@ def _mix(words: Value) -> Value:
 
 def make_dropout(target: KernelTarget) -> Any:
     """Return the entry of NumpyOperations.dropout; `residual_ptr` may be 0."""
-    drop = kernel(target, _drop)
-
-    @compiled
-    def compute(record: Any, thread: int, item: int) -> None:
-        first = item * ITEM_ELEMENTS
-        offset_bytes = first * WORD_BYTES
-        drop(
-            min(ITEM_ELEMENTS, record.count - first), record.x_ptr + offset_bytes,
-            record.residual_ptr + offset_bytes if record.residual_ptr != 0 else 0,
-            record.out_ptr + offset_bytes, first,
-            load_int(record.key_ptr, 0), record.threshold, record.factor_bits,
-        )  # fmt: skip
-
-    return make_entry("dropout", [Work(split("count", ITEM_ELEMENTS), compute)])
+    return make_entry("dropout", [Work(split("count", ITEM_ELEMENTS), kernel(target, _drop))])
 
 
-def _drop(
-    v: Vectors, count: Value, x_ptr: Value, residual_ptr: Value, out_ptr: Value, first: Value,
-    key: Value, threshold: Value, factor_bits: Value,
-) -> None:  # fmt: skip
-    """Emit out = [residual +] where(kept, x * factor, 0)."""
-    mask = Mask(v, key, threshold, factor_bits)
+def _drop(v: Vectors, record: Record, _thread: Value, item: Value) -> None:
+    """Emit out = [residual +] where(kept, x * factor, 0) of an item's elements."""
+    first, count = item_elements(v, record, item)
+    x_ptr, out_ptr = v.element(record.x_ptr, first), v.element(record.out_ptr, first)
+    residual_ptr = v.element(record.residual_ptr, first)
+    mask = Mask(v, record)
 
     def drop(elements: Elements) -> Value:
         return mask.apply(elements.load(x_ptr), first + elements.index)
 
-    with v.when_else(residual_ptr != 0) as (adds, stores):
+    def drop_and_add(elements: Elements) -> None:
+        elements.store(elements.load(residual_ptr) + drop(elements), out_ptr)
+
+    with v.when_else(record.residual_ptr != 0) as (adds, stores):
         with adds:
-            for_elements(v, count, lambda it: it.store(it.load(residual_ptr) + drop(it), out_ptr))
+            for_elements(v, count, drop_and_add)
         with stores:
-            for_elements(v, count, lambda it: it.store(drop(it), out_ptr))
+            for_elements(v, count, lambda elements: elements.store(drop(elements), out_ptr))

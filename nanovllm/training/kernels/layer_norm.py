@@ -7,40 +7,32 @@ items, a strip of columns at a time. So no bit depends on which thread computed 
 
 from typing import Any
 
-from nanovllm.model.kernels.build.compiler import compiled
 from nanovllm.model.kernels.build.layout import WORD_BYTES
 from nanovllm.model.kernels.build.target import KernelTarget
 from nanovllm.model.kernels.simd.elements import map_elements, sum_elements
-from nanovllm.model.kernels.simd.kernel import kernel
-from nanovllm.model.kernels.simd.move import make_add, make_clear
-from nanovllm.model.kernels.simd.value import F32, I32, Value
+from nanovllm.model.kernels.simd.kernel import Record, kernel
+from nanovllm.model.kernels.simd.value import Value
 from nanovllm.model.kernels.simd.vector import Vectors
-from nanovllm.training.kernels.phases import Work, make_entry, split
+from nanovllm.training.kernels.phases import Work, item_rows, make_entry, split
 from nanovllm.training.kernels.records import ITEM_ROWS, STRIP
 
 
 def make_layer_norm(target: KernelTarget) -> Any:
     """Return the entry of NumpyOperations.layer_norm."""
-    normalize = kernel(target, _normalize)
-
-    @compiled
-    def compute(record: Any, thread: int, item: int) -> None:
-        for row in range(item * ITEM_ROWS, min((item + 1) * ITEM_ROWS, record.rows)):
-            offset_bytes = row * record.d_model * WORD_BYTES
-            normalize(
-                record.x_ptr + offset_bytes, record.gain_ptr, record.bias_ptr,
-                record.out_ptr + offset_bytes, record.mean_ptr + row * WORD_BYTES,
-                record.inverse_ptr + row * WORD_BYTES, record.d_model, record.epsilon_bits,
-            )  # fmt: skip
-
-    return make_entry("layer_norm", [Work(split("rows", ITEM_ROWS), compute)])
+    return make_entry("layer_norm", [Work(split("rows", ITEM_ROWS), kernel(target, _normalize))])
 
 
-def _normalize(
-    v: Vectors, x_ptr: Value, gain_ptr: Value, bias_ptr: Value, out_ptr: Value, mean_ptr: Value,
-    inverse_ptr: Value, d_model: Value, epsilon_bits: Value,
-) -> None:  # fmt: skip
+def _normalize(v: Vectors, record: Record, _thread: Value, item: Value) -> None:
+    """Emit layer normalization of an item's rows."""
+    with item_rows(v, record, item, ITEM_ROWS) as row:
+        _normalize_row(v, record, row)
+
+
+def _normalize_row(v: Vectors, record: Record, row: Value) -> None:
     """Emit out = gain * (x - mean) * inverse + bias of one row."""
+    d_model = record.d_model
+    first = row * d_model
+    x_ptr, out_ptr = v.element(record.x_ptr, first), v.element(record.out_ptr, first)
     count = d_model.to_float()
     mean_scalar = sum_elements(v, d_model, (x_ptr,), 1, lambda x: [x])[0] / count
     mean = v.splat(mean_scalar)
@@ -50,15 +42,16 @@ def _normalize(
         return [centred * centred]
 
     variance = sum_elements(v, d_model, (x_ptr,), 1, square)[0] / count
-    inverse_scalar = 1.0 / v.sqrt(variance + epsilon_bits.trunc(I32).bitcast(F32))
+    inverse_scalar = 1.0 / v.sqrt(variance + record.epsilon)
     inverse = v.splat(inverse_scalar)
 
     def normalize(x: Value, gain: Value, bias: Value) -> list[Value]:
         return [v.fma((x - mean) * inverse, gain, bias)]
 
-    map_elements(v, d_model, (x_ptr, gain_ptr, bias_ptr), (out_ptr,), normalize)
-    v.store(mean_scalar, mean_ptr)
-    v.store(inverse_scalar, inverse_ptr)
+    inputs = (x_ptr, record.gain_ptr, record.bias_ptr)
+    map_elements(v, d_model, inputs, (out_ptr,), normalize)
+    v.store(mean_scalar, v.element(record.mean_ptr, row))
+    v.store(inverse_scalar, v.element(record.inverse_ptr, row))
 
 
 def make_layer_norm_backward(target: KernelTarget) -> Any:
@@ -67,53 +60,56 @@ def make_layer_norm_backward(target: KernelTarget) -> Any:
     `partial` is [items, 2, d_model], rows padded to whole panels: each item's gradients of gain and
     bias.
     """
-    width = target.panel_width
-    differentiate = kernel(target, _differentiate)
-    clear, add = make_clear(target), make_add(target)
-    count_items = split("rows", ITEM_ROWS)
-
-    @compiled
-    def sums_row_bytes(record: Any) -> int:
-        return (record.d_model + width - 1) // width * width * WORD_BYTES
-
-    @compiled
-    def differentiate_rows(record: Any, thread: int, item: int) -> None:
-        gain_sums_ptr = record.partial_ptr + item * 2 * sums_row_bytes(record)
-        bias_sums_ptr = gain_sums_ptr + sums_row_bytes(record)
-        clear(gain_sums_ptr, record.d_model)
-        clear(bias_sums_ptr, record.d_model)
-        for row in range(item * ITEM_ROWS, min((item + 1) * ITEM_ROWS, record.rows)):
-            offset_bytes = row * record.d_model * WORD_BYTES
-            differentiate(
-                record.grad_out_ptr + offset_bytes, record.x_ptr + offset_bytes, record.gain_ptr,
-                record.mean_ptr + row * WORD_BYTES, record.inverse_ptr + row * WORD_BYTES,
-                record.onto_ptr + offset_bytes if record.onto_ptr != 0 else 0,
-                record.grad_x_ptr + offset_bytes, gain_sums_ptr, bias_sums_ptr, record.d_model,
-            )  # fmt: skip
-
-    @compiled
-    def add_sums(record: Any, thread: int, strip: int) -> None:
-        first = strip * STRIP
-        count, offset_bytes = min(STRIP, record.d_model - first), first * WORD_BYTES
-        for item in range(count_items(record)):
-            sums_ptr = record.partial_ptr + item * 2 * sums_row_bytes(record) + offset_bytes
-            add(sums_ptr, record.grad_gain_ptr + offset_bytes, count)
-            add(sums_ptr + sums_row_bytes(record), record.grad_bias_ptr + offset_bytes, count)
-
+    differentiate, add_sums = kernel(target, _differentiate), kernel(target, _add_sums)
     return make_entry(
         "layer_norm_backward",
-        [Work(count_items, differentiate_rows)],
+        [Work(split("rows", ITEM_ROWS), differentiate)],
         [Work(split("d_model", STRIP), add_sums)],
     )
 
 
-def _differentiate(
-    v: Vectors, grad_ptr: Value, x_ptr: Value, gain_ptr: Value, mean_ptr: Value,
-    inverse_ptr: Value, onto_ptr: Value, out_ptr: Value, gain_sums_ptr: Value,
-    bias_sums_ptr: Value, d_model: Value,
-) -> None:  # fmt: skip
+def _partial_sums(v: Vectors, record: Record, item: Value) -> tuple[Value, Value]:
+    """Return the addresses of an item's gradients of gain and of bias."""
+    width = v.target.panel_width
+    row_bytes = (record.d_model + width - 1) // width * (width * WORD_BYTES)
+    gain_ptr = record.partial_ptr + item * 2 * row_bytes
+    return gain_ptr, gain_ptr + row_bytes
+
+
+def _add_sums(v: Vectors, record: Record, _thread: Value, strip: Value) -> None:
+    """Emit the sums of all items' gradients of gain and bias, in a strip of columns."""
+    first = strip * STRIP
+    count = v.minimum(record.d_model - first, STRIP)
+    totals = (record.grad_gain_ptr, record.grad_bias_ptr)
+    with v.range((record.rows + ITEM_ROWS - 1) // ITEM_ROWS) as item:
+        for sums_ptr, total_ptr in zip(_partial_sums(v, record, item), totals, strict=True):
+            arrays = [v.element(total_ptr, first), v.element(sums_ptr, first)]
+            map_elements(v, count, arrays, arrays[:1], lambda total, part: [total + part])
+
+
+def _differentiate(v: Vectors, record: Record, _thread: Value, item: Value) -> None:
+    """Emit grad_x of an item's rows, and the item's gradients of gain and bias."""
+    sums = _partial_sums(v, record, item)
+    with v.range(record.d_model, v.lanes) as i:
+        for sums_ptr in sums:
+            v.store(v.constant(0.0), v.element(sums_ptr, i))
+    with item_rows(v, record, item, ITEM_ROWS) as row:
+        _differentiate_row(v, record, row, *sums)
+
+
+def _differentiate_row(
+    v: Vectors, record: Record, row: Value, gain_sums_ptr: Value, bias_sums_ptr: Value
+) -> None:
     """Emit grad_x of one row, and add the row to the gradients of gain and bias."""
-    mean, inverse = (v.splat(v.load_scalar(base_ptr)) for base_ptr in (mean_ptr, inverse_ptr))
+    d_model = record.d_model
+    grad_ptr, x_ptr, onto_ptr, out_ptr = (
+        v.element(array_ptr, row * d_model)
+        for array_ptr in (record.grad_out_ptr, record.x_ptr, record.onto_ptr, record.grad_x_ptr)
+    )
+    mean, inverse = (
+        v.splat(v.load_scalar(v.element(array_ptr, row)))
+        for array_ptr in (record.mean_ptr, record.inverse_ptr)
+    )
     count = d_model.to_float()
 
     def normalized(x: Value) -> Value:
@@ -123,7 +119,7 @@ def _differentiate(
         g = grad * gain
         return [g, g * normalized(x)]
 
-    sums = sum_elements(v, d_model, (grad_ptr, x_ptr, gain_ptr), 2, products)
+    sums = sum_elements(v, d_model, (grad_ptr, x_ptr, record.gain_ptr), 2, products)
     mean_g, mean_gn = (v.splat(total / count) for total in sums)
 
     def differentiate(
@@ -135,9 +131,9 @@ def _differentiate(
         grad_x = onto[0] + grad_x if onto else grad_x
         return [grad_x, v.fma(grad, n, gain_sum), bias_sum + grad]
 
-    inputs = [grad_ptr, x_ptr, gain_ptr, gain_sums_ptr, bias_sums_ptr]
+    inputs = [grad_ptr, x_ptr, record.gain_ptr, gain_sums_ptr, bias_sums_ptr]
     outputs = [out_ptr, gain_sums_ptr, bias_sums_ptr]
-    with v.when_else(onto_ptr != 0) as (adds, stores):
+    with v.when_else(record.onto_ptr != 0) as (adds, stores):
         with adds:
             map_elements(v, d_model, [*inputs, onto_ptr], outputs, differentiate)
         with stores:

@@ -13,27 +13,23 @@ from nanovllm.model.kernels.build.compiler import compiled
 from nanovllm.model.kernels.build.layout import WORD_BYTES
 from nanovllm.model.kernels.build.target import KernelTarget
 from nanovllm.model.kernels.simd.elements import Elements, for_elements
-from nanovllm.model.kernels.simd.kernel import kernel
+from nanovllm.model.kernels.simd.kernel import Record, kernel
 from nanovllm.model.kernels.simd.value import Value
 from nanovllm.model.kernels.simd.vector import Vectors
 from nanovllm.training.kernels.matmul.matmul import Matmul, matmul_work, plain_matmul
-from nanovllm.training.kernels.matmul.pack import Panels, make_sum_and_pack, pack_work
+from nanovllm.training.kernels.matmul.pack import make_sum_and_pack, pack_work, panels_of
 from nanovllm.training.kernels.phases import Work, make_entry, split
-from nanovllm.training.kernels.records import GRADIENT_ROWS
+from nanovllm.training.kernels.records import GRADIENT_ROWS, STRIP
+
+_WEIGHT = panels_of("weight_ptr", steps="d_in", columns="d_out", panels="panels_ptr")
+_TRANSPOSED_WEIGHT = panels_of(
+    "weight_ptr", steps="d_out", columns="d_in", panels="weight_panels_ptr", is_transposed=True
+)
+_GRADIENT = panels_of("grad_out_ptr", steps="rows", columns="d_out", panels="grad_panels_ptr")
 
 
 def make_linear(target: KernelTarget) -> Any:
     """Return the entry of NumpyOperations.linear."""
-
-    @compiled
-    def weight(record: Any) -> Panels:
-        return Panels(
-            source_ptr=record.weight_ptr,
-            is_transposed=False,
-            steps=record.d_in,
-            columns=record.d_out,
-            panels_ptr=record.panels_ptr,
-        )
 
     @compiled
     def outputs(record: Any) -> Matmul:
@@ -41,7 +37,7 @@ def make_linear(target: KernelTarget) -> Any:
             rows=record.rows,
             a_ptr=record.x_ptr,
             is_transposed=False,
-            b=weight(record),
+            b=_WEIGHT(record),
             out_ptr=record.out_ptr,
             slope_ptr=record.slope_ptr if record.slope_ptr != 0 else record.out_ptr,
             kind=record.kind,
@@ -49,61 +45,22 @@ def make_linear(target: KernelTarget) -> Any:
             addend_ptr=record.residual_ptr,
         )
 
-    return make_entry("linear", [pack_work(target, weight)], [matmul_work(target, outputs)])
+    return make_entry("linear", [pack_work(target, _WEIGHT)], [matmul_work(target, outputs)])
 
 
 def make_linear_backward(target: KernelTarget) -> Any:
     """Return the entry of NumpyOperations.linear_backward."""
-
-    @compiled
-    def transposed_weight(record: Any) -> Panels:
-        return Panels(
-            source_ptr=record.weight_ptr,
-            is_transposed=True,
-            steps=record.d_out,
-            columns=record.d_in,
-            panels_ptr=record.weight_panels_ptr,
-        )
-
-    @compiled
-    def output_gradient(record: Any) -> Panels:
-        return Panels(
-            source_ptr=record.grad_out_ptr,
-            is_transposed=False,
-            steps=record.rows,
-            columns=record.d_out,
-            panels_ptr=record.grad_panels_ptr,
-        )
-
-    @compiled
-    def weight_gradient(record: Any) -> Matmul:
-        return plain_matmul(
-            rows=record.d_in,
-            a_ptr=record.x_ptr,
-            is_transposed=True,
-            b=output_gradient(record),
-            out_ptr=record.grad_weight_ptr,
-            addend_ptr=record.grad_weight_ptr,
-        )
-
-    @compiled
-    def input_gradient(record: Any) -> Matmul:
-        return plain_matmul(
-            rows=record.rows,
-            a_ptr=record.grad_out_ptr,
-            is_transposed=False,
-            b=transposed_weight(record),
-            out_ptr=record.grad_x_ptr,
-            addend_ptr=0,
-        )
-
+    weight_gradient = plain_matmul(
+        "x_ptr", _GRADIENT, "grad_weight_ptr", rows="d_in", is_transposed=True, accumulates=True
+    )
+    input_gradient = plain_matmul("grad_out_ptr", _TRANSPOSED_WEIGHT, "grad_x_ptr", rows="rows")
     return make_entry(
         "linear_backward",
-        [_gradient_work(target), pack_work(target, transposed_weight)],
+        [_gradient_work(target), pack_work(target, _TRANSPOSED_WEIGHT)],
         [
             matmul_work(target, weight_gradient),
             matmul_work(target, input_gradient),
-            _bias_work(target),
+            Work(split("d_out", STRIP), kernel(target, _add_sums)),
         ],
     )
 
@@ -129,36 +86,21 @@ def _gradient_work(target: KernelTarget) -> Work:
     return Work(split("rows", GRADIENT_ROWS), compute)
 
 
-def _bias_work(target: KernelTarget) -> Work:
-    """Return the work, of one item, that adds the sums of all blocks of rows to grad_bias."""
-    width = target.panel_width
-    add_sums = kernel(target, _add_sums)
-
-    @compiled
-    def count(record: Any) -> int:
-        return 1
-
-    @compiled
-    def compute(record: Any, thread: int, item: int) -> None:
-        blocks = (record.rows + GRADIENT_ROWS - 1) // GRADIENT_ROWS
-        block_bytes = (record.d_out + width - 1) // width * width * WORD_BYTES
-        add_sums(record.bias_sums_ptr, blocks, block_bytes, record.d_out, record.grad_bias_ptr)
-
-    return Work(count, compute)
-
-
-def _add_sums(
-    v: Vectors, sums_ptr: Value, blocks: Value, block_bytes: Value, count: Value, out_ptr: Value
-) -> None:
-    """Emit out += the sum over blocks of sums[block, count], added in the order of the blocks."""
+def _add_sums(v: Vectors, record: Record, _thread: Value, strip: Value) -> None:
+    """Emit grad_bias += the sums of all blocks of rows in order, in a strip of columns."""
+    width = v.target.panel_width
+    first = strip * STRIP
+    count = v.minimum(record.d_out - first, STRIP)
+    blocks = (record.rows + GRADIENT_ROWS - 1) // GRADIENT_ROWS
+    block_bytes = (record.d_out + width - 1) // width * (width * WORD_BYTES)
+    sums_ptr = v.element(record.bias_sums_ptr, first)
+    out_ptr = v.element(record.grad_bias_ptr, first)
 
     def add_columns(columns: Elements) -> None:
-        total = v.fold(
-            blocks,
-            1,
-            v.constant(0.0),
-            lambda block, total: total + columns.load(sums_ptr + block * block_bytes),
-        )
+        def add_block(block: Value, total: Value) -> Value:
+            return total + columns.load(sums_ptr + block * block_bytes)
+
+        total = v.fold(blocks, 1, v.constant(0.0), add_block)
         columns.store(columns.load(out_ptr) + total, out_ptr)
 
     for_elements(v, count, add_columns)

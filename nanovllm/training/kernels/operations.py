@@ -10,8 +10,6 @@ from nanovllm.model.kernels.build.layout import WORD_BYTES
 from nanovllm.model.kernels.build.packing import aligned_zeros, round_up
 from nanovllm.model.kernels.build.target import KernelTarget, host_target
 from nanovllm.training.kernels.attention.layout import (
-    BackwardMemory,
-    ForwardMemory,
     backward_memory,
     forward_memory,
     panel_width,
@@ -276,14 +274,14 @@ class CompiledOperations:
         self,
         name: str,
         shape: AttentionShape,
-        memory: Callable[[int, int, int, int], ForwardMemory | BackwardMemory],
+        memory: Callable[[int, int, int], dict[str, int]],
         **arrays: Array,
     ) -> None:
         """Run an entry of attention with working memory for each thread."""
         d_model = arrays["out"].shape[1]
         head_dim = d_model // shape.heads
-        width = panel_width(self._runner.target)
-        scratch_bytes = memory(0, shape.context, head_dim, width).end_ptr
+        layout = memory(shape.context, head_dim, panel_width(self._runner.target))
+        scratch_words = self._runner.threads * layout["scratch_bytes"] // WORD_BYTES
         self._run(
             name,
             4 * shape.context * arrays["out"].size,
@@ -292,8 +290,8 @@ class CompiledOperations:
             heads=shape.heads,
             head_dim=head_dim,
             scale=shape.scale,
-            scratch=self._empty(self._runner.threads * scratch_bytes // WORD_BYTES),
-            scratch_bytes=scratch_bytes,
+            scratch=self._empty(scratch_words),
+            **layout,
             **_dropout_arguments(shape.dropout, shape.key),
             **arrays,
         )

@@ -4,14 +4,18 @@ A phase (threads/phase.py) ends when all its items are computed. Its items may b
 of work, one after another; those that others wait for come first.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import reduce
 from typing import Any, NamedTuple
 
 from nanovllm.model.kernels.build.compiler import compiled
+from nanovllm.model.kernels.simd.kernel import Record
 from nanovllm.model.kernels.simd.move import record_at
+from nanovllm.model.kernels.simd.value import Value
+from nanovllm.model.kernels.simd.vector import Vectors
 from nanovllm.model.kernels.threads.phase import make_phase
-from nanovllm.training.kernels.records import RECORDS
+from nanovllm.training.kernels.records import ITEM_ELEMENTS, RECORDS
 
 
 class Work(NamedTuple):
@@ -52,6 +56,23 @@ def split(field: str, size: int) -> Any:
         return (record[field] + size - 1) // size
 
     return count
+
+
+def item_elements(v: Vectors, record: Record, item: Value) -> tuple[Value, Value]:
+    """Emit the index of an item's first element, and the number of its elements.
+
+    An item has ITEM_ELEMENTS of the record's field `count`.
+    """
+    first = item * ITEM_ELEMENTS
+    return first, v.minimum(record.count - first, ITEM_ELEMENTS)
+
+
+@contextmanager
+def item_rows(v: Vectors, record: Record, item: Value, size: int) -> Iterator[Value]:
+    """Emit a loop over an item's rows, of which there are `size` of the record's field `rows`."""
+    first = item * size
+    with v.range(v.minimum(record.rows - first, size)) as i:
+        yield first + i
 
 
 def _join(first: Work, second: Work) -> Work:

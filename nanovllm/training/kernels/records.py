@@ -14,7 +14,8 @@ COMMON_FIELDS = ("job_ptr", "phases_ptr", "threads")
 """Fields of every record."""
 _ATTENTION = """
     batch context heads head_dim scale_bits key_ptr threshold factor_bits
-    scratch_ptr scratch_bytes
+    qkv_ptr out_ptr logsumexp_ptr scratch_ptr scratch_bytes row_bytes scores_row_bytes
+    keys_offset scores_offset
 """
 
 RECORDS: Mapping[str, np.dtype] = {
@@ -27,10 +28,11 @@ RECORDS: Mapping[str, np.dtype] = {
         """,
         "sum_of_squares": "values_ptr partial_sums_ptr count",
         "dropout": "residual_ptr x_ptr out_ptr count key_ptr threshold factor_bits",
-        "attention": f"{_ATTENTION} qkv_ptr out_ptr logsumexp_ptr",
-        "attention_backward": (
-            f"{_ATTENTION} grad_out_ptr qkv_ptr out_ptr logsumexp_ptr grad_qkv_ptr"
-        ),
+        "attention": f"{_ATTENTION} values_offset sums_offset factors_offset",
+        "attention_backward": f"""{_ATTENTION} grad_out_ptr grad_qkv_ptr
+            queries_t_offset grads_t_offset queries_offset grads_offset grad_queries_offset
+            logsumexp_offset dots_offset grad_scores_offset grad_values_offset grad_keys_offset
+        """,
         "layer_norm": """
             x_ptr gain_ptr bias_ptr out_ptr mean_ptr inverse_ptr rows d_model epsilon_bits
         """,

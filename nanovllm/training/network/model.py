@@ -103,27 +103,6 @@ def forward(
     return _layer_norm(tape, config, weights, "ln_f", hidden)
 
 
-def loss_sum(
-    tape: Tape,
-    config: GPT2Config,
-    parameters: Parameters,
-    token_ids: TokenIds,
-    targets: TokenIds,
-    *,
-    scale: float = 1.0,
-    rate: float = 0.0,
-    keys: Keys | None = None,
-) -> float:
-    """Return the sum over tokens of the cross-entropy of the next token, in nats.
-
-    `tape.backward` then adds the gradients of `scale` times this sum. `rate` and `keys` are those
-    of `forward`.
-    """
-    hidden = forward(tape, config, parameters, token_ids, rate, keys)
-    head = parameters.tensors["wte.weight" if config.tied_head else "lm_head.weight"]
-    return tape.cross_entropy(hidden, head, targets.reshape(-1), scale)
-
-
 def batch_loss(
     operations: Operations,
     config: GPT2Config,
@@ -134,25 +113,21 @@ def batch_loss(
     scale: float | None = None,
     dropout: Dropout = NO_DROPOUT,
 ) -> float:
-    """Return the `loss_sum` of a batch; with a `scale`, also add its gradients.
+    """Return the sum over a batch's tokens of the cross-entropy of the next token, in nats.
+
+    With a `scale`, also add the gradients of `scale` times this sum: 1 / tokens gives those of the
+    mean, and several batches of an update add up.
 
     The sequences of a batch are independent, and their gradients add up. So they are computed in
     groups of up to GROUP_TOKENS tokens, and only the activations of one group are in memory. The
     groups depend on the shape of the batch alone, so every run adds in the same order.
     """
+    head = parameters.tensors["wte.weight" if config.tied_head else "lm_head.weight"]
 
     def group_loss(token_ids: TokenIds, targets: TokenIds, keys: Keys) -> float:
         tape = Tape(operations, records=scale is not None)
-        loss = loss_sum(
-            tape,
-            config,
-            parameters,
-            token_ids,
-            targets,
-            scale=scale or 0.0,
-            rate=dropout.rate,
-            keys=keys,
-        )
+        hidden = forward(tape, config, parameters, token_ids, dropout.rate, keys)
+        loss = tape.cross_entropy(hidden, head, targets.reshape(-1), scale or 0.0)
         tape.backward()
         return loss
 

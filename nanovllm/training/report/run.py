@@ -1,52 +1,46 @@
 """A run's folder as `nanovllm train` writes it: run.json and the files in JSON Lines.
 
 A run may have been killed at any moment. A last line that is cut off is ignored; other lines that
-cannot be read are counted in a notice. After a resume, the evaluations that the new process repeats
-replace the old ones.
+cannot be read are counted in a notice.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar, cast, get_args
+from typing import Any, Literal, TypeVar, cast, get_args
 
 from nanovllm.errors import TrainingError
 from nanovllm.training.metrics import (
-    METRICS_FILE,
     RUN_FILE,
-    SAMPLES_FILE,
-    STEPS_FILE,
     Evaluation,
+    Record,
     Sample,
     Update,
     parse_object,
+    read_number,
+    read_step,
 )
 
+_R = TypeVar("_R", bound=Record)
 State = Literal["running", "finished", "stopped", "failed", "unknown"]
 
 _MAX_RUN_BYTES = 4 << 20
-_MAX_METRICS_BYTES = 64 << 20  # some 300,000 evaluations
-_MAX_SAMPLES_BYTES = 16 << 20
-_MAX_STEP = 1 << 53
-_MAX_NUMBER = 1e100  # so that sums and differences do not overflow
+_MAX_BYTES = 64 << 20  # of a file in JSON Lines: some 300,000 evaluations
 _MIN_RISE = 0.01  # of the validation loss, in proportion to its lowest
 _ROUNDING = 1e-3  # by which a loss in metrics.jsonl may differ from the one in run.json
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What the folder of a run contains. `notices` lists what could not be read.
-
-    `updates` are the records of steps.jsonl; none in a run of an older version.
-    """
+    """What the folder of a run contains. `notices` lists what could not be read."""
 
     folder: Path
     info: Mapping[str, Any]
     evaluations: tuple[Evaluation, ...]
-    samples: tuple[Sample, ...] = ()
-    notices: tuple[str, ...] = ()
-    updates: tuple[Update, ...] = ()
+    samples: tuple[Sample, ...]
+    updates: tuple[Update, ...]
+    notices: tuple[str, ...]
 
     @property
     def name(self) -> str:
@@ -72,25 +66,18 @@ class Run:
 
     def number(self, group: str, name: str) -> float | None:
         """Return a number of run.json; None if it is missing."""
-        return _number(self.group(group).get(name))
+        return read_number(self.group(group).get(name))
 
     @property
     def step(self) -> int:
         """Return the last known step: of run.json or of the last evaluation."""
         evaluated = self.evaluations[-1].step if self.evaluations else 0
-        return max(evaluated, _step(self.info) or 0)
+        return max(evaluated, read_step(self.info) or 0)
 
     @property
     def total_steps(self) -> int | None:
-        """Return the number of steps that the run will take, from `steps` or `epochs`."""
-        steps = _number(self.info.get("steps")) or self.number("config", "steps")
-        epochs = self.number("config", "epochs")
-        if steps is None and epochs is not None:
-            tokens = self.number("data", "train_tokens")
-            sizes = [self.number("config", name) for name in ("batch_size", "context")]
-            step_tokens = math.prod(size or 0 for size in sizes)
-            step_tokens *= self.number("config", "grad_accumulation") or 1
-            steps = epochs * tokens / step_tokens if tokens and step_tokens else None
+        """Return the number of steps that the run will take; None if it is not known."""
+        steps = self.number("config", "steps")
         return None if steps is None or steps < 1 else max(int(steps), self.step)
 
     @property
@@ -98,7 +85,7 @@ class Run:
         """Return the evaluation with the lowest validation loss; None before the first."""
         measured = [one for one in self.evaluations if one.val_loss is not None]
         best = min(measured, key=lambda one: one.val_loss or 0.0, default=None)
-        step, loss = (_number(self.info.get(name)) for name in ("best_step", "best_val_loss"))
+        step, loss = (read_number(self.info.get(name)) for name in ("best_step", "best_val_loss"))
         if step is None or loss is None:
             return best
         # run.json knows better only if lines of metrics.jsonl are missing.
@@ -154,7 +141,7 @@ class Run:
 
 def is_run(folder: Path) -> bool:
     """Return whether a folder is the output folder of a run."""
-    return any((folder / name).is_file() for name in (RUN_FILE, METRICS_FILE))
+    return any((folder / name).is_file() for name in (RUN_FILE, Evaluation.FILE))
 
 
 def read_run(folder: Path) -> Run:
@@ -165,51 +152,37 @@ def read_run(folder: Path) -> Run:
         raise TrainingError(f"{folder} {kind}; name the output folder of a `nanovllm train` run")
     if not is_run(folder):
         raise TrainingError(
-            f"{folder} has neither {METRICS_FILE} nor {RUN_FILE}; it is not the output folder of a "
-            "`nanovllm train` run"
+            f"{folder} has neither {Evaluation.FILE} nor {RUN_FILE}; it is not the output folder "
+            "of a `nanovllm train` run"
         )
     notices: list[str] = []
-    info = _read_info(folder / RUN_FILE, notices)
-    evaluations = _read_rows(
-        folder / METRICS_FILE, _MAX_METRICS_BYTES, _metrics(Evaluation), notices
+    return Run(
+        folder,
+        _read_info(folder / RUN_FILE, notices),
+        tuple(_read_rows(folder, Evaluation, notices)),
+        tuple(_read_rows(folder, Sample, notices)),
+        tuple(_read_rows(folder, Update, notices)),
+        tuple(notices),
     )
-    samples = _read_rows(folder / SAMPLES_FILE, _MAX_SAMPLES_BYTES, _sample, notices)
-    updates = _read_rows(folder / STEPS_FILE, _MAX_METRICS_BYTES, _metrics(Update), notices)
-    return Run(folder, info, tuple(evaluations), tuple(samples), tuple(notices), tuple(updates))
 
 
-class _Row(Protocol):
-    @property
-    def step(self) -> int: ...
-
-
-_R = TypeVar("_R", bound=_Row)
-_M = TypeVar("_M", Evaluation, Update)
-
-
-def _read_rows(
-    path: Path, limit_bytes: int, parse: Callable[[dict[str, Any]], _R | None], notices: list[str]
-) -> list[_R]:
-    """Return the rows of a JSON Lines file with rising steps; a later row replaces earlier ones."""
-    rows: list[_R] = []
-    unreadable = 0
-    for line in _read_lines(path, limit_bytes, notices):
-        value = parse_object(line)
-        row = None if value is None else parse(value)
-        if row is None:
+def _read_rows(folder: Path, kind: type[_R], notices: list[str]) -> Iterator[_R]:
+    """Yield the records of a kind, whose steps must rise."""
+    path, unreadable, last_step = folder / kind.FILE, 0, -1
+    for line in _read_lines(path, notices):
+        row = kind.parse(parse_object(line) or {})
+        if row is None or row.step <= last_step:
             unreadable += 1
-            continue
-        while rows and rows[-1].step >= row.step:
-            rows.pop()
-        rows.append(row)
+        else:
+            last_step = row.step
+            yield row
     if unreadable:
         lines = "1 line" if unreadable == 1 else f"{unreadable:,} lines"
         notices.append(f"{path.name}: {lines} could not be read.")
-    return rows
 
 
-def _read_lines(path: Path, limit_bytes: int, notices: list[str]) -> Iterator[bytes]:
-    """Yield the complete lines in the last `limit_bytes` of a file; none if it is missing.
+def _read_lines(path: Path, notices: list[str]) -> Iterator[bytes]:
+    """Yield the complete lines in the last `_MAX_BYTES` of a file; none if it is missing.
 
     The last line is complete if it ends with a line break or is valid JSON.
     """
@@ -217,11 +190,11 @@ def _read_lines(path: Path, limit_bytes: int, notices: list[str]) -> Iterator[by
         return
     with path.open("rb") as file:
         size_bytes = file.seek(0, 2)
-        file.seek(max(0, size_bytes - limit_bytes))
-        lines = file.read(limit_bytes).split(b"\n")
-    if size_bytes > limit_bytes:
+        file.seek(max(0, size_bytes - _MAX_BYTES))
+        lines = file.read(_MAX_BYTES).split(b"\n")
+    if size_bytes > _MAX_BYTES:
         del lines[0]
-        notices.append(f"{path.name}: only the last {limit_bytes >> 20} MiB are shown.")
+        notices.append(f"{path.name}: only the last {_MAX_BYTES >> 20} MiB are shown.")
     yield from filter(bytes.strip, lines[:-1])
     if lines and lines[-1].rstrip().endswith(b"}"):
         yield lines[-1]
@@ -237,38 +210,3 @@ def _read_info(path: Path, notices: list[str]) -> dict[str, Any]:
         return info
     notices.append(f"{path.name} could not be read: the settings are unknown.")
     return {}
-
-
-def _metrics(kind: type[_M]) -> Callable[[dict[str, Any]], _M | None]:
-    """Return a function that reads a row of metrics, of which only the step is necessary."""
-    names = [field.name for field in fields(kind)[1:]]
-
-    def parse(row: dict[str, Any]) -> _M | None:
-        step = _step(row)
-        return None if step is None else kind(step, *(_number(row.get(name)) for name in names))
-
-    return parse
-
-
-def _sample(row: dict[str, Any]) -> Sample | None:
-    step, text, prompt = _step(row), row.get("text"), row.get("prompt")
-    if step is None or not isinstance(text, str):
-        return None
-    is_known = isinstance(prompt, str) and text.startswith(prompt)
-    return Sample(step, text, prompt if isinstance(prompt, str) and is_known else "")
-
-
-def _step(row: Mapping[str, Any]) -> int | None:
-    step = _number(row.get("step"))
-    return int(step) if step is not None and 0 <= step < _MAX_STEP else None
-
-
-def _number(value: object) -> float | None:
-    """Return a JSON value as a number of at most `_MAX_NUMBER`; None if it is none."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    try:
-        number = float(value)
-    except OverflowError:
-        return None
-    return number if abs(number) <= _MAX_NUMBER else None

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,14 +11,13 @@ from nanovllm.errors import TrainingError
 from nanovllm.training.atomic_files import write_bytes, write_json
 from nanovllm.training.commands import resume_command
 from nanovllm.training.metrics import (
-    METRICS_FILE,
     RUN_FILE,
-    SAMPLES_FILE,
-    STEPS_FILE,
     Evaluation,
+    Record,
     Sample,
     Update,
     parse_object,
+    read_step,
 )
 from nanovllm.training.report import write_report
 from nanovllm.training.run.checkpoint import LAST, RESUME_FILE, WEIGHTS_FILE
@@ -35,7 +34,6 @@ class RunFiles:
         """Take the folder and what run.json says of the whole run."""
         self.folder = folder
         self._facts = dict(facts)
-        self._steps: list[Update] = []  # not written yet
 
     @staticmethod
     def check_is_new(folder: Path) -> None:
@@ -65,32 +63,25 @@ class RunFiles:
             evaluated_step: step of the last evaluation that is kept.
             step: updates of the saved state.
         """
-        self._steps.clear()
-        last_steps = {METRICS_FILE: evaluated_step, SAMPLES_FILE: evaluated_step}
-        for name, last_step in {**last_steps, STEPS_FILE: step - 1}.items():
-            path = self.folder / name
+        last_steps: dict[type[Record], int] = {
+            Evaluation: evaluated_step,
+            Sample: evaluated_step,
+            Update: step - 1,
+        }
+        for kind, last_step in last_steps.items():
+            path = self.folder / kind.FILE
             if path.exists():
-                rows = map(parse_object, _read(path).split(b"\n"))
-                kept = [row for row in rows if _is_until(row, last_step)]
-                text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept)
-                write_bytes(path, text.encode())
+                kept = [line for line in _read_lines(path) if _is_until(line, last_step)]
+                write_bytes(path, b"".join(line + b"\n" for line in kept))
 
-    def add_evaluation(self, evaluation: Evaluation, sample: Sample | None) -> None:
-        """Append an evaluation and a sample."""
-        self.write_steps()
-        _append(self.folder / METRICS_FILE, [asdict(evaluation)])
-        if sample is not None:
-            _append(self.folder / SAMPLES_FILE, [asdict(sample)])
-
-    def add_step(self, record: Update) -> None:
-        """Keep the record of an update until `write_steps`."""
-        self._steps.append(record)
-
-    def write_steps(self) -> None:
-        """Append the records of updates that are not written yet."""
-        if self._steps:
-            _append(self.folder / STEPS_FILE, list(map(asdict, self._steps)))
-            self._steps.clear()
+    def add(self, row: Record) -> None:
+        """Append a record to its file."""
+        path = self.folder / row.FILE
+        try:
+            with path.open("a", encoding="utf-8", newline="\n") as file:
+                file.write(json.dumps(asdict(row), ensure_ascii=False, allow_nan=False) + "\n")
+        except OSError as error:
+            raise TrainingError(f"{path} cannot be written: {error}") from None
 
     def write_summary(self, state: str, **facts: Any) -> None:
         """Write run.json and the report; `state` is running, stopped, finished or failed."""
@@ -110,23 +101,14 @@ def _foreign_names(folder: Path) -> set[str]:
     return names - own if LOCK_FILE in names else names
 
 
-def _append(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    lines = [json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows]
+def _read_lines(path: Path) -> list[bytes]:
     try:
-        with path.open("a", encoding="utf-8", newline="\n") as file:
-            file.write("".join(lines))
-    except OSError as error:
-        raise TrainingError(f"{path} cannot be written: {error}") from None
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
+        return path.read_bytes().split(b"\n")
     except OSError as error:
         raise TrainingError(f"{path} cannot be read: {error.strerror or error}") from None
 
 
-def _is_until(row: Mapping[str, Any] | None, step: int) -> bool:
-    """Return whether a row is readable, and its step at most `step`."""
-    value = None if row is None else row.get("step")
-    return isinstance(value, int) and value <= step
+def _is_until(line: bytes, last_step: int) -> bool:
+    """Return whether a line is readable, and its step at most `last_step`."""
+    step = read_step(parse_object(line) or {})
+    return step is not None and step <= last_step

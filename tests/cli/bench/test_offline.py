@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from nanovllm.cli.bench.offline import Bench, Job, Phases, read_dataset
+from nanovllm.cli.bench.offline import Bench, Job, read_dataset
 from nanovllm.cli.bench.roofline import (
     Costs,
     Limits,
     Phase,
+    Phases,
     fractions,
     shown_fractions,
-    shown_limits,
 )
 from nanovllm.cli.main import main
 from nanovllm.config import EngineConfig
@@ -400,13 +400,12 @@ def test_chunks_of_a_prompt_and_decodes_beside_them_are_all_counted(tiny_model: 
 
 def test_a_missing_peak_is_reported() -> None:
     limits = Limits(2, "int8", 5e10, None)
-    reached = fractions(
-        Costs(1000, 8.0, 10, 10, 10), limits, Phase(8, 0.5, 1, 8, 36, 1), Phase(4, 0.5, 4, 4, 42, 4)
-    )
+    phases = Phases(Phase(8, 0.5, 1, 8, 36, 1), Phase(4, 0.5, 4, 4, 42, 4))
+    reached = fractions(Costs(1000, 8.0, 10, 10, 10), limits, phases)
     assert reached["prefill_peak_fraction"] is None
     assert reached["decode_bandwidth_fraction"] == pytest.approx((4 * 1000 + 42 * 8) / 0.5 / 5e10)
     assert shown_fractions(reached, limits)["prefill, of int8 peak"] == "-"
-    assert "no int8 instruction" in shown_limits(limits)
+    assert "no int8 instruction" in str(limits)
 
 
 def test_the_script_runs_from_anywhere(tiny_model: Path, tmp_path: Path) -> None:

@@ -123,11 +123,11 @@ class Simulation:
             num_workers=self.coin.randint(1, 3), max_waiting=4, max_grammars=self.coin.randint(2, 8)
         )
         self.pool = GrammarPool(self.start, self.limits)
-        self.sequences: list[tuple[MaskSequence, PooledGrammar]] = []
+        self.sequences: list[MaskSequence] = []
         self.num_sequences = 0
         self.errors: list[NanovllmError] = []
 
-    def start(self) -> FakeProcess:
+    def start(self) -> Any:
         self.processes.append(FakeProcess(self.coin))
         assert sum(process.is_running for process in self.processes) <= self.limits.num_workers
         return self.processes[-1]
@@ -136,25 +136,22 @@ class Simulation:
         self.num_sequences += 1
         sequence = MaskSequence(self.num_sequences, self.coin.choice("abc"))
         key = f"k{self.coin.randint(0, 9)}"
-        grammar = self.pool.add(sequence, key, {"key": key})
-        self.sequences.append((sequence, grammar))
-
-    def mask_of(self, sequence: MaskSequence, grammar: PooledGrammar) -> bytes | None:
-        return sequence.mask if sequence.tokens else grammar.first_mask
+        self.pool.add(sequence, key, {"key": key})
+        self.sequences.append(sequence)
 
     def advance(self) -> None:
         """Accept tokens after the masks that have arrived, which are checked."""
-        for sequence, grammar in self.sequences:
-            mask = self.mask_of(sequence, grammar)
-            if mask is None or sequence.error or grammar.error:
+        for sequence in self.sequences:
+            if sequence.mask is None or sequence.error:
                 continue
-            assert mask == expected_mask(grammar.key, sequence.tokens)
+            assert sequence.pooled is not None
+            assert sequence.mask == expected_mask(sequence.pooled.key, sequence.tokens)
             if self.coin.random() < 0.7:
                 sequence.tokens.append(self.coin.randint(0, 99))
-                self.pool.request(sequence, grammar)
+                self.pool.request(sequence)
 
     def release(self, index: int) -> None:
-        self.pool.release(*self.sequences.pop(index))
+        self.pool.release(self.sequences.pop(index))
 
     def step(self, *, kills: bool) -> None:
         draw = self.coin.random
@@ -182,19 +179,17 @@ class Simulation:
             self.pool.poll()
             self.pool.check_integrity()
             for index in reversed(range(len(self.sequences))):
-                sequence, grammar = self.sequences[index]
-                error = sequence.error or grammar.error
-                if error is not None:
-                    self.errors.append(error)
-                if error or self.mask_of(sequence, grammar):
+                sequence = self.sequences[index]
+                if sequence.error is not None:
+                    self.errors.append(sequence.error)
+                if sequence.error or sequence.mask:
                     self.release(index)
             if not self.sequences:
                 return
             if self.coin.random() < 0.2:
                 for process in self.processes:
                     process.cpu += 0.03
-        states = [(sequence, grammar.state) for sequence, grammar in self.sequences]
-        pytest.fail(f"these wait for ever: {states}")
+        pytest.fail(f"these wait for ever: {self.sequences}")
 
 
 @given(st.integers(0, 2**32))

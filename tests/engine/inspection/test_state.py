@@ -55,7 +55,7 @@ def check_state(scheduler: Scheduler, recorder: StepRecorder | None) -> None:
     assert blocks.shared == sum(count > 1 for count in holders.values())
     assert values.count(FREE) == blocks.free
     assert values.count(CACHED) == blocks.cached
-    requests = inspect_requests(scheduler, recorder, age_s=lambda _: 1.0)
+    requests = inspect_requests(scheduler, recorder, now_s=1.0)
     for block, value in enumerate(values):
         if value < 0:
             assert holders[block] == -value
@@ -237,7 +237,7 @@ def test_requests_beyond_the_limit_are_omitted_in_order() -> None:
     for index in range(MAX_REQUESTS + 5):
         scheduler.add(make_request(f"r{index}", 2))
     scheduler.commit(plan := scheduler.schedule(), answers(plan))
-    requests = inspect_requests(scheduler, None, age_s=lambda _: 0.0)
+    requests = inspect_requests(scheduler, None)
     assert [request.id for request in requests] == [f"r{i}" for i in range(MAX_REQUESTS)]
 
 
@@ -245,5 +245,5 @@ def test_requests_beyond_the_limit_are_omitted_in_order() -> None:
 def test_prompts_are_copied_only_on_demand(shows_prompts: bool) -> None:
     scheduler = make_scheduler()
     scheduler.add(make_request("r", (7, 8)))
-    (request,) = inspect_requests(scheduler, None, age_s=lambda _: 0.0, shows_prompts=shows_prompts)
+    (request,) = inspect_requests(scheduler, None, shows_prompts=shows_prompts)
     assert request.prompt_token_ids == ((7, 8) if shows_prompts else None)

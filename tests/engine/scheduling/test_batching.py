@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from nanovllm.engine.scheduling import batching
 from nanovllm.engine.scheduling.request import Request
-from nanovllm.engine.scheduling.step_plan import PlannedSequence, SequenceResult, StepPlan
+from nanovllm.engine.scheduling.step_plan import PlannedSequence, SequenceUpdate, StepPlan
 from nanovllm.model.sampling import SamplingSettings, TokenLists, TokenLogprobs
 from nanovllm.runner.native_model_runner import RunnerOutput
 from nanovllm.sampling_params import SamplingParams
@@ -137,10 +137,10 @@ def test_answers_are_cut_up_in_the_order_of_the_plan() -> None:
     requests = [sequence.request for sequence in plan.sequences]
     output = RunnerOutput([11, 12, None], [None, reports[5], None], reports[:5])
     assert batching.split(plan, output, vocab=64) == [
-        SequenceResult(requests[0], (11,), (), []),
-        SequenceResult(requests[1], (12,), (reports[5],), reports[:3]),
-        SequenceResult(requests[2], (), (), reports[3:5]),
-        SequenceResult(requests[3], (), (), [], is_finite=False),
+        SequenceUpdate(requests[0], (11,), (), []),
+        SequenceUpdate(requests[1], (12,), (reports[5],), reports[:3]),
+        SequenceUpdate(requests[2], (), (), reports[3:5]),
+        SequenceUpdate(requests[3], (), (), [], is_finite=False),
     ]
 
 

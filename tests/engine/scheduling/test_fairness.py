@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from nanovllm.config import EngineConfig
 from nanovllm.engine.engine import Engine
+from nanovllm.engine.metrics import StepStats
 from nanovllm.engine.scheduling.fairness import (
     MAX_IDLE_CLIENTS,
     OUTPUT_COST,
@@ -70,7 +71,7 @@ class Ledger:
     def on_finished(self, request: Request) -> None:
         pass
 
-    def on_step(self, plan: StepPlan, **_: float) -> None:
+    def on_step(self, plan: StepPlan, stats: StepStats, started_s: float) -> None:
         pass
 
     def step(self) -> StepPlan:

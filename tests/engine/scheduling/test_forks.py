@@ -11,8 +11,7 @@ import pytest
 from nanovllm.config import EngineConfig
 from nanovllm.engine.engine import Engine
 from nanovllm.engine.scheduling.request import FinishReason, Request
-from nanovllm.engine.scheduling.step_plan import StepPlan
-from nanovllm.engine.step_output import SequenceUpdate
+from nanovllm.engine.scheduling.step_plan import SequenceUpdate, StepPlan
 from nanovllm.sampling_params import SamplingParams
 from tests.support.processing import process
 from tests.support.scheduling import (

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from nanovllm.engine.scheduling.request import FinishReason, Request
 from nanovllm.engine.scheduling.scheduler import Scheduler
-from nanovllm.engine.scheduling.step_plan import SequenceResult, StepPlan
+from nanovllm.engine.scheduling.step_plan import SequenceUpdate, StepPlan
 from tests.support.scheduling import (
     answers,
     expected_output,
@@ -23,8 +23,8 @@ PREFIX = tuple(range(1, 9))
 """Two blocks of four tokens."""
 
 
-def not_finite(request: Request) -> SequenceResult:
-    return SequenceResult(request, is_finite=False)
+def not_finite(request: Request) -> SequenceUpdate:
+    return SequenceUpdate(request, is_finite=False)
 
 
 class Lineage:

@@ -8,7 +8,7 @@ from nanovllm.engine.scheduling.block_manager import BlockManager, hash_block, h
 from nanovllm.engine.scheduling.observer import PreemptionCause
 from nanovllm.engine.scheduling.request import FinishReason, Request, RequestState
 from nanovllm.engine.scheduling.scheduler import Scheduler
-from nanovllm.engine.scheduling.step_plan import SequenceResult, StepDraft
+from nanovllm.engine.scheduling.step_plan import SequenceUpdate, StepDraft
 from nanovllm.errors import InvalidRequestError
 from nanovllm.model.sampling import TokenLogprobs
 from tests.support.scheduling import (
@@ -358,7 +358,7 @@ def test_wherever_a_commit_raises_everybody_is_told_once(
     assert sorted(told) == ["r0", "r1", "r2", "r3"]
     assert all(result.request.finish_reason is not None for result in results)
     if place == "append":
-        faults = {result.request.request_id: result.error for result in results}
+        faults = {result.request.request_id: result.cause for result in results}
         assert [name for name, fault in faults.items() if fault is not None] == [f"r{at_call - 1}"]
         scheduler.check_integrity()
     assert all(request.state is RequestState.FINISHED for request in requests)
@@ -369,7 +369,7 @@ def test_a_commit_with_too_few_results_changes_nothing() -> None:
     request = make_request("it", 3)
     scheduler.add(request)
     plan = scheduler.schedule()
-    with pytest.raises(ValueError, match="0 results for 1 planned"):
+    with pytest.raises(ValueError, match="0 updates for 1 planned"):
         scheduler.commit(plan, [])
     assert (request.num_computed_tokens, request.num_output_tokens) == (0, 0)
     assert [result.request.finish_reason for result in scheduler.fail(plan)] == [FinishReason.ERROR]
@@ -392,7 +392,7 @@ def test_no_token_ends_the_request_with_an_error() -> None:
     request = make_request("it", 3)
     scheduler.add(request)
     plan = scheduler.schedule()
-    scheduler.commit(plan, [SequenceResult(request)])
+    scheduler.commit(plan, [SequenceUpdate(request)])
     assert request.finish_reason is FinishReason.ERROR
     assert not scheduler.has_work
 
@@ -412,7 +412,7 @@ def test_of_several_tokens_those_after_the_last_one_are_dropped() -> None:
     scheduler.add(full)
     plan = scheduler.schedule()
     logprobs = tuple(TokenLogprobs([i], [-1.0], 1) for i in range(4))
-    results = [SequenceResult(request, (5, EOS, 6, 7), logprobs) for request in (stopping, full)]
+    results = [SequenceUpdate(request, (5, EOS, 6, 7), logprobs) for request in (stopping, full)]
     stopping_result, full_result = scheduler.commit(plan, results)
     assert stopping_result.token_ids == full_result.token_ids == (5, EOS)
     assert stopping_result.logprobs == full_result.logprobs == logprobs[:2]

@@ -122,7 +122,7 @@ def test_a_waiting_request_past_its_deadline_never_begins(one_slot: RunningServe
     assert "still waiting for its turn" in error["message"]
     assert 1 <= int(response.headers["retry-after"]) <= 60
     events = read_events(
-        one_slot.post({**body, "stream": True}, **{"x-request-timeout-s": "1"}).content
+        one_slot.post({**body, "stream": True}, **{"x-request-timeout-s": "0.3"}).content
     )
     assert [event["error"]["code"] for event in events] == [503]
     wait_until(lambda: one_slot.samples()["num_requests_waiting"] == 0)

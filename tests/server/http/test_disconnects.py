@@ -17,7 +17,14 @@ import pytest
 from nanovllm.engine.request_handle import RequestHandle
 from nanovllm.server.openai.completions import ChoiceFormatter
 from tests.support.async_engines import until
-from tests.support.serving import RunningServer, loader, read_events, run_threads, wait_until
+from tests.support.serving import (
+    TIMEOUT_S,
+    RunningServer,
+    loader,
+    read_events,
+    run_threads,
+    wait_until,
+)
 
 LONG: dict[str, Any] = {
     "prompt": "in the end",
@@ -161,27 +168,26 @@ class Client:
         return b"".join(message.get("body", b"") for message in self.received)
 
 
-def all_handles() -> list[RequestHandle]:
-    """Return the live requests of this process; answered ones may still be released."""
+@pytest.fixture(autouse=True, scope="module")
+def only_new_objects() -> None:
+    """Hide objects of other tests, which nobody looks through again and again."""
+    gc.collect()
+    gc.freeze()
+
+
+def live_handles() -> list[RequestHandle]:
+    """Return the requests that something still holds."""
     gc.collect()
     return [
         found for found in gc.get_objects() if type(found) is RequestHandle
     ]  # isinstance would ask what a dead weak proxy stands for
 
 
-@pytest.fixture(autouse=True, scope="module")
-def readers_before() -> int:
-    """Return objects of other tests, such as those in the traceback of an expected error."""
-    return len(all_handles())
-
-
-def assert_nothing_is_left(server: RunningServer, before: int) -> None:
+def assert_nothing_is_left(server: RunningServer) -> None:
     wait_until(server.is_idle)
-    wait_until(lambda: len(all_handles()) <= before)
-    assert (
-        len(server.complete("the", n=server.max_queued_requests, max_tokens=1)["choices"])
-        == server.max_queued_requests
-    )
+    wait_until(lambda: not live_handles())
+    many = server.max_queued_requests
+    assert len(server.complete("the", n=many, max_tokens=1)["choices"]) == many
 
 
 MOMENTS = [0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 15, 20, 30, 50]
@@ -196,7 +202,7 @@ async def rest(moments: int) -> None:
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("times", [1, 2])
 def test_a_request_that_is_cancelled_at_any_moment_leaves_nothing(
-    readers_before: int, narrow: RunningServer, times: int, *, stream: bool
+    narrow: RunningServer, times: int, *, stream: bool
 ) -> None:
     async def run() -> None:
         for moments in MOMENTS:
@@ -209,12 +215,12 @@ def test_a_request_that_is_cancelled_at_any_moment_leaves_nothing(
             await asyncio.gather(task, return_exceptions=True)
 
     narrow.on_loop(run)
-    assert_nothing_is_left(narrow, readers_before)
+    assert_nothing_is_left(narrow)
 
 
 @pytest.mark.parametrize("times", [1, 2, 3])
 def test_a_request_that_is_cancelled_before_its_events_have_begun_leaves_nothing(
-    readers_before: int, narrow: RunningServer, times: int
+    narrow: RunningServer, times: int
 ) -> None:
     """The answer's head is not taken by anybody yet, and whoever cancels is in a hurry."""
 
@@ -228,19 +234,19 @@ def test_a_request_that_is_cancelled_before_its_events_have_begun_leaves_nothing
 
         client.on_send = never
         task = asyncio.ensure_future(client.run())
-        await asyncio.wait_for(sending.wait(), 5)
+        await asyncio.wait_for(sending.wait(), TIMEOUT_S)
         for _ in range(times):
             task.cancel()
             await asyncio.sleep(0)
         await asyncio.gather(task, return_exceptions=True)
 
     narrow.on_loop(run)
-    assert_nothing_is_left(narrow, readers_before)
+    assert_nothing_is_left(narrow)
 
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_client_that_goes_at_any_moment_leaves_nothing(
-    readers_before: int, narrow: RunningServer, *, stream: bool
+    narrow: RunningServer, *, stream: bool
 ) -> None:
     async def run() -> None:
         for moments in MOMENTS:
@@ -248,15 +254,15 @@ def test_a_client_that_goes_at_any_moment_leaves_nothing(
             task = asyncio.ensure_future(client.run())
             await rest(moments)
             client.gone.set()
-            await asyncio.wait_for(task, 5)
+            await asyncio.wait_for(task, TIMEOUT_S)
 
     narrow.on_loop(run)
-    assert_nothing_is_left(narrow, readers_before)
+    assert_nothing_is_left(narrow)
 
 
 @pytest.mark.parametrize("message", [1, 2, 3, 10])
 def test_a_connection_that_breaks_while_a_chunk_is_sent_leaves_nothing(
-    readers_before: int, narrow: RunningServer, message: int
+    narrow: RunningServer, message: int
 ) -> None:
     async def run() -> None:
         client = Client(narrow, stream=True)
@@ -269,7 +275,7 @@ def test_a_connection_that_breaks_while_a_chunk_is_sent_leaves_nothing(
         await client.run()
 
     narrow.on_loop(run)
-    assert_nothing_is_left(narrow, readers_before)
+    assert_nothing_is_left(narrow)
 
 
 def test_a_fault_in_the_middle_of_a_stream_is_an_event_before_the_end(
@@ -313,11 +319,11 @@ def test_a_slow_reader_gets_larger_chunks_and_delays_no_other(slow_server: Runni
                 http.post("/v1/completions", json={**LONG, "max_tokens": 30}) for _ in range(4)
             ]
             assert all(response.status_code == 200 for response in await asyncio.gather(*others))
-        await until(lambda: slow_server.engine.stats().num_requests_running == 0, looks=5000)
+        await until(lambda: slow_server.engine.stats().num_requests_running == 0)
         assert not task.done()
         assert len(client.received) == 3, "more was sent to a client that does not read"
         reading.set()
-        await asyncio.wait_for(task, 5)
+        await asyncio.wait_for(task, TIMEOUT_S)
         return client
 
     client = slow_server.on_loop(run)

@@ -15,6 +15,7 @@ from openai import OpenAI
 from starlette.responses import PlainTextResponse
 from starlette.types import Message, Receive, Scope, Send
 
+from nanovllm.engine.admission import RequestSize
 from nanovllm.engine.chat.template import ChatTemplate
 from nanovllm.engine.scheduling.request import Request as Sequence
 from nanovllm.server.app import ServerSettings
@@ -129,7 +130,9 @@ def test_every_request_is_compared_with_every_key(
 
 def test_a_key_that_fills_the_queue_leaves_room_to_another(guarded: RunningServer) -> None:
     digest = hashlib.sha256(KEYS[0].encode()).hexdigest()
-    held = guarded.engine.reserve(guarded.max_queued_requests, 1, client=digest)
+    held = guarded.engine.admission.reserve(
+        [RequestSize(guarded.max_queued_requests, 1)], client=digest
+    )
     try:
         answers = [
             guarded.http.post("/v1/completions", json={"prompt": "a"}, headers=bearer(key))

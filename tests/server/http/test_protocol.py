@@ -13,6 +13,7 @@ from nanovllm.server.http.errors import ErrorAnswer
 from tests.support.serving import RunningServer, loader, wait_until
 
 LONG: dict[str, Any] = {"prompt": "the", "max_tokens": 110, "ignore_eos": True, "temperature": 0}
+SHORT: dict[str, Any] = {**LONG, "max_tokens": 5}
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +69,7 @@ def unfinished(server: RunningServer) -> int:
     """Answers that are unfinished, without a connection to ask for them."""
 
     async def look() -> int:
-        return server.engine.admission_stats().choices
+        return server.engine.admission.stats().choices
 
     return server.on_loop(look)
 
@@ -139,7 +140,7 @@ def test_bytes_that_come_early_do_not_hide_that_the_client_left(
     for extra in ("", "Connection: close\r\n"):
         before = busy.samples()["generation_tokens_total"]
         connection = connect(busy, request(LONG, extra))
-        wait_until(lambda: is_working(busy))
+        wait_until(lambda: unfinished(busy) == 1)
         connection.sendall(early)
         connection.close()
         wait_until(busy.is_idle)
@@ -148,15 +149,17 @@ def test_bytes_that_come_early_do_not_hide_that_the_client_left(
 
 def test_early_bytes_do_not_spoil_the_answer(busy: RunningServer) -> None:
     """Responses are in order; data after `Connection: close` is dropped."""
-    connection = connect(busy, request(LONG))
-    wait_until(lambda: is_working(busy))
-    connection.sendall(b"GET /version HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    with busy.held():
+        connection = connect(busy, request(SHORT))
+        wait_until(lambda: unfinished(busy) == 1)
+        connection.sendall(b"GET /version HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
     received = read_to_end(connection)
     assert received.count(b"HTTP/1.1 200 OK") == 2
     assert received.index(b"completion_tokens") < received.index(b'"version"')
-    connection = connect(busy, request(LONG, "Connection: close\r\n"))
-    wait_until(lambda: is_working(busy))
-    connection.sendall(b"\r\nnoise")
+    with busy.held():
+        connection = connect(busy, request(SHORT, "Connection: close\r\n"))
+        wait_until(lambda: unfinished(busy) == 1)
+        connection.sendall(b"\r\nnoise")
     received = read_to_end(connection)
     assert received.startswith(b"HTTP/1.1 200 OK")
     assert b"completion_tokens" in received
@@ -191,16 +194,17 @@ def test_several_requests_before_a_half_is_closed_are_all_answered(server: Runni
 
 
 def test_at_the_limit_of_connections_the_one_idle_longest_is_closed(tiny_model: Path) -> None:
-    with RunningServer(loader(tiny_model, step_s=0.015), max_connections=4) as running:
-        working = connect(running, request(LONG))
-        wait_until(lambda: is_working(running))
-        idle = [connect(running) for _ in range(20)]
-        connection = connect(
-            running, b"GET /version HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
-        )
-        assert b'"version"' in read_to_end(connection)
-        for one in idle[:15]:
-            assert is_closed(one)
+    with RunningServer(loader(tiny_model, step_s=0.001), max_connections=4) as running:
+        with running.held():
+            working = connect(running, request(SHORT))
+            wait_until(lambda: unfinished(running) == 1)
+            idle = [connect(running) for _ in range(20)]
+            connection = connect(
+                running, b"GET /version HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+            )
+            assert b'"version"' in read_to_end(connection)
+            for one in idle[:15]:
+                assert is_closed(one)
         working.shutdown(socket.SHUT_WR)
         assert b"completion_tokens" in read_to_end(working)
         for one in idle:
@@ -208,10 +212,11 @@ def test_at_the_limit_of_connections_the_one_idle_longest_is_closed(tiny_model: 
 
 
 def test_where_no_connection_is_idle_a_new_one_is_refused(tiny_model: Path) -> None:
-    with RunningServer(loader(tiny_model, step_s=0.015), max_connections=2) as running:
-        working = [connect(running, request(LONG)) for _ in range(2)]
-        wait_until(lambda: unfinished(running) == 2)
-        received = read_to_end(connect(running, b"GET /version HTTP/1.1\r\nHost: x\r\n\r\n"))
+    with RunningServer(loader(tiny_model, step_s=0.001), max_connections=2) as running:
+        with running.held():
+            working = [connect(running, request(SHORT)) for _ in range(2)]
+            wait_until(lambda: unfinished(running) == 2)
+            received = read_to_end(connect(running, b"GET /version HTTP/1.1\r\nHost: x\r\n\r\n"))
         assert received.startswith(b"HTTP/1.1 503 ")
         assert error_in(received)["error"]["type"] == "ServiceUnavailableError"
         for one in working:

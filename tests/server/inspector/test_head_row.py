@@ -133,7 +133,9 @@ def test_another_row_aborts_the_request_and_an_error_can_be_tried_again(
 def test_a_long_row_scrolls_inside_its_card_on_a_narrow_screen(
     browser: "Browser", server: RunningServer, scheme: str
 ) -> None:
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    from axe_playwright_python.sync_playwright import Axe
+
+    axe = Axe()
     size = {"width": 390, "height": 800}
     with open_page(browser, f"{server.url}/#attention", viewport=size, color_scheme=scheme) as page:
         show(page, PROMPT, "Show attention")

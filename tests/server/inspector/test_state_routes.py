@@ -128,10 +128,12 @@ def test_the_state_equals_the_metrics_and_explains_every_wait(controlled: Runnin
             is_shared_too = row["num_blocks"] - values.count(2 + index)
             assert 0 <= is_shared_too <= blocks["shared"]
         assert [row["reason"] for row in running] == [None] * 4
-        assert [row["reason"] for row in waiting] == [
-            "all 4 sequence slots are running (max_num_seqs 4); it is the next",
-            "all 4 sequence slots are running (max_num_seqs 4); 1 request is ahead",
-            "all 4 sequence slots are running (max_num_seqs 4); 2 requests are ahead",
+        slots = "waits for a slot, all 4 slots are running (max_num_seqs 4)"
+        reasons = [row["reason"] for row in waiting]
+        assert reasons[0] == slots
+        assert reasons[1:] == [
+            f"1 request is ahead; {waiting[0]['id']} {slots}",
+            f"2 requests are ahead; the first of them, {waiting[0]['id']}, {slots}",
         ]
         totals = found["totals"]
         assert totals["generation_tokens"] == metrics["generation_tokens_total"]
@@ -148,7 +150,7 @@ def test_a_paused_engine_runs_one_step_for_each_command(controlled: RunningServe
         before = state(controlled)
         assert before["is_paused"]
         reason = before["requests"][0]["reason"]
-        assert reason == "the engine is paused; will be admitted in the next step"
+        assert reason == "waits for the next step, but the engine is paused"
         assert 0 < before["pause_left_s"] <= MAX_PAUSE_S
         first = control(controlled, "step")
         assert first == {"is_paused": True, "step": before["step"] + 1}

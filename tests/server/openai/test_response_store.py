@@ -97,9 +97,9 @@ def test_clients_without_responses_are_forgotten() -> None:
     store = ResponseStore(max_responses=1)
     for client in ("one", "two", "three"):
         store.add(client, "a", response_of(1000))
-    assert list(store._clients) == ["three"]  # noqa: SLF001
+    assert list(store._held_bytes) == ["three"]  # noqa: SLF001
     assert store.remove("three", "a")
-    assert not store._clients  # noqa: SLF001
+    assert not store._held_bytes  # noqa: SLF001
 
 
 @pytest.mark.parametrize("streams", [False, True])

@@ -1,13 +1,26 @@
 """From text or a token file to two datasets."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from nanovllm.errors import TrainingError
-from nanovllm.training.data.prepare import load_tokens, prepare_data
+from nanovllm.training.config import TrainingConfig
+from nanovllm.training.data.prepare import PreparedData, load_tokens, prepare_data
 from nanovllm.training.data.tokenizer import make_tokenizer, save_tokenizer
+
+
+def prepare(
+    *data: Path,
+    tokenizer: str,
+    context: int = 3,
+    end_of_text_id: int | None = None,
+    **settings: Any,
+) -> PreparedData:
+    config = TrainingConfig(data=data, output="run", **settings)
+    return prepare_data(config, tokenizer=tokenizer, context=context, end_of_text_id=end_of_text_id)
 
 
 @pytest.fixture
@@ -21,7 +34,7 @@ def test_text_becomes_two_datasets(tmp_path: Path) -> None:
     """The validation text has characters of its own, and its length is in bytes."""
     (tmp_path / "1.txt").write_text("abcabcab", encoding="utf-8")
     (tmp_path / "2.txt").write_text("cé", encoding="utf-8")
-    data = prepare_data([tmp_path], tokenizer="char", context=3, validation_fraction=0.3)
+    data = prepare(tmp_path, tokenizer="char", validation_fraction=0.3)
     assert data.train.tokens.tolist() == [0, 1, 2, 0, 1, 2, 0]
     assert data.validation.tokens.tolist() == [1, 2, 3]
     assert data.validation_bytes == 4
@@ -33,16 +46,14 @@ def test_text_becomes_two_datasets(tmp_path: Path) -> None:
 def test_documents_are_separated_and_bpe_learns_from_the_training_text(tmp_path: Path) -> None:
     (tmp_path / "1.txt").write_text("abab " * 8, encoding="utf-8")
     (tmp_path / "2.txt").write_text("xyxyxyxyx", encoding="utf-8")
-    data = prepare_data([tmp_path], tokenizer="bpe", context=3, validation_fraction=0.15)
+    data = prepare(tmp_path, tokenizer="bpe", validation_fraction=0.15)
     vocabulary = data.tokenizer.get_vocab()
     assert "ab" in vocabulary
     assert "xy" not in vocabulary
     tokens = data.train.tokens.tolist()
     assert tokens.count(data.end_of_text_id) == 1
     assert data.tokenizer.decode(tokens) == "abab " * 8 + "x"
-    other = prepare_data(
-        [tmp_path], tokenizer="bpe", context=3, validation_fraction=0.15, end_of_text_id=7
-    )
+    other = prepare(tmp_path, tokenizer="bpe", validation_fraction=0.15, end_of_text_id=7)
     assert other.end_of_text_id == 7
     assert other.train.tokens.tolist().count(7) == 1
 
@@ -57,7 +68,7 @@ def test_a_token_file_becomes_two_datasets(
         np.save(path, tokens.astype(np.int64))
     else:
         path.write_bytes(tokens.astype("<u2").tobytes())
-    data = prepare_data([path], tokenizer=str(tokenizer_folder), context=3, validation_fraction=0.2)
+    data = prepare(path, tokenizer=str(tokenizer_folder), validation_fraction=0.2)
     assert data.train.tokens.tolist() == tokens[:8].tolist()
     assert data.validation.tokens.tolist() == [2, 1]
     assert data.validation_bytes == len("éb".encode())
@@ -83,7 +94,7 @@ def test_a_token_file_that_cannot_be_used_is_an_error(
     path = tmp_path / "tokens.npy"
     np.save(path, np.array(tokens))
     with pytest.raises(TrainingError, match=message):
-        prepare_data([path], tokenizer=spec or str(tokenizer_folder), context=3)
+        prepare(path, tokenizer=spec or str(tokenizer_folder))
 
 
 def test_a_damaged_token_file_is_an_error(tmp_path: Path) -> None:
@@ -108,11 +119,11 @@ def test_a_damaged_token_file_is_an_error(tmp_path: Path) -> None:
 def test_text_shorter_than_the_context_and_mixed_data_are_errors(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("abcdefghij" * 2, encoding="utf-8")
-    assert len(prepare_data([path], tokenizer="char", context=17).train.tokens) == 18
+    assert len(prepare(path, tokenizer="char", context=17).train.tokens) == 18
     with pytest.raises(TrainingError, match="has 18 tokens, but a context of 18 needs at least 19"):
-        prepare_data([path], tokenizer="char", context=18)
+        prepare(path, tokenizer="char", context=18)
     with pytest.raises(TrainingError, match="one token file"):
-        prepare_data([tmp_path / "a.npy", path], tokenizer="char", context=3)
+        prepare(tmp_path / "a.npy", path, tokenizer="char")
 
 
 def test_validation_data_replaces_the_end_of_the_training_text(tmp_path: Path) -> None:
@@ -121,7 +132,7 @@ def test_validation_data_replaces_the_end_of_the_training_text(tmp_path: Path) -
     held_out = tmp_path / "2.txt"
     held_out.write_text("é\n", encoding="utf-8")
     same = tmp_path / ".." / tmp_path.name / "2.txt"
-    data = prepare_data([tmp_path], validation_paths=[same], tokenizer="char", context=3)
+    data = prepare(tmp_path, validation_data=[same], tokenizer="char")
     assert data.tokenizer.decode(data.train.tokens.tolist()) == "abcabc"
     assert data.tokenizer.decode(data.validation.tokens.tolist()) == "é\n"
     assert data.validation_bytes == 3
@@ -129,20 +140,18 @@ def test_validation_data_replaces_the_end_of_the_training_text(tmp_path: Path) -
     assert "1 of 2 files are validation data and left out" in data.warnings[0]
     assert "the validation text has 2 tokens" in data.warnings[1]
     with pytest.raises(TrainingError, match="all other training text is validation data"):
-        prepare_data([tmp_path], validation_paths=[tmp_path], tokenizer="char", context=3)
+        prepare(tmp_path, validation_data=[tmp_path], tokenizer="char")
     with pytest.raises(TrainingError, match="does not exist"):
-        prepare_data([held_out], validation_paths=[tmp_path / "3"], tokenizer="char", context=3)
+        prepare(held_out, validation_data=[tmp_path / "3"], tokenizer="char")
 
 
 def test_validation_data_may_be_a_second_token_file(tmp_path: Path, tokenizer_folder: Path) -> None:
     train, validation = tmp_path / "train.npy", tmp_path / "validation.npy"
     np.save(train, np.array([0, 1] * 3))
     np.save(validation, np.array([2, 1]))
-    data = prepare_data(
-        [train], validation_paths=[validation], tokenizer=str(tokenizer_folder), context=3
-    )
+    data = prepare(train, validation_data=[validation], tokenizer=str(tokenizer_folder))
     assert (len(data.train.tokens), data.validation.tokens.tolist()) == (6, [2, 1])
     assert (data.validation_bytes, data.files) == (3, (train, validation))
     for other, message in ((train, "is training and validation data"), (tmp_path, "or text files")):
         with pytest.raises(TrainingError, match=message):
-            prepare_data([train], validation_paths=[other], tokenizer="char", context=3)
+            prepare(train, validation_data=[other], tokenizer="char")

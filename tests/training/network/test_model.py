@@ -12,7 +12,7 @@ from nanovllm.model.config import GPT2Config
 from nanovllm.model.kv_cache import KVCache
 from nanovllm.training.network import model
 from nanovllm.training.network.autograd import Tape
-from nanovllm.training.network.model import Dropout, batch_loss, forward, loss_sum
+from nanovllm.training.network.model import Dropout, batch_loss, forward
 from nanovllm.training.network.numpy_operations import NumpyOperations
 from nanovllm.training.network.parameters import (
     INITIAL_STD,
@@ -70,15 +70,13 @@ def test_gradients_of_all_parameters(tied_head: bool, rate: float) -> None:
     config = small_config(tied_head=tied_head)
     parameters = random_parameters(config, np.float64)
     inputs, targets = random_tokens(config, 2, 5)
-    keys = Dropout(rate, seed=3, step=4).keys(config)
+    arguments = OPERATIONS, config, parameters, inputs, targets
+    dropout = Dropout(rate, seed=3, step=4)
 
     def loss() -> float:
-        tape = Tape(OPERATIONS, records=False)
-        return 0.1 * loss_sum(tape, config, parameters, inputs, targets, rate=rate, keys=keys)
+        return 0.1 * batch_loss(*arguments, dropout=dropout)
 
-    tape = Tape(OPERATIONS)
-    total = loss_sum(tape, config, parameters, inputs, targets, scale=0.1, rate=rate, keys=keys)
-    tape.backward()
+    total = batch_loss(*arguments, scale=0.1, dropout=dropout)
     assert 0.1 * total == pytest.approx(loss(), rel=1e-12)
     # along a random direction in each parameter, so that every element counts
     step, generator = 1e-5, np.random.default_rng(2)
@@ -149,8 +147,7 @@ def test_initial_weights_are_those_of_gpt2() -> None:
     assert (arrays["h.0.attn.c_attn.bias"] == 0.0).all()
     # an untrained network predicts every token alike
     inputs, targets = random_tokens(config, 2, 8)
-    tape = Tape(OPERATIONS, records=False)
-    loss = loss_sum(tape, config, parameters, inputs, targets) / targets.size
+    loss = batch_loss(OPERATIONS, config, parameters, inputs, targets) / targets.size
     assert loss == pytest.approx(np.log(300), abs=0.1)
 
 
@@ -163,9 +160,7 @@ def test_sinusoidal_positions_are_constant_and_those_of_the_paper() -> None:
     parameters = Parameters(expected_shapes(config), constant_positions=True)
     initialize(parameters, config, seed=0)
     inputs, targets = random_tokens(config, 2, 5)
-    tape = Tape(OPERATIONS)
-    loss_sum(tape, config, parameters, inputs, targets)
-    tape.backward()
+    batch_loss(OPERATIONS, config, parameters, inputs, targets, scale=1.0)
     assert parameters.tensors["wpe.weight"].gradient.array is None
     np.testing.assert_allclose(
         parameters.arrays()["wpe.weight"], sinusoidal_positions(8, 12), atol=1e-7

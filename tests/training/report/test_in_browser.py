@@ -1,13 +1,12 @@
 """Reports in Chromium, opened from the disk without a network."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from nanovllm.training.report import read_run, render_report
-from tests.support.browser import chromium, open_page
+from tests.support.browser import open_page
 from tests.support.training_runs import INFO, metrics, write_run
 
 if TYPE_CHECKING:
@@ -20,12 +19,6 @@ UPDATES = [
     {"step": step, "train_loss": 5.0 - step / 10, "lr": step / 10, "grad_norm": 2.0}
     for step in range(40)
 ]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator["Browser"]:
-    with chromium() as started:
-        yield started
 
 
 def lines(page: "Page", chart: str) -> int:

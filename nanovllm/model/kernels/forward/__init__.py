@@ -4,7 +4,7 @@ forward          embedding, transformer blocks and final layer normalization
 head             the output head: logits, or the argmax of each row
 prepare          checks a batch and divides its attention into items
 matmul           linear layers: packed matmuls with an epilogue
-tiles            the inner loops of matmuls, with all accumulators in registers
+tiles            tiles of rows that share a panel, or have one each
 epilogue         bias, activation and residual, applied before a result is stored
 attention        attention over the paged KV cache
 attend           one query in several heads, or several queries in one head

@@ -11,7 +11,7 @@ The loops, from the outermost to the innermost:
     item   one panel and up to ROW_BLOCK input rows; the threads take one item at a time
     group  rows of the item that go through the epilogue together
     piece  up to _PIECE_STEPS steps of the panel
-    tile   up to 6 rows of the group, with all accumulators in registers (tiles.py)
+    tile   up to 6 rows of the group, with all accumulators in registers (simd/tile.py)
     step   a row of words of the panel, times one word of each input row
 
 All tiles of a group walk down one piece, while it is in the second-level cache, before they walk
@@ -43,10 +43,11 @@ from nanovllm.model.kernels.forward.epilogue import (
     make_prefetch_output,
     make_result_bytes,
 )
-from nanovllm.model.kernels.forward.tiles import TILE_ROWS, make_tiles
+from nanovllm.model.kernels.forward.tiles import make_tiles
 from nanovllm.model.kernels.simd.formats import weight_format
 from nanovllm.model.kernels.simd.move import linear_at, make_clear
 from nanovllm.model.kernels.simd.rows import rows_at, rows_from
+from nanovllm.model.kernels.simd.tile import TILE_ROWS
 from nanovllm.model.kernels.step_record import (
     LINEAR_RECORD,
     LINEARS_PER_LAYER,

@@ -1,18 +1,6 @@
-"""The innermost loops: up to 6 input rows times a panel, with all accumulators in registers.
+"""Tiles of the forward pass, which add to their accumulators in memory (simd/tile.py).
 
-A tile walks down a panel once. A step of it is, with panels 4 vectors wide and 6 input rows:
-
-    panel row    | w0 w1 w2 w3 |  4 vectors of words, loaded in memory order
-    input row 0  | a0 |           one word of each input row, broadcast to a vector
-    ...
-    input row 5  | a5 |
-                                  24 multiply-adds: accumulators[row][vector] += a[row] * w[vector]
-
-An accumulator is one chain of multiply-adds down the panel, whatever the height of the tile. So a
-row's result has the same bits alone and among many rows.
-
-In a batched tile every row has a panel of its own, as every head has its own keys. Rows then share
-no loads, but their chains still run in parallel, and several panels arrive from memory at once.
+In a batched tile every row has a panel of its own.
 """
 
 from collections.abc import Callable
@@ -24,10 +12,10 @@ from nanovllm.model.kernels.build.target import KernelTarget
 from nanovllm.model.kernels.simd.formats import Format
 from nanovllm.model.kernels.simd.kernel import kernel
 from nanovllm.model.kernels.simd.rows import Rows, rows_from
+from nanovllm.model.kernels.simd.tile import TILE_ROWS, TileInput, emit_tile
 from nanovllm.model.kernels.simd.value import Value
 from nanovllm.model.kernels.simd.vector import Vectors
 
-TILE_ROWS = 6
 _BATCHED_ROWS = 3
 
 
@@ -74,7 +62,8 @@ def make_tiles(
 
         for rows in range(1, TILE_ROWS + 1):
             with v.when(height == rows):
-                _walk(v, panel_format, vectors, rows, inputs, [panel], steps, out, prefetch)
+                outs = [out.row(row) for row in range(rows)]
+                _emit_rows(v, panel_format, vectors, inputs, [panel], steps, outs, prefetch)
 
     tile = kernel(target, emit_tile)
 
@@ -118,7 +107,8 @@ def make_batched_tiles(target: KernelTarget, panel_format: Format, vectors: int)
                         v.prefetch(step_ptr, offset_bytes)
 
             row_panels = [Rows(panels.row(row), step_bytes) for row in range(rows)]
-            _walk(v, panel_format, vectors, rows, inputs, row_panels, steps, out, prefetch)
+            outs = [out.row(row) for row in range(rows)]
+            _emit_rows(v, panel_format, vectors, inputs, row_panels, steps, outs, prefetch)
 
         for rows in range(1, _BATCHED_ROWS + 1):
             with v.when(height == rows):
@@ -141,52 +131,22 @@ def make_batched_tiles(target: KernelTarget, panel_format: Format, vectors: int)
     return tiles
 
 
-def _walk(
+def _emit_rows(
     v: Vectors,
     panel_format: Format,
     vectors: int,
-    rows: int,
     inputs: Rows,
     panels: list[Rows],
     steps: Value,
-    out: Rows,
+    out_ptrs: list[Value],
     prefetch: Callable[[Value], None],
 ) -> None:
-    """Emit the loop of a tile; `prefetch(k)` emits the prefetches of step k.
-
-    `panels` has one panel for all rows, or one for each row.
-    """
+    """Emit a tile that adds to the rows at `out_ptrs`; see `emit_tile`."""
     load = v.load_words if panel_format.accumulates_int32 else v.load
-    in_ptrs, out_ptrs = ([array.row(row) for row in range(rows)] for array in (inputs, out))
-    # The row of each accumulator, and its offset in the row. A batched tile loads its weights from
-    # the same offsets in the panels, so there a row is also a panel.
-    row_offsets = [
-        (row, vector * v.lanes * WORD_BYTES) for row in range(rows) for vector in range(vectors)
-    ]
-    accumulators = [load(out_ptrs[row], offset_bytes) for row, offset_bytes in row_offsets]
-
-    def step(k: Value, accumulators: list[Value]) -> list[Value]:
-        prefetch(k)
-        step_ptrs = [panel.row(k) for panel in panels]
-        weights = {
-            (panel, offset_bytes): panel_format.widen(
-                v, v.load_words(step_ptrs[panel], offset_bytes)
-            )
-            for panel, offset_bytes in row_offsets
-            if panel < len(panels)
-        }
-        row_inputs = [
-            panel_format.inputs(v, in_ptr + k * panel_format.input_bytes) for in_ptr in in_ptrs
-        ]
-        results = []
-        for (row, offset_bytes), accumulator in zip(row_offsets, accumulators, strict=True):
-            total = accumulator
-            row_weights = weights[row % len(panels), offset_bytes]
-            for value, weight in zip(row_inputs[row], row_weights, strict=True):
-                total = panel_format.multiply_add(v, value, weight, total)
-            results.append(total)
-        return results
-
-    results = v.loop(steps, 1, accumulators, step)
-    for (row, offset_bytes), total in zip(row_offsets, results, strict=True):
-        v.store(total, out_ptrs[row], offset_bytes)
+    offsets_bytes = range(0, vectors * v.lanes * WORD_BYTES, v.lanes * WORD_BYTES)
+    tile_inputs = TileInput(inputs.ptr, inputs.stride_bytes, panel_format.input_bytes)
+    start = [[load(out_ptr, offset) for offset in offsets_bytes] for out_ptr in out_ptrs]
+    sums = emit_tile(v, panel_format, tile_inputs, panels, steps, start, prefetch=prefetch)
+    for out_ptr, row_sums in zip(out_ptrs, sums, strict=True):
+        for offset, total in zip(offsets_bytes, row_sums, strict=True):
+            v.store(total, out_ptr, offset)

@@ -24,7 +24,6 @@ from nanovllm.model.kernels.sampling.record import GROUP_VECTORS, group_size
 from nanovllm.model.kernels.sampling.select import select
 from nanovllm.model.kernels.simd.move import load_int
 from nanovllm.model.kernels.simd.scalar import (
-    float_to_bits,
     float_to_ordered,
     load_double,
     load_float,
@@ -56,15 +55,13 @@ def make_find_threshold(target: KernelTarget) -> Any:
             least = max(least, find_kth(record, scratch, top_k, least, largest))
         if top_p < 1.0:
             sums = scratch + record.sums_offset
-            total = weigh_groups(
-                scratch, record.groups, float_to_bits(least), float_to_bits(largest), sums
-            )
+            total = weigh_groups(scratch, record.groups, least, largest, sums)
             # Scores of less weight than this sum to less than 1 - top_p. The 0.001 covers rounding.
             negligible = np.float32(math.log((1.0 - top_p) * total / record.vocab) - 0.001)
             least = max(least, largest + negligible)
             count = gather(record, scratch, least)
             keys, weights = scratch + record.keys_offset, scratch + record.weights_offset
-            weigh_keys(keys, count, float_to_bits(largest), weights)
+            weigh_keys(keys, count, largest, weights)
             least = _select(record, scratch, count, least, largest, top_p * total)
         return least
 
@@ -102,10 +99,10 @@ def make_find_kth(target: KernelTarget) -> Any:
         weights = scratch + record.weights_offset
         count = gather_maxima(record, scratch, least)
         if count >= k:
-            fill(weights, count, float_to_bits(_ONE))
+            fill(weights, count, _ONE)
             least = max(least, _select(record, scratch, count, least, largest, np.float64(k)))
         count = gather(record, scratch, least)
-        fill(weights, count, float_to_bits(_ONE))
+        fill(weights, count, _ONE)
         return _select(record, scratch, count, least, largest, np.float64(k))
 
     return find_kth

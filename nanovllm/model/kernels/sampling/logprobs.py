@@ -24,7 +24,6 @@ from nanovllm.model.kernels.sampling.record import group_size
 from nanovllm.model.kernels.sampling.sort import sort_descending
 from nanovllm.model.kernels.simd.move import load_int
 from nanovllm.model.kernels.simd.scalar import (
-    float_to_bits,
     float_to_ordered,
     load_float,
     ordered_to_float,
@@ -50,7 +49,7 @@ def make_report_row(target: KernelTarget) -> Any:
         logprobs = record.logprobs + row * (record.max_logprobs + 1) * WORD_BYTES
         token = load_int(record.tokens, row)
         logits = record.logits + row * record.logits_stride
-        scale(logits, scratch, record.vocab, record.padded, float_to_bits(_ONE))
+        scale(logits, scratch, record.vocab, record.padded, _ONE)
         largest = maxima(scratch, record.groups, scratch + record.maxima_offset)
         if not abs(largest) < _INFINITY:
             store_float(logprobs, 0, np.float32(np.nan))
@@ -58,13 +57,11 @@ def make_report_row(target: KernelTarget) -> Any:
             store_int(record.num_top, row, 0)
             return
         sums = scratch + record.sums_offset
-        total = weigh_groups(
-            scratch, record.groups, float_to_bits(_LOWEST), float_to_bits(largest), sums
-        )
+        total = weigh_groups(scratch, record.groups, _LOWEST, largest, sums)
         log_total = np.float32(math.log(total))
         score = load_float(scratch, token)
         store_float(logprobs, 0, score - largest - log_total)
-        rank = 1 + compute_rank(scratch, record.padded, token, float_to_bits(score))
+        rank = 1 + compute_rank(scratch, record.padded, token, score)
         store_int(record.ranks, row, rank)
         top_ids = record.top_ids + row * record.max_logprobs * INT_BYTES
         count = min(load_int(record.num_logprobs, row), record.vocab)

@@ -9,15 +9,14 @@ with minus infinity to whole groups of GROUP_VECTORS vectors. A column is one la
               | v15 |
     group 1   | ... |
 
-The weight of a score is exp(score - largest), or 0 below a threshold. Kernels take integers only,
-so float32 arguments are passed as their bits (scalar.py's float_to_bits).
+The weight of a score is exp(score - largest), or 0 below a threshold.
 """
 
 from numba import types
 
 from nanovllm.model.kernels.build.layout import WORD_BYTES
 from nanovllm.model.kernels.sampling.record import GROUP_VECTORS
-from nanovllm.model.kernels.simd.kernel import kernel_maker
+from nanovllm.model.kernels.simd.kernel import Float, kernel_maker
 from nanovllm.model.kernels.simd.scalar import ordered_bits
 from nanovllm.model.kernels.simd.value import F32, F64, I32, I64, Value
 from nanovllm.model.kernels.simd.vector import Vectors
@@ -35,17 +34,16 @@ def _weight(v: Vectors, score: Value, least: Value, largest: Value) -> Value:
 
 
 @kernel_maker()
-def make_fill(v: Vectors, out: Value, count: Value, bits: Value) -> None:
-    """Make fill(out, count, bits): set `count` float32, rounded up to vectors, to one value."""
-    value = v.float_argument(bits)
-
+def make_fill(v: Vectors, out: Value, count: Value, number: Float) -> None:
+    """Make fill(out, count, number): set `count` float32, rounded up to vectors, to one number."""
+    value = v.splat(number)
     with v.range(count, v.lanes) as i:
         v.store(value, v.element(out, i))
 
 
 @kernel_maker()
 def make_scale(
-    v: Vectors, source: Value, out: Value, count: Value, padded: Value, temperature: Value
+    v: Vectors, source: Value, out: Value, count: Value, padded: Value, temperature: Float
 ) -> None:
     """Make scale(source, out, count, padded, temperature): out = source / temperature.
 
@@ -57,10 +55,10 @@ def make_scale(
         out: address of `padded` float32, minus infinity from `count` on; may be `source`.
         count: number of scores.
         padded: `count` rounded up to whole groups.
-        temperature: divisor, as bits.
+        temperature: divisor.
     """
     lanes = v.lanes
-    divisor = v.float_argument(temperature)
+    divisor = v.splat(temperature)
     whole = count & -lanes
     rest = count - whole
 
@@ -101,16 +99,16 @@ def make_maxima(v: Vectors, scores: Value, groups: Value, maxima: Value) -> Valu
 
 @kernel_maker(returns=types.float64)
 def make_weigh_groups(
-    v: Vectors, scores: Value, groups: Value, least: Value, largest: Value, sums: Value
+    v: Vectors, scores: Value, groups: Value, least: Float, largest: Float, sums: Value
 ) -> Value:
     """Make weigh_groups(scores, groups, least, largest, sums) -> the sum of all weights, in
     float64.
 
     It writes the sum of each group to `sums`, a float64. Lanes are summed in float64, one group
-    after the other. `least` and `largest` are bits.
+    after the other.
     """
     lanes = v.lanes
-    least, largest = v.float_argument(least), v.float_argument(largest)
+    least, largest = v.splat(least), v.splat(largest)
 
     def group(g: Value, total: Value) -> Value:
         start = v.element(scores, g * (GROUP_VECTORS * lanes))
@@ -129,27 +127,27 @@ def make_weigh_groups(
 
 @kernel_maker()
 def make_weigh(
-    v: Vectors, scores: Value, count: Value, least: Value, largest: Value, weights: Value
+    v: Vectors, scores: Value, count: Value, least: Float, largest: Float, weights: Value
 ) -> None:
     """Make weigh(scores, count, least, largest, weights): the weight of each score.
 
-    `count` is rounded up to whole vectors; `least` and `largest` are bits.
+    `count` is rounded up to whole vectors.
     """
     lanes = v.lanes
-    least, largest = v.float_argument(least), v.float_argument(largest)
+    least, largest = v.splat(least), v.splat(largest)
 
     with v.range(count, lanes) as i:
         v.store(_weight(v, v.load(v.element(scores, i)), least, largest), v.element(weights, i))
 
 
 @kernel_maker()
-def make_weigh_keys(v: Vectors, keys: Value, count: Value, largest: Value, weights: Value) -> None:
+def make_weigh_keys(v: Vectors, keys: Value, count: Value, largest: Float, weights: Value) -> None:
     """Make weigh_keys(keys, count, largest, weights): the weights of scores given as int32 keys.
 
-    `count` is rounded up to whole vectors; `largest` is bits.
+    `count` is rounded up to whole vectors.
     """
     lanes = v.lanes
-    largest = v.float_argument(largest)
+    largest = v.splat(largest)
 
     with v.range(count, lanes) as i:
         key = v.load(v.element(keys, i)).bitcast(I32)
@@ -158,14 +156,14 @@ def make_weigh_keys(v: Vectors, keys: Value, count: Value, largest: Value, weigh
 
 
 @kernel_maker(returns=types.intp)
-def make_rank(v: Vectors, scores: Value, padded: Value, token: Value, score: Value) -> Value:
-    """Make rank(scores, padded, token, score) -> the number of tokens that rank before `token`.
+def make_rank(v: Vectors, scores: Value, padded: Value, token: Value, own: Float) -> Value:
+    """Make rank(scores, padded, token, own) -> the number of tokens that rank before `token`.
 
-    A token ranks before another if its score is larger, or equal and its id lower. `score` is that
-    of `token`, as bits.
+    A token ranks before another if its score is larger, or equal and its id lower. `own` is the
+    score of `token`.
     """
     lanes = v.lanes
-    own_score = v.float_argument(score)
+    own_score = v.splat(own)
 
     def count_vector(i: Value, count: Value) -> Value:
         score = v.load(v.element(scores, i))

@@ -36,7 +36,6 @@ from nanovllm.model.kernels.sampling.philox import uniform
 from nanovllm.model.kernels.sampling.record import SAMPLING_RECORD, group_size
 from nanovllm.model.kernels.simd.move import load_int, make_copy, record_at
 from nanovllm.model.kernels.simd.scalar import (
-    float_to_bits,
     load_double,
     load_float,
     store_float,
@@ -87,7 +86,7 @@ def _make_sample_row(target: KernelTarget) -> Any:
         temperature = load_float(record.temperature, row)
         is_greedy = temperature == 0
         scores = edit(record, row, scratch)
-        divisor = float_to_bits(_ONE if is_greedy else temperature)
+        divisor = _ONE if is_greedy else temperature
         scale(scores, scratch, record.vocab, record.padded, divisor)
         largest = maxima(scratch, record.groups, scratch + record.maxima_offset)
         is_finite = abs(largest) < np.float32(np.inf)
@@ -134,7 +133,7 @@ def _make_edit(target: KernelTarget) -> Any:
         if first_allowed == last_allowed:
             copy(logits, scratch, record.vocab)
         else:
-            fill(scratch, record.padded, float_to_bits(_MINUS_INFINITY))
+            fill(scratch, record.padded, _MINUS_INFINITY)
             for i in range(first_allowed, last_allowed):
                 token = load_int(record.allowed_ids, i)
                 store_float(scratch, token, load_float(logits, token))
@@ -193,9 +192,8 @@ def _make_draw_token(target: KernelTarget) -> Any:
 
     @compiled
     def draw_token(record: Any, scratch: int, least: float, largest: float, draw: float) -> int:
-        low, high = float_to_bits(least), float_to_bits(largest)
         sums, weights = scratch + record.sums_offset, scratch + record.weights_offset
-        goal = draw * weigh_groups(scratch, record.groups, low, high, sums)
+        goal = draw * weigh_groups(scratch, record.groups, least, largest, sums)
         running_sum = 0.0
         group = 0
         chosen = 0
@@ -207,7 +205,7 @@ def _make_draw_token(target: KernelTarget) -> Any:
                 break
             running_sum += weight
             group += 1
-        weigh(scratch + chosen * size * WORD_BYTES, size, low, high, weights)
+        weigh(scratch + chosen * size * WORD_BYTES, size, least, largest, weights)
         token = 0
         for i in range(size):
             weight = load_float(weights, i)

@@ -3,6 +3,7 @@
 from typing import Any, NamedTuple
 
 from nanovllm.model.kernels.build.compiler import compiled
+from nanovllm.model.kernels.build.layout import WORD_BYTES
 
 
 class Rows(NamedTuple):
@@ -26,3 +27,9 @@ def rows_at(ptr: int, stride_bytes: int) -> Rows:
 def rows_from(rows: Any, first: int) -> Rows:
     """Return the rows from row `first` on."""
     return Rows(rows.ptr + first * rows.stride_bytes, rows.stride_bytes)
+
+
+@compiled
+def columns_from(rows: Any, first: int) -> Rows:
+    """Return the columns of 32-bit words from column `first` on."""
+    return Rows(rows.ptr + first * WORD_BYTES, rows.stride_bytes)

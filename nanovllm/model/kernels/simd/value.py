@@ -10,6 +10,7 @@ the value's type, in every lane of a vector. Integers are signed: `<`, `>>` and 
 follow C's int32 and int64. Comparisons of floats are false where either is NaN.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
@@ -18,6 +19,34 @@ from nanovllm.model.kernels.build.bounds import size_of
 
 F32, F64 = ir.FloatType(), ir.DoubleType()
 I8, I16, I32, I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
+
+Operator = Callable[["Value", "Value | float"], "Value"]
+
+
+def _operator(on_floats: str | None, on_integers: str | None) -> tuple[Operator, Operator]:
+    """Return the methods of an operator and of its reflection.
+
+    The names are those of IRBuilder's methods; None where the operator has no meaning.
+    """
+
+    def emit(self: "Value", a: "Value | float", b: "Value | float") -> "Value":
+        name = on_floats if self._is_float else on_integers
+        assert name is not None, f"no such operator for {self.type}"
+        instruction = getattr(self.builder, name)
+        return Value(self.builder, instruction(self._operand(a), self._operand(b)))
+
+    return lambda self, other: emit(self, self, other), lambda self, other: emit(self, other, self)
+
+
+def _comparison(operator: str) -> Operator:
+    """Return the method of a comparison."""
+
+    def emit(self: "Value", other: "Value | float") -> "Value":
+        assert not (operator == "!=" and self._is_float)
+        compare = self.builder.fcmp_ordered if self._is_float else self.builder.icmp_signed
+        return Value(self.builder, compare(operator, self.ir, self._operand(other)))
+
+    return emit
 
 
 class Value:
@@ -40,76 +69,29 @@ class Value:
         """The LLVM type."""
         return self.ir.type
 
-    def __add__(self, other: "Value | float") -> "Value":
-        return self._binary("fadd", "add", self, other)
-
-    def __radd__(self, other: float) -> "Value":
-        return self._binary("fadd", "add", other, self)
-
-    def __sub__(self, other: "Value | float") -> "Value":
-        return self._binary("fsub", "sub", self, other)
-
-    def __rsub__(self, other: float) -> "Value":
-        return self._binary("fsub", "sub", other, self)
-
-    def __mul__(self, other: "Value | float") -> "Value":
-        return self._binary("fmul", "mul", self, other)
-
-    def __rmul__(self, other: float) -> "Value":
-        return self._binary("fmul", "mul", other, self)
-
-    def __truediv__(self, other: "Value | float") -> "Value":
-        return self._binary("fdiv", None, self, other)
-
-    def __rtruediv__(self, other: float) -> "Value":
-        return self._binary("fdiv", None, other, self)
+    __add__, __radd__ = _operator("fadd", "add")
+    __sub__, __rsub__ = _operator("fsub", "sub")
+    __mul__, __rmul__ = _operator("fmul", "mul")
+    __truediv__, __rtruediv__ = _operator("fdiv", None)
+    __floordiv__ = _operator(None, "sdiv")[0]  # of integers that are not negative
+    __and__ = _operator(None, "and_")[0]
+    __or__ = _operator(None, "or_")[0]
+    __xor__ = _operator(None, "xor")[0]
+    __lshift__, __rlshift__ = _operator(None, "shl")
+    __rshift__ = _operator(None, "ashr")[0]
+    __lt__, __le__, __gt__, __ge__ = map(_comparison, ("<", "<=", ">", ">="))
+    __eq__ = _comparison("==")  # type: ignore[assignment]
+    __ne__ = _comparison("!=")  # type: ignore[assignment]
 
     def __neg__(self) -> "Value":
         return Value(self.builder, self.builder.fneg(self.ir))
 
-    def __and__(self, other: "Value | int") -> "Value":
-        return self._binary(None, "and_", self, other)
-
-    def __or__(self, other: "Value | int") -> "Value":
-        return self._binary(None, "or_", self, other)
-
-    def __xor__(self, other: "Value | int") -> "Value":
-        return self._binary(None, "xor", self, other)
-
     def __invert__(self) -> "Value":
         return Value(self.builder, self.builder.not_(self.ir))
 
-    def __lshift__(self, other: "Value | int") -> "Value":
-        return self._binary(None, "shl", self, other)
-
-    def __rlshift__(self, other: int) -> "Value":
-        return self._binary(None, "shl", other, self)
-
-    def __rshift__(self, other: "Value | int") -> "Value":
-        return self._binary(None, "ashr", self, other)
-
     def lshr(self, other: "Value | int") -> "Value":
         """Emit the shift to the right that shifts zeros in."""
-        return self._binary(None, "lshr", self, other)
-
-    def __lt__(self, other: "Value | float") -> "Value":
-        return self._compare("<", other)
-
-    def __le__(self, other: "Value | float") -> "Value":
-        return self._compare("<=", other)
-
-    def __gt__(self, other: "Value | float") -> "Value":
-        return self._compare(">", other)
-
-    def __ge__(self, other: "Value | float") -> "Value":
-        return self._compare(">=", other)
-
-    def __eq__(self, other: "Value | float") -> "Value":  # type: ignore[override]
-        return self._compare("==", other)
-
-    def __ne__(self, other: "Value | float") -> "Value":  # type: ignore[override]
-        assert not self._is_float
-        return self._compare("!=", other)
+        return Value(self.builder, self.builder.lshr(self.ir, self._operand(other)))
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -119,9 +101,7 @@ class Value:
 
     def not_below(self, other: "Value | float") -> "Value":
         """Emit not (self < other) of floats: self >= other, or either is NaN."""
-        return Value(
-            self.builder, self.builder.fcmp_unordered(">=", self.ir, self._constant(other))
-        )
+        return Value(self.builder, self.builder.fcmp_unordered(">=", self.ir, self._operand(other)))
 
     def is_nan(self) -> "Value":
         """Emit whether a float is NaN."""
@@ -129,7 +109,7 @@ class Value:
 
     def unsigned_at_least(self, other: "Value | int") -> "Value":
         """Emit self >= other of unsigned integers."""
-        return Value(self.builder, self.builder.icmp_unsigned(">=", self.ir, self._constant(other)))
+        return Value(self.builder, self.builder.icmp_unsigned(">=", self.ir, self._operand(other)))
 
     def bitcast(self, element: Any) -> "Value":
         """Emit the same bits as another type; a vector of narrower elements has more lanes."""
@@ -173,21 +153,9 @@ class Value:
             return ir.VectorType(element, self.type.count)
         return element
 
-    def _constant(self, operand: "Value | float") -> Any:
+    def _operand(self, operand: "Value | float") -> Any:
         """Return an operand's llvmlite value; a number is a constant of this value's type."""
         return operand.ir if isinstance(operand, Value) else constant(self.type, operand)
-
-    def _binary(
-        self, on_floats: str | None, on_integers: str | None, *operands: "Value | float"
-    ) -> "Value":
-        name = on_floats if self._is_float else on_integers
-        assert name is not None, f"no such operator for {self.type}"
-        a, b = map(self._constant, operands)
-        return Value(self.builder, getattr(self.builder, name)(a, b))
-
-    def _compare(self, operator: str, other: "Value | float") -> "Value":
-        compare = self.builder.fcmp_ordered if self._is_float else self.builder.icmp_signed
-        return Value(self.builder, compare(operator, self.ir, self._constant(other)))
 
 
 def constant(kind: Any, number: float) -> Any:

@@ -83,10 +83,6 @@ class Vectors:
         numbers = [I32(lane) for lane in range(self.lanes)]
         return Value(self.builder, ir.Constant(self.i32s, numbers))
 
-    def float_argument(self, bits: Value) -> Value:
-        """Broadcast a float32 argument to every lane; kernels take its bits, as int64."""
-        return self.splat(bits.trunc(I32).bitcast(F32))
-
     def integer_argument(self, integer: Value) -> Value:
         """Broadcast the lower 32 bits of an argument to every lane."""
         return self.splat(integer.trunc(I32))

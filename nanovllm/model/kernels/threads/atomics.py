@@ -7,42 +7,39 @@ from numba import types
 from numba.core import cgutils
 
 from nanovllm.model.kernels.build.compiler import intrinsic
-from nanovllm.model.kernels.simd.value import I64
+from nanovllm.model.kernels.simd.kernel import emitted
+from nanovllm.model.kernels.simd.value import I64, Value
 
 _IS_X86 = binding.get_default_triple().startswith(("x86_64", "i686"))
 
 
-@intrinsic
-def atomic_add(typing_context: Any, address: Any, amount: Any) -> Any:
+def _pointer(address: Value) -> Any:
+    return address.builder.inttoptr(address.ir, ir.PointerType(I64))
+
+
+def _exchange(operation: str, address: Value, value: Value) -> Value:
+    """Emit an operation that changes the integer at `address`, and return its old value."""
+    builder = address.builder
+    return Value(builder, builder.atomic_rmw(operation, _pointer(address), value.ir, "seq_cst"))
+
+
+@emitted(types.intp)
+def atomic_add(address: Value, amount: Value) -> Value:
     """Add to the integer at `address` and return its old value."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        pointer = builder.inttoptr(arguments[0], ir.PointerType(I64))
-        return builder.atomic_rmw("add", pointer, arguments[1], "seq_cst")
-
-    return types.intp(types.intp, types.intp), generate
+    return _exchange("add", address, amount)
 
 
-@intrinsic
-def atomic_store(typing_context: Any, address: Any, value: Any) -> Any:
+@emitted(types.intp)
+def atomic_store(address: Value, value: Value) -> Value:
     """Store an integer at `address` and return its old value; later loads come after the store."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        pointer = builder.inttoptr(arguments[0], ir.PointerType(I64))
-        return builder.atomic_rmw("xchg", pointer, arguments[1], "seq_cst")
-
-    return types.intp(types.intp, types.intp), generate
+    return _exchange("xchg", address, value)
 
 
-@intrinsic
-def atomic_load(typing_context: Any, address: Any) -> Any:
+@emitted(types.intp)
+def atomic_load(address: Value) -> Value:
     """Load the integer at `address`; writes before the store that it reads become visible."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        pointer = builder.inttoptr(arguments[0], ir.PointerType(I64))
-        return builder.load_atomic(pointer, "seq_cst", 8, typ=I64)
-
-    return types.intp(types.intp), generate
+    builder = address.builder
+    return Value(builder, builder.load_atomic(_pointer(address), "seq_cst", 8, typ=I64))
 
 
 @intrinsic

@@ -11,7 +11,7 @@ from typing import Any
 from llvmlite import ir
 from numba import types
 
-from nanovllm.model.kernels.build.compiler import compiled, intrinsic
+from nanovllm.model.kernels.build.compiler import compiled
 from nanovllm.model.kernels.build.layout import (
     ABORT,
     ARGUMENT,
@@ -20,7 +20,8 @@ from nanovllm.model.kernels.build.layout import (
     IDLE_SPINS,
     RUN_THREADS,
 )
-from nanovllm.model.kernels.simd.value import I32, I64
+from nanovllm.model.kernels.simd.kernel import emitted
+from nanovllm.model.kernels.simd.value import I32, I64, Value
 from nanovllm.model.kernels.threads import os_wait
 from nanovllm.model.kernels.threads.atomics import atomic_add, atomic_load, atomic_store
 from nanovllm.model.kernels.threads.barrier import (
@@ -34,16 +35,12 @@ from nanovllm.model.kernels.threads.barrier import (
 )
 
 
-@intrinsic
-def _call(typing_context: Any, function: Any, argument: Any, thread: Any) -> Any:
+@emitted(types.intp)
+def _call(function: Value, argument: Value, thread: Value) -> Value:
     """Call the C function at an address with two integers; return its status, 0 for success."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        kind = ir.FunctionType(I32, [I64, I64])
-        pointer = builder.inttoptr(arguments[0], ir.PointerType(kind))
-        return builder.sext(builder.call(pointer, arguments[1:]), I64)
-
-    return types.intp(types.intp, types.intp, types.intp), generate
+    builder, kind = function.builder, ir.FunctionType(I32, [I64, I64])
+    pointer = builder.inttoptr(function.ir, ir.PointerType(kind))
+    return Value(builder, builder.call(pointer, [argument.ir, thread.ir])).sext(I64)
 
 
 @compiled

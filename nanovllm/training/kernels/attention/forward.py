@@ -1,6 +1,6 @@
 """Causal self-attention of a batch, without a [context, context] matrix in memory.
 
-An item is one head of one sequence. Its keys are packed as K^T and its values as V (panels). Then,
+An item is one head of one sequence. Its keys are packed as K^T and its values as V. Then,
 a block of QUERIES queries at a time:
 
     S = Q @ K^T           only the panels that the block's last query sees
@@ -19,28 +19,23 @@ from nanovllm.model.kernels.build.compiler import compiled
 from nanovllm.model.kernels.build.layout import WORD_BYTES
 from nanovllm.model.kernels.build.target import KernelTarget
 from nanovllm.model.kernels.simd.elements import map_elements
-from nanovllm.model.kernels.simd.kernel import kernel
-from nanovllm.model.kernels.simd.move import load_int
+from nanovllm.model.kernels.simd.kernel import Record, kernel
+from nanovllm.model.kernels.simd.rows import columns_from, rows_at, rows_from
 from nanovllm.model.kernels.simd.scalar import load_float, store_float
+from nanovllm.model.kernels.simd.tile import TAIL
 from nanovllm.model.kernels.simd.value import Value
 from nanovllm.model.kernels.simd.vector import Vectors
-from nanovllm.training.kernels.attention.layout import QUERIES, forward_memory, panel_width
-from nanovllm.training.kernels.attention.panels import (
-    count_heads,
-    make_copy_panels,
-    make_transpose_panels,
-)
-from nanovllm.training.kernels.attention.tiles import TAIL, make_matmul
+from nanovllm.training.kernels.attention.layout import QUERIES, count_heads, panel_width
+from nanovllm.training.kernels.attention.tiles import make_matmul
 from nanovllm.training.kernels.dropout import Mask
+from nanovllm.training.kernels.matmul.pack import Panels, make_pack_panels
 from nanovllm.training.kernels.phases import Work, make_entry
-
-_memory = compiled(forward_memory)
 
 
 def make_attention(target: KernelTarget) -> Any:
     """Return the entry of NumpyOperations.attention."""
     width = panel_width(target)
-    copy_panels, transpose_panels = make_copy_panels(target), make_transpose_panels(target)
+    pack = make_pack_panels(target, width)
     matmul, causal_matmul = make_matmul(target), make_matmul(target, TAIL)
     softmax, write_row = _make_softmax_row(target), kernel(target, _write_row)
 
@@ -54,44 +49,38 @@ def make_attention(target: KernelTarget) -> Any:
         key_ptr, value_ptr = query_ptr + row_bytes, query_ptr + 2 * row_bytes
         out_ptr = record.out_ptr + row * row_bytes + head_column * WORD_BYTES
         logsumexp_ptr = record.logsumexp_ptr + item * context * WORD_BYTES
-        memory = _memory(
-            record.scratch_ptr + thread * record.scratch_bytes, context, head_dim, width
-        )
-        transpose_panels(key_ptr, qkv_row_bytes, context, head_dim, memory.keys_ptr)
-        copy_panels(value_ptr, qkv_row_bytes, context, head_dim, memory.values_ptr)
+        scratch_ptr = record.scratch_ptr + thread * record.scratch_bytes
+        keys_ptr, values_ptr = scratch_ptr + record.keys_offset, scratch_ptr + record.values_offset
+        scores = rows_at(scratch_ptr + record.scores_offset, record.scores_row_bytes)
+        sums = rows_at(scratch_ptr + record.sums_offset, record.row_bytes)
+        factors_ptr = scratch_ptr + record.factors_offset
+        pack(Panels(key_ptr, qkv_row_bytes, True, head_dim, context, keys_ptr))
+        pack(Panels(value_ptr, qkv_row_bytes, False, context, head_dim, values_ptr))
         for first in range(0, context, QUERIES):
             queries = min(QUERIES, context - first)
-            block_ptr = query_ptr + first * qkv_row_bytes
+            block = rows_at(query_ptr + first * qkv_row_bytes, qkv_row_bytes)
             for column in range(0, first + queries, width):
                 above = max(0, column - first)  # queries that see no key of this panel
-                matmul(
-                    block_ptr + above * qkv_row_bytes, qkv_row_bytes, queries - above,
-                    memory.keys_ptr + column * head_dim * WORD_BYTES, head_dim,
-                    memory.scores_ptr + above * memory.scores_row_bytes + column * WORD_BYTES,
-                    memory.scores_row_bytes,
-                )  # fmt: skip
+                panel_ptr = keys_ptr + column * head_dim * WORD_BYTES
+                out = columns_from(rows_from(scores, above), column)
+                matmul(rows_from(block, above), queries - above, panel_ptr, head_dim, out)
             for query in range(queries):
                 position = first + query
                 softmax(
-                    record, memory.scores_ptr + query * memory.scores_row_bytes, position + 1,
+                    record, scores.ptr + query * scores.stride_bytes, position + 1,
                     (item * context + position) * context,
-                    logsumexp_ptr + position * WORD_BYTES,
-                    memory.factors_ptr + query * WORD_BYTES,
+                    logsumexp_ptr + position * WORD_BYTES, factors_ptr + query * WORD_BYTES,
                 )  # fmt: skip
             for column in range(0, head_dim, width):
-                causal_matmul(
-                    memory.scores_ptr, memory.scores_row_bytes, queries,
-                    memory.values_ptr + column * context * WORD_BYTES, first,
-                    memory.sums_ptr + column * WORD_BYTES, memory.row_bytes,
-                )  # fmt: skip
+                panel_ptr = values_ptr + column * context * WORD_BYTES
+                causal_matmul(scores, queries, panel_ptr, first, columns_from(sums, column))
             for query in range(queries):
                 write_row(
-                    memory.sums_ptr + query * memory.row_bytes,
-                    memory.factors_ptr + query * WORD_BYTES,
+                    sums.ptr + query * sums.stride_bytes, factors_ptr + query * WORD_BYTES,
                     out_ptr + (first + query) * row_bytes, head_dim,
                 )  # fmt: skip
 
-    return make_entry("attention", [Work(count_heads, attend_head)])
+    return make_entry("attention", [Work(compiled(count_heads), attend_head)])
 
 
 def _make_softmax_row(target: KernelTarget) -> Any:
@@ -111,10 +100,7 @@ def _make_softmax_row(target: KernelTarget) -> Any:
         record: Any, scores_ptr: int, visible: int, first_index: int, logsumexp_ptr: int,
         factor_ptr: int,
     ) -> None:  # fmt: skip
-        exponentiate(
-            scores_ptr, visible, record.scale_bits, logsumexp_ptr, factor_ptr, first_index,
-            load_int(record.key_ptr, 0), record.threshold, record.factor_bits,
-        )  # fmt: skip
+        exponentiate(record, scores_ptr, visible, first_index, logsumexp_ptr, factor_ptr)
         total, largest = load_float(factor_ptr, 0), load_float(logsumexp_ptr, 0)
         store_float(logsumexp_ptr, 0, np.float32(largest + math.log(total)))
         store_float(factor_ptr, 0, np.float32(1.0 / total))
@@ -123,12 +109,11 @@ def _make_softmax_row(target: KernelTarget) -> Any:
 
 
 def _exponentiate(
-    v: Vectors, scores_ptr: Value, visible: Value, scale_bits: Value, largest_ptr: Value,
-    sum_ptr: Value, first_index: Value, key: Value, threshold: Value, factor_bits: Value,
+    v: Vectors, record: Record, scores_ptr: Value, visible: Value, first_index: Value,
+    largest_ptr: Value, sum_ptr: Value,
 ) -> None:  # fmt: skip
     """Emit weights = exp(scale * scores - max), dropped or not, the maximum, and their sum."""
-    scale = v.float_argument(scale_bits)
-    mask = Mask(v, key, threshold, factor_bits)
+    scale, mask = v.splat(record.scale), Mask(v, record)
     whole = visible & -v.lanes
     rest = visible - whole
     is_visible = v.first_lanes(rest)
@@ -165,7 +150,7 @@ def _exponentiate(
         totals = v.fold(rest, v.lanes, totals, add_rest)
         v.store(v.sum(totals), sum_ptr)
 
-    with v.when_else(threshold != 0) as (drops, keeps):
+    with v.when_else(record.threshold != 0) as (drops, keeps):
         with drops:
             weigh_all(drops=True)
         with keeps:

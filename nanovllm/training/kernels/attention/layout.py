@@ -1,11 +1,10 @@
-"""The working memory of attention; laid out alike by Python and by compiled code. Needs no Numba.
+"""The working memory of attention: fields of the records that Python computes. Needs no Numba."""
 
-Addresses begin at `start_ptr`, a multiple of LINE_BYTES. Python passes 0 to learn the size.
-"""
-
-from typing import NamedTuple
+from itertools import accumulate
+from typing import Any
 
 from nanovllm.model.kernels.build.layout import LINE_BYTES, WORD_BYTES
+from nanovllm.model.kernels.build.packing import round_up
 from nanovllm.model.kernels.build.target import KernelTarget
 
 QUERIES = 24
@@ -20,77 +19,78 @@ def panel_width(target: KernelTarget) -> int:
     return PANEL_VECTORS * target.lanes
 
 
-class ForwardMemory(NamedTuple):
-    """Arrays of a head in attention, with panels `width` wide."""
-
-    keys_ptr: int  # K^T [panels of keys, head_dim, width]
-    values_ptr: int  # V [panels of columns, context, width]
-    scores_ptr: int  # [QUERIES, context]
-    sums_ptr: int  # [QUERIES, head_dim]
-    factors_ptr: int  # [QUERIES]
-    scores_row_bytes: int  # from one row of scores to the next
-    row_bytes: int  # from one row of sums to the next
-    end_ptr: int
+def count_heads(record: Any) -> int:
+    """Return the items of attention, in compiled code: the heads of all sequences."""
+    return int(record.batch * record.heads)
 
 
-def forward_memory(start_ptr: int, context: int, head_dim: int, width: int) -> ForwardMemory:
-    """Return the memory of a thread."""
-    row_bytes = -(-head_dim // width) * width * WORD_BYTES
-    padded_bytes = -(-context // width) * width * WORD_BYTES
+def forward_memory(context: int, head_dim: int, width: int) -> dict[str, int]:
+    """Return the layout of a head's arrays, with panels `width` wide, by fields of the record.
+
+    keys     K^T [panels of keys, head_dim, width]
+    values   V [panels of columns, context, width]
+    scores   [QUERIES, context], `scores_row_bytes` from one row to the next
+    sums     [QUERIES, head_dim], `row_bytes` from one row to the next
+    factors  [QUERIES]
+    """
+    columns_bytes, row_bytes, scores_row_bytes = _row_bytes(context, head_dim, width)
+    return _layout(
+        row_bytes,
+        scores_row_bytes,
+        keys=columns_bytes * head_dim,
+        values=context * row_bytes,
+        scores=QUERIES * scores_row_bytes,
+        sums=QUERIES * row_bytes,
+        factors=QUERIES * WORD_BYTES,
+    )
+
+
+def backward_memory(context: int, head_dim: int, width: int) -> dict[str, int]:
+    """Return the layout of a head's arrays in the backward pass, as `forward_memory` does.
+
+    queries_t, grads_t       Q^T and grad_out^T [panels of queries, head_dim, width]
+    queries, grads           Q and grad_out [panels of columns, context, width]
+    grad_queries             [context, head_dim]
+    logsumexp, dots          [context]
+    keys                     K [panels of columns, KEYS, width]
+    scores, grad_scores      [KEYS, context]
+    grad_values, grad_keys   [KEYS, head_dim]
+    """
+    columns_bytes, row_bytes, scores_row_bytes = _row_bytes(context, head_dim, width)
+    return _layout(
+        row_bytes,
+        scores_row_bytes,
+        queries_t=columns_bytes * head_dim,
+        grads_t=columns_bytes * head_dim,
+        queries=context * row_bytes,
+        grads=context * row_bytes,
+        grad_queries=context * row_bytes,
+        logsumexp=columns_bytes,
+        dots=columns_bytes,
+        keys=KEYS * row_bytes,
+        scores=KEYS * scores_row_bytes,
+        grad_scores=KEYS * scores_row_bytes,
+        grad_values=KEYS * row_bytes,
+        grad_keys=KEYS * row_bytes,
+    )
+
+
+def _row_bytes(context: int, head_dim: int, width: int) -> tuple[int, int, int]:
+    """Return the bytes of `context` columns in whole panels, of a row of a head, and of scores."""
+    columns_bytes = round_up(context, width) * WORD_BYTES
     # Rows a power of two apart would share a set of the cache, and evict each other.
-    scores_row_bytes = padded_bytes + LINE_BYTES
-    keys_ptr = start_ptr
-    values_ptr = keys_ptr + padded_bytes * head_dim
-    scores_ptr = values_ptr + context * row_bytes
-    sums_ptr = scores_ptr + QUERIES * scores_row_bytes
-    factors_ptr = sums_ptr + QUERIES * row_bytes
-    end_ptr = -(-(factors_ptr + QUERIES * WORD_BYTES) // LINE_BYTES) * LINE_BYTES
-    return ForwardMemory(
-        keys_ptr, values_ptr, scores_ptr, sums_ptr, factors_ptr, scores_row_bytes, row_bytes,
-        end_ptr,
-    )  # fmt: skip
+    return columns_bytes, round_up(head_dim, width) * WORD_BYTES, columns_bytes + LINE_BYTES
 
 
-class BackwardMemory(NamedTuple):
-    """Arrays of a head in the backward pass, with panels `width` wide."""
-
-    queries_t_ptr: int  # Q^T [panels of queries, head_dim, width]
-    grads_t_ptr: int  # grad_out^T, alike
-    queries_ptr: int  # Q [panels of columns, context, width]
-    grads_ptr: int  # grad_out, alike
-    grad_queries_ptr: int  # [context, head_dim]
-    logsumexp_ptr: int  # [context]
-    dots_ptr: int  # [context]
-    keys_ptr: int  # K [panels of columns, KEYS, width]
-    scores_ptr: int  # [KEYS, context]
-    grad_scores_ptr: int  # [KEYS, context]
-    grad_values_ptr: int  # [KEYS, head_dim]
-    grad_keys_ptr: int  # [KEYS, head_dim]
-    scores_row_bytes: int  # from one row of scores, and of their gradients, to the next
-    row_bytes: int  # from one row of the other gradients to the next
-    end_ptr: int
-
-
-def backward_memory(start_ptr: int, context: int, head_dim: int, width: int) -> BackwardMemory:
-    """Return the memory of a thread."""
-    row_bytes = -(-head_dim // width) * width * WORD_BYTES
-    padded_bytes = -(-context // width) * width * WORD_BYTES
-    scores_row_bytes = padded_bytes + LINE_BYTES
-    queries_t_ptr = start_ptr
-    grads_t_ptr = queries_t_ptr + padded_bytes * head_dim
-    queries_ptr = grads_t_ptr + padded_bytes * head_dim
-    grads_ptr = queries_ptr + context * row_bytes
-    grad_queries_ptr = grads_ptr + context * row_bytes
-    logsumexp_ptr = grad_queries_ptr + context * row_bytes
-    dots_ptr = logsumexp_ptr + padded_bytes
-    keys_ptr = dots_ptr + padded_bytes
-    scores_ptr = keys_ptr + KEYS * row_bytes
-    grad_scores_ptr = scores_ptr + KEYS * scores_row_bytes
-    grad_values_ptr = grad_scores_ptr + KEYS * scores_row_bytes
-    grad_keys_ptr = grad_values_ptr + KEYS * row_bytes
-    end_ptr = -(-(grad_keys_ptr + KEYS * row_bytes) // LINE_BYTES) * LINE_BYTES
-    return BackwardMemory(
-        queries_t_ptr, grads_t_ptr, queries_ptr, grads_ptr, grad_queries_ptr, logsumexp_ptr,
-        dots_ptr, keys_ptr, scores_ptr, grad_scores_ptr, grad_values_ptr, grad_keys_ptr,
-        scores_row_bytes, row_bytes, end_ptr,
-    )  # fmt: skip
+def _layout(row_bytes: int, scores_row_bytes: int, **sizes: int) -> dict[str, int]:
+    """Return the offset of each array, one after another, and the bytes of all."""
+    ends = list(accumulate(sizes.values()))
+    offsets = {
+        f"{name}_offset": end - size for (name, size), end in zip(sizes.items(), ends, strict=True)
+    }
+    return {
+        **offsets,
+        "row_bytes": row_bytes,
+        "scores_row_bytes": scores_row_bytes,
+        "scratch_bytes": round_up(ends[-1], LINE_BYTES),
+    }

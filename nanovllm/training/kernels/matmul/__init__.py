@@ -5,5 +5,5 @@ Each line imports only from lines below it:
 matmul    the loops over blocks, divided into items for the threads
 epilogue  the end of a matmul: sums of parts, bias and activation
 pack      operands in the order in which tiles read them
-tile      the innermost loop
+tile      tiles that may begin and end with other arrays
 """

@@ -6,7 +6,7 @@ B is packed into panels before (pack.py). The loops, from the outermost to the i
     item   a block of up to BLOCK_ROWS rows of C, and a group of panels
     piece  up to MAX_PIECE steps
     panel  a few vectors of columns
-    tile   6 rows of the block, with all sums in registers (tile.py)
+    tile   6 rows of the block, with all sums in registers (simd/tile.py)
     step   one element of each row of A, and a row of the panel
 
 The part of A that an item needs in a piece stays in the second-level cache, and is packed where A
@@ -23,9 +23,10 @@ from nanovllm.model.kernels.build.layout import WORD_BYTES
 from nanovllm.model.kernels.build.target import KernelTarget
 from nanovllm.model.kernels.simd.move import make_clear, make_copy
 from nanovllm.model.kernels.simd.rows import rows_at
+from nanovllm.model.kernels.simd.tile import TILE_ROWS, TileInput
 from nanovllm.training.kernels.matmul.epilogue import make_epilogue
 from nanovllm.training.kernels.matmul.pack import SLIVER_STEP_BYTES, Panels, make_pack_slivers
-from nanovllm.training.kernels.matmul.tile import TILE_ROWS, TileInput, TileResult, make_tile
+from nanovllm.training.kernels.matmul.tile import TileResult, make_tile
 from nanovllm.training.kernels.phases import Work
 from nanovllm.training.kernels.records import BLOCK_ROWS, IDENTITY, MAX_PIECE, SCRATCH_FLOATS
 
@@ -60,12 +61,27 @@ class Matmul(NamedTuple):
     addend_ptr: int
 
 
-@compiled
 def plain_matmul(
-    rows: int, a_ptr: int, is_transposed: bool, b: Panels, out_ptr: int, addend_ptr: int
-) -> Matmul:
-    """Return the operands of out = [addend +] A @ B."""
-    return Matmul(rows, a_ptr, is_transposed, b, out_ptr, out_ptr, IDENTITY, 0, addend_ptr)
+    a: str, b: Any, out: str, *, rows: str, is_transposed: bool = False, accumulates: bool = False
+) -> Any:
+    """Return describe(record) of the operands of out = A @ B, or out += A @ B.
+
+    a, out, rows   names of fields of the record
+    b              what `panels_of` returns
+    is_transposed  as in Matmul
+    accumulates    add to `out`
+    """
+
+    @compiled
+    def describe(record: Any) -> Matmul:
+        out_ptr = record[out]
+        addend_ptr = out_ptr if accumulates else 0
+        return Matmul(
+            record[rows], record[a], is_transposed, b(record), out_ptr, out_ptr, IDENTITY, 0,
+            addend_ptr,
+        )  # fmt: skip
+
+    return describe
 
 
 @compiled

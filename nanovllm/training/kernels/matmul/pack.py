@@ -17,10 +17,11 @@ from nanovllm.model.kernels.build.compiler import compiled, outlined
 from nanovllm.model.kernels.build.layout import WORD_BYTES
 from nanovllm.model.kernels.build.target import KernelTarget
 from nanovllm.model.kernels.simd.kernel import kernel
+from nanovllm.model.kernels.simd.move import make_clear, make_copy, make_scatter
 from nanovllm.model.kernels.simd.scalar import load_float, store_float
+from nanovllm.model.kernels.simd.tile import TILE_ROWS
 from nanovllm.model.kernels.simd.value import F32, Value
 from nanovllm.model.kernels.simd.vector import Vectors
-from nanovllm.training.kernels.matmul.tile import TILE_ROWS
 from nanovllm.training.kernels.phases import Work
 from nanovllm.training.kernels.transpose import transpose_block
 
@@ -31,22 +32,40 @@ class Panels(NamedTuple):
     """A matrix B and its panels.
 
     source_ptr      B, or its transpose
+    row_bytes       bytes from one row of the source to the next
     is_transposed   whether the rows of the source are columns of B
     steps, columns  size of B
     panels_ptr      the panels; where this is 0, nothing is packed
     """
 
     source_ptr: int
+    row_bytes: int
     is_transposed: bool
     steps: int
     columns: int
     panels_ptr: int
 
 
+def panels_of(
+    source: str, *, steps: str, columns: str, panels: str, is_transposed: bool = False
+) -> Any:
+    """Return describe(record) -> Panels of a C-contiguous matrix; names are fields of a record."""
+    row = steps if is_transposed else columns
+
+    @compiled
+    def describe(record: Any) -> Panels:
+        return Panels(
+            record[source], record[row] * WORD_BYTES, is_transposed, record[steps],
+            record[columns], record[panels],
+        )  # fmt: skip
+
+    return describe
+
+
 def pack_work(target: KernelTarget, describe: Any) -> Work:
     """Return the work of packing the matrix that describe(record) returns, a panel an item."""
     width = target.panel_width
-    pack_panel = _make_pack_panel(target)
+    pack_panel = _make_pack_panel(target, width)
 
     @compiled
     def count(record: Any) -> int:
@@ -61,51 +80,59 @@ def pack_work(target: KernelTarget, describe: Any) -> Work:
 
 
 @cache
-def _make_pack_panel(target: KernelTarget) -> Any:
+def make_pack_panels(target: KernelTarget, width: int) -> Any:
+    """Return pack_panels(matrix), which copies a matrix to panels of `width` columns."""
+    pack_panel = _make_pack_panel(target, width)
+
+    @compiled
+    def pack_panels(matrix: Panels) -> None:
+        for panel in range((matrix.columns + width - 1) // width):
+            pack_panel(matrix, panel)
+
+    return pack_panels
+
+
+@cache
+def _make_pack_panel(target: KernelTarget, width: int) -> Any:
     """Return pack_panel(matrix, panel), which copies the columns of one panel."""
-    width = target.panel_width
-    width_bytes = width * WORD_BYTES
+    width_bytes, lanes = width * WORD_BYTES, target.lanes
 
     def copy_whole(
         v: Vectors, source_ptr: Value, row_bytes: Value, steps: Value, out_ptr: Value
     ) -> None:
         with v.range(steps) as k:
-            from_ptr = source_ptr + k * row_bytes
-            to_ptr = out_ptr + k * width_bytes
+            from_ptr, to_ptr = source_ptr + k * row_bytes, out_ptr + k * width_bytes
             for offset_bytes in range(0, width_bytes, v.lanes * WORD_BYTES):
                 v.store(v.load(from_ptr, offset_bytes), to_ptr, offset_bytes)
 
-    copy_rows = kernel(target, copy_whole)
-    transpose = kernel(target, transpose_block)
-    lanes = target.lanes
+    copy_rows, transpose = kernel(target, copy_whole), kernel(target, transpose_block)
+    clear, copy, scatter = make_clear(target), make_copy(target), make_scatter(target)
 
     @outlined
     def pack_panel(matrix: Panels, panel: int) -> None:
-        steps = matrix.steps
-        row_bytes = (steps if matrix.is_transposed else matrix.columns) * WORD_BYTES
+        steps, row_bytes = matrix.steps, matrix.row_bytes
         out_ptr = matrix.panels_ptr + panel * steps * width_bytes
         columns = min(width, matrix.columns - panel * width)
-        column_bytes = row_bytes if matrix.is_transposed else WORD_BYTES
-        source_ptr = matrix.source_ptr + panel * width * column_bytes
-        if not matrix.is_transposed and columns == width:
-            copy_rows(source_ptr, row_bytes, steps, out_ptr)
+        if columns < width:
+            clear(out_ptr, steps * width)
+        if not matrix.is_transposed:
+            source_ptr = matrix.source_ptr + panel * width_bytes
+            if columns == width:
+                copy_rows(source_ptr, row_bytes, steps, out_ptr)
+            else:
+                for k in range(steps):
+                    copy(source_ptr + k * row_bytes, out_ptr + k * width_bytes, columns)
             return
-        whole_columns, whole_steps = 0, 0  # that `transpose` has packed
-        if matrix.is_transposed:
-            whole_columns, whole_steps = columns // lanes * lanes, steps // lanes * lanes
-            for column in range(0, whole_columns, lanes):
-                transpose(
-                    source_ptr + column * row_bytes, row_bytes, whole_steps,
-                    out_ptr + column * WORD_BYTES, width_bytes,
-                )  # fmt: skip
-        for column in range(width):
-            for k in range(whole_steps if column < whole_columns else 0, steps):
-                value = np.float32(0.0)
-                if column < columns and matrix.is_transposed:
-                    value = load_float(source_ptr + column * row_bytes, k)
-                elif column < columns:
-                    value = load_float(source_ptr + k * row_bytes, column)
-                store_float(out_ptr, k * width + column, value)
+        source_ptr = matrix.source_ptr + panel * width * row_bytes
+        whole_columns, whole_steps = columns // lanes * lanes, steps // lanes * lanes
+        for column in range(columns):
+            column_ptr = source_ptr + column * row_bytes
+            to_ptr = out_ptr + column * WORD_BYTES
+            first = whole_steps if column < whole_columns else 0  # the first step after a square
+            if first > 0 and column % lanes == 0:
+                transpose(column_ptr, row_bytes, first, to_ptr, width_bytes)
+            column_ptr += first * WORD_BYTES
+            scatter(column_ptr, to_ptr + first * width_bytes, width_bytes, steps - first)
 
     return pack_panel
 

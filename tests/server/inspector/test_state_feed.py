@@ -2,7 +2,7 @@
 
 import asyncio
 
-from nanovllm.server.inspector.event_stream import StateReader, _put
+from nanovllm.server.inspector.state_feed import StateReader, _put
 from tests.support.async_engines import run
 
 
