@@ -300,7 +300,6 @@ function shorten(context, text, width) {
 export function tokenStrip(tokens, { label, onSelect }) {
   const items = tokens.map((token, index) =>
     h("button", {
-      type: "button",
       class: "bare v-token",
       tabindex: index ? -1 : 0,
       onclick: () => onSelect(index),

@@ -51,11 +51,10 @@ export function button(label, options = {}, onclick) {
   const { icon: name, iconOnly, kind = "", small, ...attributes } = options;
   const classes = ["button", kind, small && "small", iconOnly && "icon-only"].filter(Boolean);
   const named = iconOnly ? { "aria-label": label, title: label } : {};
-  return h(
-    "button",
-    { type: "button", class: classes.join(" "), ...named, onclick, ...attributes },
-    [name && icon(name), !iconOnly && h("span", { class: "button-label", text: label })],
-  );
+  return h("button", { class: classes.join(" "), ...named, onclick, ...attributes }, [
+    name && icon(name),
+    !iconOnly && h("span", { class: "button-label", text: label }),
+  ]);
 }
 
 /**

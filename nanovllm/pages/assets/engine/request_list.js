@@ -100,7 +100,6 @@ function requestRow(names, { id, choice, prompt: text }, onSelect, inspect) {
   const button = h(
     "button",
     {
-      type: "button",
       class: "bare v-request",
       title: id,
       onclick: () => onSelect(id),

@@ -110,7 +110,6 @@ export function embeddingsExplorer(data) {
   /** @param {Token} point */
   function tokenButton(point) {
     return h("button", {
-      type: "button",
       class: "pill v-result",
       text: tokenLabel(point),
       title: `token id ${point.id}`,

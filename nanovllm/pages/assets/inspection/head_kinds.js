@@ -93,7 +93,7 @@ export function finderCard({ key, name, what }, head, { numRepeats, onSelect, on
   const isClear = head[key] >= CLEAR_SHARE;
   const element = h(
     "button",
-    { type: "button", class: "card stack v-finder", onclick: () => onSelect(head) },
+    { class: "card stack v-finder", onclick: () => onSelect(head) },
     title,
     h("span", {
       class: isClear ? "v-finder-head" : "v-finder-head secondary",

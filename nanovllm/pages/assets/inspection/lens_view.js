@@ -166,7 +166,7 @@ function summary(lens, onChoose) {
   const surprises = order
     .slice(0, NUM_SURPRISES)
     .map((position) =>
-      h("button", { type: "button", class: "pill v-surprise", onclick: () => onChoose(position) }, [
+      h("button", { class: "pill v-surprise", onclick: () => onChoose(position) }, [
         tokenInWord(wordAt(lens.tokens, position + 1)),
         h("strong", { text: formatPercent(probabilities[position]) }),
         h("span", { class: "secondary", text: `position ${position + 1} (from 0)` }),

@@ -78,7 +78,6 @@ function addTabs() {
   for (const { name, label } of VIEWS) {
     const select = () => (location.hash = name);
     const tab = h("button", {
-      type: "button",
       role: "tab",
       class: "tab",
       id: `tab-${name}`,

@@ -42,7 +42,7 @@ export function runHistory({ onselect }) {
     const end = hasFailed ? "failed" : `${countTokens(choices)} tokens`;
     const named = (/** @type {string} */ name) => name in sent && `${name} ${sent[name]}`;
     const which = [started.toLocaleTimeString(), named("seed"), named("temperature")];
-    const attributes = { type: "button", class: "bare history-item", onclick: () => onselect(run) };
+    const attributes = { class: "bare history-item", onclick: () => onselect(run) };
     /** @param {any[]} parts */
     const line = (parts) =>
       h("span", { class: "secondary small-text", text: parts.filter(Boolean).join(" · ") });

@@ -169,7 +169,6 @@ export function tokenText({ vocabulary, label, onbranch, onpoint = () => {} }) {
       const action = other.id === token.id ? "Generate again after" : "Continue with";
       const chance = formatPercent(Math.exp(other.logprob));
       const attributes = {
-        type: "button",
         class: "bare bar-button",
         "aria-label": `${action} ${vocabulary.label(other.id)}, ${chance}`,
         tabindex: index ? -1 : 0,
