@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
+from nanovllm.engine.chat.template import PromptEnd
 from nanovllm.errors import InvalidRequestError
 from nanovllm.sampling_params import Count
 from nanovllm.server.http.bounded_model import BoundedModel, allow_nulls
@@ -166,11 +167,11 @@ class PromptFields(Body):
         return self
 
     @property
-    def has_generation_prompt(self) -> bool:
-        """Whether the prompt ends with the beginning of an answer."""
-        if self.add_generation_prompt is None:
-            return not self.continue_final_message
-        return self.add_generation_prompt
+    def prompt_end(self) -> PromptEnd:
+        """What the prompt ends with; by default with the beginning of an answer."""
+        if self.continue_final_message:
+            return "open"
+        return "closed" if self.add_generation_prompt is False else "generation_prompt"
 
 
 class UnusedChatFields(UnusedFields):
@@ -226,7 +227,7 @@ class ChatRequest(SamplingBody, UnusedChatFields, PromptFields):
     @property
     def role(self) -> Role:
         """The role of the answer."""
-        return "assistant" if self.has_generation_prompt else self.messages[-1].role
+        return "assistant" if self.prompt_end == "generation_prompt" else self.messages[-1].role
 
     @property
     def echoed_text(self) -> str:
