@@ -16,7 +16,7 @@ from nanovllm.cli.reload import reload_credentials
 from nanovllm.cli.serve_options import ServeOptions
 from nanovllm.cli.service_manager import Terminal, notify
 from nanovllm.engine.async_engine import AsyncEngine, EngineState
-from nanovllm.server.control import ServerControl
+from nanovllm.server.service import ServerControl
 
 CLOSE_S = 2
 """Time to send the last bytes after the engine has stopped; then connections are closed."""

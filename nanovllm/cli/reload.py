@@ -12,7 +12,7 @@ from uvicorn.config import create_ssl_context
 
 from nanovllm.cli.security_options import check_certificate, read_api_keys
 from nanovllm.cli.serve_options import ServeOptions
-from nanovllm.server.control import ServerControl
+from nanovllm.server.service import ServerControl
 
 
 def reload_credentials(options: ServeOptions, http: uvicorn.Config, control: ServerControl) -> str:

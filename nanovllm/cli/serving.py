@@ -35,13 +35,13 @@ from nanovllm.engine.async_engine import AsyncEngine, EngineState
 from nanovllm.engine.engine import Engine
 from nanovllm.engine.memory import MemoryPlan
 from nanovllm.hub import resolve_model
-from nanovllm.model.memory_limit import PHYSICAL_MEMORY
-from nanovllm.server.app import ServerSettings, create_app
-from nanovllm.server.control import ServerControl
+from nanovllm.model.machine import PHYSICAL_MEMORY
+from nanovllm.server.app import create_app
 from nanovllm.server.http.access_log import leave_out_routine_requests
 from nanovllm.server.http.protocol import watched_protocol
 from nanovllm.server.http.request_log import write_log_to
 from nanovllm.server.metrics import ServerMetrics
+from nanovllm.server.service import ServerControl, ServerSettings
 
 _SWITCH_INTERVAL_S = 0.0005
 """Interval of GIL hand-overs. The event loop releases the GIL at each system call; with Python's

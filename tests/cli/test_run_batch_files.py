@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from nanovllm.batch.input import BatchInput, CustomIds, digest_of
 from nanovllm.batch.output import Answer, AnswerFile, open_answers
 from nanovllm.cli.main import build_parser
-from nanovllm.server.app import ServerSettings
+from nanovllm.server.service import ServerSettings
 from tests.support.batch_files import (
     arguments,
     read_answers,

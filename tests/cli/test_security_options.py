@@ -19,7 +19,7 @@ from nanovllm.cli.security_options import (
 )
 from nanovllm.cli.serve_options import ServeOptions
 from nanovllm.cli.serving import server_settings
-from nanovllm.server.app import ServerSettings
+from nanovllm.server.service import ServerSettings
 from tests.support.certificates import make_certificate, needs_openssl
 
 SECRET = "s3cret"
