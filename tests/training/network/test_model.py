@@ -33,7 +33,7 @@ def small_config(**changes: object) -> GPT2Config:
 def random_parameters(config: GPT2Config, dtype: type[np.floating] = np.float32) -> Parameters:
     parameters = Parameters(expected_shapes(config), dtype=dtype)
     generator = np.random.default_rng(0)
-    for _, tensor in parameters:
+    for tensor in parameters.tensors.values():
         tensor.data[...] = 0.3 * generator.standard_normal(tensor.data.shape)
     return parameters
 
