@@ -18,7 +18,7 @@ from benchmarks.workload import DEFAULT_SEED, Answer, Run
 from nanovllm.cli.argument_types import not_negative, positive, positive_number
 from nanovllm.cli.bench.report import describe_machine
 from nanovllm.model.config import GPT2Config
-from nanovllm.model.cores import default_threads
+from nanovllm.model.machine import default_threads
 
 PYTHON_VARIABLE = "NANOVLLM_PEER_PYTHON"
 MODEL = ("model", "scale", "ours")

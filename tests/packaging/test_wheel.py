@@ -184,9 +184,8 @@ def test_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     assert f"{info}/licenses/LICENSE" in names
     assets = ("swagger-ui-bundle.js", "swagger-ui.css", "start.js", "LICENSE-swagger-ui.txt")
     assert {f"nanovllm/server/http/docs_assets/{name}" for name in assets} <= set(names)
-    for folder in ("server/inspector", "pages"):
-        page = (ROOT / "nanovllm" / folder / "assets").iterdir()
-        assert {f"nanovllm/{folder}/assets/{path.name}" for path in page} <= set(names)
+    pages = [path for path in (ROOT / "nanovllm/pages/assets").rglob("*") if path.is_file()]
+    assert {path.relative_to(ROOT).as_posix() for path in pages} <= set(names)
     assert not [name for name in names if "tests" in name or "__pycache__" in name]
 
 

@@ -240,7 +240,7 @@ def test_embeddings_are_searched_by_text(browser: "Browser", server: RunningServ
         result.wait_for()
         token_id = int((result.get_attribute("title") or "").rsplit(" ", 1)[1])
         result.click()
-        nearest = page.locator(".v-top li")
+        nearest = page.locator(".share-list li")
         nearest.nth(9).wait_for()
         response = server.http.get(f"/v1/inspect/neighbors?token={token_id}&count=10")
         expected = [f"{one['cosine']:.3f}" for one in json.loads(response.text)["neighbors"]]

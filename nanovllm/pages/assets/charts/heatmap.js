@@ -107,10 +107,10 @@ export function heatMap({ onRead }) {
   });
   const frame = h("div", { class: "v-map-frame" }, canvas);
   const element = h("div", { class: "v-map" }, [
-    h("p", { class: "v-axis", text: "key: the token attended to →" }),
+    h("p", { class: "secondary small-text", text: "key: the token attended to →" }),
     frame,
     h("p", {
-      class: "v-axis",
+      class: "secondary small-text",
       id: help,
       text: "rows ↓ query: the token that attends. Arrow keys move.",
     }),
@@ -300,7 +300,6 @@ function shorten(context, text, width) {
 export function tokenStrip(tokens, { label, onSelect }) {
   const items = tokens.map((token, index) =>
     h("button", {
-      type: "button",
       class: "bare v-token",
       tabindex: index ? -1 : 0,
       onclick: () => onSelect(index),

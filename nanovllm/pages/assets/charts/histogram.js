@@ -1,5 +1,6 @@
 /** Histograms of times with logarithmic buckets, and sparklines. */
 
+import { card } from "../elements/components.js";
 import { h, replace, s } from "../elements/dom.js";
 import { formatCount, formatDuration } from "../elements/format.js";
 import { hideTooltip, showTooltip } from "../elements/overlays.js";
@@ -103,8 +104,7 @@ export function timeHistogram({ title, explanation, unit }) {
   }
   new ResizeObserver(draw).observe(frame);
   return {
-    element: h("section", { class: "card", "aria-label": title }, [
-      h("h2", { text: title }),
+    element: card(title, {}, [
       h("p", { class: "secondary small-text", text: explanation }),
       summary,
       frame,

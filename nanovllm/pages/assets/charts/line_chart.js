@@ -51,15 +51,16 @@ export function lineChart({ title, yTitle, note, isLarge, onchoose, ...options }
   const values = panels.flatMap(({ lines }) => lines.flatMap(knownPoints)).map(([, y]) => y);
   const yScale = fitScale(values, options);
   const plot = h("div", { class: "plot", tabindex: 0, role: "group" });
-  const xTitle = h("p", { class: "axis-title x-title" });
+  const xTitle = h("p", { class: "secondary small-text x-title" });
   let panel = panels.find((one) => one.title === options.choice) ?? panels[0];
+  const area = () => project(panel, yScale, plot.clientWidth, HEIGHTS[size]);
   const show = () => {
     xTitle.textContent = panel.title;
     plot.setAttribute("aria-label", `${title} over ${panel.title}; arrow keys read the values`);
-    drawPlot(plot, panel, yScale, HEIGHTS[size], describe(title, panel));
+    if (plot.clientWidth) replace(plot, drawing(area(), describe(title, panel)));
   };
   new ResizeObserver(show).observe(plot);
-  addReadOut(plot, yScale, HEIGHTS[size], () => panel);
+  addReadOut(plot, area);
   const choices = panels.map((one) => ({ value: one.title, label: one.title }));
   /** @param {string} value */
   const choose = (value) => {
@@ -73,7 +74,7 @@ export function lineChart({ title, yTitle, note, isLarge, onchoose, ...options }
       panels.length > 1 &&
         segmented({ label: "x axis", options: choices, value: panel.title, onchange: choose }),
     ]),
-    h("p", { class: "axis-title", text: yTitle + (yScale.isLog ? ", logarithmic" : "") }),
+    h("p", { class: "secondary small-text", text: yTitle + (yScale.isLog ? ", logarithmic" : "") }),
     plot,
     xTitle,
   );
@@ -96,7 +97,7 @@ export function lineKey(line) {
 function legend(lines) {
   return h(
     "ul",
-    { class: "legend line-legend" },
+    { class: "row legend line-legend" },
     lines.map((line) => h("li", {}, lineKey(line), line.name)),
   );
 }
@@ -132,44 +133,37 @@ function xScaleOf({ lines }) {
   return { low, high: high === low ? low + 1 : high, isLog: false };
 }
 
-/**
- * Return functions from values to pixels.
- * @param {HTMLElement} plot
- * @param {Panel} panel
- * @param {Scale} yScale
- * @param {number} height
- */
-function project(plot, panel, yScale, height) {
-  const xScale = xScaleOf(panel);
-  const width = Math.max(plot.clientWidth - MARGIN.left - MARGIN.right, 1);
-  const tall = height - MARGIN.top - MARGIN.bottom;
-  return {
-    xScale,
-    width,
-    bottom: MARGIN.top + tall,
-    /** @param {number} x */
-    xOf: (x) => MARGIN.left + fraction(xScale, x) * width,
-    /** @param {number} y */
-    yOf: (y) => MARGIN.top + (1 - fraction(yScale, y)) * tall,
-  };
-}
+/** @typedef {ReturnType<typeof project>} Area */
 
 /**
- * @param {HTMLElement} plot
+ * Return functions from values to pixels.
  * @param {Panel} panel
  * @param {Scale} yScale
+ * @param {number} width
  * @param {number} height
- * @param {string} label
  */
-function drawPlot(plot, panel, yScale, height, label) {
-  if (!plot.clientWidth) return;
-  const { xScale, width, bottom, xOf, yOf } = project(plot, panel, yScale, height);
-  const right = MARGIN.left + width;
+function project(panel, yScale, width, height) {
+  const xScale = xScaleOf(panel);
+  const wide = Math.max(width - MARGIN.left - MARGIN.right, 1);
+  const tall = height - MARGIN.top - MARGIN.bottom;
+  /** @param {number} x */
+  const xOf = (x) => MARGIN.left + fraction(xScale, x) * wide;
+  /** @param {number} y */
+  const yOf = (y) => MARGIN.top + (1 - fraction(yScale, y)) * tall;
+  /** @param {number} pixels */
+  const xAt = (pixels) => xScale.low + ((pixels - MARGIN.left) / wide) * (xScale.high - xScale.low);
+  return { panel, xScale, yScale, width, height, xOf, yOf, xAt };
+}
+
+/** Return the drawing of a panel. @param {Area} area @param {string} label */
+function drawing({ panel, xScale, yScale, width, height, xOf, yOf }, label) {
+  const right = width - MARGIN.right;
+  const bottom = height - MARGIN.bottom;
   const xTicks = ticks(xScale, TICK_COUNT, panel.isWhole ? 1 : 0);
   const yTicks = ticks(yScale, TICK_COUNT);
   const yLabels = tickLabels(yScale, yTicks);
   const xLabels = tickLabels(xScale, xTicks);
-  const attributes = { class: "chart", width: plot.clientWidth, height, role: "img" };
+  const attributes = { class: "chart", width, height, role: "img", "aria-label": label };
   const axes = [
     yTicks.map((tick, index) => [
       s("line", { class: "grid", x1: MARGIN.left, x2: right, y1: yOf(tick), y2: yOf(tick) }),
@@ -181,7 +175,7 @@ function drawPlot(plot, panel, yScale, height, label) {
     s("line", { class: "axis", x1: MARGIN.left, x2: right, y1: bottom, y2: bottom }),
   ];
   const drawn = panel.lines.map((line) => drawLine(line, xOf, yOf));
-  replace(plot, s("svg", { ...attributes, "aria-label": label }, axes, drawn));
+  return s("svg", attributes, axes, drawn);
 }
 
 /**
@@ -226,11 +220,9 @@ function describe(title, panel) {
 /**
  * Show the values of all lines at the pointer, or at a step that the arrow keys choose.
  * @param {HTMLElement} plot
- * @param {Scale} yScale
- * @param {number} height
- * @param {() => Panel} panelOf
+ * @param {() => Area} areaOf
  */
-function addReadOut(plot, yScale, height, panelOf) {
+function addReadOut(plot, areaOf) {
   let current = 0;
 
   function hide() {
@@ -240,13 +232,9 @@ function addReadOut(plot, yScale, height, panelOf) {
   /** @param {number} target */
   function show(target) {
     hide();
-    const panel = panelOf();
-    const { xScale, xOf, yOf } = project(plot, panel, yScale, height);
+    const { panel, xScale, xOf, yOf } = areaOf();
     const found = panel.lines.map((line) => ({ line, point: nearest(knownPoints(line), target) }));
-    [current] = nearest(
-      found.map(({ point }) => point),
-      target,
-    );
+    [current] = nearest([...found.map(({ point }) => point)], target);
     // A line that has ended, or has not begun, has no value here.
     const shown = found.filter(
       ({ point: [x] }) => Math.abs(x - current) <= MAX_DISTANCE * (xScale.high - xScale.low),
@@ -274,9 +262,7 @@ function addReadOut(plot, yScale, height, panelOf) {
 
   /** @param {PointerEvent} event */
   function follow(event) {
-    const { xScale, width } = project(plot, panelOf(), yScale, height);
-    const offset = event.clientX - plot.getBoundingClientRect().left - MARGIN.left;
-    show(xScale.low + (offset / width) * (xScale.high - xScale.low));
+    show(areaOf().xAt(event.clientX - plot.getBoundingClientRect().left));
   }
 
   plot.addEventListener("pointermove", follow);
@@ -284,22 +270,16 @@ function addReadOut(plot, yScale, height, panelOf) {
   plot.addEventListener("pointerleave", hide);
   plot.addEventListener("blur", hide);
   plot.addEventListener("focus", () => {
-    if (plot.matches(":focus-visible")) show(xScaleOf(panelOf()).high);
+    if (plot.matches(":focus-visible")) show(areaOf().xScale.high);
   });
   plot.addEventListener("keydown", (event) => {
     const step = keyMove(event)?.[1];
     if (!step) return;
     event.preventDefault();
-    const xs = panelOf().lines.flatMap((line) => knownPoints(line).map(([x]) => x));
-    const sorted = [...new Set(xs)].sort((a, b) => a - b);
-    const index =
-      sorted.indexOf(
-        nearest(
-          sorted.map((x) => [x]),
-          current,
-        )[0],
-      ) + step;
-    show(sorted[Math.min(Math.max(index, 0), sorted.length - 1)]);
+    const points = areaOf().panel.lines.flatMap(knownPoints);
+    const [from] = nearest(points, current);
+    const others = points.filter(([x]) => (x - from) * step > 0);
+    show(others.length ? nearest(others, from)[0] : from);
   });
 }
 

@@ -54,10 +54,10 @@ export function scatterPlot({ onSelect }) {
   });
   const frame = h("div", { class: "v-scatter" }, canvas);
   const reading = h("p", { class: "v-reading", text: "Point at a token to read it." });
-  const yAxis = h("p", { class: "v-axis" });
-  const xAxis = h("p", { class: "v-axis v-axis-x" });
+  const yAxis = h("p", { class: "secondary small-text" });
+  const xAxis = h("p", { class: "secondary small-text v-axis-x" });
   const hidden = new Set();
-  const outside = h("p", { class: "v-axis", hidden: true });
+  const outside = h("p", { class: "secondary small-text", hidden: true });
   /** @type {Point[]} */
   let points = [];
   let scale = { x: 0, y: 0, width: 1, height: 1 }; // centre and size of the data
@@ -245,7 +245,7 @@ export function scatterPlot({ onSelect }) {
 
   const legend = h(
     "div",
-    { class: "legend", role: "group", "aria-label": "Kinds of token" },
+    { class: "row legend", role: "group", "aria-label": "Kinds of token" },
     TOKEN_KINDS.map(({ name }, kind) =>
       h("label", { class: "checkbox" }, [
         h("input", {
@@ -263,15 +263,9 @@ export function scatterPlot({ onSelect }) {
     ),
   );
   const zoomButtons = h("div", { class: "row v-zoom" }, [
-    button({
-      label: "Zoom in",
-      icon: "plus",
-      iconOnly: true,
-      small: true,
-      onclick: () => zoomBy(1.6),
-    }),
-    button({ label: "−", small: true, "aria-label": "Zoom out", onclick: () => zoomBy(1 / 1.6) }),
-    button({ label: "Show all", icon: "reset", small: true, onclick: () => zoomBy(0) }),
+    button("Zoom in", { icon: "plus", iconOnly: true, small: true }, () => zoomBy(1.6)),
+    button("−", { small: true, "aria-label": "Zoom out" }, () => zoomBy(1 / 1.6)),
+    button("Show all", { icon: "reset", small: true }, () => zoomBy(0)),
   ]);
   return {
     element: h("div", { class: "stack tight" }, [

@@ -41,25 +41,35 @@ export function icon(name) {
 
 /**
  * Return a button. `label` is its text, or its accessible name with `iconOnly`.
- * @param {{label: string, icon?: string, iconOnly?: boolean, small?: boolean,
- *   kind?: "primary" | "quiet" | "danger" | "", onclick?: (event: MouseEvent) => void,
- *   [attribute: string]: any}} options
+ * @param {string} label
+ * @param {{icon?: string, iconOnly?: boolean, small?: boolean,
+ *   kind?: "primary" | "quiet" | "danger" | "", [attribute: string]: any}} [options]
+ * @param {(event: MouseEvent) => void} [onclick]
  * @returns {HTMLButtonElement}
  */
-export function button({ label, icon: name, iconOnly, kind = "", small, ...attributes }) {
+export function button(label, options = {}, onclick) {
+  const { icon: name, iconOnly, kind = "", small, ...attributes } = options;
   const classes = ["button", kind, small && "small", iconOnly && "icon-only"].filter(Boolean);
-  return h(
-    "button",
-    {
-      type: "button",
-      class: classes.join(" "),
-      "aria-label": iconOnly ? label : null,
-      title: iconOnly ? label : null,
-      ...attributes,
-    },
+  const named = iconOnly ? { "aria-label": label, title: label } : {};
+  return h("button", { class: classes.join(" "), ...named, onclick, ...attributes }, [
     name && icon(name),
     !iconOnly && h("span", { class: "button-label", text: label }),
-  );
+  ]);
+}
+
+/**
+ * Return a section with a title. `lead` is the text below it, `beside` what is in its line.
+ * @param {string} title
+ * @param {{lead?: string, beside?: Node, [attribute: string]: any}} options
+ * @param {any[]} children
+ */
+export function card(title, { lead, beside, class: name = "", ...attributes }, children) {
+  const heading = h("h2", { text: title });
+  return h("section", { class: `card ${name}`, "aria-label": title, ...attributes }, [
+    beside ? h("div", { class: "card-header" }, heading, beside) : heading,
+    lead && h("p", { class: "secondary v-lead", text: lead }),
+    children,
+  ]);
 }
 
 /**
@@ -70,7 +80,7 @@ export function field({ label, control, hint, unit, hideLabel }) {
   control.id ||= uniqueId("field");
   const hintId = hint ? uniqueId("hint") : null;
   if (hintId) control.setAttribute("aria-describedby", hintId);
-  return h("div", { class: "field" }, [
+  return h("div", { class: "stack field" }, [
     h("label", { for: control.id, class: hideLabel ? "visually-hidden" : "field-label" }, [
       label,
       unit && h("span", { class: "field-unit", text: ` ${unit}` }),
@@ -106,11 +116,28 @@ export function segmented({ label, options, value, onchange }) {
 }
 
 /**
+ * Return a list of items with a share each, as a bar and as a text.
+ * @template T
+ * @param {T[]} items
+ * @param {(item: T) => number} shareOf from 0 to 1
+ * @param {(share: number) => string} format
+ * @param {(item: T) => Node} nameOf
+ */
+export function shareList(items, shareOf, format, nameOf) {
+  const rows = items.map((item) => [
+    nameOf(item),
+    h("span", { class: "share-bar", vars: { "--part": shareOf(item) } }),
+    h("span", { text: format(shareOf(item)) }),
+  ]);
+  return h("ol", { class: "share-list" }, [...rows.map((row) => h("li", {}, row))]);
+}
+
+/**
  * Return what a view shows where it has nothing to show yet.
  * @param {{title: string, text: string, action?: Node}} options
  */
 export function emptyState({ title, text, action }) {
-  return h("div", { class: "empty-state" }, [
+  return h("div", { class: "stack empty-state" }, [
     h("p", { class: "empty-title", text: title }),
     h("p", { class: "empty-text", text }),
     action,
@@ -144,7 +171,7 @@ export function busy(text) {
 export function toast(text, kind = "info") {
   let list = document.querySelector(".toasts");
   if (!list) {
-    list = h("div", { class: "toasts", role: "status", "aria-live": "polite" });
+    list = h("div", { class: "stack toasts", role: "status", "aria-live": "polite" });
     document.body.append(list);
   }
   const item = h("div", { class: `toast ${kind}`, text });

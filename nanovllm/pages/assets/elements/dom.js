@@ -14,7 +14,8 @@ let lastId = 0;
  * Return an HTML element.
  *
  * Attributes: `class`, `text`, `dataset`, properties such as `value`, listeners (`onclick`),
- * and any other attribute; false, null and undefined leave one out. `vars` sets CSS custom
+ * and any other attribute; false, null and undefined leave one out. A button submits no form unless
+ * its type says so. `vars` sets CSS custom
  * properties.
  * @template {keyof HTMLElementTagNameMap} Tag
  * @param {Tag} tag
@@ -23,7 +24,9 @@ let lastId = 0;
  * @returns {HTMLElementTagNameMap[Tag]}
  */
 export function h(tag, attributes = {}, ...children) {
-  return fill(document.createElement(tag), attributes, children);
+  const element = document.createElement(tag);
+  if (element instanceof HTMLButtonElement) element.type = "button";
+  return fill(element, attributes, children);
 }
 
 /**

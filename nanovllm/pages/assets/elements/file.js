@@ -10,5 +10,5 @@ import { append, byId } from "./dom.js";
 export function showData(view) {
   append(byId("main"), [view(JSON.parse(byId("data").textContent ?? ""))]);
   const onclick = () => document.dispatchEvent(new Event("themechoice"));
-  byId("actions").append(button({ label: "Light or dark", small: true, onclick }));
+  byId("actions").append(button("Light or dark", { small: true }, onclick));
 }

@@ -14,12 +14,7 @@ export function sortableTable({ caption, columns, rows, sortKey, onSelect, isSel
   const body = h("tbody");
   const heads = columns.map((column) =>
     h("th", { scope: "col", title: column.title ?? null }, [
-      h("button", {
-        type: "button",
-        class: "bare v-sort",
-        text: column.label,
-        onclick: () => sort(column.key),
-      }),
+      h("button", { class: "bare v-sort", text: column.label, onclick: () => sort(column.key) }),
     ]),
   );
   /** @param {string} next */

@@ -27,7 +27,7 @@ export function blockGrid({ names, onSelect }) {
   });
   const frame = h("div", { class: "v-blocks" }, canvas);
   const reading = h("p", { class: "v-reading small-text" });
-  const legend = h("div", { class: "legend" });
+  const legend = h("div", { class: "row legend" });
   /** @type {any} null before the first state */
   let state = null;
   let cells = new Int32Array(0);

@@ -13,36 +13,14 @@ import { formatDuration } from "../elements/format.js";
  */
 export function controlBar({ act, move, watch }) {
   const status = h("span", { class: "v-live" });
-  const pause = button({ label: "Pause", icon: "pause", small: true, onclick: () => act("pause") });
-  const resume = button({
-    label: "Resume",
-    icon: "play",
-    small: true,
-    hidden: true,
-    onclick: () => act("resume"),
-  });
-  const step = button({
-    label: "Step",
-    icon: "step",
-    small: true,
-    disabled: true,
-    onclick: () => act("step"),
-  });
-  const back = button({
-    label: "Previous step",
-    icon: "back",
-    iconOnly: true,
-    small: true,
-    onclick: () => move(-1),
-  });
-  const forth = button({
-    label: "Next step",
-    icon: "step",
-    iconOnly: true,
-    small: true,
-    onclick: () => move(1),
-  });
-  const live = button({ label: "Live", small: true, onclick: () => watch(null) });
+  const pause = button("Pause", { icon: "pause", small: true }, () => act("pause"));
+  const resume = button("Resume", { icon: "play", small: true, hidden: true }, () => act("resume"));
+  const step = button("Step", { icon: "step", small: true, disabled: true }, () => act("step"));
+  const back = button("Previous step", { icon: "back", iconOnly: true, small: true }, () =>
+    move(-1),
+  );
+  const forth = button("Next step", { icon: "step", iconOnly: true, small: true }, () => move(1));
+  const live = button("Live", { small: true }, () => watch(null));
   /** @type {number[]} recorded steps; the slider chooses among them */
   let numbers = [];
   const slider = h("input", {
@@ -57,7 +35,7 @@ export function controlBar({ act, move, watch }) {
   });
   const hint = h("p", { class: "secondary small-text v-control-hint", hidden: true });
   const banner = h("p", { class: "v-banner", role: "status", hidden: true });
-  const element = h("div", { class: "card v-controls" }, [
+  const element = h("div", { class: "card row v-controls" }, [
     h("div", { class: "row" }, status, pause, resume, step),
     h("div", { class: "row v-replay", role: "group", "aria-label": "Replay" }, [
       back,

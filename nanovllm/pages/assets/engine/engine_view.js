@@ -7,7 +7,7 @@
 import { oncePerFrame } from "../charts/canvas.js";
 import { timeHistogram } from "../charts/histogram.js";
 import { sampleLengths } from "../client/lengths.js";
-import { button, emptyState, errorMessage, toast } from "../elements/components.js";
+import { button, card, emptyState, errorMessage, toast } from "../elements/components.js";
 import { h, keyMove, replace, targetOf } from "../elements/dom.js";
 import { formatCount } from "../elements/format.js";
 import { blockGrid } from "./block_grid.js";
@@ -25,13 +25,17 @@ import { stepTimeline } from "./step_timeline.js";
 const CLOCK_MS = 1000; // between two updates of the ages in a pause, which has no frames
 const MAX_STEPS = 512;
 const MAX_FINISHED = 20;
+const WAITING_LEAD = "In queue order, with the reason why each waits.";
+const STEPS_LEAD =
+  "A column is one step of the engine, a row one request. Choose a step to replay it; the left and " +
+  "right arrow keys move.";
 const SAMPLE_PREFIX =
   "It was the best of times, it was the worst of times, it was the age of wisdom, it was " +
   "the age of foolishness, it was the epoch of belief, it was the epoch of incredulity.";
 const SAMPLE_ENDINGS = [
   "The king",
   "A ship",
-  "In the morning",
+  "At dawn",
   "She said",
   "The door",
   "He was",
@@ -73,38 +77,22 @@ export function engineView({ api, store, announce }) {
       for (const list of [running, waiting]) list.reveal();
     },
   });
-  /** @param {number | null} step */
-  const watch = (step) => {
+  /** @param {() => void} change of the step that is shown */
+  const replay = (change) => {
     if (history.watched === null) fillGaps();
-    history.watch(step);
+    change();
     schedule();
   };
-  /** @param {number} count */
-  const move = (count) => {
-    if (history.watched === null) fillGaps();
-    history.move(count);
-    schedule();
-  };
+  const watch = (/** @type {number | null} */ step) => replay(() => history.watch(step));
+  const move = (/** @type {number} */ count) => replay(() => history.move(count));
   const figures = engineFigures();
   /** @param {string} view @param {string} prompt */
   const inspect = (view, prompt) => {
     store.set("prompt", prompt);
     location.hash = view;
   };
-  const running = requestList({
-    names,
-    inspect,
-    label: "Running requests",
-    onSelect: select,
-    includes: ({ state }) => state === "running",
-  });
-  const waiting = requestList({
-    names,
-    inspect,
-    label: "Waiting requests",
-    onSelect: select,
-    includes: ({ state }) => state === "waiting",
-  });
+  const running = requestList("running", { names, inspect, onSelect: select });
+  const waiting = requestList("waiting", { names, inspect, onSelect: select });
   const blocks = blockGrid({ names, onSelect: select });
   const timeline = stepTimeline({ names, onWatch: watch, onSelect: select });
   const log = eventLog({ names, onSelect: select, onWatch: watch });
@@ -136,76 +124,43 @@ export function engineView({ api, store, announce }) {
     watch,
   });
   const message = h("div", { class: "v-message" });
+  const samples = `Send ${SAMPLE_ENDINGS.length} sample prompts`;
+  const sampleButton = button(samples, { kind: "primary" }, sendSamples);
   const noRequests = emptyState({
     title: "No request is running",
     text: "Requests of all clients appear here. Send one from the Playground, or sample prompts.",
-    action: button({
-      label: `Send ${SAMPLE_ENDINGS.length} sample prompts`,
-      kind: "primary",
-      onclick: sendSamples,
-    }),
+    action: sampleButton,
   });
   const noRunning = h("p", { class: "secondary", text: "No request runs." });
   const noWaiting = h("p", { class: "secondary" });
   const omitted = h("p", { class: "secondary small-text", hidden: true });
+  const runningCard = card("Running requests", { beside: requestLegend() }, [
+    noRunning,
+    running.element,
+  ]);
+  const waitingCard = card("Waiting requests", { lead: WAITING_LEAD }, [
+    noWaiting,
+    waiting.element,
+    omitted,
+  ]);
+  const blockCard = card("KV cache blocks", {}, [figures.blockNote, blocks.element]);
   const content = h("div", { class: "stack", hidden: true }, [
     figures.element,
     noRequests,
-    h("div", { class: "v-engine-columns" }, [
-      h("section", { class: "card v-of-state", "aria-label": "Running requests" }, [
-        h("div", { class: "card-header" }, h("h2", { text: "Running requests" }), requestLegend()),
-        noRunning,
-        running.element,
-      ]),
-      h("section", { class: "card v-of-state", "aria-label": "Waiting requests" }, [
-        h("h2", { text: "Waiting requests" }),
-        h("p", {
-          class: "secondary v-lead",
-          text: "In queue order, with the reason why each waits.",
-        }),
-        noWaiting,
-        waiting.element,
-        omitted,
-      ]),
-    ]),
-    h("section", { class: "card v-of-state", "aria-label": "KV cache blocks" }, [
-      h("h2", { text: "KV cache blocks" }),
-      figures.blockNote,
-      blocks.element,
-    ]),
-    h("section", { class: "card", "aria-label": "Steps" }, [
-      h("h2", { text: "Steps" }),
-      h("p", {
-        class: "secondary v-lead",
-        text:
-          "A column is one step of the engine, a row one request. Choose " +
-          "a step to replay it; the left and right arrow keys move.",
-      }),
-      timeline.element,
-    ]),
-    h("div", { class: "v-engine-thirds" }, [
-      h("section", { class: "card", "aria-label": "Events" }, [
-        h("h2", { text: "Events" }),
-        log.element,
-      ]),
+    h("div", { class: "columns v-engine-columns" }, runningCard, waitingCard),
+    blockCard,
+    card("Steps", { lead: STEPS_LEAD }, [timeline.element]),
+    h("div", { class: "columns thirds" }, [
+      card("Events", {}, [log.element]),
       ttft.element,
       itl.element,
     ]),
   ]);
-  const element = h("div", { class: "stack v-engine" }, [
-    controls.element,
-    message,
-    lookup.element,
-    content,
-  ]);
+  const parts = [controls.element, message, lookup.element, content];
+  const element = h("div", { class: "stack" }, parts);
   const statePanels = [
-    figures.element,
-    ttft.element,
-    itl.element,
-    ...Array.from(
-      content.querySelectorAll(".v-of-state"),
-      (each) => /** @type {HTMLElement} */ (each),
-    ),
+    ...[figures.element, ttft.element, itl.element],
+    ...[runningCard, waitingCard, blockCard],
   ];
 
   element.addEventListener("keydown", (event) => {
@@ -254,7 +209,7 @@ export function engineView({ api, store, announce }) {
         replace(
           message,
           errorMessage(isFinal ? error.message : `${error.message} The page tries again.`),
-          isFinal && button({ label: "Try again", small: true, onclick: () => retry(false) }),
+          isFinal && button("Try again", { small: true }, () => retry(false)),
         );
       },
     }));
@@ -388,7 +343,7 @@ function otherStepText({ step }, isEarlier) {
 function requestLegend() {
   /** @param {string} part @param {string} text */
   const item = (part, text) => h("span", {}, h("span", { class: `swatch v-part-${part}` }), text);
-  return h("div", { class: "legend v-request-legend" }, [
+  return h("div", { class: "row legend v-request-legend" }, [
     item("cached", "prompt, cached"),
     item("computed", "prompt, computed"),
     item("pending", "prompt, to compute"),

@@ -57,14 +57,12 @@ export function eventLog({ names, onSelect, onWatch }) {
         if (kind === "gap") return h("li", {}, h("span", { class: "v-log-gap", text }));
         return h("li", { class: selected && selected !== id ? "v-faded" : null }, [
           h("button", {
-            type: "button",
             class: "bare v-log-step",
             text: formatCount(step),
             "aria-label": `Replay step ${step}`,
             onclick: () => onWatch(step),
           }),
           h("button", {
-            type: "button",
             class: "bare v-name",
             text: names.name(id),
             title: id,

@@ -24,13 +24,14 @@ const COLUMNS = [
 ];
 
 /**
- * Return a list of the requests that `includes` accepts. A listed request keeps its row.
- * @param {{names: Names, label: string,
- *   includes: (request: Request) => boolean, onSelect: (id: string) => void,
+ * Return a list of the requests in a state. A listed request keeps its row.
+ * @param {Request["state"]} state
+ * @param {{names: Names, onSelect: (id: string) => void,
  *   inspect: (view: string, prompt: string) => void}} options `inspect` opens a view with a prompt
  */
-export function requestList({ names, label, includes, onSelect, inspect }) {
-  const list = h("ul", { class: "v-requests", "aria-label": label });
+export function requestList(state, { names, onSelect, inspect }) {
+  const label = `${state === "running" ? "Running" : "Waiting"} requests`;
+  const list = h("ul", { class: "stack v-requests", "aria-label": label });
   const header = h("div", { class: "bare v-request v-request-header", "aria-hidden": "true" }, [
     h("span", { text: "Request" }),
     h("span", { text: "Phase" }),
@@ -46,7 +47,7 @@ export function requestList({ names, label, includes, onSelect, inspect }) {
     element,
     /** @param {Request[]} requests @param {number} pausedS time to add to their ages */
     update(requests, pausedS) {
-      const shown = requests.filter(includes);
+      const shown = requests.filter((request) => request.state === state);
       const keys = new Set();
       element.hidden = shown.length === 0;
       shown.forEach((request, index) => {
@@ -99,7 +100,6 @@ function requestRow(names, { id, choice, prompt: text }, onSelect, inspect) {
   const button = h(
     "button",
     {
-      type: "button",
       class: "bare v-request",
       title: id,
       onclick: () => onSelect(id),
@@ -113,9 +113,9 @@ function requestRow(names, { id, choice, prompt: text }, onSelect, inspect) {
     bar,
     cells,
   );
-  const actions = h("div", { class: "v-request-actions", hidden: true }, [
+  const actions = h("div", { class: "row v-request-actions", hidden: true }, [
     Object.entries(INSPECTING_VIEWS).map(([view, label]) =>
-      actionButton({ label, small: true, onclick: () => inspect(view, text ?? "") }),
+      actionButton(label, { small: true }, () => inspect(view, text ?? "")),
     ),
     h("span", {
       class: "secondary small-text",

@@ -77,17 +77,14 @@ export function stepTimeline({ names, onWatch, onSelect }) {
     context.font = FONT;
     context.textBaseline = "middle";
     peak = Math.min(Math.max(...shown.map(({ num_tokens: tokens }) => tokens), 8), budget);
-    drawTotals(context, shown, palette);
-    drawRows(context, shown, palette);
-    drawGaps(context, shown, palette);
+    const drawing = { context, shown, palette };
+    drawTotals(drawing);
+    drawRows(drawing);
+    drawGaps(drawing);
   }
 
-  /**
-   * @param {CanvasRenderingContext2D} context
-   * @param {StepRecord[]} shown
-   * @param {Palette} palette
-   */
-  function drawTotals(context, shown, palette) {
+  /** @param {Drawing} drawing */
+  function drawTotals({ context, shown, palette }) {
     context.fillStyle = palette.text;
     context.textAlign = "right";
     context.fillText(formatCount(peak), LABEL_PX - 6, 8);
@@ -117,13 +114,8 @@ export function stepTimeline({ names, onWatch, onSelect }) {
     });
   }
 
-  /**
-   * Mark where steps are missing between two columns.
-   * @param {CanvasRenderingContext2D} context
-   * @param {StepRecord[]} shown
-   * @param {Palette} palette
-   */
-  function drawGaps(context, shown, palette) {
+  /** Mark where steps are missing between two columns. @param {Drawing} drawing */
+  function drawGaps({ context, shown, palette }) {
     context.strokeStyle = palette.text;
     context.setLineDash([2, 3]);
     shown.forEach(({ step }, column) => {
@@ -133,12 +125,8 @@ export function stepTimeline({ names, onWatch, onSelect }) {
     context.setLineDash([]);
   }
 
-  /**
-   * @param {CanvasRenderingContext2D} context
-   * @param {StepRecord[]} shown
-   * @param {Palette} palette
-   */
-  function drawRows(context, shown, palette) {
+  /** @param {Drawing} drawing */
+  function drawRows({ context, shown, palette }) {
     const top = TOTAL_PX + AXIS_PX;
     const rowOf = new Map(rows.map(({ name }, index) => [name, index]));
     rows.forEach(({ name, id }, index) => {
@@ -205,7 +193,6 @@ export function stepTimeline({ names, onWatch, onSelect }) {
         h(
           "button",
           {
-            type: "button",
             class: "bare v-name",
             onclick: () => onSelect(id),
             vars: { "--owner": `var(--cat-${names.color(id)})` },
@@ -223,7 +210,11 @@ export function stepTimeline({ names, onWatch, onSelect }) {
         }),
       ]),
     );
-    replace(details, h("h3", { text: stepText(record) }), h("ul", { class: "v-sequences" }, list));
+    replace(
+      details,
+      h("h3", { text: stepText(record) }),
+      h("ul", { class: "row v-sequences" }, list),
+    );
     canvas.setAttribute(
       "aria-label",
       `Timeline of steps. Step ${record.step}: ${formatThings(record.num_tokens, "token")} of ` +
@@ -279,7 +270,10 @@ export function stepTimeline({ names, onWatch, onSelect }) {
   };
 }
 
-/** @typedef {ReturnType<typeof readPalette>} Palette */
+/**
+ * @typedef {{context: CanvasRenderingContext2D, shown: StepRecord[],
+ *   palette: ReturnType<typeof readPalette>}} Drawing
+ */
 
 /** Return the colours of the theme. */
 function readPalette() {
@@ -310,7 +304,7 @@ function stepText(record) {
 function timelineLegend(budgetText) {
   /** @param {string} name @param {string} text */
   const item = (name, text) => h("span", {}, h("span", { class: `v-key ${name}` }), text);
-  return h("div", { class: "legend" }, [
+  return h("div", { class: "row legend" }, [
     item("v-key-prefill", "prefill"),
     item("v-key-chunk", "chunk of a prompt"),
     item("v-key-decode", "decode"),

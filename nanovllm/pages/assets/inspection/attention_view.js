@@ -2,7 +2,7 @@
 
 import { onThemeChange } from "../charts/colors.js";
 import { heatMap, tokenStrip, weightFraction, weightLegend } from "../charts/heatmap.js";
-import { errorMessage, field, icon } from "../elements/components.js";
+import { card, errorMessage, field, icon } from "../elements/components.js";
 import { h, replace } from "../elements/dom.js";
 import { formatNumber, formatPercent, tokenLabel } from "../elements/format.js";
 import { sortableTable } from "../elements/sortable_table.js";
@@ -26,6 +26,14 @@ import { promptForm } from "./prompt_form.js";
 
 const MAX_WHOLE_WEIGHTS = 16 * 2 ** 20; // 64 MiB; above it, weights are fetched layer by layer
 const TOP_KEYS = 5;
+const KINDS_LEAD =
+  "The strongest head of each kind in this prompt, with its mean attention weight from the third " +
+  "token on. Layers and heads are counted from 0.";
+const HEADS_LEAD =
+  "Each square is a map of one head: a row is a token that attends (query), a column a token " +
+  "attended to (key). Choose one to enlarge it; arrow keys move.";
+const TEXT_LEAD =
+  "Choose a token to see what it attends to. Later tokens have no weight: attention is causal.";
 const REPEATING_EXAMPLE = "The old man saw a ship. The old man saw a ship.";
 
 /**
@@ -172,30 +180,18 @@ export function attentionExplorer({ attention, overview, loadLayer, onExample, r
     }
   }
 
+  const selects = h("div", { class: "row" }, [
+    field({ label: "Layer", control: layerSelect }),
+    field({ label: "Head", control: headSelect }),
+  ]);
   const element = h("div", { class: "v-attention stack" }, [
     h("section", { "aria-label": "Kinds of head" }, [
       h("h2", { text: "What heads attend to" }),
-      h("p", {
-        class: "secondary v-lead",
-        text:
-          "The strongest head of each kind in this prompt, with its mean attention weight from " +
-          "the third token on. Layers and heads are counted from 0.",
-      }),
-      h(
-        "div",
-        { class: "v-finders" },
-        cards.map((card) => card.element),
-      ),
+      h("p", { class: "secondary v-lead", text: KINDS_LEAD }),
+      h("div", { class: "v-finders" }, [...cards.map((each) => each.element)]),
     ]),
-    h("div", { class: "v-columns" }, [
-      h("section", { class: "card", "aria-label": "All heads" }, [
-        h("h2", { text: "All heads" }),
-        h("p", {
-          class: "secondary v-lead",
-          text:
-            "Each square is a map of one head: a row is a token that attends (query), a column a " +
-            "token attended to (key). Choose one to enlarge it; arrow keys move.",
-        }),
+    h("div", { class: "columns v-columns" }, [
+      card("All heads", { lead: HEADS_LEAD }, [
         grid.element,
         h("details", { class: "v-details" }, [
           h("summary", {}, icon("chevron"), "Statistics of all heads, sortable"),
@@ -203,25 +199,12 @@ export function attentionExplorer({ attention, overview, loadLayer, onExample, r
         ]),
       ]),
       h("section", { class: "card v-head-card", "aria-label": "The chosen head" }, [
-        h("div", { class: "card-header" }, [
-          h("div", {}, title, kinds),
-          h("div", { class: "row" }, [
-            field({ label: "Layer", control: layerSelect }),
-            field({ label: "Head", control: headSelect }),
-          ]),
-        ]),
+        h("div", { class: "card-header" }, h("div", {}, title, kinds), selects),
         reading,
         map.element,
         weightLegend(),
       ]),
-      h("section", { class: "card v-text-card", "aria-label": "Weights as text" }, [
-        h("h2", { text: "The same row as text" }),
-        h("p", {
-          class: "secondary v-lead",
-          text:
-            "Choose a token to see what it attends to. Later tokens have " +
-            "no weight: attention is causal.",
-        }),
+      card("The same row as text", { class: "v-text-card", lead: TEXT_LEAD }, [
         strip.element,
         topKeys,
       ]),

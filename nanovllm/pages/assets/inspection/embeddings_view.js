@@ -1,7 +1,7 @@
 /** Embeddings: tokens as points in two dimensions, with search and nearest neighbours. */
 
 import { scatterPlot } from "../charts/scatter_plot.js";
-import { busy, errorMessage, field, segmented } from "../elements/components.js";
+import { busy, card, errorMessage, field, segmented, shareList } from "../elements/components.js";
 import { h, replace } from "../elements/dom.js";
 import { formatCount, formatPercent, tokenLabel } from "../elements/format.js";
 
@@ -18,6 +18,8 @@ const NUM_NEIGHBORS = 10;
 const LIMIT = 2500;
 const MAX_POINTS = 5000; // of nanovllm/inspection/embeddings.py
 
+const HINT =
+  "Choose a point or a search result to see the tokens with the most similar embeddings.";
 const TSNE_NOTE =
   "t-SNE keeps near neighbours near. Distances between groups, their sizes and the axes have " +
   "no meaning.";
@@ -33,13 +35,8 @@ const TSNE_NOTE =
  *   neighborsOf?: (id: number) => Promise<Neighbor[]>}} data
  * @returns {HTMLElement}
  */
-export function embeddingsExplorer({
-  projections,
-  neighbors = null,
-  marked = [],
-  load,
-  neighborsOf,
-}) {
+export function embeddingsExplorer(data) {
+  const { projections, neighbors, marked = [], load, neighborsOf } = data;
   /** @type {Map<string, Projection | Promise<Projection>>} */
   const known = new Map(Object.entries(projections));
   const plot = scatterPlot({ onSelect: (/** @type {EmbeddedToken} */ point) => select(point) });
@@ -54,7 +51,7 @@ export function embeddingsExplorer({
     placeholder: "for example: king",
     oninput: () => showResults(),
   });
-  const results = h("ul", { class: "v-results" });
+  const results = h("ul", { class: "row v-results" });
   const found = h("p", { class: "secondary small-text", "aria-live": "polite" });
   const chosen = h("div", { class: "stack tight" });
   /** @type {EmbeddedToken[]} */
@@ -113,7 +110,6 @@ export function embeddingsExplorer({
   /** @param {Token} point */
   function tokenButton(point) {
     return h("button", {
-      type: "button",
       class: "pill v-result",
       text: tokenLabel(point),
       title: `token id ${point.id}`,
@@ -145,20 +141,8 @@ export function embeddingsExplorer({
         return;
       }
       plot.link(nearest.map(({ id }) => id));
-      replace(
-        list,
-        h(
-          "ol",
-          { class: "v-top" },
-          nearest.map((neighbor) =>
-            h("li", {}, [
-              tokenButton(neighbor),
-              h("span", { class: "v-bar", vars: { "--part": neighbor.cosine } }),
-              h("span", { text: neighbor.cosine.toFixed(3) }),
-            ]),
-          ),
-        ),
-      );
+      const format = (/** @type {number} */ cosine) => cosine.toFixed(3);
+      list.append(shareList(nearest, ({ cosine }) => cosine, format, tokenButton));
     } catch (/** @type {any} */ error) {
       replace(list, errorMessage(error.message));
     }
@@ -175,25 +159,10 @@ export function embeddingsExplorer({
     choice.append(segmented({ label: "Projection", options, value, onchange: showMethod }));
   }
 
-  replace(
-    chosen,
-    h("p", {
-      class: "secondary",
-      text:
-        "Choose a point or a search result to see the tokens with " +
-        "the most similar embeddings.",
-    }),
-  );
+  chosen.append(h("p", { class: "secondary", text: HINT }));
   showMethod(load ? "pca" : [...known.keys()][0]);
-  return h("div", { class: "v-embeddings" }, [
-    h("section", { class: "card", "aria-label": "Scatter plot" }, [
-      h("div", { class: "card-header" }, [h("h2", { text: "Token embeddings" }), choice]),
-      note,
-      extent,
-      more,
-      message,
-      plot.element,
-    ]),
+  return h("div", { class: "columns v-embeddings" }, [
+    card("Token embeddings", { beside: choice }, [note, extent, more, message, plot.element]),
     h("section", { class: "card stack", "aria-label": "Search and neighbours" }, [
       field({ label: "Search tokens", control: search }),
       found,

@@ -39,7 +39,6 @@ export function headGrid(heads, layers, headNumbers, onSelect) {
       const tile = h(
         "button",
         {
-          type: "button",
           class: "v-head",
           tabindex: -1,
           onclick: () => onSelect(head),

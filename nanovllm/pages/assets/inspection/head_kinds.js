@@ -85,17 +85,15 @@ export function finderCard({ key, name, what }, head, { numRepeats, onSelect, on
     const isInduction = key === "induction";
     const text = isInduction ? inductionNeed(numRepeats) : SHORT_PROMPT;
     const example =
-      isInduction &&
-      onExample &&
-      button({ label: "Show an example", small: true, onclick: onExample });
-    const element = h("div", { class: "card v-finder" }, title, note(text), example);
+      isInduction && onExample && button("Show an example", { small: true }, onExample);
+    const element = h("div", { class: "card stack v-finder" }, title, note(text), example);
     return { element, mark: () => {} };
   }
   const share = `${formatPercent(head[key])} of its weight on ${what}`;
   const isClear = head[key] >= CLEAR_SHARE;
   const element = h(
     "button",
-    { type: "button", class: "card v-finder", onclick: () => onSelect(head) },
+    { class: "card stack v-finder", onclick: () => onSelect(head) },
     title,
     h("span", {
       class: isClear ? "v-finder-head" : "v-finder-head secondary",

@@ -3,7 +3,7 @@
 import { colorScale, onThemeChange } from "../charts/colors.js";
 import { scaleLegend } from "../charts/heatmap.js";
 import { probabilityChart } from "../charts/probability_chart.js";
-import { segmented, tokenInWord } from "../elements/components.js";
+import { card, segmented, shareList, tokenInWord } from "../elements/components.js";
 import { h, keyMove, replace, targetOf } from "../elements/dom.js";
 import {
   formatCount,
@@ -18,6 +18,11 @@ import { promptForm } from "./prompt_form.js";
 const NUM_SURPRISES = 3;
 const LEAST_PROBABILITY = 1e-30; // whose logarithm is drawn
 const TOP = 5;
+const LAYERS_LEAD =
+  "Below each token, the most likely next token if the forward pass ended after that layer. The " +
+  "row embeddings mostly repeats the input token where the output head is the token embedding, as " +
+  "in GPT-2. The last row is the model's prediction. Choose a cell for its most likely tokens. " +
+  "Home and End move to the first and the last token.";
 /** @type {Record<string, [number, number]>} */
 const ENDS = { Home: [0, -Infinity], End: [0, Infinity] };
 
@@ -46,21 +51,11 @@ export function lensExplorer(lens) {
   show("p");
   onThemeChange(table.element, table.recolor);
   return h("div", { class: "stack" }, [
-    h("section", { class: "card", "aria-label": "Probability of the prompt" }, [
-      h("h2", { text: "Where the prompt surprises the model" }),
-      summary(lens, (position) => table.choose(position)),
-      nextTokenChart(lens, (position) => table.choose(position)),
+    card("Where the prompt surprises the model", {}, [
+      summary(lens, table.choose),
+      nextTokenChart(lens, table.choose),
     ]),
-    h("section", { class: "card", "aria-label": "Predictions by layer" }, [
-      h("h2", { text: "What each layer predicts next" }),
-      h("p", {
-        class: "secondary v-lead",
-        text:
-          "Below each token, the most likely next token if the forward pass ended after that " +
-          "layer. The row embeddings mostly repeats the input token where the output head is the " +
-          "token embedding, as in GPT-2. The last row is the model's prediction. Choose a cell " +
-          `for its ${TOP} most likely tokens. Home and End move to the first and the last token.`,
-      }),
+    card("What each layer predicts next", { lead: LAYERS_LEAD }, [
       h("div", { class: "row between v-lead" }, [
         segmented({ label: "Colour the cells by", options, value: "p", onchange: show }),
         legend,
@@ -171,7 +166,7 @@ function summary(lens, onChoose) {
   const surprises = order
     .slice(0, NUM_SURPRISES)
     .map((position) =>
-      h("button", { type: "button", class: "pill v-surprise", onclick: () => onChoose(position) }, [
+      h("button", { class: "pill v-surprise", onclick: () => onChoose(position) }, [
         tokenInWord(wordAt(lens.tokens, position + 1)),
         h("strong", { text: formatPercent(probabilities[position]) }),
         h("span", { class: "secondary", text: `position ${position + 1} (from 0)` }),
@@ -186,7 +181,7 @@ function summary(lens, onChoose) {
         `Perplexity ${formatNumber(Math.exp(-sum / probabilities.length))} over ` +
         `${formatCount(probabilities.length)} tokens.`,
     }),
-    h("p", { class: "v-surprises" }, h("span", { text: "Least expected:" }), surprises),
+    h("p", { class: "row v-surprises" }, h("span", { text: "Least expected:" }), surprises),
   ]);
 }
 
@@ -351,26 +346,19 @@ function nextText({ tokens, cells }, row, position) {
 
 /** @param {Lens} lens @param {number} row @param {number} position */
 function cellDetails(lens, row, position) {
-  const cell = lens.cells[row][position];
+  const { top, entropy } = lens.cells[row][position];
+  const after = `After ${tokenLabel(lens.tokens[position])} the most likely are:`;
   return h("div", { class: "stack tight" }, [
     h("h3", { text: `${lens.layers[row]}, position ${position} (from 0)` }),
-    h("p", {
-      class: "secondary",
-      text: `After ${tokenLabel(lens.tokens[position])} the most likely are:`,
-    }),
-    h(
-      "ol",
-      { class: "v-top" },
-      cell.top.map((token) =>
-        h("li", {}, [
-          h("code", { text: tokenLabel(token) }),
-          h("span", { class: "v-bar", vars: { "--part": token.p } }),
-          h("span", { text: formatPercent(token.p) }),
-        ]),
-      ),
+    h("p", { class: "secondary", text: after }),
+    shareList(
+      top,
+      ({ p }) => p,
+      formatPercent,
+      (token) => h("code", { text: tokenLabel(token) }),
     ),
     h("p", { text: nextText(lens, row, position) }),
-    h("p", { class: "secondary", text: `Entropy ${formatNumber(cell.entropy)} nats` }),
+    h("p", { class: "secondary", text: `Entropy ${formatNumber(entropy)} nats` }),
   ]);
 }
 

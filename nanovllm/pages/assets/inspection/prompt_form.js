@@ -47,16 +47,14 @@ export function promptForm({ context, action, hint, compute }) {
     if (running === controller) result.removeAttribute("aria-busy");
   }
 
-  const recent = button({
-    label: "Use the playground's text",
-    small: true,
-    kind: "quiet",
-    hidden: true,
-    onclick: () => {
+  const recent = button(
+    "Use the playground's text",
+    { small: true, kind: "quiet", hidden: true },
+    () => {
       input.value = context.store.get("prompt");
       run();
     },
-  });
+  );
   context.store.subscribe("prompt", (prompt) => (recent.hidden = !prompt));
   const finished = h("select", {
     class: "select v-number",
@@ -78,8 +76,8 @@ export function promptForm({ context, action, hint, compute }) {
       ),
     );
   });
-  const submit = button({ label: action, kind: "primary", type: "submit" });
-  const form = h("form", { class: "card v-prompt" }, [
+  const submit = button(action, { kind: "primary", type: "submit" });
+  const form = h("form", { class: "card stack v-prompt" }, [
     field({ label: "Prompt", control: input, hint }),
     h("div", { class: "row" }, [submit, recent, finished]),
   ]);

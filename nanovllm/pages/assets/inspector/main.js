@@ -78,7 +78,6 @@ function addTabs() {
   for (const { name, label } of VIEWS) {
     const select = () => (location.hash = name);
     const tab = h("button", {
-      type: "button",
       role: "tab",
       class: "tab",
       id: `tab-${name}`,
@@ -147,25 +146,16 @@ function fadeEdges(list) {
 
 function addTourButton() {
   byId("actions").append(
-    button({
-      label: "Take the tour",
-      icon: "info",
-      iconOnly: true,
-      kind: "quiet",
-      small: true,
-      onclick: startTour,
-    }),
+    button(
+      "Take the tour",
+      { icon: "info", iconOnly: true, kind: "quiet", small: true },
+      startTour,
+    ),
   );
 }
 
 function addThemeButton() {
-  const toggle = button({
-    label: "Theme",
-    icon: "moon",
-    iconOnly: true,
-    kind: "quiet",
-    small: true,
-  });
+  const toggle = button("Theme", { icon: "moon", iconOnly: true, kind: "quiet", small: true });
   const update = () => {
     const isDark = document.documentElement.dataset.theme === "dark";
     const label = isDark ? "Use the light theme" : "Use the dark theme";
@@ -203,8 +193,8 @@ function askForKey() {
     wasWrong && errorMessage("The server does not accept this key."),
     field({ label: "Key", control: input }),
     h("div", { class: "row end" }, [
-      button({ label: "Cancel", kind: "quiet", onclick: () => dialog.close("") }),
-      button({ label: "Use the key", kind: "primary", type: "submit" }),
+      button("Cancel", { kind: "quiet" }, () => dialog.close("")),
+      button("Use the key", { kind: "primary", type: "submit" }),
     ]),
   ]);
   const dialog = h("dialog", { class: "dialog", "aria-labelledby": "key-title" }, form);
@@ -229,14 +219,10 @@ function askForKey() {
 function updateKeyButton(isSet) {
   const label = isSet ? "Forget the API key" : "Enter an API key";
   document.getElementById("key-button")?.remove();
-  const key = button({
+  const key = button(
     label,
-    icon: "key",
-    iconOnly: isSet,
-    kind: isSet ? "quiet" : "",
-    small: true,
-    id: "key-button",
-    onclick: async () => {
+    { icon: "key", iconOnly: isSet, kind: isSet ? "quiet" : "", small: true, id: "key-button" },
+    async () => {
       if (isSet) {
         api.setKey(null);
         updateKeyButton(false);
@@ -247,13 +233,13 @@ function updateKeyButton(isSet) {
         checkHealth();
       }
     },
-  });
+  );
   byId("actions").prepend(key);
 }
 
 function addStatus() {
   const dot = h("span", { class: "dot", "aria-hidden": "true" });
-  const text = h("span", { class: "status-text" });
+  const text = h("span", { class: "status-text hidden-on-phone" });
   const model = h("span", { class: "status-model" });
   replace(byId("status"), dot, model, text);
   const update = () => {

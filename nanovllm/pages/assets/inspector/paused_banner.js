@@ -8,12 +8,10 @@ import { byId, h } from "../elements/dom.js";
  * @param {import("./main.js").Context} context
  */
 export function pausedBanner({ api, store, announce }) {
-  const resume = button({
-    label: "Resume the engine",
-    icon: "play",
-    kind: "primary",
-    small: true,
-    onclick: async () => {
+  const resume = button(
+    "Resume the engine",
+    { icon: "play", kind: "primary", small: true },
+    async () => {
       try {
         await api.post("v1/engine/control", { action: "resume" });
         store.set("isPaused", false);
@@ -22,9 +20,14 @@ export function pausedBanner({ api, store, announce }) {
         toast(error.message, "error");
       }
     },
-  });
+  );
   const text = h("p", { text: "The engine is paused: no request of any client makes progress." });
-  const element = h("div", { class: "paused-banner", role: "status", hidden: true }, text, resume);
+  const element = h(
+    "div",
+    { class: "row paused-banner", role: "status", hidden: true },
+    text,
+    resume,
+  );
   store.subscribe("isPaused", (isPaused) => {
     const hadFocus = element.contains(document.activeElement);
     element.hidden = !isPaused;

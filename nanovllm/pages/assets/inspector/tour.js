@@ -74,8 +74,8 @@ function setOffered() {
 export function tourOffer() {
   if (wasOffered()) return null;
   const offer = h("div", { class: "row tour-offer" }, [
-    button({ label: "Take the tour: 5 steps", kind: "primary", small: true, onclick: startTour }),
-    button({ label: "No, thanks", kind: "quiet", small: true, onclick: setOffered }),
+    button("Take the tour: 5 steps", { kind: "primary", small: true }, startTour),
+    button("No, thanks", { kind: "quiet", small: true }, setOffered),
   ]);
   document.addEventListener("touroffered", () => offer.remove(), { once: true });
   return offer;
@@ -92,18 +92,15 @@ export function startTour() {
   let index = 0;
   const title = h("h2", { id: "tour-title", tabindex: "-1" });
   const text = h("p", { id: "tour-text" });
-  const back = button({ label: "Back", small: true, onclick: () => show(index - 1) });
-  const next = button({
-    label: "Next",
-    kind: "primary",
-    small: true,
-    onclick: () => (index + 1 < STEPS.length ? show(index + 1) : end()),
-  });
-  const close = button({ label: "End the tour", kind: "quiet", small: true, onclick: () => end() });
+  const back = button("Back", { small: true }, () => show(index - 1));
+  const next = button("Next", { kind: "primary", small: true }, () =>
+    index + 1 < STEPS.length ? show(index + 1) : end(),
+  );
+  const close = button("End the tour", { kind: "quiet", small: true }, () => end());
   const element = h(
     "div",
     {
-      class: "tour",
+      class: "stack tour",
       role: "dialog",
       "aria-labelledby": "tour-title",
       "aria-describedby": "tour-text",

@@ -61,16 +61,18 @@ export function chatView(context) {
     placeholder: "Enter a message",
     onkeydown: sendByKey,
   });
-  const sendButton = button({
-    label: "Send",
-    icon: "up",
-    kind: "primary",
-    onclick: send,
-    title: "Enter; Shift+Enter is a new line",
-    "aria-keyshortcuts": "Enter",
-  });
-  const clearButton = button({ label: "New chat", kind: "quiet", onclick: clear });
-  const composer = h("section", { class: "card composer", "aria-label": "Message" }, [
+  const sendButton = button(
+    "Send",
+    {
+      icon: "up",
+      kind: "primary",
+      title: "Enter; Shift+Enter is a new line",
+      "aria-keyshortcuts": "Enter",
+    },
+    send,
+  );
+  const clearButton = button("New chat", { kind: "quiet" }, clear);
+  const composer = h("section", { class: "card stack composer", "aria-label": "Message" }, [
     field({ label: "Message", control: input, hideLabel: true }),
     h("div", { class: "row" }, sendButton, stop.button, clearButton),
   ]);

@@ -26,13 +26,13 @@ export function chatTurn(turn, { vocabulary, onedit, onretry, onbranch }) {
   const end = h("span", { class: "badge", hidden: !choice });
   const actions = h("div", { class: "row" }, [
     choice
-      ? button({ label: "Retry", icon: "reset", ...quiet, onclick: onretry })
-      : button({ label: "Edit", ...quiet, title: "Write this message again", onclick: onedit }),
-    button({ label: "Copy", icon: "copy", ...quiet, onclick: copied }),
+      ? button("Retry", { icon: "reset", ...quiet }, onretry)
+      : button("Edit", { ...quiet, title: "Write this message again" }, onedit),
+    button("Copy", { icon: "copy", ...quiet }, copied),
   ]);
   const answer = choice && tokenText({ vocabulary, label: "Tokens of the answer", onbranch });
   const name = choice ? "Model" : "You";
-  const classes = `card chat-turn ${turn.role} choice`;
+  const classes = `card stack chat-turn ${turn.role} choice`;
   const element = h("article", { class: classes, "aria-label": name }, [
     h("div", { class: "row between" }, [
       h("div", { class: "row" }, h("h3", { text: name }), end),

@@ -47,7 +47,7 @@ export function choiceView(options) {
     details: (index) => text.details(/** @type {Choice} */ (shown).tokens[index]),
     onselect: (index) => text.focus(index, { isQuiet: false }),
   });
-  const element = h("article", { class: "choice", "aria-label": label }, [
+  const element = h("article", { class: "stack choice", "aria-label": label }, [
     h("div", { class: "row between" }, badges, link),
     [text.element, toolbar, actions, figures, note, chart.element],
   ]);
@@ -66,8 +66,7 @@ export function choiceView(options) {
     if (actions.hidden || actions.childElementCount) return;
     const whole = () => promptText + vocabulary.join(choice.tokens.map(({ id }) => id));
     /** @param {string} name @param {() => void} act @param {string} [icon] */
-    const action = (name, act, icon) =>
-      button({ label: name, icon, kind: "quiet", small: true, onclick: act });
+    const action = (name, act, icon) => button(name, { icon, kind: "quiet", small: true }, act);
     append(actions, [
       !isScore && action("Continue", onextend, "play"),
       action("Copy text", () => copyText(whole(), "text"), "copy"),

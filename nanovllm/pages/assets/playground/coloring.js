@@ -26,5 +26,5 @@ export function coloringControl({ onchange }) {
       onchange();
     },
   });
-  return { element: h("div", { class: "toolbar" }, colors, scale), value: () => value };
+  return { element: h("div", { class: "row toolbar" }, colors, scale), value: () => value };
 }

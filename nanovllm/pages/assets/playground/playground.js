@@ -48,19 +48,16 @@ export function playgroundView(context) {
   const changed = new Set();
   const coloring = coloringControl({ onchange: () => [...views.keys()].forEach(update) });
   const stop = stopControl({ focusAfter: () => start });
-  const start = button({
-    label: "Generate",
-    icon: "play",
-    kind: "primary",
-    onclick: () => begin("generate"),
-    title: "Ctrl+Enter",
-    "aria-keyshortcuts": "Control+Enter",
-  });
-  const scoring = button({
-    label: "Score prompt",
-    onclick: () => begin("score"),
-    title: "Show the probability of each token of the prompt; generate nothing",
-  });
+  const start = button(
+    "Generate",
+    { icon: "play", kind: "primary", title: "Ctrl+Enter", "aria-keyshortcuts": "Control+Enter" },
+    () => begin("generate"),
+  );
+  const scoring = button(
+    "Score prompt",
+    { title: "Show the probability of each token of the prompt; generate nothing" },
+    () => begin("score"),
+  );
   const resultGrid = h("div", { class: "prompt-grid", hidden: true });
   const hint = emptyState({
     title: "No tokens yet",
@@ -77,7 +74,7 @@ export function playgroundView(context) {
   ]);
   const element = h("div", { class: "playground", onkeydown: startByKey }, [
     h("h2", { class: "visually-hidden", text: "Playground" }),
-    h("section", { class: "card composer", "aria-label": "Prompt" }, [
+    h("section", { class: "card stack composer", "aria-label": "Prompt" }, [
       form.prompts.element,
       h("div", { class: "row" }, start, scoring, stop.button, form.prompts.addButton),
     ]),
@@ -228,7 +225,7 @@ export function playgroundView(context) {
     const cards = shown.prompts.map((_, index) => {
       const label = isOne ? "Tokens" : `Tokens of prompt ${index + 1}`;
       const title = h("h3", { class: isOne ? "visually-hidden" : "result-title", text: label });
-      return h("section", { class: "card prompt-card results", "aria-label": label }, title);
+      return h("section", { class: "card stack prompt-card", "aria-label": label }, title);
     });
     replace(resultGrid, cards);
     const perPrompt = shown.choices.length / shown.prompts.length;
@@ -289,7 +286,7 @@ function seeded(body) {
 
 /** @param {string} label @param {() => void} onclick @param {string} [title] */
 function copyButton(label, onclick, title) {
-  return button({ label, icon: "copy", kind: "quiet", small: true, title, onclick });
+  return button(label, { icon: "copy", kind: "quiet", small: true, title }, onclick);
 }
 
 /** Return links to the views that answer what a first visitor may ask. */
@@ -297,5 +294,5 @@ function questions() {
   const links = Object.entries(QUESTIONS).map(([view, text]) =>
     h("li", {}, h("a", { href: `#${view}`, text })),
   );
-  return h("ul", { class: "questions", "aria-label": "What the other views answer" }, links);
+  return h("ul", { class: "row questions", "aria-label": "What the other views answer" }, links);
 }

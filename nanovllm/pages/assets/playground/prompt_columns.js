@@ -16,8 +16,8 @@ export function promptColumns() {
     add("");
     focus(-1);
   };
-  const addButton = button({ label: "Add a prompt", icon: "plus", kind: "quiet", onclick });
-  addButton.classList.add("add-prompt");
+  const addButton = button("Add a prompt", { icon: "plus", kind: "quiet" }, onclick);
+  addButton.lastElementChild?.classList.add("hidden-on-phone");
 
   /** Focus a prompt. @param {number} index from the end where it is negative */
   const focus = (index) => columns.at(index)?.input.focus();
@@ -32,19 +32,16 @@ export function promptColumns() {
       id: uniqueId("prompt"),
     });
     const title = h("label", { class: "prompt-title", for: input.id });
-    const remove = button({
-      label: "Remove this prompt",
-      icon: "close",
-      iconOnly: true,
-      kind: "quiet",
-      small: true,
-      onclick() {
+    const remove = button(
+      "Remove this prompt",
+      { icon: "close", iconOnly: true, kind: "quiet", small: true },
+      () => {
         columns = columns.filter((other) => other !== column);
         column.element.remove();
         rename();
         focus(-1);
       },
-    });
+    );
     const header = h("div", { class: "prompt-header" }, title, remove);
     const column = { element: h("div", {}, header, input), input, title, remove };
     columns.push(column);

@@ -20,18 +20,16 @@ export function runHistory({ onselect }) {
   let runs = load(NAME, (stored) => stored.map(restored)) ?? [];
   /** @type {Run | null} */
   let shown = null;
-  const list = h("ol", { class: "history" });
-  const clear = button({
-    label: "Clear",
-    kind: "quiet",
-    small: true,
-    "aria-label": "Clear the history",
-    onclick() {
+  const list = h("ol", { class: "stack history" });
+  const clear = button(
+    "Clear",
+    { kind: "quiet", small: true, "aria-label": "Clear the history" },
+    () => {
       runs = [];
       forget(NAME);
       update();
     },
-  });
+  );
   const element = h("section", { class: "card side-card history-card" }, [
     h("div", { class: "row between" }, h("h3", { text: "History" }), clear),
     list,
@@ -44,7 +42,7 @@ export function runHistory({ onselect }) {
     const end = hasFailed ? "failed" : `${countTokens(choices)} tokens`;
     const named = (/** @type {string} */ name) => name in sent && `${name} ${sent[name]}`;
     const which = [started.toLocaleTimeString(), named("seed"), named("temperature")];
-    const attributes = { type: "button", class: "bare history-item", onclick: () => onselect(run) };
+    const attributes = { class: "bare history-item", onclick: () => onselect(run) };
     /** @param {any[]} parts */
     const line = (parts) =>
       h("span", { class: "secondary small-text", text: parts.filter(Boolean).join(" · ") });

@@ -6,175 +6,91 @@ import { readText } from "./setting_values.js";
 
 const ONE_COLUMN = "(max-width: 1023px)"; // as in playground.css
 
+const PENALTY = { min: -2, max: 2, step: 0.1, placeholder: "0" };
+const SCHEMA_HINT = 'Such as {"type": "object", "properties": {…}}. Fill in one of the three.';
+
 /**
- * @typedef {{name: string, label: string, kind: "number" | "slider" | "checkbox" | "lines" |
- *   "ids" | "bias" | "text" | "json" | "schema" | "regex" | "choice", min?: number, max?: number,
- *   step?: number | "any", value?: string, hint?: string, placeholder?: string}} Setting
+ * A field of a request: its kind of control, its name and its label.
+ * @typedef {"number" | "slider" | "checkbox" | "lines" | "ids" | "bias" | "text" | "json" | "schema" |
+ *   "regex" | "choice"} Kind
+ * @typedef {{min?: number, max?: number, step?: number | "any", value?: string, hint?: string,
+ *   placeholder?: string}} Options
+ * @typedef {Options & {kind: Kind, name: string, label: string}} Setting
  */
 
-/** @type {{title: string | null, settings: Setting[]}[]} the first section is always open */
+/** @type {[string | null, [Kind, string, string, Options?][]][]} the first section is always open */
 const SECTIONS = [
-  {
-    title: null,
-    settings: [
-      { name: "temperature", label: "Temperature", kind: "slider", min: 0, max: 2, step: 0.1 },
-      { name: "top_p", label: "Top-p", kind: "slider", min: 0, max: 1, step: 0.05 },
-      {
-        name: "max_tokens",
-        label: "Max. tokens",
-        kind: "number",
-        min: 1,
-        step: 1,
-        value: "64",
-        placeholder: "as many as fit",
-      },
-      { name: "seed", label: "Seed", kind: "number", step: 1, placeholder: "random" },
-      { name: "n", label: "Choices", kind: "number", min: 1, max: 8, step: 1, placeholder: "1" },
-      {
-        name: "logprobs",
-        label: "Alternatives",
-        kind: "number",
-        min: 0,
-        max: 20,
-        value: "10",
-        placeholder: "none",
-      },
+  [
+    null,
+    [
+      ["slider", "temperature", "Temperature", { min: 0, max: 2, step: 0.1 }],
+      ["slider", "top_p", "Top-p", { min: 0, max: 1, step: 0.05 }],
+      [
+        "number",
+        "max_tokens",
+        "Max. tokens",
+        { min: 1, value: "64", placeholder: "as many as fit" },
+      ],
+      ["number", "seed", "Seed", { placeholder: "random" }],
+      ["number", "n", "Choices", { min: 1, max: 8, placeholder: "1" }],
+      ["number", "logprobs", "Alternatives", { min: 0, max: 20, value: "10", placeholder: "none" }],
     ],
-  },
-  {
-    title: "More sampling",
-    settings: [
-      { name: "top_k", label: "Top-k", kind: "number", min: -1, step: 1 },
-      { name: "min_p", label: "Min-p", kind: "number", min: 0, max: 1, step: 0.01 },
-      {
-        name: "min_tokens",
-        label: "Min. tokens",
-        kind: "number",
-        min: 0,
-        step: 1,
-        placeholder: "0",
-      },
-      { name: "ignore_eos", label: "Ignore the end of text", kind: "checkbox" },
+  ],
+  [
+    "More sampling",
+    [
+      ["number", "top_k", "Top-k", { min: -1 }],
+      ["number", "min_p", "Min-p", { min: 0, max: 1, step: 0.01 }],
+      ["number", "min_tokens", "Min. tokens", { min: 0, placeholder: "0" }],
+      ["checkbox", "ignore_eos", "Ignore the end of text"],
     ],
-  },
-  {
-    title: "Penalties",
-    settings: [
-      { name: "repetition_penalty", label: "Repetition", kind: "number", min: 0, step: 0.1 },
-      {
-        name: "presence_penalty",
-        label: "Presence",
-        kind: "number",
-        min: -2,
-        max: 2,
-        step: 0.1,
-        placeholder: "0",
-      },
-      {
-        name: "frequency_penalty",
-        label: "Frequency",
-        kind: "number",
-        min: -2,
-        max: 2,
-        step: 0.1,
-        placeholder: "0",
-      },
+  ],
+  [
+    "Penalties",
+    [
+      ["number", "repetition_penalty", "Repetition", { min: 0, step: 0.1 }],
+      ["number", "presence_penalty", "Presence", PENALTY],
+      ["number", "frequency_penalty", "Frequency", PENALTY],
     ],
-  },
-  {
-    title: "Stop",
-    settings: [
-      {
-        name: "stop",
-        label: "Stop strings",
-        kind: "lines",
-        hint: "One a line; \\n is a newline.",
-        placeholder: "none",
-      },
-      {
-        name: "stop_token_ids",
-        label: "Stop token ids",
-        kind: "ids",
-        placeholder: "none",
-        hint: "Separated by commas or spaces.",
-      },
-      { name: "include_stop_str_in_output", label: "Keep the stop string", kind: "checkbox" },
+  ],
+  [
+    "Stop",
+    [
+      ["lines", "stop", "Stop strings", { hint: "One a line; \\n is a newline." }],
+      ["ids", "stop_token_ids", "Stop token ids", { hint: "Separated by commas or spaces." }],
+      ["checkbox", "include_stop_str_in_output", "Keep the stop string"],
     ],
-  },
-  {
-    title: "Structured output",
-    settings: [
-      {
-        name: "json_schema",
-        label: "JSON schema",
-        kind: "schema",
-        placeholder: "none",
-        hint: 'Such as {"type": "object", "properties": {…}}. Fill in one of the three.',
-      },
-      { name: "regex", label: "Regular expression", kind: "regex", placeholder: "none" },
-      {
-        name: "choice",
-        label: "One of these texts",
-        kind: "choice",
-        placeholder: "none",
-        hint: "One a line.",
-      },
+  ],
+  [
+    "Structured output",
+    [
+      ["schema", "json_schema", "JSON schema", { hint: SCHEMA_HINT }],
+      ["regex", "regex", "Regular expression"],
+      ["choice", "choice", "One of these texts", { hint: "One a line." }],
     ],
-  },
-  {
-    title: "Tokens",
-    settings: [
-      {
-        name: "logit_bias",
-        label: "Logit bias",
-        kind: "bias",
-        placeholder: "none",
-        hint: "A token id and a bias a line, such as 13: -5.",
-      },
-      {
-        name: "bad_words",
-        label: "Banned texts",
-        kind: "lines",
-        hint: "One a line.",
-        placeholder: "none",
-      },
-      { name: "allowed_token_ids", label: "Allowed token ids", kind: "ids", placeholder: "all" },
+  ],
+  [
+    "Tokens",
+    [
+      [
+        "bias",
+        "logit_bias",
+        "Logit bias",
+        { hint: "A token id and a bias a line, such as 13: -5." },
+      ],
+      ["lines", "bad_words", "Banned texts", { hint: "One a line." }],
+      ["ids", "allowed_token_ids", "Allowed token ids", { placeholder: "all" }],
     ],
-  },
-  {
-    title: "Request",
-    settings: [
-      {
-        name: "priority",
-        label: "Priority",
-        kind: "number",
-        step: 1,
-        placeholder: "0",
-        hint: "Lower runs first.",
-      },
-      {
-        name: "truncate_prompt_tokens",
-        label: "Truncate prompt",
-        kind: "number",
-        min: -1,
-        placeholder: "no",
-      },
-      {
-        name: "cache_salt",
-        label: "Cache salt",
-        kind: "text",
-        placeholder: "none",
-        hint: "Prefixes are shared within a salt.",
-      },
-      {
-        name: "extra",
-        label: "Other fields",
-        kind: "json",
-        placeholder: "none",
-        hint: 'A JSON object, such as {"echo": true}.',
-      },
+  ],
+  [
+    "Request",
+    [
+      ["number", "priority", "Priority", { placeholder: "0", hint: "Lower runs first." }],
+      ["number", "truncate_prompt_tokens", "Truncate prompt", { min: -1, placeholder: "no" }],
+      ["text", "cache_salt", "Cache salt", { hint: "Prefixes are shared within a salt." }],
+      ["json", "extra", "Other fields", { hint: 'A JSON object, such as {"echo": true}.' }],
     ],
-  },
+  ],
 ];
 
 /** Values of the sampling fields; those that a preset leaves out are emptied. */
@@ -204,10 +120,11 @@ const PRESET_FIELDS = [
 export function samplingSettings(store, { skipped = [], before = null } = {}) {
   /** @type {Map<string, {setting: Setting, control: any, slider: any}>} */
   const controls = new Map();
-  const groups = SECTIONS.map(({ title, settings }) => {
-    const fields = settings
-      .filter(({ name }) => !skipped.includes(name))
-      .map((setting) => {
+  const groups = SECTIONS.map(([title, rows]) => {
+    const fields = rows
+      .filter(([, name]) => !skipped.includes(name))
+      .map(([kind, name, label, options]) => {
+        const setting = { kind, name, label, ...options };
         const control = createControl(setting);
         const slider = setting.kind === "slider" ? createSlider(setting, control) : null;
         controls.set(setting.name, { setting, control, slider });
@@ -298,7 +215,7 @@ export function samplingSettings(store, { skipped = [], before = null } = {}) {
 function presets(choose) {
   const empty = Object.fromEntries(PRESET_FIELDS.map((name) => [name, ""]));
   const buttons = Object.entries(PRESETS).map(([label, values]) =>
-    button({ label, small: true, onclick: () => choose({ ...empty, ...values }) }),
+    button(label, { small: true }, () => choose({ ...empty, ...values })),
   );
   const attributes = {
     class: "row presets",
@@ -309,19 +226,17 @@ function presets(choose) {
 }
 
 /** @param {Setting} setting */
-function createControl(setting) {
-  const { name, kind, min, max, step, value = "", placeholder } = setting;
+function createControl({ name, kind, min, max, step = 1, value = "", placeholder }) {
   if (kind === "checkbox") return h("input", { type: "checkbox", name });
+  const isNumber = kind === "number" || kind === "slider";
+  const common = { name, value, placeholder: placeholder ?? (isNumber ? "default" : "none") };
   if (["lines", "bias", "json", "schema", "choice"].includes(kind)) {
-    const attributes = { class: "textarea mono", rows: 2, spellcheck: "false" };
-    return h("textarea", { ...attributes, name, placeholder, value });
+    return h("textarea", { class: "textarea mono", rows: 2, spellcheck: "false", ...common });
   }
-  if (kind === "ids" || kind === "text" || kind === "regex") {
-    return h("input", { type: "text", class: "input", name, placeholder });
-  }
-  const shown = placeholder ?? "default";
-  const attributes = { type: "number", class: "input", inputmode: "decimal", step: step ?? 1 };
-  return h("input", { ...attributes, name, min, max, placeholder: shown, value });
+  const range = isNumber
+    ? { type: "number", inputmode: "decimal", step, min, max }
+    : { type: "text" };
+  return h("input", { class: "input", ...range, ...common });
 }
 
 /**

@@ -9,13 +9,9 @@ import { button } from "../elements/components.js";
 export function stopControl({ focusAfter }) {
   /** @type {AbortController | null} */
   let controller = null;
-  const stop = button({
-    label: "Stop",
-    icon: "stop",
-    kind: "danger",
-    disabled: true,
-    onclick: () => controller?.abort(),
-  });
+  const stop = button("Stop", { icon: "stop", kind: "danger", disabled: true }, () =>
+    controller?.abort(),
+  );
 
   /** Note the end of a request, if it is the newest. @param {AbortSignal} [signal] */
   function end(signal = controller?.signal) {

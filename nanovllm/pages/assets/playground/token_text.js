@@ -42,7 +42,7 @@ export function legend(coloring) {
     ? ["< 0.1 %", "0.1", "1", "3", "10", "20", "40", "60", "≥ 90 %"]
     : ["> 4 nats", "4", "3.5", "3", "2.5", "2", "1.5", "1", "≤ 0.5 nats"];
   const steps = labels.map((text, index) => h("li", { class: `scale-step seq-${index}`, text }));
-  return h("div", { class: "scale-legend secondary small-text" }, [
+  return h("div", { class: "row scale-legend secondary small-text" }, [
     h("span", { class: "scale-title", text: title }),
     h("ol", { class: "scale-steps" }, steps),
   ]);
@@ -116,7 +116,7 @@ export function tokenText({ vocabulary, label, onbranch, onpoint = () => {} }) {
     showTooltip(
       found.anchor,
       details(found.token),
-      bars.length > 0 && h("ol", { class: "bars" }, bars),
+      bars.length > 0 && h("ol", { class: "stack bars" }, bars),
     );
   }
 
@@ -169,7 +169,6 @@ export function tokenText({ vocabulary, label, onbranch, onpoint = () => {} }) {
       const action = other.id === token.id ? "Generate again after" : "Continue with";
       const chance = formatPercent(Math.exp(other.logprob));
       const attributes = {
-        type: "button",
         class: "bare bar-button",
         "aria-label": `${action} ${vocabulary.label(other.id)}, ${chance}`,
         tabindex: index ? -1 : 0,
@@ -182,7 +181,7 @@ export function tokenText({ vocabulary, label, onbranch, onpoint = () => {} }) {
     });
     const title = count ? `Continue from one of ${count} tokens` : "No alternatives";
     const none = "The request asked for none: “Alternatives” in the settings is their number.";
-    const bars = h("ol", { class: "bars choices" }, choices);
+    const bars = h("ol", { class: "stack bars choices" }, choices);
     rovingFocus(bars, ".bar-button");
     const close = openPopover({
       anchor,
@@ -192,7 +191,7 @@ export function tokenText({ vocabulary, label, onbranch, onpoint = () => {} }) {
         h("h3", { class: "popover-title", text: title }),
         count ? bars : h("p", { class: "secondary", text: none }),
         h("div", { class: "row end" }, [
-          button({ label: "Close", kind: "quiet", small: true, onclick: () => close() }),
+          button("Close", { kind: "quiet", small: true }, () => close()),
         ]),
       ],
     });

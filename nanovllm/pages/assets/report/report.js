@@ -1,27 +1,31 @@
 /** The script of a training report: shows one run, or compares several. */
 
-import { lineKey } from "../charts/line_chart.js";
 import { h, replace } from "../elements/dom.js";
 import { showData } from "../elements/file.js";
 import { formatCompact, formatCount, formatElapsed, shortNumber } from "../elements/format.js";
 import { load, store, write } from "../elements/saved.js";
-import { comparedCurves, hasDifferentTokens, runCurves } from "./report_curves.js";
+import { comparison } from "./comparison.js";
+import { runCurves } from "./report_curves.js";
+import {
+  commandSection,
+  formatBits,
+  formatLoss,
+  formatPerplexity,
+  known,
+  MAX_ROWS,
+  MISSING,
+  notices,
+  promptNote,
+  sampleCard,
+  stateBadge,
+  table,
+} from "./report_parts.js";
 
 /**
  * @import { Run } from "./report_curves.js"
- * @typedef {{step: number, text: string, prompt: string}} Sample
+ * @import { Sample } from "./report_parts.js"
  */
 
-const MISSING = "–";
-const MAX_ROWS = 100;
-/** @type {Record<string, string>} */
-const STATES = {
-  running: "Running",
-  finished: "Finished",
-  stopped: "Stopped",
-  failed: "Failed",
-  unknown: "State unknown",
-};
 /** @type {[string, string, (value: number) => string][]} */
 const COLUMNS = [
   ["step", "Step", formatCount],
@@ -33,32 +37,6 @@ const COLUMNS = [
   ["tokens", "Tokens", formatCompact],
   ["elapsed_s", "Time", formatElapsed],
 ];
-
-/**
- * Return a value as `format` writes it, or a dash where it is not known.
- * @param {number | null | undefined} value
- * @param {(value: number) => string} format
- */
-function known(value, format) {
-  return value === null || value === undefined ? MISSING : format(value);
-}
-
-/** Return a loss with four decimals, or without decimals if it is large. @param {number} value */
-function formatLoss(value) {
-  return Math.abs(value) < 1000 ? value.toFixed(4) : shortNumber(value);
-}
-
-/** Return exp(loss). @param {number} loss in nats per token */
-function formatPerplexity(loss) {
-  if (loss > Math.log(1e15)) return MISSING;
-  const perplexity = Math.exp(loss);
-  return perplexity < 1000 ? perplexity.toFixed(2) : formatCompact(perplexity);
-}
-
-/** @param {number} bits */
-function formatBits(bits) {
-  return bits.toFixed(3);
-}
 
 /** Return the elements of a page about one run. @param {Run} run */
 function runReport(run) {
@@ -89,24 +67,6 @@ function runHead({ step, total_steps: total, state, last, ...run }) {
     total !== null && h("progress", { max: total, value: step, "aria-label": label, class: state }),
     notices(run, state),
   ]);
-}
-
-/** @param {string} state */
-function stateBadge(state) {
-  return h("span", { class: `badge state ${state}`, text: STATES[state] });
-}
-
-/**
- * Return why a run ended, whether it overfits, and what could not be read.
- * @param {Run} run
- * @param {string} state
- */
-function notices({ message, notices: others }, state) {
-  const kind = state === "failed" ? "message error" : "message";
-  return [
-    message && h("p", { class: kind, text: message }),
-    others.map((/** @type {string} */ text) => h("p", { class: "message", text })),
-  ];
 }
 
 /** @param {Run} run */
@@ -182,37 +142,6 @@ function sampleSection({ samples, num_samples: count, evaluations }) {
   ]);
 }
 
-/** @param {string} title @param {Sample} sample */
-function sampleCard(title, { text, prompt }) {
-  const rest = text.slice(prompt.length);
-  const marked = prompt && h("mark", { text: prompt });
-  return h("article", { class: "card sample" }, [
-    h("h3", { text: title }),
-    h("pre", { dir: "auto" }, marked, rest),
-  ]);
-}
-
-/** Return what a marked prompt is, if a sample has one. @param {Sample[]} samples */
-function promptNote(samples) {
-  if (!samples.some(({ prompt }) => prompt)) return null;
-  const text = " beginning of a sample is its prompt, the first tokens of the validation text.";
-  return [" The ", h("mark", { text: "marked" }), text];
-}
-
-/**
- * Return commands for the checkpoint, {what it does: command}.
- * @param {Record<string, string>} commands
- * @param {string} [title]
- */
-function commandSection(commands, title = "Use the model") {
-  if (!Object.keys(commands).length) return null;
-  const rows = Object.entries(commands).map(([label, command]) => [
-    h("dt", { text: label }),
-    h("dd", {}, h("code", { text: command })),
-  ]);
-  return h("section", {}, h("h2", { text: title }), h("dl", { class: "card commands" }, rows));
-}
-
 /** @param {Run} run */
 function settingSection({ settings, defaults }) {
   const groups = Object.entries(settings).filter(([, values]) => Object.keys(values).length);
@@ -267,194 +196,6 @@ function evaluationSection({ evaluations, num_evaluations: count }) {
       ],
     ),
   ]);
-}
-
-/**
- * Return a table that scrolls sideways where the page is narrow; a row begins with its name.
- * @param {string} name
- * @param {string[]} heads
- * @param {import("../elements/dom.js").Leaf[][]} rows
- * @param {string} [kind]
- */
-function table(name, heads, rows, kind = "numbers") {
-  const head = h(
-    "tr",
-    {},
-    heads.map((text) => h("th", { scope: "col", text })),
-  );
-  const body = rows.map(([first, ...rest]) =>
-    h(
-      "tr",
-      {},
-      h("th", { scope: "row" }, first),
-      rest.map((cell) => h("td", {}, cell)),
-    ),
-  );
-  return h("div", { class: "card scroll", tabindex: 0, role: "region", "aria-label": name }, [
-    h("table", { class: kind }, h("thead", {}, head), h("tbody", {}, body)),
-  ]);
-}
-
-/** Return the elements of a page that compares runs. @param {Run[]} runs */
-function comparison(runs) {
-  return [
-    h(
-      "ul",
-      { class: "runs" },
-      runs.map((run, index) =>
-        h("li", {}, [
-          runName(run, index),
-          " ",
-          stateBadge(run.state),
-          ` step ${stepsOf(run)}`,
-          notices(run, run.state),
-        ]),
-      ),
-    ),
-    resultSection(runs),
-    comparedCurves(runs),
-    differenceSection(runs),
-    lastSampleSection(runs),
-    bestCommandSection(runs),
-  ];
-}
-
-/**
- * Return a run's name beside a piece of its line.
- * @param {{name: string}} run
- * @param {number} color
- */
-function runName({ name }, color) {
-  return h("span", { class: "run-name" }, lineKey({ name, color, points: [] }), name);
-}
-
-/** @param {Run} run */
-function stepsOf({ step, total_steps: total }) {
-  return formatCount(step) + (total === null ? "" : ` of ${formatCount(total)}`);
-}
-
-/** @param {Run[]} runs */
-function hasDifferentTexts(runs) {
-  return new Set(runs.map((run) => run.validation_bytes)).size > 1;
-}
-
-/** @param {Run[]} runs */
-function resultSection(runs) {
-  const losses = runs.map(({ best }) => best?.val_loss ?? null);
-  const bits = runs.map((run) => run.bits_per_byte);
-  const isOneText = !hasDifferentTexts(runs);
-  const isOneVocabulary = isOneText && !hasDifferentTokens(runs);
-  const heads = [
-    "Run",
-    "State",
-    "Best validation loss",
-    "at step",
-    "Perplexity",
-    "Bits per byte",
-    "Parameters",
-    "Steps",
-    "Tokens",
-    "Tokens per second",
-    "Time",
-  ];
-  const rows = runs.map((run, index) => [
-    runName(run, index),
-    stateBadge(run.state),
-    bestOf(losses, index, formatLoss, isOneVocabulary),
-    known(run.best?.step, formatCount),
-    known(losses[index], formatPerplexity),
-    bestOf(bits, index, formatBits, isOneText),
-    known(run.parameters, formatCompact),
-    stepsOf(run),
-    known(run.last.tokens, formatCompact),
-    known(run.tokens_per_s, formatCount),
-    known(run.last.elapsed_s, formatElapsed),
-  ]);
-  return h("section", {}, [
-    h("h2", { text: "Results" }),
-    table("Results", heads, rows),
-    resultWarning(runs),
-  ]);
-}
-
-/**
- * Return a value, emphasized if it is the lowest of values that can be compared.
- * @param {(number | null)[]} values
- * @param {number} index
- * @param {(value: number) => string} format
- * @param {boolean} isComparable
- */
-function bestOf(values, index, format, isComparable) {
-  const text = known(values[index], format);
-  const lowest = Math.min(...values.filter((value) => value !== null));
-  return isComparable && values[index] === lowest ? h("strong", { text }) : text;
-}
-
-/** Return a note if the losses are of different tokens or texts. @param {Run[]} runs */
-function resultWarning(runs) {
-  if (hasDifferentTexts(runs)) {
-    return h("p", {
-      class: "message",
-      text: "The runs have different validation texts, so their losses cannot be compared.",
-    });
-  }
-  if (!hasDifferentTokens(runs) || runs.some((run) => !run.bits_per_byte_factor)) return null;
-  return h("p", {
-    class: "message",
-    text:
-      "The runs have different tokenizers, so their losses per token cannot be compared. The losses " +
-      "below are in bits per byte.",
-  });
-}
-
-/** Return the settings in which runs differ. @param {Run[]} runs */
-function differenceSection(runs) {
-  const flat = runs.map(({ settings }) => Object.assign({}, ...Object.values(settings)));
-  const names = [...new Set(flat.flatMap((settings) => Object.keys(settings)))];
-  const rows = names
-    .filter((name) => name !== "output" && name !== "started")
-    .map((name) => [name, ...flat.map((settings) => settings[name] ?? MISSING)])
-    .filter(([, ...values]) => new Set(values).size > 1)
-    .slice(0, MAX_ROWS);
-  const title = "Settings that differ";
-  const heads = ["Setting", ...runs.map(({ name }) => name)];
-  return h("section", {}, [
-    h("h2", { text: title }),
-    rows.length
-      ? table(title, heads, rows, "texts")
-      : h("p", { class: "secondary", text: "The runs have the same settings." }),
-  ]);
-}
-
-/** @param {Run[]} runs */
-function lastSampleSection(runs) {
-  const found = runs.filter(({ samples }) => samples.length);
-  if (!found.length) return null;
-  const last = found.map(({ name, samples }) => ({ name, sample: samples.at(-1) }));
-  const note = promptNote(last.map(({ sample }) => sample));
-  return h("section", {}, [
-    h("h2", { text: "Last samples" }),
-    note && h("p", { class: "secondary small-text" }, note),
-    h(
-      "div",
-      { class: "compared" },
-      last.map(({ name, sample }) =>
-        sampleCard(`${name} · step ${formatCount(sample.step)}`, sample),
-      ),
-    ),
-  ]);
-}
-
-/** Return the commands that use the best run, if the losses can be compared. @param {Run[]} runs */
-function bestCommandSection(runs) {
-  if (hasDifferentTexts(runs)) return null;
-  const bits = runs.map((run) => run.bits_per_byte);
-  const losses = runs.map(({ best }) => best?.val_loss ?? null);
-  const scores = bits.includes(null) ? losses : bits;
-  const index = scores.indexOf(Math.min(...scores.filter((score) => score !== null)));
-  return index < 0
-    ? null
-    : commandSection(runs[index].commands, `Use the best model, ${runs[index].name}`);
 }
 
 /**

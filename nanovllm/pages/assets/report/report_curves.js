@@ -111,7 +111,7 @@ function section(losses, runs) {
     const { kept, note } = metric === "lr" ? withoutOutliers(lines) : { kept: lines, note: "" };
     return lineChart({ ...chart, fromZero: true, note, panels: [{ ...STEPS, lines: kept }] });
   });
-  const charts = h("div", { class: "chart-grid" }, losses, others);
+  const charts = h("div", { class: "columns thirds" }, losses, others);
   return h("section", {}, h("h2", { text: "Curves" }), charts);
 }
 
