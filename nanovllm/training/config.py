@@ -303,23 +303,17 @@ class TrainingConfig:
     def from_dict(
         cls, settings: Mapping[str, Any], source: str = "the settings"
     ) -> "TrainingConfig":
-        """Return a config; raise TrainingError for a name that is none of a setting."""
+        """Return a config; raise TrainingError for names of no setting."""
         names = sorted(field.name for field in fields(cls))
-        unknown = [name for name in settings if name not in names]
-        if any(isinstance(settings[name], Mapping) for name in unknown):
-            raise TrainingError(
-                f"{source}: {', '.join(map(repr, unknown[:5]))} is a table; write the settings "
-                "without tables"
-            )
-        if unknown:
-            near = [suggest(name, names) for name in unknown[:5]]
-            parts = [
-                repr(name) + (f" (did you mean {found}?)" if found else "")
-                for name, found in zip(unknown, near, strict=False)
-            ]
-            verb = "is no setting" if len(parts) == 1 else "are no settings"
-            listed = "" if all(near) else f"; the settings are {', '.join(names)}"
-            raise TrainingError(f"{source}: {', '.join(parts)} {verb}{listed}")
+        problems = []
+        for name in settings.keys() - set(names):
+            near = suggest(name, names)
+            advice = f"did you mean {near}?" if near else f"the settings are {', '.join(names)}"
+            if isinstance(settings[name], Mapping):
+                advice = "write the settings without tables"
+            problems.append(f"there is no setting {name!r}; {advice}")
+        if problems:
+            raise TrainingError(f"{source}: " + "\n  ".join(sorted(problems)))
         return cls(**settings)
 
 
@@ -331,7 +325,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     """
     try:
         if path.exists() and not path.is_file():  # a pipe or a device may have no end
-            raise OSError("it is no regular file")
+            raise OSError("it is not a regular file")
         with path.open("rb") as file:
             raw = tomllib.load(file)
     except (OSError, ValueError, RecursionError) as error:
