@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Annotated, Any, TypeAlias, cast
 
 from annotated_types import Interval
@@ -47,28 +46,22 @@ class NetworkSettings:
 
 
 _NETWORK = tuple(field.name for field in fields(NetworkSettings))
-PRESETS: Mapping[str, NetworkSettings] = MappingProxyType(
-    {
-        name: NetworkSettings(layers, heads, width, context=1024, tokenizer="gpt2")
-        for name, layers, heads, width in (
-            ("gpt2", 12, 12, 768),
-            ("gpt2-medium", 24, 16, 1024),
-            ("gpt2-large", 36, 20, 1280),
-            ("gpt2-xl", 48, 25, 1600),
-        )
-    }
-)
+PRESETS: Mapping[str, NetworkSettings] = {
+    name: NetworkSettings(layers, heads, width, context=1024, tokenizer="gpt2")
+    for name, layers, heads, width in (
+        ("gpt2", 12, 12, 768),
+        ("gpt2-medium", 24, 16, 1024),
+        ("gpt2-large", 36, 20, 1280),
+        ("gpt2-xl", 48, 25, 1600),
+    )
+}
 """Settings of the published models (Radford et al. 2019, table 2)."""
-
-
-_CHOICES: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {
-        "preset": tuple(PRESETS),
-        "positions": POSITIONS,
-        "backend": BACKENDS,
-        "activation": tuple(ACTIVATIONS),
-    }
-)
+_CHOICES: Mapping[str, Sequence[str]] = {
+    "preset": tuple(PRESETS),
+    "positions": POSITIONS,
+    "backend": BACKENDS,
+    "activation": tuple(ACTIVATIONS),
+}
 
 
 class TrainingConfigError(TrainingError):
