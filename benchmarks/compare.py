@@ -23,7 +23,6 @@ from benchmarks.options import (
     PYTHON_VARIABLE,
     ensure_model,
     finish,
-    heading,
     in_turns,
     names_of,
     new_parser,
@@ -38,14 +37,13 @@ from nanovllm.model.config import GPT2Config
 
 _READINGS = 2
 _WARM_UP_TOKENS = 32  # of each answer: enough to touch the memory and to load what is loaded late
-_LEAST_EQUAL_TOKENS = (
-    0.5  # of float32 answers, before their first difference; less is another network
-)
+_LEAST_EQUAL_TOKENS = 0.5
+"""Share of float32 answers before their first difference; less is another network."""
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = new_parser(__doc__, *MODEL, "classes", "rounds")
+    parser = new_parser(__doc__, *MODEL, "classes", "rounds", "timeout-s")
     parser.add_argument(
         "--peers",
         type=_peers,
@@ -71,12 +69,6 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         default=20.0,
         help="who needs longer for a run takes part in one round only (%(default)s)",
     )
-    parser.add_argument(
-        "--timeout-s",
-        type=positive_number,
-        default=900.0,
-        help="give up on a contender after this long (%(default)s)",
-    )
     parsed = parser.parse_args(arguments)
     parsed.pythons = find_pythons(
         parser,
@@ -96,12 +88,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if name in parsed.workloads
     }
     reader = MemoryReader(parsed.threads)
-    print(heading(parsed), flush=True)
     all_results = []
     for kind in parsed.classes:
         results = ClassResults(kind, None, Costs.of(model, kind, 0.0), workloads)
         run_class(results, parsed, reader)
-        print("\n".join(results.lines()) + "\n", flush=True)
+        print("\n".join([kind, *results.notes()]) + "\n", flush=True)
         all_results.append(results)
     reader.close()
     classes = {results.kind: results.record() for results in all_results}
@@ -191,15 +182,8 @@ def _round(
             results.problems[name] = str(error)
             continue
         after = reader.bytes_per_s(_READINGS)
-        results.samples.append(
-            Sample(
-                name,
-                workload.name,
-                number,
-                workload.tokens / max(seconds, 1e-9),
-                (before + after) / 2,
-            )
-        )
+        speed, bandwidth = workload.tokens / max(seconds, 1e-9), (before + after) / 2
+        results.samples.append(Sample(name, workload.name, number, speed, bandwidth))
         before = after
     if number == 0:
         _compare_answers(results, contenders, workload, answers, parsed.timeout_s)
@@ -213,15 +197,8 @@ def _compare_answers(
     timeout_s: float,
 ) -> None:
     """Compare the peers' tokens with ours; an untimed run of ours gives the gaps."""
-    ours = next(
-        (
-            contender
-            for contender in contenders
-            if contender.entry.name == OURS and OURS not in results.problems
-        ),
-        None,
-    )
-    if ours is None or len(answers) < 2:
+    ours = next((contender for contender in contenders if contender.entry.name == OURS), None)
+    if ours is None or OURS in results.problems or len(answers) < 2:
         return
     checked = ours.ask(workload.prompts, workload.lengths, timeout_s, is_checked=True)
     for name, answer in answers.items():
@@ -248,11 +225,8 @@ def find_pythons(parser: argparse.ArgumentParser, values: Sequence[str]) -> dict
 
 def _peers(text: str) -> list[str]:
     """Parse --peers."""
-    return (
-        {"auto": list(PEERS), "none": []}[text]
-        if text in ("auto", "none")
-        else names_of(tuple(PEERS))(text)
-    )
+    groups: dict[str, list[str]] = {"auto": list(PEERS), "none": []}
+    return groups[text] if text in groups else names_of(tuple(PEERS))(text)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.contenders import OUR_OPTIONS, OURS, Contender, Entry
-from benchmarks.options import MODEL, ensure_model, finish, heading, in_turns, new_parser, tell
+from benchmarks.options import MODEL, ensure_model, finish, in_turns, new_parser, tell
 from benchmarks.server_process import ServerProcess
 from benchmarks.workload import Workload, make_workloads
 
@@ -27,22 +27,13 @@ _TIMEOUT_S = 900.0
 WHOLE, STREAMS = "whole answers", "32 streams"
 
 
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Parse the command line."""
-    parser = new_parser(__doc__, *MODEL, "classes", "rounds", classes="float32", rounds=5)
-    return parser.parse_args(arguments)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and report."""
-    parsed = parse(arguments)
+    parser = new_parser(__doc__, *MODEL, "classes", "rounds", classes="float32", rounds=5)
+    parsed = parser.parse_args(arguments)
     model = ensure_model(parsed.model)
     work = make_workloads(model.vocab, parsed.seed, parsed.scale)["serve32"]
-    print(heading(parsed), flush=True)
-    classes = {}
-    for kind in parsed.classes:
-        classes[kind] = record = measure(kind, work, parsed)
-        print(shown(kind, record), flush=True)
+    classes = {kind: measure(kind, work, parsed) for kind in parsed.classes}
     finish(
         {
             "benchmark": "http_cost",
@@ -118,16 +109,6 @@ def server_flags(model: Path, options: Mapping[str, Any], threads: int) -> list[
         "warning",
         *own,
     ]
-
-
-def shown(kind: str, record: Mapping[str, Any]) -> str:
-    """Format a type's figures as a table."""
-    lines = [f"{kind:18} {'tok/s':>8} {'cost':>8}   client's processor time"]
-    for way, figures in record.items():
-        cost = "" if way == OURS else f"{100 * figures['cost']:.1f}%"
-        client = "" if way == OURS else f"{100 * figures['client_share']:.1f}% of one core"
-        lines.append(f"{way:18} {figures['tokens_per_s']:8,.0f} {cost:>8}   {client}")
-    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.contenders import CLASSES, OUR_OPTIONS, ROOT
 from benchmarks.make_model import SIZES
-from benchmarks.options import MODEL, ensure_model, finish, heading, names_of, new_parser, tell
+from benchmarks.options import MODEL, ensure_model, finish, names_of, new_parser, tell
 from benchmarks.worker import peak_bytes, resident_bytes
 from nanovllm import LLM, RequestOutput, SamplingParams
 
@@ -53,13 +53,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure every size in every type and report."""
     parsed = parse(arguments)
-    print(heading(parsed), flush=True)
     points: list[dict[str, Any]] = []
     for size in parsed.sizes:
         with _model(parsed.folder / f"{size}-random", size, remove=parsed.remove) as model:
-            for kind in parsed.types:
-                points.append({"size": size, "type": kind, **measure_alone(model, kind, parsed)})
-                print(shown(points[-1]), flush=True)
+            points += [
+                {"size": size, "type": kind, **measure_alone(model, kind, parsed)}
+                for kind in parsed.types
+            ]
     finish({"benchmark": "sizes", "points": points}, parsed)
     return 0
 
@@ -122,17 +122,6 @@ def measure(model: Path, options: dict[str, Any], seed: int, scale: int) -> dict
         "decode_tokens_per_s": statistics.median(decodes),
         "prefill_tokens_per_s": statistics.median(prefills),
     }
-
-
-def shown(point: dict[str, Any]) -> str:
-    """Format one measurement as a line."""
-    memory = "-" if point["resident_bytes"] is None else f"{point['resident_bytes'] / 1e9:.2f} GB"
-    peak = "-" if point["peak_bytes"] is None else f"{point['peak_bytes'] / 1e9:.2f} GB"
-    return (
-        f"{point['size']:12} {point['type']:9} {memory:>9}, at most {peak:>9}"
-        f"{point['decode_tokens_per_s']:9,.1f} tok/s decode"
-        f"{point['prefill_tokens_per_s']:9,.0f} tok/s prefill"
-    )
 
 
 if __name__ == "__main__":

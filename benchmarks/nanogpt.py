@@ -23,8 +23,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.contenders import OURS, ROOT
-from benchmarks.options import finish, heading, new_parser, tell
-from benchmarks.table import nanogpt_lines
+from benchmarks.options import finish, new_parser, tell
 from benchmarks.training import TORCH
 from nanovllm.training.config import read_toml
 from nanovllm.training.report import read_run
@@ -51,14 +50,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train and report; return 1 if our loss misses both targets."""
     parsed = parse(arguments)
-    print(heading(parsed), flush=True)
     settings = {**read_toml(parsed.config), "seed": parsed.seed}
     with tempfile.TemporaryDirectory() as temporary:
         runs = {OURS: train_ours(parsed, Path(temporary))}
     if parsed.torch_python is not None:
         runs[TORCH] = train_torch(parsed, settings)
     record = {"benchmark": "nanogpt", "settings": settings, "runs": runs}
-    print("\n".join(nanogpt_lines(record)) + "\n", flush=True)
     finish(record, parsed)
     return int(not reaches_target(runs))
 

@@ -1,4 +1,4 @@
-"""Shared parts of the benchmarks: options, the model, turns, and the report's beginning and end."""
+"""Shared parts of the benchmarks: options, the model, turns, and the end of a report."""
 
 import argparse
 import datetime
@@ -13,11 +13,12 @@ from typing import Any, TypeVar
 
 from benchmarks.contenders import CLASSES, ROOT
 from benchmarks.make_model import make_model
+from benchmarks.table import markdown
 from benchmarks.workload import DEFAULT_SEED, Answer, Run
-from nanovllm.cli.argument_types import not_negative, positive
+from nanovllm.cli.argument_types import not_negative, positive, positive_number
 from nanovllm.cli.bench.report import describe_machine
 from nanovllm.model.config import GPT2Config
-from nanovllm.model.cores import default_threads
+from nanovllm.model.machine import default_threads
 
 PYTHON_VARIABLE = "NANOVLLM_PEER_PYTHON"
 MODEL = ("model", "scale", "ours")
@@ -45,7 +46,7 @@ def new_parser(doc: str | None, *names: str, **defaults: Any) -> argparse.Argume
 
     Args:
         doc: docstring of the program, which its help begins with.
-        names: the other options: those of MODEL, classes, rounds, torch-python.
+        names: the other options: those of MODEL, classes, rounds, timeout-s, torch-python.
         defaults: of the options, instead of the usual ones.
     """
     parser = argparse.ArgumentParser(
@@ -89,6 +90,11 @@ def new_parser(doc: str | None, *names: str, **defaults: Any) -> argparse.Argume
             "default": 3,
             "help": "turns of each contender (%(default)s)",
         },
+        "timeout-s": {
+            "type": positive_number,
+            "default": 900.0,
+            "help": "give up on a contender after this long (%(default)s)",
+        },
         "torch-python": {
             "default": os.environ.get(PYTHON_VARIABLE),
             "metavar": "PATH",
@@ -130,20 +136,8 @@ def ensure_model(folder: Path, size: str = "gpt2") -> GPT2Config:
     return GPT2Config.load(folder)
 
 
-def heading(parsed: argparse.Namespace) -> str:
-    """Return the first lines of a report: machine and run."""
-    machine = describe_machine()
-    now = datetime.datetime.now(datetime.timezone.utc)
-    model = f", {parsed.model}" if "model" in parsed else ""
-    return (
-        f"machine    {machine['cpu']}, {machine['cores']} cores, {machine['os']}\n"
-        f"run        {now:%Y-%m-%d %H:%M} UTC, {parsed.threads} threads, seed {parsed.seed}"
-        f"{model}\n"
-    )
-
-
 def finish(record: Mapping[str, Any], parsed: argparse.Namespace) -> None:
-    """Print the record, the settings and the machine as a line of JSON; write it to --json."""
+    """Print the record as a table, and with settings and machine as JSON; write that to --json."""
     now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
     names = ("model", "threads", "seed", "scale", "ours")
     about = {"date": now, **{name: getattr(parsed, name) for name in names if name in parsed}}
@@ -151,7 +145,7 @@ def finish(record: Mapping[str, Any], parsed: argparse.Namespace) -> None:
     line = json.dumps({**record, **about, "machine": machine}, allow_nan=False, default=str)
     if parsed.json is not None:
         parsed.json.write_text(line + "\n", encoding="utf-8")
-    print(line, flush=True)
+    print(f"{markdown(json.loads(line))}\n\n{line}", flush=True)
 
 
 def in_process(generate: Callable[..., Any]) -> Run:

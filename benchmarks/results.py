@@ -57,9 +57,7 @@ class ClassResults:
     def speeds(self, contender: str, workload: str) -> dict[int, float]:
         """Return tokens per second by round."""
         return {
-            sample.round: sample.tokens_per_s
-            for sample in self.samples
-            if (sample.contender, sample.workload) == (contender, workload)
+            sample.round: sample.tokens_per_s for sample in self.samples_of(contender, workload)
         }
 
     def speed(self, contender: str, workload: str) -> float | None:
@@ -98,12 +96,8 @@ class ClassResults:
         speed = self.speed(contender, workload)
         if workload != "prefill512" or speed is None or self.peak is None:
             return None
-        return (
-            self.costs.operations(prompt, prompt * (prompt + 1) // 2, 1)
-            / prompt
-            * speed
-            / self.peak
-        )
+        operations = self.costs.operations(prompt, prompt * (prompt + 1) // 2, 1)
+        return operations / prompt * speed / self.peak
 
     def samples_of(self, contender: str, workload: str) -> list[Sample]:
         """Return all runs of a contender on a workload."""
@@ -144,44 +138,9 @@ class ClassResults:
             "problems": self.problems,
         }
 
-    def lines(self) -> list[str]:
-        """Format the class as a table."""
-        rows = [[self.kind, *self.workloads]]
-        rows += [
-            [name, *(self._cell(name, workload) for workload in self.workloads)]
-            for name in self.abouts
-        ]
-        bests = [self.best_peer(workload) for workload in self.workloads]
-        rows.append(
-            [
-                "ours / best peer",
-                *("-" if best is None else f"{best[1]:.2f} {best[0]}" for best in bests),
-            ]
-        )
-        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-        table = [
-            "  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
-            for row in rows
-        ]
-        return [
-            *table,
-            *(f"{name}: {problem}" for name, problem in self.problems.items()),
-            *self._agreement_lines(),
-        ]
-
-    def _cell(self, contender: str, workload: str) -> str:
-        speed, share = self.speed(contender, workload), self.share(contender, workload)
-        limit = {"decode1": "memory", "prefill512": "peak"}.get(workload)
-        return (
-            "-"
-            if speed is None
-            else f"{speed:,.0f}"
-            if share is None
-            else f"{speed:,.0f} ({share:.0%} of {limit})"
-        )
-
-    def _agreement_lines(self) -> list[str]:
-        lines = []
+    def notes(self) -> list[str]:
+        """Return the problems, and how far the peers' outputs are ours, one a line."""
+        lines = [f"{name}: {problem}" for name, problem in self.problems.items()]
         for name, by_workload in self.agreements.items():
             requests, equal, near_tie = (
                 sum(getattr(one, what) for one in by_workload.values())

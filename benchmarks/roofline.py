@@ -21,7 +21,6 @@ from benchmarks.options import (
     MODEL,
     ensure_model,
     finish,
-    heading,
     in_process,
     new_parser,
     spread,
@@ -50,12 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = parse(arguments)
     model = ensure_model(parsed.model)
     workloads = make_workloads(model.vocab, parsed.seed, parsed.scale)
-    print(heading(parsed), flush=True)
-    found = {}
-    for kind in parsed.classes:
-        found[kind] = measure_class(kind, model, workloads, parsed)
-        for name, result in found[kind].items():
-            print(f"{kind:9} {name:11} {_shown(result)}", flush=True)
+    found = {kind: measure_class(kind, model, workloads, parsed) for kind in parsed.classes}
     finish({"benchmark": "roofline", "pairs": parsed.pairs, "classes": found}, parsed)
     return 0
 
@@ -115,16 +109,6 @@ def _pairs(
         speeds.append(workload.tokens / seconds)
         before = after
     return {"share": spread(shares), "tokens_per_s": spread(speeds), "limit_per_s": spread(limits)}
-
-
-def _shown(result: dict[str, Any]) -> str:
-    share, speed, limit = result["share"], result["tokens_per_s"], result["limit_per_s"]
-    middle = f"middle half {share['p25']:.1%} to {share['p75']:.1%}"
-    extremes = f"all {share['min']:.1%} to {share['max']:.1%}"
-    return (
-        f"{share['median']:.1%} of the limit ({middle}, {extremes}): "
-        f"{speed['median']:,.1f} tok/s, limit {limit['median'] / 1e9:,.1f} G/s"
-    )
 
 
 if __name__ == "__main__":

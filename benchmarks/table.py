@@ -2,9 +2,8 @@
 
 Run: python benchmarks/table.py compare.json roofline.json --write docs/maintainers/measurements.md
 
-It reads the JSON of compare.py, roofline.py, engine_soak.py, model_sizes.py, training.py and
-nanogpt.py, and of replicas.py, routing.py and simulate.py in scaling/. In the page, the table of a
-benchmark is between <!-- compare: begin --> and <!-- compare: end -->, and so on.
+It reads the JSON of every benchmark, which prints the same table at its end. In the page, the table
+of a benchmark is between <!-- compare: begin --> and <!-- compare: end -->, and so on.
 """
 
 import argparse
@@ -48,11 +47,13 @@ def markdown(record: Record) -> str:
         "roofline": _roofline,
         "soak": _soak,
         "sizes": _sizes,
-        "training": training_lines,
-        "nanogpt": nanogpt_lines,
+        "http_cost": _http_cost,
+        "training": _training,
+        "nanogpt": _nanogpt,
         "replicas": _replicas,
         "routing": _routing,
         "simulate": _simulation,
+        "front_cost": _front_cost,
     }
     machine = record["machine"]
     origin = (
@@ -133,8 +134,16 @@ def _sizes(record: Record) -> list[str]:
     return lines
 
 
-def training_lines(record: Record) -> list[str]:
-    """Return the table of training.py."""
+def _http_cost(record: Record) -> list[str]:
+    lines = _header("", "tokens/s", "cost", "client's processor time")
+    for kind, ways in record["classes"].items():
+        for way, figures in ways.items():
+            cells = (f"{figures['cost']:.1%}", f"{figures['client_share']:.1%} of one core")
+            lines.append(_row(f"{kind}, {way}", f"{figures['tokens_per_s']:,.0f}", *cells))
+    return lines
+
+
+def _training(record: Record) -> list[str]:
     lines = _header("", "tokens/s", "ms per step", "share of peak", "ratio to torch", "peak memory")
     for found in record["settings"]:
         for number, (name, contender) in enumerate(found["contenders"].items()):
@@ -151,8 +160,8 @@ def training_lines(record: Record) -> list[str]:
     return lines
 
 
-def nanogpt_lines(record: Record) -> list[str]:
-    """Return the table of nanogpt.py: validation losses at a few steps."""
+def _nanogpt(record: Record) -> list[str]:
+    """Return validation losses at a few steps."""
     runs = record["runs"]
     steps = [one["step"] for one in next(iter(runs.values()))]
     chosen = sorted({steps[round(part * (len(steps) - 1) / 4)] for part in range(5)})
@@ -164,7 +173,7 @@ def nanogpt_lines(record: Record) -> list[str]:
 
 
 def _replicas(record: Record) -> list[str]:
-    """Return the table of replicas.py: deployments by class and number of clients."""
+    """Return deployments by class and number of clients."""
     header = ("clients", "deployment", "tokens/s", "TTFT p50", "TTFT p99", "ratio")
     lines = []
     for kind, figures in record["classes"].items():
@@ -182,11 +191,13 @@ def _replicas(record: Record) -> list[str]:
                          shown)
                 )  # fmt: skip
         lines.append("")
+        for figure, ms in figures["overhead_ms"].items():
+            lines += [f"{figure} of a replica less that of a server of 1 thread: {ms:+.2f} ms", ""]
     return lines[:-1]
 
 
 def _routing(record: Record) -> list[str]:
-    """Return the table of routing.py: measured and predicted figures of each policy."""
+    """Return measured and predicted figures of each policy."""
     lines = _header("routing", "", *_RESULT)
     for policy, figures in record["policies"].items():
         for kind in ("measured", "predicted"):
@@ -195,13 +206,21 @@ def _routing(record: Record) -> list[str]:
 
 
 def _simulation(record: Record) -> list[str]:
-    """Return the table of simulate.py: figures by arrivals, replicas and policy."""
+    """Return figures by arrivals, replicas and policy."""
     lines = _header("arrivals", "replicas", "ingresses", "busy", "routing", *_RESULT)
     for run in record["runs"]:
         lines.append(
             _row(run["arrivals"], run["replicas"], run["ingresses"],
                  f"{run['ingress_busy']:.0%}", run["policy"], *_result(run))
         )  # fmt: skip
+    return lines
+
+
+def _front_cost(record: Record) -> list[str]:
+    lines = _header("", "a request", "a stream")
+    for name, request_s in record["request_s"].items():
+        stream_s = record["stream_s"][name]
+        lines.append(_row(name, f"{1000 * request_s:.2f} ms", f"{1000 * stream_s:.2f} ms"))
     return lines
 
 

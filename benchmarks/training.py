@@ -22,9 +22,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.contenders import OURS, Contender, Entry, WorkerError
-from benchmarks.options import finish, heading, in_turns, names_of, new_parser, tell
+from benchmarks.options import finish, in_turns, names_of, new_parser, tell
 from benchmarks.peers.train_ours import make_operations
-from benchmarks.table import training_lines
 from benchmarks.training_worker import SETTINGS
 from nanovllm.cli.argument_types import positive_number
 from nanovllm.cli.bench.machine import measure_peak
@@ -94,7 +93,7 @@ class SettingResults:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = new_parser(__doc__, "torch-python", "rounds")
+    parser = new_parser(__doc__, "torch-python", "rounds", "timeout-s")
     parser.add_argument(
         "--settings",
         type=names_of(list(SETTINGS)),
@@ -115,19 +114,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         default=10.0,
         help="seconds of a turn after its warm-up (%(default)s)",
     )
-    parser.add_argument(
-        "--timeout-s",
-        type=positive_number,
-        default=600.0,
-        help="give up on a contender after this long (%(default)s)",
-    )
     return parser.parse_args(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Compare and report; return 1 if ours failed."""
     parsed = parse(arguments)
-    print(heading(parsed), flush=True)
     for backend in parsed.backend:
         make_operations(backend, 1).close()  # compile before memory and time are measured
     all_results = [run_setting(name, parsed) for name in parsed.settings]
@@ -136,7 +128,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "rounds": parsed.rounds,
         "settings": [results.record() for results in all_results],
     }
-    print("\n".join(training_lines(record)) + "\n", flush=True)
     finish(record, parsed)
     return int(any(OURS in name for results in all_results for name in results.problems))
 

@@ -100,7 +100,10 @@ class AsyncLLM:
         await self._engine.wait_until_ready()
 
     async def close(self) -> None:
-        """End all requests, which raise EngineNotReadyError, and the thread. Harmless twice."""
+        """End all requests, which raise EngineNotReadyError, and the thread.
+
+        A second call has no effect.
+        """
         if not self._is_closed:
             self._is_closed = True
             await self._engine.stop()

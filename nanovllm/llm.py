@@ -10,7 +10,8 @@ from nanovllm.config import EngineConfig, EngineSettings
 from nanovllm.engine.beam_search import BeamSearches
 from nanovllm.engine.call_runner import CallRunner
 from nanovllm.engine.chat.messages import Messages, list_conversations
-from nanovllm.engine.chat.prompts import ChatPrompts
+from nanovllm.engine.chat.prompts import ChatPrompts, prompt_end
+from nanovllm.engine.chat.template import PromptEnd
 from nanovllm.engine.engine import Engine
 from nanovllm.engine.generation_request import (
     BeamSearchParams,
@@ -197,9 +198,11 @@ class LLM:
         """
         conversations = list_conversations(messages)
         params = self._each_params(sampling_params, len(conversations))
-        prompts, params = self._render_chats(
-            conversations, params, chat_template, add_generation_prompt, continue_final_message
+        end = prompt_end(
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
         )
+        prompts, params = self._render_chats(conversations, params, chat_template, end)
         outputs = self.generate(prompts, params, use_tqdm)
         decode = self.tokenizer.decode
         for output in outputs:
@@ -222,12 +225,12 @@ class LLM:
                 f"there are {len(conversations)} conversations, a stream takes one; call it again",
                 param="messages",
             )
+        end = prompt_end(
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+        )
         (prompt,), (params,) = self._render_chats(
-            conversations,
-            self._each_params(sampling_params, 1),
-            chat_template,
-            add_generation_prompt,
-            continue_final_message,
+            conversations, self._each_params(sampling_params, 1), chat_template, end
         )
         return self.stream(prompt, params)
 
@@ -323,22 +326,14 @@ class LLM:
         conversations: list[list[dict[str, Any]]],
         params: list[SamplingParams],
         chat_template: str | os.PathLike[str] | None,
-        add_generation_prompt: bool,
-        continue_final_message: bool,
+        end: PromptEnd,
     ) -> tuple[list[Prompt], list[SamplingParams]]:
         """Return each conversation's prompt, and its settings with the template's stop token."""
         template = self._chats.template(chat_template)
         prompts: list[Prompt] = []
         for index, conversation in enumerate(conversations):
             with naming_prompt(index, len(conversations)):
-                prompts.append(
-                    self._chats.encode(
-                        template,
-                        conversation,
-                        add_generation_prompt=add_generation_prompt,
-                        continue_final_message=continue_final_message,
-                    )
-                )
+                prompts.append(self._chats.encode(template, conversation, end))
         return prompts, [self._chats.params(template, each) for each in params]
 
     def _process_each(

@@ -37,7 +37,7 @@ _ADAPTERS = [
 install_shape_checks([*_MODULES, *_ADAPTERS, "nanovllm.evaluation.scoring", "nanovllm.runner"])
 
 from nanovllm.config import BACKENDS  # noqa: E402
-from nanovllm.model.cores import usable_cpus  # noqa: E402
+from nanovllm.model.machine import usable_cpus  # noqa: E402
 from tests.support.browser import chromium  # noqa: E402
 from tests.support.checkpoints import write_tiny_model  # noqa: E402
 from tests.support.serving import ENGINE_SETTINGS  # noqa: E402

@@ -17,7 +17,7 @@ from nanovllm import trainer as trainer_module
 from nanovllm.errors import TrainingError
 from nanovllm.llm import LLM
 from nanovllm.model.config import GPT2Config
-from nanovllm.model.cores import cpu_name
+from nanovllm.model.machine import cpu_name
 from nanovllm.sampling_params import SamplingParams
 from nanovllm.trainer import Trainer
 from nanovllm.training.config import TrainingConfig

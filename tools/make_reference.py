@@ -37,8 +37,7 @@ from nanovllm.cli.main import main as run_command
 from nanovllm.deploy.settings import AppSettings, ModelSettings
 from nanovllm.server.openai.chat import CHAT
 from nanovllm.server.openai.completions import COMPLETIONS
-from nanovllm.server.openai.embeddings import EMBEDDINGS
-from nanovllm.server.openai.responses import RESPONSES
+from nanovllm.server.openai.endpoints import ENDPOINTS
 from nanovllm.server.openai.schemas import NO_EFFECT, StreamOptions
 from nanovllm.server.openai.tokenization import DetokenizeRequest, TokenizeRequest
 
@@ -250,7 +249,7 @@ def request_fields_page() -> str:
         },
         "stream_options": StreamOptions.model_fields,
     }
-    for endpoint in (COMPLETIONS, CHAT, RESPONSES, EMBEDDINGS):
+    for endpoint in ENDPOINTS:
         own = endpoint.body.model_fields.items()
         tables[f"POST {endpoint.path}"] = {
             name: field

@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from benchmarks.options import finish, heading, new_parser
+from benchmarks.options import finish, new_parser
 from benchmarks.scaling.cost_model import FrontCost
 from benchmarks.scaling.deployments import Deployment, deploy, ray_cluster
 from nanovllm.cli.argument_types import positive
@@ -36,7 +36,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--tokens", type=positive, default=64, help="of a stream (%(default)s)")
     parser.add_argument("--save", type=Path, metavar="FILE", help="write the costs")
     parsed = parser.parse_args(arguments)
-    print(heading(parsed), flush=True)
     with ray_cluster(1) as port:
         deployment = deploy(port, {"models": [{"model": parsed.model}]})
         send(deployment, parsed, {"max_tokens": 1})  # warm up
@@ -45,9 +44,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             deployment, parsed, {"max_tokens": parsed.tokens, "ignore_eos": True, "stream": True}
         )
     cost = front_cost(request, stream, parsed.tokens)
-    for name in _PROCESSES:
-        print(f"{name:8} {1000 * request[name]:6.2f} ms a request, {1000 * stream[name]:6.2f} ms a "
-              f"stream of {parsed.tokens} tokens")  # fmt: skip
     print(f"one ingress passes up to {cost.ingress_capacity(parsed.tokens):.0f} such streams/s")
     if parsed.save is not None:
         cost.save(parsed.save)

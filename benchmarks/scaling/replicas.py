@@ -21,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from benchmarks.options import finish, heading, new_parser, tell
+from benchmarks.options import finish, new_parser, tell
 from benchmarks.scaling.deployments import Deployment, deploy, one_server, ray_cluster
 from nanovllm.cli.argument_types import positive
 from nanovllm.config import BUNDLED_MODEL
@@ -51,7 +51,6 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and report; return 1 if the answers differ."""
     parsed = parse(arguments)
-    print(heading(parsed), flush=True)
     record: dict[str, Any] = {
         "benchmark": "replicas", "model": Path(parsed.model).name, "rounds": parsed.rounds,
         "input_tokens": parsed.input_tokens, "output_tokens": parsed.output_tokens,
@@ -61,8 +60,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         runs, answers = measure(parsed, [*_CLASSES[name], *parsed.options])
         record["classes"][name] = summary(runs)
         record["equal_answers"] &= all(answer == answers[0] for answer in answers)
-        for line in shown(name, record["classes"][name]):
-            print(line, flush=True)
     print(f"answers equal: {record['equal_answers']}")
     finish(record, parsed)
     return 0 if record["equal_answers"] else 1
@@ -176,21 +173,6 @@ def summary(runs: Runs) -> dict[str, Any]:
             for name in ("median_ttft_ms", "median_tpot_ms")
         }
     return {"deployments": medians, "ratios": ratios, "overhead_ms": overhead}
-
-
-def shown(name: str, record: dict[str, Any]) -> Iterator[str]:
-    """Yield the lines of one class."""
-    for deployment, by_clients in record["deployments"].items():
-        for clients, figures in by_clients.items():
-            yield (
-                f"{name:8} {deployment:22} {clients:>4} clients "
-                f"{figures['output_throughput']:9,.0f} tokens/s  TTFT p50 "
-                f"{figures['median_ttft_ms']:8,.1f} ms  p99 {figures['p99_ttft_ms']:9,.1f} ms"
-            )
-    for clients, ratio in record["ratios"].items():
-        yield f"{name:8} 2 replicas / one server, {clients} clients: {ratio:.2f}"
-    for figure, ms in record["overhead_ms"].items():
-        yield f"{name:8} {figure} of a replica less that of a server of 1 thread: {ms:+.2f} ms"
 
 
 if __name__ == "__main__":

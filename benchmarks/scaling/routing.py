@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.options import finish, heading, new_parser, tell
+from benchmarks.options import finish, new_parser, tell
 from benchmarks.scaling.cost_model import CostModel, FrontCost, StepSize
 from benchmarks.scaling.deployments import Deployment, deploy, ray_cluster
 from benchmarks.scaling.simulate import FRONT, capacity, measure
@@ -57,7 +57,6 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, simulate and report."""
     parsed = parse(arguments)
-    print(heading(parsed), flush=True)
     front = FrontCost.load(FRONT)
     config = EngineConfig(num_threads=1, quantization=parsed.quantization)
     shape = TraceSettings(rate=1, requests=1)
@@ -100,8 +99,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 "request_s": predicted_cost.request,
                 "num_blocks": num_blocks,
             }
-            for kind, result in (("measured", measured), ("predicted", predicted)):
-                print(line(policy, kind, result.summary()), flush=True)
     finish(record, parsed)
     return 0
 
@@ -178,15 +175,6 @@ def replay(deployment: Deployment, arrivals: Sequence[Arrival]) -> Result:
         sum(trace.output_tokens for trace in traces),
         sum(trace.cached_tokens for trace in traces) / prompt_tokens,
         [int(count - before.get(replica, 0.0)) for replica, count in after.items()],
-    )
-
-
-def line(policy: str, kind: str, summary: dict[str, float]) -> str:
-    """Format the figures of a run."""
-    return (
-        f"{policy:13} {kind:10} {summary['tokens_per_s']:8,.1f} tokens/s  TTFT p50 "
-        f"{1000 * summary['ttft_p50_s']:8.1f} ms  p99 {1000 * summary['ttft_p99_s']:8.1f} ms  "
-        f"hits {summary['hit_rate']:.0%}  max/mean {summary['max_over_mean_requests']:.2f}"
     )
 
 

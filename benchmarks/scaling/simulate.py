@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from benchmarks.options import finish, heading, new_parser
+from benchmarks.options import finish, new_parser
 from benchmarks.scaling.cost_model import (
     CostModel,
     FrontCost,
@@ -83,7 +83,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--replicas", type=positive, nargs="+", default=REPLICAS, metavar="N")
     parser.set_defaults(threads=1)
     parsed = parser.parse_args(arguments)
-    print(heading(parsed), flush=True)
     config = EngineConfig(num_threads=parsed.threads, quantization=parsed.quantization)
     trace = TraceSettings(rate=1, requests=1, seed=parsed.seed)
     record: dict[str, Any] = {
@@ -113,13 +112,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     record |= {
         "cost": asdict(cost), "front": asdict(front), "rate_per_replica": rate,
         "ingress_streams_per_s": streams, "replicas_per_ingress": parsed.replicas_per_ingress,
-        "runs": [],
     }  # fmt: skip
     system = System(cost, front, config, parsed.cache_blocks)
     ratio = parsed.replicas_per_ingress
-    for run in _runs(parsed.arrivals, parsed.replicas, ratio, rate, trace, system):
-        record["runs"].append(run)
-        print(_line(run))
+    record["runs"] = list(_runs(parsed.arrivals, parsed.replicas, ratio, rate, trace, system))
     finish(record, parsed)
     return 0
 
@@ -230,15 +226,6 @@ def _runs(
             "arrivals": arrivals, "replicas": count, "ingresses": ingresses, "policy": policy,
             **result.summary(),
         }  # fmt: skip
-
-
-def _line(run: dict[str, Any]) -> str:
-    return (
-        f"{run['arrivals']:8} {run['replicas']:4} {run['ingresses']:3} {run['policy']:13} "
-        f"{run['tokens_per_s']:10,.0f} tokens/s  TTFT p50 {1000 * run['ttft_p50_s']:7.1f} ms  "
-        f"p99 {1000 * run['ttft_p99_s']:8.1f} ms  hits {run['hit_rate']:.0%}  "
-        f"max/mean {run['max_over_mean_requests']:.2f}  ingress {run['ingress_busy']:.0%}"
-    )
 
 
 if __name__ == "__main__":

@@ -20,14 +20,11 @@ from nanovllm.engine.step_output import StepOutput
 from nanovllm.engine.update_router import UpdateRouter
 from nanovllm.errors import EngineFaultError, InvalidRequestError, NanovllmError
 from nanovllm.server.http.body import check_body
-from nanovllm.server.http.errors import error_body, problem_of, served_name, shorten
+from nanovllm.server.http.errors import problem_of, served_name, shorten
 from nanovllm.server.http.validation_errors import quote
-from nanovllm.server.openai.chat import CHAT
-from nanovllm.server.openai.completions import COMPLETIONS
-from nanovllm.server.openai.embeddings import EMBEDDINGS
 from nanovllm.server.openai.endpoint import Endpoint, prepare
+from nanovllm.server.openai.endpoints import ENDPOINTS
 from nanovllm.server.openai.renderer import Renderer
-from nanovllm.server.openai.responses import RESPONSES
 from nanovllm.server.openai.schemas import GenerationBody
 
 logger = logging.getLogger(__name__)
@@ -35,9 +32,7 @@ logger = logging.getLogger(__name__)
 B = TypeVar("B", bound=GenerationBody)
 _MAX_FAULTS = 3  # consecutive steps that may fail because of their requests
 
-ENDPOINTS: dict[str, Endpoint[Any]] = {
-    endpoint.path: endpoint for endpoint in (COMPLETIONS, CHAT, RESPONSES, EMBEDDINGS)
-}
+_BY_PATH = {endpoint.path: endpoint for endpoint in ENDPOINTS}
 
 
 @dataclass(slots=True, eq=False)
@@ -45,7 +40,7 @@ class _Running:
     """A request in the engine."""
 
     custom_id: str
-    renderer: Renderer[Any]
+    renderer: Renderer[Any, Any]
     prompts: Sequence[PromptRequest]
 
     @property
@@ -106,7 +101,7 @@ class BatchRunner:
             seed = self._engine.config.seed
             if seed is not None:  # by id, since an interruption may change the order of requests
                 self._engine.input_processor.reseed(f"{seed} {request.custom_id}")
-            running = self._prepare(ENDPOINTS[str(request.url)], request)
+            running = self._prepare(_BY_PATH[str(request.url)], request)
         except Exception as error:  # noqa: BLE001 - the other requests go on
             return _failed(request.custom_id, error)
         self._router.add(running.prompts, running)
@@ -129,10 +124,10 @@ class BatchRunner:
                 "unsupported_method",
                 f'method is {shorten(quote(request.method))} but must be "POST"',
             )
-        if not isinstance(request.url, str) or request.url not in ENDPOINTS:
+        if not isinstance(request.url, str) or request.url not in _BY_PATH:
             message = (
                 f"url is {shorten(quote(request.url))}, which a batch does not answer; it answers "
-                f"{', '.join(ENDPOINTS)}"
+                f"{', '.join(_BY_PATH)}"
             )
             return Answer.refusal(request.custom_id, "unsupported_url", message)
         return None
@@ -181,7 +176,7 @@ def _complete(running: _Running) -> Answer:
 
 def _failed(custom_id: str, error: Exception) -> Answer:
     """Return the answer to a request that ended with this exception."""
-    status, message, param = problem_of(error)
+    problem = problem_of(error)
     if not isinstance(error, NanovllmError):  # whose message does not say the reason
         logger.error("the request %r failed", custom_id, exc_info=error)
-    return Answer.response(custom_id, status, error_body(status, message, param))
+    return Answer.response(custom_id, problem.status, problem.body)

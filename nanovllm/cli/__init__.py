@@ -1,11 +1,12 @@
 """The `nanovllm` command. A command is a module, imported when it is used.
 
 A command's module has a function that defines its parser and imports nothing slow, and one that
-runs the command and imports what it needs. In reading order:
+runs the command and imports what it needs. Most options are fields of dataclasses, which say the
+type, the bounds, the default and the help of each. In reading order:
 
 main                the commands; parse the command line, run a command, print errors
 parser              argparse with suggestions, and defaults in help texts
-options             options shared by several commands
+options             options made of the fields of settings, and those of several commands
 argument_types      argument types, files and messages
 environment         environment variables
 table               tables on standard output

@@ -47,9 +47,9 @@ def run(parsed: argparse.Namespace) -> int:
 def _machine() -> dict[str, str]:
     with ended_by_interrupts():
         from nanovllm.cli.bench.report import describe_machine
-        from nanovllm.model.cores import default_threads, usable_cpus
         from nanovllm.model.kernels.build.codegen import host_cpu
         from nanovllm.model.kernels.build.target import host_target
+        from nanovllm.model.machine import default_threads, usable_cpus
 
     machine, target = describe_machine(), host_target()
     instructions = [f"vectors of {32 * target.lanes} bits"]
@@ -68,7 +68,7 @@ def _machine() -> dict[str, str]:
 
 def _memory() -> str:
     """Return the machine's memory, its free part, and the limit of this process."""
-    from nanovllm.model.memory_limit import PHYSICAL_MEMORY, memory_limit
+    from nanovllm.model.machine import PHYSICAL_MEMORY, memory_limit
 
     parts = []
     with suppress(AttributeError, ValueError, OSError):  # Windows

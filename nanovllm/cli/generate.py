@@ -127,7 +127,7 @@ def model_and_prompt(parsed: argparse.Namespace) -> tuple[str, str | None]:
     prompt = texts[0] if texts else None
     if prompt is not None and len(parsed.texts) == 1 and _is_model_name(prompt):
         print_message(
-            f"{prompt} is taken as the prompt; for the model: nanovllm generate --model {prompt}"
+            f"{prompt} is used as the prompt; to name the model: nanovllm generate --model {prompt}"
         )
     return model, prompt
 

@@ -5,29 +5,32 @@ import contextlib
 import logging
 import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
 import uvicorn
 
 from nanovllm.cli.listening import limit_accept_errors, listening_options
+from nanovllm.cli.reload import reload_credentials
+from nanovllm.cli.serve import ServeOptions
 from nanovllm.cli.service_manager import Terminal, notify
 from nanovllm.engine.async_engine import AsyncEngine, EngineState
-from nanovllm.server.control import ServerControl
+from nanovllm.server.service import ServerControl
 
 CLOSE_S = 2
 """Time to send the last bytes after the engine has stopped; then connections are closed."""
+_MAX_HANDSHAKE_S = 3600.0
 _logger = logging.getLogger("uvicorn.error")
 
 
 class GracefulServer(uvicorn.Server):
     """uvicorn's server with exit code 0 after a signal; uvicorn raises the signal again.
 
-    After SIGTERM or SIGINT the server drains for `drain_delay_s`: a pause ends, it serves requests,
-    but /health is 503. Running requests then have `shutdown_timeout_s`. Then the engine stops,
+    After SIGTERM or SIGINT the server drains for the drain delay: a pause ends, it serves requests,
+    but /health is 503. Running requests then have the shutdown timeout. Then the engine stops,
     which fails the remaining requests, and after CLOSE_S their connections are aborted. SIGHUP
-    calls `reload`.
+    reads the API keys and the certificate again.
     """
 
     def __init__(
@@ -35,25 +38,14 @@ class GracefulServer(uvicorn.Server):
         config: uvicorn.Config,
         engine: AsyncEngine,
         control: ServerControl,
-        reload: Callable[[], str],
-        *,
-        drain_delay_s: float,
-        shutdown_timeout_s: float,
-        handshake_timeout_s: float,
+        options: ServeOptions,
     ) -> None:
-        """Serve the application of `config`, which starts and stops `engine`.
-
-        `reload` reads credentials again; it returns what it has read, or raises OSError or
-        ValueError.
-        """
+        """Serve the application of `config`, which starts and stops `engine`."""
         super().__init__(config)
-        self._handshake_timeout_s = handshake_timeout_s
         self.listening = asyncio.Event()
         self._engine = engine
         self._control = control
-        self._reload = reload
-        self._drain_delay_s = drain_delay_s
-        self._shutdown_timeout_s = shutdown_timeout_s
+        self._options = options
         self._hangup = asyncio.Event()
         self._terminal = Terminal()
         self._ignores_hangup = False
@@ -61,7 +53,8 @@ class GracefulServer(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start the application and listen."""
         limit_accept_errors(self._loop)
-        tls = {"ssl_handshake_timeout": self._handshake_timeout_s} if self.config.is_ssl else {}
+        handshake_s = min(self._options.stalled_client_s, _MAX_HANDSHAKE_S)
+        tls = {"ssl_handshake_timeout": handshake_s} if self.config.is_ssl else {}
         with listening_options(**tls):
             await super().startup(sockets)
         _logger.info("Listening on %s, loading the model", self.address)
@@ -70,7 +63,7 @@ class GracefulServer(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Stop: after the drain delay if this is the first signal, otherwise now."""
         is_first = not self.should_exit and not self._control.is_draining
-        if is_first and self._drain_delay_s and self._engine.state is EngineState.READY:
+        if is_first and self._options.drain_delay_s and self._engine.state is EngineState.READY:
             self._control.is_draining = True
             self._loop.call_soon_threadsafe(self._drain)
         else:
@@ -80,13 +73,13 @@ class GracefulServer(uvicorn.Server):
         """End a pause, let every response close its connection, and stop after the delay."""
         _logger.info(
             "Draining for %g s: /health is 503, requests are served; a second signal ends this",
-            self._drain_delay_s,
+            self._options.drain_delay_s,
         )
         for headers in (self.config.encoded_headers, self.server_state.default_headers):
             headers.append((b"connection", b"close"))
         if self._engine.state is EngineState.READY:
             self._engine.inspector.end_pause()
-        self._loop.call_later(self._drain_delay_s, setattr, self, "should_exit", True)
+        self._loop.call_later(self._options.drain_delay_s, setattr, self, "should_exit", True)
 
     def _handle_hangup(self, sig: int, frame: FrameType | None) -> None:
         self._loop.call_soon_threadsafe(self._hangup.set)
@@ -101,7 +94,9 @@ class GracefulServer(uvicorn.Server):
                 self.handle_exit(signal.SIGHUP, None)
                 continue
             try:
-                done = await asyncio.to_thread(self._reload)
+                done = await asyncio.to_thread(
+                    reload_credentials, self._options, self.config, self._control
+                )
             except (OSError, ValueError) as error:
                 _logger.error("SIGHUP: %s; the old API keys and certificate stay in use", error)
             else:
@@ -110,7 +105,7 @@ class GracefulServer(uvicorn.Server):
                 )
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Stop listening, and let running requests end within `shutdown_timeout_s`."""
+        """Stop listening, and let running requests end within the shutdown timeout."""
         notify("STOPPING=1")
         if self._engine.state is EngineState.READY:
             self._engine.inspector.release()  # end its streams, and a pause
@@ -127,7 +122,7 @@ class GracefulServer(uvicorn.Server):
         _logger.setLevel(logging.CRITICAL)  # uvicorn logs each aborted request as an error
 
     async def _stop_engine_later(self) -> None:
-        await asyncio.sleep(self._shutdown_timeout_s)
+        await asyncio.sleep(self._options.shutdown_timeout_s)
         await self._engine.stop()
         await asyncio.sleep(CLOSE_S)
         for connection in list(self.server_state.connections):

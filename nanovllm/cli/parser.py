@@ -196,7 +196,7 @@ class CommandParser(argparse.ArgumentParser):
         """Return the error for the first unknown argument."""
         first = rest[0].partition("=")[0]
         if not first.startswith("-"):
-            return f"there is one argument too many, {rest[0]!r}; quote a text with spaces"
+            return f"unexpected argument {rest[0]!r}; put a text with spaces in quotes"
         near = suggest(first, self._option_string_actions)
         hint = f"did you mean {near}?" if near else f"{self.prog} --help lists the options"
         return f"unrecognized option {first}; {hint}"

@@ -6,39 +6,32 @@ certificate stay in use. Requests and connections in progress are not affected.
 
 import os
 import ssl
-from collections.abc import Callable
 
 import uvicorn
 from uvicorn.config import create_ssl_context
 
 from nanovllm.cli.security_options import check_certificate, read_api_keys
 from nanovllm.cli.serve import ServeOptions
-from nanovllm.server.control import ServerControl
+from nanovllm.server.service import ServerControl
 
 
-def credential_reloader(
-    options: ServeOptions, http: uvicorn.Config, control: ServerControl
-) -> Callable[[], str]:
-    """Return a function that reads the files of the options again and returns what it has read.
+def reload_credentials(options: ServeOptions, http: uvicorn.Config, control: ServerControl) -> str:
+    """Read the files of the options again, and return what was read.
 
     It is blocking, may be called on any thread, and raises ValueError or OSError if a file is not
     valid.
     """
-
-    def reload() -> str:
-        keys, done = None, []
-        if options.api_key_file is not None:
-            keys = read_api_keys(options.api_key, options.api_key_file, os.environ)
-            done.append("the API key" if len(keys) == 1 else f"{len(keys)} API keys")
-        if http.ssl is not None:
-            check_certificate(options.ssl_certfile, options.ssl_keyfile)
-            _replace_certificate(http.ssl, _new_context(http))
-            done.append("the TLS certificate")
-        if keys is not None:
-            control.api_keys.replace(keys)
-        return " and ".join(done)
-
-    return reload
+    keys, done = None, []
+    if options.api_key_file is not None:
+        keys = read_api_keys(options.api_key, options.api_key_file, os.environ)
+        done.append("the API key" if len(keys) == 1 else f"{len(keys)} API keys")
+    if http.ssl is not None:
+        check_certificate(options.ssl_certfile, options.ssl_keyfile)
+        _replace_certificate(http.ssl, _new_context(http))
+        done.append("the TLS certificate")
+    if keys is not None:
+        control.api_keys.replace(keys)
+    return " and ".join(done)
 
 
 def _new_context(http: uvicorn.Config) -> ssl.SSLContext:

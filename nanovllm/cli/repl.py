@@ -204,7 +204,7 @@ def _write_history(readline: Any, path: Path) -> None:
 
 
 def _parse(name: str, text: str) -> object:
-    """Parse a value; SamplingParams refuses text that is no number."""
+    """Parse a value; SamplingParams refuses text that is not a number."""
     if name == "stop":
         return text.replace("\\n", "\n")
     if name == "ignore_eos":

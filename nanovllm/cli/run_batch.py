@@ -102,7 +102,7 @@ def run(parsed: argparse.Namespace) -> int:
             if answered:
                 print_message(
                     f"{target} has {answered:,} of {len(ids):,} answers; "
-                    + ("nothing is left to do" if answered == len(ids) else "going on")
+                    + ("nothing is left to do" if answered == len(ids) else "resuming")
                 )
             if not len(ids):
                 print_message(f"{source} has no requests")
@@ -134,7 +134,7 @@ def _check_files(requests: Path, answers: Path) -> None:
         raise ValueError(f"{requests} does not exist; give the file of requests by -i")
     if has_requests and not requests.is_file():
         raise ValueError(
-            f"{requests} is no ordinary file, and the input is read twice; save it to one, "
+            f"{requests} is not a regular file, and the input is read twice; save it to one, "
             "or pipe it to -i -"
         )
     if answers == STANDARD_STREAM:

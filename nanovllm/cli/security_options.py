@@ -87,7 +87,7 @@ def check_secret_file(flag: str, path: Path) -> None:
     status = path.stat()
     if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
         raise ValueError(
-            f"{flag} {path} is no regular file; give one, or the keys in {API_KEY_VARIABLE}"
+            f"{flag} {path} is not a regular file; give one, or the keys in {API_KEY_VARIABLE}"
         )
     if os.name == "posix" and status.st_mode & stat.S_IWOTH:
         raise ValueError(
@@ -184,7 +184,7 @@ def check_certificate(certfile: Path | None, keyfile: Path | None) -> None:
     for flag, path in (("--ssl-certfile", certfile), ("--ssl-keyfile", keyfile)):
         try:
             if path is not None and path.is_fifo():
-                raise ValueError(f"{flag} {path} is no regular file; give one")
+                raise ValueError(f"{flag} {path} is not a regular file; give one")
             if path is not None:
                 path.open("rb").close()
         except OSError as error:

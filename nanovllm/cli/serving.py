@@ -10,7 +10,7 @@ import shlex
 import socket
 import sys
 from dataclasses import dataclass, replace
-from typing import NoReturn, TextIO
+from typing import NoReturn
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -21,7 +21,6 @@ from nanovllm.cli.graceful_server import CLOSE_S, GracefulServer
 from nanovllm.cli.listening import bind, connection_limits, raise_open_files_limit
 from nanovllm.cli.numa import numa_warning
 from nanovllm.cli.options import load_chat_template, served_names
-from nanovllm.cli.reload import credential_reloader
 from nanovllm.cli.security_options import (
     check_certificate,
     is_loopback,
@@ -36,18 +35,17 @@ from nanovllm.engine.async_engine import AsyncEngine, EngineState
 from nanovllm.engine.engine import Engine
 from nanovllm.engine.memory import MemoryPlan
 from nanovllm.hub import resolve_model
-from nanovllm.model.memory_limit import PHYSICAL_MEMORY
-from nanovllm.server.app import ServerSettings, create_app
-from nanovllm.server.control import ServerControl
+from nanovllm.model.machine import PHYSICAL_MEMORY
+from nanovllm.server.app import create_app
 from nanovllm.server.http.access_log import leave_out_routine_requests
 from nanovllm.server.http.protocol import watched_protocol
 from nanovllm.server.http.request_log import write_log_to
 from nanovllm.server.metrics import ServerMetrics
+from nanovllm.server.service import ServerControl, ServerSettings
 
 _SWITCH_INTERVAL_S = 0.0005
 """Interval of GIL hand-overs. The event loop releases the GIL at each system call; with Python's
 default of 5 ms it would wait that long for it while another thread parses a body."""
-_MAX_HANDSHAKE_S = 3600.0
 _EXAMPLE_PROMPT, _EXAMPLE_TOKENS = "She smiled and said", 40
 
 
@@ -97,7 +95,6 @@ def serve(options: ServeOptions) -> int:
     """Serve until a signal arrives; return 1 if the model or the port cannot be used."""
     loaded = load_server(options)
     engine, settings = loaded.engine, loaded.settings
-    name = settings.model_names[0]
     max_connections, backlog = connection_limits(raise_open_files_limit())
     http = uvicorn.Config(
         loaded.app,
@@ -123,18 +120,8 @@ def serve(options: ServeOptions) -> int:
     if warning := numa_warning():
         print_message(warning)
     sockets = bind(options.host, options.port)
-    server = GracefulServer(
-        http,
-        engine,
-        loaded.control,
-        credential_reloader(options, http, loaded.control),
-        drain_delay_s=options.drain_delay_s,
-        shutdown_timeout_s=options.shutdown_timeout_s,
-        handshake_timeout_s=min(settings.stalled_client_s, _MAX_HANDSHAKE_S),
-    )
-    hint_key = shell_key(options, len(settings.api_keys))
-    output = sys.stderr if settings.log_requests else sys.stdout
-    code = asyncio.run(_serve(server, sockets, engine, name, hint_key, output))
+    server = GracefulServer(http, engine, loaded.control, options)
+    code = asyncio.run(_serve(server, sockets, loaded, shell_key(options, len(settings.api_keys))))
     if loaded.control.work.is_busy or engine.has_thread:
         _end_process(code)
     return code
@@ -183,13 +170,10 @@ def server_settings(options: ServeOptions) -> ServerSettings:
 
 
 async def _serve(
-    server: GracefulServer,
-    sockets: list[socket.socket],
-    engine: AsyncEngine,
-    name: str,
-    key: str | None,
-    output: TextIO,
+    server: GracefulServer, sockets: list[socket.socket], loaded: LoadedServer, key: str | None
 ) -> int:
+    engine, name = loaded.engine, loaded.settings.model_names[0]
+    output = sys.stderr if loaded.settings.log_requests else sys.stdout
     serving = asyncio.create_task(server.serve(sockets))
     ready = asyncio.create_task(engine.wait_until_ready())
     listening = asyncio.create_task(server.listening.wait())

@@ -118,10 +118,7 @@ class ChatWriter(Writer):
         params = self.chats.params(self.template, SamplingParams(**self.settings))
         try:
             token_ids = self.chats.encode(
-                self.template,
-                messages,
-                add_generation_prompt=not is_continued,
-                continue_final_message=is_continued,
+                self.template, messages, "open" if is_continued else "generation_prompt"
             )
             return self._prepare(token_ids, params)
         except ContextLengthError as error:

@@ -26,8 +26,7 @@ from nanovllm.engine.memory import RESERVE_BYTES, weights_bytes
 from nanovllm.errors import NanovllmError
 from nanovllm.hub import resolve_model
 from nanovllm.model.config import GPT2Config
-from nanovllm.model.cores import usable_cpus
-from nanovllm.model.memory_limit import MemoryLimit, memory_limit
+from nanovllm.model.machine import MemoryLimit, memory_limit, usable_cpus
 
 BUILDER = "nanovllm.deploy.ray_serve:build"
 """`import_path` of the applications that are checked."""

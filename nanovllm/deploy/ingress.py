@@ -37,7 +37,6 @@ from nanovllm.deploy.prefix import MAX_BODY_BYTES, PrefixReader
 from nanovllm.deploy.relay import ask, relay
 from nanovllm.deploy.settings import ModelSettings
 from nanovllm.hub import resolve_model
-from nanovllm.server.app import ServerSettings
 from nanovllm.server.http.auth import OPEN_PATHS, ApiKeyMiddleware, ApiKeys, TrustedHostMiddleware
 from nanovllm.server.http.body_limit import BodyLimitMiddleware
 from nanovllm.server.http.cors import CORSMiddleware
@@ -47,6 +46,7 @@ from nanovllm.server.http.request_line import TrailingSlashMiddleware
 from nanovllm.server.http.request_log import RequestLogMiddleware
 from nanovllm.server.inspector import page
 from nanovllm.server.metrics import METRICS_MEDIA_TYPE
+from nanovllm.server.service import ServerSettings
 
 INGRESS = "ingress"
 """Name of the ingress's deployment; all others are models."""

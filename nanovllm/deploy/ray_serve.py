@@ -16,7 +16,7 @@ from nanovllm.deploy.check import check_models
 from nanovllm.deploy.ingress import INGRESS, Ingress
 from nanovllm.deploy.replica import EngineReplica
 from nanovllm.deploy.settings import ModelSettings, Routing, read_settings
-from nanovllm.model.memory_limit import memory_limit
+from nanovllm.model.machine import memory_limit
 
 _ROUTERS: dict[Routing, str] = {
     "prefix": "nanovllm.deploy.ray_router.PrefixAwareRouter",

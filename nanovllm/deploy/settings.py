@@ -29,64 +29,45 @@ class _Settings(BaseModel):
         strict=True,
         allow_inf_nan=False,
         hide_input_in_errors=True,  # options may have an API key
+        use_attribute_docstrings=True,
     )
 
 
 class ModelSettings(_Settings):
     """One model and its replicas."""
 
-    model: str = Field(description="folder, or name such as gpt2, as of `nanovllm serve`")
-    name: str | None = Field(
-        None, min_length=1, description="name in requests; default: the folder's name"
-    )
-    replicas: int = Field(1, ge=1, le=1024, description="replicas, or the minimum with autoscaling")
-    max_replicas: int | None = Field(
-        None,
-        ge=1,
-        le=1024,
-        description="maximum replicas; more than `replicas` enables autoscaling; default: replicas",
-    )
-    num_threads: int = Field(1, ge=1, le=1024, description="compute threads of a replica")
-    num_cpus: float | None = Field(
-        None,
-        gt=0,
-        le=1024,
-        description="CPUs that Ray reserves for a replica; default: num_threads",
-    )
-    routing: Routing = Field("prefix", description="how a replica is chosen")
-    max_extra_requests: float = Field(
-        MAX_EXTRA_REQUESTS,
-        ge=0,
-        description="requests by which a replica with the cached prefix may exceed the least busy "
-        "one",
-    )
-    target_ongoing_requests: float = Field(
-        16, gt=0, description="unfinished requests of a replica that autoscaling aims at"
-    )
-    max_ongoing_requests: int = Field(64, ge=1, description="unfinished requests of a replica")
-    max_queued_requests: int = Field(
-        128, ge=0, description="requests that wait for a replica; one more gets a 429"
-    )
-    stream_interval_s: float = Field(
-        0.05,
-        ge=0,
-        le=10,
-        description="minimum seconds between two chunks of a stream after the first two; tokens "
-        "within them are sent together, because each chunk costs Ray 1 ms",
-    )
-    upscale_delay_s: float = Field(
-        10, ge=0, description="seconds for which more replicas are needed before one is added"
-    )
-    downscale_delay_s: float = Field(
-        300, ge=0, description="seconds for which fewer replicas are needed before one is removed"
-    )
-    drain_timeout_s: float = Field(
-        60, ge=0, description="seconds for a replica's requests to end before it is stopped"
-    )
-    options: dict[str, Option | list[Option]] = Field(
-        default_factory=dict,
-        description="other options of `nanovllm serve`, without their dashes; a list repeats one",
-    )
+    model: str
+    """folder, or name such as gpt2, as of `nanovllm serve`"""
+    name: str | None = Field(None, min_length=1)
+    """name in requests; default: the folder's name"""
+    replicas: int = Field(1, ge=1, le=1024)
+    """replicas, or the minimum with autoscaling"""
+    max_replicas: int | None = Field(None, ge=1, le=1024)
+    """maximum replicas; more than `replicas` enables autoscaling; default: replicas"""
+    num_threads: int = Field(1, ge=1, le=1024)
+    """compute threads of a replica"""
+    num_cpus: float | None = Field(None, gt=0, le=1024)
+    """CPUs that Ray reserves for a replica; default: num_threads"""
+    routing: Routing = "prefix"
+    """how a replica is chosen"""
+    max_extra_requests: float = Field(MAX_EXTRA_REQUESTS, ge=0)
+    """requests by which a replica with the cached prefix may exceed the least busy one"""
+    target_ongoing_requests: float = Field(16, gt=0)
+    """unfinished requests of a replica that autoscaling aims at"""
+    max_ongoing_requests: int = Field(64, ge=1)
+    """unfinished requests of a replica"""
+    max_queued_requests: int = Field(128, ge=0)
+    """requests that wait for a replica; one more gets a 429"""
+    stream_interval_s: float = Field(0.05, ge=0, le=10)
+    """minimum seconds between chunks of a stream after the first two; each chunk costs Ray 1 ms"""
+    upscale_delay_s: float = Field(10, ge=0)
+    """seconds for which more replicas are needed before one is added"""
+    downscale_delay_s: float = Field(300, ge=0)
+    """seconds for which fewer replicas are needed before one is removed"""
+    drain_timeout_s: float = Field(60, ge=0)
+    """seconds for a replica's requests to end before it is stopped"""
+    options: dict[str, Option | list[Option]] = Field(default_factory=dict)
+    """other options of `nanovllm serve`, without their dashes; a list repeats one"""
 
     @model_validator(mode="after")
     def _check_replicas(self) -> "ModelSettings":
@@ -148,16 +129,14 @@ _TAKEN_OPTIONS = {
 class AppSettings(_Settings):
     """An application: several models behind one ingress."""
 
-    models: list[ModelSettings] = Field(
-        min_length=1, max_length=64, description="settings of each model, as above"
-    )
-    ingress_replicas: int = Field(1, ge=1, le=64, description="processes that take HTTP requests")
-    ingress_cpus: float = Field(
-        0.0, ge=0, le=64, description="CPUs that Ray reserves for each of them"
-    )
-    can_grow: bool = Field(
-        False, description="the cluster adds machines on demand; do not check its CPUs"
-    )
+    models: list[ModelSettings] = Field(min_length=1, max_length=64)
+    """settings of each model, as above"""
+    ingress_replicas: int = Field(1, ge=1, le=64)
+    """processes that take HTTP requests"""
+    ingress_cpus: float = Field(0.0, ge=0, le=64)
+    """CPUs that Ray reserves for each of them"""
+    can_grow: bool = False
+    """the cluster adds machines on demand; do not check its CPUs"""
 
     @property
     def cpus(self) -> float:

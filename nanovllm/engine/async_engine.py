@@ -200,7 +200,7 @@ class AsyncEngine:
     def prepare(self, request: GenerationRequest) -> tuple[PromptRequest, ...]:
         """Check and tokenize a request without queueing it; may be called on any thread.
 
-        Beam searches are prepared by `beam_search.begin_searches` instead. Raises
+        `beam_search.BeamSearches` prepares beam searches instead. Raises
         InvalidRequestError, and EngineNotReadyError unless the engine is ready.
         """
         return self.engine.input_processor.process(request)

@@ -40,8 +40,8 @@ from nanovllm.errors import EngineFaultError, InvalidRequestError, NanovllmError
 from nanovllm.model.backend import Backend, LoadOptions
 from nanovllm.model.checkpoint import stored_dtype
 from nanovllm.model.config import GPT2Config
-from nanovllm.model.memory_limit import MemoryLimit
-from nanovllm.model.memory_limit import memory_limit as process_memory_limit
+from nanovllm.model.machine import MemoryLimit
+from nanovllm.model.machine import memory_limit as process_memory_limit
 from nanovllm.runner.native_model_runner import NativeModelRunner
 from nanovllm.sampling_params import SamplingParams
 

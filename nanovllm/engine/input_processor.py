@@ -80,7 +80,7 @@ class InputProcessor:
         the prompt if there are several.
         """
         params = request.params
-        assert not isinstance(params, BeamSearchParams), "begin_searches checks beam searches"
+        assert not isinstance(params, BeamSearchParams), "BeamSearches checks beam searches"
         self._check_queue_fields(request)
         sampling = params.prompt_params if isinstance(params, PoolingParams) else params
         prompts: list[PromptRequest] = []

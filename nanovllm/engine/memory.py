@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from nanovllm.config import EngineConfig, format_bytes
 from nanovllm.model.backend import Backend
 from nanovllm.model.config import GPT2Config
-from nanovllm.model.memory_limit import MemoryLimit
+from nanovllm.model.machine import MemoryLimit
 
 logger = logging.getLogger(__name__)
 

@@ -44,7 +44,7 @@ def download(
     """Download the model `name` into the folder `output`, and return `output`.
 
     An interrupted download is resumed. Every file is verified against the hub's checksum.
-    config.json is written last: a folder without it is no model.
+    config.json is written last: a folder without it is not a model.
 
     Args:
         revision: branch, tag or commit; None for the main branch.
@@ -125,7 +125,7 @@ def _check_output(output: Path, hub: "HubRepo") -> dict[str, Any]:
 
 
 def _remove_superseded(output: Path, old: Mapping[str, Any], names: set[str]) -> None:
-    """Remove config.json, so that the folder is no model meanwhile, and files not in `names`."""
+    """Remove config.json, so that the folder is not a model meanwhile, and files not in `names`."""
     files = old.get("files")
     superseded = set(files if isinstance(files, dict) else ()) - names
     for name in ("config.json", MODEL_INFO, *superseded):

@@ -161,16 +161,11 @@ class HubRepo:
         """
         size_bytes = self.files[name].size_bytes
         limit_bytes = limit_bytes if size_bytes is None else min(limit_bytes, size_bytes)
+        url = hf_hub_url(self.repo, name, revision=self.commit, endpoint=self.endpoint)
+        file = transfer.Transfer(url, limit_bytes, self.token, size_bytes, name)
         with explained(self.repo, self.endpoint):
             try:
-                transfer.fetch(
-                    hf_hub_url(self.repo, name, revision=self.commit, endpoint=self.endpoint),
-                    into,
-                    limit_bytes,
-                    token=self.token,
-                    size_bytes=size_bytes,
-                    name=name,
-                )
+                file.append_to(into)
             except transfer.TooLargeError:
                 raise CheckpointError(
                     f"{name} of {self.repo} is larger than the {limit_bytes:,} bytes that "

@@ -9,6 +9,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, BinaryIO, cast
 
 from huggingface_hub import constants, errors, get_session
@@ -61,42 +62,70 @@ def read(url: str, limit_bytes: int, *, token: str | None, params: Mapping[str, 
     return b"".join(parts)
 
 
-def fetch(
-    url: str,
-    into: BinaryIO,
-    limit_bytes: int,
-    *,
-    token: str | None,
-    size_bytes: int | None = None,
-    name: str = "",
-) -> None:
-    """Append the rest of a file to `into`; retry transient errors.
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """A file to fetch.
 
-    Args:
+    Attributes:
         limit_bytes: of the whole file.
         size_bytes: the declared size, if known.
         name: title of the progress bar, which is shown on terminals only.
-
-    Raises:
-        TooLargeError: the file has more than `limit_bytes` bytes.
-        IncompleteError: it ended early in every try.
-        HfHubHTTPError: the hub answers with an error; other HTTP_ERROR: no connection.
     """
-    pauses = pauses_s()
-    done = into.seek(0, 2)
-    while True:
-        try:
-            _fetch_rest(url, into, limit_bytes, token=token, size_bytes=size_bytes, name=name)
+
+    url: str
+    limit_bytes: int
+    token: str | None
+    size_bytes: int | None
+    name: str
+
+    def append_to(self, sink: BinaryIO) -> None:
+        """Append the rest of the file to `sink`; retry transient errors.
+
+        Raises:
+            TooLargeError: the file has more than `limit_bytes` bytes.
+            IncompleteError: it ended early in every try.
+            HfHubHTTPError: the hub answers with an error; other HTTP_ERROR: no connection.
+        """
+        pauses = pauses_s()
+        done = sink.seek(0, 2)
+        while True:
+            try:
+                self._append_rest(sink)
+                return
+            except (HTTP_ERROR, IncompleteError) as error:
+                if not is_transient(error):
+                    raise
+                if sink.tell() - done >= PROGRESS_BYTES:
+                    pauses, done = pauses_s(), sink.tell()
+                pause_s = next(pauses, None)
+                if pause_s is None:
+                    raise
+                time.sleep(pause_s)
+
+    def _append_rest(self, sink: BinaryIO) -> None:
+        start = sink.seek(0, 2)
+        if start == self.size_bytes and start:
             return
-        except (HTTP_ERROR, IncompleteError) as error:
-            if not is_transient(error):
-                raise
-            if into.tell() - done >= PROGRESS_BYTES:
-                pauses, done = pauses_s(), into.tell()
-            pause_s = next(pauses, None)
-            if pause_s is None:
-                raise
-            time.sleep(pause_s)
+        headers = {"Range": f"bytes={start}-"} if start else {}
+        timeout_s = constants.HF_HUB_DOWNLOAD_TIMEOUT
+        with _opened(self.url, self.token, headers=headers, timeout_s=timeout_s) as response:
+            if start and response.status_code != 206:  # the server ignored the range
+                start = sink.seek(0)
+                sink.truncate()
+            with self._progress_bar(start) as progress:
+                for part in response.iter_bytes(chunk_size=constants.DOWNLOAD_CHUNK_SIZE):
+                    start += len(part)
+                    if start > self.limit_bytes:
+                        raise TooLargeError
+                    sink.write(part)
+                    progress.update(len(part))
+        if self.size_bytes is not None and start < self.size_bytes:
+            raise IncompleteError(f"{self.name} ended after {start:,} of {self.size_bytes:,} bytes")
+
+    def _progress_bar(self, start: int) -> Any:
+        options = {"unit": "B", "unit_scale": True, "total": self.size_bytes, "initial": start}
+        options |= {"desc": printable(self.name, 40), "disable": not shows_progress()}
+        return tqdm(**options)  # type: ignore[no-untyped-call]
 
 
 def pauses_s(draw: Callable[[float, float], float] = random.uniform) -> Iterator[float]:
@@ -111,42 +140,6 @@ def is_transient(error: Exception) -> bool:
     if isinstance(error, errors.HfHubHTTPError):
         return error.response.status_code in _TRANSIENT_STATUSES
     return True
-
-
-def _fetch_rest(
-    url: str,
-    into: BinaryIO,
-    limit_bytes: int,
-    *,
-    token: str | None,
-    size_bytes: int | None,
-    name: str,
-) -> None:
-    start = into.seek(0, 2)
-    if size_bytes is not None and start == size_bytes > 0:
-        return
-    headers = {"Range": f"bytes={start}-"} if start else {}
-    with _opened(
-        url, token, headers=headers, timeout_s=constants.HF_HUB_DOWNLOAD_TIMEOUT
-    ) as response:
-        if start and response.status_code != 206:  # the server ignored the range
-            start = into.seek(0)
-            into.truncate()
-        with _progress_bar(name, size_bytes, start) as progress:
-            for part in response.iter_bytes(chunk_size=constants.DOWNLOAD_CHUNK_SIZE):
-                start += len(part)
-                if start > limit_bytes:
-                    raise TooLargeError
-                into.write(part)
-                progress.update(len(part))
-    if size_bytes is not None and start < size_bytes:
-        raise IncompleteError(f"{name} ended after {start:,} of {size_bytes:,} bytes")
-
-
-def _progress_bar(name: str, size_bytes: int | None, start: int) -> Any:
-    options = {"unit": "B", "unit_scale": True, "total": size_bytes, "initial": start}
-    options |= {"desc": printable(name, 40), "disable": not shows_progress()}
-    return tqdm(**options)  # type: ignore[no-untyped-call]
 
 
 @contextmanager

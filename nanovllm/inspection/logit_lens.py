@@ -22,7 +22,7 @@ DEFAULT_TOP = 5
 CHUNK_ROWS = 64  # positions whose logits are in memory at a time
 
 
-def logit_lens(model: InspectedModel, token_ids: Sequence[int], top: int = DEFAULT_TOP) -> JSON:
+def logit_lens(model: InspectedModel, prompt: Sequence[int], top: int = DEFAULT_TOP) -> JSON:
     """Return the prediction of every layer at every position: the response of logit_lens.
 
     `cells` are the predictions [layers, positions], in the order of `layers`: after the embeddings,
@@ -39,10 +39,10 @@ def logit_lens(model: InspectedModel, token_ids: Sequence[int], top: int = DEFAU
         if name in ("embeddings", "hidden_after_ffn"):
             suffix = " (output)" if layer == last else ""
             names.append("embeddings" if layer is None else f"after layer {layer}{suffix}")
-            rows.append(list(predictions(model, array, token_ids, top)))
+            rows.append(list(predictions(model, array, prompt, top)))
 
-    model.forward(token_ids, observe)
-    return {"tokens": [*map(model.token, token_ids)], "layers": names, "cells": rows}
+    model.forward(prompt, observe)
+    return {"tokens": [*map(model.token, prompt)], "layers": names, "cells": rows}
 
 
 def check_top(top: int) -> None:

@@ -4,9 +4,9 @@ Numbers have seven significant digits, as many as a float32.
 """
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 
@@ -25,20 +25,17 @@ from nanovllm.inspection.embeddings import (
     neighbors,
     project,
 )
-from nanovllm.inspection.logit_lens import DEFAULT_TOP, logit_lens
+from nanovllm.inspection.logit_lens import logit_lens
 from nanovllm.inspection.memory import MAX_MEMORY_BYTES, check_memory
 from nanovllm.inspection.observe import JSON, InspectedModel, rounded
-
-Prompt: TypeAlias = str | Sequence[int]
 
 LAYOUT = "lower-triangular rows, [layer, head, query, key<=query]"
 
 
-def attention(model: InspectedModel, prompt: Prompt, layer: int | None = None) -> JSON:
+def _attention(model: InspectedModel, prompt: Sequence[int], layer: int | None = None) -> JSON:
     """Return the attention weights of one layer, or of all, in base64 of little-endian float32."""
-    token_ids = model.encode(prompt)
-    weights = attention_weights(model, token_ids, layer)
-    return attention_entry(model, token_ids, weights.astype("<f4", copy=False).data, layer=layer)
+    weights = attention_weights(model, prompt, layer)
+    return attention_entry(model, prompt, weights.astype("<f4", copy=False).data, layer=layer)
 
 
 def attention_entry(
@@ -61,19 +58,18 @@ def attention_entry(
     }
 
 
-def attention_head_entry(
+def _attention_head(
     model: InspectedModel,
-    prompt: Prompt,
+    prompt: Sequence[int],
     layer: int = 0,
     head: int = 0,
     query: int | None = None,
 ) -> JSON:
     """Return how a head computes the output of a query, by default of the last token."""
-    token_ids = model.encode(prompt)
-    query = len(token_ids) - 1 if query is None else query
-    result = attention_head(model, token_ids, layer, head, query)
+    query = len(prompt) - 1 if query is None else query
+    result = attention_head(model, prompt, layer, head, query)
     return {
-        "tokens": tokens(model, token_ids),
+        "tokens": tokens(model, prompt),
         "layer": layer,
         "head": head,
         "query": query,
@@ -87,10 +83,9 @@ def attention_head_entry(
     }
 
 
-def overview(model: InspectedModel, prompt: Prompt) -> JSON:
+def _overview(model: InspectedModel, prompt: Sequence[int]) -> JSON:
     """Return the statistics of every head."""
-    token_ids = model.encode(prompt)
-    return overview_entry(model, token_ids, head_statistics(model, token_ids))
+    return overview_entry(model, prompt, head_statistics(model, prompt))
 
 
 def overview_entry(
@@ -100,16 +95,7 @@ def overview_entry(
     return {"tokens": tokens(model, token_ids), "heads": [asdict(head) for head in heads]}
 
 
-def lens(model: InspectedModel, prompt: Prompt, top: int = DEFAULT_TOP) -> JSON:
-    """Return the prediction of every layer at every position."""
-    return logit_lens(model, model.encode(prompt), top)
-
-
-def embeddings(
-    model: InspectedModel,
-    method: Method = "pca",
-    limit: int = DEFAULT_POINTS,
-) -> JSON:
+def _embeddings(model: InspectedModel, method: Method = "pca", limit: int = DEFAULT_POINTS) -> JSON:
     """Return the points of tokens in the plane, and the methods that can be asked for."""
     entry = projection_entry(model, method, project(model, method, limit))
     return {**entry, "methods": available_methods()}
@@ -130,7 +116,7 @@ def projection_entry(model: InspectedModel, method: str, result: Projection) -> 
     }
 
 
-def nearest_tokens(
+def _neighbors(
     model: InspectedModel, token: int | None = None, text: str | None = None, count: int = 10
 ) -> JSON:
     """Return the nearest tokens of a token, by its id or by its text.
@@ -181,16 +167,13 @@ def run(
     if "prompt" in arguments:
         arguments = {**arguments, "prompt": model.encode(arguments["prompt"])}
     check_memory(model.config, name, arguments, max_memory_bytes)
-    functions = {
-        "attention": attention,
-        "attention_head": attention_head_entry,
-        "overview": overview,
-        "logit_lens": lens,
-        "embeddings": embeddings,
-        "neighbors": nearest_tokens,
-    }
-    result: JSON = functions[name](model, **arguments)  # type: ignore[operator]
-    return result
+    return _ANSWERS[name](model, **arguments)
+
+
+_ANSWERS: dict[str, Callable[..., JSON]] = {
+    "attention": _attention, "attention_head": _attention_head, "overview": _overview,
+    "logit_lens": logit_lens, "embeddings": _embeddings, "neighbors": _neighbors,
+}  # fmt: skip
 
 
 def _numbers(array: np.ndarray) -> list[float]:

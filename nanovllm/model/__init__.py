@@ -21,8 +21,5 @@ backend          the protocol of a backend, and LoadOptions
 numpy_backend    backend="numpy": gpt2.py behind that protocol
 quantization     int8 weights: scales, multipliers, outliers
 kernels          backend="numba": the compiled forward pass and sampler
-memory_limit     the limit of this process's memory
-cores            the processor's name, and the cores that this process may use
-control_groups   the control groups of this process
-free_memory      returns freed memory to the operating system
+machine          the processor, and the cores and the memory that this process may use
 """

@@ -4,7 +4,7 @@ The interface is the whole forward pass: a backend owns how weights are packed a
 laid out, and nothing above it reads either.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -137,14 +137,9 @@ class Backend(Protocol):
         ...
 
 
-class BackendLoader(Protocol):
-    """Loads a model folder."""
+BackendLoader = Callable[[Path, LoadOptions], Backend]
+"""Returns a model folder's network, without a cache.
 
-    def __call__(self, folder: Path, options: LoadOptions) -> Backend:
-        """Return the folder's network, without a cache.
-
-        Raises:
-            CheckpointError: the folder cannot be used.
-            ValueError: the backend cannot compute in these types.
-        """
-        ...
+It raises CheckpointError if the folder cannot be used, and ValueError if the backend cannot compute
+in these types.
+"""

@@ -22,8 +22,6 @@ from safetensors import SafetensorError, safe_open
 from nanovllm.errors import CheckpointError, printable
 from nanovllm.model.config import GPT2Config, read_json
 from nanovllm.model.weights import (
-    AttentionWeights,
-    FeedForwardWeights,
     GPT2Weights,
     Layer,
     LayerNorm,
@@ -86,7 +84,7 @@ class StoredTensor:
         return content
 
 
-class StoredLayers(Sequence[Layer]):
+class StoredLayers(Sequence[Layer[Linear]]):
     """The transformer blocks of a checkpoint, each read at every access and not kept."""
 
     def __init__(self, config: GPT2Config, stored: Mapping[str, StoredTensor]) -> None:
@@ -103,7 +101,7 @@ class StoredLayers(Sequence[Layer]):
         if not 0 <= index < len(self):
             raise IndexError(index)
         names = [name for name in self._stored if name.startswith(f"h.{index}.")]
-        return build_layer({name: self._stored[name].read() for name in names}, index)
+        return _build_layer({name: self._stored[name].read() for name in names}, index)
 
 
 def load_weights(folder: Path, config: GPT2Config) -> GPT2Weights:
@@ -113,9 +111,7 @@ def load_weights(folder: Path, config: GPT2Config) -> GPT2Weights:
         CheckpointError: there is no safetensors file, a file is damaged, or tensors are missing,
             unexpected, or of the wrong shape or type.
     """
-    arrays = load_arrays(folder, config)
-    layers = tuple(build_layer(arrays, index) for index in range(config.layers))
-    return build_tree(arrays, layers, config)
+    return build_tree(load_arrays(folder, config), config)
 
 
 def load_arrays(folder: Path, config: GPT2Config) -> dict[str, Float32[np.ndarray, "..."]]:
@@ -143,7 +139,7 @@ def open_weights(folder: Path, config: GPT2Config) -> GPT2Weights:
     """
     stored = _read_checked(folder, config)
     arrays = {name: tensor.read() for name, tensor in stored.items() if not name.startswith("h.")}
-    return build_tree(arrays, StoredLayers(config, stored), config)
+    return build_tree(arrays, config, StoredLayers(config, stored))
 
 
 def _read_checked(folder: Path, config: GPT2Config) -> dict[str, StoredTensor]:
@@ -186,50 +182,48 @@ def expected_shapes(config: GPT2Config) -> dict[str, tuple[int, ...]]:
         "wte.weight": (config.vocab, d_model),
         "wpe.weight": (config.max_positions, d_model),
     }
+    block: dict[str, tuple[int, ...]] = {
+        "attn.c_attn": (d_model, 3 * d_model),
+        "attn.c_proj": (d_model, d_model),
+        "mlp.c_fc": (d_model, d_ff),
+        "mlp.c_proj": (d_ff, d_model),
+        "ln_1": (d_model,),
+        "ln_2": (d_model,),
+    }
     for layer in range(config.layers):
-        linears = {
-            "attn.c_attn": (d_model, 3 * d_model),
-            "attn.c_proj": (d_model, d_model),
-            "mlp.c_fc": (d_model, d_ff),
-            "mlp.c_proj": (d_ff, d_model),
-        }
-        for name, (rows, columns) in linears.items():
-            shapes |= {
-                f"h.{layer}.{name}.weight": (rows, columns),
-                f"h.{layer}.{name}.bias": (columns,),
-            }
-        for name in ("ln_1", "ln_2"):
-            shapes |= {f"h.{layer}.{name}.weight": (d_model,), f"h.{layer}.{name}.bias": (d_model,)}
+        for name, shape in block.items():
+            shapes |= {f"h.{layer}.{name}.weight": shape, f"h.{layer}.{name}.bias": shape[-1:]}
     shapes |= {"ln_f.weight": (d_model,), "ln_f.bias": (d_model,)}
     if not config.tied_head:
         shapes["lm_head.weight"] = (config.vocab, d_model)
     return shapes
 
 
-def build_layer(arrays: Mapping[str, Float32[np.ndarray, "..."]], index: int) -> Layer:
-    """Return the arrays of a block."""
-
-    def linear(name: str) -> Linear:
-        return Linear(arrays[f"h.{index}.{name}.weight"], arrays[f"h.{index}.{name}.bias"])
-
-    def norm(name: str) -> LayerNorm:
-        return LayerNorm(arrays[f"h.{index}.{name}.weight"], arrays[f"h.{index}.{name}.bias"])
-
-    return Layer(
-        attention_norm=norm("ln_1"),
-        attention=AttentionWeights(linear("attn.c_attn"), linear("attn.c_proj")),
-        ffn_norm=norm("ln_2"),
-        ffn=FeedForwardWeights(linear("mlp.c_fc"), linear("mlp.c_proj")),
-    )
-
-
 def build_tree(
-    arrays: Mapping[str, Float32[np.ndarray, "..."]], layers: Sequence[Layer], config: GPT2Config
+    arrays: Mapping[str, Float32[np.ndarray, "..."]],
+    config: GPT2Config,
+    layers: Sequence[Layer[Linear]] | None = None,
 ) -> GPT2Weights:
-    """Return the weight tree of the blocks and of the arrays around them."""
+    """Return the weight tree of a network; without `layers` its blocks are in the arrays too."""
+    if layers is None:
+        layers = tuple(_build_layer(arrays, index) for index in range(config.layers))
     head = arrays["wte.weight"] if config.tied_head else arrays["lm_head.weight"]
     final_norm = LayerNorm(arrays["ln_f.weight"], arrays["ln_f.bias"])
     return GPT2Weights(arrays["wte.weight"], arrays["wpe.weight"], layers, final_norm, head)
+
+
+def _build_layer(arrays: Mapping[str, Float32[np.ndarray, "..."]], index: int) -> Layer[Linear]:
+    def pair(name: str) -> tuple[np.ndarray, np.ndarray]:
+        return arrays[f"h.{index}.{name}.weight"], arrays[f"h.{index}.{name}.bias"]
+
+    return Layer(
+        attention_norm=LayerNorm(*pair("ln_1")),
+        qkv=Linear(*pair("attn.c_attn")),
+        out=Linear(*pair("attn.c_proj")),
+        ffn_norm=LayerNorm(*pair("ln_2")),
+        up=Linear(*pair("mlp.c_fc")),
+        down=Linear(*pair("mlp.c_proj")),
+    )
 
 
 def _checkpoint_files(folder: Path) -> list[Path]:

@@ -20,13 +20,7 @@ from nanovllm.model.batch import ForwardBatch
 from nanovllm.model.config import GPT2Config
 from nanovllm.model.kv_cache import KVCache
 from nanovllm.model.observer import Observer, ignore
-from nanovllm.model.weights import (
-    AttentionWeights,
-    FeedForwardWeights,
-    GPT2Weights,
-    LayerNorm,
-    Linear,
-)
+from nanovllm.model.weights import GPT2Weights, Layer, LayerNorm, Linear
 
 
 @np.errstate(over="ignore", invalid="ignore")  # one sequence may overflow, others be sound
@@ -47,11 +41,11 @@ def forward(
     for layer, layer_weights in enumerate(weights.layers):
         normed = layer_norm(hidden, layer_weights.attention_norm, config.epsilon)
         hidden = hidden + self_attention(
-            config, layer_weights.attention, layer, normed, batch, cache, observe
+            config, layer_weights, layer, normed, batch, cache, observe
         )
         observe("hidden_after_attention", layer, hidden)
         normed = layer_norm(hidden, layer_weights.ffn_norm, config.epsilon)
-        hidden = hidden + feed_forward(config, layer_weights.ffn, layer, normed, observe)
+        hidden = hidden + feed_forward(config, layer_weights, layer, normed, observe)
         observe("hidden_after_ffn", layer, hidden)
     final_hidden = layer_norm(hidden[batch.logit_rows], weights.final_norm, config.epsilon)
     observe("final_hidden", None, final_hidden)
@@ -100,7 +94,7 @@ def linear(
 
 def self_attention(
     config: GPT2Config,
-    weights: AttentionWeights,
+    weights: Layer[Linear],
     layer: int,
     hidden: Float32[np.ndarray, "tokens d_model"],
     batch: ForwardBatch,
@@ -124,7 +118,7 @@ def self_attention(
 
 def feed_forward(
     config: GPT2Config,
-    weights: FeedForwardWeights,
+    weights: Layer[Linear],
     layer: int,
     hidden: Float32[np.ndarray, "tokens d_model"],
     observe: Observer,

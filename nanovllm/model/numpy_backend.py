@@ -12,8 +12,8 @@ from nanovllm.model.backend import LoadOptions
 from nanovllm.model.batch import ForwardBatch
 from nanovllm.model.checkpoint import load_weights
 from nanovllm.model.config import GPT2Config
-from nanovllm.model.free_memory import return_freed_memory
 from nanovllm.model.kv_cache import KVCache
+from nanovllm.model.machine import return_freed_memory
 from nanovllm.model.numpy_sampler import NumpySampler
 from nanovllm.model.weights import GPT2Weights
 
@@ -24,7 +24,14 @@ class NumpyBackend:
     BLAS chooses its kernel by the number of rows, so the last bits of a row may depend on the rows
     beside it. A batch-invariant backend computes one token at a time: the operations for a token
     are then the same in any batch.
+
+    Attributes:
+        config: sizes of the network.
+        weight_dtype, cache_dtype: float32, whatever type the checkpoint stores.
+        sampler: sampling in NumPy.
     """
+
+    weight_dtype = cache_dtype = "float32"
 
     def __init__(
         self,
@@ -35,7 +42,8 @@ class NumpyBackend:
         num_threads: int | None = None,
     ) -> None:
         """Wrap loaded weights; `num_threads` limits BLAS in the whole process, None does not."""
-        self._config = config
+        self.config = config
+        self.sampler = NumpySampler()
         self._weights = weights
         self._batch_invariant = batch_invariant
         self.allocate_cache(0, 1)
@@ -60,60 +68,40 @@ class NumpyBackend:
         )
 
     @property
-    def config(self) -> GPT2Config:
-        """Sizes of the network."""
-        return self._config
-
-    @property
-    def weight_dtype(self) -> str:
-        """Float32, whatever type the checkpoint stores."""
-        return "float32"
-
-    @property
-    def cache_dtype(self) -> str:
-        """Float32."""
-        return "float32"
-
-    @property
     def num_threads(self) -> int:
         """Threads of BLAS."""
         pools = ThreadpoolController().select(user_api="blas").info()
         return max((pool["num_threads"] for pool in pools), default=1)
 
-    @property
-    def sampler(self) -> NumpySampler:
-        """Sampling in NumPy."""
-        return NumpySampler()
-
     def block_bytes(self, block_size: int) -> int:
         """Return the bytes of one block: keys and values of every layer in float32."""
-        return 2 * 4 * self._config.layers * block_size * self._config.d_model
+        return 2 * 4 * self.config.layers * block_size * self.config.d_model
 
     def working_bytes(self, max_tokens: int, max_rows: int, block_size: int) -> int:
         """Return the bytes of a step's arrays: rows of tokens, attention scores, logits."""
-        config = self._config
+        config = self.config
         tokens = max_tokens * (8 * config.d_model + 3 * config.d_ff)
         scores = 2 * config.heads * max_tokens * config.max_positions  # and the mask
         return 4 * (tokens + scores + 4 * max_rows * config.vocab)  # the sampler copies logits
 
     def allocate_cache(self, blocks: int, block_size: int) -> None:
         """Replace the cache by an empty one."""
-        self._cache = KVCache.allocate(self._config, blocks=blocks, block_size=block_size)
+        self._cache = KVCache.allocate(self.config, blocks=blocks, block_size=block_size)
 
     def forward(self, batch: ForwardBatch) -> Float32[np.ndarray, "rows d_model"]:
         """Compute a batch; return the final hidden states of its `logit_rows`."""
         blocks, block_size = self._cache.keys.shape[1:3]
         batch.check(
-            vocab=self._config.vocab,
-            max_positions=self._config.max_positions,
+            vocab=self.config.vocab,
+            max_positions=self.config.max_positions,
             blocks=blocks,
             block_size=block_size,
         )
         if not self._batch_invariant:
-            return gpt2.forward(self._config, self._weights, batch, self._cache)
-        final_hidden = np.empty((len(batch.logit_rows), self._config.d_model), dtype=np.float32)
+            return gpt2.forward(self.config, self._weights, batch, self._cache)
+        final_hidden = np.empty((len(batch.logit_rows), self.config.d_model), dtype=np.float32)
         for token, one in enumerate(batch.one_token_batches()):
-            hidden = gpt2.forward(self._config, self._weights, one, self._cache)
+            hidden = gpt2.forward(self.config, self._weights, one, self._cache)
             final_hidden[batch.logit_rows == token] = hidden  # no row, unless it is a logit row
         return final_hidden
 
@@ -129,7 +117,7 @@ class NumpyBackend:
         """Return the score of every token at rows of final hidden states."""
         if not self._batch_invariant:
             return gpt2.logits(self._weights, hidden)
-        scores = np.empty((hidden.shape[0], self._config.vocab), dtype=np.float32)
+        scores = np.empty((hidden.shape[0], self.config.vocab), dtype=np.float32)
         for row in range(hidden.shape[0]):
             scores[row] = gpt2.logits(self._weights, hidden[row : row + 1])
         return scores

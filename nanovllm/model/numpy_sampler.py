@@ -30,14 +30,7 @@ class NumpySampler:
                 logprobs[row] = report
         return SampledTokens(token_ids, has_token, logprobs)
 
-    def logprobs(
-        self,
-        logits: Float32[np.ndarray, "rows vocab"],
-        token_ids: Int64[np.ndarray, " rows"],
-        num_logprobs: Int64[np.ndarray, " rows"],
-    ) -> list[TokenLogprobs]:
-        """Return the log-probabilities of each row's token and its top `num_logprobs`."""
-        return token_logprobs(logits, token_ids, num_logprobs)
+    logprobs = staticmethod(token_logprobs)
 
 
 @np.errstate(over="ignore", invalid="ignore")  # a row that overflowed may be beside sound ones

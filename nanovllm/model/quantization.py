@@ -28,7 +28,7 @@ over a fixed sequence, so a request's bits do not depend on its batch.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Float32, Int8, Int64
@@ -38,7 +38,7 @@ from nanovllm.model.batch import ForwardBatch
 from nanovllm.model.config import GPT2Config
 from nanovllm.model.gpt2 import forward
 from nanovllm.model.kv_cache import KVCache
-from nanovllm.model.weights import GPT2Weights, Layer, LayerNorm
+from nanovllm.model.weights import GPT2Weights, Layer, LayerNorm, Linear
 
 LARGEST_CODE = 127
 LARGEST_ROW_CODE = 255
@@ -66,6 +66,8 @@ class QuantizedLinear:
 
     Attributes:
         outliers: input channels that are left out of the codes, ascending.
+        input_factors: the multipliers, where no operation before could be scaled by them; ones
+            elsewhere.
     """
 
     codes: Int8[np.ndarray, "d_in d_out"]
@@ -73,23 +75,7 @@ class QuantizedLinear:
     bias: Float32[np.ndarray, " d_out"]
     outliers: Int64[np.ndarray, " outliers"]
     outlier_weight: Float32[np.ndarray, "outliers d_out"]
-
-
-@dataclass(frozen=True, slots=True)
-class QuantizedLayer:
-    """A transformer block; multipliers are folded into its layer norms and its value projection.
-
-    Attributes:
-        down_multipliers: factors of the activations before `down`.
-    """
-
-    attention_norm: LayerNorm
-    qkv: QuantizedLinear
-    out: QuantizedLinear
-    ffn_norm: LayerNorm
-    up: QuantizedLinear
-    down_multipliers: Float32[np.ndarray, " d_ff"]
-    down: QuantizedLinear
+    input_factors: Float32[np.ndarray, " d_in"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,18 +115,19 @@ def calibrate(config: GPT2Config, weights: GPT2Weights) -> Calibration:
     return Calibration(tuple(layers), peaks[head, None])
 
 
-def quantize_layer(layer: Layer, peaks: LayerPeaks) -> QuantizedLayer:
-    """Round a block.
+def quantize_layer(layer: Layer[Linear], peaks: LayerPeaks) -> Layer[QuantizedLinear]:
+    """Round a block; the multipliers but for those of `down` are folded into the layers before.
 
     Raises:
         CheckpointError: weights are not finite, or too many for int32 sums.
     """
-    qkv, out, up, down = layer.attention.qkv, layer.attention.out, layer.ffn.up, layer.ffn.down
+    qkv, out, up, down = layer.qkv, layer.out, layer.up, layer.down
     qkv_multipliers, out_multipliers, up_multipliers, down_multipliers = (
         row_lengths(linear.weight) for linear in (qkv, out, up, down)
     )
     before_values = np.ones(qkv.bias.shape[0] - out_multipliers.shape[0], dtype=np.float32)
-    return QuantizedLayer(
+    quantized_down = quantize_linear(down.weight, down.bias, down_multipliers, peaks.down)
+    return Layer(
         attention_norm=_scale_norm(layer.attention_norm, qkv_multipliers),
         qkv=scale_columns(
             quantize_linear(qkv.weight, qkv.bias, qkv_multipliers, peaks.qkv),
@@ -149,8 +136,7 @@ def quantize_layer(layer: Layer, peaks: LayerPeaks) -> QuantizedLayer:
         out=quantize_linear(out.weight, out.bias, out_multipliers, peaks.out),
         ffn_norm=_scale_norm(layer.ffn_norm, up_multipliers),
         up=quantize_linear(up.weight, up.bias, up_multipliers, peaks.up),
-        down_multipliers=down_multipliers,
-        down=quantize_linear(down.weight, down.bias, down_multipliers, peaks.down),
+        down=replace(quantized_down, input_factors=down_multipliers),
     )
 
 
@@ -195,21 +181,19 @@ def quantize_linear(
         scaled *= _inverse_scales(largest[columns])
         np.rint(scaled, out=scaled)
         codes[:, columns] = scaled
-    return QuantizedLinear(
-        codes, largest / np.float32(LARGEST_CODE), bias.copy(), outliers, outlier_weight
-    )
+    scales, ones = largest / np.float32(LARGEST_CODE), np.ones(d_in, dtype=np.float32)
+    return QuantizedLinear(codes, scales, bias.copy(), outliers, outlier_weight, ones)
 
 
 def scale_columns(
     linear: QuantizedLinear, factors: Float32[np.ndarray, " d_out"]
 ) -> QuantizedLinear:
     """Multiply the output columns by `factors`; the codes stay the same."""
-    return QuantizedLinear(
-        linear.codes,
-        linear.column_scales * factors,
-        linear.bias * factors,
-        linear.outliers,
-        linear.outlier_weight * factors,
+    return replace(
+        linear,
+        column_scales=linear.column_scales * factors,
+        bias=linear.bias * factors,
+        outlier_weight=linear.outlier_weight * factors,
     )
 
 

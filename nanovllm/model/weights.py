@@ -6,6 +6,7 @@ GPT-2 stores its linear layers as [in, out] (the "Conv1D" of the original code),
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import numpy as np
 from jaxtyping import Float32
@@ -27,30 +28,26 @@ class LayerNorm:
     bias: Float32[np.ndarray, " d_model"]
 
 
-@dataclass(frozen=True, slots=True)
-class AttentionWeights:
-    """`qkv` from d_model to 3 d_model (queries, keys, values); `out` from d_model to d_model."""
-
-    qkv: Linear
-    out: Linear
+AnyLinear = TypeVar("AnyLinear")
 
 
 @dataclass(frozen=True, slots=True)
-class FeedForwardWeights:
-    """`up` from d_model to d_ff; `down` from d_ff to d_model."""
+class Layer(Generic[AnyLinear]):
+    """A transformer block: norm, attention, norm, feed-forward; AnyLinear is a linear layer's type.
 
-    up: Linear
-    down: Linear
-
-
-@dataclass(frozen=True, slots=True)
-class Layer:
-    """A transformer block: norm, attention, norm, feed-forward."""
+    Attributes:
+        qkv: from d_model to 3 d_model: queries, keys and values.
+        out: from d_model to d_model, after attention.
+        up: from d_model to d_ff.
+        down: from d_ff to d_model.
+    """
 
     attention_norm: LayerNorm
-    attention: AttentionWeights
+    qkv: AnyLinear
+    out: AnyLinear
     ffn_norm: LayerNorm
-    ffn: FeedForwardWeights
+    up: AnyLinear
+    down: AnyLinear
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +56,6 @@ class GPT2Weights:
 
     token_embedding: Float32[np.ndarray, "vocab d_model"]
     position_embedding: Float32[np.ndarray, "positions d_model"]
-    layers: Sequence[Layer]
+    layers: Sequence[Layer[Linear]]
     final_norm: LayerNorm
     head: Float32[np.ndarray, "vocab d_model"]

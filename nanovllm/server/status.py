@@ -8,11 +8,11 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from typing_extensions import TypedDict
 
 from nanovllm import __version__
-from nanovllm.engine.async_engine import AsyncEngine, EngineState
-from nanovllm.server.control import ServerControl
+from nanovllm.engine.async_engine import EngineState
 from nanovllm.server.http.errors import error_response
-from nanovllm.server.metrics import METRICS_MEDIA_TYPE, ServerMetrics
+from nanovllm.server.metrics import METRICS_MEDIA_TYPE
 from nanovllm.server.openapi import operation
+from nanovllm.server.service import Service
 
 
 class Health(TypedDict):
@@ -39,16 +39,15 @@ class Load(TypedDict):
     max_queued_tokens: Annotated[int, Field(ge=0, description="maximum of queued_tokens")]
 
 
-def add_status_routes(
-    app: FastAPI, engine: AsyncEngine, metrics: ServerMetrics, control: ServerControl
-) -> None:
+def add_status_routes(app: FastAPI, service: Service) -> None:
     """Add the routes; only /load needs an engine that is ready."""
+    engine = service.engine
 
     @app.get("/ping", include_in_schema=False)
     @app.get("/health", **operation(503, response=Health))
     async def health() -> Response:
         """200 once the model is loaded and a step has run, 503 before, after and while draining."""
-        if control.is_draining:
+        if service.control.is_draining:
             return error_response(503, "the server is about to stop; send requests to another")
         if engine.state is EngineState.READY:
             return JSONResponse(Health(status="ready"))
@@ -62,7 +61,7 @@ def add_status_routes(
     @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics_page() -> Response:
         """Metrics in Prometheus's text format."""
-        return Response(metrics.render(), media_type=METRICS_MEDIA_TYPE)
+        return Response(service.metrics.render(), media_type=METRICS_MEDIA_TYPE)
 
     @app.get("/load", **operation(503, response=Load))
     async def load() -> Response:

@@ -31,16 +31,6 @@ _PATHS = ("data", "validation_data")
 _TEXTS = ("output", "pattern", "init_from", "tokenizer")
 _VALIDATION_FRACTION = 0.1
 _DEFAULT_STEPS = 2000
-_OF_CHECKPOINT = (
-    "layers",
-    "heads",
-    "width",
-    "activation",
-    "positions",
-    "preset",
-    "tokenizer",
-    "vocab_size",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +46,7 @@ class NetworkSettings:
     tokenizer: str = "bpe"
 
 
+_NETWORK = tuple(field.name for field in fields(NetworkSettings))
 PRESETS: Mapping[str, NetworkSettings] = MappingProxyType(
     {
         name: NetworkSettings(layers, heads, width, context=1024, tokenizer="gpt2")
@@ -227,8 +218,8 @@ class TrainingConfig:
         if config.init_from is not None:
             problems += [
                 f"{name} is given, but init_from has one; leave it out"
-                for name in _OF_CHECKPOINT
-                if getattr(config, name) is not None
+                for name in (*_NETWORK, "preset", "vocab_size")
+                if name != "context" and getattr(config, name) is not None
             ]
         width, heads = config.network.width, config.network.heads
         if width % heads and not wrong & {"width", "heads"}:
@@ -254,8 +245,7 @@ class TrainingConfig:
     def network(self) -> NetworkSettings:
         """Settings of a new network: those that are given, of the preset, or the defaults."""
         preset = NetworkSettings() if self.preset is None else PRESETS[self.preset]
-        names = (field.name for field in fields(preset))
-        given = {name: value for name in names if (value := getattr(self, name)) is not None}
+        given = {name: value for name in _NETWORK if (value := getattr(self, name)) is not None}
         return replace(preset, **given)
 
     @property

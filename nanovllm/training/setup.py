@@ -12,7 +12,7 @@ import numpy as np
 from nanovllm.errors import TrainingError
 from nanovllm.model.checkpoint import expected_shapes, load_arrays, read_tensors
 from nanovllm.model.config import GPT2Config, load_generation_config, read_json
-from nanovllm.model.cores import cpu_name, default_threads
+from nanovllm.model.machine import cpu_name, default_threads
 from nanovllm.training.atomic_files import write_json
 from nanovllm.training.config import NetworkSettings, TrainingConfig
 from nanovllm.training.data.dataset import Dataset

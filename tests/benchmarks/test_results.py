@@ -41,12 +41,11 @@ def test_decoding_is_a_share_of_memory_and_reading_one_of_the_peak() -> None:
     assert found.share(OURS, "prefill512") is None
 
 
-def test_the_table_has_a_row_for_each_and_names_missing_contenders() -> None:
+def test_notes_name_missing_contenders_and_agreement() -> None:
     found = results()
     found.problems["vllm float32"] = "not installed: No module named 'vllm'"
     found.agreements["fast"] = {"decode1": Agreement(4, 2, 1, 1, 0.75)}
-    text = "\n".join(found.lines())
-    assert "1.25 fast" in text
+    text = "\n".join(found.notes())
     assert "vllm float32: not installed" in text
     assert (
         "fast: 2 of 4 outputs are ours, 1 differ after a near tie, 1 elsewhere; "

@@ -118,7 +118,7 @@ def test_the_page_has_every_command() -> None:
         ("serve --keep-alive-s inf", "nanovllm serve", "must be a number, from 0.1 to 86400"),
         ("serve --keep-alive-s 1e-9", "nanovllm serve", "must be a number, from 0.1 to 86400"),
         ("serve --backend nump", "nanovllm serve", "must be numba or numpy; did you mean numpy?"),
-        ("serve gpt2 gpt3", "nanovllm serve", "there is one argument too many, 'gpt3'"),
+        ("serve gpt2 gpt3", "nanovllm serve", "unexpected argument 'gpt3'"),
         ("serve gpt2 --model x", "nanovllm serve", "two models are named, gpt2 and x; name one"),
         ("generate x --temperature -1", "nanovllm generate", "-1 must be a number, from 0 to 2"),
         ("generate x --temperature 5", "nanovllm generate", "5 must be a number, from 0 to 2"),
@@ -174,7 +174,7 @@ def test_generate_takes_a_prompt_and_a_model(
     capsys: pytest.CaptureFixture[str], line: str, expected: tuple[str, str | None]
 ) -> None:
     assert model_and_prompt(build_parser().parse_args(["generate", *line.split()])) == expected
-    hint = "gpt2 is taken as the prompt; for the model: nanovllm generate --model gpt2\n"
+    hint = "gpt2 is used as the prompt; to name the model: nanovllm generate --model gpt2\n"
     assert capsys.readouterr().err.endswith(hint) == (line == "gpt2")
 
 

@@ -186,7 +186,7 @@ def test_answered_requests_do_not_run_again(
     assert run_batch(tiny_model, requests, output) == 0
     assert output.read_bytes().startswith(before)
     assert read_answers(output).keys() == set("01234")
-    assert "has 3 of 5 answers; going on" in capsys.readouterr().err
+    assert "has 3 of 5 answers; resuming" in capsys.readouterr().err
     assert run_batch(tiny_model, requests, output, "--overwrite") == 0
     assert not output.read_bytes().startswith(before)
     assert read_answers(output).keys() == set("01234")

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from nanovllm.batch.input import BatchInput, CustomIds, digest_of
 from nanovllm.batch.output import Answer, AnswerFile, open_answers
 from nanovllm.cli.main import build_parser
-from nanovllm.server.app import ServerSettings
+from nanovllm.server.service import ServerSettings
 from tests.support.batch_files import (
     arguments,
     read_answers,
@@ -249,8 +249,8 @@ def test_unusable_paths_are_errors(tmp_path: Path, capsys: pytest.CaptureFixture
     requests = write_requests(tmp_path / "in.jsonl", [request_line("a")])
     for wrong, message in (
         ((tmp_path / "none.jsonl", tmp_path / "out"), "none.jsonl"),
-        ((tmp_path, tmp_path / "out"), "is no ordinary file"),
-        ((Path(os.devnull), tmp_path / "out"), "is no ordinary file"),
+        ((tmp_path, tmp_path / "out"), "is not a regular file"),
+        ((Path(os.devnull), tmp_path / "out"), "is not a regular file"),
         ((requests, tmp_path), str(tmp_path)),
         ((requests, tmp_path / "not" / "there"), "there"),
     ):

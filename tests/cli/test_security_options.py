@@ -19,7 +19,7 @@ from nanovllm.cli.security_options import (
 )
 from nanovllm.cli.serve import ServeOptions
 from nanovllm.cli.serving import server_settings
-from nanovllm.server.app import ServerSettings
+from nanovllm.server.service import ServerSettings
 from tests.support.certificates import make_certificate, needs_openssl
 
 SECRET = "s3cret"
@@ -235,9 +235,9 @@ def test_a_pipe_is_no_file_of_keys(tmp_path: Path) -> None:
     """Reading it would wait for somebody to write, without a word."""
     pipe = tmp_path / "keys"
     os.mkfifo(pipe)
-    with pytest.raises(ValueError, match="no regular file"):
+    with pytest.raises(ValueError, match="not a regular file"):
         read_api_keys(None, pipe, {})
-    with pytest.raises(ValueError, match="no regular file"):
+    with pytest.raises(ValueError, match="not a regular file"):
         check_certificate(pipe, None)
 
 

@@ -27,7 +27,7 @@ from nanovllm.config import EngineConfig
 from nanovllm.engine.chat.template import ChatTemplate
 from nanovllm.engine.engine import Engine
 from nanovllm.errors import CheckpointError
-from nanovllm.server.app import ServerSettings
+from nanovllm.server.service import ServerSettings
 from tests.support.certificates import make_certificate, needs_openssl
 from tests.support.serve_command import TIMEOUT_S, Serving
 from tests.support.serving import wait_until

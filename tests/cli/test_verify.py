@@ -85,7 +85,7 @@ def run(
     capsys: pytest.CaptureFixture[str], *arguments: object, code: int
 ) -> tuple[dict[str, Any], str]:
     """Run `nanovllm verify`; give the JSON of its last line, and all that it printed."""
-    assert main(["verify", *map(str, arguments)]) == code
+    assert main(["verify", *" ".join(map(str, arguments)).split()]) == code
     out = capsys.readouterr().out
     record: dict[str, Any] = json.loads(out.splitlines()[-1])
     assert record["agrees"] == (code == 0)
@@ -125,19 +125,10 @@ def test_settings_of_the_engine_are_those_that_are_verified(
     backend: str,
 ) -> None:
     small = (
-        "--backend",
-        backend,
-        "--block-size",
-        4,
-        "--max-num-batched-tokens",
-        8,
-        "--max-num-seqs",
-        8,
-        "--batch-invariant",
-        "--max-model-len",
-        40,
+        f"--backend {backend} --block-size 4 --max-num-batched-tokens 8 --max-num-seqs 8 "
+        "--batch-invariant --max-model-len 40"
     )
-    record, _ = run(capsys, tiny_model, "--max-tokens", 8, *small, code=0)
+    record, _ = run(capsys, tiny_model, "--max-tokens", 8, small, code=0)
     assert max(prompt["tokens"] for prompt in record["prompts"]) == 32
 
 

@@ -8,7 +8,7 @@ import yaml
 
 from nanovllm.deploy.check import BUILDER, check_models, main
 from nanovllm.deploy.settings import read_settings
-from nanovllm.model.memory_limit import MemoryLimit
+from nanovllm.model.machine import MemoryLimit
 
 ROOT = Path(__file__).parents[2]
 RAY_SERVICE = ROOT / "deploy" / "kubernetes" / "ray" / "rayservice.yaml"

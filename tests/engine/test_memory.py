@@ -21,7 +21,7 @@ from nanovllm.model.backend import Backend, LoadOptions
 from nanovllm.model.batch import ForwardBatch
 from nanovllm.model.config import GPT2Config
 from nanovllm.model.kernels.backend import NumbaBackend
-from nanovllm.model.memory_limit import MemoryLimit
+from nanovllm.model.machine import MemoryLimit
 from nanovllm.model.numpy_backend import NumpyBackend
 from nanovllm.runner.native_model_runner import NativeModelRunner
 from nanovllm.sampling_params import SamplingParams

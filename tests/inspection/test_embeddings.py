@@ -61,7 +61,7 @@ def test_tsne_is_offered_where_its_package_is_installed(
 ) -> None:
     for package, methods in ((None, ["pca"]), (ModuleSpec("sklearn", None), ["pca", "tsne"])):
         monkeypatch.setattr("importlib.util.find_spec", lambda _, found=package: found)
-        assert responses.embeddings(model, "pca", 3)["methods"] == methods
+        assert responses.run(model, "embeddings", {"limit": 3})["methods"] == methods
 
 
 def test_neighbours_have_the_largest_cosines(model: InspectedModel) -> None:

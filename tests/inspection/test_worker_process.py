@@ -39,9 +39,11 @@ def test_a_response_is_that_of_the_function(
     worker: InspectionWorker, model: InspectedModel
 ) -> None:
     body = json.loads(worker.run("attention", {**PROMPT, "layer": 1}))
-    assert body == responses.attention(model, "the cat", 1)
+    assert body == responses.run(model, "attention", {"prompt": "the cat", "layer": 1})
     pid = worker.pid
-    assert json.loads(worker.run("overview", PROMPT)) == responses.overview(model, "the cat")
+    assert json.loads(worker.run("overview", PROMPT)) == responses.run(
+        model, "overview", {"prompt": "the cat"}
+    )
     assert worker.pid == pid
 
 

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.contenders import CLASSES, OUR_OPTIONS
-from benchmarks.options import MODEL, ensure_model, finish, heading, in_process, new_parser
+from benchmarks.options import MODEL, ensure_model, finish, in_process, new_parser
 from benchmarks.peers.ours import load
 from benchmarks.worker import resident_bytes
 from benchmarks.workload import make_workloads
@@ -52,7 +52,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     run = in_process(generate)
     reader = MemoryReader(parsed.threads)
-    print(heading(parsed), flush=True)
     expected = run(work.prompts, work.lengths)["token_ids"]
     intervals: list[dict[str, Any]] = []
     end_s = time.monotonic() + 60 * parsed.minutes

@@ -51,12 +51,11 @@ def by_name(weights: GPT2Weights) -> dict[str, np.ndarray]:
     for index, layer in enumerate(weights.layers):
         for name, norm in (("ln_1", layer.attention_norm), ("ln_2", layer.ffn_norm)):
             named |= {f"h.{index}.{name}.weight": norm.gain, f"h.{index}.{name}.bias": norm.bias}
-        attention, ffn = layer.attention, layer.ffn
         for name, linear in (
-            ("attn.c_attn", attention.qkv),
-            ("attn.c_proj", attention.out),
-            ("mlp.c_fc", ffn.up),
-            ("mlp.c_proj", ffn.down),
+            ("attn.c_attn", layer.qkv),
+            ("attn.c_proj", layer.out),
+            ("mlp.c_fc", layer.up),
+            ("mlp.c_proj", layer.down),
         ):
             named |= {
                 f"h.{index}.{name}.weight": linear.weight,

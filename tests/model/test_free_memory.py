@@ -12,9 +12,9 @@ import pytest
 
 from nanovllm.model import numpy_backend
 from nanovllm.model.backend import LoadOptions
-from nanovllm.model.free_memory import return_freed_memory
 from nanovllm.model.kernels import backend as numba_backend
 from nanovllm.model.kernels.backend import NumbaBackend
+from nanovllm.model.machine import return_freed_memory
 from nanovllm.model.numpy_backend import NumpyBackend
 from tests.support.checkpoints import write_checkpoint
 
@@ -126,7 +126,7 @@ def test_only_a_c_library_is_asked_and_need_not_have_the_function(
         opened.append(name)
         return object()
 
-    monkeypatch.setattr("nanovllm.model.free_memory.ctypes.CDLL", open_nothing)
+    monkeypatch.setattr("nanovllm.model.machine.ctypes.CDLL", open_nothing)
     monkeypatch.setattr(sys, "platform", "linux")
     return_freed_memory()
     assert len(opened) == 1

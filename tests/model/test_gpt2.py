@@ -168,7 +168,7 @@ def test_an_observer_sees_every_intermediate(config: GPT2Config, weights: GPT2We
         np.testing.assert_array_equal(
             normed, layer_norm(hidden, layer_weights.attention_norm, config.epsilon)
         )
-        parts = np.split(linear(normed, layer_weights.attention.qkv), 3, axis=1)
+        parts = np.split(linear(normed, layer_weights.qkv), 3, axis=1)
         by_part = [part.reshape(23, config.heads, config.head_dim) for part in parts]
         for name, part in zip(("queries", "keys", "values"), by_part, strict=True):
             np.testing.assert_array_equal(recorder.find(name, layer), [part])
@@ -186,18 +186,14 @@ def test_an_observer_sees_every_intermediate(config: GPT2Config, weights: GPT2We
         expected = np.concatenate(mixed, axis=1).transpose(1, 0, 2).reshape(23, config.d_model)
         np.testing.assert_allclose(attn_out, expected, rtol=1e-5, atol=1e-6)
         (after_attention,) = recorder.find("hidden_after_attention", layer)
-        np.testing.assert_array_equal(
-            after_attention, hidden + linear(attn_out, layer_weights.attention.out)
-        )
+        np.testing.assert_array_equal(after_attention, hidden + linear(attn_out, layer_weights.out))
         (ffn_input,) = recorder.find("ffn_input", layer)
         (ffn_hidden,) = recorder.find("ffn_hidden", layer)
         activation = ACTIVATIONS[config.activation]
-        np.testing.assert_array_equal(
-            ffn_hidden, activation(linear(ffn_input, layer_weights.ffn.up))
-        )
+        np.testing.assert_array_equal(ffn_hidden, activation(linear(ffn_input, layer_weights.up)))
         (hidden,) = recorder.find("hidden_after_ffn", layer)
         np.testing.assert_array_equal(
-            hidden, after_attention + linear(ffn_hidden, layer_weights.ffn.down)
+            hidden, after_attention + linear(ffn_hidden, layer_weights.down)
         )
     (final_hidden,) = recorder.find("final_hidden")
     np.testing.assert_array_equal(final_hidden, observed)

@@ -407,11 +407,10 @@ def test_calibration_measures_every_product(config: GPT2Config, weights: GPT2Wei
     calibration = calibrate(config, weights)
     assert len(calibration.layers) == config.layers
     for layer, peaks in zip(weights.layers, calibration.layers, strict=True):
-        sizes = [layer.attention.qkv, layer.attention.out, layer.ffn.up, layer.ffn.down]
+        sizes = [layer.qkv, layer.out, layer.up, layer.down]
         assert [len(values) for values in arrays_of(peaks)] == [
             len(linear.weight) for linear in sizes
         ]
         assert all((values > 0).all() for values in arrays_of(peaks))
-    assert quantize_layer(weights.layers[0], calibration.layers[0]).down_multipliers.shape == (
-        config.d_ff,
-    )
+    down = quantize_layer(weights.layers[0], calibration.layers[0]).down
+    assert down.input_factors.shape == (config.d_ff,)

@@ -14,7 +14,7 @@ import pytest
 from openai import OpenAI
 
 from nanovllm.engine.engine import Engine
-from nanovllm.engine.grammar.grammar import Grammar
+from nanovllm.engine.grammar.grammar import SequenceGrammar
 from tests.support.serving import MODEL, RunningServer, loader, read_error, wait_until
 
 GAUGES = ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc")
@@ -297,7 +297,7 @@ def test_http_requests_are_counted_by_route(server: RunningServer) -> None:
 def test_a_sequence_that_waits_for_its_grammar_is_deferred(
     server: RunningServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Grammar, "is_ready", False)
+    monkeypatch.setattr(SequenceGrammar, "is_ready", False)
     body = {"prompt": "the", "structured_outputs": {"regex": "a"}}
     with ThreadPoolExecutor() as pool:
         answer = pool.submit(server.complete, **body)

@@ -11,9 +11,13 @@ MACHINE = {"cpu", "cores", "os", "python", "numpy", "blas", "blas_threads", "nan
 
 
 def bench(capsys: pytest.CaptureFixture[str], *arguments: object, code: int = 0) -> dict[str, Any]:
-    """Run `nanovllm bench` without --limits by default; return the JSON of its last line."""
-    quick = ["--no-limits"] if arguments[0] == "latency" and "--limits" not in arguments else []
-    assert main(["bench", *map(str, arguments), *quick]) == code
+    """Run `nanovllm bench` without --limits by default; return the JSON of its last line.
+
+    An argument may be several words.
+    """
+    words = " ".join(map(str, arguments)).split()
+    quick = ["--no-limits"] if arguments[0] == "latency" and "--limits" not in words else []
+    assert main(["bench", *words, *quick]) == code
     out = capsys.readouterr().out
     record: dict[str, Any] = json.loads(out.splitlines()[-1])
     assert sum(line.startswith("{") for line in out.splitlines()) == 1
@@ -25,7 +29,7 @@ def bench(capsys: pytest.CaptureFixture[str], *arguments: object, code: int = 0)
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     """Run `nanovllm bench`, which must print a one-line error; return that line."""
-    assert main(["bench", *map(str, arguments)]) == 1
+    assert main(["bench", *" ".join(map(str, arguments)).split()]) == 1
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith("nanovllm: ")

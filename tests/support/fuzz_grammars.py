@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from nanovllm.engine.grammar.grammar import Grammar, Grammars
+from nanovllm.engine.grammar.grammar import Grammars, SequenceGrammar
 from nanovllm.engine.grammar.limits import GrammarLimits
 from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.errors import InvalidRequestError
@@ -51,7 +51,7 @@ class Fuzzer:
         self.counts: Counter[str] = Counter()
         self._random = random.Random(seed)
         self._grammars = grammars
-        self._bystander: Grammar | None = None
+        self._bystander: SequenceGrammar | None = None
 
     def step(self) -> None:
         """Draw a grammar, and check its result. Raises AssertionError."""

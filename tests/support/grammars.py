@@ -4,7 +4,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from nanovllm.engine.grammar.grammar import Grammar, Grammars, RequestGrammar
+from nanovllm.engine.grammar.grammar import Grammars, RequestGrammar, SequenceGrammar
 from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.structured_outputs import StructuredOutputs
 
@@ -51,7 +51,7 @@ def is_running(pid: int) -> bool:
         return False
 
 
-def begun(grammars: Grammars, spec: StructuredOutputs, client: str = "") -> Grammar:
+def begun(grammars: Grammars, spec: StructuredOutputs, client: str = "") -> SequenceGrammar:
     """Return a sequence's grammar that is compiled, or waits."""
     grammar = grammars.for_request(spec, client).start()
     grammar.open()

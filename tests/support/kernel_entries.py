@@ -39,9 +39,8 @@ from nanovllm.model.kernels.library import (
     cache_key,
     digest_of_sources,
 )
-from nanovllm.model.kernels.simd.move import linear_at, load_int, step_record_at
+from nanovllm.model.kernels.simd.memory import linear_at, load_int, step_record_at, store_int
 from nanovllm.model.kernels.simd.rows import rows_at
-from nanovllm.model.kernels.simd.scalar import store_int
 from nanovllm.model.kernels.step_record import best_bytes
 
 Entries = Mapping[str, Any]

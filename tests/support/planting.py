@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 
 from nanovllm.model.config import GPT2Config
-from nanovllm.model.weights import FeedForwardWeights, GPT2Weights, Layer, LayerNorm, Linear
+from nanovllm.model.weights import GPT2Weights, Layer, LayerNorm, Linear
 
 
 def plant_channels(
@@ -26,23 +26,19 @@ def plant_channels(
 
     layers = []
     for layer in weights.layers:
-        qkv, out, up, down = layer.attention.qkv, layer.attention.out, layer.ffn.up, layer.ffn.down
+        qkv, out, up, down = layer.qkv, layer.out, layer.up, layer.down
         before_qkv, before_out, before_up, before_down = (
             factors(linear.weight.shape[0]) for linear in (qkv, out, up, down)
         )
         values = np.concatenate([np.ones(2 * config.d_model, dtype=np.float32), before_out])
-        attention = replace(
-            layer.attention, qkv=_scaled(qkv, before_qkv, values), out=_scaled(out, before_out)
-        )
-        ffn = FeedForwardWeights(
-            up=_scaled(up, before_up, before_down), down=_scaled(down, before_down)
-        )
         layers.append(
             Layer(
-                _scaled_norm(layer.attention_norm, before_qkv),
-                attention,
-                _scaled_norm(layer.ffn_norm, before_up),
-                ffn,
+                attention_norm=_scaled_norm(layer.attention_norm, before_qkv),
+                qkv=_scaled(qkv, before_qkv, values),
+                out=_scaled(out, before_out),
+                ffn_norm=_scaled_norm(layer.ffn_norm, before_up),
+                up=_scaled(up, before_up, before_down),
+                down=_scaled(down, before_down),
             )
         )
     return replace(weights, layers=tuple(layers))
@@ -65,11 +61,9 @@ def plant_residual(weights: GPT2Weights, *, size: float, pairs: int, seed: int =
     layers = []
     for index, layer in enumerate(weights.layers):
         if index == 0:
-            bias = layer.ffn.down.bias.copy()
+            bias = layer.down.bias.copy()
             bias[channels] += sizes
-            layers.append(
-                replace(layer, ffn=replace(layer.ffn, down=replace(layer.ffn.down, bias=bias)))
-            )
+            layers.append(replace(layer, down=replace(layer.down, bias=bias)))
         else:
             norms = _scaled_norm(layer.attention_norm, gains), _scaled_norm(layer.ffn_norm, gains)
             layers.append(replace(layer, attention_norm=norms[0], ffn_norm=norms[1]))

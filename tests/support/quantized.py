@@ -15,13 +15,12 @@ from nanovllm.model.kv_cache import KVCache
 from nanovllm.model.observer import ignore
 from nanovllm.model.quantization import (
     LARGEST_ROW_CODE,
-    QuantizedLayer,
     QuantizedLinear,
     calibrate,
     quantize_head,
     quantize_layer,
 )
-from nanovllm.model.weights import GPT2Weights, LayerNorm, Linear
+from nanovllm.model.weights import GPT2Weights, Layer, LayerNorm, Linear
 
 Q8_GROUP = 32
 
@@ -32,7 +31,7 @@ class QuantizedWeights:
 
     token_embedding: Float32[np.ndarray, "vocab d_model"]
     position_embedding: Float32[np.ndarray, "positions d_model"]
-    layers: tuple[QuantizedLayer, ...]
+    layers: tuple[Layer[QuantizedLinear], ...]
     final_norm: LayerNorm
     head: QuantizedLinear
 
@@ -110,7 +109,7 @@ def quantized_forward(
         mixed = paged_attention(queries, cache, index, batch, config.attention_scale(index), ignore)
         hidden = hidden + quantized_linear(mixed.reshape(batch.tokens, config.d_model), layer.out)
         normed = layer_norm(hidden, layer.ffn_norm, config.epsilon)
-        middle = activation(quantized_linear(normed, layer.up)) * layer.down_multipliers
+        middle = activation(quantized_linear(normed, layer.up)) * layer.down.input_factors
         hidden = hidden + quantized_linear(middle, layer.down)
     return layer_norm(hidden[batch.logit_rows], weights.final_norm, config.epsilon)
 

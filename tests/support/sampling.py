@@ -6,8 +6,16 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from nanovllm.model.sampling import SamplingSettings, TokenLists
+from nanovllm.model.sampling import ROW_SETTINGS, SamplingSettings, TokenLists
 from nanovllm.runner.logit_rows import LogitRows, PromptRows
+from nanovllm.sampling_params import SamplingParams
+
+_NAMES = {
+    "seeds": "seed", "choices": "choice", "num_logprobs": "logprobs",
+    "repetition_penalty": "repetition", "presence_penalty": "presence",
+    "frequency_penalty": "frequency",
+}  # fmt: skip
+"""Names of a Row by those of SamplingSettings, where they differ."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,18 +61,16 @@ def make_sampling(rows: Sequence[Row]) -> SamplingSettings:
                 for token in tokens
             ]
         ),
-        temperature=_floats([row.temperature for row in rows]),
-        top_k=_ints([row.top_k for row in rows]),
-        top_p=_floats([row.top_p for row in rows]),
-        min_p=_floats([row.min_p for row in rows]),
-        repetition_penalty=_floats([row.repetition for row in rows]),
-        presence_penalty=_floats([row.presence for row in rows]),
-        frequency_penalty=_floats([row.frequency for row in rows]),
-        seeds=np.array([row.seed for row in rows], dtype=np.uint64),
-        choices=_ints([row.choice for row in rows]),
         positions=_ints([row.position for row in rows]),
-        num_logprobs=_ints([-1 if row.logprobs is None else row.logprobs for row in rows]),
+        **{name: _column(rows, name) for name in ROW_SETTINGS.names or ()},
     )
+
+
+def _column(rows: Sequence[Row], name: str) -> np.ndarray:
+    """Return a setting of the rows; the default of SamplingParams where a Row has none."""
+    default = getattr(SamplingParams(), name, None)
+    values = [getattr(row, _NAMES.get(name, name), default) for row in rows]
+    return np.array([-1 if value is None else value for value in values], ROW_SETTINGS[name])
 
 
 def make_step(

@@ -25,10 +25,10 @@ from nanovllm.model.batch import ForwardBatch
 from nanovllm.model.sampling import SamplingSettings
 from nanovllm.runner.logit_rows import LogitRows
 from nanovllm.runner.native_model_runner import NativeModelRunner, RunnerOutput
-from nanovllm.server.app import ServerSettings, create_app
-from nanovllm.server.control import ServerControl
+from nanovllm.server.app import create_app
 from nanovllm.server.http.protocol import watched_protocol
 from nanovllm.server.metrics import ServerMetrics
+from nanovllm.server.service import ServerControl, ServerSettings
 
 T = TypeVar("T")
 MODEL = "tiny"

@@ -12,7 +12,7 @@ from threadpoolctl import threadpool_info
 
 from nanovllm import __version__
 from nanovllm.cli.table import print_rows
-from nanovllm.model.cores import cpu_name
+from nanovllm.model.machine import cpu_name
 
 
 def describe_machine() -> dict[str, Any]:

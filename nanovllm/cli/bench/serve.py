@@ -253,7 +253,7 @@ async def _stream(server: Server, body: dict[str, Any], start_s: float) -> Trace
     counts = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
     if not times_s or not all(isinstance(count, int) for count in counts):
         raise ConnectionError(
-            "the stream had no text or no usage; the server must know stream_options.include_usage"
+            "the stream had no text or no usage; the server must support include_usage"
         )
     cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
     return Trace(

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from nanovllm.engine.chat.template import BUNDLED_TEMPLATES, ChatTemplate
+from nanovllm.engine.chat.template import BUNDLED_TEMPLATES, ChatTemplate, PromptEnd
 from nanovllm.engine.input_processor import InputProcessor
 from nanovllm.errors import InvalidRequestError
 from nanovllm.sampling_params import SamplingParams
@@ -61,26 +61,26 @@ class ChatPrompts:
         self,
         template: ChatTemplate,
         messages: list[dict[str, Any]],
-        *,
-        add_generation_prompt: bool = True,
-        continue_final_message: bool = False,
+        end: PromptEnd = "generation_prompt",
     ) -> list[int]:
         """Return the token ids of a prompt. See ChatTemplate.encode for arguments and errors."""
-        if add_generation_prompt and continue_final_message:
-            raise InvalidRequestError(
-                "continue_final_message and add_generation_prompt cannot both be true; set "
-                "add_generation_prompt to false",
-                param="continue_final_message",
-            )
-        return template.encode(
-            messages,
-            self._input_processor.tokenizer,
-            self._input_processor.reader.check_text,
-            add_generation_prompt=add_generation_prompt,
-            continue_final_message=continue_final_message,
-        )
+        processor = self._input_processor
+        return template.encode(messages, processor.tokenizer, processor.reader.check_text, end=end)
 
     def params(self, template: ChatTemplate, params: SamplingParams) -> SamplingParams:
         """Return `params` with what ends a turn of the template."""
         processor = self._input_processor
         return template.end_turn(params, processor.tokenizer, processor.model.vocab)
+
+
+def prompt_end(*, add_generation_prompt: bool, continue_final_message: bool) -> PromptEnd:
+    """Return what a prompt ends with; raises InvalidRequestError where both are set."""
+    if add_generation_prompt and continue_final_message:
+        raise InvalidRequestError(
+            "continue_final_message and add_generation_prompt cannot both be true; set "
+            "add_generation_prompt to false",
+            param="continue_final_message",
+        )
+    if continue_final_message:
+        return "open"
+    return "generation_prompt" if add_generation_prompt else "closed"

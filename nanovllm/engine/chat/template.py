@@ -20,13 +20,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn, TypeAlias
 
 from nanovllm.engine.sandbox.process import START_S, WorkerEndedError
 from nanovllm.engine.sandbox.process_pool import ProcessPool, WorkerRefusedError
 from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.errors import CheckpointError, InvalidRequestError
 from nanovllm.sampling_params import MAX_STOP_STRINGS, SamplingParams
+
+PromptEnd: TypeAlias = Literal["generation_prompt", "open", "closed"]
+"""What a prompt ends with: the header of the assistant's turn, or the last message, either left
+open for the model to continue, or closed."""
 
 MAX_TEMPLATE_CHARACTERS = 256 << 10
 MAX_RENDERED_CHARACTERS = 4 << 20
@@ -160,8 +164,7 @@ class ChatTemplate:
         tokenizer: Tokenizer,
         check_text: Callable[[str], None],
         *,
-        add_generation_prompt: bool = True,
-        continue_final_message: bool = False,
+        end: PromptEnd = "generation_prompt",
         add_special_tokens: bool = False,
     ) -> list[int]:
         """Render `messages` and return the token ids of the prompt.
@@ -170,19 +173,14 @@ class ChatTemplate:
             messages: the conversation.
             tokenizer: the model's tokenizer.
             check_text: called with the prompt's text before it is tokenized; may raise.
-            add_generation_prompt: append the header of the assistant's turn.
-            continue_final_message: leave the last message open, for the model to continue.
+            end: what the prompt ends with.
             add_special_tokens: add the tokens that the tokenizer puts around every text.
 
         Raises:
             InvalidRequestError: the template refuses the messages.
             CheckpointError: the template is invalid.
         """
-        prompt = self.render(
-            messages,
-            add_generation_prompt=add_generation_prompt,
-            continue_final_message=continue_final_message,
-        )
+        prompt = self.render(messages, end=end)
         check_text(prompt.text)
         token_ids: list[int] = []
         for part, token_id in split_at_tokens(prompt, tokenizer):
@@ -195,19 +193,15 @@ class ChatTemplate:
         return [*before, *token_ids, *after]
 
     def render(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        *,
-        add_generation_prompt: bool = True,
-        continue_final_message: bool = False,
+        self, messages: Sequence[Mapping[str, Any]], *, end: PromptEnd = "generation_prompt"
     ) -> RenderedPrompt:
         """Return the prompt with its provenance. See `encode` for arguments and errors."""
         processes = self._processes
         header = {
             "op": "render", "messages": messages, "special_tokens": self.special_tokens,
             "max_characters": MAX_RENDERED_CHARACTERS, "cpu_s": MAX_RENDER_S,
-            "add_generation_prompt": add_generation_prompt,
-            "continue_final_message": continue_final_message,
+            "add_generation_prompt": end == "generation_prompt",
+            "continue_final_message": end == "open",
         }  # fmt: skip
         try:
             reply, body = processes.call(header, timeout_s=_MAX_RENDER_WALL_S)
@@ -220,7 +214,7 @@ class ChatTemplate:
             _refuse(reply["message"])
         if reply["op"] == "failed":
             _refuse(f"the chat template cannot render these messages: {reply['message']}")
-        spans = [(start, end) for start, end in reply["spans"]]
+        spans = [(first, last) for first, last in reply["spans"]]
         return RenderedPrompt(body.decode("utf-8", "surrogatepass"), spans)
 
     @cached_property

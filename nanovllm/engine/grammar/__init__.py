@@ -10,8 +10,8 @@ limits      resource limits of grammars, and error messages
 
 Who owns what:
 
-    a request's sequence    Grammar: its tokens, the mask after them, or an error; for the pool it
-                            is a MaskSequence
+    a request's sequence    SequenceGrammar: its tokens, the mask after them, or an error; for the
+                            pool it is a MaskSequence
     a grammar               PooledGrammar, in the pool: one for equal texts, of all clients
     a compiled grammar      one worker, or none; the worker computes the masks of its sequences
     a process, its socket   one GrammarWorker, whose methods run where the pool is polled

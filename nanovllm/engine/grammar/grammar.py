@@ -4,7 +4,7 @@ At each position a grammar allows some tokens. The sampler draws one of them, an
 accepts it:
 
     for_request   text of a grammar -> RequestGrammar    for each request
-    start         -> Grammar                             for each sequence; kept over a preemption
+    start         -> SequenceGrammar                     for each sequence; kept over a preemption
     open          begin to compile, unless it is done    when the engine has the sequence
     allowed_mask  -> allowed tokens                      at each step
     accept        token -> next position                 at each step
@@ -43,7 +43,7 @@ _WAIT_S = 0.1
 _NO_END = f"{setting(PARAM)} requires an end-of-text token, but the model has no eos_token_id"
 
 
-class Grammar(MaskSequence):
+class SequenceGrammar(MaskSequence):
     """One sequence's position in a grammar. Only the thread of the engine uses it."""
 
     def __init__(self, request_grammar: "RequestGrammar") -> None:
@@ -130,9 +130,9 @@ class RequestGrammar:
     source: dict[str, object]
     client: str
 
-    def start(self) -> Grammar:
+    def start(self) -> SequenceGrammar:
         """Return the first position, for a new sequence."""
-        return Grammar(self)
+        return SequenceGrammar(self)
 
 
 class Grammars:
@@ -196,7 +196,7 @@ class Grammars:
         return not is_empty and self.pool.num_unsettled > self._limits.max_waiting // 2
 
     def flush(self) -> None:
-        """Send the mask requests that `Grammar.accept` has queued."""
+        """Send the mask requests that `SequenceGrammar.accept` has queued."""
         if self._pool is not None:
             self._pool.flush()
 

@@ -303,32 +303,28 @@ class GrammarPool:
         for grammar in list(worker.grammars.values()):
             if grammar.is_slow or not (worker.is_slow or grammar.needs_worker):
                 continue
-            idle = self._workers.find_idle(grammar)
-            if idle is None:
-                self._start_another(grammar)
+            idle = self._idle_worker(grammar)
             if idle is None or idle is worker:
                 return
             self._evict(worker, grammar)
             self._compile_waiting()
 
-    def _start_another(self, grammar: PooledGrammar) -> None:
-        """Start a worker for a grammar if it would wait for long."""
+    def _idle_worker(self, grammar: PooledGrammar) -> GrammarWorker | None:
+        """Return an idle worker for a grammar; None if there is none."""
         try:
-            self._workers.start_another(grammar)
+            return self._workers.find_idle(grammar)
         except OSError as error:
             message = f"the process that compiles grammars cannot be started: {error}"
             self._fail_waiting(EngineFaultError(message))
+            return None
 
     def _compile_waiting(self) -> None:
         """Compile waiting grammars in idle workers, as far as the limits allow."""
         for queue in self._queue.parts:
             while queue:
                 grammar = next(iter(queue))
-                worker = self._workers.find_idle(grammar)
-                if worker is None:
-                    self._start_another(grammar)
-                    break
-                if not self._make_room(grammar):
+                worker = self._idle_worker(grammar)
+                if worker is None or not self._make_room(grammar):
                     break
                 queue.take()
                 grammar.move_to(GrammarState.COMPILING)

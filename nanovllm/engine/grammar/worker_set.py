@@ -60,15 +60,15 @@ class WorkerSet:
         return next((each for each in self.running if grammar.number in each.grammars), None)
 
     def find_idle(self, grammar: PooledGrammar) -> GrammarWorker | None:
-        """Return the idle worker with fewest grammars; None if there is none."""
-        idle = [each for each in self._usable(grammar) if each and each.is_idle]
-        return min(idle, key=lambda each: len(each.grammars), default=None)
+        """Return the idle worker with fewest grammars; None if there is none.
 
-    def start_another(self, grammar: PooledGrammar) -> None:
-        """Start a worker if all that may compile a grammar are late. Raises OSError."""
+        Where all that may compile the grammar are late, this starts another. Raises OSError.
+        """
         usable = self._usable(grammar)
-        if None in usable and all(each is None or each.is_late for each in usable):
+        idle = [each for each in usable if each and each.is_idle]
+        if not idle and None in usable and all(each is None or each.is_late for each in usable):
             self._slots[self._slots.index(None)] = GrammarWorker(self._start(), self._limits)
+        return min(idle, key=lambda each: len(each.grammars), default=None)
 
     def _usable(self, grammar: PooledGrammar) -> list[GrammarWorker | None]:
         """Return the workers that may compile a grammar; None for each that is not running."""

@@ -10,8 +10,8 @@ the cache, and a token of the output when it is sampled. What is computed again 
 counts for the client for which the place was taken, or for nobody.
 
 A client that begins to wait is lifted to the smallest counter of the waiting clients, or to that of
-the client that waited last if nobody waits: nobody saves up turns while it has nothing to do. Nor
-while all its waiting requests lack a mask: then it does not wait in this sense.
+the client that waited last if nobody waits, so that no client accumulates credit while it is idle.
+A client whose waiting requests all lack a mask counts as idle.
 
 Bound. Let clients f and g have waiting requests with their masks at every moment from s to t.
 Their counters differ by at most D = (max_num_seqs + 1) * C at every moment of it if they did at s,

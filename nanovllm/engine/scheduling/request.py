@@ -13,7 +13,7 @@ from dataclasses import InitVar, dataclass, field
 from enum import Enum
 from typing import Literal, TypeAlias
 
-from nanovllm.engine.grammar.grammar import Grammar
+from nanovllm.engine.grammar.grammar import SequenceGrammar
 from nanovllm.engine.scheduling.token_rules import SeenTokens, TokenRules
 from nanovllm.sampling_params import SamplingParams
 
@@ -118,7 +118,7 @@ class Request:
     stop_reason: int | None = None
     tokens: list[int] = field(default_factory=list)
     seen: SeenTokens = field(default_factory=SeenTokens)
-    grammar: Grammar | None = None
+    grammar: SequenceGrammar | None = None
     shared_rules: InitVar[TokenRules | None] = None
     rules: TokenRules = field(init=False)
     num_computed_tokens: int = 0

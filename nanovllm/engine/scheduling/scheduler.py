@@ -15,7 +15,7 @@ The scheduler uses no arrays, clock, threads or I/O, so tests need only integers
 are managed by kv_cache_manager.py, the n choices of one prompt by siblings.py.
 """
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 
 from nanovllm.engine.scheduling.fairness import (
     PROMPT_COST,
@@ -40,11 +40,7 @@ from nanovllm.errors import InvalidRequestError
 
 
 class Scheduler:
-    """Plans each step and commits its results. For one thread.
-
-    Attributes:
-        has_spent_budget: whether the last step had no token left for a waiting request.
-    """
+    """Plans each step and commits its results. For one thread."""
 
     def __init__(
         self,
@@ -66,7 +62,7 @@ class Scheduler:
         self.queues = ClientQueues(is_fair=is_fair)
         self.num_preemptions = 0
         self.observer: SchedulerObserver | None = None
-        self.has_spent_budget = False
+        self.has_spent_budget = False  # the last step had no token left for a waiting request
         self._requests: dict[str, Request] = {}
         self._num_arrivals = 0
         self._committing: list[SequenceUpdate] = []  # updates of a commit that has not returned
@@ -152,7 +148,7 @@ class Scheduler:
             self.queues.charge(request, cost)
         return plan
 
-    def commit(self, plan: StepPlan, updates: Iterable[SequenceUpdate]) -> list[SequenceUpdate]:
+    def commit(self, plan: StepPlan, updates: Sequence[SequenceUpdate]) -> list[SequenceUpdate]:
         """Append the tokens of a step, finish requests and free their blocks.
 
         `updates` has the results of each planned sequence. Returns those of the requests that were
@@ -160,7 +156,6 @@ class Scheduler:
         that have ended. All tokens are appended before the first request is finished, so that
         `fail` can report each request exactly once if this method raises.
         """
-        updates = list(updates)
         if len(updates) != len(plan.sequences):
             raise ValueError(f"{len(updates)} updates for {len(plan.sequences)} planned sequences")
         accepted: list[SequenceUpdate] = []

@@ -15,8 +15,6 @@ from nanovllm.model.backend import LoadOptions
 from nanovllm.model.batch import ForwardBatch
 from nanovllm.model.checkpoint import open_weights
 from nanovllm.model.config import GPT2Config
-from nanovllm.model.cores import default_threads
-from nanovllm.model.free_memory import return_freed_memory
 from nanovllm.model.kernels.build.bounds import watch
 from nanovllm.model.kernels.build.packing import to_bfloat16
 from nanovllm.model.kernels.build.target import (
@@ -38,6 +36,7 @@ from nanovllm.model.kernels.step_record import (
     PREFILL_QUERIES,
 )
 from nanovllm.model.kernels.threads.pool import ThreadPool
+from nanovllm.model.machine import default_threads, return_freed_memory
 from nanovllm.model.weights import GPT2Weights
 
 _SHARED_MULTIPLY_ADDS = 300_000
@@ -51,6 +50,11 @@ class NumbaBackend:
     """Packed weights, a packed KV cache, and the threads that run the compiled forward pass.
 
     Attributes:
+        config: sizes of the network.
+        weight_dtype: type of the weights in memory and in matmuls.
+        cache_dtype: type of keys and values.
+        num_threads: threads that compute a large step; one of them computes a small step.
+        sampler: compiled sampling on the threads of the forward pass.
         memory: the arguments of compiled code.
     """
 
@@ -70,12 +74,14 @@ class NumbaBackend:
             narrow_embedding: keep the token embedding in bfloat16.
             num_threads: the default is one for each core that this process may use.
         """
-        self._config = config
+        self.config = config
         self._spec = spec or Spec(host_target())
+        self.weight_dtype, self.cache_dtype = self._spec.weights, self._spec.cache
         self._library = load_library(self._spec)
         phases = config.layers * MAX_PHASES_PER_LAYER + MAX_PHASES_PER_STEP
-        self._pool = ThreadPool(num_threads or default_threads(), self._library, phases=phases)
-        self._sampler = CompiledRowSampler(
+        self.num_threads = num_threads or default_threads()
+        self._pool = ThreadPool(self.num_threads, self._library, phases=phases)
+        self.sampler = CompiledRowSampler(
             config.vocab, self._pool, self._library, self._spec.target
         )
         self.memory = StepMemory(config, self._spec, self._pool.threads)
@@ -122,31 +128,6 @@ class NumbaBackend:
         return_freed_memory()  # of layers in float32
         return backend
 
-    @property
-    def config(self) -> GPT2Config:
-        """Sizes of the network."""
-        return self._config
-
-    @property
-    def weight_dtype(self) -> str:
-        """Type of the weights in memory and in matmuls."""
-        return self._spec.weights
-
-    @property
-    def cache_dtype(self) -> str:
-        """Type of keys and values."""
-        return self._spec.cache
-
-    @property
-    def num_threads(self) -> int:
-        """Threads that compute a large step; one of them computes a small step."""
-        return self._pool.threads
-
-    @property
-    def sampler(self) -> CompiledRowSampler:
-        """Compiled sampling on the threads of the forward pass."""
-        return self._sampler
-
     def block_bytes(self, block_size: int) -> int:
         """Return the bytes of one block: keys and values of every layer, and their scales."""
         return self.memory.block_bytes(block_size)
@@ -188,10 +169,10 @@ class NumbaBackend:
             self._library.functions["prepare_attention"](memory.address, 0)
         if memory["is_refused"]:
             sizes = {"blocks": memory["blocks"], "block_size": memory["block_size"]}
-            batch.check(vocab=self._config.vocab, max_positions=self._config.max_positions, **sizes)
+            batch.check(vocab=self.config.vocab, max_positions=self.config.max_positions, **sizes)
             raise AssertionError("prepare_attention refused a batch that passes ForwardBatch.check")
-        self._run("forward", batch.tokens * self._config.num_parameters)
-        return memory.arrays["final"][:rows, : self._config.d_model]
+        self._run("forward", batch.tokens * self.config.num_parameters)
+        return memory.arrays["final"][:rows, : self.config.d_model]
 
     def unscale_hidden(
         self, hidden: Float32[np.ndarray, "rows d_model"]
@@ -210,8 +191,8 @@ class NumbaBackend:
         rows = hidden.shape[0]
         self._place_final(hidden)
         self.memory.reserve_logits(rows)
-        self._run("logits", rows * self._config.vocab * self._config.d_model)
-        return self.memory.arrays["logits"][:rows, : self._config.vocab]
+        self._run("logits", rows * self.config.vocab * self.config.d_model)
+        return self.memory.arrays["logits"][:rows, : self.config.vocab]
 
     def greedy(
         self, hidden: Float32[np.ndarray, "rows d_model"]
@@ -219,7 +200,7 @@ class NumbaBackend:
         """Return the argmax token of each row of final hidden states, and whether it has one."""
         rows = hidden.shape[0]
         self._place_final(hidden)
-        self._run("greedy", rows * self._config.vocab * self._config.d_model)
+        self._run("greedy", rows * self.config.vocab * self.config.d_model)
         tokens = self.memory.arrays["argmax_tokens"][:rows].copy()
         return tokens, tokens != NO_TOKEN
 
@@ -227,7 +208,7 @@ class NumbaBackend:
         """Make rows the input of the head; the result of the last `forward` is that already."""
         rows = hidden.shape[0]
         self.memory.reserve_tokens(rows)
-        final = self.memory.arrays["final"][:rows, : self._config.d_model]
+        final = self.memory.arrays["final"][:rows, : self.config.d_model]
         if hidden.ctypes.data != final.ctypes.data or hidden.strides != final.strides:
             final[:] = hidden
         self.memory.set(rows=rows)

@@ -4,8 +4,8 @@ Layer after layer is read, packed and dropped, so loading takes little more memo
 weights and one layer in float32.
 """
 
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -27,7 +27,7 @@ from nanovllm.model.kernels.step_record import (
     OUTLIER_WORDS,
 )
 from nanovllm.model.quantization import (
-    QuantizedLayer,
+    Calibration,
     QuantizedLinear,
     calibrate,
     quantize_head,
@@ -36,13 +36,7 @@ from nanovllm.model.quantization import (
 from nanovllm.model.weights import GPT2Weights, Layer, LayerNorm, Linear
 from nanovllm.progress import progress_bar
 
-
-class _Part(NamedTuple):
-    """A block, or the head: linear layers, factors of their inputs, and the norms before them."""
-
-    linears: tuple[Linear | QuantizedLinear, ...]
-    factors: tuple[np.ndarray | None, ...]
-    norms: tuple[LayerNorm, ...]
+AnyLinear = Linear | QuantizedLinear
 
 
 class PackedWeights:
@@ -66,17 +60,17 @@ class PackedWeights:
         self.activation = ACTIVATION_NAMES.index(ACTIVATIONS[config.activation].name)
         records = np.zeros(config.layers * LINEARS_PER_LAYER + 1, dtype=LINEAR_RECORD)
         norms: list[LayerNorm] = []
-        parts = _quantized_parts(config, weights) if spec.weights == "int8" else _parts(weights)
+        calibration = calibrate(config, weights) if spec.weights == "int8" else None
         number = 0
         with progress_bar(
             total=config.layers + 1, desc="Packing weights", unit="layer", leave=False
         ) as progress:
-            for part in parts:
-                for linear, factors in zip(part.linears, part.factors, strict=True):
-                    self._pack(records[number], linear, factors)
+            for linears, part_norms in _parts(weights, calibration):
+                for linear in linears:
+                    self._pack(records[number], linear)
                     number += 1
-                norms += part.norms
-                del part, linear  # before the next layer is read
+                norms += part_norms
+                del linears, linear  # before the next layer is read
                 progress.update()
         self.arrays = {
             "linears": records,
@@ -95,13 +89,11 @@ class PackedWeights:
         """Bytes of all arrays."""
         return sum(array.nbytes for _, array in (*self.arrays.items(), *self.held))
 
-    def _pack(
-        self, record: Any, linear: Linear | QuantizedLinear, factors: np.ndarray | None
-    ) -> None:
-        """Pack a linear layer and write its record; `factors` [d_in] multiply its inputs."""
+    def _pack(self, record: Any, linear: AnyLinear) -> None:
+        """Pack a linear layer and write its record."""
         if isinstance(linear, QuantizedLinear):
             weight = linear.codes
-            self._pack_scales(record, linear, factors)
+            self._pack_scales(record, linear)
         else:
             weight = linear.weight
         d_in, d_out = weight.shape
@@ -111,21 +103,18 @@ class PackedWeights:
         self._hold(record, "weight", pack_panels(weight, self._width, narrow=is_bfloat16))
         self._hold(record, "bias", pack_rows([linear.bias], self._width))
 
-    def _pack_scales(
-        self, record: Any, linear: QuantizedLinear, factors: np.ndarray | None
-    ) -> None:
+    def _pack_scales(self, record: Any, linear: QuantizedLinear) -> None:
         """Pack what int8 weights have besides their codes: scales, sums, factors and outliers."""
         codes, outliers = linear.codes, linear.outliers
         assert outliers.size <= OUTLIER_WORDS
-        all_factors = np.ones(codes.shape[0], dtype=np.float32) if factors is None else factors
-        input_factors = all_factors.copy()
+        factors, input_factors = linear.input_factors, linear.input_factors.copy()
         input_factors[outliers] = 0.0
         column_sums = codes.sum(axis=0, dtype=np.int32)
         record["outliers"] = outliers.size
         self._hold(record, "column_scales", pack_rows([linear.column_scales], self._width))
         self._hold(record, "column_sums", _pack_integers(column_sums, self._width))
         self._hold(record, "input_factors", pack_rows([input_factors], self._width))
-        self._hold(record, "outlier_factors", pack_rows([all_factors[outliers]], self._width))
+        self._hold(record, "outlier_factors", pack_rows([factors[outliers]], self._width))
         columns = _pack_integers(outliers.astype(np.int32), self._width)
         self._hold(record, "outlier_columns", columns)
         if outliers.size:
@@ -153,33 +142,32 @@ class PackedWeights:
         return padded
 
 
-def _parts(weights: GPT2Weights) -> Iterator[_Part]:
-    """Yield every block in order, then the head; a block is not kept while the next is read."""
+def _parts(
+    weights: GPT2Weights, calibration: Calibration | None
+) -> Iterator[tuple[Sequence[AnyLinear], Sequence[LayerNorm]]]:
+    """Yield the linear layers of every block and the norms before them, and last the head's.
+
+    They are quantized where there is a calibration. No block is kept while the next one is read.
+    """
     for index in range(len(weights.layers)):
-        yield _part(weights.layers[index])
-    head = weights.head.T
-    bias = np.zeros(head.shape[1], dtype=np.float32)
-    yield _Part((Linear(head, bias),), (None,), (weights.final_norm,))
+        yield _block(weights, index, calibration)
+    if calibration is not None:
+        norm, quantized_head = quantize_head(weights, calibration.head)
+        yield (quantized_head,), (norm,)
+    else:
+        head = weights.head.T
+        bias = np.zeros(head.shape[1], dtype=np.float32)
+        yield (Linear(head, bias),), (weights.final_norm,)
 
 
-def _part(layer: Layer) -> _Part:
-    linears = (layer.attention.qkv, layer.attention.out, layer.ffn.up, layer.ffn.down)
-    return _Part(linears, (None,) * 4, (layer.attention_norm, layer.ffn_norm))
-
-
-def _quantized_parts(config: GPT2Config, weights: GPT2Weights) -> Iterator[_Part]:
-    """Yield the quantized blocks in order, then the head."""
-    calibration = calibrate(config, weights)
-    for index, peaks in enumerate(calibration.layers):
-        yield _quantized_part(quantize_layer(weights.layers[index], peaks))
-    norm, head = quantize_head(weights, calibration.head)
-    yield _Part((head,), (None,), (norm,))
-
-
-def _quantized_part(layer: QuantizedLayer) -> _Part:
-    linears = (layer.qkv, layer.out, layer.up, layer.down)
-    factors = (None, None, None, layer.down_multipliers)
-    return _Part(linears, factors, (layer.attention_norm, layer.ffn_norm))
+def _block(
+    weights: GPT2Weights, index: int, calibration: Calibration | None
+) -> tuple[Sequence[AnyLinear], Sequence[LayerNorm]]:
+    stored = weights.layers[index]
+    layer: Layer[Linear] | Layer[QuantizedLinear] = stored
+    if calibration is not None:
+        layer = quantize_layer(stored, calibration.layers[index])
+    return (layer.qkv, layer.out, layer.up, layer.down), (layer.attention_norm, layer.ffn_norm)
 
 
 def _multipliers(norm: LayerNorm, scaled: LayerNorm) -> np.ndarray:

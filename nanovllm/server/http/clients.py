@@ -1,4 +1,4 @@
-"""Who sends a request: whose shares of bounded room it takes, whose stored responses it finds."""
+"""Client: the sender of a request, who has a share of bounded room and stored responses."""
 
 from dataclasses import dataclass
 

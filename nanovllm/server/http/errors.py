@@ -5,7 +5,7 @@ Quoted input is truncated, so that a response is never many times larger than it
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 from fastapi import FastAPI, Request
 from pydantic import Field
@@ -15,7 +15,6 @@ from starlette.routing import Match, Route
 from typing_extensions import TypedDict
 
 from nanovllm.errors import (
-    EngineFaultError,
     EngineNotReadyError,
     InvalidRequestError,
     NanovllmError,
@@ -66,6 +65,13 @@ class ModelNotServedError(NanovllmError):
     """The request names a model that this server does not serve."""
 
     param = "model"
+
+
+_STATUSES: dict[type[Exception], int] = {
+    InvalidRequestError: 400, ModelNotServedError: 404, QueueFullError: 429,
+    EngineNotReadyError: 503, RequestTimeoutError: 503,
+}  # fmt: skip
+"""Statuses of exceptions; 500 for any other one."""
 
 
 def served_name(name: str | None, names: Sequence[str]) -> str:
@@ -119,49 +125,37 @@ def shorten(text: str, limit: int = MAX_INPUT_CHARACTERS) -> str:
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
-def response_for(error: Exception) -> Response:
-    """Return the error response for an exception."""
-    status, message, param = problem_of(error)
-    return error_response(status, message, param, _retry_headers(error))
+class Problem(NamedTuple):
+    """An exception as clients see it: the arguments of `error_response`."""
+
+    status: int
+    message: str
+    param: str | None
+    headers: Mapping[str, str]
+
+    @property
+    def body(self) -> ErrorAnswer:
+        """The body of its response."""
+        return error_body(self.status, self.message, self.param)
 
 
-def _retry_headers(error: Exception) -> dict[str, str]:
-    """Return Retry-After, or tell the official clients not to retry a request that timed out."""
+def problem_of(error: Exception) -> Problem:
+    """Return what clients see of an exception.
+
+    The official clients retry on 429 and 503, after Retry-After, but not where a retry would
+    compute the same again.
+    """
+    status = next((status for kind, status in _STATUSES.items() if isinstance(error, kind)), 500)
+    headers: dict[str, str] = {}
     if isinstance(error, RequestTimeoutError) and error.has_begun:
-        return {"x-should-retry": "false"}
-    return (
-        {"retry-after": str(error.retry_after_s)}
-        if isinstance(error, QueueFullError | RequestTimeoutError)
-        else {}
-    )
-
-
-def error_of(error: Exception) -> Error:
-    """Return the error object for an exception."""
-    return error_body(*problem_of(error))["error"]
-
-
-def problem_of(error: Exception) -> tuple[int, str, str | None]:
-    """Return the status, the message and the field at fault of an exception."""
-    message = (
-        str(error)
-        if isinstance(error, NanovllmError)
-        else "the server failed; its log has the reason"
-    )
+        status, headers = 504, {"x-should-retry": "false"}
+    elif isinstance(error, QueueFullError | RequestTimeoutError):
+        headers = {"retry-after": str(error.retry_after_s)}
+    is_ours = isinstance(error, NanovllmError)
+    message = str(error) if is_ours else "the server failed; its log has the reason"
     if not isinstance(error, InvalidBodyError):
         message = shorten(message, MAX_MESSAGE_CHARACTERS)
-    return status_of(error), message, getattr(error, "param", None)
-
-
-def status_of(error: Exception) -> int:
-    """Return the HTTP status of an exception."""
-    if isinstance(error, RequestTimeoutError):
-        return 504 if error.has_begun else 503
-    statuses: list[tuple[type[Exception], int]] = [
-        (InvalidRequestError, 400), (ModelNotServedError, 404), (QueueFullError, 429),
-        (EngineNotReadyError, 503), (EngineFaultError, 500),
-    ]  # fmt: skip
-    return next((status for kind, status in statuses if isinstance(error, kind)), 500)
+    return Problem(status, message, getattr(error, "param", None), headers)
 
 
 def install(app: FastAPI) -> None:
@@ -177,7 +171,7 @@ def install(app: FastAPI) -> None:
         return error_response(error.status_code, message, headers=headers)
 
     async def on_error(request: Request, error: Exception) -> Response:
-        return response_for(error)
+        return error_response(*problem_of(error))
 
     async def on_disconnect(request: Request, error: Exception) -> Response:
         return Response(status_code=499)  # nobody reads it

@@ -37,7 +37,7 @@ MAX_WAITING_INSPECTIONS = 4  # each may take half a minute
 _POOLS = {
     "small": (2, MAX_WAITING),
     "large": (2, MAX_WAITING_LARGE),
-    "guarded": (4, MAX_WAITING),
+    "process": (4, MAX_WAITING),
     "writer": (2, MAX_WAITING),
     "inspection": (1, MAX_WAITING_INSPECTIONS),
 }
@@ -59,12 +59,12 @@ class WorkerPools:
         }
 
     async def read(
-        self, request: Request, num_bytes: int, call: Callable[[], T], *, is_guarded: bool = False
+        self, request: Request, num_bytes: int, call: Callable[[], T], *, uses_process: bool = False
     ) -> T:
         """Return the result of a call that reads, checks or tokenizes a body of `num_bytes`.
 
         Args:
-            is_guarded: the call waits for a process with limits of its own.
+            uses_process: the call waits for another process, which has limits of its own.
 
         Raises:
             ClientDisconnectedError: the client closed its connection.
@@ -72,7 +72,7 @@ class WorkerPools:
             QueueFullError: too many requests wait to be read.
         """
         size = "small" if num_bytes <= SMALL_BYTES else "large"
-        return await self._run("guarded" if is_guarded else size, request, call)
+        return await self._run("process" if uses_process else size, request, call)
 
     async def inspect(self, request: Request, call: Callable[[], T]) -> T:
         """Return the result of a call to the inspection worker; raises as `read`."""

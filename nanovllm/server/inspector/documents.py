@@ -3,13 +3,12 @@
 from collections import deque
 from typing import cast
 
-from nanovllm.engine.async_engine import AsyncEngine
 from nanovllm.engine.engine import Engine
 from nanovllm.engine.inspection.reasons import preemption_reason
 from nanovllm.engine.inspection.recorder import StepRecord
 from nanovllm.engine.inspection.state import InspectedEngine, InspectedRequest
 from nanovllm.server.inspector import response_types as types
-from nanovllm.server.metrics import ServerMetrics
+from nanovllm.server.service import Service
 
 MAX_PROMPT_CHARACTERS = 200
 _RATE_WINDOW_S = 1.0
@@ -19,21 +18,10 @@ _MAX_SAMPLE_AGE_S = 5.0
 class StateDescriber:
     """Describes the states of one engine as JSON documents. For the event loop."""
 
-    def __init__(
-        self,
-        engine: AsyncEngine,
-        metrics: ServerMetrics,
-        model_name: str,
-        *,
-        can_control: bool,
-        shows_prompts: bool,
-    ) -> None:
-        """Describe `engine`, with latencies from `metrics`."""
-        self.shows_prompts = shows_prompts
-        self._engine = engine
-        self._metrics = metrics
-        self._model_name = model_name
-        self.can_control = can_control
+    def __init__(self, service: Service) -> None:
+        self._engine = service.engine
+        self._metrics = service.metrics
+        self._settings = service.settings
         self._config: types.InspectorConfig | None = None
         self._prompts: dict[str, str] = {}
         self._samples: deque[tuple[float, int, int, int]] = deque()
@@ -44,16 +32,16 @@ class StateDescriber:
         # As in /metrics: the event loop knows which tokens come after a stop string.
         generation_tokens = self._engine.stats().generation_tokens
         if self._config is None:
-            self._config = _config(engine, self._model_name)
-        if self.shows_prompts:
+            self._config = _config(engine, self._settings.model_names[0])
+        if self._settings.inspector_shows_prompts:
             self._decode_prompts(engine, state.requests)
         return {
             "step": state.num_steps,
             "time_s": _round(state.uptime_s),
             "is_paused": state.is_paused,
             "pause_left_s": self._engine.inspector.pause_left_s if state.is_paused else None,
-            "can_control": self.can_control,
-            "shows_prompts": self.shows_prompts,
+            "can_control": self._settings.inspector_controls,
+            "shows_prompts": self._settings.inspector_shows_prompts,
             "config": self._config,
             "requests": [self._request(request) for request in state.requests],
             "requests_omitted": state.num_omitted,
@@ -72,8 +60,8 @@ class StateDescriber:
             "itl_s": self._metrics.histogram("inter_token_latency_seconds"),
         }
 
-    def has_recent(self, state: InspectedEngine) -> bool:
-        """Whether rates can be computed now; if not, they can be a moment after this call."""
+    def sample(self, state: InspectedEngine) -> bool:
+        """Sample the counters, unless there is a recent sample; return whether there was one."""
         samples = self._samples
         has_recent = bool(samples) and state.uptime_s - samples[-1][0] <= _MAX_SAMPLE_AGE_S
         if not has_recent:
@@ -83,7 +71,7 @@ class StateDescriber:
     def _request(self, request: InspectedRequest) -> types.RequestState:
         fields = request._asdict()
         del fields["prompt_token_ids"]
-        prompt = self._prompts.get(request.id) if self.shows_prompts else None
+        prompt = self._prompts.get(request.id)
         return cast(
             "types.RequestState", {**fields, "age_s": _round(request.age_s), "prompt": prompt}
         )

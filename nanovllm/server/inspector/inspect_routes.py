@@ -18,7 +18,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from typing_extensions import NotRequired, TypedDict
 
-from nanovllm.engine.async_engine import AsyncEngine
+from nanovllm.inspection.attention import HeadStatistics
 from nanovllm.inspection.embeddings import DEFAULT_POINTS, MAX_NEIGHBORS, MAX_POINTS
 from nanovllm.inspection.logit_lens import MAX_TOP
 from nanovllm.inspection.observe import MAX_PROMPT_CHARACTERS, MAX_PROMPT_TOKENS
@@ -28,6 +28,7 @@ from nanovllm.server.http.bounded_model import BoundedModel, as_integer, types_o
 from nanovllm.server.http.event_stream import json_response
 from nanovllm.server.http.worker_pools import WorkerPools
 from nanovllm.server.openapi import operation
+from nanovllm.server.service import Service
 
 _MAX_CACHED = 4  # projections, of up to 5,000 points each
 _MAX_TEXT_CHARACTERS = 1000  # of the text of one token
@@ -152,19 +153,6 @@ class AttentionHead(TypedDict):
     output: Annotated[list[float], Field(description="[head_dim]")]
 
 
-class HeadStatistics(TypedDict):
-    """Means over the queries but the first; null where the prompt has no such queries."""
-
-    layer: int
-    head: int
-    entropy: Annotated[float | None, Field(description="in nats")]
-    previous_token: float | None
-    first_token: float | None
-    self: float | None
-    distance: Annotated[float | None, Field(description="in tokens")]
-    induction: float | None
-
-
 class AttentionOverview(TypedDict):
     """Statistics of every head."""
 
@@ -225,10 +213,9 @@ class Neighbors(TypedDict):
     neighbors: list[Neighbor]
 
 
-def add_inspect_routes(
-    app: FastAPI, engine: AsyncEngine, worker: InspectionWorker, work: WorkerPools
-) -> None:
+def add_inspect_routes(app: FastAPI, service: Service, worker: InspectionWorker) -> None:
     """Add the routes; `worker` ends with the engine."""
+    engine, work = service.engine, service.work
     engine.when_stopped(worker.close)
 
     async def inspect(request: Request, name: str, arguments: Mapping[str, Any]) -> bytes:

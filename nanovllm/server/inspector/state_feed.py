@@ -10,15 +10,13 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, Callable
-from dataclasses import dataclass
 
-from nanovllm.engine.async_engine import AsyncEngine
 from nanovllm.engine.inspection.state import InspectedEngine
 from nanovllm.errors import EngineNotReadyError
 from nanovllm.server.http.json_io import dump_json
-from nanovllm.server.http.worker_pools import WorkerPools
 from nanovllm.server.inspector.documents import StateDescriber, step_document
 from nanovllm.server.inspector.response_types import EngineStateEvent
+from nanovllm.server.service import Service
 
 MIN_INTERVAL_S, MAX_INTERVAL_S = 0.1, 1.0
 MAX_SHARE = 0.002
@@ -36,19 +34,20 @@ logger = logging.getLogger(__name__)
 class StateFeed:
     """Sends the states of one engine to its watchers. For the event loop."""
 
-    def __init__(self, engine: AsyncEngine, describer: StateDescriber, work: WorkerPools) -> None:
+    def __init__(self, service: Service, describer: StateDescriber) -> None:
         """Make no frame before the first watcher."""
-        self._engine = engine
+        self._engine = service.engine
         self._describer = describer
-        self._work = work
+        self._work = service.work
+        self._shows_prompts = service.settings.inspector_shows_prompts
         self._watchers: set[asyncio.Queue[bytes | None]] = set()
         self._task: asyncio.Task[None] | None = None
         self._version: object = None
         self._last_step: int | None = None
         self._is_active = self._is_busy = False
 
-    def open(self) -> "StateReader":
-        """Return a new reader of the stream, whose first frame comes at once.
+    def open(self, count: int | None) -> tuple[AsyncGenerator[bytes, None], Callable[[], None]]:
+        """Return a stream of at most `count` frames, the first one at once, and what closes it.
 
         Raises QueueFullError if too many watch, and EngineNotReadyError.
         """
@@ -65,7 +64,7 @@ class StateFeed:
         if self._task is None:
             self._last_step = None
             self._task = asyncio.create_task(self._run())
-        return StateReader(queue, close)
+        return _frames(queue, count), close
 
     async def _run(self) -> None:
         """Make frames while there are watchers."""
@@ -95,7 +94,7 @@ class StateFeed:
     async def _send(self) -> float:
         """Send a frame to all watchers; return the processor time that it has taken."""
         state = await self._engine.inspector.state(
-            max_steps=MAX_STEPS, shows_prompts=self._describer.shows_prompts
+            max_steps=MAX_STEPS, shows_prompts=self._shows_prompts
         )
         began_s = time.thread_time()
         after = state.num_steps if self._last_step is None else self._last_step
@@ -114,21 +113,16 @@ class StateFeed:
         return state.build_s + time.thread_time() - began_s + write_s
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class StateReader:
-    """One reader of the stream; the caller closes it. A second `close` has no effect."""
-
-    _queue: "asyncio.Queue[bytes | None]"
-    close: Callable[[], None]
-
-    async def frames(self, count: int | None = None) -> AsyncGenerator[bytes, None]:
-        """Yield at most `count` frames, until the engine is stopped."""
-        while count is None or count > 0:
-            frame = await self._queue.get()
-            if frame is None:
-                return
-            yield frame
-            count = None if count is None else count - 1
+async def _frames(
+    queue: "asyncio.Queue[bytes | None]", count: int | None = None
+) -> AsyncGenerator[bytes, None]:
+    """Yield at most `count` frames, until the engine is stopped."""
+    while count is None or count > 0:
+        frame = await queue.get()
+        if frame is None:
+            return
+        yield frame
+        count = None if count is None else count - 1
 
 
 def _timed_frame(

@@ -8,17 +8,16 @@ from pydantic import Field
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
-from nanovllm.engine.async_engine import AsyncEngine
 from nanovllm.engine.inspection.recorder import MAX_RECORDS
 from nanovllm.server.http.body import check_query, read_body
 from nanovllm.server.http.bounded_model import BoundedModel
 from nanovllm.server.http.event_stream import EventStream, json_response
 from nanovllm.server.http.json_io import write_json
-from nanovllm.server.http.worker_pools import WorkerPools
 from nanovllm.server.inspector import response_types as types
 from nanovllm.server.inspector.documents import StateDescriber, step_document
 from nanovllm.server.inspector.state_feed import StateFeed
 from nanovllm.server.openapi import operation
+from nanovllm.server.service import Service
 
 MAX_FRAMES = 1_000_000
 _KEEP_ALIVE_S = 10.0
@@ -50,28 +49,27 @@ class StepsQuery(BoundedModel):
     )
 
 
-def add_state_routes(
-    app: FastAPI, engine: AsyncEngine, describer: StateDescriber, work: WorkerPools
-) -> None:
+def add_state_routes(app: FastAPI, service: Service) -> None:
     """Add the routes under /v1/engine."""
-    _add_watch_routes(app, engine, describer, work)
-    _add_step_routes(app, engine, describer, work)
-    _add_vocabulary_route(app, engine, work)
+    _add_watch_routes(app, service)
+    _add_step_routes(app, service)
+    _add_vocabulary_route(app, service)
 
 
-def _add_watch_routes(
-    app: FastAPI, engine: AsyncEngine, describer: StateDescriber, work: WorkerPools
-) -> None:
+def _add_watch_routes(app: FastAPI, service: Service) -> None:
     """Add /v1/engine/state and /v1/engine/events."""
-    feed = StateFeed(engine, describer, work)
+    describer = StateDescriber(service)
+    feed = StateFeed(service, describer)
 
     @app.get("/v1/engine/state", **operation(403, 503, response=types.EngineStateEvent))
     async def state() -> Response:
         """The requests, blocks and statistics of the engine between two steps."""
-        inspector = engine.inspector
-        if not describer.has_recent(await inspector.state(max_steps=0)):
+        inspector = service.engine.inspector
+        if not describer.sample(await inspector.state(max_steps=0)):
             await asyncio.sleep(_FIRST_RATES_S)
-        inspected = await inspector.state(max_steps=1, shows_prompts=describer.shows_prompts)
+        inspected = await inspector.state(
+            max_steps=1, shows_prompts=service.settings.inspector_shows_prompts
+        )
         return JSONResponse(describer.describe(inspected))
 
     @app.get(
@@ -87,13 +85,10 @@ def _add_watch_routes(
         count = check_query(request, EventsQuery).frames
         if request.scope.get("is_head"):
             count = 0
-        reader = feed.open()
-        return EventStream(reader.frames(count), reader.close, _KEEP_ALIVE_S)
+        return EventStream(*feed.open(count), _KEEP_ALIVE_S)
 
 
-def _add_step_routes(
-    app: FastAPI, engine: AsyncEngine, describer: StateDescriber, work: WorkerPools
-) -> None:
+def _add_step_routes(app: FastAPI, service: Service) -> None:
     """Add /v1/engine/steps and /v1/engine/control."""
 
     @app.get(
@@ -102,7 +97,7 @@ def _add_step_routes(
     async def steps(request: Request) -> Response:
         """The last steps, recorded while somebody watches and for 10 s after that."""
         count = check_query(request, StepsQuery).last
-        inspected = await engine.inspector.state(max_steps=count)
+        inspected = await service.engine.inspector.state(max_steps=count)
         documents = [step_document(record, inspected.started_s) for record in inspected.steps]
         return JSONResponse(types.StepList(steps=documents))
 
@@ -112,19 +107,20 @@ def _add_step_routes(
     )
     async def control(request: Request) -> Response:
         """Pause or resume the engine, or pause it and run one step."""
-        body, _ = await read_body(request, types.ControlRequest, work)
-        if not describer.can_control:
+        body, _ = await read_body(request, types.ControlRequest, service.work)
+        if not service.settings.inspector_controls:
             raise HTTPException(
                 403,
                 "pause and step are off; start the server with --inspector-controls, or on a "
                 "loopback address without API keys",
             )
-        is_paused, step = await engine.inspector.control(body.action)
+        is_paused, step = await service.engine.inspector.control(body.action)
         return JSONResponse(types.ControlResult(is_paused=is_paused, step=step))
 
 
-def _add_vocabulary_route(app: FastAPI, engine: AsyncEngine, work: WorkerPools) -> None:
+def _add_vocabulary_route(app: FastAPI, service: Service) -> None:
     """Add /v1/engine/vocabulary, which a browser keeps and asks for again by its digest."""
+    engine = service.engine
     written: list[bytes] = []  # the response, once it is computed
 
     def write() -> bytes:
@@ -136,7 +132,7 @@ def _add_vocabulary_route(app: FastAPI, engine: AsyncEngine, work: WorkerPools) 
     async def vocabulary(request: Request) -> Response:
         """All tokens of the model; with `if-none-match` 304 where they are the same."""
         if not written:
-            written.append(await work.read(request, engine.engine.model.vocab, write))
+            written.append(await service.work.read(request, engine.engine.model.vocab, write))
         tag = f'"{hashlib.sha256(written[0]).hexdigest()[:32]}"'
         headers = {"etag": tag, "cache-control": "private, no-cache"}
         if request.headers.get("if-none-match", "").removeprefix("W/") == tag:

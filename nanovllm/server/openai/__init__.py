@@ -17,6 +17,7 @@ response_schemas  the fields of /v1/responses, and the items of its input
 response_store    stored responses, GET and DELETE /v1/responses/{id}
 responses         POST /v1/responses
 embeddings        POST /v1/embeddings
+endpoints         the list of these
 tokenization      POST /tokenize and /detokenize, GET /tokenizer_info
 response_types    the types of all responses
 """

@@ -64,7 +64,7 @@ def parse_chat(
     return generation_request(body, [prompt], end_turn(settings, template, engine))
 
 
-class ChatRenderer(ChoicesRenderer):
+class ChatRenderer(ChoicesRenderer[ChatRequest]):
     """Renders chats: choices with a message, or with what is new of one.
 
     The first chunk of a choice has the role and no text, as OpenAI and vLLM send it. It is sent
@@ -75,18 +75,16 @@ class ChatRenderer(ChoicesRenderer):
     chunk_type = "chat.completion.chunk"
 
     def __init__(self, context: ResponseContext, request: ChatRequest) -> None:
-        """Render the response to a request."""
         super().__init__(context, request)
-        self._request = request
         self._begun: set[int] = set()
         self._texts: defaultdict[int, TokenTexts] = defaultdict(self._token_texts)
 
     def prompt_fields(self, output: RequestOutput) -> types.ChatPrompt:
         """Return the fields about the prompt beside the choices; null if not requested."""
-        has_logprobs = self._request.prompt_logprobs is not None
+        has_logprobs = self.request.prompt_logprobs is not None
         return {
             "prompt_logprobs": prompt_logprobs(output.prompt_logprobs) if has_logprobs else None,
-            "prompt_token_ids": output.prompt_token_ids if self._request.return_token_ids else None,
+            "prompt_token_ids": output.prompt_token_ids if self.request.return_token_ids else None,
         }
 
     def choices(self, outputs: Sequence[RequestOutput]) -> Iterator[types.ChatChoice]:
@@ -95,13 +93,13 @@ class ChatRenderer(ChoicesRenderer):
             yield {
                 "index": choice.index,
                 "message": {
-                    "role": self._request.role,
-                    "content": self._request.echoed_text + choice.text, "refusal": None,
+                    "role": self.request.role,
+                    "content": self.request.echoed_text + choice.text, "refusal": None,
                     "annotations": None, "audio": None, "function_call": None, "reasoning": None,
                 },
                 "logprobs": self._logprobs(choice, self._token_texts()),
                 "finish_reason": choice.finish_reason, "stop_reason": choice.stop_reason,
-                "token_ids": choice.token_ids if self._request.return_token_ids else None,
+                "token_ids": choice.token_ids if self.request.return_token_ids else None,
             }  # fmt: skip
 
     def pieces(
@@ -118,15 +116,15 @@ class ChatRenderer(ChoicesRenderer):
     def _role_piece(self, index: int) -> types.ChatChunkChoice:
         """Return the first piece of a choice, which has no token."""
         return {
-            "index": index, "delta": {"role": self._request.role, "content": ""},
-            "logprobs": {"content": [], "refusal": None} if self._request.logprobs else None,
+            "index": index, "delta": {"role": self.request.role, "content": ""},
+            "logprobs": {"content": [], "refusal": None} if self.request.logprobs else None,
             "finish_reason": None, "stop_reason": None,
-            "token_ids": [] if self._request.return_token_ids else None,
+            "token_ids": [] if self.request.return_token_ids else None,
         }  # fmt: skip
 
     def _piece(self, delta: CompletionOutput, *, is_first: bool) -> types.ChatChunkChoice | None:
         """Return a piece of a choice; None if it has nothing to show."""
-        request = self._request
+        request = self.request
         text = (request.echoed_text if is_first else "") + delta.text
         content: types.ChatDelta = {"content": text} if text else {}
         logprobs = self._logprobs(delta, self._texts[delta.index])
@@ -140,11 +138,7 @@ class ChatRenderer(ChoicesRenderer):
         }  # fmt: skip
 
     def _token_texts(self) -> TokenTexts:
-        return TokenTexts(
-            self.context.tokenizer,
-            skip_special_tokens=self._request.skip_special_tokens,
-            as_token_ids=bool(self._request.return_tokens_as_token_ids),
-        )
+        return self.token_texts(skip_special_tokens=self.request.skip_special_tokens)
 
     def _logprobs(self, delta: CompletionOutput, texts: TokenTexts) -> types.ChatLogprobs | None:
         """Return an entry for each token, with its bytes and the top tokens of its position.
@@ -153,7 +147,7 @@ class ChatRenderer(ChoicesRenderer):
         """
         if delta.logprobs is None:
             return None
-        tokenizer, count = self.context.tokenizer, self._request.top_logprobs or 0
+        tokenizer, count = self.context.tokenizer, self.request.top_logprobs or 0
         content: list[types.ChatTokenLogprob] = []
         is_end = delta.finish_reason is not None
         for shown in push_all(texts, delta.token_ids, delta.logprobs, is_end=is_end):
@@ -188,5 +182,5 @@ CHAT = Endpoint(
     renderer=ChatRenderer,
     response=types.ChatCompletion,
     event=types.ChatCompletionChunk,
-    is_guarded=True,
+    uses_process=True,
 )

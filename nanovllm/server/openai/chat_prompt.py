@@ -48,8 +48,7 @@ def encode_messages(
             [message.model_dump(exclude_none=True) for message in messages],
             tokenizer,
             check_text,
-            add_generation_prompt=fields.has_generation_prompt,
-            continue_final_message=fields.continue_final_message,
+            end=fields.prompt_end,
             add_special_tokens=add_special_tokens,
         )
     except CheckpointError as error:

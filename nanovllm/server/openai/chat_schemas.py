@@ -9,16 +9,19 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
+from nanovllm.engine.chat.template import PromptEnd
 from nanovllm.errors import InvalidRequestError
-from nanovllm.sampling_params import MAX_COUNT, Count
+from nanovllm.sampling_params import Count
 from nanovllm.server.http.bounded_model import BoundedModel, allow_nulls
 from nanovllm.server.http.errors import shorten
 from nanovllm.server.http.validation_errors import quote, quoted_input
 from nanovllm.server.openai.response_types import Role
 from nanovllm.server.openai.schemas import (
+    MAX_TOKENS,
     NO_EFFECT,
     SPECIAL_TOKENS,
     Body,
+    MaxTokens,
     SamplingBody,
     UnusedFields,
     refuse,
@@ -164,11 +167,11 @@ class PromptFields(Body):
         return self
 
     @property
-    def has_generation_prompt(self) -> bool:
-        """Whether the prompt ends with the beginning of an answer."""
-        if self.add_generation_prompt is None:
-            return not self.continue_final_message
-        return self.add_generation_prompt
+    def prompt_end(self) -> PromptEnd:
+        """What the prompt ends with; by default with the beginning of an answer."""
+        if self.continue_final_message:
+            return "open"
+        return "closed" if self.add_generation_prompt is False else "generation_prompt"
 
 
 class UnusedChatFields(UnusedFields):
@@ -191,15 +194,8 @@ class ChatRequest(SamplingBody, UnusedChatFields, PromptFields):
     """The body of POST /v1/chat/completions."""
 
     messages: Messages = Field(description="the conversation, up to 2,048 messages")
-    max_tokens: int | None = Field(
-        None,
-        ge=1,
-        le=MAX_COUNT,
-        description="maximum tokens to generate; by default what the context has room for",
-    )
-    max_completion_tokens: int | None = Field(
-        None, ge=1, le=MAX_COUNT, description="another name of max_tokens"
-    )
+    max_tokens: MaxTokens | None = Field(None, description=MAX_TOKENS)
+    max_completion_tokens: MaxTokens | None = Field(None, description="another name of max_tokens")
     logprobs: bool | None = Field(
         False, description="report the log-probability of each token, and its bytes"
     )
@@ -213,6 +209,10 @@ class ChatRequest(SamplingBody, UnusedChatFields, PromptFields):
     )
     add_special_tokens: bool = Field(False, description=SPECIAL_TOKENS)
 
+    needed_fields: ClassVar[Mapping[str, str]] = {
+        **SamplingBody.needed_fields, "top_logprobs": "logprobs",
+    }  # fmt: skip
+
     @model_validator(mode="after")
     def _check_together(self) -> "ChatRequest":
         both = (self.max_tokens, self.max_completion_tokens)
@@ -222,18 +222,12 @@ class ChatRequest(SamplingBody, UnusedChatFields, PromptFields):
                 "same; leave one out",
                 param="max_completion_tokens",
             )
-        if self.top_logprobs is not None and not self.logprobs:
-            raise InvalidRequestError(
-                "top_logprobs is only allowed with logprobs; set logprobs to true or leave it out",
-                param="top_logprobs",
-            )
-        self.check_against_logprobs(self.logprobs)
         return self
 
     @property
     def role(self) -> Role:
         """The role of the answer."""
-        return "assistant" if self.has_generation_prompt else self.messages[-1].role
+        return "assistant" if self.prompt_end == "generation_prompt" else self.messages[-1].role
 
     @property
     def echoed_text(self) -> str:

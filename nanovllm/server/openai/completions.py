@@ -16,14 +16,7 @@ from nanovllm.server.http.validation_errors import quote
 from nanovllm.server.openai import response_types as types
 from nanovllm.server.openai.beams import beam_search_params, check_beam_fields
 from nanovllm.server.openai.endpoint import Endpoint, sampling_params
-from nanovllm.server.openai.logprobs import (
-    ShownPosition,
-    TokenTexts,
-    finite,
-    prompt_logprobs,
-    push_all,
-    top,
-)
+from nanovllm.server.openai.logprobs import ShownPosition, finite, prompt_logprobs, push_all, top
 from nanovllm.server.openai.renderer import ChoicesRenderer, ResponseContext
 from nanovllm.server.openai.schemas import DEFAULT_MAX_TOKENS, CompletionRequest, SamplingBody
 from nanovllm.server.openai.structured import structured_outputs
@@ -106,24 +99,22 @@ def check_truncated(field: str, prompts: Sequence[str | list[int]]) -> None:
         )
 
 
-class CompletionRenderer(ChoicesRenderer):
+class CompletionRenderer(ChoicesRenderer[CompletionRequest]):
     """Renders completions: choices prompt by prompt, each prompt's n choices in order."""
 
     body_type = "text_completion"
     chunk_type = "text_completion"
 
     def __init__(self, context: ResponseContext, request: CompletionRequest) -> None:
-        """Render the response to a request."""
         super().__init__(context, request)
-        self._request = request
         self._formatters: dict[int, ChoiceFormatter] = {}
 
     def choices(self, outputs: Sequence[RequestOutput]) -> Iterator[types.CompletionChoice]:
         """Yield the choices of a whole response."""
         for index, output in enumerate(outputs):
             for choice in output.outputs:
-                formatter = ChoiceFormatter(self._request, self.context.tokenizer, output)
-                yield formatter.choice(self._choice_index(index, choice), choice, output)
+                choice_index = self._choice_index(index, choice)
+                yield ChoiceFormatter(self, output).choice(choice_index, choice, output)
 
     def pieces(
         self, index: int, delta: CompletionOutput, output: RequestOutput
@@ -131,26 +122,22 @@ class CompletionRenderer(ChoicesRenderer):
         """Return what is new of a choice of the prompt at `index`; nothing if that is empty."""
         choice_index = self._choice_index(index, delta)
         if choice_index not in self._formatters:
-            self._formatters[choice_index] = ChoiceFormatter(
-                self._request, self.context.tokenizer, output
-            )
+            self._formatters[choice_index] = ChoiceFormatter(self, output)
         choice = self._formatters[choice_index].choice(choice_index, delta, output)
         return [choice] if any(value for name, value in choice.items() if name != "index") else []
 
     def _choice_index(self, prompt_index: int, choice: CompletionOutput) -> int:
-        return prompt_index * (self._request.n or 1) + choice.index
+        return prompt_index * (self.request.n or 1) + choice.index
 
 
 class ChoiceFormatter:
     """Renders one choice, whole or piece by piece."""
 
-    def __init__(
-        self, request: CompletionRequest, tokenizer: Tokenizer, output: RequestOutput
-    ) -> None:
+    def __init__(self, renderer: CompletionRenderer, output: RequestOutput) -> None:
         """Render a choice of `output`'s prompt."""
-        self._request = request
-        self._tokenizer = tokenizer
-        self._prompt = _prompt_text(output, tokenizer) if request.echo else ""
+        self._request = request = renderer.request
+        self._token_texts = renderer.token_texts
+        self._prompt = _prompt_text(output, renderer.context.tokenizer) if request.echo else ""
         self._texts = self._token_texts(skip_special_tokens=request.skip_special_tokens)
         self._offset = len(self._prompt)
         self._has_begun = False
@@ -187,13 +174,6 @@ class ChoiceFormatter:
             if is_first:
                 choice["prompt_token_ids"] = output.prompt_token_ids
         return choice
-
-    def _token_texts(self, *, skip_special_tokens: bool) -> TokenTexts:
-        return TokenTexts(
-            self._tokenizer,
-            skip_special_tokens=skip_special_tokens,
-            as_token_ids=bool(self._request.return_tokens_as_token_ids),
-        )
 
     def _add_logprobs(
         self, logprobs: types.CompletionLogprobs, positions: Iterable[ShownPosition], offset: int

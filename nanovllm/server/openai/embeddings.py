@@ -20,16 +20,16 @@ from nanovllm.sampling_params import TruncationSide
 from nanovllm.server.openai.completions import check_truncated
 from nanovllm.server.openai.endpoint import Endpoint
 from nanovllm.server.openai.prompts import Prompts, check_prompts, list_prompts
-from nanovllm.server.openai.renderer import Renderer, ResponseContext
+from nanovllm.server.openai.renderer import Renderer
 from nanovllm.server.openai.response_types import Embedding, EmbeddingList
 from nanovllm.server.openai.schemas import (
     CACHE_SALT,
-    MAX_USER_CHARACTERS,
     NO_EFFECT,
     PRIORITY,
     SPECIAL_TOKENS,
     CacheSalt,
     GenerationBody,
+    Label,
     NotSupported,
     Priority,
     TruncatePromptTokens,
@@ -48,7 +48,7 @@ class EmbeddingRequest(GenerationBody):
         "float", description="base64: the bytes of little-endian float32 numbers"
     )
     dimensions: Annotated[int | None, NotSupported] = None
-    user: str | None = Field(None, max_length=MAX_USER_CHARACTERS, description=NO_EFFECT)
+    user: Label | None = Field(None, description=NO_EFFECT)
 
     pooling: Literal["last", "mean"] = Field(
         "last", description="the last token's hidden state, or the mean of all"
@@ -103,13 +103,8 @@ def parse_embeddings(
     )
 
 
-class EmbeddingRenderer(Renderer[EmbeddingRequestOutput]):
+class EmbeddingRenderer(Renderer[EmbeddingRequest, EmbeddingRequestOutput]):
     """Renders embeddings as lists of numbers or as base64."""
-
-    def __init__(self, context: ResponseContext, request: EmbeddingRequest) -> None:
-        """Render the response to a request."""
-        super().__init__(context)
-        self._is_base64 = request.encoding_format == "base64"
 
     def is_large(self, outputs: Sequence[EmbeddingRequestOutput]) -> bool:
         """Return whether there are many numbers."""
@@ -128,12 +123,13 @@ class EmbeddingRenderer(Renderer[EmbeddingRequestOutput]):
         }
 
     def _data(self, outputs: Sequence[EmbeddingRequestOutput]) -> Iterator[Embedding]:
+        is_base64 = self.request.encoding_format == "base64"
         for index, output in enumerate(outputs):
             vector = output.outputs.embedding
             yield {
                 "object": "embedding",
                 "index": index,
-                "embedding": encode_base64(vector) if self._is_base64 else vector,
+                "embedding": encode_base64(vector) if is_base64 else vector,
             }
 
 

@@ -7,7 +7,7 @@ between is here: preparing on a worker thread, the queue, deadlines, disconnects
 request log. run-batch uses `prepare` and the renderers of its endpoints without the server.
 
 A new endpoint is a module with a body (GenerationBody), a parser, a Renderer and an Endpoint of
-them, which app.py lists in ENDPOINTS. responses.py is an example that shares no fields with
+them, listed in endpoints.py. responses.py is an example that shares no fields with
 completions.
 """
 
@@ -16,7 +16,7 @@ import logging
 import time
 import uuid
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
-from contextlib import aclosing, contextmanager, suppress
+from contextlib import ExitStack, aclosing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Generic, TypeVar
@@ -25,7 +25,6 @@ from fastapi import FastAPI, Request
 from starlette.responses import Response
 
 from nanovllm.engine.admission import RequestSize
-from nanovllm.engine.async_engine import AsyncEngine
 from nanovllm.engine.beam_search import BeamSearches
 from nanovllm.engine.chat.template import ChatTemplate
 from nanovllm.engine.engine import Engine
@@ -38,7 +37,7 @@ from nanovllm.sampling_params import SamplingParams
 from nanovllm.server.http.body import read_body
 from nanovllm.server.http.clients import client_of
 from nanovllm.server.http.deadlines import deadline_of
-from nanovllm.server.http.errors import served_name, status_of
+from nanovllm.server.http.errors import problem_of, served_name
 from nanovllm.server.http.event_stream import (
     MAX_WRITE_BYTES,
     EventStream,
@@ -48,12 +47,12 @@ from nanovllm.server.http.event_stream import (
 )
 from nanovllm.server.http.json_io import dump_json, json_pieces
 from nanovllm.server.http.request_log import record_of
-from nanovllm.server.http.worker_pools import WorkerPools
 from nanovllm.server.openai.beams import run_searches
 from nanovllm.server.openai.renderer import Renderer, ResponseContext, is_large
 from nanovllm.server.openai.response_store import NOT_KEPT, ClientResponses, ResponseStore
 from nanovllm.server.openai.schemas import GenerationBody
 from nanovllm.server.openapi import operation
+from nanovllm.server.service import Service
 
 B = TypeVar("B", bound=GenerationBody)
 
@@ -82,7 +81,7 @@ class Endpoint(Generic[B]):
         event: the type of an event's data in a stream; None if its bodies have no field `stream`.
         ends_with_done: whether a stream ends with [DONE], with any error as the event before it;
             otherwise its events have names, and the last one reports an error.
-        is_guarded: whether parsing a body waits for the process of the chat template.
+        uses_process: whether parsing a body waits for the process of the chat template.
     """
 
     path: str
@@ -91,34 +90,13 @@ class Endpoint(Generic[B]):
     id_prefix: str
     body: type[B]
     parse: Callable[[B, Engine, ChatTemplate | None], GenerationRequest]
-    renderer: Callable[[ResponseContext, B], Renderer[Any]]
+    renderer: Callable[[ResponseContext, B], Renderer[Any, Any]]
     response: Any
     event: Any = None
     resolve: Callable[[B, ClientResponses], B] = lambda body, _: body
     ends_with_done: bool = True
     has_secret_ids: bool = False
-    is_guarded: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class ModelService:
-    """What the endpoints of one server share.
-
-    Attributes:
-        async_engine: runs the model.
-        model_names: names that requests may use for the model.
-        chat_template: renders messages; None where the model has none.
-        response_store: keeps responses; None for no store.
-        keep_alive_s: time after which a stream without an event sends blank lines; None for never.
-        work: the worker threads.
-    """
-
-    async_engine: AsyncEngine
-    model_names: Sequence[str]
-    chat_template: ChatTemplate | None
-    response_store: ResponseStore | None
-    keep_alive_s: float | None
-    work: WorkerPools
+    uses_process: bool = False
 
 
 def sampling_params(engine: Engine, *, max_tokens: int | None, **fields: Any) -> SamplingParams:
@@ -142,7 +120,7 @@ def prepare(
     model: str,
     client: str = "",
     stored: ClientResponses = NOT_KEPT,
-) -> tuple[Renderer[Any], Sequence[PromptRequest] | BeamSearches]:
+) -> tuple[Renderer[Any, Any], Sequence[PromptRequest] | BeamSearches]:
     """Parse and check a body; return the renderer of its outputs, and its prompts for the engine.
 
     Args:
@@ -181,11 +159,13 @@ def client_field_names(body: GenerationBody) -> Iterator[None]:
         raise error.named(body.field_names) from error.__cause__
 
 
-def add_endpoint(app: FastAPI, endpoint: Endpoint[B], service: ModelService) -> None:
+def add_endpoint(
+    app: FastAPI, endpoint: Endpoint[B], service: Service, store: ResponseStore | None
+) -> None:
     """Add the route of an endpoint to an application."""
 
     async def respond(request: Request) -> Response:
-        return await _respond(endpoint, request, service)
+        return await _respond(endpoint, request, service, store)
 
     errors = (400, 404, 429, 503, 504)
     described = operation(
@@ -200,26 +180,24 @@ def add_endpoint(app: FastAPI, endpoint: Endpoint[B], service: ModelService) -> 
     )
 
 
-async def _respond(endpoint: Endpoint[B], request: Request, service: ModelService) -> Response:
-    async_engine, work = service.async_engine, service.work
+async def _respond(
+    endpoint: Endpoint[B], request: Request, service: Service, store: ResponseStore | None
+) -> Response:
+    async_engine, work, settings = service.engine, service.work, service.settings
     body, num_bytes = await read_body(request, endpoint.body, work)
-    model = served_name(body.model, service.model_names)
+    model = served_name(body.model, settings.model_names)
     record, client = record_of(request), client_of(request)
     record.note_prompts(body.logged_prompts)
     # Before time is spent on the prompts.
     async_engine.admission.check(RequestSize(body.num_choices), client=client.name)
-    stored = ClientResponses(service.response_store, client.key_digest)
-    call = partial(
-        prepare,
-        endpoint,
-        body,
-        async_engine.engine,
-        service.chat_template,
-        model,
-        client.name,
-        stored,
+    stored = ClientResponses(store, client.key_digest)
+    engine, template = async_engine.engine, settings.chat_template
+    renderer, prompts = await work.read(
+        request,
+        num_bytes,
+        lambda: prepare(endpoint, body, engine, template, model, client.name, stored),
+        uses_process=endpoint.uses_process,
     )
-    renderer, prompts = await work.read(request, num_bytes, call, is_guarded=endpoint.is_guarded)
     record.answer_id = renderer.context.id
     record.prompt_tokens = renderer.context.prompt_tokens
     write = work.writer(request)
@@ -229,46 +207,38 @@ async def _respond(endpoint: Endpoint[B], request: Request, service: ModelServic
             searched = await run_searches(prompts, async_engine, request, write)
         record.completion_tokens = sum(output.num_generated_tokens for output in searched)
         return await _whole_response(renderer, searched, write)
-    with client_field_names(body):
+    with client_field_names(body), ExitStack() as on_close:
         handle = async_engine.generate(prompts, deadline=deadline_of(request))
 
-    def release() -> None:
-        handle.release()
-        record.completion_tokens = handle.num_output_tokens
+        def release() -> None:
+            handle.release()
+            record.completion_tokens = handle.num_output_tokens
 
-    response: Response | None = None
-    try:
-        with client_field_names(body):
-            response = await _generate(renderer, body, handle, request, service)
-    finally:
+        on_close.callback(release)
+        response = await _generate(renderer, handle, request, write, settings.keep_alive_s)
         if isinstance(response, PieceResponse):
-            response.on_close = release
-        else:
-            release()
-    return response
+            response.on_close = on_close.pop_all().close
+        return response
 
 
 async def _generate(
-    renderer: Renderer[Any],
-    body: GenerationBody,
+    renderer: Renderer[Any, Any],
     handle: RequestHandle,
     request: Request,
-    service: ModelService,
+    write: Write,
+    keep_alive_s: float | None,
 ) -> Response:
     """Return the response of a queued request: whole once it has ended, or a stream.
 
     The head of a stream with a grammar waits for its first output, or until the stream must be kept
     alive, so that the error of an invalid grammar has a status.
     """
-    write = service.work.writer(request)
-    if body.is_streamed:
+    if renderer.request.is_streamed:
         if handle.prompts[0].has_grammar:
             with suppress(asyncio.TimeoutError):
-                update = asyncio.wait_for(handle.wait_for_update(), service.keep_alive_s)
+                update = asyncio.wait_for(handle.wait_for_update(), keep_alive_s)
                 await unless_disconnected(request, update)
-        return EventStream(
-            _events(renderer, body, handle, write), keep_alive_s=service.keep_alive_s
-        )
+        return EventStream(_events(renderer, handle, write), keep_alive_s=keep_alive_s)
     await unless_disconnected(request, handle.wait())
 
     def results() -> list[Any]:
@@ -279,13 +249,13 @@ async def _generate(
 
 
 async def _events(
-    renderer: Renderer[Any], body: GenerationBody, handle: RequestHandle, write: Write
+    renderer: Renderer[Any, Any], handle: RequestHandle, write: Write
 ) -> AsyncGenerator[bytes, None]:
     """Yield the events of a stream; large ones are written on a worker thread."""
     try:
         if opening := renderer.begin():
             yield opening
-        with client_field_names(body):
+        with client_field_names(renderer.request):
             async with aclosing(handle.deltas()) as deltas:
                 async for index, delta in deltas:
                     for part in _parts(delta):
@@ -295,7 +265,7 @@ async def _events(
                             yield events
         yield renderer.end()
     except Exception as error:  # the status line is sent already
-        if status_of(error) == 500:
+        if problem_of(error).status == 500:
             logger.error("%s ended with an error", renderer.context.id, exc_info=error)
         yield renderer.error(error)
 
@@ -308,7 +278,7 @@ def _parts(delta: RequestOutput) -> list[RequestOutput]:
 
 
 async def _whole_response(
-    renderer: Renderer[Any], outputs: Sequence[Any], write: Write
+    renderer: Renderer[Any, Any], outputs: Sequence[Any], write: Write
 ) -> Response:
     """Return the response with these outputs.
 

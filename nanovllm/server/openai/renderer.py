@@ -12,12 +12,15 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.outputs import CompletionOutput, EmbeddingRequestOutput, RequestOutput
-from nanovllm.server.http.errors import response_for
+from nanovllm.server.http.errors import error_response, problem_of
 from nanovllm.server.http.json_io import dump_json, write_json
+from nanovllm.server.openai.logprobs import TokenTexts
 from nanovllm.server.openai.response_store import NOT_KEPT, ClientResponses
 from nanovllm.server.openai.response_types import Usage
-from nanovllm.server.openai.schemas import SamplingBody
+from nanovllm.server.openai.schemas import GenerationBody, SamplingBody, StreamOptions
 
+B = TypeVar("B", bound=GenerationBody)
+S = TypeVar("S", bound=SamplingBody)
 OutputT = TypeVar("OutputT", RequestOutput, EmbeddingRequestOutput)
 MANY_POSITIONS = 128  # with 20 log-probabilities each, writing them takes about 20 ms
 TOKENS_PER_POSITION = 128  # whose ids take as long as the log-probabilities of a position
@@ -44,7 +47,7 @@ class ResponseContext:
     stored: ClientResponses = NOT_KEPT
 
 
-class Renderer(ABC, Generic[OutputT]):
+class Renderer(ABC, Generic[B, OutputT]):
     """Renders the outputs of one request, whole by `body` or as a stream by the other methods.
 
     A stream is `begin`, deltas, and `end` or `error`; each returns whole server-sent events. An
@@ -52,11 +55,12 @@ class Renderer(ABC, Generic[OutputT]):
 
     Attributes:
         context: what is known of the response before it has any output.
+        request: the body that it answers.
     """
 
-    def __init__(self, context: ResponseContext) -> None:
-        """Render the response of `context`."""
+    def __init__(self, context: ResponseContext, request: B) -> None:
         self.context = context
+        self.request = request
 
     @abstractmethod
     def body(self, outputs: Sequence[OutputT]) -> Mapping[str, Any]:
@@ -86,16 +90,15 @@ class Renderer(ABC, Generic[OutputT]):
         raise NotImplementedError
 
 
-class ChoicesRenderer(Renderer[RequestOutput]):
+class ChoicesRenderer(Renderer[S, RequestOutput]):
     """Renders a list of choices; a stream has one choice in each chunk, and ends with [DONE]."""
 
     body_type: ClassVar[str]
     chunk_type: ClassVar[str]
 
-    def __init__(self, context: ResponseContext, request: SamplingBody) -> None:
-        """Render the response to a request."""
-        super().__init__(context)
-        self._stream_options = request.stream_options
+    def __init__(self, context: ResponseContext, request: S) -> None:
+        super().__init__(context, request)
+        self._options = request.stream_options or StreamOptions.model_validate({})
         self._outputs: dict[int, RequestOutput] = {}  # the last one of each prompt
         self._num_tokens: Counter[tuple[int, int]] = Counter()  # by prompt and choice
         self._is_first_chunk = True
@@ -112,6 +115,14 @@ class ChoicesRenderer(Renderer[RequestOutput]):
 
         The last piece has the tokens of `delta`; those before it have none.
         """
+
+    def token_texts(self, *, skip_special_tokens: bool) -> TokenTexts:
+        """Return what shows the tokens of one text, as the request wants them."""
+        return TokenTexts(
+            self.context.tokenizer,
+            skip_special_tokens=skip_special_tokens,
+            as_token_ids=bool(self.request.return_tokens_as_token_ids),
+        )
 
     def prompt_fields(self, output: RequestOutput) -> Mapping[str, Any]:
         """Return the fields about the prompt beside the choices; null if not requested."""
@@ -143,9 +154,9 @@ class ChoicesRenderer(Renderer[RequestOutput]):
     ) -> dict[str, Any]:
         """Return a chunk whose choice has `num_tokens` tokens so far."""
         chunk = {**self._head(self.chunk_type), "choices": [piece]}
-        if self._has_usage:
+        if self._options.include_usage:
             chunk["usage"] = None
-        if self._has_usage and self._has_continuous_usage:
+        if self._options.include_usage and self._options.continuous_usage_stats:
             num_prompt_tokens = len(output.prompt_token_ids)
             chunk["usage"] = make_usage(num_prompt_tokens, num_tokens, output.num_cached_tokens)
         if self._is_first_chunk:
@@ -156,7 +167,7 @@ class ChoicesRenderer(Renderer[RequestOutput]):
 
     def end(self) -> bytes:
         """Return the usage, if requested, and [DONE]."""
-        if not self._has_usage:
+        if not self._options.include_usage:
             return _DONE
         usage = usage_of(self._outputs.values())
         chunk = {**self._head(self.chunk_type), "choices": [], "usage": usage}
@@ -164,15 +175,7 @@ class ChoicesRenderer(Renderer[RequestOutput]):
 
     def error(self, error: Exception) -> bytes:
         """Return the error, whose status can only follow in the stream, and [DONE]."""
-        return b"data: " + bytes(response_for(error).body) + b"\n\n" + _DONE
-
-    @property
-    def _has_usage(self) -> bool:
-        return self._stream_options is not None and self._stream_options.include_usage
-
-    @property
-    def _has_continuous_usage(self) -> bool:
-        return self._stream_options is not None and self._stream_options.continuous_usage_stats
+        return b"data: " + bytes(error_response(*problem_of(error)).body) + b"\n\n" + _DONE
 
     def _head(self, object_type: str) -> dict[str, Any]:
         context = self.context

@@ -16,7 +16,7 @@ from pydantic import (
     model_validator,
 )
 
-from nanovllm.sampling_params import MAX_COUNT, Temperature, TopP
+from nanovllm.sampling_params import Temperature, TopP
 from nanovllm.server.http.bounded_model import BoundedModel, JSONObject
 from nanovllm.server.http.errors import shorten
 from nanovllm.server.http.validation_errors import quote
@@ -29,9 +29,11 @@ from nanovllm.server.openai.chat_schemas import (
     join_parts,
 )
 from nanovllm.server.openai.schemas import (
+    MAX_TOKENS,
     NO_EFFECT,
     STREAM,
     GenerationBody,
+    MaxTokens,
     UnusedFields,
     refuse,
     setting_field,
@@ -119,12 +121,7 @@ class ResponsesRequest(UnusedFields, GenerationBody):
         WrapValidator(_text_or_list),
     ] = Field(description="text, or a list of messages", json_schema_extra=_describe_input)
     instructions: str | None = Field(None, description="a system message before the input")
-    max_output_tokens: int | None = Field(
-        None,
-        ge=1,
-        le=MAX_COUNT,
-        description="maximum tokens to generate; by default what the context has room for",
-    )
+    max_output_tokens: MaxTokens | None = Field(None, description=MAX_TOKENS)
     temperature: Temperature | None = setting_field("temperature")
     top_p: TopP | None = setting_field("top_p")
     stream: bool | None = Field(False, description=STREAM)

@@ -14,7 +14,7 @@ from nanovllm.engine.generation_request import GenerationRequest
 from nanovllm.errors import InvalidRequestError
 from nanovllm.outputs import RequestOutput
 from nanovllm.prompts import Prompt
-from nanovllm.server.http.errors import error_of, shorten
+from nanovllm.server.http.errors import problem_of, shorten
 from nanovllm.server.http.json_io import dump_json
 from nanovllm.server.http.validation_errors import quote
 from nanovllm.server.openai import response_types as types
@@ -117,13 +117,11 @@ def _structured_outputs(text: TextOptions | None) -> StructuredOutputs | None:
     return StructuredOutputs(json=output_format.schema_)
 
 
-class ResponseRenderer(Renderer[RequestOutput]):
+class ResponseRenderer(Renderer[ResponsesRequest, RequestOutput]):
     """Renders a response with one message of text, or the events with which it grows."""
 
     def __init__(self, context: ResponseContext, request: ResponsesRequest) -> None:
-        """Render the response to a request."""
-        super().__init__(context)
-        self._request = request
+        super().__init__(context, request)
         self._item_id = MESSAGE_PREFIX + context.id.removeprefix(RESPONSE_PREFIX)
         self._is_stored = context.stored.is_kept and request.store is not False
         self._conversation = (  # here, because this runs on a worker thread
@@ -179,7 +177,7 @@ class ResponseRenderer(Renderer[RequestOutput]):
 
     def error(self, error: Exception) -> bytes:
         """Return the event of a response that failed."""
-        described = error_of(error)
+        described = problem_of(error).body["error"]
         code = "server_error" if described["code"] == 500 else described["type"]
         response = self._response("failed")
         response["error"] = {"code": code, "message": described["message"]}
@@ -225,7 +223,7 @@ class ResponseRenderer(Renderer[RequestOutput]):
 
     def _response(self, status: types.ResponseStatus) -> types.ModelResponse:
         """Return the response before it has any output."""
-        context, request = self.context, self._request
+        context, request = self.context, self.request
         output_format = request.text and request.text.format
         return {
             "id": context.id, "object": "response", "created_at": context.created,
@@ -262,5 +260,5 @@ RESPONSES = Endpoint(
     event=types.ResponseEvent,
     ends_with_done=False,
     has_secret_ids=True,
-    is_guarded=True,
+    uses_process=True,
 )

@@ -9,8 +9,9 @@ with too many fields is refused as a whole.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
+from annotated_types import Interval
 from pydantic import (
     BeforeValidator,
     Field,
@@ -45,12 +46,12 @@ from nanovllm.server.openai.structured import (
 )
 
 DEFAULT_MAX_TOKENS = 16
-MAX_USER_CHARACTERS = 1024
 MAX_METADATA = 100
 NO_EFFECT = "accepted, and without effect"
 STREAM = "send the output as server-sent events while it is generated"
 PRIORITY = "lower numbers run first; needs --scheduling-policy priority"
 CACHE_SALT = "cached prefixes are shared within one salt only"
+MAX_TOKENS = "maximum tokens to generate; by default what the context has room for"
 SPECIAL_TOKENS = "add the tokens that the tokenizer puts around a text; GPT-2's puts none"
 
 TokenId = Annotated[int, WithJsonSchema({"type": "integer", "minimum": 0})]
@@ -130,6 +131,8 @@ def refuse(reason: str, accepted: object = None) -> BeforeValidator:
     return BeforeValidator(check)
 
 
+MaxTokens = Annotated[int, Interval(ge=1, le=MAX_COUNT)]
+Label = Annotated[str, Field(max_length=1024)]
 Priority = Annotated[int, Field(ge=-MAX_COUNT, le=MAX_COUNT)]
 CacheSalt = Annotated[str, Field(min_length=1, max_length=256)]
 
@@ -184,16 +187,12 @@ class GenerationBody(Body):
 class UnusedFields(Body):
     """Fields of OpenAI's API without effect, accepted because programs send them."""
 
-    user: str | None = Field(None, max_length=MAX_USER_CHARACTERS, description=NO_EFFECT)
+    user: Label | None = Field(None, description=NO_EFFECT)
     store: bool | None = Field(None, description=NO_EFFECT)
     metadata: Metadata | None = Field(None, description=NO_EFFECT)
     service_tier: Literal["auto", "default"] | None = Field(None, description=NO_EFFECT)
-    safety_identifier: str | None = Field(
-        None, max_length=MAX_USER_CHARACTERS, description=NO_EFFECT
-    )
-    prompt_cache_key: str | None = Field(
-        None, max_length=MAX_USER_CHARACTERS, description=NO_EFFECT
-    )
+    safety_identifier: Label | None = Field(None, description=NO_EFFECT)
+    prompt_cache_key: Label | None = Field(None, description=NO_EFFECT)
     prompt_cache_retention: Literal["in_memory", "in-memory", "24h"] | None = Field(
         None, description=NO_EFFECT
     )
@@ -276,13 +275,21 @@ class SamplingBody(UnusedFields, _Settings):
         False, description='"token_id:123" instead of texts in logprobs'
     )
 
+    needed_fields: ClassVar[Mapping[str, str]] = {
+        "stream_options": "stream",
+        "length_penalty": "use_beam_search",
+        "return_tokens_as_token_ids": "logprobs",
+    }
+    """Fields that have an effect only together with another one, and which one."""
+
     @model_validator(mode="after")
-    def _check_stream(self) -> "SamplingBody":
-        if self.stream_options is not None and not self.stream:
-            raise InvalidRequestError(
-                "stream_options is only allowed with stream; set stream to true or leave it out",
-                param="stream_options",
-            )
+    def _check_needed_fields(self) -> "SamplingBody":
+        for name, needed in self.needed_fields.items():
+            if _is_set(getattr(self, name)) and not _is_set(getattr(self, needed)):
+                raise InvalidRequestError(
+                    f"{name} is only allowed with {needed}; set {needed}, or leave {name} out",
+                    param=name,
+                )
         if self.stream and self.num_candidates > (self.n or 1):
             raise InvalidRequestError(
                 f"best_of is {self.best_of} with n {self.n or 1}, and which answers are best is "
@@ -290,23 +297,6 @@ class SamplingBody(UnusedFields, _Settings):
                 param="best_of",
             )
         return self
-
-    def check_against_logprobs(self, logprobs: int | bool | None) -> None:
-        """Raise InvalidRequestError for a field that needs another one.
-
-        `logprobs` is the field of that name: a number for completions, a boolean for chats.
-        """
-        if self.return_tokens_as_token_ids and (logprobs is None or logprobs is False):
-            raise InvalidRequestError(
-                "return_tokens_as_token_ids is about the tokens in logprobs, which the request "
-                "does not ask for; set logprobs, or leave it out",
-                param="return_tokens_as_token_ids",
-            )
-        if self.length_penalty is not None and not self.use_beam_search:
-            raise InvalidRequestError(
-                "length_penalty is only for use_beam_search; set that to true or leave it out",
-                param="length_penalty",
-            )
 
     @property
     def num_candidates(self) -> int:
@@ -322,15 +312,17 @@ class SamplingBody(UnusedFields, _Settings):
         }
 
 
+def _is_set(value: object) -> bool:
+    """Return whether a field asks for something; 0 log-probabilities are those of the tokens."""
+    return value is not None and value is not False
+
+
 class CompletionRequest(SamplingBody):
     """The body of POST /v1/completions."""
 
     prompt: Prompts = Field(description="text, token ids, or a list of either")
-    max_tokens: int | None = Field(
-        DEFAULT_MAX_TOKENS,
-        ge=0,
-        le=MAX_COUNT,
-        description="maximum tokens to generate; 0 only with echo",
+    max_tokens: Count | None = Field(
+        DEFAULT_MAX_TOKENS, description="maximum tokens to generate; 0 only with echo"
     )
     logprobs: Count | None = setting_field("logprobs")
     echo: bool | None = Field(
@@ -349,7 +341,6 @@ class CompletionRequest(SamplingBody):
 
     @model_validator(mode="after")
     def _check_together(self) -> "CompletionRequest":
-        self.check_against_logprobs(self.logprobs)
         if self.max_tokens == 0 and not self.echo:
             raise InvalidRequestError(
                 "max_tokens is 0 but must be at least 1 unless echo is true", param="max_tokens"

@@ -25,10 +25,10 @@ from nanovllm.server.http.event_stream import json_response
 from nanovllm.server.http.json_io import write_json
 from nanovllm.server.openai.chat_prompt import encode_messages
 from nanovllm.server.openai.chat_schemas import Messages, PromptFields
-from nanovllm.server.openai.endpoint import ModelService
 from nanovllm.server.openai.response_types import Detokenized, Tokenized, TokenizerInfo
 from nanovllm.server.openai.schemas import SPECIAL_TOKENS, Body, TokenId
 from nanovllm.server.openapi import operation
+from nanovllm.server.service import Service
 
 MAX_TEXT_BYTES = 1 << 18  # of UTF-8: 256 times the context of GPT-2, even if a byte is a token
 MAX_TOKENS = 1 << 18
@@ -99,22 +99,22 @@ class DetokenizeRequest(Body):
     )
 
 
-def add_tokenization_routes(app: FastAPI, service: ModelService) -> None:
+def add_tokenization_routes(app: FastAPI, service: Service) -> None:
     """Add the routes; ids and texts are computed on worker threads."""
-    async_engine, work = service.async_engine, service.work
+    async_engine, work, settings = service.engine, service.work, service.settings
 
     def add(
         path: str, name: str, about: str, kind: type[B], response: Any, compute: _Compute[B]
     ) -> None:
         async def respond(request: Request) -> Response:
             body, num_bytes = await read_body(request, kind, work)
-            served_name(body.model, service.model_names)
-            engine, template = async_engine.engine, service.chat_template
+            served_name(body.model, settings.model_names)
+            engine, template = async_engine.engine, settings.chat_template
             content = await work.read(
                 request,
                 num_bytes,
                 lambda: write_json(compute(body, engine, template)),
-                is_guarded=getattr(body, "messages", None) is not None,
+                uses_process=getattr(body, "messages", None) is not None,
             )
             return json_response(content)
 

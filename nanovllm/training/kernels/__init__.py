@@ -20,6 +20,5 @@ line imports only from lines below it (the contract in pyproject.toml):
     matmul                C = A @ B, A @ B^T and A^T @ B
     phases                entries: items of work that the threads share
     dropout               dropout masks in vectors
-    transpose             transposition of rows in squares of vectors
     records               the arguments of each operation
 """

@@ -9,7 +9,7 @@ from typing import Any
 from nanovllm.model.kernels.build.compiler import compiled
 from nanovllm.model.kernels.build.layout import WORD_BYTES
 from nanovllm.model.kernels.build.target import KernelTarget
-from nanovllm.model.kernels.simd.move import load_int, make_add, make_copy
+from nanovllm.model.kernels.simd.memory import load_int, make_add, make_copy
 from nanovllm.training.kernels.phases import Work, make_entry, split
 from nanovllm.training.kernels.records import ITEM_ROWS, STRIP
 

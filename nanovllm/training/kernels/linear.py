@@ -7,6 +7,7 @@ linear_backward  grad_z = grad_out * slope, packed, with the sums of each block 
                  grad_weight += x^T @ grad_z; grad_x = grad_z @ weight^T; grad_bias += sums
 """
 
+from functools import partial
 from typing import Any
 
 from nanovllm.model.kernels.build.compiler import compiled
@@ -14,10 +15,11 @@ from nanovllm.model.kernels.build.layout import WORD_BYTES
 from nanovllm.model.kernels.build.target import KernelTarget
 from nanovllm.model.kernels.simd.elements import Elements, for_elements
 from nanovllm.model.kernels.simd.kernel import Record, kernel
+from nanovllm.model.kernels.simd.rows import Rows
 from nanovllm.model.kernels.simd.value import Value
 from nanovllm.model.kernels.simd.vector import Vectors
 from nanovllm.training.kernels.matmul.matmul import Matmul, matmul_work, plain_matmul
-from nanovllm.training.kernels.matmul.pack import make_sum_and_pack, pack_work, panels_of
+from nanovllm.training.kernels.matmul.pack import pack_work, panels_of
 from nanovllm.training.kernels.phases import Work, make_entry, split
 from nanovllm.training.kernels.records import GRADIENT_ROWS, STRIP
 
@@ -54,9 +56,10 @@ def make_linear_backward(target: KernelTarget) -> Any:
         "x_ptr", _GRADIENT, "grad_weight_ptr", rows="d_in", is_transposed=True, accumulates=True
     )
     input_gradient = plain_matmul("grad_out_ptr", _TRANSPOSED_WEIGHT, "grad_x_ptr", rows="rows")
+    pack_gradient = Work(split("rows", GRADIENT_ROWS), kernel(target, _pack_gradient))
     return make_entry(
         "linear_backward",
-        [_gradient_work(target), pack_work(target, _TRANSPOSED_WEIGHT)],
+        [pack_gradient, pack_work(target, _TRANSPOSED_WEIGHT)],
         [
             matmul_work(target, weight_gradient),
             matmul_work(target, input_gradient),
@@ -65,40 +68,61 @@ def make_linear_backward(target: KernelTarget) -> Any:
     )
 
 
-def _gradient_work(target: KernelTarget) -> Work:
-    """Return the work that multiplies grad_out by the slopes, sums its columns, and packs it."""
-    width = target.panel_width
-    sum_and_pack = make_sum_and_pack(target)
+def _pack_gradient(v: Vectors, record: Record, _thread: Value, block: Value) -> None:
+    """Emit grad_out *= slope of a block of rows, its panels, and the sums of its columns."""
+    width_bytes = v.target.panel_width * WORD_BYTES
+    first, d_out = block * GRADIENT_ROWS, record.d_out
+    rows = v.minimum(record.rows - first, GRADIENT_ROWS)
+    row_bytes, panel_bytes = d_out * WORD_BYTES, record.rows * width_bytes
+    source, factors = (
+        Rows(v.element(array_ptr, first * d_out), row_bytes)
+        for array_ptr in (record.grad_out_ptr, record.slope_ptr)
+    )
+    panels_ptr = record.grad_panels_ptr + first * width_bytes
+    sums_ptr = _block_sums(v, record, block)
 
-    @compiled
-    def compute(record: Any, thread: int, block: int) -> None:
-        first = block * GRADIENT_ROWS
-        columns = (record.d_out + width - 1) // width * width
-        offset_bytes = first * record.d_out * WORD_BYTES
-        sum_and_pack(
-            record.grad_out_ptr + offset_bytes,
-            record.slope_ptr + offset_bytes if record.slope_ptr != 0 else 0,
-            min(GRADIENT_ROWS, record.rows - first), record.d_out,
-            record.grad_panels_ptr + first * width * WORD_BYTES, record.rows * width * WORD_BYTES,
-            record.bias_sums_ptr + block * columns * WORD_BYTES,
-        )  # fmt: skip
+    def pack_columns(columns: Elements, *, multiplies: bool) -> None:
+        panel = columns.index // v.target.panel_width
+        # From the panel's first column on, because `columns` adds its index.
+        panel_ptr = panels_ptr + panel * (panel_bytes - width_bytes)
 
-    return Work(split("rows", GRADIENT_ROWS), compute)
+        def add_row(row: Value, total: Value) -> Value:
+            value = columns.load(source.row(row))
+            if multiplies:
+                value = value * columns.load(factors.row(row))
+                columns.store(value, source.row(row))
+            columns.store(value, panel_ptr + row * width_bytes)
+            return total + value
+
+        columns.store(v.fold(rows, 1, v.constant(0.0), add_row), sums_ptr)
+
+    last_panel_ptr = panels_ptr + (d_out - 1) // v.target.panel_width * panel_bytes
+    with v.range(rows) as row, v.range(v.scalar(v.target.panel_width), v.lanes) as i:
+        v.store(v.constant(0.0), v.element(last_panel_ptr + row * width_bytes, i))  # the padding
+    with v.when_else(record.slope_ptr != 0) as (multiplies, copies):
+        with multiplies:
+            for_elements(v, d_out, partial(pack_columns, multiplies=True))
+        with copies:
+            for_elements(v, d_out, partial(pack_columns, multiplies=False))
+
+
+def _block_sums(v: Vectors, record: Record, block: Value) -> Value:
+    """Return the address of the sums of a block of rows, which are padded to whole panels."""
+    width = v.target.panel_width
+    padded = (record.d_out + width - 1) // width * width
+    return v.element(record.bias_sums_ptr, block * padded)
 
 
 def _add_sums(v: Vectors, record: Record, _thread: Value, strip: Value) -> None:
     """Emit grad_bias += the sums of all blocks of rows in order, in a strip of columns."""
-    width = v.target.panel_width
     first = strip * STRIP
     count = v.minimum(record.d_out - first, STRIP)
     blocks = (record.rows + GRADIENT_ROWS - 1) // GRADIENT_ROWS
-    block_bytes = (record.d_out + width - 1) // width * (width * WORD_BYTES)
-    sums_ptr = v.element(record.bias_sums_ptr, first)
     out_ptr = v.element(record.grad_bias_ptr, first)
 
     def add_columns(columns: Elements) -> None:
         def add_block(block: Value, total: Value) -> Value:
-            return total + columns.load(sums_ptr + block * block_bytes)
+            return total + columns.load(v.element(_block_sums(v, record, block), first))
 
         total = v.fold(blocks, 1, v.constant(0.0), add_block)
         columns.store(columns.load(out_ptr) + total, out_ptr)

@@ -5,10 +5,10 @@ from collections.abc import Callable, Hashable
 import numpy as np
 
 from nanovllm.model.activation import ACTIVATIONS
-from nanovllm.model.cores import default_threads
 from nanovllm.model.kernels.build.layout import WORD_BYTES
 from nanovllm.model.kernels.build.packing import aligned_zeros, round_up
 from nanovllm.model.kernels.build.target import KernelTarget, host_target
+from nanovllm.model.machine import default_threads
 from nanovllm.training.kernels.attention.layout import (
     backward_memory,
     forward_memory,
@@ -84,9 +84,6 @@ class CompiledOperations:
             token_embedding=token_embedding,
             position_embedding=position_embedding,
             out=out,
-            rows=token_ids.size,
-            context=token_ids.shape[1],
-            d_model=d_model,
         )
         return out
 
@@ -108,9 +105,6 @@ class CompiledOperations:
             token_ids=token_ids,
             grad_token_embedding=grad_token_embedding,
             grad_position_embedding=grad_position_embedding,
-            rows=len(grad_out),
-            context=token_ids.shape[1],
-            d_model=grad_out.shape[1],
         )
 
     def layer_norm(
@@ -127,8 +121,6 @@ class CompiledOperations:
             out=out,
             mean=mean,
             inverse=inverse,
-            rows=len(x),
-            d_model=x.shape[1],
             epsilon=epsilon,
         )
         return out, mean, inverse
@@ -160,8 +152,6 @@ class CompiledOperations:
             partial=self._panels(-(-rows // ITEM_ROWS) * 2, d_model),
             grad_gain=grad_gain,
             grad_bias=grad_bias,
-            rows=rows,
-            d_model=d_model,
         )
         return grad_x
 
@@ -174,7 +164,6 @@ class CompiledOperations:
             residual=residual,
             x=x,
             out=out,
-            count=x.size,
             **_dropout_arguments(rate, key),
         )
         return out
@@ -206,9 +195,6 @@ class CompiledOperations:
             out=out,
             panels=self._panels(d_in, d_out),
             scratch=self._scratch(),
-            rows=rows,
-            d_in=d_in,
-            d_out=d_out,
             kind=kind,
         )
         return out, slope
@@ -240,9 +226,6 @@ class CompiledOperations:
             weight_panels=self._panels(d_out, d_in),
             bias_sums=self._panels(blocks, d_out),
             scratch=self._scratch(),
-            rows=rows,
-            d_in=d_in,
-            d_out=d_out,
         )
         return grad_x
 
@@ -316,8 +299,6 @@ class CompiledOperations:
             head=head,
             transposed_panels=transposed_panels,
             panels=panels,
-            vocab=vocab,
-            d_model=d_model,
         )
         chunk_rows = min(tokens, max(1, LOGITS_FLOATS // (vocab * MAX_PIECE)) * MAX_PIECE)
         logits, scratch = self._empty(chunk_rows, vocab), self._scratch()
@@ -342,9 +323,6 @@ class CompiledOperations:
                 sums=sums[rows],
                 target_logits=target_logits[rows],
                 scratch=scratch,
-                rows=count,
-                vocab=vocab,
-                d_model=d_model,
                 scale=scale,
             )
 
@@ -356,13 +334,7 @@ class CompiledOperations:
     def sum_of_squares(self, array: Array) -> float:
         """Return the sum of the squares of all elements, in float64."""
         partial_sums = self._empty(-(-array.size // ITEM_ELEMENTS), dtype=np.dtype(np.float64))
-        self._run(
-            "sum_of_squares",
-            4 * array.size,
-            values=array,
-            partial_sums=partial_sums,
-            count=array.size,
-        )
+        self._run("sum_of_squares", 4 * array.size, values=array, partial_sums=partial_sums)
         return float(partial_sums.sum())
 
     def adamw(
@@ -381,7 +353,6 @@ class CompiledOperations:
             gradients=gradients,
             first_moment=first_moment,
             second_moment=second_moment,
-            count=parameters.size,
             gradient_scale=settings.gradient_scale,
             first_rate=1.0 - settings.beta1,
             second_rate=1.0 - settings.beta2,

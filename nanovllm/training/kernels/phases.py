@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from nanovllm.model.kernels.build.compiler import compiled
 from nanovllm.model.kernels.simd.kernel import Record
-from nanovllm.model.kernels.simd.move import record_at
+from nanovllm.model.kernels.simd.memory import record_at
 from nanovllm.model.kernels.simd.value import Value
 from nanovllm.model.kernels.simd.vector import Vectors
 from nanovllm.model.kernels.threads.phase import make_phase

@@ -4,6 +4,7 @@ A field that ends in `_ptr` is an address, one that ends in `_bits` the bits of 
 other one a count or a number. runner.py writes them.
 """
 
+import re
 from collections.abc import Mapping
 
 import numpy as np
@@ -17,51 +18,70 @@ _ATTENTION = """
     qkv_ptr out_ptr logsumexp_ptr scratch_ptr scratch_bytes row_bytes scores_row_bytes
     keys_offset scores_offset
 """
+_OPERATIONS = {
+    "adamw": """
+        parameters[count] gradients[count] first_moment[count] second_moment[count]
+        gradient_scale_bits first_rate_bits second_rate_bits first_correction_bits
+        second_correction_bits learning_rate_bits decay_bits epsilon_bits
+    """,
+    "sum_of_squares": "values[count] partial_sums_ptr",
+    "dropout": "residual[count] x[count] out[count] key_ptr threshold factor_bits",
+    "attention": f"{_ATTENTION} values_offset sums_offset factors_offset",
+    "attention_backward": f"""{_ATTENTION} grad_out_ptr grad_qkv_ptr
+        queries_t_offset grads_t_offset queries_offset grads_offset grad_queries_offset
+        logsumexp_offset dots_offset grad_scores_offset grad_values_offset grad_keys_offset
+    """,
+    "layer_norm": """
+        x[rows,d_model] gain[d_model] bias[d_model] out[rows,d_model] mean[rows] inverse[rows]
+        epsilon_bits
+    """,
+    "layer_norm_backward": """
+        grad_out[rows,d_model] x[rows,d_model] gain[d_model] mean[rows] inverse[rows]
+        onto[rows,d_model] grad_x[rows,d_model] partial_ptr grad_gain[d_model] grad_bias[d_model]
+    """,
+    "embed": """
+        token_ids[batch,context] token_embedding[vocab,d_model]
+        position_embedding[positions,d_model] out[rows,d_model]
+    """,
+    "embed_backward": """
+        grad_out[rows,d_model] token_ids[batch,context] grad_token_embedding[vocab,d_model]
+        grad_position_embedding[positions,d_model]
+    """,
+    "linear": """
+        x[rows,d_in] weight[d_in,d_out] bias[d_out] residual[rows,d_out] slope[rows,d_out]
+        out[rows,d_out] panels_ptr scratch_ptr kind
+    """,
+    "linear_backward": """
+        grad_out[rows,d_out] slope[rows,d_out] x[rows,d_in] weight[d_in,d_out]
+        grad_weight[d_in,d_out] grad_bias[d_out] grad_x[rows,d_in]
+        grad_panels_ptr weight_panels_ptr bias_sums_ptr scratch_ptr
+    """,
+    "pack_head": "head[vocab,d_model] transposed_panels_ptr panels_ptr",
+    "cross_entropy": """
+        head[vocab,d_model] hidden[rows,d_model] targets[rows] transposed_panels_ptr panels_ptr
+        hidden_panels_ptr logits_ptr grad_hidden[rows,d_model] grad_head[vocab,d_model] sums[rows]
+        target_logits[rows] scratch_ptr scale_bits
+    """,
+}
+"""The arguments of each operation. The sizes in an array's shape are fields of the record too; an
+array with a single size may have any shape of so many elements."""
 
+SHAPES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
+    name: {array: tuple(sizes.split(",")) for array, sizes in re.findall(r"(\w+)\[(\S+)\]", fields)}
+    for name, fields in _OPERATIONS.items()
+}
+"""The names of the sizes of each operation's arrays."""
 RECORDS: Mapping[str, np.dtype] = {
-    name: record_dtype(f"{' '.join(COMMON_FIELDS)} {fields}")
-    for name, fields in {
-        "adamw": """
-            parameters_ptr gradients_ptr first_moment_ptr second_moment_ptr count
-            gradient_scale_bits first_rate_bits second_rate_bits first_correction_bits
-            second_correction_bits learning_rate_bits decay_bits epsilon_bits
-        """,
-        "sum_of_squares": "values_ptr partial_sums_ptr count",
-        "dropout": "residual_ptr x_ptr out_ptr count key_ptr threshold factor_bits",
-        "attention": f"{_ATTENTION} values_offset sums_offset factors_offset",
-        "attention_backward": f"""{_ATTENTION} grad_out_ptr grad_qkv_ptr
-            queries_t_offset grads_t_offset queries_offset grads_offset grad_queries_offset
-            logsumexp_offset dots_offset grad_scores_offset grad_values_offset grad_keys_offset
-        """,
-        "layer_norm": """
-            x_ptr gain_ptr bias_ptr out_ptr mean_ptr inverse_ptr rows d_model epsilon_bits
-        """,
-        "layer_norm_backward": """
-            grad_out_ptr x_ptr gain_ptr mean_ptr inverse_ptr onto_ptr grad_x_ptr
-            partial_ptr grad_gain_ptr grad_bias_ptr rows d_model
-        """,
-        "embed": """
-            token_ids_ptr token_embedding_ptr position_embedding_ptr out_ptr rows context d_model
-        """,
-        "embed_backward": """
-            grad_out_ptr token_ids_ptr grad_token_embedding_ptr grad_position_embedding_ptr
-            rows context d_model
-        """,
-        "linear": """
-            x_ptr weight_ptr bias_ptr residual_ptr slope_ptr out_ptr panels_ptr scratch_ptr
-            rows d_in d_out kind
-        """,
-        "linear_backward": """
-            grad_out_ptr slope_ptr x_ptr weight_ptr grad_weight_ptr grad_bias_ptr grad_x_ptr
-            grad_panels_ptr weight_panels_ptr bias_sums_ptr scratch_ptr rows d_in d_out
-        """,
-        "pack_head": "head_ptr transposed_panels_ptr panels_ptr vocab d_model",
-        "cross_entropy": """
-            head_ptr hidden_ptr targets_ptr transposed_panels_ptr panels_ptr hidden_panels_ptr
-            logits_ptr grad_hidden_ptr grad_head_ptr sums_ptr target_logits_ptr scratch_ptr
-            rows vocab d_model scale_bits
-        """,
-    }.items()
+    name: record_dtype(
+        " ".join(
+            [
+                *COMMON_FIELDS,
+                *re.sub(r"\[\S+\]", "_ptr", fields).split(),
+                *dict.fromkeys(size for shape in SHAPES[name].values() for size in shape),
+            ]
+        )
+    )
+    for name, fields in _OPERATIONS.items()
 }
 """The record of each operation, by the name of its entry."""
 

@@ -14,7 +14,7 @@ from nanovllm.model.kernels.record import KernelMemory
 from nanovllm.model.kernels.threads.pool import ThreadPool
 from nanovllm.training.kernels.library import load_operations
 from nanovllm.training.kernels.plan import Block, OperationCall, Plan, Trace
-from nanovllm.training.kernels.records import COMMON_FIELDS, DTYPES, MAX_PHASES, RECORDS
+from nanovllm.training.kernels.records import COMMON_FIELDS, DTYPES, MAX_PHASES, RECORDS, SHAPES
 from nanovllm.training.network.operations import Pass
 
 _SHARED_WORK = 500_000
@@ -59,10 +59,12 @@ class OperationRunner:
         Args:
             name: name of the entry.
             work: about how many arithmetic operations it has.
-            arguments: the fields of its record, without `_ptr` and `_bits`. None is address 0.
+            arguments: the fields of its record, without `_ptr` and `_bits`, and without the sizes
+                of its arrays. None is address 0.
 
         Raises:
             TypeError: an array has another type than the operation reads, or is not C-contiguous.
+            ValueError: arrays disagree about a size.
         """
         memory = _write_record(name, arguments)
         memory.set(job=self._pool.job, phases=self._pool.phases)
@@ -123,14 +125,26 @@ class OperationRunner:
 
 def _write_record(name: str, arguments: Mapping[str, Argument]) -> KernelMemory:
     """Return the record of an operation; the runner adds the fields that all records have."""
-    fields = RECORDS[name].names or ()
-    assert len(arguments) == len(fields) - len(COMMON_FIELDS), f"{name} has other arguments"
+    fields, shapes = RECORDS[name].names or (), SHAPES[name]
+    num_sizes = len({size for shape in shapes.values() for size in shape})
+    known = len(COMMON_FIELDS) + num_sizes
+    assert len(arguments) == len(fields) - known, f"{name} has other arguments"
     memory = KernelMemory(RECORDS[name], DTYPES)
+    sizes: dict[str, int] = {}
     for field, value in arguments.items():
         if isinstance(value, np.ndarray):
             memory.bind(**{field: value})
+            named = shapes.get(field, ())
+            lengths = value.shape if len(named) > 1 else (value.size,) * len(named)
+            for size, length in zip(named, lengths, strict=True):
+                if sizes.setdefault(size, length) != length:
+                    raise ValueError(
+                        f"{field} of {name} has the shape {value.shape}, but {size} is "
+                        f"{sizes[size]}"
+                    )
         elif f"{field}_bits" in fields:
             memory.set(**{f"{field}_bits": int(np.float32(value).view(np.uint32))})
         else:
             memory.set(**{field: 0 if value is None else int(value)})
+    memory.set(**sizes)
     return memory

@@ -173,8 +173,9 @@ class NumpyOperations:
             grad_S = P * (M * (grad_out @ V^T) - D)
             grad_Q = scale * grad_S @ K        grad_K = scale * grad_S^T @ Q
 
-        D equals the sum over a row of P * M * (grad_out @ V^T), the term of the softmax's
-        normalization, without a second pass over the row.
+        grad_S is the softmax's: P_ij changes with S_ik by P_ij * ([j = k] - P_ik), so a score gets
+        P * (its weight's gradient - the mean of the row's such gradients, weighted by P). That mean
+        is D, because out is the sum of the values by the same weights; no second pass is needed.
         """
         queries, keys, values = _split_heads(qkv, shape)
         grad_heads = _heads(grad_out, shape)

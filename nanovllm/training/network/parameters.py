@@ -10,7 +10,7 @@ Each parameter begins at a cache line. The padding between two is 0 and stays 0.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,14 +37,8 @@ def is_decayed(name: str) -> bool:
 class Group:
     """A range of the flat arrays whose parameters are updated alike."""
 
-    start: int
-    stop: int
+    range: slice
     is_decayed: bool
-
-    @property
-    def range(self) -> slice:
-        """The group's elements of a flat array."""
-        return slice(self.start, self.stop)
 
 
 class Parameters:
@@ -78,7 +72,8 @@ class Parameters:
             stop += round_up(math.prod(shapes[name]), LINE_BYTES // 4)
             decayed_stop = stop if is_decayed(name) else decayed_stop
         self.values, self.gradients = _zeros(stop, dtype), _zeros(stop, dtype)
-        self.groups = (Group(0, decayed_stop, True), Group(decayed_stop, stop, False))
+        decayed, others = slice(0, decayed_stop), slice(decayed_stop, stop)
+        self.groups = (Group(decayed, is_decayed=True), Group(others, is_decayed=False))
         values, gradients = self.views(self.values), self.views(self.gradients)
         self.tensors = {
             name: Tensor(values[name], gradients[name])
@@ -98,10 +93,6 @@ class Parameters:
         """Return all parameters by name, the constant ones too."""
         return {name: tensor.data for name, tensor in self.tensors.items()}
 
-    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield names and parameters."""
-        yield from self.tensors.items()
-
 
 def initialize(parameters: Parameters, config: GPT2Config, seed: int) -> None:
     """Draw the initial weights as GPT-2 does.
@@ -112,7 +103,7 @@ def initialize(parameters: Parameters, config: GPT2Config, seed: int) -> None:
     biases 0.
     """
     generator = np.random.default_rng(seed)
-    for name, tensor in parameters:
+    for name, tensor in parameters.tensors.items():
         if name == _POSITIONS and config.positions == "sinusoidal":
             tensor.data[...] = sinusoidal_positions(config.max_positions, config.d_model)
         elif tensor.data.ndim == 2:

@@ -2,10 +2,11 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any, TypeVar
 
 from nanovllm.training.commands import model_argument, resume_command
-from nanovllm.training.metrics import Evaluation, Update
+from nanovllm.training.metrics import Evaluation, Record, Update
 from nanovllm.training.report.run import Run
 
 _MISSING = "–"  # noqa: RUF001 - an en dash stands for a missing value
@@ -18,8 +19,6 @@ _MAX_SETTINGS = 100  # of a group
 _MAX_SETTING_CHARACTERS = 300
 _MAX_ITEMS = 8
 _BUCKET_ROWS = 5
-_METRICS = ("train_loss", "val_loss", "lr", "grad_norm", "tokens_per_s", "elapsed_s", "tokens")
-_UPDATE_METRICS = ("train_loss", "lr", "grad_norm")
 _GROUPS = {"config": "Training", "model": "Model", "data": "Data"}
 _PROGRESS = {
     "state",
@@ -63,9 +62,9 @@ def describe_run(run: Run, name: str) -> dict[str, Any]:
         "validation_bytes": run.number("data", "validation_bytes"),
         "parameters": run.number("model", "parameters"),
         "sizes": "" if layers is None or width is None else f"{layers:g} layers, {width:g} wide",
-        "evaluations": _columns(run.evaluations, _METRICS, _MAX_EVALUATIONS),
+        "evaluations": _columns(run.evaluations, Evaluation, _MAX_EVALUATIONS),
         "num_evaluations": len(run.evaluations),
-        "updates": _columns(run.updates, _UPDATE_METRICS, _MAX_UPDATES),
+        "updates": _columns(run.updates, Update, _MAX_UPDATES),
         "samples": [
             {
                 "step": sample.step,
@@ -115,20 +114,17 @@ def downsample(values: Sequence[float | None], limit: int) -> set[int]:
 
 
 def _columns(
-    rows: Sequence[Evaluation] | Sequence[Update], metrics: Sequence[str], limit: int
+    rows: Sequence[Record], kind: type[Record], limit: int
 ) -> dict[str, list[float | None]]:
     """Return the steps and the metrics of some rows: those that draw each of the lines."""
-    columns = {name: [getattr(row, name) for row in rows] for name in metrics}
-    drawn = (name for name in metrics if name not in ("tokens", "elapsed_s"))
+    columns = {one.name: [getattr(row, one.name) for row in rows] for one in fields(kind)}
+    drawn = columns.keys() - {"step", "tokens", "elapsed_s"}
     kept = sorted(set().union(*(downsample(columns[name], limit) for name in drawn)))
-    return {
-        "step": [rows[index].step for index in kept],
-        **{name: [_rounded(values[index]) for index in kept] for name, values in columns.items()},
-    }
+    return {name: [_rounded(values[index]) for index in kept] for name, values in columns.items()}
 
 
 def _rounded(value: float | None) -> float | None:
-    return None if value is None else float(f"{value:.7g}")
+    return float(f"{value:.7g}") if isinstance(value, float) else value
 
 
 def _select(items: Sequence[_T], limit: int) -> list[_T]:

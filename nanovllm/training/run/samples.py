@@ -6,7 +6,7 @@ import numpy as np
 
 from nanovllm.model import gpt2
 from nanovllm.model.batch import ForwardBatch
-from nanovllm.model.checkpoint import build_layer, build_tree
+from nanovllm.model.checkpoint import build_tree
 from nanovllm.model.config import GPT2Config
 from nanovllm.model.kv_cache import KVCache
 from nanovllm.model.numpy_sampler import apply_filters, draw_token
@@ -38,8 +38,7 @@ def generate(
         tokens: number of tokens to draw.
         seed: of the draws.
     """
-    layers = tuple(build_layer(arrays, index) for index in range(config.layers))
-    weights = build_tree(arrays, layers, config)
+    weights = build_tree(arrays, config)
     cache = KVCache.allocate(config, blocks=1, block_size=config.max_positions)
     ids = list(prompt)[-config.max_positions :]
     new, start = ids, 0

@@ -33,20 +33,10 @@ def test_latency_reports_percentiles_and_both_phases(
     capsys: pytest.CaptureFixture[str], tiny_model: Path, backend: str
 ) -> None:
     work = (
-        "--backend",
-        backend,
-        "--input-len",
-        8,
-        "--output-len",
-        5,
-        "--batch-size",
-        3,
-        "--num-iters",
-        4,
-        "--num-iters-warmup",
-        1,
+        f"--backend {backend} --input-len 8 --output-len 5 --batch-size 3 --num-iters 4 "
+        "--num-iters-warmup 1"
     )
-    record = bench(capsys, "latency", tiny_model, *work)
+    record = bench(capsys, "latency", tiny_model, work)
     assert record["benchmark"] == "latency"
     assert (record["total_input_tokens"], record["total_output_tokens"]) == (4 * 3 * 8, 4 * 3 * 5)
     assert (record["prefix_caching"], record["total_cached_tokens"]) == (False, 0)
@@ -72,14 +62,7 @@ def test_an_answer_of_one_token_has_no_decode_phase(
         capsys,
         "latency",
         tiny_model,
-        "--input-len",
-        8,
-        "--output-len",
-        1,
-        "--num-iters",
-        1,
-        "--num-iters-warmup",
-        0,
+        "--input-len 8 --output-len 1 --num-iters 1 --num-iters-warmup 0",
     )
     assert record["decode_tokens_per_s"] is None
     assert record["prefill_tokens_per_s"] > 0
@@ -93,16 +76,7 @@ def test_throughput_counts_every_token(
         capsys,
         "throughput",
         tiny_model,
-        "--num-prompts",
-        5,
-        "--input-len",
-        16,
-        "--output-len",
-        7,
-        "--json",
-        file,
-        "--backend",
-        backend,
+        f"--num-prompts 5 --input-len 16 --output-len 7 --json {file} --backend {backend}",
     )
     assert (
         record["total_input_tokens"],
@@ -140,20 +114,10 @@ def test_outputs_have_full_length_for_any_model(
 def test_preemptions_are_reported(capsys: pytest.CaptureFixture[str], tiny_model: Path) -> None:
     cache = 2 * 4 * 2 * 32 * 64  # keys and values, 4 bytes, 2 layers, d_model 32: 64 tokens
     work = (
-        "--num-prompts",
-        4,
-        "--input-len",
-        20,
-        "--output-len",
-        30,
-        "--block-size",
-        4,
-        "--kv-cache-memory",
-        cache,
-        "--backend",
-        "numpy",
+        "--num-prompts 4 --input-len 20 --output-len 30 --block-size 4 --backend numpy "
+        f"--kv-cache-memory {cache}"
     )
-    record = bench(capsys, "throughput", tiny_model, *work)
+    record = bench(capsys, "throughput", tiny_model, work)
     assert record["num_preemptions"] > 0
     assert (record["total_input_tokens"], record["total_output_tokens"]) == (80, 120), (
         "what is computed again is not counted again"
@@ -161,19 +125,8 @@ def test_preemptions_are_reported(capsys: pytest.CaptureFixture[str], tiny_model
 
 
 def test_prefix_caching_is_an_option(capsys: pytest.CaptureFixture[str], tiny_model: Path) -> None:
-    work = (
-        "--input-len",
-        40,
-        "--output-len",
-        2,
-        "--batch-size",
-        2,
-        "--num-iters",
-        1,
-        "--num-iters-warmup",
-        1,
-    )
-    record = bench(capsys, "latency", tiny_model, *work, "--enable-prefix-caching")
+    work = "--input-len 40 --output-len 2 --batch-size 2 --num-iters 1 --num-iters-warmup 1"
+    record = bench(capsys, "latency", tiny_model, work, "--enable-prefix-caching")
     assert (record["prefix_caching"], record["total_cached_tokens"]) == (True, 2 * 32), (
         "one block of 32 tokens is whole"
     )
@@ -198,14 +151,7 @@ def test_the_seed_makes_the_prompts(
             capsys,
             "throughput",
             tiny_model,
-            "--num-prompts",
-            1,
-            "--input-len",
-            12,
-            "--output-len",
-            1,
-            "--seed",
-            seed,
+            f"--num-prompts 1 --input-len 12 --output-len 1 --seed {seed}",
         )
     assert seen[0] == seen[1] != seen[2]
 
@@ -347,20 +293,10 @@ def test_latency_tells_the_share_of_the_machines_limits(
     capsys: pytest.CaptureFixture[str], tiny_model: Path
 ) -> None:
     work = (
-        "--input-len",
-        8,
-        "--output-len",
-        5,
-        "--batch-size",
-        3,
-        "--num-iters",
-        2,
-        "--num-iters-warmup",
-        0,
-        "--num-threads",
-        1,
+        "--input-len 8 --output-len 5 --batch-size 3 --num-iters 2 --num-iters-warmup 0 "
+        "--num-threads 1"
     )
-    assert main(["bench", "latency", str(tiny_model), "--backend", "numpy", *map(str, work)]) == 0
+    assert main(["bench", "latency", str(tiny_model), "--backend", "numpy", *work.split()]) == 0
     out = capsys.readouterr().out
     record = json.loads(out.splitlines()[-1])
     limits = record["limits"]
@@ -409,19 +345,9 @@ def test_a_missing_peak_is_reported() -> None:
 
 
 def test_the_script_runs_from_anywhere(tiny_model: Path, tmp_path: Path) -> None:
-    flags = [
-        "--input-len",
-        "4",
-        "--output-len",
-        "2",
-        "--num-iters",
-        "1",
-        "--num-iters-warmup",
-        "0",
-        "--no-limits",
-    ]
+    flags = "--input-len 4 --output-len 2 --num-iters 1 --num-iters-warmup 0 --no-limits"
     done = subprocess.run(
-        [sys.executable, str(SCRIPT), "latency", str(tiny_model), *flags],
+        [sys.executable, str(SCRIPT), "latency", str(tiny_model), *flags.split()],
         capture_output=True,
         text=True,
         cwd=tmp_path,

@@ -123,17 +123,10 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 def test_serve_measures_a_running_server(capsys: pytest.CaptureFixture[str], served: str) -> None:
     work = (
-        "--num-prompts",
-        6,
-        "--random-input-len",
-        10,
-        "--random-output-len",
-        9,
-        "--ignore-eos",
-        "--max-concurrency",
-        3,
+        "--num-prompts 6 --random-input-len 10 --random-output-len 9 --ignore-eos "
+        "--max-concurrency 3"
     )
-    record = bench(capsys, "serve", "--base-url", served, "--api-key", KEY, *work)
+    record = bench(capsys, "serve", "--base-url", served, "--api-key", KEY, work)
     assert set(record) >= SERVE_FIELDS
     assert (record["model"], record["completed"], record["failed"], record["first_error"]) == (
         "tiny",
@@ -161,19 +154,8 @@ def test_arrivals_follow_the_rate_and_the_seed(
     capsys: pytest.CaptureFixture[str], served: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NANOVLLM_API_KEY", KEY)
-    work = (
-        "--num-prompts",
-        9,
-        "--random-input-len",
-        4,
-        "--random-output-len",
-        2,
-        "--request-rate",
-        40,
-        "--seed",
-        5,
-    )
-    record = bench(capsys, "serve", "--base-url", f"{served}/v1", *work)
+    work = "--num-prompts 9 --random-input-len 4 --random-output-len 2 --request-rate 40 --seed 5"
+    record = bench(capsys, "serve", "--base-url", f"{served}/v1", work)
     assert (record["request_rate"], record["seed"], record["completed"]) == (40, 5, 9)
     assert record["duration"] > 8 / 40 / 4, "eight gaps of 25 ms on average"
     assert record["total_output_tokens"] == 9, "the first token ends the text"

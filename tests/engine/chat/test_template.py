@@ -111,7 +111,7 @@ def test_a_template_may_refuse_messages() -> None:
 
 
 def test_the_generation_prompt_may_be_left_out() -> None:
-    rendered = CHATML_TEMPLATE.render(MESSAGES, add_generation_prompt=False).text
+    rendered = CHATML_TEMPLATE.render(MESSAGES, end="closed").text
     assert rendered == CHATML_TEMPLATE.render(MESSAGES).text.removesuffix("<|im_start|>assistant\n")
 
 
@@ -133,8 +133,8 @@ def test_the_last_message_may_go_on(source: str, content: str, expected: str) ->
     """transformers' apply_chat_template with continue_final_message gave the expected texts."""
     template = ChatTemplate(source, "test")
     messages = [*MESSAGES, {"role": "assistant", "content": content}]
-    rendered = template.render(messages, add_generation_prompt=False, continue_final_message=True)
-    before = template.render(MESSAGES, add_generation_prompt=False).text
+    rendered = template.render(messages, end="open")
+    before = template.render(MESSAGES, end="closed").text
     assert rendered.text == before.removesuffix("a\nfooter") + f"<|im_start|>assistant\n{expected}"
     assert max(end for _, end in rendered.spans) <= len(rendered.text)
 
@@ -144,7 +144,7 @@ def test_a_message_that_is_not_written_as_it_is_cannot_go_on(name: str) -> None:
     template = ChatTemplate(f"{{{{ messages[-1].content {NOT_AS_IT_IS[name]} }}}}", "test")
     messages = [{"role": "assistant", "content": 'say "yes"'}]
     with pytest.raises(InvalidRequestError, match="continue_final_message is true, but") as caught:
-        template.render(messages, continue_final_message=True)
+        template.render(messages, end="open")
     assert caught.value.param == "messages"
 
 

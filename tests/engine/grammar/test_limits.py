@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nanovllm.engine.grammar.grammar import Grammar, Grammars
+from nanovllm.engine.grammar.grammar import Grammars, SequenceGrammar
 from nanovllm.engine.grammar.limits import GrammarLimits
 from nanovllm.engine.grammar.states import GrammarState
 from nanovllm.engine.tokenizer import Tokenizer
@@ -55,12 +55,12 @@ def wait_until(condition: Callable[[], bool], grammars: Grammars | None = None) 
             grammars.poll()
 
 
-def state_of(grammar: Grammar) -> GrammarState:
+def state_of(grammar: SequenceGrammar) -> GrammarState:
     assert grammar.pooled is not None
     return grammar.pooled.state
 
 
-def follow(grammar: Grammar, tokens: int) -> list[int]:
+def follow(grammar: SequenceGrammar, tokens: int) -> list[int]:
     """Accept the lowest allowed token, several times."""
     taken = []
     for _ in range(tokens):

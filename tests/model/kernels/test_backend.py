@@ -203,7 +203,7 @@ def test_no_activation_hides_a_weight_that_is_not_a_number(
     folder = write_checkpoint(tmp_path, config={"activation_function": name})
     config = GPT2Config.load(folder)
     weights = load_weights(folder, config)
-    weights.layers[0].ffn.up.weight[3, 5] = np.nan
+    weights.layers[0].up.weight[3, 5] = np.nan
     backend = NumbaBackend(config, weights, spec=Spec(HOST, dtype, dtype), num_threads=1)
     backend.allocate_cache(4, BLOCK_SIZE)
     _, has_token = backend.greedy(backend.forward(make_batch([[1, 2, 3]], block_size=BLOCK_SIZE)))

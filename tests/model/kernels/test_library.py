@@ -26,7 +26,7 @@ from nanovllm.model.kernels.build.compiler import ARGUMENTS, compiled, emit_obje
 from nanovllm.model.kernels.build.object_cache import CACHE_VARIABLE, ObjectCache, user_cache
 from nanovllm.model.kernels.build.target import KernelTarget, Spec, host_target
 from nanovllm.model.kernels.library import ENTRIES, INFERENCE, cache_key, load_image, load_library
-from nanovllm.model.kernels.simd.move import load_int
+from nanovllm.model.kernels.simd.memory import load_int
 from nanovllm.model.kernels.threads import worker
 from nanovllm.training.kernels.library import TRAINING
 from tests.support.cache_processes import KEY, compile_unless_there, save_and_load

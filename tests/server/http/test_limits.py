@@ -18,10 +18,10 @@ from starlette.types import Message, Receive, Scope, Send
 from nanovllm.engine.admission import RequestSize
 from nanovllm.engine.chat.template import ChatTemplate
 from nanovllm.engine.scheduling.request import Request as Sequence
-from nanovllm.server.app import ServerSettings
 from nanovllm.server.http import auth
 from nanovllm.server.http.body_limit import FREE_BODY_BYTES, BodyLimitMiddleware
 from nanovllm.server.http.clients import Client
+from nanovllm.server.service import ServerSettings
 from tests.support.serving import MODEL, RunningServer, loader, read_error, wait_until
 
 KEY = "secret key-1é"

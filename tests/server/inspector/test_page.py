@@ -10,9 +10,10 @@ from starlette.types import ASGIApp
 
 import nanovllm
 from nanovllm.engine.async_engine import AsyncEngine
-from nanovllm.server.app import ServerSettings, create_app
+from nanovllm.server.app import create_app
 from nanovllm.server.inspector import page
 from nanovllm.server.metrics import ServerMetrics
+from nanovllm.server.service import ServerSettings
 from tests.support.serving import MODEL, RunningServer, loader
 
 _IMPORT = re.compile(r'(?:from|import)\s+"(\.{1,2}/[\w./]+)"')

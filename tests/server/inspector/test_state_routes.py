@@ -15,8 +15,9 @@ import pytest
 
 from nanovllm.engine.async_engine import AsyncEngine
 from nanovllm.engine.inspection.inspector import MAX_PAUSE_S, MAX_WATCHERS
-from nanovllm.server.app import ServerSettings, create_app
+from nanovllm.server.app import create_app
 from nanovllm.server.metrics import ServerMetrics
+from nanovllm.server.service import ServerSettings
 from tests.support.async_engines import run
 from tests.support.serving import RunningServer, loader, read_error, wait_until
 

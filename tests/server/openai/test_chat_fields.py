@@ -53,7 +53,7 @@ def test_the_generation_prompt_may_be_left_out(server: RunningServer, llm: LLM) 
     whole = prompt_ids(server)
     assert prompt_ids(server, add_generation_prompt=True) == whole == prompt_of(llm)
     bare = prompt_ids(server, add_generation_prompt=False)
-    assert bare == prompt_of(llm, add_generation_prompt=False)
+    assert bare == prompt_of(llm, end="closed")
     assert whole[: len(bare)] == bare != whole
 
 
@@ -244,7 +244,7 @@ def test_beams_are_those_of_the_completion(server: RunningServer, llm: LLM) -> N
     assert (answer["id"], answer["object"]) == ("chatcmpl-mine", "chat.completion")
     assert answer["usage"] == flat["usage"]
     ends = {"messages": OPEN_ENDED, "continue_final_message": True}
-    ids = prompt_of(llm, OPEN_ENDED, add_generation_prompt=False, continue_final_message=True)
+    ids = prompt_of(llm, OPEN_ENDED, end="open")
     assert (
         content_of(ask(server, **settings, **ends))
         == (server.complete(ids, **settings)["choices"][0]["text"])

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, processors
 
 from nanovllm import LLM
+from nanovllm.engine.chat.prompts import prompt_end
 from nanovllm.server.openai import tokenization
 from nanovllm.server.openai.tokenization import MAX_TEXT_BYTES, MAX_TOKENS
 from tests.support.chats import MESSAGES, TEMPLATE, prompt_of
@@ -190,7 +191,7 @@ def test_vllm_tokenize_chat(
         "add_generation_prompt": add_generation_prompt,
         "continue_final_message": continue_final_message,
     }
-    tokens = prompt_of(llm, messages, **ends)
+    tokens = prompt_of(llm, messages, end=prompt_end(**ends))
     body = {"messages": messages, "add_special_tokens": add_special_tokens, **ends}
     assert ask(server, "/tokenize", model=MODEL, **body) == {
         "count": len(tokens),

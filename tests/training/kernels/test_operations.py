@@ -188,3 +188,9 @@ def test_arrays_of_another_type_or_order_are_refused(compiled: list[CompiledOper
         compiled[0].sum_of_squares(np.zeros(3))
     with pytest.raises(TypeError, match="values is float32 in another order"):
         compiled[0].sum_of_squares(random(4, 4).T)
+
+
+def test_arrays_that_disagree_about_a_size_are_refused(compiled: list[CompiledOperations]) -> None:
+    message = r"bias of layer_norm has the shape \(4,\), but d_model is 3"
+    with pytest.raises(ValueError, match=message):
+        compiled[0].layer_norm(random(2, 3), random(3), random(4), 1e-5)

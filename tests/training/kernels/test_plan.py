@@ -87,7 +87,7 @@ def make_parameters(config: GPT2Config) -> Parameters:
     parameters = Parameters(
         expected_shapes(config), constant_positions=config.positions == "sinusoidal"
     )
-    for seed, (_, tensor) in enumerate(parameters):
+    for seed, (_, tensor) in enumerate(parameters.tensors.items()):
         tensor.data[...] = 0.2 * random(*tensor.data.shape, seed=seed)
     return parameters
 

@@ -7,7 +7,7 @@ import pytest
 
 from nanovllm.model import gpt2
 from nanovllm.model.batch import ForwardBatch
-from nanovllm.model.checkpoint import build_layer, build_tree, expected_shapes
+from nanovllm.model.checkpoint import build_tree, expected_shapes
 from nanovllm.model.config import GPT2Config
 from nanovllm.model.kv_cache import KVCache
 from nanovllm.training.network import model
@@ -33,7 +33,7 @@ def small_config(**changes: object) -> GPT2Config:
 def random_parameters(config: GPT2Config, dtype: type[np.floating] = np.float32) -> Parameters:
     parameters = Parameters(expected_shapes(config), dtype=dtype)
     generator = np.random.default_rng(0)
-    for _, tensor in parameters:
+    for tensor in parameters.tensors.values():
         tensor.data[...] = 0.3 * generator.standard_normal(tensor.data.shape)
     return parameters
 
@@ -56,8 +56,7 @@ def test_training_and_serving_compute_the_same_function(changes: dict[str, objec
     config = small_config(**changes)
     parameters = random_parameters(config)
     inputs, _ = random_tokens(config, 1, 8)
-    layers = tuple(build_layer(parameters.arrays(), i) for i in range(config.layers))
-    weights = build_tree(parameters.arrays(), layers, config)
+    weights = build_tree(parameters.arrays(), config)
     cache = KVCache.allocate(config, blocks=1, block_size=8)
     served = gpt2.forward(config, weights, ForwardBatch.single(inputs[0], all_rows=True), cache)
     trained = forward(Tape(OPERATIONS), config, parameters, inputs).data

@@ -38,7 +38,7 @@ def test_gradients_are_clipped_to_the_norm() -> None:
 
 def test_only_matrices_decay() -> None:
     parameters = Parameters(SHAPES)
-    for _, tensor in parameters:
+    for tensor in parameters.tensors.values():
         tensor.data[...] = 1.0
     AdamW(parameters, NumpyOperations(), weight_decay=0.5, grad_clip=0.0).update(0.1)
     np.testing.assert_allclose(parameters.arrays()["h.0.mlp.c_fc.weight"], 0.95)

@@ -6,7 +6,7 @@ import numpy as np
 
 from nanovllm.model import gpt2
 from nanovllm.model.batch import ForwardBatch
-from nanovllm.model.checkpoint import build_layer, build_tree, load_arrays
+from nanovllm.model.checkpoint import build_tree, load_arrays
 from nanovllm.model.config import GPT2Config
 from nanovllm.model.kv_cache import KVCache
 from nanovllm.training.run.samples import TEMPERATURE, TOP_P, generate
@@ -17,8 +17,7 @@ def test_tokens_are_drawn_from_the_smallest_set_of_probability_top_p(tmp_path: P
     folder = write_tiny_model(tmp_path)
     config, prompt = GPT2Config.load(folder), [1, 2, 3]
     arrays = load_arrays(folder, config)
-    layers = tuple(build_layer(arrays, index) for index in range(config.layers))
-    weights = build_tree(arrays, layers, config)
+    weights = build_tree(arrays, config)
     cache = KVCache.allocate(config, blocks=1, block_size=config.max_positions)
     hidden = gpt2.forward(config, weights, ForwardBatch.single(prompt, start=0), cache)
     scores = gpt2.logits(weights, hidden)[0].astype(np.float64) / TEMPERATURE

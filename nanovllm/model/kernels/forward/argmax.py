@@ -16,7 +16,7 @@ from nanovllm.model.kernels.build.compiler import compiled
 from nanovllm.model.kernels.build.layout import WORD_BYTES
 from nanovllm.model.kernels.build.target import KernelTarget
 from nanovllm.model.kernels.simd.kernel import kernel_maker
-from nanovllm.model.kernels.simd.scalar import load_float, load_i32
+from nanovllm.model.kernels.simd.memory import load_float, load_i32
 from nanovllm.model.kernels.simd.value import I32, Value
 from nanovllm.model.kernels.simd.vector import Vectors
 from nanovllm.model.kernels.step_record import NO_TOKEN, best_bytes

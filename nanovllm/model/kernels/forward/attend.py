@@ -19,11 +19,20 @@ from typing import Any, NamedTuple
 
 from nanovllm.model.kernels.build.compiler import compiled
 from nanovllm.model.kernels.build.layout import WORD_BYTES
-from nanovllm.model.kernels.build.target import KernelTarget
-from nanovllm.model.kernels.forward.attention_parts import AttentionParts
+from nanovllm.model.kernels.build.target import PER_WORD, KernelTarget, Spec
+from nanovllm.model.kernels.forward.attention_parts import (
+    make_all_finite,
+    make_apply_scales,
+    make_convert_query,
+    make_matmul,
+    make_multiply_row,
+    make_softmax,
+)
+from nanovllm.model.kernels.forward.convert import make_round_row
 from nanovllm.model.kernels.forward.kv_cache import block_index
+from nanovllm.model.kernels.simd.formats import cache_format
 from nanovllm.model.kernels.simd.kernel import kernel
-from nanovllm.model.kernels.simd.move import load_int
+from nanovllm.model.kernels.simd.memory import load_int, make_clear, make_copy
 from nanovllm.model.kernels.simd.rows import Rows, rows_at, rows_from
 from nanovllm.model.kernels.simd.value import I32, Value
 from nanovllm.model.kernels.simd.vector import Vectors
@@ -58,7 +67,7 @@ def _count_blocks(record: Any, visible: int) -> int:
     return int((visible + record.block_size - 1) // record.block_size)
 
 
-def make_attend(target: KernelTarget, parts: AttentionParts, *, is_decode: bool) -> Any:
+def make_attend(spec: Spec, *, is_decode: bool) -> Any:
     """Return attend, the attention of an item.
 
     record     record of the step (step_record.py)
@@ -67,10 +76,13 @@ def make_attend(target: KernelTarget, parts: AttentionParts, *, is_decode: bool)
     query_ptr  row of qkv of its query, or of the first one
     out_ptr    row of attn_out of that query
     """
-    compute_scores, softmax = _make_compute_scores(parts, is_decode=is_decode), parts.softmax
-    weighted_sum = _make_weighted_sum(target, parts, is_decode=is_decode)
-    convert_query, convert_output = parts.convert_query, parts.convert_output
-    multiply_row, output_bytes = parts.multiply_row, parts.output_bytes
+    target, is_bfloat16 = spec.target, spec.weights == "bfloat16"
+    compute_scores = _make_compute_scores(spec, is_decode=is_decode)
+    softmax = make_softmax(target, as_bfloat16=spec.cache == "bfloat16")
+    weighted_sum = _make_weighted_sum(spec, is_decode=is_decode)
+    convert_query, multiply_row = make_convert_query(target, spec.cache), make_multiply_row(target)
+    convert_output = make_round_row(target) if is_bfloat16 else make_copy(target)
+    output_bytes = 2 if is_bfloat16 else WORD_BYTES
 
     @compiled
     def attend(record: Any, thread: int, item: Any, query_ptr: int, out_ptr: int) -> None:
@@ -110,7 +122,7 @@ def make_attend(target: KernelTarget, parts: AttentionParts, *, is_decode: bool)
     return attend
 
 
-def _make_scale_block(parts: AttentionParts, *, is_decode: bool) -> Any:
+def _make_scale_block(target: KernelTarget, *, is_decode: bool) -> Any:
     """Return scale_block: rows *= the scales of the keys, or of the values, of one block.
 
     record, item  as in attend
@@ -118,7 +130,7 @@ def _make_scale_block(parts: AttentionParts, *, is_decode: bool) -> Any:
     rows          columns of the block in the rows of scores or weights
     scales_ptr    scales of all keys or values
     """
-    apply_scales = parts.apply_scales
+    apply_scales = make_apply_scales(target)
 
     @compiled
     def scale_block(record: Any, item: Any, block: int, rows: Any, scales_ptr: int) -> None:
@@ -133,16 +145,16 @@ def _make_scale_block(parts: AttentionParts, *, is_decode: bool) -> Any:
     return scale_block
 
 
-def _make_compute_scores(parts: AttentionParts, *, is_decode: bool) -> Any:
+def _make_compute_scores(spec: Spec, *, is_decode: bool) -> Any:
     """Return compute_scores: scores = Q K^T, block by block.
 
     record, item  as in attend
     queries       converted queries of the rows
     scores        result, float32 [rows, blocks, block_columns]
     """
-    matmul = parts.batched_matmul if is_decode else parts.matmul
-    clear, has_scales = parts.clear, parts.has_scales
-    scale_block = _make_scale_block(parts, is_decode=is_decode)
+    target, has_scales = spec.target, spec.cache == "int8"
+    matmul = make_matmul(target, spec.cache, is_batched=is_decode)
+    clear, scale_block = make_clear(target), _make_scale_block(target, is_decode=is_decode)
 
     @compiled
     def compute_scores(record: Any, item: Any, queries: Any, scores: Any) -> None:
@@ -166,18 +178,18 @@ def _make_compute_scores(parts: AttentionParts, *, is_decode: bool) -> Any:
     return compute_scores
 
 
-def _make_weighted_sum(target: KernelTarget, parts: AttentionParts, *, is_decode: bool) -> Any:
+def _make_weighted_sum(spec: Spec, *, is_decode: bool) -> Any:
     """Return weighted_sum: sums = weights V, block by block.
 
     record, item  as in attend
     weights       the rows' weights, in place of their scores
     sums          result, float32 [rows, head_columns], followed by one row of spare memory
     """
-    matmul = parts.batched_matmul if is_decode else parts.matmul
-    clear, has_scales = parts.clear, parts.has_scales
-    per_word, weight_bytes = parts.cache_format.per_word, parts.weight_bytes
-    all_finite, sum_by_query = parts.all_finite, _make_sum_by_query(target, parts)
-    scale_block = _make_scale_block(parts, is_decode=is_decode)
+    target, has_scales = spec.target, spec.cache == "int8"
+    matmul = make_matmul(target, spec.cache, is_batched=is_decode)
+    clear, scale_block = make_clear(target), _make_scale_block(target, is_decode=is_decode)
+    per_word, weight_bytes = PER_WORD[spec.cache], _weight_bytes(spec)
+    all_finite, sum_by_query = make_all_finite(target), _make_sum_by_query(spec)
     may_spoil = not (is_decode or has_scales)
 
     @compiled
@@ -203,13 +215,19 @@ def _make_weighted_sum(target: KernelTarget, parts: AttentionParts, *, is_decode
     return weighted_sum
 
 
-def _make_sum_by_query(target: KernelTarget, parts: AttentionParts) -> Any:
+def _weight_bytes(spec: Spec) -> int:
+    """Return the bytes of an attention weight."""
+    return 2 if spec.cache == "bfloat16" else WORD_BYTES
+
+
+def _make_sum_by_query(spec: Spec) -> Any:
     """Return sum_by_query: weights V in prefill, for each query only over the values that it sees.
 
     The arguments are those of weighted_sum.
     """
-    matmul, clear, weight_bytes = parts.matmul, parts.clear, parts.weight_bytes
-    per_word, step_bytes = parts.cache_format.per_word, parts.cache_format.input_bytes
+    target, per_word, weight_bytes = spec.target, PER_WORD[spec.cache], _weight_bytes(spec)
+    matmul, clear = make_matmul(target, spec.cache, is_batched=False), make_clear(target)
+    step_bytes = cache_format(target, spec.cache).input_bytes
     keep_first = _make_keep_first(target, per_word)
 
     @compiled

@@ -16,8 +16,7 @@ from nanovllm.model.kernels.build.compiler import compiled
 from nanovllm.model.kernels.build.layout import INT_BYTES
 from nanovllm.model.kernels.build.target import Spec
 from nanovllm.model.kernels.forward.attend import Item, make_attend
-from nanovllm.model.kernels.forward.attention_parts import AttentionParts
-from nanovllm.model.kernels.simd.move import load_int
+from nanovllm.model.kernels.simd.memory import load_int
 from nanovllm.model.kernels.step_record import ITEM_FIELDS
 from nanovllm.model.kernels.threads.phase import make_phase
 
@@ -29,9 +28,8 @@ def make_paged_attention(spec: Spec) -> Any:
     a prefill item is one item for each head, and each of the last decode items is one for each
     group of heads, so that no thread waits long for another one at the end.
     """
-    parts = AttentionParts(spec.target, spec.weights, spec.cache)
-    attend_heads = make_attend(spec.target, parts, is_decode=True)
-    attend_queries = make_attend(spec.target, parts, is_decode=False)
+    attend_heads = make_attend(spec, is_decode=True)
+    attend_queries = make_attend(spec, is_decode=False)
 
     @compiled
     def count_groups(record: Any) -> tuple[int, int]:

@@ -1,6 +1,7 @@
 """The kernels that decode and prefill attention share: block matmuls, softmax and conversions."""
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 from numba import types
@@ -12,50 +13,10 @@ from nanovllm.model.kernels.forward.convert import make_round_row
 from nanovllm.model.kernels.forward.tiles import make_batched_tiles, make_tiles
 from nanovllm.model.kernels.simd.formats import Format, cache_format
 from nanovllm.model.kernels.simd.kernel import kernel, kernel_maker
-from nanovllm.model.kernels.simd.move import make_clear, make_copy
+from nanovllm.model.kernels.simd.memory import make_copy, store_i32
 from nanovllm.model.kernels.simd.rows import rows_at
-from nanovllm.model.kernels.simd.scalar import store_i32
 from nanovllm.model.kernels.simd.value import Value
 from nanovllm.model.kernels.simd.vector import Vectors
-
-
-class AttentionParts:
-    """The kernels of attention for one type of weights and one of the cache.
-
-    Attributes:
-        matmul, batched_matmul: `_make_matmul` of rows that share a panel, or have one each.
-        softmax: `make_softmax`.
-        apply_scales: `_make_apply_scales`.
-        multiply_row: `_make_multiply_row`.
-        all_finite: `_make_all_finite`.
-        convert_query: (source_ptr, out_ptr, count), a query to the type that Q K^T takes.
-        convert_output: (source_ptr, out_ptr, count), to the type that the next linear layer takes.
-        has_scales: whether keys and values are int8 with a float32 scale each.
-        weight_bytes: bytes of an attention weight.
-        output_bytes: bytes of a number of the output.
-        cache_format: format of keys and values.
-    """
-
-    def __init__(self, target: KernelTarget, weights: str, cache: str) -> None:
-        """Make the kernels."""
-        copy, round_row = make_copy(target), make_round_row(target)
-        self.cache_format = cache_format(target, cache)
-        self.matmul = _make_matmul(
-            target, lambda vectors: _make_shared_tiles(target, self.cache_format, vectors)
-        )
-        self.batched_matmul = _make_matmul(
-            target, lambda vectors: make_batched_tiles(target, self.cache_format, vectors)
-        )
-        self.softmax = make_softmax(target, as_bfloat16=cache == "bfloat16")
-        self.apply_scales = _make_apply_scales(target)
-        self.multiply_row = _make_multiply_row(target)
-        self.clear = make_clear(target)
-        self.all_finite = _make_all_finite(target)
-        self.convert_query = _make_convert_query(cache, round_row, copy)
-        self.convert_output = round_row if weights == "bfloat16" else copy
-        self.has_scales = cache == "int8"
-        self.weight_bytes = 2 if cache == "bfloat16" else WORD_BYTES
-        self.output_bytes = 2 if weights == "bfloat16" else WORD_BYTES
 
 
 def make_softmax(target: KernelTarget, *, as_bfloat16: bool) -> Any:
@@ -117,7 +78,7 @@ def make_softmax(target: KernelTarget, *, as_bfloat16: bool) -> Any:
 
 
 @kernel_maker()
-def _make_multiply_row(v: Vectors, row_ptr: Value, factor_ptr: Value, columns: Value) -> None:
+def make_multiply_row(v: Vectors, row_ptr: Value, factor_ptr: Value, columns: Value) -> None:
     """Return multiply_row(row_ptr, factor_ptr, columns): row *= one float32, in whole vectors."""
     factor = v.splat(v.load_scalar(factor_ptr))
 
@@ -127,7 +88,7 @@ def _make_multiply_row(v: Vectors, row_ptr: Value, factor_ptr: Value, columns: V
 
 
 @kernel_maker()
-def _make_apply_scales(
+def make_apply_scales(
     v: Vectors, row_ptr: Value, scales_ptr: Value, seen: Value, columns: Value
 ) -> None:
     """Return apply_scales(row_ptr, scales_ptr, seen, columns): row[:seen] *= scales[:seen].
@@ -143,7 +104,7 @@ def _make_apply_scales(
 
 
 @kernel_maker(returns=types.intp)
-def _make_all_finite(v: Vectors, values_ptr: Value, count: Value) -> Value:
+def make_all_finite(v: Vectors, values_ptr: Value, count: Value) -> Value:
     """Return all_finite(values_ptr, count) -> 1, or 0 where a float32 is infinite or a NaN."""
 
     def check(i: Value, mask: Value) -> Value:
@@ -152,10 +113,12 @@ def _make_all_finite(v: Vectors, values_ptr: Value, count: Value) -> Value:
     return v.every(v.fold(count, v.lanes, v.integers(-1), check))
 
 
-def _make_convert_query(cache: str, round_row: Any, copy: Any) -> Any:
-    """Return convert_query(source_ptr, out_ptr, count)."""
+@cache
+def make_convert_query(target: KernelTarget, cache: str) -> Any:
+    """Return convert_query(source_ptr, out_ptr, count), to the type that Q K^T takes."""
     if cache != "bfloat16":
-        return copy
+        return make_copy(target)
+    round_row = make_round_row(target)
 
     @compiled
     def convert_query(source_ptr: int, out_ptr: int, count: int) -> None:
@@ -179,20 +142,23 @@ def _make_shared_tiles(target: KernelTarget, panel_format: Format, vectors: int)
     return shared_tiles
 
 
-def _make_matmul(target: KernelTarget, make_tiles_of: Callable[[int], Any]) -> Any:
+@cache
+def make_matmul(target: KernelTarget, cache: str, *, is_batched: bool) -> Any:
     """Return matmul: out[rows, columns] += inputs[rows, steps] @ panel[steps, columns].
 
     inputs                 input rows
     rows                   number of rows
-    panels                 the panel of all rows, or one for each row
+    panels                 the panel of all rows, or one for each row where `is_batched`
     steps, columns         shape of a panel; columns are whole vectors
     out                    output rows
     prefetch_offset_bytes  as in tiles.py, where each row has its own panel
-
-    `make_tiles_of(vectors)` returns the tiles that are so many vectors wide.
     """
     lanes, width = target.lanes, target.panel_width
-    whole, two, one = (make_tiles_of(vectors) for vectors in (target.panel_vectors, 2, 1))
+    make_tiles_of = make_batched_tiles if is_batched else _make_shared_tiles
+    panel_format = cache_format(target, cache)
+    whole, two, one = (
+        make_tiles_of(target, panel_format, vectors) for vectors in (target.panel_vectors, 2, 1)
+    )
 
     @compiled
     def matmul(

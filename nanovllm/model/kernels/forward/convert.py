@@ -21,8 +21,8 @@ from nanovllm.model.kernels.build.compiler import compiled
 from nanovllm.model.kernels.build.layout import WORD_BYTES
 from nanovllm.model.kernels.build.target import KernelTarget
 from nanovllm.model.kernels.simd.elements import Elements, for_elements
-from nanovllm.model.kernels.simd.kernel import kernel, kernel_maker
-from nanovllm.model.kernels.simd.move import make_clear, make_copy
+from nanovllm.model.kernels.simd.kernel import Record, kernel, kernel_maker
+from nanovllm.model.kernels.simd.memory import make_clear, make_copy
 from nanovllm.model.kernels.simd.value import I8, I16, I32, I64, Value
 from nanovllm.model.kernels.simd.vector import Vectors
 from nanovllm.model.kernels.step_record import ROW_QUANT_OUTLIERS
@@ -94,23 +94,18 @@ def make_quantize_row(
 
 @kernel_maker()
 def _make_extract_outliers(
-    v: Vectors, source_ptr: Value, factors_ptr: Value, columns_ptr: Value, count: Value,
-    row_quant_ptr: Value,
-) -> None:  # fmt: skip
-    """Return extract_outliers, which copies source[columns] * factors to a row's quantization.
+    v: Vectors, source_ptr: Value, linear: Record, row_quant_ptr: Value
+) -> None:
+    """Return extract_outliers(source_ptr, linear, row_quant_ptr).
 
-    source_ptr     float32 row
-    factors_ptr    float32 [count]
-    columns_ptr    int32 [count]
-    count          number of outliers
-    row_quant_ptr  receives the outliers
+    It copies the outliers of a float32 row, times their factors, to the row's quantization.
     """
     outliers_ptr = row_quant_ptr + ROW_QUANT_OUTLIERS * WORD_BYTES
 
-    with v.range(count) as i:
-        column = v.load_word(v.element(columns_ptr, i)).zext(I64)
+    with v.range(linear.outliers) as i:
+        column = v.load_word(v.element(linear.outlier_columns_ptr, i)).zext(I64)
         value = v.load_scalar(v.element(source_ptr, column))
-        factor = v.load_scalar(v.element(factors_ptr, i))
+        factor = v.load_scalar(v.element(linear.outlier_factors_ptr, i))
         v.store(value * factor, v.element(outliers_ptr, i))
 
 
@@ -167,10 +162,7 @@ def make_convert_row(target: KernelTarget, weights: str) -> Any:
         if is_bfloat16:
             round_row(source_ptr, out_ptr, count)
         else:
-            extract_outliers(
-                source_ptr, linear.outlier_factors_ptr, linear.outlier_columns_ptr,
-                linear.outliers, row_quant_ptr,
-            )  # fmt: skip
+            extract_outliers(source_ptr, linear, row_quant_ptr)
             quantize_row(source_ptr, linear.input_factors_ptr, out_ptr, row_quant_ptr, count)
 
     return convert_row

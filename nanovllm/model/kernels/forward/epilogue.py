@@ -26,7 +26,7 @@ from nanovllm.model.kernels.build.compiler import compiled
 from nanovllm.model.kernels.build.layout import LINE_BYTES, WORD_BYTES
 from nanovllm.model.kernels.build.target import KernelTarget
 from nanovllm.model.kernels.simd.activation import ACTIVATIONS
-from nanovllm.model.kernels.simd.kernel import kernel
+from nanovllm.model.kernels.simd.kernel import Record, kernel
 from nanovllm.model.kernels.simd.rows import Rows
 from nanovllm.model.kernels.simd.value import Value
 from nanovllm.model.kernels.simd.vector import Vectors
@@ -40,20 +40,6 @@ from nanovllm.model.kernels.step_record import (
 
 _Finish = Callable[[Value, Value], Value]
 """_Finish(sums, out_ptr) -> the vector to store at `out_ptr`, where `sums` includes the bias."""
-
-
-class Columns(NamedTuple):
-    """What a linear layer has for the columns of a panel, from the first of them on.
-
-    `outlier_stride_bytes` is from one outlier's weights to the next outlier's.
-    """
-
-    bias_ptr: Any
-    sums_ptr: Any
-    scales_ptr: Any
-    outliers: Any
-    outlier_weight_ptr: Any
-    outlier_stride_bytes: Any
 
 
 class _Quantization(NamedTuple):
@@ -80,26 +66,44 @@ def make_epilogue(
     row_quant_ptr  scale, zero point and outliers of each row, where the weights are int8
     out            output rows from the panel's first column on; they may be the accumulators
     """
-    finish_rows = kernel(target, _make_finish_rows(target, weights, kinds))
-    width_bytes = target.panel_width * WORD_BYTES
 
-    @compiled
-    def epilogue(
-        kind: int, accumulators: Any, rows: int, linear: Any, column: int, row_quant_ptr: int,
-        out: Any,
+    def finish_rows(
+        v: Vectors, kind: Value, accumulators: Rows, rows: Value, linear: Record, column: Value,
+        row_quant_ptr: Value, out: Rows,
     ) -> None:  # fmt: skip
-        column_bytes = column * WORD_BYTES
-        columns = Columns(
-            bias_ptr=linear.bias_ptr + column_bytes,
-            sums_ptr=linear.column_sums_ptr + column_bytes,
-            scales_ptr=linear.column_scales_ptr + column_bytes,
-            outliers=linear.outliers,
-            outlier_weight_ptr=linear.outlier_weight_ptr + column_bytes,
-            outlier_stride_bytes=linear.panels * width_bytes,
-        )
-        finish_rows(kind, accumulators, rows, columns, row_quant_ptr, out)
+        def emit_loops(finish: _Finish, *, as_bfloat16: bool) -> None:
+            """Emit one kind: a loop over the panel's vectors, and within it one over the rows."""
+            with v.range(v.scalar(target.panel_width), v.lanes) as i:
+                first = column + i
+                is_int8 = weights == "int8"
+                quantization = _load_quantization(v, linear, first) if is_int8 else None
+                bias = v.load(v.element(linear.bias_ptr, first))
+                with v.range(rows) as row:
+                    accumulator_ptr = v.element(accumulators.row(row), i)
+                    if quantization is None:
+                        value = v.load(accumulator_ptr)
+                    else:
+                        quant_ptr = row_quant_ptr + row * ROW_QUANT_BYTES
+                        sums = v.load_words(accumulator_ptr)
+                        value = _dequantize(v, sums, quantization, quant_ptr)
+                    result_ptr = out.row(row) + i * (2 if as_bfloat16 else WORD_BYTES)
+                    value = finish(value + bias, result_ptr)
+                    v.store(v.round_bfloat16(value) if as_bfloat16 else value, result_ptr)
 
-    return epilogue
+        for number in kinds:
+            with v.when(kind == number):
+                if number == STORE:
+                    emit_loops(lambda value, _: value, as_bfloat16=False)
+                elif number == RESIDUAL:
+                    emit_loops(
+                        lambda value, result_ptr: v.load(result_ptr) + value, as_bfloat16=False
+                    )
+                else:
+                    emit_loops(
+                        _activation(v, ACTIVATION_NAMES[number]), as_bfloat16=weights == "bfloat16"
+                    )
+
+    return kernel(target, finish_rows)
 
 
 @cache
@@ -136,59 +140,18 @@ def make_result_bytes(weights: str) -> Any:
     return result_bytes
 
 
-def _make_finish_rows(
-    target: KernelTarget, weights: str, kinds: Sequence[int]
-) -> Callable[..., None]:
-    """Return finish_rows, which emits the epilogue of each kind and a choice between them."""
-
-    def finish_rows(
-        v: Vectors, kind: Value, accumulators: Rows, rows: Value, columns: Columns,
-        row_quant_ptr: Value, out: Rows,
-    ) -> None:  # fmt: skip
-        def emit_loops(finish: _Finish, *, as_bfloat16: bool) -> None:
-            """Emit one kind: a loop over the panel's vectors, and within it one over the rows."""
-            with v.range(v.scalar(target.panel_width), v.lanes) as i:
-                quantization = _load_quantization(v, columns, i) if weights == "int8" else None
-                bias = v.load(v.element(columns.bias_ptr, i))
-                with v.range(rows) as row:
-                    accumulator_ptr = v.element(accumulators.row(row), i)
-                    if quantization is None:
-                        value = v.load(accumulator_ptr)
-                    else:
-                        quant_ptr = row_quant_ptr + row * ROW_QUANT_BYTES
-                        sums = v.load_words(accumulator_ptr)
-                        value = _dequantize(v, sums, quantization, quant_ptr)
-                    result_ptr = out.row(row) + i * (2 if as_bfloat16 else WORD_BYTES)
-                    value = finish(value + bias, result_ptr)
-                    v.store(v.round_bfloat16(value) if as_bfloat16 else value, result_ptr)
-
-        for number in kinds:
-            with v.when(kind == number):
-                if number == STORE:
-                    emit_loops(lambda value, _: value, as_bfloat16=False)
-                elif number == RESIDUAL:
-                    emit_loops(
-                        lambda value, result_ptr: v.load(result_ptr) + value, as_bfloat16=False
-                    )
-                else:
-                    emit_loops(
-                        _activation(v, ACTIVATION_NAMES[number]), as_bfloat16=weights == "bfloat16"
-                    )
-
-    return finish_rows
-
-
 def _activation(v: Vectors, name: str) -> _Finish:
     return lambda value, _: ACTIVATIONS[name](v, value)[0]
 
 
-def _load_quantization(v: Vectors, columns: Columns, i: Value) -> _Quantization:
+def _load_quantization(v: Vectors, linear: Record, column: Value) -> _Quantization:
     """Load what int8 weights have for a vector of columns."""
+    outlier_ptr = v.element(linear.outlier_weight_ptr, column)
     return _Quantization(
-        sums=v.load_words(v.element(columns.sums_ptr, i)),
-        scales=v.load(v.element(columns.scales_ptr, i)),
-        outliers=columns.outliers,
-        outlier_weight=Rows(v.element(columns.outlier_weight_ptr, i), columns.outlier_stride_bytes),
+        sums=v.load_words(v.element(linear.column_sums_ptr, column)),
+        scales=v.load(v.element(linear.column_scales_ptr, column)),
+        outliers=linear.outliers,
+        outlier_weight=Rows(outlier_ptr, linear.panels * (v.target.panel_width * WORD_BYTES)),
     )
 
 

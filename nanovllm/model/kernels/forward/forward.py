@@ -25,7 +25,7 @@ from nanovllm.model.kernels.forward.convert import make_convert_row, make_widen_
 from nanovllm.model.kernels.forward.kv_cache import make_store
 from nanovllm.model.kernels.forward.layernorm import make_normalize_row
 from nanovllm.model.kernels.forward.matmul import LINEAR_BYTES, make_linear
-from nanovllm.model.kernels.simd.move import (
+from nanovllm.model.kernels.simd.memory import (
     linear_at,
     load_int,
     make_add,
@@ -44,7 +44,7 @@ from nanovllm.model.kernels.step_record import (
     STORE,
     UP,
 )
-from nanovllm.model.kernels.threads.phase import make_phase, make_row_phase
+from nanovllm.model.kernels.threads.phase import count_of, make_phase, make_row_phase
 
 
 @cache
@@ -120,11 +120,6 @@ def linear_indices(layer: int) -> tuple[int, int, int, int]:
     return first + QKV, first + ATTENTION_OUT, first + UP, first + DOWN
 
 
-@compiled
-def _count_tokens(record: Any, *_arguments: Any) -> int:
-    return record.tokens
-
-
 def _make_embed(spec: Spec) -> Any:
     target = spec.target
     clear, copy, add = make_clear(target), make_copy(target), make_add(target)
@@ -144,7 +139,7 @@ def _make_embed(spec: Spec) -> Any:
         position_bytes = load_int(record.positions_ptr, token) * record.hidden_stride_bytes
         add(record.position_embedding_ptr + position_bytes, hidden_ptr, record.d_model)
 
-    return make_row_phase(_count_tokens, embed)
+    return make_row_phase(count_of("tokens"), embed)
 
 
 def _make_layer_norm(spec: Spec) -> Any:
@@ -172,15 +167,11 @@ def _make_layer_norm(spec: Spec) -> Any:
             row_quant_ptr = record.row_quant_ptr + token * ROW_QUANT_BYTES
             convert_row(row_ptr, record.d_model, linear, inputs_ptr, row_quant_ptr)
 
-    return make_row_phase(_count_tokens, layer_norm)
+    return make_row_phase(count_of("tokens"), layer_norm)
 
 
 def _make_final(spec: Spec) -> Any:
     normalize_row = make_normalize_row(spec.target)
-
-    @compiled
-    def count_rows(record: Any) -> int:
-        return record.rows
 
     @compiled
     def final_norm(record: Any, _thread: int, row: int) -> None:
@@ -195,7 +186,7 @@ def _make_final(spec: Spec) -> Any:
             record.epsilon_ptr,
         )
 
-    return make_phase(count_rows, final_norm, is_last=True)
+    return make_phase(count_of("rows"), final_norm, is_last=True)
 
 
 @cache

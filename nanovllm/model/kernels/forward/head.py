@@ -19,11 +19,10 @@ from nanovllm.model.kernels.forward.matmul import (
     make_linear,
     make_panel_accumulate,
 )
-from nanovllm.model.kernels.simd.move import linear_at, step_record_at
+from nanovllm.model.kernels.simd.memory import linear_at, step_record_at, store_int
 from nanovllm.model.kernels.simd.rows import Rows, rows_at
-from nanovllm.model.kernels.simd.scalar import store_int
 from nanovllm.model.kernels.step_record import LINEARS_PER_LAYER, ROW_QUANT_BYTES, STORE, best_bytes
-from nanovllm.model.kernels.threads.phase import make_phase, make_row_phase
+from nanovllm.model.kernels.threads.phase import count_of, make_phase, make_row_phase
 
 
 @cache
@@ -78,15 +77,11 @@ def _make_clear_rows(spec: Spec) -> Any:
     row_bytes = best_bytes(spec.target.lanes)
 
     @compiled
-    def count_threads(record: Any) -> int:
-        return record.threads
-
-    @compiled
     def clear_rows(record: Any, _thread: int, item: int) -> None:
         """Clear the best tokens of all threads, those that take no part in this run among them."""
         clear_best(record.best_ptr + item * record.rows * row_bytes, record.rows)
 
-    return make_phase(count_threads, clear_rows)
+    return make_phase(count_of("threads"), clear_rows)
 
 
 def _make_argmax_panels(spec: Spec) -> Any:
@@ -137,14 +132,10 @@ def _make_choose_rows(spec: Spec) -> Any:
     row_bytes = best_bytes(spec.target.lanes)
 
     @compiled
-    def count_rows(record: Any) -> int:
-        return record.rows
-
-    @compiled
     def choose_row(record: Any, _thread: int, row: int) -> None:
         """Choose a row's best token over all threads."""
         best_ptr = record.best_ptr + row * row_bytes
         token = choose_best(best_ptr, record.threads, record.rows * row_bytes)
         store_int(record.argmax_tokens_ptr, row, token)
 
-    return make_row_phase(count_rows, choose_row, is_last=True)
+    return make_row_phase(count_of("rows"), choose_row, is_last=True)

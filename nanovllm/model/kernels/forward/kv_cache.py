@@ -16,10 +16,9 @@ from typing import Any
 
 from nanovllm.model.kernels.build.compiler import compiled
 from nanovllm.model.kernels.build.layout import WORD_BYTES
-from nanovllm.model.kernels.build.target import Spec
+from nanovllm.model.kernels.build.target import PER_WORD, Spec
 from nanovllm.model.kernels.forward.convert import make_convert_kv, make_pack_value_row
-from nanovllm.model.kernels.simd.formats import cache_format
-from nanovllm.model.kernels.simd.move import load_int, make_scatter
+from nanovllm.model.kernels.simd.memory import load_int, make_scatter
 from nanovllm.model.kernels.threads.phase import make_phase
 
 
@@ -36,7 +35,7 @@ def make_store(spec: Spec) -> Any:
     a word are written by one thread, in the order of their tokens.
     """
     convert_kv, scatter = make_convert_kv(spec.target, spec.cache), make_scatter(spec.target)
-    per_word = cache_format(spec.target, spec.cache).per_word
+    per_word = PER_WORD[spec.cache]
     pack_value_row = make_pack_value_row(spec.target, per_word)
 
     @compiled

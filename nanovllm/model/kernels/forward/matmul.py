@@ -45,7 +45,7 @@ from nanovllm.model.kernels.forward.epilogue import (
 )
 from nanovllm.model.kernels.forward.tiles import make_tiles
 from nanovllm.model.kernels.simd.formats import weight_format
-from nanovllm.model.kernels.simd.move import linear_at, make_clear
+from nanovllm.model.kernels.simd.memory import linear_at, make_clear
 from nanovllm.model.kernels.simd.rows import rows_at, rows_from
 from nanovllm.model.kernels.simd.tile import TILE_ROWS
 from nanovllm.model.kernels.step_record import (

@@ -14,8 +14,7 @@ from typing import Any
 
 from nanovllm.model.kernels.build.compiler import compiled
 from nanovllm.model.kernels.build.layout import INT_BYTES
-from nanovllm.model.kernels.simd.move import load_int, step_record_at
-from nanovllm.model.kernels.simd.scalar import store_int
+from nanovllm.model.kernels.simd.memory import load_int, step_record_at, store_int
 from nanovllm.model.kernels.step_record import ITEM_FIELDS, PREFILL_QUERIES
 
 

@@ -2,10 +2,8 @@
 
 sample    from rows of logits to tokens
 record    the arguments of a run, and the layout of scratch memory
-filters   min_p, top_k and top_p as one threshold
-select    a threshold without sorting
+filters   min_p, top_k and top_p as one threshold, without sorting
 passes    vector passes over a row of scores
 logprobs  log-probabilities and ranks
-sort      heapsort of integers
 philox    counter-based random numbers
 """

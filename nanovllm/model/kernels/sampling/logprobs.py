@@ -21,11 +21,10 @@ from nanovllm.model.kernels.sampling.passes import (
     make_weigh_groups,
 )
 from nanovllm.model.kernels.sampling.record import group_size
-from nanovllm.model.kernels.sampling.sort import sort_descending
-from nanovllm.model.kernels.simd.move import load_int
-from nanovllm.model.kernels.simd.scalar import (
+from nanovllm.model.kernels.simd.memory import (
     float_to_ordered,
     load_float,
+    load_int,
     ordered_to_float,
     store_float,
     store_int,
@@ -119,3 +118,36 @@ def _make_find_top(target: KernelTarget) -> Any:
         return above + collect(record, scratch, last, last, ties, count - above)
 
     return find_top
+
+
+@compiled
+def _sift_down(heap: int, index: int, count: int) -> None:
+    """Move element `index` of a min-heap below all smaller ones."""
+    value = load_int(heap, index)
+    while 2 * index + 1 < count:
+        child = 2 * index + 1
+        if child + 1 < count and load_int(heap, child + 1) < load_int(heap, child):
+            child += 1
+        if load_int(heap, child) >= value:
+            break
+        store_int(heap, index, load_int(heap, child))
+        index = child
+    store_int(heap, index, value)
+
+
+@compiled
+def sort_descending(values: int, count: int) -> None:
+    """Sort `count` int64 at address `values` in descending order.
+
+    It is a heapsort (Williams 1964): no scratch memory, and O(n log n) for any input.
+    """
+    start, end = count // 2, count
+    while end > 1:
+        if start > 0:  # build the heap, from the middle down
+            start -= 1
+        else:  # move its smallest element to the end
+            end -= 1
+            smallest = load_int(values, 0)
+            store_int(values, 0, load_int(values, end))
+            store_int(values, end, smallest)
+        _sift_down(values, start, end)

@@ -17,7 +17,7 @@ from numba import types
 from nanovllm.model.kernels.build.layout import WORD_BYTES
 from nanovllm.model.kernels.sampling.record import GROUP_VECTORS
 from nanovllm.model.kernels.simd.kernel import Float, kernel_maker
-from nanovllm.model.kernels.simd.scalar import ordered_bits
+from nanovllm.model.kernels.simd.memory import ordered_bits
 from nanovllm.model.kernels.simd.value import F32, F64, I32, I64, Value
 from nanovllm.model.kernels.simd.vector import Vectors
 

@@ -15,7 +15,7 @@ from nanovllm.model.sampling import ROW_SETTINGS
 GROUP_VECTORS = 16
 """Vectors in a group of a row's scores, see passes.py."""
 BINS = 1 << 9
-"""Bins of a round of select.py; a round settles nine bits of a key."""
+"""Bins of a round of filters.py; a round settles nine bits of a key."""
 BIN_SETS = 4
 """Sets of bins, used in turn: neighbours often fall into one bin, and additions to one bin wait for
 each other."""

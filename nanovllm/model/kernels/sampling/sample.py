@@ -34,10 +34,12 @@ from nanovllm.model.kernels.sampling.passes import (
 )
 from nanovllm.model.kernels.sampling.philox import uniform
 from nanovllm.model.kernels.sampling.record import SAMPLING_RECORD, group_size
-from nanovllm.model.kernels.simd.move import load_int, make_copy, record_at
-from nanovllm.model.kernels.simd.scalar import (
+from nanovllm.model.kernels.simd.memory import (
     load_double,
     load_float,
+    load_int,
+    make_copy,
+    record_at,
     store_float,
     store_int,
 )

@@ -1,9 +1,8 @@
 """Vectors, storage formats, and the loads and stores of all kernels.
 
+memory      scalars and records at an address, copies of rows, float32 as ordered integers
 activation  activation functions and their slopes
-move        records at an address, and copies of rows
 elements    loops over arrays of any length: whole vectors, then single elements
-scalar      scalars at an address, and float32 as ordered integers
 tile        the innermost loop of every matmul
 formats     float32, bfloat16 and int8 in panels, and how a tile multiplies by them
 rows        rows of an array as one argument

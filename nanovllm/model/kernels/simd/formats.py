@@ -24,7 +24,6 @@ class Format:
     """Values of one type in panels.
 
     Attributes:
-        per_word: values in a 32-bit word.
         input_bytes: bytes of a row of inputs that a step reads.
         accumulates_int32: accumulators are int32; otherwise float32.
         widen: widen(v, words) -> operands of the weights.
@@ -32,7 +31,6 @@ class Format:
         multiply_add: multiply_add(v, input, weight, accumulator) -> the new accumulator.
     """
 
-    per_word: int
     input_bytes: int
     accumulates_int32: bool
     widen: Callable[[Vectors, Value], Sequence[Value]]
@@ -93,7 +91,6 @@ def _words(_: Vectors, words: Value) -> list[Value]:
 
 
 _FLOAT32 = Format(
-    per_word=1,
     input_bytes=WORD_BYTES,
     accumulates_int32=False,
     widen=lambda v, words: [words.bitcast(F32)],
@@ -101,7 +98,6 @@ _FLOAT32 = Format(
     multiply_add=Vectors.fma,
 )
 _BFLOAT16_DOT = Format(
-    per_word=2,
     input_bytes=WORD_BYTES,
     accumulates_int32=False,
     widen=_words,
@@ -115,7 +111,6 @@ _BFLOAT16_WIDENED = replace(
     multiply_add=Vectors.fma,
 )
 _INT8_DOT = Format(
-    per_word=4,
     input_bytes=WORD_BYTES,
     accumulates_int32=True,
     widen=_words,
@@ -135,7 +130,6 @@ _INT8_BY_INT32 = replace(
     multiply_add=lambda v, a, w, total: total + a * w,
 )
 _INT8_WIDENED = Format(  # keys and values, whose inputs are float32
-    per_word=4,
     input_bytes=4 * WORD_BYTES,
     accumulates_int32=False,
     widen=lambda v, words: [byte.to_float() for byte in _sign_extend_to_int32(v, words)],

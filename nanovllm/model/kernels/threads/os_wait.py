@@ -14,6 +14,7 @@ from nanovllm.model.kernels.build.compiler import compiled
 from nanovllm.model.kernels.build.layout import CONDITION, IDLE_CONDITION, LOCK
 from nanovllm.model.kernels.threads.atomics import atomic_load
 
+_IS_WINDOWS = sys.platform == "win32"
 _FOREVER = -1
 
 
@@ -21,15 +22,38 @@ def _function(name: str, *arguments: Any) -> Any:
     return types.ExternalFunction(name, types.int32(*arguments))
 
 
-def _make_windows() -> tuple[Any, ...]:
-    acquire, release = (
-        _function("AcquireSRWLockExclusive", types.intp),
-        _function("ReleaseSRWLockExclusive", types.intp),
+_acquire, _release, _wake_all = (
+    _function(name, types.intp)
+    for name in (
+        ("AcquireSRWLockExclusive", "ReleaseSRWLockExclusive", "WakeAllConditionVariable")
+        if _IS_WINDOWS
+        else ("pthread_mutex_lock", "pthread_mutex_unlock", "pthread_cond_broadcast")
     )
+)
+
+
+@compiled
+def lock(job: int) -> None:
+    """Take the job's lock."""
+    _acquire(job + LOCK)
+
+
+@compiled
+def unlock(job: int) -> None:
+    """Give the job's lock back."""
+    _release(job + LOCK)
+
+
+@compiled
+def wake(job: int, condition: int) -> None:
+    """Wake the threads that wait for a condition."""
+    _wake_all(job + condition)
+
+
+def _make_windows() -> tuple[Any, ...]:
     sleep_on = _function(
         "SleepConditionVariableSRW", types.intp, types.intp, types.int32, types.int32
     )
-    wake_all = _function("WakeAllConditionVariable", types.intp)
     read_counter = _function("QueryPerformanceCounter", types.intp)
     tick_ns = round(time.get_clock_info("perf_counter").resolution * 1e9)  # the same counter
 
@@ -38,20 +62,8 @@ def _make_windows() -> tuple[Any, ...]:
         """Do nothing: a lock and conditions of zeros are ready for use."""
 
     @compiled
-    def lock(job: int) -> None:
-        acquire(job + LOCK)
-
-    @compiled
-    def unlock(job: int) -> None:
-        release(job + LOCK)
-
-    @compiled
     def wait(job: int, condition: int) -> None:
         sleep_on(job + condition, job + LOCK, _FOREVER, 0)
-
-    @compiled
-    def wake(job: int, condition: int) -> None:
-        wake_all(job + condition)
 
     @compiled
     def now_ns(clock: int) -> int:
@@ -59,7 +71,7 @@ def _make_windows() -> tuple[Any, ...]:
         read_counter(clock)
         return atomic_load(clock) * tick_ns
 
-    return prepare_lock, lock, unlock, wait, wake, now_ns
+    return prepare_lock, wait, now_ns
 
 
 def _make_posix() -> tuple[Any, ...]:
@@ -68,13 +80,7 @@ def _make_posix() -> tuple[Any, ...]:
     mutex_init, cond_init = (
         _function(f"pthread_{kind}_init", types.intp, types.intp) for kind in ("mutex", "cond")
     )
-    mutex_lock, mutex_unlock = (
-        _function(f"pthread_mutex_{what}", types.intp) for what in ("lock", "unlock")
-    )
-    cond_wait, cond_broadcast = (
-        _function("pthread_cond_wait", types.intp, types.intp),
-        _function("pthread_cond_broadcast", types.intp),
-    )
+    cond_wait = _function("pthread_cond_wait", types.intp, types.intp)
 
     @compiled
     def prepare_lock(job: int) -> None:
@@ -83,20 +89,8 @@ def _make_posix() -> tuple[Any, ...]:
         cond_init(job + IDLE_CONDITION, 0)
 
     @compiled
-    def lock(job: int) -> None:
-        mutex_lock(job + LOCK)
-
-    @compiled
-    def unlock(job: int) -> None:
-        mutex_unlock(job + LOCK)
-
-    @compiled
     def wait(job: int, condition: int) -> None:
         cond_wait(job + condition, job + LOCK)
-
-    @compiled
-    def wake(job: int, condition: int) -> None:
-        cond_broadcast(job + condition)
 
     @compiled
     def now_ns(clock: int) -> int:
@@ -104,9 +98,7 @@ def _make_posix() -> tuple[Any, ...]:
         read_clock(monotonic, clock)
         return atomic_load(clock) * 1_000_000_000 + atomic_load(clock + 8)
 
-    return prepare_lock, lock, unlock, wait, wake, now_ns
+    return prepare_lock, wait, now_ns
 
 
-prepare_lock, lock, unlock, wait, wake, now_ns = (
-    _make_windows() if sys.platform == "win32" else _make_posix()
-)
+prepare_lock, wait, now_ns = _make_windows() if _IS_WINDOWS else _make_posix()

@@ -21,6 +21,16 @@ ABORTED = 0
 _ITEMS_PER_THREAD = 4  # cheap to hand out, and short enough that no thread waits long for another
 
 
+def count_of(field: str) -> Any:
+    """Return the compiled function (record, *arguments) -> the integer in a field."""
+
+    @compiled
+    def count(record: Any, *_arguments: Any) -> int:
+        return record[field]
+
+    return count
+
+
 def make_phase(count_items: Any, compute: Any, *, is_last: bool = False) -> Any:
     """Return an operation whose items the threads share.
 

@@ -16,11 +16,11 @@ import weakref
 from collections.abc import Sequence
 from typing import Any
 
-from nanovllm.model.cores import usable_cpus
 from nanovllm.model.kernels.build.codegen import Library
 from nanovllm.model.kernels.build.layout import JOB, PHASE_BYTES, THREAD_BYTES, THREADS
 from nanovllm.model.kernels.build.packing import aligned_zeros
 from nanovllm.model.kernels.threads.contention import ThreadCount
+from nanovllm.model.machine import usable_cpus
 
 _SPIN_S = 50e-6
 """Time that a thread polls at a barrier before it sleeps. It is longer than most items take, so

@@ -18,7 +18,7 @@ from nanovllm.model.kernels.build.layout import WORD_BYTES
 from nanovllm.model.kernels.build.target import KernelTarget
 from nanovllm.model.kernels.simd.elements import sum_elements
 from nanovllm.model.kernels.simd.kernel import Record, kernel
-from nanovllm.model.kernels.simd.move import make_clear, make_copy
+from nanovllm.model.kernels.simd.memory import make_clear, make_copy
 from nanovllm.model.kernels.simd.rows import Rows, columns_from, rows_at, rows_from
 from nanovllm.model.kernels.simd.tile import HEAD, TAIL
 from nanovllm.model.kernels.simd.value import Value

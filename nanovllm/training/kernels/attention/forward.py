@@ -20,8 +20,8 @@ from nanovllm.model.kernels.build.layout import WORD_BYTES
 from nanovllm.model.kernels.build.target import KernelTarget
 from nanovllm.model.kernels.simd.elements import map_elements
 from nanovllm.model.kernels.simd.kernel import Record, kernel
+from nanovllm.model.kernels.simd.memory import load_float, store_float
 from nanovllm.model.kernels.simd.rows import columns_from, rows_at, rows_from
-from nanovllm.model.kernels.simd.scalar import load_float, store_float
 from nanovllm.model.kernels.simd.tile import TAIL
 from nanovllm.model.kernels.simd.value import Value
 from nanovllm.model.kernels.simd.vector import Vectors

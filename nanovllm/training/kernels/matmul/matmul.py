@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from nanovllm.model.kernels.build.compiler import compiled, outlined
 from nanovllm.model.kernels.build.layout import WORD_BYTES
 from nanovllm.model.kernels.build.target import KernelTarget
-from nanovllm.model.kernels.simd.move import make_clear, make_copy
+from nanovllm.model.kernels.simd.memory import make_clear, make_copy
 from nanovllm.model.kernels.simd.rows import rows_at
 from nanovllm.model.kernels.simd.tile import TILE_ROWS, TileInput
 from nanovllm.training.kernels.matmul.epilogue import make_epilogue

@@ -10,20 +10,23 @@ its copy.
 from functools import cache
 from typing import Any, NamedTuple
 
-import numpy as np
 from llvmlite import ir
 
 from nanovllm.model.kernels.build.compiler import compiled, outlined
 from nanovllm.model.kernels.build.layout import WORD_BYTES
 from nanovllm.model.kernels.build.target import KernelTarget
 from nanovllm.model.kernels.simd.kernel import kernel
-from nanovllm.model.kernels.simd.move import make_clear, make_copy, make_scatter
-from nanovllm.model.kernels.simd.scalar import load_float, store_float
+from nanovllm.model.kernels.simd.memory import (
+    load_float,
+    make_clear,
+    make_copy,
+    make_scatter,
+    store_float,
+)
 from nanovllm.model.kernels.simd.tile import TILE_ROWS
 from nanovllm.model.kernels.simd.value import F32, Value
 from nanovllm.model.kernels.simd.vector import Vectors
 from nanovllm.training.kernels.phases import Work
-from nanovllm.training.kernels.transpose import transpose_block
 
 SLIVER_STEP_BYTES = TILE_ROWS * WORD_BYTES
 
@@ -105,7 +108,7 @@ def _make_pack_panel(target: KernelTarget, width: int) -> Any:
             for offset_bytes in range(0, width_bytes, v.lanes * WORD_BYTES):
                 v.store(v.load(from_ptr, offset_bytes), to_ptr, offset_bytes)
 
-    copy_rows, transpose = kernel(target, copy_whole), kernel(target, transpose_block)
+    copy_rows, transpose = kernel(target, copy_whole), kernel(target, _transpose_block)
     clear, copy, scatter = make_clear(target), make_copy(target), make_scatter(target)
 
     @outlined
@@ -175,81 +178,27 @@ def make_pack_slivers(target: KernelTarget) -> Any:
     return pack_slivers
 
 
-def make_sum_and_pack(target: KernelTarget) -> Any:
-    """Return sum_and_pack, which sums the columns of some rows and packs these into all panels.
-
-    source_ptr     rows [rows, columns]
-    factors_ptr    if not 0, their factors [rows, columns]; the products replace the rows
-    rows, columns  numbers of rows and of columns
-    panels_ptr     place of the first row in the first panel
-    panel_bytes    bytes from one panel to the next
-    sums_ptr       result [columns], padded to whole panels
-    """
-    width = target.panel_width
-    width_bytes = width * WORD_BYTES
-    sum_panel = kernel(target, _sum_panel)
-
-    @compiled
-    def sum_and_pack(
-        source_ptr: int, factors_ptr: int, rows: int, columns: int, panels_ptr: int,
-        panel_bytes: int, sums_ptr: int,
-    ) -> None:  # fmt: skip
-        row_bytes = columns * WORD_BYTES
-        whole = columns // width
-        for panel in range(whole):
-            offset_bytes = panel * width_bytes
-            sum_panel(
-                source_ptr + offset_bytes, factors_ptr + offset_bytes if factors_ptr != 0 else 0,
-                row_bytes, rows, panels_ptr + panel * panel_bytes, sums_ptr + offset_bytes,
-            )  # fmt: skip
-        if whole * width == columns:
-            return
-        for lane in range(width):
-            column = whole * width + lane
-            total = np.float32(0.0)
-            for row in range(rows):
-                value = np.float32(0.0)
-                if column < columns:
-                    value = load_float(source_ptr + row * row_bytes, column)
-                    if factors_ptr != 0:
-                        value *= load_float(factors_ptr + row * row_bytes, column)
-                        store_float(source_ptr + row * row_bytes, column, value)
-                store_float(panels_ptr + whole * panel_bytes, row * width + lane, value)
-                total += value
-            store_float(sums_ptr, column, total)
-
-    return sum_and_pack
-
-
-def _sum_panel(
-    v: Vectors, source_ptr: Value, factors_ptr: Value, row_bytes: Value, rows: Value,
-    out_ptr: Value, sums_ptr: Value,
+def _transpose_block(
+    v: Vectors, in_ptr: Value, in_stride_bytes: Value, columns: Value, out_ptr: Value,
+    out_stride_bytes: Value,
 ) -> None:  # fmt: skip
-    """Emit the copy of some rows of one whole panel, and the sums of its columns."""
-    width_bytes = v.target.panel_width * WORD_BYTES
-    offsets = range(0, width_bytes, v.lanes * WORD_BYTES)
+    """Emit out[columns, lanes] = in[lanes, columns]^T, a square of vectors at a time."""
+    with v.range(columns, v.lanes) as column:
+        rows = [v.load(v.element(in_ptr + in_stride_bytes * row, column)) for row in range(v.lanes)]
+        square_ptr = out_ptr + column * out_stride_bytes
+        for row, vector in enumerate(_transpose(v, rows)):
+            v.store(vector, square_ptr + out_stride_bytes * row)
 
-    def sum_rows(*, multiplies: bool) -> None:
-        def one_row(row: Value, sums: list[Value]) -> list[Value]:
-            from_ptr = source_ptr + row * row_bytes
-            to_ptr = out_ptr + row * width_bytes
-            values = [v.load(from_ptr, offset) for offset in offsets]
-            if multiplies:
-                row_factors_ptr = factors_ptr + row * row_bytes
-                factors = [v.load(row_factors_ptr, offset) for offset in offsets]
-                values = [a * b for a, b in zip(values, factors, strict=True)]
-                for value, offset in zip(values, offsets, strict=True):
-                    v.store(value, from_ptr, offset)
-            for value, offset in zip(values, offsets, strict=True):
-                v.store(value, to_ptr, offset)
-            return [total + value for total, value in zip(sums, values, strict=True)]
 
-        sums = v.loop(rows, 1, [v.constant(0.0)] * len(offsets), one_row)
-        for total, offset in zip(sums, offsets, strict=True):
-            v.store(total, sums_ptr, offset)
-
-    with v.when_else(factors_ptr != 0) as (has_factors, has_none):
-        with has_factors:
-            sum_rows(multiplies=True)
-        with has_none:
-            sum_rows(multiplies=False)
+def _transpose(v: Vectors, rows: list[Value]) -> list[Value]:
+    """Transpose a square: each of log2(lanes) shuffles interleaves the two halves of the rows."""
+    half = v.lanes // 2
+    masks = [
+        [start + lane // 2 + (lane % 2) * v.lanes for lane in range(v.lanes)] for start in (0, half)
+    ]
+    stages = v.lanes.bit_length() - 1
+    for _ in range(stages):
+        rows = [
+            v.shuffle(rows[pair], rows[pair + half], mask) for pair in range(half) for mask in masks
+        ]
+    return rows

@@ -10,10 +10,10 @@ from hypothesis.extra.numpy import arrays
 
 from nanovllm.model.kernels.build.compiler import compiled
 from nanovllm.model.kernels.sampling import philox
+from nanovllm.model.kernels.sampling.filters import select
+from nanovllm.model.kernels.sampling.logprobs import sort_descending
 from nanovllm.model.kernels.sampling.record import BINS_BYTES
-from nanovllm.model.kernels.sampling.select import select
-from nanovllm.model.kernels.sampling.sort import sort_descending
-from nanovllm.model.kernels.simd.scalar import float_to_ordered, ordered_to_float
+from nanovllm.model.kernels.simd.memory import float_to_ordered, ordered_to_float
 from nanovllm.model.kernels.step_record import NO_TOKEN, best_bytes
 from nanovllm.model.philox import uniform
 from tests.support.kernel_entries import argmax_kernel

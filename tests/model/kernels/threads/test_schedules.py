@@ -17,8 +17,7 @@ import pytest
 from nanovllm.model.kernels.build.codegen import Library, host_cpu
 from nanovllm.model.kernels.build.compiler import ARGUMENTS, compiled, emit_object
 from nanovllm.model.kernels.build.layout import PHASE_BYTES
-from nanovllm.model.kernels.simd.move import load_int
-from nanovllm.model.kernels.simd.scalar import store_int
+from nanovllm.model.kernels.simd.memory import load_int, store_int
 from nanovllm.model.kernels.threads import atomics, barrier, os_wait, worker
 from nanovllm.model.kernels.threads.pool import ThreadPool
 
