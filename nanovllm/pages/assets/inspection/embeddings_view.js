@@ -109,7 +109,7 @@ export function embeddingsExplorer(data) {
   /** @param {Token} point */
   function tokenButton(point) {
     return h("button", {
-      class: "pill v-result",
+      class: "pill v-result ellipsis",
       text: tokenLabel(point),
       title: `token id ${point.id}`,
       onclick: () => select(point),
