@@ -10,35 +10,14 @@ from hypothesis import given, reject
 from hypothesis import strategies as st
 
 from nanovllm.model.numpy_sampler import draw_token, sample
-from nanovllm.model.philox import uniform
-from tests.support.sampling import Row, make_sampling
+from tests.support.sampling import Row, draw_of, make_sampling, rows_of
 
 VOCAB = 12
 INF = math.inf
 LOGITS = st.lists(
     st.integers(-24, 24).map(lambda quarter: quarter / 4), min_size=VOCAB, max_size=VOCAB
 )  # coarse, so that many are equal
-TOKEN = st.integers(0, VOCAB - 1)
-TOKENS = st.lists(TOKEN, max_size=6)
-ROWS = st.builds(
-    Row,
-    temperature=st.sampled_from([0.0, 1e-5, 0.1, 0.7, 1.0, 1.5, 100.0]),
-    top_k=st.sampled_from([0, 0, 1, 2, 5, VOCAB - 1, VOCAB, VOCAB + 1, 10**6]),
-    top_p=st.sampled_from([1.0, 1.0, 1e-6, 0.3, 0.5, 0.9, 0.99]),
-    min_p=st.sampled_from([0.0, 0.0, 0.01, 0.3, 1.0]),
-    repetition=st.sampled_from([1.0, 1.0, 0.5, 1.3, 10.0]),
-    presence=st.sampled_from([0.0, 0.0, -2.0, 0.6, 2.0]),
-    frequency=st.sampled_from([0.0, 0.0, -2.0, 0.4, 2.0]),
-    prompt=TOKENS,
-    output=TOKENS,
-    bias=st.dictionaries(
-        TOKEN, st.sampled_from([-INF, -100.0, -1.5, 0.0, 2.25, 100.0]), max_size=4
-    ),
-    allowed=st.none() | st.none() | st.lists(TOKEN, min_size=1, unique=True),
-    seed=st.integers(0, 2**64 - 1),
-    choice=st.integers(0, 127),
-    position=st.integers(0, 1023),
-)
+ROWS = rows_of(VOCAB, max_tokens=6, max_bias=4)
 
 
 class RoundingDecidesError(Exception):
@@ -117,11 +96,7 @@ def slow_token(logits: Sequence[float], row: Row) -> int | None:
         return None
     if row.temperature == 0:
         return scores.index(max(scores))
-    seeds, choices, positions = (
-        np.array([row.seed], dtype=np.uint64),
-        *np.array([[row.choice], [row.position]], dtype=np.int64),
-    )
-    draw = float(uniform(seeds, choices, positions)[0])
+    draw = draw_of(row)
     reached = 0.0
     for token, probability in enumerate(filtered(scores, row)):
         reached += probability

@@ -10,15 +10,9 @@ from typing import Any
 import numpy as np
 
 from nanovllm.model.kernels.build.codegen import Library, host_cpu
-from nanovllm.model.kernels.build.compiler import compiled
-from nanovllm.model.kernels.build.entry_compiler import compile_entries
+from nanovllm.model.kernels.build.compiler import compile_entries, compiled
 from nanovllm.model.kernels.build.object_cache import ObjectCache, user_cache_folder
 from nanovllm.model.kernels.build.target import CHECKS_ADDRESSES, KernelTarget, Spec
-from nanovllm.model.kernels.forward.argmax import (
-    make_choose_best,
-    make_clear_best,
-    make_update_best,
-)
 from nanovllm.model.kernels.forward.attention import make_paged_attention
 from nanovllm.model.kernels.forward.attention_parts import make_softmax
 from nanovllm.model.kernels.forward.convert import (
@@ -29,6 +23,11 @@ from nanovllm.model.kernels.forward.convert import (
     make_widen_row,
 )
 from nanovllm.model.kernels.forward.epilogue import make_epilogue
+from nanovllm.model.kernels.forward.head import (
+    make_choose_best,
+    make_clear_best,
+    make_update_best,
+)
 from nanovllm.model.kernels.forward.kv_cache import make_store
 from nanovllm.model.kernels.forward.layernorm import make_normalize_row
 from nanovllm.model.kernels.forward.matmul import make_linear

@@ -1,11 +1,14 @@
 """SamplingSettings made by hand, one plain description a row."""
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from hypothesis import strategies as st
 
+from nanovllm.model.philox import uniform
 from nanovllm.model.sampling import ROW_SETTINGS, SamplingSettings, TokenLists
 from nanovllm.runner.logit_rows import LogitRows, PromptRows
 from nanovllm.sampling_params import SamplingParams
@@ -42,6 +45,45 @@ class Row:
     def has_penalties(self) -> bool:
         """Whether sampling depends on the previous tokens."""
         return (self.repetition, self.presence, self.frequency) != (1.0, 0.0, 0.0)
+
+
+def rows_of(
+    vocab: int, *, max_tokens: int, max_bias: int, **more: Sequence[float | None]
+) -> st.SearchStrategy[Row]:
+    """Return rows of every setting; `more` has further values of some settings."""
+    token = st.integers(0, vocab - 1)
+    tokens = st.lists(token, max_size=max_tokens)
+    values: dict[str, list[float | None]] = {
+        "temperature": [0.0, 1e-5, 0.1, 0.7, 1.0, 1.5, 100.0],
+        "top_k": [0, 0, 1, 2, 5, vocab - 1, vocab, vocab + 1, 10**6],
+        "top_p": [1.0, 1.0, 1e-6, 0.3, 0.5, 0.9, 0.99],
+        "min_p": [0.0, 0.0, 0.01, 0.3, 1.0],
+        "repetition": [1.0, 1.0, 0.5, 1.3, 10.0],
+        "presence": [0.0, 0.0, -2.0, 0.6, 2.0],
+        "frequency": [0.0, 0.0, -2.0, 0.4, 2.0],
+        "logprobs": [None],
+    }
+    chosen = {
+        name: st.sampled_from([*first, *more.get(name, ())]) for name, first in values.items()
+    }
+    biases = st.sampled_from([-math.inf, -100.0, -1.5, 0.0, 2.25, 100.0])
+    return st.builds(
+        Row,
+        prompt=tokens,
+        output=tokens,
+        bias=st.dictionaries(token, biases, max_size=max_bias),
+        allowed=st.none() | st.none() | st.lists(token, min_size=1, unique=True),
+        seed=st.integers(0, 2**64 - 1),
+        choice=st.integers(0, 127),
+        position=st.integers(0, 1023),
+        **chosen,
+    )
+
+
+def draw_of(row: Row) -> float:
+    """Return the random number of a row."""
+    integers = ((row.seed, np.uint64), (row.choice, np.int64), (row.position, np.int64))
+    return float(uniform(*(np.array([number], dtype=kind) for number, kind in integers))[0])
 
 
 def make_sampling(rows: Sequence[Row]) -> SamplingSettings:

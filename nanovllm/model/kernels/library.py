@@ -136,7 +136,7 @@ def _warn_about_cache(store: ObjectCache) -> None:
 
 def _compile(spec: Spec, cpu: LLVMCpu, entry_points: EntryPoints) -> bytes:
     # Numba is imported only to compile.
-    from nanovllm.model.kernels.build.entry_compiler import compile_entries  # noqa: PLC0415
+    from nanovllm.model.kernels.build.compiler import compile_entries  # noqa: PLC0415
 
     module = import_module(f"{entry_points.package}.entries")
     return compile_entries(module.make_entries(spec), cpu)

@@ -49,7 +49,7 @@ STEP_RECORD = record_dtype(
 
 `scratch`, `scores`, `queries` and `row` are working memory; `*_bytes` is each thread's part of it.
 `inputs` are the input rows of a linear layer in the type of its weights, and `row_quant` is the
-quantization of these rows where they are int8 (convert.py). `best` is the memory of argmax.py.
+quantization of these rows where they are int8 (convert.py). `best` is memory of head.py.
 """
 LINEAR_RECORD = record_dtype(
     """
@@ -123,5 +123,5 @@ NO_TOKEN = -1
 
 
 def best_bytes(lanes: int) -> int:
-    """Return the bytes of argmax.py for a row and a thread: a vector of scores, one of tokens."""
+    """Return the bytes of the argmax for a row and a thread: a vector of scores, one of tokens."""
     return 2 * lanes * WORD_BYTES

@@ -3,7 +3,6 @@
 target          the instruction set and data types that kernels are compiled for
 codegen         the host CPU as LLVM names it, and loading of object files
 compiler        decorators for compiled functions, and one object file for all entries
-entry_compiler  all entries of a library, with a progress bar
 object_cache    a folder that keeps object files between processes
 bounds          NANOVLLM_CHECK=1: checks every address that a kernel reads or writes
 layout          the memory that the threads of a run share

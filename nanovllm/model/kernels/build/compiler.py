@@ -9,15 +9,19 @@ a Numba target of their own, whose code generation stops at LLVM IR.
 
 from collections.abc import Callable, Mapping
 from functools import cached_property
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numba
 import numba.extending
 from llvmlite import binding, ir
-from numba.core import codegen, registry, types
+from numba.core import codegen, event, registry, types
 
 from nanovllm.model.kernels.build.codegen import LLVMCpu, create_target_machine
 from nanovllm.model.kernels.build.target import CHECKS_ADDRESSES
+from nanovllm.progress import progress_bar
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -165,3 +169,35 @@ def _exported(name: str, function: Any) -> ir.Module:
     status, _ = convention.call_function(builder, native, returns, ARGUMENTS, exported.args)
     builder.ret(status.code)
     return module
+
+
+def compile_entries(entries: Mapping[str, Any], cpu: LLVMCpu) -> bytes:
+    """Compile functions, by name, to an object file; show a progress bar."""
+    line = progress_bar(
+        total=len(entries),
+        bar_format="Compiling kernels for this CPU (once): "
+        "{desc}{n}/{total} done{postfix} [{elapsed}]",
+    )
+    with line, event.install_listener("numba:compile", _Tell(line)):
+        for name, function in entries.items():
+            line.set_description(name)
+            function.compile(ARGUMENTS)
+            line.update()
+        line.set_description("machine code")
+        return emit_object(entries, cpu)
+
+
+class _Tell(event.Listener):
+    """Shows the function that Numba compiles, and how many it has compiled."""
+
+    def __init__(self, line: "tqdm[Any]") -> None:
+        self._line = line
+        self._done = 0
+
+    def on_start(self, event: Any) -> None:
+        self._line.set_postfix_str(
+            f"{self._done} functions, now {event.data['dispatcher'].py_func.__name__}"
+        )
+
+    def on_end(self, event: Any) -> None:
+        self._done += 1

@@ -1,7 +1,7 @@
 """The forward pass as compiled code: the mirror of nanovllm/model/gpt2.py.
 
 forward          embedding, transformer blocks and final layer normalization
-head             the output head: logits, or the argmax of each row
+head             the output head: logits, or the argmax of each row without storing logits
 prepare          checks a batch and divides its attention into items
 matmul           linear layers: packed matmuls with an epilogue
 tiles            tiles of rows that share a panel, or have one each
@@ -11,6 +11,5 @@ attend           one query in several heads, or several queries in one head
 attention_parts  softmax and the matmuls of attention
 kv_cache         layout of the cache; stores keys and values
 layernorm        layer normalization of a row
-argmax           argmax fused into the matmul of the output head
 convert          converts rows to the types of linear layers and of the cache
 """

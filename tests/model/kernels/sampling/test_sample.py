@@ -14,47 +14,22 @@ from nanovllm.model.kernels.sampler import CompiledRowSampler
 from nanovllm.model.kernels.threads.pool import ThreadPool
 from nanovllm.model.logprobs import token_logprobs
 from nanovllm.model.numpy_sampler import apply_filters, sample
-from nanovllm.model.philox import uniform
 from nanovllm.model.sampling import TokenLists, TokenLogprobs
-from tests.support.sampling import Row, make_sampling
+from tests.support.sampling import Row, draw_of, make_sampling, rows_of
 from tests.support.targets import WHOLE_TARGETS, load_whole
 
 GREEDY = Row(temperature=0.0)
 VOCAB = 1000  # several groups of columns, the last one not full, at every width
 INF = math.inf
 TOKEN = st.integers(0, VOCAB - 1)
-TOKENS = st.lists(TOKEN, max_size=40)
-ROWS = st.builds(
-    Row,
-    temperature=st.sampled_from([0.0, 1e-5, 0.1, 0.7, 1.0, 1.5, 100.0]),
-    top_k=st.sampled_from([0, 0, 1, 2, 5, 50, 70, 400, VOCAB - 1, VOCAB, VOCAB + 1, 10**6]),
-    top_p=st.sampled_from(
-        [
-            1.0,
-            1.0,
-            1e-30,
-            1e-6,
-            0.3,
-            0.5,
-            0.9,
-            0.99,
-            float(np.nextafter(np.float32(1), np.float32(0))),
-        ]
-    ),
-    min_p=st.sampled_from([0.0, 0.0, 1e-30, 0.01, 0.3, 1.0]),
-    repetition=st.sampled_from([1.0, 1.0, 0.5, 1.3, 10.0]),
-    presence=st.sampled_from([0.0, 0.0, -2.0, 0.6, 2.0]),
-    frequency=st.sampled_from([0.0, 0.0, -2.0, 0.4, 2.0]),
-    prompt=TOKENS,
-    output=TOKENS,
-    bias=st.dictionaries(
-        TOKEN, st.sampled_from([-INF, -100.0, -1.5, 0.0, 2.25, 100.0]), max_size=10
-    ),
-    allowed=st.none() | st.none() | st.lists(TOKEN, min_size=1, unique=True),
-    seed=st.integers(0, 2**64 - 1),
-    choice=st.integers(0, 127),
-    position=st.integers(0, 1023),
-    logprobs=st.sampled_from([None, None, 0, 1, 5, 20, VOCAB, VOCAB + 7]),
+ROWS = rows_of(
+    VOCAB,
+    max_tokens=40,
+    max_bias=10,
+    top_k=[50, 70, 400],
+    top_p=[1e-30, float(np.nextafter(np.float32(1), np.float32(0)))],
+    min_p=[1e-30],
+    logprobs=[None, 0, 1, 5, 20, VOCAB, VOCAB + 7],
 )
 
 
@@ -117,14 +92,6 @@ def probabilities(changed: np.ndarray, row: Row) -> np.ndarray:
     weights = np.exp(scores.astype(np.float64) - scores.max())
     shares: np.ndarray = weights / weights.sum()
     return shares
-
-
-def draw_of(row: Row) -> float:
-    seeds, choices, positions = (
-        np.array([row.seed], dtype=np.uint64),
-        *np.array([[row.choice], [row.position]], dtype=np.int64),
-    )
-    return float(uniform(seeds, choices, positions)[0])
 
 
 def assert_same_token(actual: int, expected: int, changed: np.ndarray, row: Row) -> None:
