@@ -104,7 +104,7 @@ wheel: $(TEST)  ## build the source archive and the wheel into dist/
 build: wheel
 
 clean:  ## remove .venv, caches and build results
-	rm -rf $(VENV) .clients dist build site
+	rm -rf $(VENV) .clients dist build site tools/javascript/node_modules
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

@@ -14,7 +14,7 @@ import argparse
 import json
 import statistics
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -139,27 +139,19 @@ def entries(parsed: argparse.Namespace) -> dict[str, tuple[Entry, str]]:
         return Entry(name, module, json.dumps({"seed": parsed.seed, **options}), python)
 
     listed = [
-        (
-            entry(
-                OURS if backend == "numba" else f"{OURS} {backend}",
-                "train_ours",
-                sys.executable,
-                backend=backend,
-            ),
-            "float32",
-        )
-        for backend in parsed.backend
+        entry(name, "train_ours", sys.executable, backend=backend)
+        for name, backend in ((OURS, "numba"), (f"{OURS} numpy", "numpy"))
+        if backend in parsed.backend
     ]
     if parsed.torch_python is not None:
-        python = parsed.torch_python
-        listed.append((entry(TORCH, "train_torch", python), "float32"))
-        if parsed.compile:
-            compiled = entry(f"{TORCH} compile", "train_torch", python, compile=True)
-            listed.append((compiled, "float32"))
-        if parsed.bfloat16:
-            bfloat16 = entry(f"{TORCH} bfloat16", "train_torch", python, bfloat16=True)
-            listed.append((bfloat16, "bfloat16"))
-    return {one.name: (one, dtype) for one, dtype in listed}
+        variants = [{}, {"compile": True}, {"bfloat16": True}]
+        listed += [
+            entry(" ".join([TORCH, *options]), "train_torch", parsed.torch_python, **options)
+            for options in variants
+            if all(getattr(parsed, name) for name in options)
+        ]
+    dtypes = {f"{TORCH} bfloat16": "bfloat16"}
+    return {one.name: (one, dtypes.get(one.name, "float32")) for one in listed}
 
 
 def run_setting(name: str, parsed: argparse.Namespace) -> SettingResults:
@@ -181,7 +173,9 @@ def run_setting(name: str, parsed: argparse.Namespace) -> SettingResults:
     finally:
         for contender in contenders:
             contender.close()
-    results.peaks = _mean_peaks(results.peaks, _peaks(parsed.threads))
+    for dtype, peak in _peaks(parsed.threads).items():
+        before = results.peaks[dtype]
+        results.peaks[dtype] = None if before is None or peak is None else (before + peak) / 2
     return results
 
 
@@ -208,15 +202,6 @@ def _round(
 
 def _peaks(threads: int) -> dict[str, float | None]:
     return {dtype: measure_peak(dtype, threads) for dtype in ("float32", "bfloat16")}
-
-
-def _mean_peaks(
-    before: Mapping[str, float | None], after: Mapping[str, float | None]
-) -> dict[str, float | None]:
-    return {
-        dtype: None if first is None or (second := after[dtype]) is None else (first + second) / 2
-        for dtype, first in before.items()
-    }
 
 
 if __name__ == "__main__":

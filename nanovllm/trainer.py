@@ -54,7 +54,7 @@ class Trainer:
 
     Raises:
         TrainingError: a setting or the data cannot be used, or `output` holds a run already.
-        CheckpointError: `init_from` is no GPT-2 checkpoint.
+        CheckpointError: `init_from` is not a GPT-2 checkpoint.
         ModelNotFoundError: there is no model of that name.
 
     Attributes:

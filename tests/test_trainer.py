@@ -72,7 +72,13 @@ def test_a_run_learns_and_its_folder_is_a_checkpoint(text: Path, tmp_path: Path)
     assert metrics[0]["val_loss"] > 2.0
     assert metrics[-1]["val_loss"] < 0.7
     assert metrics[-1]["tokens"] == 120 * 4 * 16
-    assert len(lines(folder / "samples.jsonl")) == 4
+    samples = lines(folder / "samples.jsonl")
+    assert len(samples) == 4
+    for sample in samples:
+        assert len(sample["prompt"]) == 8  # characters are tokens here
+        assert sample["prompt"] in TEXT
+        assert sample["text"].startswith(sample["prompt"])
+        assert len(sample["text"]) == 8 + 6
     summary = json.loads((folder / "run.json").read_text())
     assert (summary["state"], summary["cpu"]) == ("finished", cpu_name())
     assert '"state":"finished"' in (folder / "report.html").read_text(encoding="utf-8")
@@ -102,20 +108,17 @@ def test_a_resumed_run_ends_with_the_same_bits(
 
 
 def test_every_update_of_a_short_run_is_recorded(text: Path, tmp_path: Path) -> None:
-    train(text, tmp_path / "run")
+    """And a callback gets each record."""
+    records: list[Update] = []
+    Trainer(config(text, tmp_path / "run")).train(on_step=records.append)
     metrics, steps = (lines(tmp_path / "run" / f"{name}.jsonl") for name in ("metrics", "steps"))
+    assert [asdict(record) for record in records] == steps
     assert [line["step"] for line in steps] == list(range(12))
     assert [line["lr"] for line in steps[::4]] == [line["lr"] for line in metrics[:3]]
     assert metrics[1]["train_loss"] == pytest.approx(
         sum(line["train_loss"] for line in steps[:4]) / 4
     )
     assert all(line["grad_norm"] > 0 for line in steps)
-
-
-def test_a_callback_gets_the_record_of_every_update(text: Path, tmp_path: Path) -> None:
-    records: list[Update] = []
-    Trainer(config(text, tmp_path / "run")).train(on_step=records.append)
-    assert [asdict(record) for record in records] == lines(tmp_path / "run" / "steps.jsonl")
 
 
 def test_an_error_of_a_callback_leaves_a_run_that_can_be_resumed(
@@ -190,15 +193,6 @@ def test_a_folder_in_use_leaves_the_threads_of_numpy(text: Path, tmp_path: Path)
             trainer.train()
         pools = ThreadpoolController().select(user_api="blas").info()
         assert max(pool["num_threads"] for pool in pools) == 2
-
-
-def test_a_sample_begins_with_its_prompt(text: Path, tmp_path: Path) -> None:
-    train(text, tmp_path / "run", stop_after=4)
-    for sample in lines(tmp_path / "run" / "samples.jsonl"):
-        assert len(sample["prompt"]) == 8  # characters are tokens here
-        assert sample["prompt"] in TEXT
-        assert sample["text"].startswith(sample["prompt"])
-        assert len(sample["text"]) == 8 + 6
 
 
 def test_lines_after_the_last_saved_state_are_dropped(text: Path, tmp_path: Path) -> None:

@@ -93,17 +93,13 @@ def running(name: str, model: str, options: Sequence[str]) -> Iterator[Deploymen
         with one_server(model, 2 if name == SERVER else 1, options) as deployment:
             yield deployment
         return
+    names = [option.removeprefix("--") for option in options[::2]]
     settings = {
         "model": model, "replicas": 2, "num_threads": 1, "max_ongoing_requests": 128,
-        "max_queued_requests": 1024, "options": dict(_pairs(options)),
+        "max_queued_requests": 1024, "options": dict(zip(names, options[1::2], strict=True)),
     }  # fmt: skip
     with ray_cluster(2) as port:
         yield deploy(port, {"models": [settings]})
-
-
-def _pairs(options: Sequence[str]) -> Iterator[tuple[str, str]]:
-    for name, value in zip(options[::2], options[1::2], strict=True):
-        yield name.removeprefix("--"), value
 
 
 def bench(deployment: Deployment, clients: int, parsed: argparse.Namespace) -> dict[str, float]:

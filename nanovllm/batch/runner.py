@@ -55,7 +55,6 @@ class BatchRunner:
     def __init__(
         self, engine: Engine, model_names: Sequence[str], chat_template: ChatTemplate | None = None
     ) -> None:
-        """Answer requests for the engine's model under any of these names."""
         self._engine = engine
         self._model_names = model_names
         self._chat_template = chat_template

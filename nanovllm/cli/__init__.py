@@ -12,6 +12,7 @@ environment         environment variables
 table               tables on standard output
 interrupts          signals while code runs that handles them badly
 serve               `nanovllm serve`
+serve_options       its options, also of a replica under Ray Serve
 serving             its application, its sockets and its life
 graceful_server     uvicorn's server, with draining and reloading at signals
 listening           connection limits and sockets of the server

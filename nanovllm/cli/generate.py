@@ -20,7 +20,7 @@ from nanovllm.cli.options import (
     sampling_settings,
 )
 from nanovllm.cli.parser import set_up
-from nanovllm.cli.serve import ServeOptions
+from nanovllm.cli.serve_options import ServeOptions
 from nanovllm.config import BUNDLED_MODELS
 from nanovllm.errors import InvalidRequestError
 from nanovllm.sampling_params import SamplingParams

@@ -13,7 +13,7 @@ import uvicorn
 
 from nanovllm.cli.listening import limit_accept_errors, listening_options
 from nanovllm.cli.reload import reload_credentials
-from nanovllm.cli.serve import ServeOptions
+from nanovllm.cli.serve_options import ServeOptions
 from nanovllm.cli.service_manager import Terminal, notify
 from nanovllm.engine.async_engine import AsyncEngine, EngineState
 from nanovllm.server.service import ServerControl

@@ -11,7 +11,7 @@ import uvicorn
 from uvicorn.config import create_ssl_context
 
 from nanovllm.cli.security_options import check_certificate, read_api_keys
-from nanovllm.cli.serve import ServeOptions
+from nanovllm.cli.serve_options import ServeOptions
 from nanovllm.server.service import ServerControl
 
 

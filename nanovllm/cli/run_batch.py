@@ -26,7 +26,7 @@ from nanovllm.cli.options import (
     served_names,
 )
 from nanovllm.cli.parser import set_up
-from nanovllm.cli.serve import ServeOptions
+from nanovllm.cli.serve_options import ServeOptions
 from nanovllm.stop_signal import StopSignal
 
 if TYPE_CHECKING:

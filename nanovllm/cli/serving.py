@@ -28,7 +28,7 @@ from nanovllm.cli.security_options import (
     read_hosts,
     read_origins,
 )
-from nanovllm.cli.serve import ServeOptions
+from nanovllm.cli.serve_options import ServeOptions
 from nanovllm.cli.service_manager import notify
 from nanovllm.config import format_bytes, parse_bytes
 from nanovllm.engine.async_engine import AsyncEngine, EngineState

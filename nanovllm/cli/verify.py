@@ -5,16 +5,25 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from nanovllm.cli.argument_types import positive, positive_number, print_message
+from annotated_types import Interval
+
+from nanovllm.cli.argument_types import print_message
 from nanovllm.cli.environment import ENGINE_VARIABLES
 from nanovllm.cli.interrupts import ended_by_interrupts
-from nanovllm.cli.options import add_engine_options, add_model, engine_config
+from nanovllm.cli.options import (
+    add_engine_options,
+    add_model,
+    add_options,
+    engine_config,
+    options_of,
+)
 from nanovllm.cli.parser import set_up
 from nanovllm.cli.table import print_table
+from nanovllm.config import Positive
 from nanovllm.errors import EngineFaultError, NanovllmError
 
 if TYPE_CHECKING:
@@ -37,36 +46,33 @@ compared, because torch or transformers is missing, or the model cannot be loade
 """
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifyOptions:
+    """The options of the comparison.
+
+    Attributes:
+        prompts: text file with one prompt a line; None for built-in prompts.
+        max_tokens: greedy tokens to compare for each prompt.
+        tolerance: maximum difference of log-probabilities; None for float32 1e-4; bfloat16 and int8
+            mean KL of 5e-4 and 5e-3 nats.
+    """
+
+    prompts: Path | None = None
+    max_tokens: Positive = 32
+    tolerance: Annotated[float, Interval(gt=0)] | None = None
+
+
 def define(parser: argparse.ArgumentParser) -> None:
     """Define the options."""
     set_up(parser, run, "[MODEL] [options]", _DESCRIPTION, ENGINE_VARIABLES)
     add_model(parser)
-    group = parser.add_argument_group("comparison")
-    group.add_argument(
-        "--prompts",
-        type=Path,
-        metavar="FILE",
-        help="text file with one prompt a line (default: built-in prompts)",
-    )
-    group.add_argument(
-        "--max-tokens",
-        type=positive,
-        default=32,
-        metavar="TOKENS",
-        help="greedy tokens to compare for each prompt",
-    )
-    group.add_argument(
-        "--tolerance",
-        type=positive_number,
-        metavar="T",
-        help="maximum difference of log-probabilities (default: float32 1e-4; bfloat16 and int8 "
-        "mean KL of 5e-4 and 5e-3 nats)",
-    )
+    add_options(parser.add_argument_group("comparison"), VerifyOptions)
     add_engine_options(parser)
 
 
 def run(parsed: argparse.Namespace) -> int:
     """Compare and report; return an exit code."""
+    options = options_of(parsed, VerifyOptions)
     try:
         with ended_by_interrupts():
             from nanovllm.cli.verify_comparison import Bound, compare, read_prompts
@@ -78,10 +84,10 @@ def run(parsed: argparse.Namespace) -> int:
         folder = resolve_model(parsed.model)
         reference = Reference(folder, libraries)
         llm = LLM(folder, **asdict(config))
-        prompts = read_prompts(llm, parsed.prompts, parsed.max_tokens)
-        bound = Bound.of(llm.engine.config, parsed.tolerance)
+        prompts = read_prompts(llm, options.prompts, options.max_tokens)
+        bound = Bound.of(llm.engine.config, options.tolerance)
         comparisons = compare(
-            llm, reference, prompts, max_tokens=parsed.max_tokens, close=bound.close
+            llm, reference, prompts, max_tokens=options.max_tokens, close=bound.close
         )
     except ImportError as error:
         print_message(
@@ -115,9 +121,7 @@ def _report(
             "\nTokenization was not compared, since transformers cannot load the tokenizer: "
             f"{reference.tokenizer_problem}"
         )
-    different = [
-        one.prompt for one in comparisons if not one.agrees(bound.tolerance, bound.divergence)
-    ]
+    different = [one.prompt for one in comparisons if not one.agrees(bound)]
     verdict = (
         f"DIFFERENT in {len(different)} of {len(comparisons)} prompts: {', '.join(different)}"
         if different
@@ -131,10 +135,7 @@ def _report(
         "max_logprob_difference": _worst([one.logprob_difference for one in comparisons]),
         "max_target_difference": _worst([one.target_difference for one in comparisons]),
         "tokenizer_problem": reference.tokenizer_problem, "versions": reference.versions,
-        "prompts": [
-            {**asdict(one), "agrees": one.agrees(bound.tolerance, bound.divergence)}
-            for one in comparisons
-        ],
+        "prompts": [{**asdict(one), "agrees": one.agrees(bound)} for one in comparisons],
     }  # fmt: skip
     print(json.dumps(record, allow_nan=False), flush=True)
     return DIFFERS if different else AGREES

@@ -124,13 +124,14 @@ class Comparison:
     gap_where_different: float | None
     divergence: float | None = None
 
-    def agrees(self, tolerance: float, divergence: float | None = None) -> bool:
-        """Return whether all differences are within the tolerances of Bound."""
-        limits = [(self.target_difference, tolerance)]
-        if divergence is None:
-            limits.append((self.logprob_difference, tolerance))
-        else:
-            limits.append((self.divergence, divergence))
+    def agrees(self, bound: Bound) -> bool:
+        """Return whether all differences are within a bound."""
+        everywhere = (
+            (self.logprob_difference, bound.tolerance)
+            if bound.divergence is None
+            else (self.divergence, bound.divergence)
+        )
+        limits = ((self.target_difference, bound.tolerance), everywhere)
         within = [value is not None and value <= limit for value, limit in limits]
         return all(within) and self.is_greedy_right and self.is_tokenized_alike is not False
 

@@ -15,7 +15,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from nanovllm.cli.serve import ServeOptions, options_from
+from nanovllm.cli.serve import options_from
+from nanovllm.cli.serve_options import ServeOptions
 from nanovllm.deploy.prefix_policy import MAX_EXTRA_REQUESTS
 
 Option = str | int | float | bool

@@ -6,8 +6,10 @@ stop string.
 
 import codecs
 from collections.abc import Sequence
+from functools import lru_cache
 
 from nanovllm.engine.tokenizer import Tokenizer
+from nanovllm.sampling_params import MAX_STOP_STRINGS
 
 _REPLACEMENT = "\ufffd"
 
@@ -83,23 +85,13 @@ class StopStrings:
     not depend on the length of the stop strings or of the held text.
     """
 
-    def __init__(
-        self,
-        stops: Sequence[str],
-        *,
-        include_in_output: bool = False,
-        failures: Sequence[Sequence[int]] | None = None,
-    ) -> None:
-        """Match any of `stops`, none of them empty; `failures` are their failure functions."""
+    def __init__(self, stops: Sequence[str], *, include_in_output: bool = False) -> None:
+        """Match any of `stops`, none of them empty."""
         self._stops = tuple(stops)
-        self._failures = tuple(map(_failure, self._stops)) if failures is None else failures
+        self._failures = tuple(map(_failure, self._stops))
         self._matched = [0] * len(self._stops)  # length of the prefix that ends the text
         self._include = include_in_output
         self._held = ""
-
-    def copy(self) -> "StopStrings":
-        """Return a matcher of the same stop strings for another text."""
-        return StopStrings(self._stops, include_in_output=self._include, failures=self._failures)
 
     def push(self, text: str, *, may_stop: bool = True) -> tuple[str, str | None]:
         """Return the text that can be released, and the stop string if one is complete.
@@ -146,7 +138,8 @@ class StopStrings:
         return held
 
 
-def _failure(stop: str) -> list[int]:
+@lru_cache(8 * MAX_STOP_STRINGS)  # all choices of a request have the same ones
+def _failure(stop: str) -> Sequence[int]:
     """Return the length of the longest border of each prefix of `stop`.
 
     A border is a proper prefix that is also a suffix.

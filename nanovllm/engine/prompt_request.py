@@ -9,7 +9,6 @@ here, on the thread that waits for the output.
 from collections.abc import Sequence
 
 from nanovllm.engine.admission import RequestSize
-from nanovllm.engine.detokenizer import IncrementalDecoder, StopStrings
 from nanovllm.engine.logprobs import LogprobList, logprobs_bytes
 from nanovllm.engine.pooling import Pooler
 from nanovllm.engine.scheduling.request import FinishReason, Request
@@ -69,17 +68,7 @@ class PromptRequest:
         )
         self._num_cached_tokens = 0
         self.metrics: RequestMetrics | None = None
-        stops = StopStrings(
-            params.stop_strings, include_in_output=params.include_stop_str_in_output
-        )
-        self._sequences = [
-            SequenceOutput(
-                params,
-                IncrementalDecoder(tokenizer, skip_special_tokens=params.skip_special_tokens),
-                stops.copy(),
-            )
-            for _ in requests
-        ]
+        self._sequences = [SequenceOutput.begin(params, tokenizer) for _ in requests]
 
     @property
     def client(self) -> str:

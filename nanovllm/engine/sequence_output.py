@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from nanovllm.engine.detokenizer import IncrementalDecoder, StopStrings
 from nanovllm.engine.scheduling.request import FinishReason
 from nanovllm.engine.scheduling.step_plan import SequenceUpdate
+from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.model.sampling import TokenLogprobs
 from nanovllm.sampling_params import SamplingParams
 
@@ -31,6 +32,15 @@ class SequenceOutput:
     tokens_sent: int = 0
     has_begun: bool = False
     finish_sent: bool = False
+
+    @classmethod
+    def begin(cls, params: SamplingParams, tokenizer: Tokenizer) -> "SequenceOutput":
+        """Return the output of a sequence without tokens."""
+        return cls(
+            params,
+            IncrementalDecoder(tokenizer, skip_special_tokens=params.skip_special_tokens),
+            StopStrings(params.stop_strings, include_in_output=params.include_stop_str_in_output),
+        )
 
     @property
     def has_delta(self) -> bool:

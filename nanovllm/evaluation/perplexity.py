@@ -24,7 +24,9 @@ import sys
 import time
 import warnings
 from collections.abc import Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import TypeAlias
 
@@ -168,22 +170,18 @@ def evaluate(
         raise ValueError(f"max_tokens is {max_tokens} but must be at least 1")
     folder = resolve_model(model)
     context, stride = check_windows(folder, context, stride)
-    engine = Engine.load(folder, config)
-    try:
+    with closing(Engine.load(folder, config)) as engine:
         bos_token = _bos_token(engine.model) if add_bos_token else None
         encoded = _encode_all(engine.tokenizer, texts, bos_token, max_tokens)
         targets = np.concatenate([token_ids[1:] for token_ids, _ in encoded])
-        windows = (
-            window for token_ids, _ in encoded for window in cut_windows(token_ids, context, stride)
-        )
-        precision = engine.config.quantization or engine.config.dtype
+        windows = chain.from_iterable(cut_windows(one, context, stride) for one, _ in encoded)
+        precision = quantization or dtype
         network = engine.runner.backend
         started_s = time.perf_counter()
         with progress_bar(
             total=len(targets), desc=precision, unit="token", unit_scale=True, is_wanted=use_tqdm
         ) as bar:
             scores = score_windows(network, windows, bar.update)
-        duration_s = time.perf_counter() - started_s
         return EvaluationResult(
             precision=precision,
             backend=backend,
@@ -195,12 +193,10 @@ def evaluate(
             tokens=len(targets),
             bytes=sum(num_bytes for _, num_bytes in encoded),
             accuracy=float((scores.argmax_tokens == targets).mean()),
-            duration_s=duration_s,
+            duration_s=time.perf_counter() - started_s,
             losses=scores.losses,
             argmax_tokens=scores.argmax_tokens,
         )
-    finally:
-        engine.close()
 
 
 def check_windows(folder: Path, context: int | None, stride: int | None) -> tuple[int, int]:

@@ -123,7 +123,6 @@ class ServerMetrics:
     """One server's metrics, in a registry of its own."""
 
     def __init__(self, model_name: str) -> None:
-        """Make all series, with the label model_name."""
         self._model_name = model_name
         self._registry = CollectorRegistry()
         self._histograms = {
@@ -284,7 +283,6 @@ class RequestCounter:
     """Counts HTTP requests by method, status and route, also those that middleware refuses."""
 
     def __init__(self, routes: Iterable[BaseRoute], metrics: ServerMetrics) -> None:
-        """Count the requests to an application that has these routes."""
         self._metrics = metrics
         known = [route for route in routes if isinstance(route, Route)]
         self._fixed_paths = {route.path for route in known if "{" not in route.path}

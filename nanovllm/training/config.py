@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Annotated, Any, TypeAlias, cast
 
 from annotated_types import Interval
@@ -47,28 +46,22 @@ class NetworkSettings:
 
 
 _NETWORK = tuple(field.name for field in fields(NetworkSettings))
-PRESETS: Mapping[str, NetworkSettings] = MappingProxyType(
-    {
-        name: NetworkSettings(layers, heads, width, context=1024, tokenizer="gpt2")
-        for name, layers, heads, width in (
-            ("gpt2", 12, 12, 768),
-            ("gpt2-medium", 24, 16, 1024),
-            ("gpt2-large", 36, 20, 1280),
-            ("gpt2-xl", 48, 25, 1600),
-        )
-    }
-)
+PRESETS: Mapping[str, NetworkSettings] = {
+    name: NetworkSettings(layers, heads, width, context=1024, tokenizer="gpt2")
+    for name, layers, heads, width in (
+        ("gpt2", 12, 12, 768),
+        ("gpt2-medium", 24, 16, 1024),
+        ("gpt2-large", 36, 20, 1280),
+        ("gpt2-xl", 48, 25, 1600),
+    )
+}
 """Settings of the published models (Radford et al. 2019, table 2)."""
-
-
-_CHOICES: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {
-        "preset": tuple(PRESETS),
-        "positions": POSITIONS,
-        "backend": BACKENDS,
-        "activation": tuple(ACTIVATIONS),
-    }
-)
+_CHOICES: Mapping[str, Sequence[str]] = {
+    "preset": tuple(PRESETS),
+    "positions": POSITIONS,
+    "backend": BACKENDS,
+    "activation": tuple(ACTIVATIONS),
+}
 
 
 class TrainingConfigError(TrainingError):
@@ -303,23 +296,17 @@ class TrainingConfig:
     def from_dict(
         cls, settings: Mapping[str, Any], source: str = "the settings"
     ) -> "TrainingConfig":
-        """Return a config; raise TrainingError for a name that is none of a setting."""
+        """Return a config; raise TrainingError for names of no setting."""
         names = sorted(field.name for field in fields(cls))
-        unknown = [name for name in settings if name not in names]
-        if any(isinstance(settings[name], Mapping) for name in unknown):
-            raise TrainingError(
-                f"{source}: {', '.join(map(repr, unknown[:5]))} is a table; write the settings "
-                "without tables"
-            )
-        if unknown:
-            near = [suggest(name, names) for name in unknown[:5]]
-            parts = [
-                repr(name) + (f" (did you mean {found}?)" if found else "")
-                for name, found in zip(unknown, near, strict=False)
-            ]
-            verb = "is no setting" if len(parts) == 1 else "are no settings"
-            listed = "" if all(near) else f"; the settings are {', '.join(names)}"
-            raise TrainingError(f"{source}: {', '.join(parts)} {verb}{listed}")
+        problems = []
+        for name in settings.keys() - set(names):
+            near = suggest(name, names)
+            advice = f"did you mean {near}?" if near else f"the settings are {', '.join(names)}"
+            if isinstance(settings[name], Mapping):
+                advice = "write the settings without tables"
+            problems.append(f"there is no setting {name!r}; {advice}")
+        if problems:
+            raise TrainingError(f"{source}: " + "\n  ".join(sorted(problems)))
         return cls(**settings)
 
 
@@ -331,7 +318,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     """
     try:
         if path.exists() and not path.is_file():  # a pipe or a device may have no end
-            raise OSError("it is no regular file")
+            raise OSError("it is not a regular file")
         with path.open("rb") as file:
             raw = tomllib.load(file)
     except (OSError, ValueError, RecursionError) as error:

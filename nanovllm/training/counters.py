@@ -33,7 +33,7 @@ class Counters:
         counts = (self.step, self.best_step or 0, self.evaluations_since_best, self.updates)
         sums = (self.best_val_loss or 0.0, self.elapsed_s, self.loss, self.grad_norm, self.seconds)
         if not all(type(one) is int and one >= 0 for one in counts):
-            raise ValueError("a count is no natural number")
+            raise ValueError("a count is not a natural number")
         if not all(math.isfinite(one) for one in sums):
             raise ValueError("a sum is not finite")
 

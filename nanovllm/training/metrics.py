@@ -130,7 +130,7 @@ def read_step(row: Mapping[str, Any]) -> int | None:
 
 
 def read_number(value: object) -> float | None:
-    """Return a JSON value as a number of at most `_MAX_NUMBER`; None if it is none."""
+    """Return a JSON value as a number of at most `_MAX_NUMBER`, or None."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:

@@ -17,7 +17,7 @@ from nanovllm.cli.security_options import (
     read_hosts,
     read_origins,
 )
-from nanovllm.cli.serve import ServeOptions
+from nanovllm.cli.serve_options import ServeOptions
 from nanovllm.cli.serving import server_settings
 from nanovllm.server.service import ServerSettings
 from tests.support.certificates import make_certificate, needs_openssl

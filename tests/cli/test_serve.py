@@ -21,7 +21,7 @@ from openai import OpenAI
 
 from nanovllm.cli.main import build_parser, main
 from nanovllm.cli.options import engine_config
-from nanovllm.cli.serve import ServeOptions
+from nanovllm.cli.serve_options import ServeOptions
 from nanovllm.cli.serving import load_server, server_settings, shell_key, startup_message
 from nanovllm.config import EngineConfig
 from nanovllm.engine.chat.template import ChatTemplate

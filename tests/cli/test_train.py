@@ -171,9 +171,9 @@ def test_a_stopped_run_is_resumed_to_the_same_bits(
         ({"data": os.devnull}, "is a pipe or a device"),
         ({"tokenizer": "text.txt", "data": "pipe.npy"}, "cannot be read"),
         ({"data": "text.txt", "validation-data": "text.txt"}, "is validation data; give other"),
-        ({"config": os.devnull}, "cannot be read: it is no regular file"),
+        ({"config": os.devnull}, "cannot be read: it is not a regular file"),
         ({"resume": "run", "output": None}, "to resume from"),
-        ({"config": "wrong.toml"}, "'layer' (did you mean layers?) is no setting"),
+        ({"config": "wrong.toml"}, "there is no setting 'layer'; did you mean layers?"),
         ({"config": "broken.toml"}, "broken.toml cannot be read"),
     ],
 )

@@ -26,6 +26,7 @@ from tests.support.batches import make_batch
 from tests.support.checkpoints import write_tiny_model
 
 CONTEXT = 128
+EXACT = Bound.of(EngineConfig(), None)
 
 
 class FakeReference(Reference):
@@ -271,19 +272,19 @@ def test_the_conditions_of_agreement() -> None:
         logprob_difference=1e-4, target_difference=1e-4, greedy_tokens=8, greedy_equal=8,
         first_close_step=None, gap_where_different=None,
     )  # fmt: skip
-    assert good.agrees(1e-4)
-    assert replace(good, is_tokenized_alike=None).agrees(1e-4), "there was nothing to compare with"
-    assert replace(good, greedy_equal=5, first_close_step=5).agrees(1e-4)
-    assert replace(good, greedy_equal=6, first_close_step=5).agrees(1e-4)
-    assert not replace(good, greedy_equal=4, first_close_step=5).agrees(1e-4)
-    assert not replace(good, greedy_equal=7).agrees(1e-4)
+    assert good.agrees(EXACT)
+    assert replace(good, is_tokenized_alike=None).agrees(EXACT), "there was nothing to compare with"
+    assert replace(good, greedy_equal=5, first_close_step=5).agrees(EXACT)
+    assert replace(good, greedy_equal=6, first_close_step=5).agrees(EXACT)
+    assert not replace(good, greedy_equal=4, first_close_step=5).agrees(EXACT)
+    assert not replace(good, greedy_equal=7).agrees(EXACT)
     for change in (
         {"is_tokenized_alike": False},
         {"logprob_difference": 1.1e-4},
         {"target_difference": 1.1e-4},
         {"logprob_difference": None},
     ):
-        assert not replace(good, **change).agrees(1e-4)
+        assert not replace(good, **change).agrees(EXACT)
 
 
 def test_rounded_weights_are_judged_by_the_divergence() -> None:
@@ -292,17 +293,17 @@ def test_rounded_weights_are_judged_by_the_divergence() -> None:
     assert int8.divergence is not None
     assert bfloat16.divergence is not None
     assert bfloat16.divergence < int8.divergence
-    assert Bound.of(EngineConfig(), None) == Bound(1e-4, None, 2e-4)
+    assert Bound(1e-4, None, 2e-4) == EXACT
     assert Bound.of(EngineConfig(quantization="int8"), 0.1) == Bound(0.1, None, 0.2)
     comparison = Comparison(
         prompt="a", tokens=3, tokens_of_prompt=3, is_tokenized_alike=True,
         logprob_difference=0.4, target_difference=0.2, greedy_tokens=8, greedy_equal=8,
         first_close_step=None, gap_where_different=None, divergence=3e-4,
     )  # fmt: skip
-    assert comparison.agrees(int8.tolerance, int8.divergence)
-    assert not comparison.agrees(1e-4)
+    assert comparison.agrees(int8)
+    assert not comparison.agrees(EXACT)
     for change in ({"divergence": 6e-3}, {"divergence": None}, {"target_difference": 2.0}):
-        assert not replace(comparison, **change).agrees(int8.tolerance, int8.divergence)
+        assert not replace(comparison, **change).agrees(int8)
 
 
 def test_the_divergence_of_another_model_is_found(

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from nanovllm.cli.main import build_parser
-from nanovllm.cli.serve import ServeOptions
+from nanovllm.cli.serve_options import ServeOptions
 from nanovllm.deploy.settings import AppSettings, read_settings
 
 

@@ -38,6 +38,20 @@ def test_modules_run_before_those_that_import_them(tmp_path: Path) -> None:
         )
 
 
+def test_imports_are_relative_to_the_folder_of_their_module(tmp_path: Path) -> None:
+    for folder in ("parts", "views"):
+        (tmp_path / folder).mkdir()
+    write(tmp_path / "parts", low="export const low = 1;\n")
+    write(
+        tmp_path / "views", low='import { low } from "../parts/low.js";\nexport const high = low;\n'
+    )
+    write(tmp_path, main='import { high } from "./views/low.js";\nconsole.log(high);\n')
+    script = bundle(tmp_path, "main.js")
+    assert script.index("const parts_low_js") < script.index("const views_low_js")
+    assert "const { low } = parts_low_js;" in script
+    assert "const { high } = views_low_js;" in script
+
+
 @pytest.mark.parametrize(
     ("source", "message"),
     [

@@ -3,6 +3,7 @@
 In reading order:
 
 command      the parsers of its kinds
+options      their options
 offline      latency and throughput of an engine in this process
 serve        load generator for a running server
 lengths      lengths of prompts and outputs that fit the context

@@ -16,8 +16,8 @@ import numpy as np
 from tqdm import tqdm
 
 from nanovllm.cli.argument_types import read_lines
-from nanovllm.cli.bench.command import LatencyOptions, ThroughputOptions
 from nanovllm.cli.bench.lengths import check_fits, fit_lengths
+from nanovllm.cli.bench.options import LatencyOptions, ThroughputOptions
 from nanovllm.cli.bench.report import publish, rate, shown
 from nanovllm.cli.bench.roofline import Costs, Limits, Phases, fractions, shown_fractions
 from nanovllm.cli.options import engine_config, options_of

@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from nanovllm.cli.bench.command import LoadOptions
 from nanovllm.cli.bench.http_client import Server, events, get_json, reason_of
 from nanovllm.cli.bench.lengths import fit_lengths
+from nanovllm.cli.bench.options import LoadOptions
 from nanovllm.cli.bench.report import publish, shown
 from nanovllm.cli.options import options_of
 from nanovllm.cli.security_options import keys_in_environment

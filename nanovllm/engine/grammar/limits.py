@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from nanovllm.errors import EngineNotReadyError, InvalidRequestError, setting
+from nanovllm.errors import EngineNotReadyError, InvalidRequestError, printable, setting
 
 PARAM = "structured_outputs"
 
@@ -74,17 +74,16 @@ def stopped_error() -> EngineNotReadyError:
 def unknown_tokenizer(message: str) -> InvalidRequestError:
     """Return the error of a tokenizer that the grammar library does not support."""
     return InvalidRequestError(
-        f"{setting(PARAM)} cannot be used with this tokenizer: {_shorten(message)}",
+        f"{setting(PARAM)} cannot be used with this tokenizer: {_one_line(message)}",
         param=PARAM,
     )
 
 
 def not_usable(reason: str) -> InvalidRequestError:
     """Return the error of a grammar that cannot be used."""
-    return InvalidRequestError(f"{setting(PARAM)} cannot be used: {_shorten(reason)}", param=PARAM)
+    return InvalidRequestError(f"{setting(PARAM)} cannot be used: {_one_line(reason)}", param=PARAM)
 
 
-def _shorten(text: str, limit: int = 300) -> str:
-    """Return a message of the library on one line, cut at `limit` characters."""
-    line = " ".join(text.split())
-    return line if len(line) <= limit else line[: limit - 3] + "..."
+def _one_line(text: str) -> str:
+    """Return a message of the library on one line, cut at 300 characters."""
+    return printable(" ".join(text.split()), 300)

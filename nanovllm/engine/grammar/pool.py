@@ -364,8 +364,8 @@ class GrammarPool:
             self._fail_waiting(EngineFaultError("the process that compiles grammars has ended"))
         elif grammar is not None and was_compiling:
             self._blame_grammar(grammar, limit)
-        elif grammar is not None and sequence is not None:
-            self._blame_sequence(sequence, grammar, limit)
+        elif sequence is not None:
+            self._blame_sequence(sequence, limit)
 
     def _blame_grammar(self, grammar: PooledGrammar, limit: str | None) -> None:
         """Fail a grammar that has reached a limit, or has ended two workers."""
@@ -376,12 +376,11 @@ class GrammarPool:
             message = f"{grammar.num_ends} processes that compiled the grammar have ended"
             self._fail(grammar, EngineFaultError(message))
 
-    def _blame_sequence(
-        self, sequence: MaskSequence, grammar: PooledGrammar, limit: str | None
-    ) -> None:
+    def _blame_sequence(self, sequence: MaskSequence, limit: str | None) -> None:
         """Fail a sequence that has ended a worker; the second one fails the grammar."""
         sequence.blame(limit, self.limits)
-        if isinstance(sequence.error, InvalidRequestError):
+        grammar = sequence.pooled
+        if grammar is not None and isinstance(sequence.error, InvalidRequestError):
             grammar.num_ends += 1
             if grammar.num_ends >= MAX_ENDS:
                 self._fail(grammar, sequence.error)

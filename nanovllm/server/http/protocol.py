@@ -49,7 +49,6 @@ class RareWarning:
     """A warning that is logged at most once a minute."""
 
     def __init__(self, message: str) -> None:
-        """Log on the first call."""
         self._message = message
         self._next_s = -math.inf
 

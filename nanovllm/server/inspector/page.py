@@ -1,9 +1,9 @@
 """Serve the inspector's page at `/` and its assets under /inspector/DIGEST/.
 
 The digest is of all assets together. Modules import each other by relative addresses, so they all
-come from the same digest, and a browser may keep them for ever. An address ends with the path of
-its file in nanovllm/pages/assets. The page contains neither keys nor user text and is public also
-where calls need an API key, which it asks for.
+come from the same digest, and a browser may keep them for ever. The address of a script ends with
+the path of its file in nanovllm/pages/assets; the style sheets are joined to one. The page contains
+neither keys nor user text and is public also where calls need an API key, which it asks for.
 """
 
 import hashlib
@@ -23,6 +23,12 @@ from nanovllm.server.http.docs_page import (
     add_static_route,
 )
 
+_STYLES = (
+    *("elements/style", "elements/components", "elements/overlays", "charts/charts"),
+    *("inspector/frame", "inspection/views", "inspection/attention", "inspection/head_row"),
+    *("inspection/lens", "inspection/embeddings", "engine/engine", "engine/request_list"),
+    *("playground/playground", "playground/token_text", "playground/chat"),
+)
 _POLICY = "; require-trusted-types-for 'script'; trusted-types 'none'"
 _OWN_HEADERS = {
     # Trusted types make the browser refuse innerHTML and the like: text is only ever text.
@@ -64,9 +70,8 @@ def _asset_folder() -> str:
 
 @cache
 def _assets() -> Mapping[str, bytes]:
-    """Return the scripts and style sheets by path, those of self-contained files included."""
-    return {
-        path.relative_to(ASSETS).as_posix(): path.read_bytes()
-        for path in sorted(ASSETS.rglob("*.*"))
-        if path.suffix in MEDIA_TYPES
-    }
+    """Return the scripts by path, those of self-contained files included, and the style sheet."""
+    paths = sorted(ASSETS.rglob("*.js"))
+    scripts = {path.relative_to(ASSETS).as_posix(): path.read_bytes() for path in paths}
+    style = b"\n".join((ASSETS / f"{name}.css").read_bytes() for name in _STYLES)
+    return {**scripts, "style.css": style}

@@ -134,7 +134,6 @@ class ChoiceFormatter:
     """Renders one choice, whole or piece by piece."""
 
     def __init__(self, renderer: CompletionRenderer, output: RequestOutput) -> None:
-        """Render a choice of `output`'s prompt."""
         self._request = request = renderer.request
         self._token_texts = renderer.token_texts
         self._prompt = _prompt_text(output, renderer.context.tokenizer) if request.echo else ""

@@ -16,6 +16,9 @@ StopReason = Annotated[
     int | str | None,
     Field(description="the stop string or token id; null for the end of text"),
 ]
+TokenStrings = Annotated[
+    list[str], Field(description="the tokens as the vocabulary spells them, if requested")
+]
 
 
 class Model(TypedDict):
@@ -46,22 +49,14 @@ class Tokenized(TypedDict):
     count: Count
     max_model_len: Annotated[int, Field(ge=1, description="tokens of the context")]
     tokens: list[TokenId]
-    token_strs: Annotated[
-        list[str] | None,
-        Field(description="the tokens as the vocabulary spells them, if requested"),
-    ]
+    token_strs: TokenStrings | None
 
 
 class Detokenized(TypedDict):
     """The text of token ids."""
 
     prompt: str
-    token_strs: NotRequired[
-        Annotated[
-            list[str],
-            Field(description="the tokens as the vocabulary spells them, if requested"),
-        ]
-    ]
+    token_strs: NotRequired[TokenStrings]
 
 
 class TokenizerInfo(TypedDict):
@@ -284,12 +279,6 @@ class OutputMessage(TypedDict):
     content: list[OutputText]
 
 
-class InputTokensDetails(TypedDict):
-    """Details of the input tokens."""
-
-    cached_tokens: Annotated[int, Field(ge=0, description="found in the prefix cache")]
-
-
 class OutputTokensDetails(TypedDict):
     """Details of the output tokens."""
 
@@ -300,7 +289,7 @@ class ResponseUsage(TypedDict):
     """Number of tokens."""
 
     input_tokens: Count
-    input_tokens_details: InputTokensDetails
+    input_tokens_details: PromptTokensDetails
     output_tokens: Count
     output_tokens_details: OutputTokensDetails
     total_tokens: Count

@@ -129,7 +129,15 @@ def add_tokenization_routes(app: FastAPI, service: Service) -> None:
     @app.get("/tokenizer_info", **operation(503, response=TokenizerInfo))
     async def tokenizer_facts() -> Response:
         """Special tokens and sizes, for programs that let the server tokenize."""
-        return JSONResponse(tokenizer_info(async_engine.engine))
+        engine = async_engine.engine
+        info: TokenizerInfo = {
+            # Programs would tokenize these to learn their ids, but they are ordinary text there.
+            "bos_token": None, "eos_token": None,
+            "eos_token_ids": list(engine.model.eos_token_ids),
+            "special_tokens": engine.tokenizer.special_tokens, "vocab_size": engine.model.vocab,
+            "model_max_length": engine.max_model_len,
+        }  # fmt: skip
+        return JSONResponse(info)
 
 
 def tokenize(
@@ -201,17 +209,3 @@ def detokenize(
     if body.return_token_strs:
         answer["token_strs"] = [tokenizer.token_name(token_id) for token_id in body.tokens]
     return answer
-
-
-def tokenizer_info(engine: Engine) -> TokenizerInfo:
-    """Return the response of /tokenizer_info, for programs that let the server tokenize.
-
-    `bos_token` and `eos_token` are null: programs would tokenize them to learn their ids, but to
-    /tokenize they are ordinary text.
-    """
-    special = engine.tokenizer.special_tokens
-    return {
-        "bos_token": None, "eos_token": None, "eos_token_ids": list(engine.model.eos_token_ids),
-        "special_tokens": special, "vocab_size": engine.model.vocab,
-        "model_max_length": engine.max_model_len,
-    }  # fmt: skip

@@ -129,7 +129,7 @@ def load_tokens(path: Path) -> Integer[np.ndarray, " tokens"]:
         if isinstance(error, TrainingError):
             raise
         reason = "it has no header of NumPy" if "pickle" in str(error) else error
-        raise TrainingError(f"{path} is no token file: {reason}") from None
+        raise TrainingError(f"{path} is not a token file: {reason}") from None
     if not isinstance(tokens, np.ndarray) or tokens.ndim != 1 or tokens.dtype.kind not in "iu":
         kind = f"{tokens.dtype} {tokens.shape}" if isinstance(tokens, np.ndarray) else "an archive"
         raise TrainingError(f"{path} is {kind}, but must be one dimension of integers")

@@ -21,8 +21,6 @@ _SKIPPED_FOLDERS = ("__pycache__", "node_modules")
 _VIRTUAL_ENVIRONMENT = "pyvenv.cfg"  # the file that marks one
 _LINE_START = re.compile(r"^", re.MULTILINE)
 _WORD_END = re.compile(r"(?<=\S)(?=\s)")  # a word's token has the space before it
-_UP_TO_SPACE = re.compile(r".*\S(?= )", re.DOTALL)  # the last one after a visible character
-_UP_TO_LINE_END = re.compile(r".*\S(?=\n)", re.DOTALL)
 _MAX_LINE = 10_000  # characters; a longer line may be cut
 
 
@@ -170,11 +168,18 @@ def pieces(text: str, max_length: int = 65536) -> Iterator[str]:
     start = 0
     while len(text) - start > max_length:
         end = start + max_length
-        cut = _UP_TO_SPACE.match(text, start, end) or _UP_TO_LINE_END.match(text, start, end)
-        end = cut.end() if cut else end
+        end = _cut(text, " ", start, end) or _cut(text, "\n", start, end) or end
         yield text[start:end]
         start = end
     yield text[start:]
+
+
+def _cut(text: str, white_space: str, start: int, end: int) -> int | None:
+    """Return the last offset of `white_space` after a visible character; None without one."""
+    offset = text.rfind(white_space, start + 1, end)
+    while offset > 0 and text[offset - 1].isspace():
+        offset = text.rfind(white_space, start + 1, offset)
+    return offset if offset > 0 else None
 
 
 def _files_of(path: Path, pattern: str) -> list[Path]:

@@ -138,6 +138,7 @@ def batch_loss(
     for group in range(groups):
         sequences = slice(batch * group // groups, batch * (group + 1) // groups)
         keys = dropout.keys(config, group)
+        # NumPy's operations call `group_loss`; compiled ones plan its operations once and run them.
         total += operations.run_pass(
             key, group_loss, token_ids[sequences], targets[sequences], keys
         )

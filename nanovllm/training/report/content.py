@@ -139,7 +139,7 @@ def _cut(text: str, limit: int) -> str:
 
 
 def _commands(run: Run) -> dict[str, str]:
-    """Return the commands that use the checkpoint by what they do; none if there is none yet."""
+    """Return the commands that use the checkpoint by what they do; none before there is one."""
     if run.best is None:
         return {}
     model = model_argument(run.folder)

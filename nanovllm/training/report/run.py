@@ -145,7 +145,7 @@ def is_run(folder: Path) -> bool:
 
 
 def read_run(folder: Path) -> Run:
-    """Read a run's folder; raises TrainingError if it is none."""
+    """Read a run's folder; raises TrainingError if it is not one."""
     folder = Path(folder)
     if not folder.is_dir():
         kind = "is a file" if folder.exists() else "does not exist"

@@ -94,10 +94,10 @@ def _foreign_names(folder: Path) -> set[str]:
     """Return the names in a folder, except those of a run that has saved nothing yet."""
     try:
         names = {path.name for path in folder.iterdir()}
-        is_foreign = (folder / LAST).is_file() or (folder / LAST / WEIGHTS_FILE).exists()
+        last_is_foreign = (folder / LAST).is_file() or (folder / LAST / WEIGHTS_FILE).exists()
     except OSError as error:
         raise TrainingError(f"{folder} cannot be read: {error.strerror or error}") from None
-    own = _UNFINISHED - {LAST} if is_foreign else _UNFINISHED
+    own = _UNFINISHED - {LAST} if last_is_foreign else _UNFINISHED
     return names - own if LOCK_FILE in names else names
 
 

@@ -319,6 +319,14 @@ def test_latency_tells_the_share_of_the_machines_limits(
     )
 
 
+def test_limits_are_those_of_the_weights_in_memory(
+    capsys: pytest.CaptureFixture[str], tiny_model: Path
+) -> None:
+    work = "--input-len 4 --output-len 2 --batch-size 1 --num-iters 1 --num-iters-warmup 0"
+    record = bench(capsys, "latency", tiny_model, work, "--dtype auto --num-threads 1 --limits")
+    assert (record["limits"]["threads"], record["limits"]["kind"]) == (1, "float32")
+
+
 def test_chunks_of_a_prompt_and_decodes_beside_them_are_all_counted(tiny_model: Path) -> None:
     engine = Engine.load(
         tiny_model, EngineConfig(max_num_batched_tokens=32, enable_prefix_caching=False)

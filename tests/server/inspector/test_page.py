@@ -70,7 +70,7 @@ def test_every_module_and_style_sheet_is_served(server: RunningServer) -> None:
     for name, text in assets.items():
         folder = posixpath.dirname(name)
         wanted |= {posixpath.normpath(f"{folder}/{path}") for path in _IMPORT.findall(text)}
-    assert {"inspector/main.js", "elements/style.css"} <= wanted <= assets.keys()
+    assert {"inspector/main.js", "style.css"} <= wanted <= assets.keys()
     for name, text in {"index.html": html, **assets}.items():
         assert set(_ADDRESS.findall(text)) <= {_SVG.removeprefix("http:"), _SVG}, name
 

@@ -99,11 +99,11 @@ def test_a_token_file_that_cannot_be_used_is_an_error(
 
 def test_a_damaged_token_file_is_an_error(tmp_path: Path) -> None:
     for name, data, message in (
-        ("a.npy", b"text", "is no token file"),
+        ("a.npy", b"text", "is not a token file"),
         ("a.bin", b"abc", "odd number of bytes"),
-        ("b.bin", b"", "is no token file"),
-        ("b.npy", b"", "is no token file"),
-        ("pickle.npy", b"\x80\x04N.", "is no token file: it has no header"),
+        ("b.bin", b"", "is not a token file"),
+        ("b.npy", b"", "is not a token file"),
+        ("pickle.npy", b"\x80\x04N.", "is not a token file: it has no header"),
     ):
         (tmp_path / name).write_bytes(data)
         with pytest.raises(TrainingError, match=message):

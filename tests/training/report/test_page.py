@@ -1,10 +1,5 @@
-"""The page and its data: complete, offline, escaped, bounded, and written at once."""
+"""The page and its data: complete, escaped, bounded, and written at once."""
 
-import base64
-import hashlib
-import json
-import re
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -12,53 +7,14 @@ import pytest
 
 from nanovllm.errors import TrainingError
 from nanovllm.training.report import read_run, render_report, write_page, write_report
+from tests.support.html_page import HtmlPage
 from tests.support.training_runs import INFO, metrics, write_run
 
 SAMPLES = [{"step": step, "text": f"text of step {step}"} for step in (0, 20)]
-VOID_TAGS = {"meta", "link"}
 
 
-class Page(HTMLParser):
-    """The elements of a page; its tags must be balanced."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.texts: dict[str, list[str]] = {}
-        self._open: list[str] = []
-        self.feed(text)
-        self.close()
-        assert not self._open
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-        if tag not in VOID_TAGS:
-            self._open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self._open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if self._open:
-            self.texts.setdefault(self._open[-1], []).append(data)
-
-    def all(self, tag: str, **attributes: str) -> list[dict[str, str | None]]:
-        """Return the attributes of the elements with this tag and these attributes."""
-        return [
-            found
-            for name, found in self.elements
-            if name == tag and attributes.items() <= found.items()
-        ]
-
-    @property
-    def data(self) -> Any:
-        """The data that the script shows."""
-        _, data, _ = self.texts["script"]
-        return json.loads(data)
-
-
-def page_of(folder: Path, *args: Any, **settings: Any) -> Page:
-    return Page(render_report([read_run(write_run(folder, *args, **settings))]))
+def page_of(folder: Path, *args: Any, **settings: Any) -> HtmlPage:
+    return HtmlPage(render_report([read_run(write_run(folder, *args, **settings))]))
 
 
 def run_of(folder: Path, *args: Any, **settings: Any) -> dict[str, Any]:
@@ -121,24 +77,6 @@ def test_a_run_without_evaluations_has_no_checkpoint(tmp_path: Path) -> None:
     assert (run["best"], run["commands"], run["evaluations"]["step"]) == (None, {}, [])
 
 
-def test_the_page_loads_nothing_and_allows_only_its_own_scripts(tmp_path: Path) -> None:
-    text = render_report([read_run(write_run(tmp_path, metrics([0, 20]), SAMPLES))])
-    page = Page(text)
-    policy = page.all("meta", **{"http-equiv": "Content-Security-Policy"})[0]["content"] or ""
-    assert policy.startswith("default-src 'none'; ")
-    theme, _, script = page.texts["script"]
-    for content in (theme, script, *page.texts["style"]):
-        digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
-        assert f"'sha256-{digest}'" in policy
-    assert len(page.all("script")) == 3
-    names = {name for _, attributes in page.elements for name in attributes}
-    assert not names & {"src", "style", "action", "srcset"}
-    assert [link["href"] for link in page.all("link")] == ["data:,"]
-    assert not [name for name in names if name.startswith("on")]
-    assert not re.search(r"@import|url\(", "".join(page.texts["style"]))
-    assert not re.search(r"""(?:src|href)=["']?(?:https?:)?//""", text)
-
-
 @pytest.mark.parametrize("count", [1, 2])
 def test_untrusted_text_is_escaped(tmp_path: Path, count: int) -> None:
     hostile = "</pre><script>alert(1)</script><img src=x onerror=alert(2)>\"'&\0\x1b\ud800"
@@ -161,7 +99,7 @@ def test_untrusted_text_is_escaped(tmp_path: Path, count: int) -> None:
         for number in range(count)
     ]
     text = render_report(runs)
-    page = Page(text)
+    page = HtmlPage(text)
     assert len(page.all("script")) == 3
     assert not page.all("img")
     assert not page.all("b")
@@ -203,7 +141,7 @@ def test_a_long_run_gives_a_bounded_page(tmp_path: Path) -> None:
 
 def test_several_runs_are_compared(tmp_path: Path) -> None:
     folders = [write_run(tmp_path / name / "run", metrics([0, 40]), SAMPLES) for name in ("a", "b")]
-    page = Page(render_report([read_run(folder) for folder in folders]))
+    page = HtmlPage(render_report([read_run(folder) for folder in folders]))
     assert page.texts["h1"] == ["2 runs compared"]
     assert [run["name"] for run in page.data["runs"]] == ["a/run", "b/run"]
     assert not page.all("meta", **{"http-equiv": "refresh"})

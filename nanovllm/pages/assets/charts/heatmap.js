@@ -73,11 +73,9 @@ export function scaleLegend({ label, ticks, stops = SEQUENTIAL_STOPS }) {
         s("linearGradient", { id }, colors),
         s("rect", { width: "100%", height: "100%", rx: 3, fill: `url(#${id})` }),
       ]),
-      h(
-        "div",
-        { class: "v-scale-ticks" },
+      h("div", { class: "v-scale-ticks" }, [
         ticks.map(({ at, text }) => h("span", { text, vars: { "--at": at } })),
-      ),
+      ]),
     ]),
   ]);
 }

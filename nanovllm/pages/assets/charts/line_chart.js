@@ -95,11 +95,9 @@ export function lineKey(line) {
 
 /** @param {Line[]} lines */
 function legend(lines) {
-  return h(
-    "ul",
-    { class: "row legend line-legend" },
+  return h("ul", { class: "row legend line-legend" }, [
     lines.map((line) => h("li", {}, lineKey(line), line.name)),
-  );
+  ]);
 }
 
 /** Return the class and the colour of a line. @param {Line} line */

@@ -243,9 +243,7 @@ export function scatterPlot({ onSelect }) {
   onThemeChange(canvas, schedule);
   new ResizeObserver(schedule).observe(frame);
 
-  const legend = h(
-    "div",
-    { class: "row legend", role: "group", "aria-label": "Kinds of token" },
+  const legend = h("div", { class: "row legend", role: "group", "aria-label": "Kinds of token" }, [
     TOKEN_KINDS.map(({ name }, kind) =>
       h("label", { class: "checkbox" }, [
         h("input", {
@@ -261,7 +259,7 @@ export function scatterPlot({ onSelect }) {
         name,
       ]),
     ),
-  );
+  ]);
   const zoomButtons = h("div", { class: "row v-zoom" }, [
     button("Zoom in", { icon: "plus", iconOnly: true, small: true }, () => zoomBy(1.6)),
     button("−", { small: true, "aria-label": "Zoom out" }, () => zoomBy(1 / 1.6)),

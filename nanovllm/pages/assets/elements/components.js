@@ -97,9 +97,7 @@ export function field({ label, control, hint, unit, hideLabel }) {
  */
 export function segmented({ label, options, value, onchange }) {
   const name = uniqueId("segment");
-  return h(
-    "div",
-    { class: "segmented", role: "radiogroup", "aria-label": label },
+  return h("div", { class: "segmented", role: "radiogroup", "aria-label": label }, [
     options.map((option) =>
       h("label", { class: "segment" }, [
         h("input", {
@@ -112,7 +110,7 @@ export function segmented({ label, options, value, onchange }) {
         h("span", { text: option.label }),
       ]),
     ),
-  );
+  ]);
 }
 
 /**

@@ -29,16 +29,13 @@ export function sortableTable({ caption, columns, rows, sortKey, onSelect, isSel
       const name = direction < 0 ? "descending" : "ascending";
       head.setAttribute("aria-sort", columns[index].key === key ? name : "none");
     });
-    replace(
-      body,
+    replace(body, [
       sorted.map((row) =>
-        h(
-          "tr",
-          { class: isSelected(row) ? "v-selected" : null, onclick: () => onSelect(row) },
+        h("tr", { class: isSelected(row) ? "v-selected" : null, onclick: () => onSelect(row) }, [
           columns.map((column) => h("td", { text: column.format(row[column.key]) })),
-        ),
+        ]),
       ),
-    );
+    ]);
   }
   render();
   const table = h("table", { class: "v-table" }, [

@@ -92,11 +92,7 @@ export function engineFigures() {
   });
   const blockNote = h("p", { class: "secondary v-lead" });
   return {
-    element: h(
-      "dl",
-      { class: "v-tiles" },
-      tiles.map(({ element }) => element),
-    ),
+    element: h("dl", { class: "v-tiles" }, [tiles.map(({ element }) => element)]),
     blockNote,
     /** @param {State} state @param {State[]} frames */
     update(state, frames) {

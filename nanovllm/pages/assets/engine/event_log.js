@@ -51,8 +51,7 @@ export function eventLog({ names, onSelect, onWatch }) {
   function render() {
     empty.hidden = lines.length > 0;
     scroller.hidden = !lines.length;
-    replace(
-      list,
+    replace(list, [
       lines.map(({ step, kind, id, text }) => {
         if (kind === "gap") return h("li", {}, h("span", { class: "v-log-gap", text }));
         return h("li", { class: selected && selected !== id ? "v-faded" : null }, [
@@ -72,7 +71,7 @@ export function eventLog({ names, onSelect, onWatch }) {
           h("span", { class: `v-log-${kind}`, text }),
         ]);
       }),
-    );
+    ]);
   }
 
   return {

@@ -92,7 +92,7 @@ function requestRow(names, { id, choice, prompt: text }, onSelect, inspect) {
     h("span", { class: "v-cell", title, dataset: { label } }),
   );
   const reason = h("p", { class: "v-reason", hidden: true });
-  const prompt = h("p", { class: "v-request-prompt secondary", hidden: true });
+  const prompt = h("p", { class: "v-request-prompt secondary ellipsis", hidden: true });
   const parts = ["cached", "computed", "pending", "generated"].map((part) =>
     h("span", { class: `v-part v-part-${part}` }),
   );
@@ -107,7 +107,7 @@ function requestRow(names, { id, choice, prompt: text }, onSelect, inspect) {
     },
     h("span", { class: "v-title" }, [
       h("span", { class: "v-name", text: names.name(id, choice) }),
-      h("code", { class: "v-id", text: shortId(id) }),
+      h("code", { class: "v-id ellipsis", text: shortId(id) }),
     ]),
     phase,
     bar,

@@ -95,10 +95,9 @@ export function embeddingsExplorer(data) {
     matches.sort((a, b) => a.text.trim().length - b.text.trim().length);
     found.textContent = text ? foundText(matches.length) : "";
     plot.highlight(text ? matches.map(({ id }) => id) : marked);
-    replace(
-      results,
+    replace(results, [
       matches.slice(0, MAX_RESULTS).map((point) => h("li", {}, tokenButton(point))),
-    );
+    ]);
   }
 
   /** @param {number} count */
@@ -110,7 +109,7 @@ export function embeddingsExplorer(data) {
   /** @param {Token} point */
   function tokenButton(point) {
     return h("button", {
-      class: "pill v-result",
+      class: "pill v-result ellipsis",
       text: tokenLabel(point),
       title: `token id ${point.id}`,
       onclick: () => select(point),

@@ -86,11 +86,9 @@ export function steps(numTokens, { scale, q, query }) {
         "through the output projection.",
     ],
   ];
-  return h(
-    "ol",
-    { class: "v-steps" },
+  return h("ol", { class: "v-steps" }, [
     items.map(([name, formula, text]) =>
       h("li", {}, h("strong", { text: name }), h("code", { text: formula }), h("span", { text })),
     ),
-  );
+  ]);
 }

@@ -51,7 +51,11 @@ export function rowTable(tokens, row) {
   const rows = k.map(() => h("tr"));
   /** @param {number} index */
   const cellsOf = (index) => [
-    h("th", { scope: "row" }, h("span", { class: "v-row-token", text: nameOf(tokens, index) })),
+    h(
+      "th",
+      { scope: "row" },
+      h("span", { class: "v-row-token ellipsis", text: nameOf(tokens, index) }),
+    ),
     h("td", {}, strip("k", k[index])),
     h("td", {}, numberCell(scores[index].toFixed(2), scoreBar(scores[index]))),
     h("td", {}, numberCell(weights[index].toFixed(4), bar(0, weights[index] / mostWeight))),

@@ -240,7 +240,7 @@ function updateKeyButton(isSet) {
 function addStatus() {
   const dot = h("span", { class: "dot", "aria-hidden": "true" });
   const text = h("span", { class: "status-text hidden-on-phone" });
-  const model = h("span", { class: "status-model" });
+  const model = h("span", { class: "status-model ellipsis" });
   replace(byId("status"), dot, model, text);
   const update = () => {
     const health = store.get("health");

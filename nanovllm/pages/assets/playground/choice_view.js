@@ -113,12 +113,11 @@ export function choiceView(options) {
         ...(appearance.isScore ? scoreFigures(choice) : speedFigures(choice)),
         ...textFigures(choice, vocabulary),
       ];
-      replace(
-        figures,
+      replace(figures, [
         entries.map(([name, value]) =>
           h("div", { class: "figure" }, h("dt", { text: name }), h("dd", {}, value)),
         ),
-      );
+      ]);
       figures.hidden = !choice.tokens.length;
       note.hidden = figures.hidden || appearance.isScore;
       updateActions(choice, appearance);

@@ -141,11 +141,9 @@ export function tokenText({ vocabulary, label, onbranch, onpoint = () => {} }) {
     return h("div", { class: "stack tight" }, [
       h("code", { class: "token-name", text: vocabulary.label(token.id) }),
       token.logprob === null && h("p", { class: "secondary", text: note }),
-      h(
-        "dl",
-        { class: "facts" },
+      h("dl", { class: "facts" }, [
         facts.map(([name, value]) => [h("dt", { text: name }), h("dd", { text: value })]),
-      ),
+      ]),
     ]);
   }
 

@@ -25,9 +25,7 @@ import {
 /** Return the elements of a page that compares runs. @param {Run[]} runs */
 export function comparison(runs) {
   return [
-    h(
-      "ul",
-      { class: "runs" },
+    h("ul", { class: "runs" }, [
       runs.map((run, index) =>
         h("li", {}, [
           runName(run, index),
@@ -37,7 +35,7 @@ export function comparison(runs) {
           notices(run, run.state),
         ]),
       ),
-    ),
+    ]),
     resultSection(runs),
     comparedCurves(runs),
     differenceSection(runs),
@@ -157,13 +155,11 @@ function lastSampleSection(runs) {
   return h("section", {}, [
     h("h2", { text: "Last samples" }),
     note && h("p", { class: "secondary small-text" }, note),
-    h(
-      "div",
-      { class: "compared" },
+    h("div", { class: "compared" }, [
       last.map(({ name, sample }) =>
         sampleCard(`${name} · step ${formatCount(sample.step)}`, sample),
       ),
-    ),
+    ]),
   ]);
 }
 

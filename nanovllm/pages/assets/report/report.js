@@ -83,9 +83,7 @@ function tiles({ best, last, total_steps: total, parameters, sizes, ...run }) {
     ["Time", known(last.elapsed_s, formatElapsed), "of training and evaluation"],
     ["Parameters", known(parameters, formatCompact), sizes],
   ];
-  return h(
-    "dl",
-    { class: "tiles" },
+  return h("dl", { class: "tiles" }, [
     items.map(([name, value, note]) =>
       h("div", { class: "card tile" }, [
         h("dt", { text: name }),
@@ -93,7 +91,7 @@ function tiles({ best, last, total_steps: total, parameters, sizes, ...run }) {
         note && value !== MISSING && h("dd", { class: "small-text secondary", text: note }),
       ]),
     ),
-  );
+  ]);
 }
 
 /** Return the samples over time, of which a slider chooses one. @param {Run} run */

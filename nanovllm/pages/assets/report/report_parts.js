@@ -101,11 +101,7 @@ export function commandSection(commands, title = "Use the model") {
  * @param {string} [kind]
  */
 export function table(name, heads, rows, kind = "numbers") {
-  const head = h(
-    "tr",
-    {},
-    heads.map((text) => h("th", { scope: "col", text })),
-  );
+  const head = h("tr", {}, [heads.map((text) => h("th", { scope: "col", text }))]);
   const body = rows.map(([first, ...rest]) =>
     h(
       "tr",
