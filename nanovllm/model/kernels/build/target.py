@@ -12,7 +12,6 @@ from nanovllm.model.kernels.build.codegen import host_cpu
 
 DTYPES = ("float32", "bfloat16")
 QUANTIZATIONS = ("int8",)
-WEIGHT_TYPES = (*DTYPES, *QUANTIZATIONS)
 CACHE_TYPES = ("float32", "bfloat16", "int8")
 PER_WORD = {"float32": 1, "bfloat16": 2, "int8": 4}
 """Values of a type that a 32-bit word holds."""

@@ -18,7 +18,7 @@ from nanovllm.model.kernels.build.packing import (
     round_up,
     to_bfloat16,
 )
-from nanovllm.model.kernels.build.target import PER_WORD, WEIGHT_TYPES, KernelTarget
+from nanovllm.model.kernels.build.target import PER_WORD, KernelTarget
 from nanovllm.model.kernels.simd.activation import ACTIVATIONS
 from nanovllm.model.kernels.simd.kernel import kernel
 from nanovllm.model.kernels.simd.value import Value
@@ -273,7 +273,7 @@ def test_rows_are_finished_as_their_layer_says(products: dict[str, Product], cou
 
 
 @pytest.mark.parametrize("d_in", [500, 3700])
-@pytest.mark.parametrize("kind", WEIGHT_TYPES)
+@pytest.mark.parametrize("kind", PER_WORD)
 def test_a_rows_bits_depend_on_nothing_but_the_row(
     products: dict[str, Product], kind: str, d_in: int
 ) -> None:
