@@ -61,8 +61,8 @@ MAX_WORKERS = (
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """How many processes `-n auto` runs the tests in."""
-    return min(MAX_WORKERS, usable_cpus())
+    """How many processes `-n auto` runs the tests in: one more than CPUs, as tests often wait."""
+    return min(MAX_WORKERS, usable_cpus() + 1)
 
 
 @pytest.hookimpl(trylast=True)

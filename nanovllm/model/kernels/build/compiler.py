@@ -7,9 +7,7 @@ it. That takes longer than everything else, and nobody would run the result. The
 a Numba target of their own, whose code generation stops at LLVM IR.
 """
 
-import gc
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -180,25 +178,13 @@ def compile_entries(entries: Mapping[str, Any], cpu: LLVMCpu) -> bytes:
         bar_format="Compiling kernels for this CPU (once): "
         "{desc}{n}/{total} done{postfix} [{elapsed}]",
     )
-    with line, event.install_listener("numba:compile", _Tell(line)), _without_garbage_collection():
+    with line, event.install_listener("numba:compile", _Tell(line)):
         for name, function in entries.items():
             line.set_description(name)
             function.compile(ARGUMENTS)
             line.update()
         line.set_description("machine code")
         return emit_object(entries, cpu)
-
-
-@contextmanager
-def _without_garbage_collection() -> Iterator[None]:
-    """Pause the garbage collector, which takes a fifth of the time: Numba's objects stay alive."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 class _Tell(event.Listener):
