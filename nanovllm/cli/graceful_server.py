@@ -21,6 +21,8 @@ from nanovllm.server.service import ServerControl
 CLOSE_S = 2
 """Time to send the last bytes after the engine has stopped; then connections are closed."""
 _MAX_HANDSHAKE_S = 3600.0
+_LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104
+"""Addresses that a browser can open, for those that stand for all."""
 _logger = logging.getLogger("uvicorn.error")
 
 
@@ -57,7 +59,9 @@ class GracefulServer(uvicorn.Server):
         tls = {"ssl_handshake_timeout": handshake_s} if self.config.is_ssl else {}
         with listening_options(**tls):
             await super().startup(sockets)
-        _logger.info("Listening on %s, loading the model", self.address)
+        host = self.servers[0].sockets[0].getsockname()[0]
+        everywhere = " and all other addresses" if host in _LOOPBACK else ""
+        _logger.info("Listening on %s%s, loading the model", self.address, everywhere)
         self.listening.set()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -150,7 +154,5 @@ class GracefulServer(uvicorn.Server):
     def address(self) -> str:
         """Return the URL of the listening server."""
         host, port = self.servers[0].sockets[0].getsockname()[:2]
-        # An address that a browser can open.
-        loopback = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104
-        shown = loopback.get(host, f"[{host}]" if ":" in host else host)
+        shown = _LOOPBACK.get(host, f"[{host}]" if ":" in host else host)
         return f"{'https' if self.config.is_ssl else 'http'}://{shown}:{port}"

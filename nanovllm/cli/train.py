@@ -88,6 +88,9 @@ def run(parsed: argparse.Namespace) -> int:
         trainer = _make_trainer(settings, file or "the command line")
     except TrainingConfigError as error:
         parsed.parser.error("\n".join(map(printable, str(error).split("\n"))))
+    except KeyboardInterrupt:
+        print_message("stopped before the first step; nothing was saved")
+        return 130
     with trainer:
         _introduce(trainer)
         result = trainer.train(_print_evaluation)

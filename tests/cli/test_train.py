@@ -196,6 +196,20 @@ def test_bad_input_is_one_clear_message(
     assert text.read_text(encoding="utf-8") == TEXT
 
 
+def test_an_interrupt_before_the_first_step_says_that_nothing_was_saved(
+    text: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(trainer_module, "Trainer", interrupted)
+    assert main(["train", "--data", str(text), "--output", str(tmp_path / "out")]) == 130
+    assert "stopped before the first step; nothing was saved" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -77,6 +77,9 @@ def application(tiny_model: Path) -> Iterator[Application]:
         listening.bind(("127.0.0.1", 0))
         port = listening.getsockname()[1]
     os.environ[CALLBACK_VARIABLE] = "nanovllm.deploy.proxy:middlewares"
+    # A proxy that is slow to start on a busy machine is killed after 5 s otherwise.
+    os.environ["RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S"] = "90"
+    os.environ["RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S"] = "90"
     ray.init(
         num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False,
         _system_config={"gcs_server_request_timeout_seconds": 120},

@@ -130,7 +130,7 @@ def run(parsed: argparse.Namespace) -> int:
         "server": f"{server.url}, model {options.model}; the machine above is the client's",
         "work": f"{options.num_prompts} requests, {options.random_input_len} random tokens in and "
         f"up to {options.random_output_len} out, {arrivals}, "
-        f"{'no limit' if most is None else f'at most {most}'} concurrent",
+        f"{'no concurrency limit' if most is None else f'at most {most} concurrent'}",
         "settings": f"temperature {options.temperature:g}{eos}, seed {seed}; "
         f"{figures['total_cached_tokens']:,} tokens came from a prefix cache",
         "errors": f"{len(errors)} of {len(traces)} requests failed, the first with: {errors[0]}"

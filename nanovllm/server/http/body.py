@@ -10,7 +10,7 @@ from nanovllm.errors import InvalidRequestError
 from nanovllm.server.http.bounded_model import integer_fields
 from nanovllm.server.http.errors import ClientDisconnectedError, InvalidBodyError, shorten
 from nanovllm.server.http.json_io import read_json
-from nanovllm.server.http.validation_errors import describe_problems, quoted_input
+from nanovllm.server.http.validation_errors import describe_problems
 from nanovllm.server.http.worker_pools import WorkerPools
 
 B = TypeVar("B", bound=BaseModel)
@@ -43,9 +43,11 @@ async def read_body(request: Request, kind: type[B], work: WorkerPools) -> tuple
 def parse_body(content: bytes, media_type: str, kind: type[B]) -> B:
     """Parse and validate a body; raises InvalidRequestError."""
     if not content or not _is_json(media_type):
-        quoted = quoted_input(content[:201]) if content else ""
+        given = f"Content-Type: {media_type}" if content and media_type else None
+        given = given or ("no Content-Type" if content else "no body")
         raise InvalidRequestError(
-            f"the body must be a JSON object, sent with Content-Type: application/json{quoted}"
+            "the body must be a JSON object, sent with Content-Type: application/json "
+            f"(given: {shorten(given)})"
         )
     try:
         body = read_json(content)

@@ -164,10 +164,11 @@ def install(app: FastAPI) -> None:
     async def on_http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         detail = _unknown_path(app, request.url.path) if error.status_code == 404 else error.detail
-        message = f"{request.method} {shorten(request.url.path)}: {detail}"
         headers = dict(error.headers or {})
         if error.status_code == 405:
             headers["Allow"] = ", ".join(_allowed_methods(app, request))
+            detail = f"Method Not Allowed, use {headers['Allow']}"
+        message = f"{request.method} {shorten(request.url.path)}: {detail}"
         return error_response(error.status_code, message, headers=headers)
 
     async def on_error(request: Request, error: Exception) -> Response:

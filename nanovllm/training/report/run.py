@@ -94,9 +94,18 @@ class Run:
 
     @property
     def overfitting(self) -> str:
-        """Return how the validation loss rose while the training loss fell; empty if it did not."""
+        """Return how the validation loss rose while the model was trained; empty if it did not."""
         best, last = self.best, self.evaluations[-1] if self.evaluations else None
-        if best is None or last is None or None in (best.train_loss, last.train_loss):
+        if best is None or last is None or None in (best.val_loss, last.val_loss):
+            return ""
+        if best.step == 0 < last.step:
+            return (
+                f"No step improved on the untrained model: its validation loss is "
+                f"{best.val_loss:.4f}, that of step {last.step:,} is {last.val_loss:.4f}. The "
+                "checkpoint is the untrained model; train on more text, or with a lower "
+                "--learning-rate."
+            )
+        if None in (best.train_loss, last.train_loss):
             return ""
         losses = (best.train_loss, last.train_loss, best.val_loss, last.val_loss)
         train_before, train_now, lowest, now = (math.nan if one is None else one for one in losses)

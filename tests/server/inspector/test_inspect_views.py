@@ -210,7 +210,7 @@ def test_a_few_tokens_far_out_do_not_squeeze_the_others(
 
         page.route("**/v1/inspect/embeddings*", stretch)
         page.get_by_role("tab", name="Embeddings").click()
-        page.get_by_text("1 token further out: a ring at the edge.").wait_for()
+        page.get_by_text("1 token outside the picture: rings at its edge.").wait_for()
 
 
 def test_embeddings_are_searched_by_text(browser: "Browser", server: RunningServer) -> None:

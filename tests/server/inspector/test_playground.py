@@ -63,7 +63,7 @@ def test_generation_streams_into_tokens_with_their_figures(
         assert tokens.count() == 8
         figures = page.locator(".figures").inner_text()
         assert all(name in figures for name in ("Time to first token", "Speed", "Perplexity"))
-        page.get_by_text("length: max_tokens reached").wait_for()
+        page.get_by_text("stopped at max_tokens").wait_for()
         page.get_by_text("Times are measured in this browser").wait_for()
         chart = page.get_by_role("img", name="Probability of 8 tokens")
         assert chart.locator("circle").count() == 8

@@ -357,6 +357,6 @@ def test_they_are_asked_by_post(server: RunningServer, path: str) -> None:
         error = read_error(response, 405)
         assert (error["type"], error["message"]) == (
             "MethodNotAllowedError",
-            f"{method} {path}: Method Not Allowed",
+            f"{method} {path}: Method Not Allowed, use POST",
         )
         assert response.headers["allow"] == "POST"

@@ -124,6 +124,18 @@ def test_a_run_that_overfits_says_since_when(tmp_path: Path) -> None:
     assert "The model overfits: since step 10" in render_report([run])
 
 
+def test_a_run_whose_best_step_is_the_first_says_that_its_model_is_untrained(
+    tmp_path: Path,
+) -> None:
+    rows = metrics([0, 10, 20])
+    rows[0] |= {"val_loss": 2.9, "train_loss": None}  # nothing is trained at step 0
+    run = read_run(write_run(tmp_path / "a", rows))
+    assert run.overfitting.startswith(
+        "No step improved on the untrained model: its validation loss is 2.9000, that of step 20 is"
+    )
+    assert read_run(write_run(tmp_path / "b", rows[:1])).overfitting == ""
+
+
 @pytest.mark.parametrize(
     "changes",
     [{}, {"val_loss": 3.52}, {"val_loss": 3.6, "train_loss": 3.45}, {"val_loss": None}],

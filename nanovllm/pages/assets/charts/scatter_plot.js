@@ -285,7 +285,7 @@ export function scatterPlot({ onSelect }) {
         return { ...point, x, y, isOutside: x !== point.x || y !== point.y, kind: kindOf(point) };
       });
       const numOutside = points.filter(({ isOutside }) => isOutside).length;
-      outside.textContent = `${formatThings(numOutside, "token")} further out: a ring at the edge.`;
+      outside.textContent = `${formatThings(numOutside, "token")} outside the picture: rings at its edge.`;
       outside.hidden = !numOutside;
       scale = {
         x: (xs[0] + xs[1]) / 2,

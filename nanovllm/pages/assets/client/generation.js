@@ -321,7 +321,7 @@ export function speed(choice) {
 export function endText(choice) {
   if (choice.status === "stopped") return "stopped by you";
   if (choice.status === "failed") return "failed";
-  if (choice.finishReason === "length") return "length: max_tokens reached";
+  if (choice.finishReason === "length") return "stopped at max_tokens";
   if (choice.finishReason !== "stop") return choice.finishReason ?? "";
   const { stopReason } = choice;
   if (stopReason === null) return "stop: end of text";

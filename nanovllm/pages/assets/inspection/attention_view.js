@@ -165,8 +165,8 @@ export function attentionExplorer({ attention, overview, loadLayer, onExample, r
     keys.sort((a, b) => weightAt(query, b) - weightAt(query, a));
     const texts = keys
       .slice(0, TOP_KEYS)
-      .map((at) => `${name(at)} ${weightAt(query, at).toFixed(4)}`);
-    topKeys.textContent = `Largest weights of this row: ${texts.join(", ")}. A row sums to 1.`;
+      .map((at) => `“${name(at)}” ${weightAt(query, at).toFixed(4)}`);
+    topKeys.textContent = `Largest weights of this row: ${texts.join(" · ")}. A row sums to 1.`;
   }
 
   async function paintThumbnails() {

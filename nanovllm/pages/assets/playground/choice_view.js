@@ -56,7 +56,7 @@ export function choiceView(options) {
   function updateLink({ request, status }) {
     link.hidden = !request || status === "failed";
     if (!request || link.title.includes(request.id)) return;
-    link.textContent = `${shortId(request.id)} in Engine`;
+    link.textContent = `Show ${shortId(request.id)} in Engine`;
     link.title = `Show the request ${request.id} in the engine view`;
   }
 
