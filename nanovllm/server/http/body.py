@@ -43,11 +43,10 @@ async def read_body(request: Request, kind: type[B], work: WorkerPools) -> tuple
 def parse_body(content: bytes, media_type: str, kind: type[B]) -> B:
     """Parse and validate a body; raises InvalidRequestError."""
     if not content or not _is_json(media_type):
-        given = f"Content-Type: {media_type}" if content and media_type else None
-        given = given or ("no Content-Type" if content else "no body")
+        given = f"Content-Type: {media_type}" if media_type else "no Content-Type"
+        quoted = f" (given: {shorten(given)})" if content else ""
         raise InvalidRequestError(
-            "the body must be a JSON object, sent with Content-Type: application/json "
-            f"(given: {shorten(given)})"
+            f"the body must be a JSON object, sent with Content-Type: application/json{quoted}"
         )
     try:
         body = read_json(content)
