@@ -59,9 +59,8 @@ class GracefulServer(uvicorn.Server):
         tls = {"ssl_handshake_timeout": handshake_s} if self.config.is_ssl else {}
         with listening_options(**tls):
             await super().startup(sockets)
-        host = self.servers[0].sockets[0].getsockname()[0]
-        everywhere = " and all other addresses" if host in _LOOPBACK else ""
-        _logger.info("Listening on %s%s, loading the model", self.address, everywhere)
+        others = " and all other addresses" if self._bound[0] in _LOOPBACK else ""
+        _logger.info("Listening on %s%s, loading the model", self.address, others)
         self.listening.set()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -151,8 +150,14 @@ class GracefulServer(uvicorn.Server):
                 signal.signal(number, handler)
 
     @property
+    def _bound(self) -> tuple[str, int]:
+        """The host and the port of the listening socket."""
+        host, port = self.servers[0].sockets[0].getsockname()[:2]
+        return host, port
+
+    @property
     def address(self) -> str:
         """Return the URL of the listening server."""
-        host, port = self.servers[0].sockets[0].getsockname()[:2]
+        host, port = self._bound
         shown = _LOOPBACK.get(host, f"[{host}]" if ":" in host else host)
         return f"{'https' if self.config.is_ssl else 'http'}://{shown}:{port}"

@@ -33,7 +33,7 @@ class MemoryPlan:
     """The parts of the memory below a limit.
 
     Attributes:
-        limit: None where the system tells none.
+        limit: None if there is none.
         other_bytes: used, working memory and reserve.
         num_blocks: blocks of the KV cache.
         cache_bytes: their memory.

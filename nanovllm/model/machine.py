@@ -165,7 +165,7 @@ class MemoryLimit:
 
 
 def memory_limit(root: Path = Path("/")) -> MemoryLimit | None:
-    """Return the limit that is reached first; None where the system tells none.
+    """Return the limit that is reached first; None if there is none.
 
     `root` is the folder that holds `proc` and `sys`.
     """
