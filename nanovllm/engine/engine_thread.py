@@ -27,6 +27,7 @@ T = TypeVar("T")
 _Command: TypeAlias = tuple[Callable[[Engine], object], bool]
 MAX_STEP_END_S = 10.0
 """Maximum time that `join` waits for the current step."""
+_IDLE_POLL_S = 0.05
 
 
 class EngineThread:
@@ -194,13 +195,22 @@ class EngineThread:
                     self._snapshot = engine.stats()
                 if engine.has_work and not self.is_paused:
                     return True
-                command = self._commands.get()
+                command = self._wait_for_command(engine)
             if command is None:
                 return False
             call, is_change = command
             call(engine)
             self.num_commands += is_change
             has_changed = has_changed or is_change
+
+    def _wait_for_command(self, engine: Engine) -> _Command | None:
+        """Wait for a command; meanwhile end compilations that no sequence needs."""
+        grammars = engine.input_processor.grammars
+        while grammars.is_compiling:
+            with suppress(queue.Empty):
+                return self._commands.get(timeout=_IDLE_POLL_S)
+            grammars.poll()
+        return self._commands.get()
 
     def _post(self, function: Callable[..., None], *args: object) -> None:
         """Call `function` on the event loop, unless it is closed, as at the end of a program."""

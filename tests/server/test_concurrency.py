@@ -204,10 +204,13 @@ def test_memory_stays_flat_over_hundreds_of_requests(tiny_model: Path) -> None:
             gc.collect()
 
         traffic(10)
-        before = sys.getallocatedblocks()
-        traffic(50)
-        left = sys.getallocatedblocks() - before
-    assert left < 300 * 5, (
+        for _ in range(3):  # bounded histories fill once; what is forgotten grows in every turn
+            before = sys.getallocatedblocks()
+            traffic(50)
+            left = sys.getallocatedblocks() - before
+            if left < 300 * 5:
+                return
+    pytest.fail(
         f"300 requests left {left} blocks of memory behind; one that is forgotten has dozens"
     )
 

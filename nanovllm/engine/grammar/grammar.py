@@ -195,6 +195,11 @@ class Grammars:
         is_empty = self._pool is None
         return not is_empty and self.pool.num_unsettled > self._limits.max_waiting // 2
 
+    @property
+    def is_compiling(self) -> bool:
+        """Whether a worker compiles a grammar, as far as `poll` has seen."""
+        return self._pool is not None and self._pool.num_compiling > 0
+
     def flush(self) -> None:
         """Send the mask requests that `SequenceGrammar.accept` has queued."""
         if self._pool is not None:

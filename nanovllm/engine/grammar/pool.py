@@ -16,7 +16,8 @@ A grammar that moves, was evicted or has lost its worker is compiled again where
 mask, and the sequence's tokens are sent again. The mask of a position is requested as soon as the
 token before it is known; until it arrives, the sequence takes no part in the engine's steps.
 
-There is no thread: whoever waits for a mask calls `poll`, that is the engine at each step.
+There is no thread: whoever waits for a mask calls `poll`, that is the engine at each step, and an
+idle engine while a grammar is compiled that its requests no longer need.
 """
 
 import itertools

@@ -1,5 +1,7 @@
 """Grammars that would crash or block the server get a 400, and other requests notice nothing."""
 
+import json
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -10,6 +12,7 @@ import httpx
 import pytest
 
 from nanovllm.engine.engine import Engine
+from nanovllm.engine.grammar import worker
 from nanovllm.engine.grammar.grammar import Grammars
 from nanovllm.engine.grammar.limits import GrammarLimits
 from tests.support.grammars import AMBIGUOUS, DEEP_RULES, ENDLESS_MULTIPLE
@@ -21,7 +24,7 @@ LATE_AMBIGUOUS = {
 
 
 def is_compiling(server: RunningServer) -> bool:
-    return server.engine.engine.input_processor.grammars.pool.num_compiling > 0
+    return server.engine.engine.input_processor.grammars.is_compiling
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +83,23 @@ def test_a_client_that_leaves_ends_the_compilation(limited: RunningServer) -> No
     body = {"prompt": "the", "structured_outputs": {"json": {"multipleOf": 99999931}}}
     with pytest.raises(httpx.ReadTimeout), httpx.Client(timeout=0.3) as client:
         client.post(f"{limited.url}/v1/completions", json=body)
+    wait_until(lambda: not is_compiling(limited))
+
+
+def test_a_compilation_that_nobody_needs_ends_in_an_idle_engine(
+    limited: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = json.dumps({"prompt": "the", "structured_outputs": {"json": {"multipleOf": 99999847}}})
+    head = (
+        "POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(body)}\r\n\r\n"
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr(worker, "LATE_S", 1000.0)  # it is not late when its client leaves
+        with socket.create_connection(("127.0.0.1", limited.port), timeout=30) as client:
+            client.sendall((head + body).encode())
+            wait_until(lambda: is_compiling(limited))
+        wait_until(limited.is_idle)
     wait_until(lambda: not is_compiling(limited))
 
 
