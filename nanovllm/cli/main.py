@@ -25,6 +25,7 @@ COMMANDS = {
     "eval": ("eval:define", "measure loss, perplexity and bits per byte on text files"),
     "verify": ("verify:define", "compare a model with transformers"),
     "visualize": ("visualize:define", "draw attention, the logit lens or embeddings"),
+    "learn": ("learn:define", "write GPT-2 yourself, step by step, with checks"),
     "trace": ("trace:define", "print the forward pass of a prompt step by step"),
 }
 """The function that defines the parser of each command, in its module, and its summary."""

@@ -1,0 +1,14 @@
+"""The course: twelve steps from bytes to a server, each judged by this project's own assertions.
+
+    course    the steps: title, time, and the code of the project that does the same
+    parts     the reader's code by step; the project's where a part is not written yet
+    stubs     a solution without its bodies
+    folder    the reader's folder and progress
+    checking  cases, mistakes, and what differs between two results
+    judge     runs a check in a process with limits, and reports what it found
+    worker    that process
+    steps     one package a step: page, solution, check, hints
+
+The reader's code is imported as it is: it has the rights of the reader. The limits of the process
+are for accidents, such as an endless loop.
+"""

@@ -1,0 +1,5 @@
+"""One package a step: solution.py, check.py (CASES and MISTAKES), page.md and hints.md.
+
+step03_layer_norm  layer normalization
+step04_attention   one head, a causal mask, many heads
+"""

@@ -1,0 +1,112 @@
+"""The process that runs a check: it loads the reader's files and runs one case at a time.
+
+    -> load       folder, step                    <- loaded: parts, printed | failed: message
+    -> case       index                           <- passed | differs: text | raised: text |
+                                                     unwritten: text; each with printed
+    -> diagnose                                   <- mistakes: their indices
+
+The messages are those of engine/sandbox/messages.py. What the reader's code prints is returned and
+not mixed with the messages.
+"""
+
+import io
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from nanovllm.engine.sandbox.limits import limit_memory, limited_cpu
+from nanovllm.engine.sandbox.messages import Channel
+from nanovllm.learn.checking import Outcome, difference, is_same, run_case
+from nanovllm.learn.course import Step, step_of
+from nanovllm.learn.parts import ReadersCodeError, load_parts, mistaken
+
+MEMORY_BYTES = 2 << 30
+CPU_S = 20.0
+"""Processor time of a case; a case of the solution takes less than a second."""
+_MAX_PRINTED = 4000
+
+
+class _Printed(io.TextIOBase):
+    """Keeps the first characters that are written, and drops the others."""
+
+    def __init__(self) -> None:
+        self._text = ""
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, text: str) -> int:
+        self._text += text[: _MAX_PRINTED - len(self._text)]
+        return len(text)
+
+    def take(self) -> str:
+        text, self._text = self._text, ""
+        return text
+
+
+class Check:
+    """One step's cases on the reader's module."""
+
+    def __init__(self, step: Step, module: ModuleType, path: str) -> None:
+        """Check `module`, whose file `path` is named in messages."""
+        self._step, self._module, self._path = step, module, path
+        self._outcomes: dict[int, Outcome] = {}
+
+    def run(self, index: int) -> dict[str, Any]:
+        """Run a case and return the reply."""
+        case = self._step.cases[index]
+        outcome = self._outcomes[index] = run_case(case, self._module, self._path)
+        if outcome.kind == "unwritten":
+            return {"op": "unwritten", "text": outcome.text}
+        if outcome.kind == "unmet":
+            return {"op": "differs", "text": outcome.text}
+        if outcome.kind:
+            return {"op": "raised", "text": outcome.text}
+        expected = case.run(self._step.solution) if case.expected is None else case.expected()
+        text = difference(outcome.value, expected)
+        return {"op": "passed"} if text is None else {"op": "differs", "text": text}
+
+    def diagnose(self) -> list[int]:
+        """Return the mistakes that give the same outcomes in all cases that ran."""
+        cases = self._step.cases
+        found = []
+        for number, mistake in enumerate(self._step.mistakes):
+            module = mistaken(self._step, mistake)
+            if all(
+                is_same(outcome, run_case(cases[index], module, ""))
+                for index, outcome in self._outcomes.items()
+            ):
+                found.append(number)
+        return found
+
+
+def serve(channel: Channel) -> None:
+    """Load the reader's files, then run cases until the socket closes."""
+    sys.dont_write_bytecode = True
+    received = channel.receive()
+    if received is None:
+        return
+    folder, step = Path(received[0]["folder"]), step_of(received[0]["step"])
+    _ = step.cases  # import what they need before the limit
+    limit_memory(MEMORY_BYTES)
+    printed = _Printed()
+    with redirect_stdout(printed), redirect_stderr(printed):
+        try:
+            with limited_cpu(CPU_S):
+                parts = load_parts(folder, step.number, falls_back=False)
+        except ReadersCodeError as error:
+            channel.send({"op": "failed", "message": str(error), "printed": printed.take()})
+            return
+        path = str(folder / f"{step.module}.py")
+        check = Check(step, parts[step.module], path)
+        written = parts.written[step.module]
+        channel.send({"op": "loaded", "written": written, "printed": printed.take()})
+        while (received := channel.receive()) is not None:
+            with limited_cpu(CPU_S):
+                if received[0]["op"] == "case":
+                    reply = check.run(received[0]["index"])
+                else:
+                    reply = {"op": "mistakes", "indices": check.diagnose()}
+            channel.send({**reply, "printed": printed.take()})
