@@ -134,15 +134,26 @@ class BlockManager:
         """Return the cached block with that hash, held or free; None if there is none."""
         return self._block_of.get(block_hash)
 
+    def register_prefix(self, block_ids: list[int], tokens: list[int]) -> None:
+        """Register the blocks that a sequence's first tokens fill.
+
+        Args:
+            block_ids: blocks of the sequence, in order.
+            tokens: its tokens up to the last that is stored.
+        """
+        size, parent = self.block_size, b""
+        for index in range(len(tokens) // size):
+            parent = hash_block(parent, tokens[index * size : (index + 1) * size])
+            self.register(block_ids[index], parent)
+
     def find_prefix(self, tokens: list[int]) -> list[int]:
         """Return the cached blocks of the longest known prefix of `tokens`, in order.
 
         At least one token is left to compute. The blocks are not shared yet.
         """
-        found = []
-        parent = b""
-        for end in range(self.block_size, len(tokens), self.block_size):
-            parent = hash_block(parent, tokens[end - self.block_size : end])
+        size, parent, found = self.block_size, b"", []
+        for index in range((len(tokens) - 1) // size):
+            parent = hash_block(parent, tokens[index * size : (index + 1) * size])
             block = self.find(parent)
             if block is None:
                 break

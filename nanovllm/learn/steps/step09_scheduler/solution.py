@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 
 from nanovllm.learn.steps.step08_blocks.solution import (
     BlockManager,
-    hash_block,
     num_blocks_for,
     slots,
 )
@@ -175,10 +174,8 @@ class Scheduler:
         Every block that is full after the step is registered now: a sequence that is admitted later
         in the same step can share it.
         """
-        size, parent = self.blocks.block_size, b""
-        for index in range((sequence.num_computed + count) // size):
-            parent = hash_block(parent, sequence.tokens[index * size : (index + 1) * size])
-            self.blocks.register(sequence.block_ids[index], parent)
+        end = sequence.num_computed + count
+        self.blocks.register_prefix(sequence.block_ids, sequence.tokens[:end])
         return Chunk(sequence, sequence.num_computed, count)
 
     def preempt(self, sequence: Sequence) -> None:
