@@ -5,6 +5,7 @@ float64 of the forward pass. The upstream gradients are random: a gradient of on
 """
 
 from collections.abc import Callable
+from functools import cache
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
@@ -72,6 +73,7 @@ def _linear(module: ModuleType) -> object:
     return _named(grads, "rows", "weight", "bias")
 
 
+@cache
 def _engine_linear() -> object:
     weight, bias = np.zeros((3, 4), dtype=np.float32), np.zeros(4, dtype=np.float32)
     rows = _OPERATIONS.linear_backward(
@@ -113,6 +115,7 @@ def _norm(module: ModuleType) -> object:
     return _named(grads, "hidden", "gain", "bias")
 
 
+@cache
 def _norm_differences() -> object:
     grad, hidden, gain = _norm_arrays()
     bias = np.zeros_like(gain)
@@ -133,6 +136,7 @@ def _attention(module: ModuleType) -> object:
     return _named(grads, "queries", "keys", "values")
 
 
+@cache
 def _engine_attention() -> object:
     """Return what the engine's training gives, whose arrays are [tokens, 3 * heads * head_dim]."""
 
@@ -155,6 +159,7 @@ def _first_token(module: ModuleType) -> object:
     return _named(grads, "queries", "keys", "values")
 
 
+@cache
 def _first_token_differences() -> object:
     grad = np.zeros(_GRAD.shape)
     grad[:, 0] = _GRAD[:, 0]
@@ -242,6 +247,7 @@ def _train(module: ModuleType) -> object:
     return {"the losses": np.array(losses, dtype=np.float64)}
 
 
+@cache
 def _engine_train() -> object:
     model = _model()
     optimizer = AdamW(model.parameters, _OPERATIONS, weight_decay=_DECAY, grad_clip=_MAX_NORM)
