@@ -44,8 +44,8 @@ class PlanCheck:
         self._contents: dict[int, tuple[bytes, list[int]]] = {}
         self._num_idle = 0  # steps since the last new token
 
-    def check(self, chunks: Any, pairs: Mapping[int, _Pair]) -> int:
-        """Check a plan; return the number of free blocks. Raises ReadersFaultError.
+    def check(self, chunks: Any, pairs: Mapping[int, _Pair]) -> None:
+        """Check a plan; raise ReadersFaultError for what is wrong.
 
         Args:
             chunks: what `schedule` returned.
@@ -54,16 +54,17 @@ class PlanCheck:
         if not isinstance(chunks, list | tuple):
             raise wrong(self._schedule, f"it returned a {type(chunks).__name__}, expected a list")
         if not chunks:
-            raise wrong(self._schedule, f"it planned nothing, and {len(pairs)} sequences are unfinished")
+            raise wrong(
+                self._schedule, f"it planned nothing, and {len(pairs)} sequences are unfinished"
+            )
         running = self._check_lists(pairs)
         self._check_chunks(chunks, running, pairs)
         held = self._check_tables(running)
-        num_free = self._check_free(held)
+        self._check_free(held)
         self._check_writes(chunks, running, pairs)
         for chunk in chunks:
             self._take(chunk, pairs[id(chunk.sequence)][0])
         self._check_progress(chunks, pairs)
-        return num_free
 
     def _check_lists(self, pairs: Mapping[int, _Pair]) -> list[Any]:
         """Check `waiting` and `running`; return the running sequences."""
@@ -72,7 +73,9 @@ class PlanCheck:
         for sequence in (*running, *waiting):
             if id(sequence) not in pairs:
                 name = getattr(sequence, "name", sequence)
-                raise wrong(self._schedule, f"{name} has ended, and is still in `running` or `waiting`")
+                raise wrong(
+                    self._schedule, f"{name} has ended, and is still in `running` or `waiting`"
+                )
             if listed.count(id(sequence)) > 1:
                 raise wrong(self._schedule, f"{sequence.name} is twice in `running` and `waiting`")
         for key, (_, sequence) in pairs.items():
@@ -127,16 +130,17 @@ class PlanCheck:
             held.update(table)
         return held
 
-    def _check_free(self, held: set[int]) -> int:
-        """Check that every block is either free or held; return the number of free ones."""
+    def _check_free(self, held: set[int]) -> None:
+        """Check that every block is either free or held."""
         num_free = self._manager.num_free
         if num_free + len(held) != self._num_blocks:
             text = f"{num_free} blocks are free and {len(held)} held, of {self._num_blocks}"
-            what = "a block was not freed" if num_free + len(held) < self._num_blocks else (
-                "a block is free and held at once"
+            what = (
+                "a block was not freed"
+                if num_free + len(held) < self._num_blocks
+                else ("a block is free and held at once")
             )
             raise wrong(self._manager.free, f"{text}: {what}")
-        return int(num_free)
 
     def _check_writes(
         self, chunks: Sequence[Any], running: Sequence[Any], pairs: Mapping[int, _Pair]
@@ -196,4 +200,6 @@ class PlanCheck:
         if self._num_idle > _MAX_STEPS and self._num_idle > sum(
             len(request.tokens) for request, _ in pairs.values()
         ):
-            raise wrong(self._schedule, f"no sequence got a token in the last {self._num_idle} steps")
+            raise wrong(
+                self._schedule, f"no sequence got a token in the last {self._num_idle} steps"
+            )

@@ -41,7 +41,6 @@ class CourseBlocks(BlockManager):
     def watch(self, manager: Any) -> None:
         """Show the state of `manager` from now on."""
         self._manager = manager
-        self._num_free = self.num_blocks
         self._held: set[int] = set()
         self._hashes: dict[int, bytes] = {}
         register = manager.register
@@ -53,20 +52,19 @@ class CourseBlocks(BlockManager):
 
         manager.register = noted
 
-    def update(self, num_free: int, running: Sequence[Request]) -> None:
+    def update(self, running: Sequence[Request]) -> None:
         """Take over a state that was checked; `running` are the requests that hold blocks."""
-        self._num_free = num_free
         self._held = {block for request in running for block in request.block_ids}
 
     @property
     def num_free(self) -> int:
         """Number of blocks that no request holds."""
-        return self._num_free
+        return self.num_blocks - len(self._held)
 
     @property
     def num_used(self) -> int:
         """Number of blocks that requests hold."""
-        return self.num_blocks - self._num_free
+        return len(self._held)
 
     @property
     def cached_blocks(self) -> KeysView[int]:
@@ -231,10 +229,10 @@ class CourseScheduler(Scheduler):
             id(sequence): (self._requests[name], sequence)
             for name, sequence in self._sequences.items()
         }
-        num_free = self._call(self._check.check, chunks, pairs)
+        self._call(self._check.check, chunks, pairs)
         self._chunks = list(chunks)
         self._copy_state(pairs)
-        self._blocks.update(num_free, self.running)
+        self._blocks.update(self.running)
         num_planned = sum(chunk.count for chunk in self._chunks)
         self.has_spent_budget = num_planned == self.max_num_batched_tokens
         return StepPlan(
@@ -285,7 +283,9 @@ class CourseScheduler(Scheduler):
     ) -> None:
         """Check what the reader's `commit` has done; forget the sequences that have ended."""
         if not isinstance(ended, list | tuple):
-            raise wrong(self._scheduler.commit, f"it returned a {type(ended).__name__}, expected a list")
+            raise wrong(
+                self._scheduler.commit, f"it returned a {type(ended).__name__}, expected a list"
+            )
         keys = {id(sequence) for sequence in ended}
         for chunk, planned, update in pairs:
             sequence, request = chunk.sequence, update.request
@@ -296,12 +296,19 @@ class CourseScheduler(Scheduler):
                     raise wrong(self._scheduler.commit, text)
                 del self._sequences[request.request_id]
             elif reason in (FinishReason.STOP, FinishReason.LENGTH):
-                raise wrong(self._scheduler.commit, f"{sequence.name} should have ended ({reason.value})")
+                raise wrong(
+                    self._scheduler.commit, f"{sequence.name} should have ended ({reason.value})"
+                )
             elif reason is None and list(sequence.tokens) != request.tokens:
-                raise wrong(self._scheduler.commit, f"the tokens of {sequence.name} are not what was sampled")
+                raise wrong(
+                    self._scheduler.commit,
+                    f"the tokens of {sequence.name} are not what was sampled",
+                )
             elif reason is None and sequence.num_computed != planned.start + planned.count:
                 text = f"{sequence.num_computed} tokens of {sequence.name} count as computed"
-                raise wrong(self._scheduler.commit, f"{text}, expected {planned.start + planned.count}")
+                raise wrong(
+                    self._scheduler.commit, f"{text}, expected {planned.start + planned.count}"
+                )
 
     def _finish(self, request: Request) -> None:
         """Finish a request, also in the reader's scheduler, if that still has it."""
@@ -309,6 +316,7 @@ class CourseScheduler(Scheduler):
         if request in self._new:
             self._new.remove(request)
         super()._finish(request)
+        self._blocks.update(self.running)
         if sequence is None:
             return
         try:

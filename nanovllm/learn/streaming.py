@@ -44,7 +44,10 @@ class CourseInputProcessor(InputProcessor):
     def process(self, request: GenerationRequest) -> tuple[PromptRequest, ...]:
         """Check and tokenize the prompts of a request, as InputProcessor does."""
         has_grammar = getattr(request.params, "structured_outputs", None) is not None
-        for is_given, name in ((has_grammar, "structured_outputs"), (request.cache_salt, "cache_salt")):
+        for is_given, name in (
+            (has_grammar, "structured_outputs"),
+            (request.cache_salt, "cache_salt"),
+        ):
             if is_given:
                 raise InvalidRequestError(
                     f"{name} cannot be used with backend 'learn': the course's scheduler has no "
