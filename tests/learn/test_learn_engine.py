@@ -12,11 +12,13 @@ from nanovllm.engine.engine import Engine
 from nanovllm.engine.engine_parts import OWN_PARTS, EngineParts, make_scheduler
 from nanovllm.engine.generation_request import GenerationRequest, PoolingParams
 from nanovllm.engine.input_processor import InputProcessor
+from nanovllm.engine.prompt_request import PromptRequest
 from nanovllm.errors import InvalidRequestError
 from nanovllm.learn.engine import learn_parts, load_learn_engine, parts_of
 from nanovllm.learn.folder import CourseFolder
 from nanovllm.learn.parts import load_parts
 from nanovllm.sampling_params import SamplingParams
+from nanovllm.structured_outputs import StructuredOutputs
 
 CLASSROOM: dict[str, Any] = {
     "backend": "numpy", "num_blocks": 16, "block_size": 8, "max_num_batched_tokens": 24,
@@ -42,7 +44,7 @@ def parts() -> EngineParts:
 
 def complete(engine: Engine, requests: Sequence[tuple[Any, dict[str, Any]]] = REQUESTS) -> Any:
     """Return the outputs of all requests, which the engine gets at once."""
-    prompts = []
+    prompts: list[PromptRequest] = []
     for seed, (prompt, settings) in enumerate(requests):
         params = SamplingParams(seed=seed, **{"max_tokens": 30, **settings})
         request = GenerationRequest(prompts=[prompt], params=params, request_id="test")
@@ -117,7 +119,10 @@ def test_embeddings_and_prompt_scores_compute_every_token(
 
 @pytest.mark.parametrize(
     ("settings", "field"),
-    [({"structured_outputs": {"regex": "a+"}}, "structured_outputs"), ({}, "cache_salt")],
+    [
+        ({"structured_outputs": StructuredOutputs(regex="a+")}, "structured_outputs"),
+        ({}, "cache_salt"),
+    ],
 )
 def test_what_the_course_cannot_do_is_refused(
     tiny_model: Path, parts: EngineParts, settings: dict[str, Any], field: str
