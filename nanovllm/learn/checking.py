@@ -94,9 +94,7 @@ def run_case(case: Case, module: ModuleType, path: str) -> Outcome:
         return Outcome(kind="unmet", text=str(error))
     except NotImplementedError as error:
         return Outcome(kind="unwritten", text=str(error) or "a part is not written yet")
-    except MemoryError:
-        raise
-    except Exception as error:  # noqa: BLE001 - the reader's code may raise anything
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - the reader's code may raise anything
         return Outcome(kind=type(error).__name__, text=_raised(error, path))
 
 
@@ -235,7 +233,7 @@ def _first(problems: Any) -> str | None:
     return next((problem for problem in problems if problem is not None), None)
 
 
-def _raised(error: Exception, path: str) -> str:
+def _raised(error: BaseException, path: str) -> str:
     """Return an exception's message with the last line of the reader's file that led to it."""
     frames = traceback.extract_tb(error.__traceback__)
     lines = [frame for frame in frames if frame.filename == path]

@@ -1,5 +1,6 @@
 """Run the check of a step on the reader's folder, in a process with limits."""
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +12,11 @@ from nanovllm.learn.checking import Case, Mistake
 from nanovllm.learn.course import Step
 from nanovllm.learn.worker import CPU_S, MEMORY_BYTES
 
-_WALL_S = 3 * CPU_S
-"""Time after which a case is ended: one that waits uses no processor time."""
+_WALL_S_PER_CPU_S = 3.0
+"""Elapsed time after which a case is ended: one that waits uses no processor time."""
 _ENDS = {
-    "time": f"it did not end within {CPU_S:g} s; is there a loop that does not stop?",
-    "memory": f"it needed more than {MEMORY_BYTES >> 30} GiB of memory",
+    "time": "it did not end within {cpu_s:g} s; is there a loop that does not stop?",
+    "memory": "it needed too much memory",
     "stack": "it called itself too often",
     None: "it ended the process",
 }
@@ -62,25 +63,43 @@ class Verdict:
 
 
 def judge(
-    folder: Path, step: Step, on_case: Callable[[CaseResult], None] = lambda result: None
+    folder: Path,
+    step: Step,
+    on_case: Callable[[CaseResult], None] = lambda result: None,
+    *,
+    cpu_s: float = CPU_S,
+    memory_bytes: int = MEMORY_BYTES,
 ) -> Verdict:
-    """Check a step and call `on_case` after each case. Raises EngineFaultError without a process.
+    """Check a step. Where it uses earlier ones, it uses the reader's code of what is written.
 
-    A step's check uses the reader's code of the steps before it, where it is written.
+    Args:
+        folder: the reader's folder.
+        step: what to check.
+        on_case: called after each case.
+        cpu_s: processor time of loading the files, and of each case.
+        memory_bytes: memory that the process may have beside its libraries.
+
+    Raises EngineFaultError if the process of the check cannot start.
     """
     cases = step.cases
     try:
         process = WorkerProcess("nanovllm.learn.worker")
     except OSError as error:
         raise EngineFaultError(f"the process of the check cannot start: {error}") from error
+    ask = functools.partial(_call, process, cpu_s)
     results: list[CaseResult] = []
     try:
-        load = {"op": "load", "folder": str(folder.resolve()), "step": step.number}
-        reply = _call(process, load, START_S + _WALL_S)
+        reply = ask(
+            op="load",
+            folder=str(folder.resolve()),
+            step=step.number,
+            cpu_s=cpu_s,
+            memory_bytes=memory_bytes,
+        )
         if reply["op"] != "loaded":
             return Verdict((), len(cases), _problem(step, reply))
         for index, case in enumerate(cases):
-            reply = _call(process, {"op": "case", "index": index}, _WALL_S)
+            reply = ask(op="case", index=index)
             printed = str(reply.get("printed", ""))
             results.append(CaseResult(case, reply["op"], str(reply.get("text", "")), printed))
             on_case(results[-1])
@@ -88,19 +107,20 @@ def judge(
                 break
         mistakes: tuple[Mistake, ...] = ()
         if results and results[-1].state in {"differs", "raised"}:
-            found = _call(process, {"op": "diagnose"}, _WALL_S).get("indices", ())
-            mistakes = tuple(step.mistakes[index] for index in found)
+            mistakes = tuple(step.mistakes[at] for at in ask(op="diagnose").get("indices", ()))
         return Verdict(tuple(results), len(cases), mistakes=mistakes)
     finally:
         process.end()
 
 
-def _call(process: WorkerProcess, header: dict[str, Any], timeout_s: float) -> dict[str, Any]:
+def _call(process: WorkerProcess, limit_s: float, **header: Any) -> dict[str, Any]:
     """Return the reply of the process; op is "ended" where it has ended."""
+    start_s = START_S if header["op"] == "load" else 0.0
     try:
-        return process.call(header, timeout_s=timeout_s)[0]
+        return process.call(header, timeout_s=start_s + _WALL_S_PER_CPU_S * limit_s)[0]
     except WorkerEndedError as error:
-        return {"op": "ended", "text": _ENDS.get(error.limit, _ENDS[None])}
+        text = _ENDS.get(error.limit, _ENDS[None])
+        return {"op": "ended", "text": text.format(cpu_s=limit_s)}
 
 
 def _problem(step: Step, reply: dict[str, Any]) -> str:

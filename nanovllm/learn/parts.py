@@ -2,17 +2,21 @@
 
 The files of the reader's folder import each other by name: `from step03_layer_norm import
 layer_norm`. They are loaded in the order of the steps. What is still a stub in one file is replaced
-before the next one is loaded, so everything runs from the first day.
+before the next one is loaded, so everything runs from the first day. A check loads one step alone,
+so that no mistake of another step is taken for one of this.
 """
 
 import importlib.util
 import inspect
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.abc import InspectLoader, Loader
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
+from traceback import extract_tb
 from types import ModuleType
+from typing import NoReturn
 
 from nanovllm.errors import NanovllmError
 from nanovllm.learn.checking import Mistake
@@ -52,35 +56,47 @@ def names_of(module: ModuleType) -> list[str]:
     ]
 
 
-def load_parts(folder: Path | None, last: int = len(STEPS), *, falls_back: bool = True) -> Parts:
-    """Load the reader's files of the steps up to `last`; None for the project's code alone.
+def load_parts(folder: Path | None) -> Parts:
+    """Load the reader's files; None for the project's code alone.
 
-    Args:
-        folder: the reader's folder.
-        last: number of the last step.
-        falls_back: replace stubs of the last step too; of those before it they always are.
-
-    Raises:
-        ReadersCodeError: a file cannot be read or raises an exception.
+    Raises ReadersCodeError if a file cannot be read or raises an exception.
     """
     modules: dict[str, ModuleType] = {}
     written: dict[str, tuple[str, ...]] = {}
-    for step in STEPS[:last]:
+    for step in STEPS:
+        names = names_of(step.solution)
         path = None if folder is None else folder / f"{step.module}.py"
         if path is None or not path.exists():
             modules[step.module] = sys.modules[step.module] = step.solution
             written[step.module] = ()
             continue
-        source = _read(path)
-        module = _load(step, path)
-        unwritten = stub_names(source) | set(names_of(step.solution)) - set(vars(module))
-        names = names_of(step.solution)
-        if falls_back or step.number < last:
-            for name in unwritten & set(names):
-                setattr(module, name, getattr(step.solution, name))
-        modules[step.module] = module
+        modules[step.module], unwritten = _load(step, path)
+        for name in unwritten:
+            setattr(modules[step.module], name, getattr(step.solution, name))
         written[step.module] = tuple(name for name in names if name not in unwritten)
     return Parts(modules, written)
+
+
+def load_step(folder: Path, step: Step) -> ModuleType:
+    """Load the reader's file of one step, with the project's code of the others.
+
+    A name that is missing in it raises NotImplementedError when it is called. Raises
+    ReadersCodeError as `load_parts` does.
+    """
+    load_parts(None)
+    module, unwritten = _load(step, folder / f"{step.module}.py")
+    for name in unwritten - set(vars(module)):
+        setattr(module, name, _missing(step, name))
+    return module
+
+
+def _missing(step: Step, name: str) -> Callable[..., NoReturn]:
+    """Return what takes the place of a function or class that is not in the reader's file."""
+
+    def missing(*_: object, **__: object) -> NoReturn:
+        raise NotImplementedError(f"step {step.number}: {name} is not written yet")
+
+    return missing
 
 
 class _Source(InspectLoader):
@@ -101,30 +117,23 @@ def mistaken(step: Step, mistake: Mistake) -> ModuleType:
     return _execute(f"{step.module}_mistaken", loader)
 
 
-def _read(path: Path) -> str:
+def _load(step: Step, path: Path) -> tuple[ModuleType, set[str]]:
+    """Import a file of the reader under the step's name; return what is not written in it too."""
     try:
         source = path.read_text(encoding="utf-8")
-        compile(source, str(path), "exec")
+        unwritten = stub_names(source)
+        module = _execute(step.module, SourceFileLoader(step.module, str(path)))
     except SyntaxError as error:
         text = (error.text or "").strip()
         raise ReadersCodeError(f"{path.name}, line {error.lineno}: {error.msg}: {text}") from None
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise ReadersCodeError(f"{path} cannot be read: {error}") from None
-    return source
-
-
-def _load(step: Step, path: Path) -> ModuleType:
-    """Import a file of the reader under the step's name."""
-    try:
-        return _execute(step.module, SourceFileLoader(step.module, str(path)))
-    except MemoryError:
-        raise
-    except Exception as error:
-        tail = error.__traceback__
-        while tail is not None and tail.tb_next is not None:
-            tail = tail.tb_next
-        line = f", line {tail.tb_lineno}" if tail is not None else ""
+    except (Exception, SystemExit) as error:
+        frames = [frame for frame in extract_tb(error.__traceback__) if frame.filename == str(path)]
+        line = f", line {frames[-1].lineno}" if frames else ""
         raise ReadersCodeError(f"{path.name}{line}: {type(error).__name__}: {error}") from error
+    names = set(names_of(step.solution))
+    return module, names & (unwritten | names - set(vars(module)))
 
 
 def _execute(name: str, loader: Loader) -> ModuleType:

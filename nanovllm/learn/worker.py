@@ -1,6 +1,7 @@
 """The process that runs a check: it loads the reader's files and runs one case at a time.
 
-    -> load       folder, step                    <- loaded: parts, printed | failed: message
+    -> load       folder, step, cpu_s,            <- loaded | failed: message; with printed
+                  memory_bytes
     -> case       index                           <- passed | differs: text | raised: text |
                                                      unwritten: text; each with printed
     -> diagnose                                   <- mistakes: their indices
@@ -20,7 +21,7 @@ from nanovllm.engine.sandbox.limits import limit_memory, limited_cpu
 from nanovllm.engine.sandbox.messages import Channel
 from nanovllm.learn.checking import Outcome, difference, is_same, run_case
 from nanovllm.learn.course import Step, step_of
-from nanovllm.learn.parts import ReadersCodeError, load_parts, mistaken
+from nanovllm.learn.parts import ReadersCodeError, load_step, mistaken
 
 MEMORY_BYTES = 2 << 30
 CPU_S = 20.0
@@ -88,23 +89,22 @@ def serve(channel: Channel) -> None:
     received = channel.receive()
     if received is None:
         return
-    folder, step = Path(received[0]["folder"]), step_of(received[0]["step"])
+    header = received[0]
+    folder, step, cpu_s = Path(header["folder"]), step_of(header["step"]), header["cpu_s"]
     _ = step.cases  # import what they need before the limit
-    limit_memory(MEMORY_BYTES)
+    limit_memory(header["memory_bytes"])
     printed = _Printed()
     with redirect_stdout(printed), redirect_stderr(printed):
         try:
-            with limited_cpu(CPU_S):
-                parts = load_parts(folder, step.number, falls_back=False)
+            with limited_cpu(cpu_s):
+                module = load_step(folder, step)
         except ReadersCodeError as error:
             channel.send({"op": "failed", "message": str(error), "printed": printed.take()})
             return
-        path = str(folder / f"{step.module}.py")
-        check = Check(step, parts[step.module], path)
-        written = parts.written[step.module]
-        channel.send({"op": "loaded", "written": written, "printed": printed.take()})
+        check = Check(step, module, str(folder / f"{step.module}.py"))
+        channel.send({"op": "loaded", "printed": printed.take()})
         while (received := channel.receive()) is not None:
-            with limited_cpu(CPU_S):
+            with limited_cpu(cpu_s):
                 if received[0]["op"] == "case":
                     reply = check.run(received[0]["index"])
                 else:

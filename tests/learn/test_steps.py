@@ -8,7 +8,7 @@ import pytest
 
 from nanovllm.learn.checking import Mistake
 from nanovllm.learn.course import STEPS, Step
-from nanovllm.learn.parts import load_parts, mistaken, names_of
+from nanovllm.learn.parts import load_step, mistaken, names_of
 from nanovllm.learn.stubs import readers_source, stub_names, stub_of
 from nanovllm.learn.worker import Check
 
@@ -56,8 +56,7 @@ def test_a_stub_has_every_signature_and_no_body(step: Step, tmp_path: Path) -> N
     assert stub_names(readers_source(step.text("solution.py"))) == set()
     assert "nanovllm.learn" not in stub
     (tmp_path / f"{step.module}.py").write_text(stub, encoding="utf-8")
-    parts = load_parts(tmp_path, step.number, falls_back=False)
-    states, _ = check(step, parts[step.module])
+    states, _ = check(step, load_step(tmp_path, step))
     assert states[-1] == "unwritten"
 
 

@@ -15,7 +15,7 @@ _EXAMPLE = "aaabdaaabac"
 _EXAMPLE_MERGES = [(97, 97), (256, 97), (257, 98)]
 _TAIL = [5, 5, 5, 1, 2, 5, 5, 1, 2, 1]
 _EMOJI = "é, € and \N{GRINNING FACE}"
-_WORDS = ("gardener", " Wonderland", " naïve", " \N{GRINNING FACE}")
+_WORDS = (" gardener", "naïve")
 
 
 def _pairs(module: ModuleType) -> object:
@@ -65,9 +65,9 @@ def _model_tokens() -> object:
 
 
 def _bigram(module: ModuleType) -> object:
-    """Learn 20 merges and a bigram from one text, and judge another."""
-    text, other = grimm()[:1000], alice()[:400]
-    merges = module.learn_merges(text, 20)
+    """Learn 10 merges and a bigram from one text, and judge another."""
+    text, other = grimm()[:500], alice()[:200]
+    merges = module.learn_merges(text, 10)
     ids = module.encode(text, merges)
     probabilities = module.bigram_probabilities(ids, 256 + len(merges), 0.1)
     return module.bits_per_byte(module.encode(other, merges), probabilities, len(other.encode()))
@@ -101,7 +101,7 @@ CASES = (
         lambda module: [module.learn_merges(text, 9) for text in ("abab", "abc", "a", "")],
         lambda: [[(97, 98)], [], [], []],
     ),
-    Case("20 merges of a tale", lambda module: module.learn_merges(grimm()[:800], 20)),
+    Case("12 merges of a tale", lambda module: module.learn_merges(grimm()[:500], 12)),
     Case(
         f"tokens of {_EXAMPLE}",
         lambda module: module.encode(_EXAMPLE, _EXAMPLE_MERGES),
