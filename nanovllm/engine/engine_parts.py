@@ -51,7 +51,7 @@ class EngineParts:
 
     backend: BackendLoader | None = None
     make_scheduler: Callable[[EngineConfig, int], Scheduler] = make_scheduler
-    input_processor: type[InputProcessor] = InputProcessor
+    input_processor: Callable[..., InputProcessor] = InputProcessor
     name: str = ""
     owners: tuple[PartOwner, ...] = ()
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float32, Int64
 
-from nanovllm.learn.guard import STEP_S, Guard
+from nanovllm.learn.guard import STEP_S, Guard, check_array, check_int
 from nanovllm.learn.parts import Parts
 from nanovllm.model.activation import ACTIVATIONS
 from nanovllm.model.batch import ForwardBatch
@@ -34,7 +34,7 @@ class LearnBackend(NumpyBackend):
     ) -> None:
         """Wrap loaded weights; `others` are arguments of NumpyBackend."""
         super().__init__(config, weights, **others)
-        self._network = Network(config, weights, parts, guard)
+        self._network = Network(config, weights, parts)
         self._guard = guard
         self._sampling = parts["step06_sampling"]
         self.sampler = LearnSampler(parts, guard, config.vocab)
@@ -56,7 +56,7 @@ class LearnBackend(NumpyBackend):
         tokens = np.zeros(len(scores), dtype=np.int64)
         for row in np.flatnonzero(has_token).tolist():
             token = self._guard.call(STEP_S, self._sampling.greedy, scores[row])
-            tokens[row] = self._guard.check_int("greedy (step 6)", token, self.config.vocab)
+            tokens[row] = check_int(self._sampling.greedy, token, self.config.vocab)
         return tokens, has_token
 
 
@@ -86,18 +86,15 @@ class LearnSampler(NumpySampler):
             top_p=row.top_p,
             uniform=row.draw,
         )
-        return self._guard.check_int("sample (step 6)", token, self._vocab)
+        return check_int(self._sampling.sample, token, self._vocab)
 
 
 class Network:
     """GPT-2's forward pass over a paged KV cache, in the reader's functions."""
 
-    def __init__(
-        self, config: GPT2Config, weights: GPT2Weights, parts: Parts, guard: Guard
-    ) -> None:
-        """Compute with `weights`; `guard` checks the shapes of results."""
+    def __init__(self, config: GPT2Config, weights: GPT2Weights, parts: Parts) -> None:
+        """Compute with `weights`; the shapes of results are checked."""
         self._config, self._weights = config, weights
-        self._check = guard.check_array
         self._step2, self._step3 = parts["step02_logits"], parts["step03_layer_norm"]
         self._step4, self._step5 = parts["step04_attention"], parts["step05_forward"]
         self._step8 = parts["step08_blocks"]
@@ -109,7 +106,7 @@ class Network:
         hidden = self._step2.embed(
             batch.token_ids, batch.positions, weights.token_embedding, weights.position_embedding
         )
-        hidden = self._check("embed (step 2)", hidden, shape)
+        hidden = check_array(self._step2.embed, hidden, shape)
         for index, layer in enumerate(weights.layers):
             normed = self._layer_norm(hidden, layer.attention_norm)
             hidden = hidden + self._self_attention(normed, layer, index, batch, cache)
@@ -123,19 +120,19 @@ class Network:
     ) -> Float32[np.ndarray, "rows vocab"]:
         """Return the score of every token at rows of final hidden states."""
         scores = self._step2.logits(hidden, self._weights.head)
-        return self._check("logits (step 2)", scores, (len(hidden), self._config.vocab))
+        return check_array(self._step2.logits, scores, (len(hidden), self._config.vocab))
 
     def _layer_norm(
         self, hidden: Float32[np.ndarray, "tokens d_model"], norm: LayerNorm
     ) -> Float32[np.ndarray, "tokens d_model"]:
         normed = self._step3.layer_norm(hidden, norm.gain, norm.bias, self._config.epsilon)
-        return self._check("layer_norm (step 3)", normed, hidden.shape)
+        return check_array(self._step3.layer_norm, normed, hidden.shape)
 
     def _linear(
         self, rows: Float32[np.ndarray, "tokens d_in"], layer: Linear
     ) -> Float32[np.ndarray, "tokens d_out"]:
         shape = (len(rows), layer.weight.shape[1])
-        return self._check("linear (step 5)", self._step5.linear(rows, layer), shape)
+        return check_array(self._step5.linear, self._step5.linear(rows, layer), shape)
 
     def _self_attention(
         self,
@@ -163,12 +160,12 @@ class Network:
             shape = (count, config.heads, config.head_dim)
             context = []
             for pool in pools:
-                found = self._check("gather (step 8)", step8.gather(pool, blocks, count), shape)
+                found = check_array(step8.gather, step8.gather(pool, blocks, count), shape)
                 context.append(found.transpose(1, 0, 2))
             heads_out = step4.attention(step4.split_heads(queries[rows], config.heads), *context)
             merged = step4.merge_heads(heads_out)
             shape = (int(rows.stop - rows.start), config.d_model)
-            attn_out[rows] = self._check("merge_heads of attention (step 4)", merged, shape)
+            attn_out[rows] = check_array(step4.attention, merged, shape)
         return self._linear(attn_out, weights.out)
 
     def _feed_forward(
@@ -176,6 +173,6 @@ class Network:
     ) -> Float32[np.ndarray, "tokens d_model"]:
         if self._config.activation == "gelu_new":
             out = self._step5.feed_forward(hidden, layer.up, layer.down)
-            return self._check("feed_forward (step 5)", out, hidden.shape)
+            return check_array(self._step5.feed_forward, out, hidden.shape)
         activation = ACTIVATIONS[self._config.activation]
         return self._linear(activation(self._linear(hidden, layer.up)), layer.down)

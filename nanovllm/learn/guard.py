@@ -5,6 +5,7 @@ that does not stop ends the requests of the step, and the server goes on.
 """
 
 import ctypes
+import inspect
 import threading
 import time
 import traceback
@@ -24,7 +25,7 @@ _POLL_S = 0.1
 
 
 class ReadersFaultError(EngineFaultError):
-    """The reader's code has failed in a running engine; the message names file and line."""
+    """The reader's code has failed in a running engine; the message names its place."""
 
 
 class _OvertimeError(BaseException):
@@ -66,57 +67,28 @@ class Guard:
             raise
         except _OvertimeError as error:
             text = f"it did not end within {limit_s:g} s; is there a loop that does not stop?"
-            raise self._fault(error, text) from None
-        except NotImplementedError as error:
-            raise self._fault(error, str(error) or "it is not written yet") from error
+            raise self._fault(function, error, text) from None
         except Exception as error:
             text = f"{type(error).__name__}: {error}"
-            raise self._fault(error, text) from error
+            raise self._fault(function, error, text) from error
 
-    def wrong(self, place: str, text: str) -> ReadersFaultError:
-        """Return the error for a wrong result of `place`, such as "step03_layer_norm.py"."""
-        return ReadersFaultError(f"{place}: {text}")
-
-    def check_array(
-        self, place: str, found: object, shape: tuple[int, ...]
-    ) -> "np.ndarray[Any, np.dtype[np.float32]]":
-        """Return a result as float32; raise ReadersFaultError unless it has the shape."""
-        if not isinstance(found, np.ndarray):
-            text = f"it returned a {type(found).__name__}, expected an array of shape {shape}"
-            raise self.wrong(place, text)
-        if found.shape != shape:
-            text = f"it returned an array of shape {found.shape}, expected {shape}"
-            raise self.wrong(place, text)
-        if found.dtype == np.float32:
-            return found
-        if found.dtype.kind not in "fiu":
-            raise self.wrong(place, f"it returned elements of type {found.dtype}, expected float32")
-        return found.astype(np.float32)
-
-    def check_int(self, place: str, found: object, limit: int) -> int:
-        """Return a result as an int; raise ReadersFaultError unless it is from 0 to limit - 1."""
-        if not isinstance(found, int | np.integer) or isinstance(found, bool):
-            text = f"it returned a {type(found).__name__}, expected a whole number"
-            raise self.wrong(place, text)
-        if not 0 <= found < limit:
-            raise self.wrong(place, f"it returned {found}, expected 0 to {limit - 1}")
-        return int(found)
-
-    def _fault(self, error: BaseException, text: str) -> ReadersFaultError:
+    def _fault(self, function: Any, error: BaseException, text: str) -> ReadersFaultError:
         """Return an error that names the last line of the reader's files that led to it."""
         frames = traceback.extract_tb(error.__traceback__)
         lines = [frame for frame in frames if Path(frame.filename).parent == self._folder]
         if not lines:
-            return ReadersFaultError(text)
+            return wrong(function, text)
         last = lines[-1]
         place = f"{Path(last.filename).name}, line {last.lineno}, in {last.name}"
-        return ReadersFaultError(f"{place}: {text}\n  {last.line}")
+        return ReadersFaultError(f"{place}: {text} (the line: {last.line})")
 
     def _begin(self, thread: int, limit_s: float) -> None:
         self._deadlines[thread] = time.monotonic() + limit_s
-        if not self._has_watcher:
-            with self._lock:
-                self._has_watcher = True
+        if self._has_watcher:
+            return
+        with self._lock:
+            is_first, self._has_watcher = not self._has_watcher, True
+        if is_first:
             threading.Thread(target=self._watch, name="nanovllm-learn-guard", daemon=True).start()
 
     def _end(self, thread: int) -> None:
@@ -128,18 +100,63 @@ class Guard:
 
     def _watch(self) -> None:
         """End calls that take too long, until there has been none for a while."""
-        idle_s = 0.0
-        while idle_s < STEP_S:
+        last_s = time.monotonic()
+        while True:
             time.sleep(_POLL_S)
-            idle_s = 0.0 if self._deadlines else idle_s + _POLL_S
             with self._lock:
                 now = time.monotonic()
+                last_s = now if self._deadlines else last_s
+                if now - last_s > STEP_S:
+                    self._has_watcher = False
+                    return
                 for thread, deadline_s in list(self._deadlines.items()):
                     if now > deadline_s and thread not in self._overtime:
                         self._overtime.add(thread)
                         _raise_in(thread, _OvertimeError)
-        with self._lock:
-            self._has_watcher = False
+
+
+def wrong(function: Any, text: str) -> ReadersFaultError:
+    """Return the error for a wrong result of a function, with its place."""
+    plain = inspect.unwrap(function)
+    code = getattr(plain, "__code__", None)
+    name = getattr(plain, "__qualname__", None) or type(plain).__name__
+    if code is None:
+        return ReadersFaultError(f"{name}: {text}")
+    place = f"{Path(code.co_filename).name}, line {code.co_firstlineno}, in {name}"
+    return ReadersFaultError(f"{place}: {text}")
+
+
+def check_array(
+    function: Any, found: object, shape: tuple[int, ...]
+) -> "np.ndarray[Any, np.dtype[np.float32]]":
+    """Return what `function` has returned as float32; it must be an array of this shape."""
+    if not isinstance(found, np.ndarray):
+        text = f"it returned a {type(found).__name__}, expected an array of shape {shape}"
+        raise wrong(function, text)
+    if found.shape != shape:
+        raise wrong(function, f"it returned an array of shape {found.shape}, expected {shape}")
+    if found.dtype == np.float32:
+        return found
+    if found.dtype.kind not in "fiu":
+        raise wrong(function, f"it returned elements of type {found.dtype}, expected float32")
+    return found.astype(np.float32)
+
+
+def check_int(function: Any, found: object, limit: int) -> int:
+    """Return what `function` has returned as an int; it must be from 0 to limit - 1."""
+    if not isinstance(found, int | np.integer) or isinstance(found, bool):
+        text = f"it returned a {type(found).__name__}, expected a whole number"
+        raise wrong(function, text)
+    if not 0 <= found < limit:
+        raise wrong(function, f"it returned {found}, expected 0 to {limit - 1}")
+    return int(found)
+
+
+def check_text(function: Any, found: object) -> str:
+    """Return what `function` has returned, which must be text."""
+    if not isinstance(found, str):
+        raise wrong(function, f"it returned a {type(found).__name__}, expected text")
+    return found
 
 
 def _raise_in(thread: int, exception: type[BaseException] | None) -> None:
