@@ -31,7 +31,7 @@ from nanovllm.training.config import TrainingConfig
 from nanovllm.training.counters import Counters
 from nanovllm.training.metrics import Evaluation, TrainingResult, Update
 from nanovllm.training.network.model import Dropout, batch_loss
-from nanovllm.training.network.optimizer import AdamW, Schedule
+from nanovllm.training.network.optimizer import AdamW
 from nanovllm.training.resume import is_current, restore_run, resumed_config, save_run
 from nanovllm.training.run.checkpoint import LAST
 from nanovllm.training.run.clock import RunClock
@@ -94,11 +94,8 @@ class Trainer:
             beta1=config.beta1,
             beta2=config.beta2,
         )
-        in_effect = config.schedule(self.steps)
-        self._schedule = Schedule(
-            config.peak_lr, in_effect["min_lr"], in_effect["warmup_steps"], self.steps
-        )
-        self._eval_every = in_effect["eval_every"]
+        self._schedule = self.setup.schedule
+        self._eval_every = config.in_effect(self.steps)["eval_every"]
         self._record_every = math.ceil(self.steps / _MAX_UPDATES)
         if resume:
             self._counters = restore_run(self.folder, self.setup, self._optimizer)
@@ -110,7 +107,7 @@ class Trainer:
 
         Args:
             folder: output folder of a run that was stopped or killed.
-            changes: settings to change; only those that change no update may be.
+            changes: settings to change; only those that change no update so far may be.
         """
         return cls(resumed_config(Path(folder), _with_folders(changes)), resume=True)
 

@@ -22,6 +22,7 @@ from nanovllm.training.metrics import Sample
 from nanovllm.training.network.numpy_operations import NumpyOperations
 from nanovllm.training.network.operations import Operations
 from nanovllm.training.network.parameters import Parameters, initialize
+from nanovllm.training.network.schedule import Schedule
 from nanovllm.training.run import samples
 from nanovllm.training.run.checkpoint import LAST, hugging_face_config, save_weights
 
@@ -63,6 +64,11 @@ class Setup:
     def validation(self) -> Dataset:
         """The validation split."""
         return self.data.validation
+
+    @property
+    def schedule(self) -> Schedule:
+        """The learning rate of each update."""
+        return self.config.learning_rates(self.steps)
 
     @property
     def tokens_per_step(self) -> int:
@@ -241,7 +247,7 @@ def _facts(
     sizes = {"layers": model.layers, "heads": model.heads, "width": model.d_model}
     in_effect = {
         **sizes,
-        **config.schedule(steps),
+        **config.in_effect(steps),
         "context": context,
         "activation": model.activation,
         "positions": model.positions,
