@@ -26,6 +26,7 @@ from nanovllm.errors import ModelNotFoundError, TrainingError
 from nanovllm.hub import resolve_model
 from nanovllm.progress import step_progress
 from nanovllm.stop_signal import StopSignal
+from nanovllm.trainable_model import TrainableModel
 from nanovllm.training.commands import resume_command
 from nanovllm.training.config import TrainingConfig
 from nanovllm.training.counters import Counters
@@ -130,6 +131,14 @@ class Trainer:
     def num_parameters(self) -> int:
         """Number of parameters of the network."""
         return self.setup.model.num_parameters
+
+    @property
+    def model(self) -> TrainableModel:
+        """The network, for a loop of one's own; it ends with the trainer."""
+        setup = self.setup
+        return TrainableModel(
+            setup.model, setup.parameters, setup.operations, setup.save_static_files
+        )
 
     @property
     def step(self) -> int:
@@ -299,10 +308,12 @@ class Trainer:
                 f"the loss is {loss:.3g} and the gradient norm {norm:.3g} at step "
                 f"{counters.step}: {self._divergence_advice()}"
             )
-        update = Update(counters.step, loss, lr, norm)
+        seconds = self._clock.read_s() - started_s
+        speed = setup.tokens_per_step / max(seconds, 1e-9)
+        update = Update(counters.step, loss, lr, norm, speed)
         if counters.step % self._record_every == 0:
             self._files.add(update)
-        counters.add_update(loss, norm, self._clock.read_s() - started_s)
+        counters.add_update(loss, norm, seconds)
         self._is_changing = False
         return update
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tokenizers import Tokenizer
 
 from nanovllm.errors import TrainingError
 from nanovllm.model.checkpoint import expected_shapes, load_arrays, read_tensors
@@ -78,23 +79,18 @@ class Setup:
     @property
     def num_threads(self) -> int:
         """Threads of the compiled kernels, and of NumPy's BLAS while the run trains."""
-        return _num_threads(self.config)
+        return self.config.num_threads or default_threads()
 
     def save_static_files(self, folder: Path) -> None:
         """Write the files of a checkpoint that do not change during the run."""
-        settings = hugging_face_config(self.model, dropout=self.config.dropout)
-        ids = ("bos_token_id", "eos_token_id", "pad_token_id")
-        generation: dict[str, Any] = {name: settings[name] for name in ids if name in settings}
-        if self.checkpoint is not None:
-            kept = read_json(self.checkpoint / "config.json")
-            settings |= {name: kept[name] for name in ids if name in kept}
-            generation = load_generation_config(self.checkpoint) or generation
-        if _SAMPLING.keys().isdisjoint(generation):
-            generation |= _SAMPLING
-        write_json(folder / "config.json", settings)
-        write_json(folder / "generation_config.json", generation)
-        source = self.checkpoint or Path(self.config.network.tokenizer)
-        save_tokenizer(self.data.tokenizer, folder, source)
+        save_model_files(
+            folder,
+            self.model,
+            self.data.tokenizer,
+            checkpoint=self.checkpoint,
+            tokenizer_source=self.checkpoint or Path(self.config.network.tokenizer),
+            dropout=self.config.dropout,
+        )
 
     def save_weights(self, folder: Path) -> None:
         """Write the parameters as model.safetensors."""
@@ -165,7 +161,7 @@ def prepare(config: TrainingConfig, *, resumes: bool) -> Setup:
     if problems:
         raise TrainingError("; ".join(problems))
     try:
-        parameters = _parameters(config, model, None if resumes else source)
+        parameters = load_parameters(model, None if resumes else source, seed=config.seed)
     except MemoryError:
         raise TrainingError(
             f"{model.num_parameters:,} parameters do not fit into memory; lower --layers or --width"
@@ -179,7 +175,7 @@ def prepare(config: TrainingConfig, *, resumes: bool) -> Setup:
         context=context,
         steps=steps,
         parameters=parameters,
-        operations=_operations(config),
+        operations=make_operations(config.backend, config.num_threads),
         data=data,
         checkpoint=source,
         data_digest=_digest(data),
@@ -188,13 +184,42 @@ def prepare(config: TrainingConfig, *, resumes: bool) -> Setup:
     )
 
 
-def _parameters(config: TrainingConfig, model: GPT2Config, source: Path | None) -> Parameters:
+def save_model_files(
+    folder: Path,
+    model: GPT2Config,
+    tokenizer: Tokenizer,
+    *,
+    checkpoint: Path | None,
+    tokenizer_source: Path,
+    dropout: float = 0.0,
+) -> None:
+    """Write the files of a checkpoint apart from its weights.
+
+    Args:
+        checkpoint: model folder whose settings are kept.
+        tokenizer_source: folder of the tokenizer, if it was loaded from one.
+    """
+    settings = hugging_face_config(model, dropout=dropout)
+    ids = ("bos_token_id", "eos_token_id", "pad_token_id")
+    generation: dict[str, Any] = {name: settings[name] for name in ids if name in settings}
+    if checkpoint is not None:
+        kept = read_json(checkpoint / "config.json")
+        settings |= {name: kept[name] for name in ids if name in kept}
+        generation = load_generation_config(checkpoint) or generation
+    if _SAMPLING.keys().isdisjoint(generation):
+        generation |= _SAMPLING
+    write_json(folder / "config.json", settings)
+    write_json(folder / "generation_config.json", generation)
+    save_tokenizer(tokenizer, folder, tokenizer_source)
+
+
+def load_parameters(model: GPT2Config, source: Path | None, *, seed: int = 0) -> Parameters:
     """Return the weights in `source`, or else initial weights."""
     parameters = Parameters(
         expected_shapes(model), constant_positions=model.positions == "sinusoidal"
     )
     if source is None:
-        initialize(parameters, model, config.seed)
+        initialize(parameters, model, seed)
     else:
         for name, array in load_arrays(source, model).items():
             parameters.tensors[name].data[...] = array
@@ -219,16 +244,13 @@ def _new_model(network: NetworkSettings, vocab: int, eos_token_id: int | None) -
     )
 
 
-def _operations(config: TrainingConfig) -> Operations:
-    if config.backend == "numpy":
+def make_operations(backend: str, num_threads: int | None) -> Operations:
+    """Return the operations of a backend, of as many threads as there are cores for None."""
+    if backend == "numpy":
         return NumpyOperations()
     from nanovllm.training.kernels.operations import CompiledOperations  # noqa: PLC0415
 
-    return CompiledOperations(_num_threads(config))
-
-
-def _num_threads(config: TrainingConfig) -> int:
-    return config.num_threads or default_threads()
+    return CompiledOperations(num_threads)
 
 
 def _digest(data: PreparedData) -> str:
@@ -243,7 +265,7 @@ def _facts(
     config: TrainingConfig, model: GPT2Config, data: PreparedData, context: int, steps: int
 ) -> dict[str, Any]:
     """Return what run.json says of the whole run: its settings in effect, sizes and machine."""
-    threads = _num_threads(config)
+    threads = config.num_threads or default_threads()
     sizes = {"layers": model.layers, "heads": model.heads, "width": model.d_model}
     in_effect = {
         **sizes,
