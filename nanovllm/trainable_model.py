@@ -19,7 +19,7 @@ from nanovllm.hub import resolve_model
 from nanovllm.model.config import GPT2Config
 from nanovllm.training.data.tokenizer import load_tokenizer
 from nanovllm.training.network.model import batch_loss
-from nanovllm.training.network.operations import Operations, TokenIds
+from nanovllm.training.network.operations import IGNORED, Operations, TokenIds
 from nanovllm.training.network.optimizer import AdamW
 from nanovllm.training.network.parameters import Parameters
 from nanovllm.training.run.checkpoint import save_weights
@@ -101,19 +101,18 @@ class TrainableModel:
         return self.config.num_parameters
 
     def loss(self, token_ids: ArrayLike, targets: ArrayLike | None = None) -> float:
-        """Return the mean loss of a batch, in nats per target.
+        """Return the mean loss of a batch, in nats per target; 0 if all targets are ignored.
 
         Args:
             token_ids: integers [batch, context].
-            targets: the token after each of `token_ids`. Without it, these are the tokens
-                themselves: all but the last of each row predict all but the first.
+            targets: the token after each of `token_ids`, or -1 to ignore the prediction. Without
+                it, all but the last token of each row predict all but the first.
 
         Raises:
             TrainingError: the arrays have other shapes or types, the context is longer than the
                 model's, or a token is not in its vocabulary.
         """
-        inputs, expected = self._checked(token_ids, targets)
-        return self._total(inputs, expected, None) / expected.size
+        return self._mean(*self._checked(token_ids, targets), None)
 
     def backward(
         self, token_ids: ArrayLike, targets: ArrayLike | None = None, *, scale: float = 1.0
@@ -123,8 +122,7 @@ class TrainableModel:
         The gradients of several batches add up, for example those of 4 batches with a scale of 1/4.
         Arguments and errors are those of `loss`.
         """
-        inputs, expected = self._checked(token_ids, targets)
-        return self._total(inputs, expected, scale / expected.size) / expected.size
+        return self._mean(*self._checked(token_ids, targets), scale)
 
     def optimizer(
         self,
@@ -168,9 +166,12 @@ class TrainableModel:
         self._save_files(Path(folder))
         save_weights(Path(folder), self._parameters.arrays())
 
-    def _total(self, inputs: TokenIds, targets: TokenIds, scale: float | None) -> float:
+    def _mean(self, inputs: TokenIds, targets: TokenIds, scale: float | None) -> float:
+        """Return the mean loss, and add the gradients of `scale` times it, if any."""
+        count = max(1, int((targets != IGNORED).sum()))
+        scale = None if scale is None else scale / count
         arguments = (self._operations, self.config, self._parameters, inputs, targets)
-        return batch_loss(*arguments, scale=scale)
+        return batch_loss(*arguments, scale=scale) / count
 
     def _checked(
         self, token_ids: ArrayLike, targets: ArrayLike | None
@@ -180,7 +181,7 @@ class TrainableModel:
         if targets is None:
             inputs, expected = inputs[:, :-1], inputs[:, 1:]
         else:
-            expected = self._integers("targets", targets)
+            expected = self._integers("targets", targets, lowest=IGNORED)
         if inputs.shape != expected.shape or not inputs.size:
             raise TrainingError(
                 f"token_ids have the shape {inputs.shape} and targets {expected.shape}, but both "
@@ -193,7 +194,7 @@ class TrainableModel:
             )
         return np.ascontiguousarray(inputs), np.ascontiguousarray(expected)
 
-    def _integers(self, name: str, values: ArrayLike) -> TokenIds:
+    def _integers(self, name: str, values: ArrayLike, lowest: int = 0) -> TokenIds:
         array = np.asarray(values)
         if array.ndim != 2 or array.dtype.kind not in "iu":
             raise TrainingError(
@@ -201,8 +202,8 @@ class TrainableModel:
                 "[batch, context]"
             )
         low, high = int(array.min(initial=0)), int(array.max(initial=0))
-        if low < 0 or high >= self.config.vocab:
-            wrong = low if low < 0 else high
+        if low < lowest or high >= self.config.vocab:
+            wrong = low if low < lowest else high
             raise TrainingError(
                 f"{name} have {wrong}, but the vocabulary has the tokens 0 to "
                 f"{self.config.vocab - 1}"

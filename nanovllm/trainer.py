@@ -22,6 +22,7 @@ from typing import Any
 from threadpoolctl import ThreadpoolController
 from typing_extensions import Self
 
+from nanovllm.engine.chat.examples import ChatExamples
 from nanovllm.errors import ModelNotFoundError, TrainingError
 from nanovllm.hub import resolve_model
 from nanovllm.progress import step_progress
@@ -83,7 +84,7 @@ class Trainer:
         self.config = config
         self.resumes = resume
         self._is_changing = False  # an update or the records of an evaluation are incomplete
-        self.setup = prepare(config, resumes=resume)
+        self.setup = prepare(config, resumes=resume, load_chat=ChatExamples.load)
         self.steps = self.setup.steps
         self._clock = RunClock()
         self._counters = Counters()
@@ -284,22 +285,22 @@ class Trainer:
         """Compute the gradients of a step and apply them."""
         counters, config, setup = self._counters, self.config, self.setup
         started_s = self._clock.read_s()
-        total, tokens = 0.0, 0
-        for part in range(config.grad_accumulation):
-            number = counters.step * config.grad_accumulation + part
-            batch = setup.train.batch(number, config.batch_size, config.seed)
-            tokens += batch.targets.size
-            scale = 1.0 / (batch.targets.size * config.grad_accumulation)
+        first = counters.step * config.grad_accumulation
+        numbers = range(first, first + config.grad_accumulation)
+        batches = [setup.train.batch(one, config.batch_size, config.seed) for one in numbers]
+        targets = max(1, sum(batch.num_targets for batch in batches))
+        total = 0.0
+        for number, batch in zip(numbers, batches, strict=True):
             total += batch_loss(
                 setup.operations,
                 setup.model,
                 setup.parameters,
                 batch.inputs,
                 batch.targets,
-                scale=scale,
+                scale=1.0 / targets,
                 dropout=Dropout(config.dropout, config.seed, number),
             )
-        loss = total / tokens
+        loss = total / targets
         self._is_changing = True
         lr = self._schedule.learning_rate(counters.step)
         norm = self._optimizer.update(lr)
@@ -349,7 +350,7 @@ class Trainer:
             total += batch_loss(
                 setup.operations, setup.model, setup.parameters, batch.inputs, batch.targets
             )
-            tokens += batch.targets.size
+            tokens += batch.num_targets
         loss = total / tokens
         if not math.isfinite(loss):
             raise TrainingError(

@@ -124,3 +124,17 @@ def test_arrays_that_cannot_be_used_are_named(
     with pytest.raises(TrainingError, match=message):
         trainer.model.backward(token_ids, targets)
     assert not any(array.any() for array in trainer.model.gradients.values())
+
+
+def test_targets_of_minus_one_are_ignored(trainer: Trainer) -> None:
+    """The loss is the mean of the others; a batch without any has the loss 0 and no gradient."""
+    model = trainer.model
+    tokens, targets = np.array([[1, 2, 3, 4], [5, 6, 7, 8]]), np.full((2, 4), -1)
+    losses = [model.loss(tokens[:1, :2], [[-1, 3]]), model.loss(tokens[1:, :1], [[6]])]
+    targets[0, 1], targets[1, 0] = 3, 6
+    assert model.backward(tokens, targets) == pytest.approx(sum(losses) / 2, rel=1e-6)
+    assert not model.gradients["wpe.weight"][2:].any()
+    assert model.gradients["wpe.weight"][:2].any()
+    model.zero_gradients()
+    assert model.backward(tokens, np.full((2, 4), -1)) == 0.0
+    assert not any(array.any() for array in model.gradients.values())

@@ -85,9 +85,10 @@ class TrainingConfig:
     checkpoint in `init_from`, or the default that is given here.
 
     Attributes:
-        data: text files, folders of them, or one token file (.npy, or .bin of uint16).
-        validation_data: text or a token file to validate on (default: the end of `data`). Its files
-            that are also in `data` are left out of the training text.
+        data: text files, folders of them, examples (.jsonl), or one token file (.npy, or .bin of
+            uint16).
+        validation_data: text, examples or a token file to validate on (default: the end of `data`).
+            Text files that are also in `data` are left out of the training text.
         output: new or empty folder for checkpoint, metrics, report and the state for resuming.
         pattern: files to read from folders, but not from hidden ones, node_modules or virtual
             environments.

@@ -17,7 +17,7 @@ from nanovllm.model.machine import cpu_name, default_threads
 from nanovllm.training.atomic_files import write_json
 from nanovllm.training.config import NetworkSettings, TrainingConfig
 from nanovllm.training.data.dataset import Dataset
-from nanovllm.training.data.prepare import PreparedData, prepare_data
+from nanovllm.training.data.prepare import ChatLoader, PreparedData, prepare_data
 from nanovllm.training.data.tokenizer import save_tokenizer
 from nanovllm.training.metrics import Sample
 from nanovllm.training.network.numpy_operations import NumpyOperations
@@ -97,10 +97,10 @@ class Setup:
         save_weights(folder, self.parameters.arrays())
 
     def sample(self, step: int, tokens: int, seed: int) -> Sample | None:
-        """Return text that the network generates after the first tokens of the validation text."""
+        """Return text that the network generates after the first validation text or prompt."""
         if tokens == 0:
             return None
-        prompt = self.validation.tokens[: min(8, self.context)].astype(np.int64).tolist()
+        prompt = self.validation.prompt(min(8, self.context)).astype(np.int64).tolist()
         drawn = samples.generate(self.model, self.parameters.arrays(), prompt, tokens, seed=seed)
         given, text = (
             str(self.data.tokenizer.decode(ids, skip_special_tokens=False))
@@ -114,12 +114,13 @@ class Setup:
         self.operations.close()
 
 
-def prepare(config: TrainingConfig, *, resumes: bool) -> Setup:
+def prepare(config: TrainingConfig, *, resumes: bool, load_chat: ChatLoader | None = None) -> Setup:
     """Read the data, make the tokenizer, and build the network with its initial weights.
 
     Args:
         config: resolved settings.
         resumes: the tokenizer is that of the output folder, and the weights will be loaded.
+        load_chat: renders the conversations of examples; see `prepare_data`.
     """
     # The folder in `init_from` may have changed or gone since the run began.
     last = Path(config.output) / LAST if resumes else None
@@ -141,6 +142,7 @@ def prepare(config: TrainingConfig, *, resumes: bool) -> Setup:
             tokenizer=str(source or config.network.tokenizer),
             context=context,
             end_of_text_id=next(iter(pretrained.eos_token_ids), None) if pretrained else None,
+            load_chat=load_chat,
         )
     except TrainingError as error:
         if not resumes:
@@ -258,6 +260,8 @@ def _digest(data: PreparedData) -> str:
     for split in (data.train, data.validation):
         digest.update(f"{split.tokens.dtype} {len(split.tokens)}\n".encode())
         digest.update(np.ascontiguousarray(split.tokens).data)
+        if split.has_loss is not None:
+            digest.update(split.has_loss.data)
     return digest.hexdigest()
 
 
@@ -288,7 +292,7 @@ def _facts(
         "data": {
             "files": len(data.files),
             "train_tokens": len(data.train.tokens),
-            "validation_tokens": len(data.validation.tokens),
+            "validation_tokens": data.validation.num_targets,
             "validation_bytes": data.validation_bytes,
         },
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
