@@ -1,0 +1,32 @@
+"""The numbers and pictures of docs/tutorials are what tools/tutorials computes."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from tools.make_tutorials import TUTORIALS
+from tools.tutorials import backpropagation
+from tools.tutorials.pages import Tutorial
+
+
+@pytest.mark.parametrize("make", TUTORIALS.values(), ids=TUTORIALS)
+def test_a_page_shows_what_is_computed(make: Callable[[], Tutorial]) -> None:
+    assert make().problems() == []
+
+
+def test_the_gradients_are_those_of_central_differences() -> None:
+    weights = backpropagation.WEIGHTS
+    grads = backpropagation.backward(weights, backpropagation.forward(weights))
+    for name in [*backpropagation.NAMES, *weights]:
+        expected = backpropagation.central_differences(name)
+        np.testing.assert_allclose(grads[name], expected, atol=1e-9, err_msg=name)
+
+
+def test_a_page_with_another_number_has_a_problem() -> None:
+    tutorial = Tutorial(
+        "first-server.md", {}, ("15 tokens on the moon",), {"terminal.svg": "<svg/>"}
+    )
+    assert len(tutorial.problems()) == 2
+    with pytest.raises(ValueError, match="no part 'moon'"):
+        Tutorial("first-server.md", {"moon": ""}).filled()
