@@ -17,11 +17,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tools.tutorials import backpropagation, batching
+from tools.tutorials import backpropagation, batching, models
 from tools.tutorials.pages import Tutorial
 
 TUTORIALS: dict[str, Callable[[], Tutorial]] = {
-    module.PAGE: module.tutorial for module in (backpropagation, batching)
+    module.PAGE: module.tutorial for module in (backpropagation, batching, models)
 }
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tools.make_tutorials import TUTORIALS
-from tools.tutorials import backpropagation, film
+from tools.tutorials import backpropagation, film, models
 from tools.tutorials.pages import Tutorial
 
 
@@ -41,3 +41,14 @@ def test_the_film_has_the_events_that_its_page_tells() -> None:
     assert events[29] == ("C is admitted, finds 48 of its tokens in the prefix cache",)
     assert film.Part("D", 32, 8, samples=True) in frames[29].parts
     assert all(sum(part.count for part in frame.parts) <= film.BUDGET for frame in frames)
+
+
+def test_the_models_have_as_many_parameters_as_published() -> None:
+    assert {model.name: model.num_parameters for model in models.MODELS} == {
+        "GPT-2 124M": 124_439_808,
+        "SmolLM2 135M": 134_515_008,
+        "Qwen2.5 0.5B": 494_032_768,
+        "Qwen3 0.6B": 596_049_920,
+        "Llama 3.2 1B": 1_235_814_400,
+        "Mistral 7B": 7_241_732_096,
+    }
