@@ -106,11 +106,14 @@ def _ablation(
 ) -> JSON:
     """Return the predictions of the whole network, and those without the parts in `off`."""
     parts = [read_part(model.config, **part) for part in off]
+    whole = predict_without(model, prompt, (), top)
     return {
         "tokens": tokens(model, prompt),
+        "layers": model.config.layers,
+        "heads": model.config.heads,
         "off": [asdict(part) for part in parts],
-        "whole": predict_without(model, prompt, (), top),
-        "ablated": predict_without(model, prompt, parts, top),
+        "whole": whole,
+        "ablated": predict_without(model, prompt, parts, top) if parts else whole,
     }
 
 

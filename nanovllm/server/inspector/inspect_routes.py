@@ -223,6 +223,8 @@ class Ablation(TypedDict):
     """Predictions of the whole network, and without the parts in `off`."""
 
     tokens: list[InspectedToken]
+    layers: int
+    heads: int
     off: list[SwitchedPart]
     whole: PromptPrediction
     ablated: PromptPrediction
