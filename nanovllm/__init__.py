@@ -60,7 +60,7 @@ if TYPE_CHECKING:
         RequestTimeoutError,
         TrainingError,
     )
-    from nanovllm.evaluation import EvaluationResult, evaluate
+    from nanovllm.evaluation import AblationResult, EvaluationResult, ablate, evaluate
     from nanovllm.llm import LLM
     from nanovllm.outputs import (
         CompletionOutput,
@@ -83,6 +83,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "LLM",
+    "AblationResult",
     "AdamW",
     "AsyncEngine",
     "AsyncLLM",
@@ -117,6 +118,7 @@ __all__ = [
     "TrainingConfig",
     "TrainingError",
     "__version__",
+    "ablate",
     "evaluate",
 ]
 
@@ -127,7 +129,7 @@ _EXPORTS = {
     "nanovllm.engine.generation_request": ["BeamSearchParams"],
     "nanovllm.engine.tokenizer": ["Tokenizer"],
     "nanovllm.errors": [name for name in __all__ if name.endswith("Error")],
-    "nanovllm.evaluation": ["EvaluationResult", "evaluate"],
+    "nanovllm.evaluation": ["AblationResult", "EvaluationResult", "ablate", "evaluate"],
     "nanovllm.llm": ["LLM"],
     "nanovllm.outputs": [
         "CompletionOutput",

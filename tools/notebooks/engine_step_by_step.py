@@ -51,19 +51,17 @@ print([request.request_id for request in engine.scheduler.requests])
 
 
 # %%
-def step() -> dict[str, int]:
-    """Run one step; return the number of computed tokens of each sequence."""
-    before = {one.request_id: one.num_computed_tokens for one in engine.scheduler.requests}
-    running = list(engine.scheduler.requests)
-    engine.step()
-    return {
-        one.request_id: one.num_computed_tokens - before[one.request_id]
-        for one in running
-        if one.num_computed_tokens > before[one.request_id]
-    }
+class Watcher(Recorder):
+    """Keeps the plan of each step."""
+
+    def on_step(self, plan: StepPlan, stats: StepStats, started_s: float) -> None:
+        """Note the number of computed tokens of each sequence."""
+        plans.append({one.request.request_id: one.count for one in plan.sequences})
 
 
-plans = [step()]
+plans: list[dict[str, int]] = []
+engine.scheduler.observer = Watcher()
+engine.step()
 print("step 1:", plans[0])
 assert 0 < sum(plans[0].values()) <= 24
 
