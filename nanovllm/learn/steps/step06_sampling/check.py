@@ -15,7 +15,7 @@ def _random(vocab: int) -> np.ndarray:
 _PAPER = np.log(np.array([1, 4, 2, 1], dtype=np.float32) / 8)
 _TIES = np.array([1, 3, 2, 3, 2, 0], dtype=np.float32)
 _EIGHTHS = (np.arange(8) + 0.5) / 8
-_NUMBERS = ((np.arange(40) * 0.618) % 1).tolist()
+_NUMBERS = ((np.arange(20) * 0.618) % 1).tolist()
 _BAD = {"temperature": 0.0, "top_k": 3, "top_p": 0.5, "uniform": 0.99}
 
 
@@ -61,8 +61,8 @@ def _draws(logits: np.ndarray, numbers: list[float], name: str, lesson: str = ""
 
 
 def _samples(name: str, temperature: float, top_k: int, top_p: float, lesson: str = "") -> Case:
-    """Return a case of 40 tokens, which must be those of the engine."""
-    logits = _random(2048)
+    """Return a case of 20 tokens, which must be those of the engine."""
+    logits = _random(512)
 
     def run(module: ModuleType) -> object:
         return [
@@ -105,12 +105,12 @@ CASES = (
         "For p = 0.6, 4/8 is too little and 6/8 is enough; the most likely token is always kept.",
     ),
     _top_p(_TIES, [0.35, 0.7, 0.9], "top-p: ties with the last one kept"),
-    _top_p(_random(2048), [0.5, 0.9, 0.99], "top-p of 2,048 tokens"),
+    _top_p(_random(512), [0.5, 0.9, 0.99], "top-p of 512 tokens"),
     _draws(_PAPER, _EIGHTHS.tolist(), "eight draws in steps of 1/8", "Token 1 has half of them."),
     _draws(
-        _PAPER,
-        [0.0, 0.125, 0.625, 0.875],
-        "draws at the borders",
+        np.zeros(4, dtype=np.float32),
+        [0.0, 0.25, 0.5, 0.75],
+        "draws at the borders of four equal tokens",
         "A number that is just the cumulative probability belongs to the next token.",
     ),
     _draws(
@@ -130,11 +130,11 @@ CASES = (
         lambda: 1,
         "Nothing is divided and nothing is drawn.",
     ),
-    _samples("40 tokens at temperature 1", 1.0, 0, 1.0),
-    _samples("40 tokens at temperature 0.5", 0.5, 0, 1.0),
-    _samples("40 tokens at temperature 2 with top_k 50", 2.0, 50, 1.0),
-    _samples("40 tokens at temperature 0.5 with top_p 0.9", 0.5, 0, 0.9),
-    _samples("40 tokens with top_k 20 and top_p 0.8", 1.5, 20, 0.8),
+    _samples("20 tokens at temperature 1", 1.0, 0, 1.0),
+    _samples("20 tokens at temperature 0.5", 0.5, 0, 1.0),
+    _samples("20 tokens at temperature 2 with top_k 50", 2.0, 50, 1.0),
+    _samples("20 tokens at temperature 0.5 with top_p 0.9", 0.5, 0, 0.9),
+    _samples("20 tokens with top_k 20 and top_p 0.8", 1.5, 20, 0.8),
     Case("the logits are not changed", _keeps_input, lesson="The caller may report log p of them."),
 )
 
