@@ -177,7 +177,8 @@ def _array_difference(found: object, expected: "np.ndarray[Any, Any]", name: str
     found = np.asarray(found)
     if found.shape != expected.shape:
         return f"{name} has the shape {found.shape}, expected {expected.shape}"
-    if not np.can_cast(found.dtype, expected.dtype, "same_kind"):
+    is_bool = found.dtype == np.bool_ != expected.dtype
+    if is_bool or not np.can_cast(found.dtype, expected.dtype, "same_kind"):
         return f"{name} has elements of type {found.dtype}, expected {expected.dtype}"
     wide = found.astype(np.float64), expected.astype(np.float64)
     finite = np.abs(wide[1][np.isfinite(wide[1])])
