@@ -93,7 +93,7 @@ def _match(matcher: Any, pieces: Sequence[str]) -> Calls:
 
 def _stop_case(name: str, stops: Sequence[str], *pieces: str, lesson: str = "") -> Case:
     """Return a case whose results must be those of the engine's own stop strings."""
-    name = f"{name}: stop {', '.join(map(repr, stops)) or 'strings: none'}"
+    name = f"{name}: {', '.join(map(repr, stops))}" if stops else name
     return Case(
         name,
         lambda module: _match(module.StopStrings(stops), pieces),
@@ -133,14 +133,16 @@ CASES = (
         lesson='bytes.decode("utf-8", errors="replace") turns them into U+FFFD.',
     ),
     Case("the pieces together are the text of all bytes", _random_texts, _expected_texts),
-    _stop_case("nothing is held back", (), "Hello", ", world"),
+    _stop_case("nothing is held back without stop strings", (), "Hello", ", world"),
     _stop_case("the stop string in one piece", ("END",), "It is the ", "END of it"),
-    _stop_case("over three pieces", ("</s>",), "text <", "/", "s> more"),
-    _stop_case("it does not become a stop string", ("</s>",), "a <", "/", "b> c", "<", "<", "/s"),
-    _stop_case("the text ends while it is held back", ("</s>",), "text </s"),
-    _stop_case("the first of two", ("two", "one"), "zero one two"),
-    _stop_case("the one that ends first", ("ng", "long tale"), "a lo", "ng tale"),
-    _stop_case("the longest of those that end there", ("ng", "long"), "a lo", "ng tale"),
+    _stop_case("the stop string in three pieces", ("</s>",), "text <", "/", "s> more"),
+    _stop_case(
+        "not every beginning becomes a stop string", ("</s>",), "a <", "/", "b> c", "<", "<", "/s"
+    ),
+    _stop_case("the text ends while its end is held back", ("</s>",), "text </s"),
+    _stop_case("the first of two stop strings", ("two", "one"), "zero one two"),
+    _stop_case("the stop string that ends first", ("ng", "long tale"), "a lo", "ng tale"),
+    _stop_case("the longest of those that end at one place", ("ng", "long"), "a lo", "ng tale"),
     Case(
         "150 random texts",
         lambda module: _random_stops(module.StopStrings),
