@@ -10,6 +10,7 @@ The messages are those of engine/sandbox/messages.py. What the reader's code pri
 not mixed with the messages.
 """
 
+import functools
 import io
 import sys
 from contextlib import redirect_stderr, redirect_stdout
@@ -71,16 +72,25 @@ class Check:
 
     def diagnose(self) -> list[int]:
         """Return the mistakes that give the same outcomes in all cases that ran."""
-        cases = self._step.cases
-        found = []
-        for number, mistake in enumerate(self._step.mistakes):
-            module = mistaken(self._step, mistake)
+        return [
+            number
+            for number in range(len(self._step.mistakes))
             if all(
-                is_same(outcome, run_case(cases[index], module, ""))
+                is_same(outcome, _mistaken_outcome(self._step, number, index))
                 for index, outcome in self._outcomes.items()
-            ):
-                found.append(number)
-        return found
+            )
+        ]
+
+
+@functools.cache
+def _mistaken(step: Step, number: int) -> ModuleType:
+    return mistaken(step, step.mistakes[number])
+
+
+@functools.cache
+def _mistaken_outcome(step: Step, number: int, index: int) -> Outcome:
+    """Return what a mistake gives in a case: the same in every check."""
+    return run_case(step.cases[index], _mistaken(step, number), "")
 
 
 def serve(channel: Channel) -> None:
