@@ -115,16 +115,8 @@ class Engine:
         config = config or EngineConfig()
         cls.check(folder, config)
         tokenizer = Tokenizer.load(folder)
-        if config.dtype == "auto":
-            is_numpy = config.backend == "numpy"  # supports float32 only
-            config = replace(config, dtype="float32" if is_numpy else stored_dtype(folder))
-        options = LoadOptions(
-            dtype=config.dtype,
-            quantization=config.quantization,
-            kv_cache_dtype=config.kv_cache_dtype,
-            batch_invariant=config.batch_invariant,
-            num_threads=config.num_threads,
-        )
+        config = with_stored_dtype(config, folder)
+        options = load_options(config)
         if parts.backend is None:
             runner = NativeModelRunner.load(folder, config.backend, options)
         else:
@@ -360,6 +352,20 @@ class Engine:
             update.error = update.request.grammar.error
             updates.append(update)
         return tuple(updates)
+
+
+def with_stored_dtype(config: EngineConfig, folder: Path) -> EngineConfig:
+    """Return the settings with the type that dtype="auto" stands for."""
+    if config.dtype != "auto":
+        return config
+    is_numpy = config.backend == "numpy"  # supports float32 only
+    return replace(config, dtype="float32" if is_numpy else stored_dtype(folder))
+
+
+def load_options(config: EngineConfig) -> LoadOptions:
+    """Return how a backend loads the model."""
+    names = ("dtype", "quantization", "kv_cache_dtype", "batch_invariant", "num_threads")
+    return LoadOptions(**{name: getattr(config, name) for name in names})
 
 
 def _error_of(update: SequenceUpdate, fault: Exception | None) -> NanovllmError:

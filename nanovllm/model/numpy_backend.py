@@ -10,6 +10,7 @@ from threadpoolctl import ThreadpoolController
 from typing_extensions import Self
 
 from nanovllm.model import gpt2
+from nanovllm.model.ablation import without
 from nanovllm.model.backend import LoadOptions
 from nanovllm.model.batch import ForwardBatch
 from nanovllm.model.checkpoint import load_weights
@@ -67,7 +68,7 @@ class NumpyBackend:
         config = GPT2Config.load(folder)
         return cls(
             config,
-            load_weights(folder, config),
+            without(load_weights(folder, config), config, options.without),
             batch_invariant=options.batch_invariant,
             num_threads=options.num_threads,
             **others,
