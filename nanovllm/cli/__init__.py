@@ -31,10 +31,11 @@ models              `nanovllm list`, `show` and `remove`
 env                 `nanovllm env`
 bench/              `nanovllm bench`
 eval                `nanovllm eval`
+ablate              `nanovllm ablate`
 verify              `nanovllm verify`
 verify_comparison   its comparison
 verify_reference    its reference, transformers
 visualize           `nanovllm visualize`
-drawing             its pictures
+drawing             its pictures, and those of `ablate`
 trace               `nanovllm trace`
 """

@@ -141,6 +141,9 @@ def _introduce(trainer: Trainer) -> None:
         f"{len(setup.train.tokens):,} training and {len(setup.validation.tokens):,} validation "
         f"tokens; {_count(trainer.steps, 'step')} of {_count(setup.tokens_per_step, 'token')}"
     )
+    if setup.train.has_loss is not None:
+        train, validation = setup.train.num_targets, setup.validation.num_targets
+        print(f"loss on {train:,} and {validation:,} of them")
     if trainer.resumes and trainer.is_finished:
         print(
             f"nothing to do: the run is finished, at step {trainer.step:,} of {trainer.steps:,}; "

@@ -7,6 +7,7 @@
     checking  cases, mistakes, and what differs between two results
     judge     runs a check in a process with limits, and reports what it found
     worker    that process
+    tiny_model  a network drawn from a seed, and what transformers computes with it
     steps     one package a step: page, solution, check, hints
 
 The reader's code is imported as it is: it has the rights of the reader. The limits of the process

@@ -17,6 +17,7 @@ import numpy as np
 RELATIVE, ABSOLUTE = 1e-4, 1e-5
 """Largest difference of an element: RELATIVE of the largest element of the array, and ABSOLUTE."""
 _SHOWN = 60  # characters of a value in a message
+_MAX_SHOWN = 12  # elements of an array that is shown whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +89,8 @@ class Outcome:
 def run_case(case: Case, module: ModuleType, path: str) -> Outcome:
     """Run a case on a module, whose file `path` is named in messages."""
     try:
-        return Outcome(case.run(module))
+        with np.errstate(all="ignore"):  # what overflows differs from what is expected
+            return Outcome(case.run(module))
     except UnmetError as error:
         return Outcome(kind="unmet", text=str(error))
     except NotImplementedError as error:
@@ -109,7 +111,8 @@ def difference(found: object, expected: object, name: str = "the result") -> str
     if isinstance(expected, Calls):
         return _calls_difference(found, expected)
     if isinstance(expected, Mapping):
-        pairs = [(f"{name} {key}".strip(), key) for key in expected]
+        start = "" if name == "the result" else name
+        pairs = [(f"{start} {key}".strip(), key) for key in expected]
         assert isinstance(found, Mapping), "both come from the same case"
         return _first(difference(found[key], expected[key], text) for text, key in pairs)
     if isinstance(expected, np.ndarray):
@@ -174,7 +177,8 @@ def _array_difference(found: object, expected: "np.ndarray[Any, Any]", name: str
     found = np.asarray(found)
     if found.shape != expected.shape:
         return f"{name} has the shape {found.shape}, expected {expected.shape}"
-    if not np.can_cast(found.dtype, expected.dtype, "same_kind"):
+    is_bool = found.dtype == np.bool_ != expected.dtype
+    if is_bool or not np.can_cast(found.dtype, expected.dtype, "same_kind"):
         return f"{name} has elements of type {found.dtype}, expected {expected.dtype}"
     wide = found.astype(np.float64), expected.astype(np.float64)
     finite = np.abs(wide[1][np.isfinite(wide[1])])
@@ -187,8 +191,16 @@ def _array_difference(found: object, expected: "np.ndarray[Any, Any]", name: str
     first = tuple(int(place) for place in np.argwhere(~is_close)[0])
     where = f" at {list(first)}" if first else ""
     count = f"{int((~is_close).sum())} of {found.size} elements differ, the first{where}: "
-    text = f"{name}: {count if found.size > 1 else ''}found {found[first]:.6g}, "
-    return f"{text}expected {expected[first]:.6g}{_relation(*wide)}"
+    shown = [_one_line(array[first]) for array in (found, expected)]
+    text = f"{name}: {count if found.size > 1 else ''}found {shown[0]}, expected {shown[1]}"
+    text += _relation(*wide)
+    if 1 < found.size <= _MAX_SHOWN:
+        text += f"\n  found    {_one_line(found)}\n  expected {_one_line(expected)}"
+    return text
+
+
+def _one_line(values: "np.ndarray[Any, Any]") -> str:
+    return " ".join(np.array2string(values, precision=4, suppress_small=True).split())
 
 
 def _relation(found: "np.ndarray[Any, Any]", expected: "np.ndarray[Any, Any]") -> str:

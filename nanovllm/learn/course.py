@@ -81,7 +81,7 @@ STEPS = (
          ("nanovllm.training.network.numpy_operations:NumpyOperations",
           "nanovllm.training.network.optimizer:AdamW")),
     Step(12, "step12_fast", "making it fast: one matmul", 90,
-         ("nanovllm.model.kernels.simd.tile:Tile",)),
+         ("nanovllm.model.kernels.simd.tile:emit_tile",)),
 )  # fmt: skip
 
 

@@ -8,8 +8,7 @@ from typing import Any
 
 from nanovllm.errors import InvalidRequestError
 from nanovllm.learn.course import STEPS, Step
-from nanovllm.learn.parts import names_of
-from nanovllm.learn.stubs import readers_source, stub_names, stub_of
+from nanovllm.learn.stubs import parts_of, readers_source, stub_names, stub_of
 
 _MARKER = "course.json"
 _README = """# My GPT
@@ -94,18 +93,18 @@ class CourseFolder:
         """Return how far a step is, in a few words."""
         try:
             source = self.file(step).read_text(encoding="utf-8")
-            unwritten = stub_names(source) & set(names_of(step.solution))
+            unwritten = [name for name in parts_of(step) if name in stub_names(source)]
         except OSError:
             return "no file"
         except (SyntaxError, ValueError):
             return "cannot be read as Python"
         if self.passed.get(step.number) == _hash(source):
             return "passed"
-        names = names_of(step.solution)
-        if len(unwritten) == len(names):
+        count = len(parts_of(step))
+        if len(unwritten) == count:
             return "not written"
         if unwritten:
-            return f"{len(names) - len(unwritten)} of {len(names)} parts written"
+            return f"{count - len(unwritten)} of {count} parts written"
         return "changed since it passed" if step.number in self.passed else "written, not checked"
 
     def note_check(self, step: Step, *, has_passed: bool) -> None:

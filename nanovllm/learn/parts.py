@@ -21,7 +21,7 @@ from typing import NoReturn
 from nanovllm.errors import NanovllmError
 from nanovllm.learn.checking import Mistake
 from nanovllm.learn.course import STEPS, Step
-from nanovllm.learn.stubs import stub_names
+from nanovllm.learn.stubs import parts_of, stub_names
 
 
 class ReadersCodeError(NanovllmError):
@@ -34,7 +34,7 @@ class Parts:
 
     Attributes:
         modules: with the project's code where the reader has none.
-        written: the reader's names of each module.
+        written: what the reader has written of each module, without what was given.
     """
 
     modules: dict[str, ModuleType]
@@ -69,7 +69,6 @@ def load_parts(folder: Path | None) -> Parts:
     modules: dict[str, ModuleType] = {}
     written: dict[str, tuple[str, ...]] = {}
     for step in STEPS:
-        names = names_of(step.solution)
         path = None if folder is None else folder / f"{step.module}.py"
         if path is None or not path.exists():
             modules[step.module] = sys.modules[step.module] = step.solution
@@ -78,7 +77,7 @@ def load_parts(folder: Path | None) -> Parts:
         modules[step.module], unwritten = _load(step, path)
         for name in unwritten:
             setattr(modules[step.module], name, getattr(step.solution, name))
-        written[step.module] = tuple(name for name in names if name not in unwritten)
+        written[step.module] = tuple(name for name in parts_of(step) if name not in unwritten)
     return Parts(modules, written)
 
 
@@ -138,7 +137,7 @@ def _load(step: Step, path: Path) -> tuple[ModuleType, set[str]]:
         line = f", line {frames[-1].lineno}" if frames else ""
         raise ReadersCodeError(f"{path.name}{line}: {type(error).__name__}: {error}") from error
     names = set(names_of(step.solution))
-    return module, names & (unwritten | names - set(vars(module)))
+    return module, names & (unwritten.keys() | names - set(vars(module)))
 
 
 def _execute(name: str, loader: Loader) -> ModuleType:

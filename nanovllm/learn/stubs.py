@@ -5,6 +5,7 @@ with `# given` is kept whole; names with an underscore that are not given are le
 """
 
 import ast
+import functools
 import re
 
 from nanovllm.learn.course import Step
@@ -43,16 +44,22 @@ def stub_of(step: Step) -> str:
     return _without_gaps(readers_source("\n".join(kept)))
 
 
-def stub_names(source: str) -> set[str]:
-    """Return the functions and classes of a file whose bodies are not all written."""
-    unwritten = set()
+@functools.cache
+def parts_of(step: Step) -> tuple[str, ...]:
+    """Return the functions and classes that a step asks for, in order."""
+    return tuple(stub_names(stub_of(step)))
+
+
+def stub_names(source: str) -> dict[str, None]:
+    """Return the functions and classes of a file whose bodies are not all written, in order."""
+    unwritten = dict[str, None]()
     for node in ast.parse(source).body:
         if isinstance(node, ast.FunctionDef) and _is_stub(node):
-            unwritten.add(node.name)
+            unwritten[node.name] = None
         if isinstance(node, ast.ClassDef) and any(
             isinstance(item, ast.FunctionDef) and _is_stub(item) for item in node.body
         ):
-            unwritten.add(node.name)
+            unwritten[node.name] = None
     return unwritten
 
 

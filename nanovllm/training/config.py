@@ -20,6 +20,7 @@ from nanovllm.errors import InvalidRequestError, TrainingError
 from nanovllm.model.activation import ACTIVATIONS
 from nanovllm.model.config import POSITIONS
 from nanovllm.suggestions import suggest
+from nanovllm.training.network.schedule import SCHEDULES, Schedule
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -61,6 +62,7 @@ _CHOICES: Mapping[str, Sequence[str]] = {
     "positions": POSITIONS,
     "backend": BACKENDS,
     "activation": tuple(ACTIVATIONS),
+    "schedule": SCHEDULES,
 }
 
 
@@ -83,9 +85,10 @@ class TrainingConfig:
     checkpoint in `init_from`, or the default that is given here.
 
     Attributes:
-        data: text files, folders of them, or one token file (.npy, or .bin of uint16).
-        validation_data: text or a token file to validate on (default: the end of `data`). Its files
-            that are also in `data` are left out of the training text.
+        data: text files, folders of them, examples (.jsonl), or one token file (.npy, or .bin of
+            uint16).
+        validation_data: text, examples or a token file to validate on (default: the end of `data`).
+            Text files that are also in `data` are left out of the training text.
         output: new or empty folder for checkpoint, metrics, report and the state for resuming.
         pattern: files to read from folders, but not from hidden ones, node_modules or virtual
             environments.
@@ -106,8 +109,10 @@ class TrainingConfig:
         steps: updates (default: 2000, or those of `epochs`).
         epochs: passes over the data, instead of `steps`.
         lr: peak learning rate (default: 1e-3, fine-tuning 1e-4).
-        min_lr: learning rate at the end of the cosine (default: a tenth of `lr`).
+        schedule: learning rate after the warmup: cosine, constant, or wsd (warmup, stable, decay).
+        min_lr: learning rate at the end of cosine or wsd (default: a tenth of `lr`).
         warmup_steps: updates to reach `lr` (default: a twentieth of the steps, at most 100).
+        decay_steps: updates of the linear decay that ends wsd (default: a fifth of the steps).
         weight_decay: AdamW's decay of matrices; biases, gains and positions have none.
         grad_clip: maximum gradient norm, 0 for none.
         beta1: AdamW's first decay rate.
@@ -143,8 +148,10 @@ class TrainingConfig:
     steps: Steps | None = None
     epochs: Steps | None = None
     lr: Factor | None = None
+    schedule: str = "cosine"
     min_lr: Factor | None = None
     warmup_steps: Annotated[int, Interval(ge=0, le=2**40)] | None = None
+    decay_steps: Steps | None = None
     weight_decay: Factor = 0.1
     grad_clip: Factor = 1.0
     beta1: Rate = 0.9
@@ -221,6 +228,12 @@ class TrainingConfig:
             )
         if config.min_lr is not None and config.min_lr > config.peak_lr:
             problems.append(f"min_lr is {config.min_lr} but must be at most lr, {config.peak_lr}")
+        if config.min_lr is not None and config.schedule == "constant":
+            problems.append("min_lr is given, but the constant schedule never falls; leave it out")
+        if config.decay_steps is not None and config.schedule != "wsd":
+            problems.append(
+                f"decay_steps is given, but the schedule is {config.schedule}; choose wsd"
+            )
         if config.epochs is None and "steps" not in wrong:
             problems += config.schedule_problems(config.number_of_steps(windows=0))
         return problems
@@ -230,6 +243,11 @@ class TrainingConfig:
         problems = []
         if self.warmup_steps is not None and self.warmup_steps >= steps:
             problems.append(_step_problem("warmup_steps", self.warmup_steps, "below", steps))
+        elif (stable := self.learning_rates(steps)).decay_steps + stable.warmup_steps > steps:
+            problems.append(
+                f"decay_steps is {stable.decay_steps}, which with {stable.warmup_steps} "
+                f"warmup_steps are more than the {steps} steps"
+            )
         if self.stop_after is not None and self.stop_after > steps:
             problems.append(_step_problem("stop_after", self.stop_after, "at most", steps))
         return problems
@@ -247,13 +265,27 @@ class TrainingConfig:
         default = 1e-3 if self.init_from is None else 1e-4
         return default if self.lr is None else self.lr
 
-    def schedule(self, steps: int) -> dict[str, Any]:
+    def learning_rates(self, steps: int) -> Schedule:
+        """Return the schedule of a run of so many steps."""
+        warmup = min(100, steps // 20) if self.warmup_steps is None else self.warmup_steps
+        decay = min(steps // 5, steps - warmup) if self.decay_steps is None else self.decay_steps
+        return Schedule(
+            peak=self.peak_lr,
+            floor=self.peak_lr / 10 if self.min_lr is None else self.min_lr,
+            warmup_steps=warmup,
+            steps=steps,
+            kind=self.schedule,
+            decay_steps=decay if self.schedule == "wsd" else 0,
+        )
+
+    def in_effect(self, steps: int) -> dict[str, Any]:
         """Return the settings in effect that depend on the number of steps."""
-        warmup, min_lr = self.warmup_steps, self.min_lr
+        schedule = self.learning_rates(steps)
         return {
             "steps": steps,
-            "warmup_steps": min(100, steps // 20) if warmup is None else warmup,
-            "min_lr": self.peak_lr / 10 if min_lr is None else min_lr,
+            "warmup_steps": schedule.warmup_steps,
+            "min_lr": None if self.schedule == "constant" else schedule.floor,
+            "decay_steps": schedule.decay_steps or None,
             "eval_every": self.eval_every or max(1, steps // 10),
         }
 

@@ -45,6 +45,8 @@ def test_the_index_lists_every_program() -> None:
         ("streaming.py", ["'The old man': 40 tokens", "'In the garden': 40 tokens"]),
         ("chat.py", ["You: How are you this morning?\nModel: ", "You: And what did the old man"]),
         ("forward.py", ["attention_scores: 'He' -1.", "weights: 'He' 0.", "opened the door"]),
+        ("log_training.py", ["51 lines;", "'train_loss': ", "'val_loss': "]),
+        ("training_loop.py", ["step 14  loss 0.00", "' a red bicycle and rode it to the sea."]),
         ("structured_output.py", ["The story has a ", "The year was 1", "{'name': "]),
     ],
 )

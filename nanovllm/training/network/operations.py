@@ -36,6 +36,8 @@ LogSumExp = Float[np.ndarray, "batch heads context"]
 Targets = Int64[np.ndarray, " tokens"]
 TokenIds = Int64[np.ndarray, "batch context"]
 
+IGNORED = -1
+"""As a target: the row has no loss and no gradient."""
 Pass = Callable[..., float]
 """Takes arrays of integers, such as token ids, returns their loss, and may add its gradients."""
 
@@ -176,6 +178,7 @@ class Operations(Protocol):
     ) -> tuple[float, Rows | None]:
         """Return the sum over rows of -log softmax(hidden @ head^T)[target], and grad_hidden.
 
+        A row whose target is IGNORED adds nothing to the sum and to the gradients.
         The gradients are those of `scale` times the sum; without `grad_head` there are none.
         """
 

@@ -1,35 +1,11 @@
-"""AdamW with gradient clipping, and the learning rate schedule."""
+"""AdamW with gradient clipping."""
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 
 from nanovllm.training.network.operations import AdamWStep, Operations
 from nanovllm.training.network.parameters import Parameters
-
-
-@dataclass(frozen=True, slots=True)
-class Schedule:
-    """Linear warmup, then a cosine from `peak` to `floor` (Loshchilov and Hutter 2017).
-
-    Attributes:
-        steps: updates of the whole run; later updates keep the floor.
-    """
-
-    peak: float
-    floor: float
-    warmup_steps: int
-    steps: int
-
-    def learning_rate(self, step: int) -> float:
-        """Return the learning rate of an update, counted from 0."""
-        if step < self.warmup_steps:
-            return self.peak * (step + 1) / (self.warmup_steps + 1)
-        if step >= self.steps:
-            return self.floor
-        progress = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
-        return self.floor + 0.5 * (1.0 + math.cos(math.pi * progress)) * (self.peak - self.floor)
 
 
 class AdamW:

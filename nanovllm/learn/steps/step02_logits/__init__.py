@@ -1,1 +1,5 @@
-"""To be written."""
+"""Step 2.
+
+solution  what the reader writes
+check     cases and mistakes
+"""

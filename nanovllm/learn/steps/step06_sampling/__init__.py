@@ -1,1 +1,5 @@
-"""To be written."""
+"""Step 6.
+
+solution  what the reader writes
+check     cases and mistakes
+"""

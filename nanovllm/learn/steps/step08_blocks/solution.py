@@ -115,12 +115,6 @@ class BlockManager:
                 if block not in self._hash_of:
                     self._free.move_to_end(block, last=False)
 
-    def share(self, block: int) -> None:
-        """Add a holder to a cached block, which may be free."""
-        if self._counts[block] == 0:
-            del self._free[block]
-        self._counts[block] += 1
-
     def register(self, block: int, block_hash: bytes) -> None:
         """Make a held, full block findable by its hash.
 
@@ -133,6 +127,12 @@ class BlockManager:
     def find(self, block_hash: bytes) -> int | None:
         """Return the cached block with that hash, held or free; None if there is none."""
         return self._block_of.get(block_hash)
+
+    def share(self, block: int) -> None:
+        """Add a holder to a cached block, which may be free."""
+        if self._counts[block] == 0:
+            del self._free[block]
+        self._counts[block] += 1
 
     def register_prefix(self, block_ids: list[int], tokens: list[int]) -> None:
         """Register the blocks that a sequence's first tokens fill.

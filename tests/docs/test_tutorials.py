@@ -1,0 +1,54 @@
+"""The numbers and pictures of docs/tutorials are what tools/tutorials computes."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from tools.make_tutorials import TUTORIALS
+from tools.tutorials import backpropagation, film, models
+from tools.tutorials.pages import Tutorial
+
+
+@pytest.mark.parametrize("make", TUTORIALS.values(), ids=TUTORIALS)
+def test_a_page_shows_what_is_computed(make: Callable[[], Tutorial]) -> None:
+    assert make().problems() == []
+
+
+def test_the_gradients_are_those_of_central_differences() -> None:
+    weights = backpropagation.WEIGHTS
+    grads = backpropagation.backward(weights, backpropagation.forward(weights))
+    for name in [*backpropagation.NAMES, *weights]:
+        expected = backpropagation.central_differences(name)
+        np.testing.assert_allclose(grads[name], expected, atol=1e-9, err_msg=name)
+
+
+def test_a_page_with_another_number_has_a_problem() -> None:
+    tutorial = Tutorial(
+        "first-server.md", {}, ("15 tokens on the moon",), {"terminal.svg": "<svg/>"}
+    )
+    assert len(tutorial.problems()) == 2
+    with pytest.raises(ValueError, match="no part 'moon'"):
+        Tutorial("first-server.md", {"moon": ""}).filled()
+
+
+def test_the_film_has_the_events_that_its_page_tells() -> None:
+    frames = film.record()
+    events = {frame.step: frame.events for frame in frames if frame.events}
+    assert events[4] == ("C is admitted, finds 32 of its tokens in the prefix cache",)
+    assert events[26] == ("no block is free for C; C is preempted, it gives back 7 blocks",)
+    assert events[28] == ("A ends and frees blocks 13, 14, 11, 7, 4, 3, 2, 1, 0",)
+    assert events[29] == ("C is admitted, finds 48 of its tokens in the prefix cache",)
+    assert film.Part("D", 32, 8, samples=True) in frames[29].parts
+    assert all(sum(part.count for part in frame.parts) <= film.BUDGET for frame in frames)
+
+
+def test_the_models_have_as_many_parameters_as_published() -> None:
+    assert {model.name: model.num_parameters for model in models.MODELS} == {
+        "GPT-2 124M": 124_439_808,
+        "SmolLM2 135M": 134_515_008,
+        "Qwen2.5 0.5B": 494_032_768,
+        "Qwen3 0.6B": 596_049_920,
+        "Llama 3.2 1B": 1_235_814_400,
+        "Mistral 7B": 7_241_732_096,
+    }
