@@ -6,6 +6,7 @@ before the next one is loaded, so everything runs from the first day. A check lo
 so that no mistake of another step is taken for one of this.
 """
 
+import functools
 import importlib.util
 import inspect
 import sys
@@ -50,10 +51,15 @@ def names_of(module: ModuleType) -> list[str]:
     return [
         name
         for name, value in vars(module).items()
-        if (inspect.isfunction(value) or inspect.isclass(value))
+        if (inspect.isfunction(_unwrapped(value)) or inspect.isclass(value))
         and value.__module__ == module.__name__
         and not name.startswith("_")
     ]
+
+
+def _unwrapped(value: object) -> object:
+    """Return the function that Numba compiles; anything else as it is."""
+    return getattr(value, "py_func", value)
 
 
 def load_parts(folder: Path | None) -> Parts:
@@ -108,6 +114,7 @@ class _Source(InspectLoader):
         return self._source
 
 
+@functools.cache
 def mistaken(step: Step, mistake: Mistake) -> ModuleType:
     """Return the solution with a mistake in it."""
     source = step.text("solution.py")
