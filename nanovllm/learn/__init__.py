@@ -8,6 +8,7 @@
     judge     runs a check in a process with limits, and reports what it found
     worker    that process
     tiny_model  a network drawn from a seed, and what transformers computes with it
+    texts     two English texts to learn from and to judge with
     steps     one package a step: page, solution, check, hints
 
 The reader's code is imported as it is: it has the rights of the reader. The limits of the process
