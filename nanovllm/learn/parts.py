@@ -51,10 +51,15 @@ def names_of(module: ModuleType) -> list[str]:
     return [
         name
         for name, value in vars(module).items()
-        if (inspect.isfunction(value) or inspect.isclass(value))
+        if (inspect.isfunction(_unwrapped(value)) or inspect.isclass(value))
         and value.__module__ == module.__name__
         and not name.startswith("_")
     ]
+
+
+def _unwrapped(value: object) -> object:
+    """Return the function that Numba compiles; anything else as it is."""
+    return getattr(value, "py_func", value)
 
 
 def load_parts(folder: Path | None) -> Parts:

@@ -13,6 +13,9 @@ from nanovllm import SamplingParams
 from nanovllm.config import EngineConfig
 from nanovllm.engine.engine import Engine
 from nanovllm.engine.generation_request import GenerationRequest
+from nanovllm.engine.metrics import StepStats
+from nanovllm.engine.scheduling.observer import SchedulerObserver
+from nanovllm.engine.scheduling.step_plan import StepPlan
 from nanovllm.hub import resolve_model
 
 # %% [markdown]
@@ -38,9 +41,9 @@ def add(name: str, prompt: str, tokens: int) -> None:
             engine.add_request(sequence)
 
 
-add("A", "Once upon a time there was a little girl who lived in a house in the wood", 30)
-add("B", "The old man said to the young man that he would never see the sea again", 30)
-add("C", "Once upon a time there was a little girl who lived in a house in the town", 20)
+add("A", "Once upon a time there was a little girl who lived in a house in the wood", 50)
+add("B", "The old man said to the young man that he would never see the sea again", 50)
+add("C", "Once upon a time there was a little girl who lived in a house in the town", 40)
 print([request.request_id for request in engine.scheduler.requests])
 
 # %% [markdown]
@@ -51,7 +54,7 @@ print([request.request_id for request in engine.scheduler.requests])
 
 
 # %%
-class Watcher(Recorder):
+class Watcher(SchedulerObserver):
     """Keeps the plan of each step."""
 
     def on_step(self, plan: StepPlan, stats: StepStats, started_s: float) -> None:
@@ -72,20 +75,21 @@ assert 0 < sum(plans[0].values()) <= 24
 # %%
 tables: list[dict[str, list[int]]] = []
 while engine.has_work:
-    plans.append(step())
+    engine.step()
     tables.append({one.request_id: list(one.block_ids) for one in engine.scheduler.running})
     assert len(plans) < 500
 print(len(plans), "steps;", engine.scheduler.num_preemptions, "preemptions")
+assert all(sum(plan.values()) <= 24 for plan in plans)
 for number, plan in enumerate(plans[:8], 1):
     print(f"step {number}: {plan}")
 
 # %% [markdown]
 # ## Who holds which block
 #
-# C begins like A. Do they share blocks?
+# C begins like A. Do they share blocks? And what happens when no block is free?
 
 # %%
-names = ["A", "B", "C"]
+names = ["1-A", "2-B", "3-C"]
 picture = np.zeros((16, len(tables)))
 for column, table in enumerate(tables):
     for index, name in enumerate(names):

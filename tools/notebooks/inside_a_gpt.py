@@ -29,10 +29,10 @@ print(model.config.layers, "layers of", model.config.heads, "heads;", len(prompt
 # the row says what the model would predict if it ended there.
 
 # %%
-for layer in logit_lens(model, prompt, top=3)["layers"]:
-    best = layer["positions"][-1]["top"]
-    shown = ", ".join(f"{one['text']!r} {one['p']:.0%}" for one in best)
-    print(f"{layer['name']:12} {shown}")
+lens = logit_lens(model, prompt, top=3)
+for name, cells in zip(lens["layers"], lens["cells"], strict=True):
+    shown = ", ".join(f"{one['text']!r} {one['p']:.0%}" for one in cells[-1]["top"])
+    print(f"{name:12} {shown}")
 
 # %% [markdown]
 # ## Embeddings: which tokens lie near each other

@@ -21,7 +21,7 @@ from nanovllm import LLM, SamplingParams, Trainer, TrainingConfig
 # learns from a teacher's stories.
 
 # %%
-prompts = ["Once upon a time", "The old man said", "She was a little girl", "In the morning"] * 12
+prompts = ["Once upon a time", "The old man said", "She was a little girl", "In the morning"] * 6
 settings = [
     SamplingParams(max_tokens=400, temperature=0.8, top_p=0.95, seed=seed, ignore_eos=True)
     for seed in range(len(prompts))
@@ -31,7 +31,7 @@ text = "\n\n".join(story.prompt + story.outputs[0].text for story in stories)
 folder = Path(tempfile.mkdtemp())
 (folder / "stories.txt").write_text(text, encoding="utf-8")
 print(f"{len(text):,} characters of {len(set(text))} kinds\n\n{text[:300]}")
-assert len(text) > 40_000
+assert len(text) > 20_000
 
 # %% [markdown]
 # ## Before the first update
@@ -47,11 +47,11 @@ config = TrainingConfig(
     tokenizer="char",
     layers=2,
     heads=4,
-    width=96,
+    width=64,
     context=96,
     batch_size=12,
-    steps=400,
-    eval_every=100,
+    steps=240,
+    eval_every=60,
     lr=3e-3,
     sample_tokens=80,
 )
@@ -79,7 +79,8 @@ for evaluation, sample in samples:
 
 # %%
 figure, axes = plt.subplots(figsize=(7, 4))
-axes.plot([update.step for update in updates], [update.loss for update in updates], label="training")
+losses = [(update.step, update.train_loss) for update in updates]
+axes.plot(*zip(*losses, strict=True), label="training")
 steps = [evaluation.step for evaluation, _ in samples]
 axes.plot(steps, [evaluation.val_loss for evaluation, _ in samples], "o-", label="validation")
 axes.axhline(first, color="gray", linestyle=":", label="ln V: knows nothing")
@@ -87,7 +88,7 @@ axes.set_xlabel("step")
 axes.set_ylabel("loss in nats per character")
 axes.set_title("A transformer learns to write")
 axes.legend()
-assert samples[-1][0].val_loss < first - 1
+assert samples[-1][0].val_loss < first - 1.2
 
 # %% [markdown]
 # ## Serve it
