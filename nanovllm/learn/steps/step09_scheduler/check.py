@@ -352,7 +352,8 @@ CASES = (
     Case(
         "the preempted are not computed in the same step",
         _without_blocks,
-        lesson="a, b, c and d decode and hold two blocks each, all there are. a and b need a third.",
+        lesson="a, b, c and d decode and hold two blocks each, which are all. Now a and b "
+        "need a third.",
     ),
     Case(
         "results go to their sequences, which end in time",
