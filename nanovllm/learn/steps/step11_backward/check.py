@@ -21,7 +21,8 @@ from nanovllm.model.weights import GPT2Weights
 from nanovllm.training.network.model import batch_loss
 from nanovllm.training.network.numpy_operations import NumpyOperations
 from nanovllm.training.network.operations import AttentionShape
-from nanovllm.training.network.optimizer import AdamW, Schedule
+from nanovllm.training.network.optimizer import AdamW
+from nanovllm.training.network.schedule import Schedule
 from nanovllm.training.network.parameters import Parameters, initialize
 
 __all__ = ["CASES", "MISTAKES"]
