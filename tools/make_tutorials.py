@@ -2,12 +2,13 @@
 
 Run: python tools/make_tutorials.py [PAGE ...] [--check]
 
-Each module of tools/tutorials computes one page. Two pages show runs that take minutes:
+Each module of tools/tutorials computes one page. Some pages show what was measured:
 
     python tools/tutorials/dynamics.py --data shakespeare.txt     trainings
-    python tools/tutorials/quantization.py                        speeds and losses
+    python tools/tutorials/quantization.py                        losses and speeds
+    python tools/tutorials/bits.py                                answers alone and in company
 
-These record what they measured in a file beside the module, from which the page is made.
+These keep their results in a file beside the module, from which the page is made.
 """
 
 import argparse
@@ -17,11 +18,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tools.tutorials import backpropagation, batching, models
+from tools.tutorials import backpropagation, batching, bits, models, quantization
 from tools.tutorials.pages import Tutorial
 
 TUTORIALS: dict[str, Callable[[], Tutorial]] = {
-    module.PAGE: module.tutorial for module in (backpropagation, batching, models)
+    module.PAGE: module.tutorial
+    for module in (backpropagation, batching, bits, models, quantization)
 }
 
 

@@ -101,7 +101,10 @@ def run(parsed: argparse.Namespace) -> int:
     if overfitting:
         print(overfitting)
     print(f"report: {quoted(result.folder / 'report.html')}")
-    print(f"serve:  nanovllm serve {model_argument(result.folder)}")
+    if trainer.setup.model.is_gpt2:
+        print(f"serve:  nanovllm serve {model_argument(result.folder)}")
+    else:
+        print(f"GPT-2 without its {', '.join(trainer.config.ablated)} cannot be served")
     stop_after = trainer.config.stop_after
     was_interrupted = result.state == "stopped" and (stop_after or math.inf) > result.step
     return 130 if was_interrupted else 0

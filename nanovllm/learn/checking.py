@@ -131,7 +131,8 @@ def _scalar_difference(found: object, expected: object, name: str) -> str | None
         if not isinstance(found, int | np.integer) or isinstance(found, bool):
             return _type_difference(found, "a whole number", name)
     elif isinstance(found, np.ndarray) or type(found) is not type(expected):
-        return _type_difference(found, f"{_article(expected)}: {_short(expected)}", name)
+        kind = "" if expected is None else f"{_article(expected)}: "
+        return _type_difference(found, f"{kind}{_short(expected)}", name)
     if found != expected:
         return f"{name}: found {_short(found)}, expected {_short(expected)}"
     return None

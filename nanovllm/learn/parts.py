@@ -6,6 +6,7 @@ before the next one is loaded, so everything runs from the first day. A check lo
 so that no mistake of another step is taken for one of this.
 """
 
+import functools
 import importlib.util
 import inspect
 import sys
@@ -113,6 +114,7 @@ class _Source(InspectLoader):
         return self._source
 
 
+@functools.cache
 def mistaken(step: Step, mistake: Mistake) -> ModuleType:
     """Return the solution with a mistake in it."""
     source = step.text("solution.py")

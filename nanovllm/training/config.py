@@ -18,7 +18,7 @@ from nanovllm.checked_fields import checked_fields
 from nanovllm.config import BACKENDS
 from nanovllm.errors import InvalidRequestError, TrainingError
 from nanovllm.model.activation import ACTIVATIONS
-from nanovllm.model.config import POSITIONS
+from nanovllm.model.config import ABLATIONS, POSITIONS
 from nanovllm.suggestions import suggest
 from nanovllm.training.network.schedule import SCHEDULES, Schedule
 
@@ -27,7 +27,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-_PATHS = ("data", "validation_data")
+_LISTS = {"data": "paths of text", "validation_data": "paths of text", "ablate": "names"}
 _TEXTS = ("output", "pattern", "init_from", "tokenizer")
 _VALIDATION_FRACTION = 0.1
 _DEFAULT_STEPS = 2000
@@ -99,6 +99,8 @@ class TrainingConfig:
         activation: gelu_new, gelu, quick_gelu, relu, relu2, silu, sigmoid, tanh, mish or another
             that transformers names (default: gelu_new).
         positions: position embedding, learned or sinusoidal (default: learned).
+        ablate: parts to train without, to see what they are for: positions, layer-norm, residual,
+            ffn, causal-mask, scaling.
         preset: sizes of gpt2, gpt2-medium, gpt2-large or gpt2-xl.
         init_from: fine-tune this model: a folder, or a name such as gpt2.
         tokenizer: char, bpe (trained on the data), gpt2, or a folder or tokenizer.json (default:
@@ -139,6 +141,7 @@ class TrainingConfig:
     context: Size | None = None
     activation: str | None = None
     positions: str | None = None
+    ablate: Text | Sequence[Text] = ()
     preset: str | None = None
     init_from: Text | None = None
     tokenizer: Text | None = None
@@ -194,15 +197,14 @@ class TrainingConfig:
     def _wrong_texts(self) -> dict[str, str]:
         """Make paths text; return the problems of texts by setting."""
         problems = {}
-        for name in (*_TEXTS, *_PATHS):
+        for name in (*_TEXTS, *_LISTS):
             value = getattr(self, name)
-            texts = value if name in _PATHS and not isinstance(value, str | Path) else [value]
+            texts = value if name in _LISTS and not isinstance(value, str | Path) else [value]
             if isinstance(texts, Sequence) and all(map(_is_text, texts)):
-                text = tuple(map(str, texts)) if name in _PATHS else str(value)
+                text = tuple(map(str, texts)) if name in _LISTS else str(value)
                 object.__setattr__(self, name, text)
             elif value is not None or name not in ("init_from", "tokenizer"):
-                kind = "paths of text" if name in _PATHS else "text"
-                problems[name] = f"{name} is {value!r} but must be {kind}"
+                problems[name] = f"{name} is {value!r} but must be {_LISTS.get(name, 'text')}"
         return problems
 
     def _contradictions(self, wrong: set[str]) -> list[str]:
@@ -221,6 +223,7 @@ class TrainingConfig:
                 for name in (*_NETWORK, "preset", "vocab_size")
                 if name != "context" and getattr(config, name) is not None
             ]
+        problems += config.ablation_problems()
         width, heads = config.network.width, config.network.heads
         if width % heads and not wrong & {"width", "heads"}:
             problems.append(
@@ -236,6 +239,21 @@ class TrainingConfig:
             )
         if config.epochs is None and "steps" not in wrong:
             problems += config.schedule_problems(config.number_of_steps(windows=0))
+        return problems
+
+    def ablation_problems(self) -> list[str]:
+        """Return the problems of `ablate`."""
+        problems = [
+            f"ablate has {one!r} but must be some of {', '.join(ABLATIONS)}"
+            for one in self.ablated
+            if one not in ABLATIONS
+        ]
+        if self.ablate and self.init_from is not None:
+            problems.append("ablate is given, but the network of init_from has its parts")
+        if "positions" in self.ablated and self.positions == "sinusoidal":
+            problems.append("positions is sinusoidal, but ablate leaves positions out; drop one")
+        if "causal-mask" in self.ablated and self.backend != "numpy":
+            problems.append("ablate causal-mask needs backend numpy: compiled attention is causal")
         return problems
 
     def schedule_problems(self, steps: int) -> list[str]:
@@ -312,7 +330,12 @@ class TrainingConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as JSON values."""
-        return {**asdict(self), **{name: list(getattr(self, name)) for name in _PATHS}}
+        return {**asdict(self), **{name: list(getattr(self, name)) for name in _LISTS}}
+
+    @property
+    def ablated(self) -> tuple[str, ...]:
+        """`ablate` as names."""
+        return cast("tuple[str, ...]", self.ablate)
 
     @property
     def data_paths(self) -> tuple[Path, ...]:

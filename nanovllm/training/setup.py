@@ -4,6 +4,7 @@ import hashlib
 import os
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,12 @@ from nanovllm.model.checkpoint import expected_shapes, load_arrays, read_tensors
 from nanovllm.model.config import GPT2Config, load_generation_config, read_json
 from nanovllm.model.machine import cpu_name, default_threads
 from nanovllm.training.atomic_files import write_json
-from nanovllm.training.config import NetworkSettings, TrainingConfig
+from nanovllm.training.config import TrainingConfig
 from nanovllm.training.data.dataset import Dataset
 from nanovllm.training.data.prepare import ChatLoader, PreparedData, prepare_data
 from nanovllm.training.data.tokenizer import save_tokenizer
 from nanovllm.training.metrics import Sample
+from nanovllm.training.network.model import next_logits
 from nanovllm.training.network.numpy_operations import NumpyOperations
 from nanovllm.training.network.operations import Operations
 from nanovllm.training.network.parameters import Parameters, initialize
@@ -101,7 +103,15 @@ class Setup:
         if tokens == 0:
             return None
         prompt = self.validation.prompt(min(8, self.context)).astype(np.int64).tolist()
-        drawn = samples.generate(self.model, self.parameters.arrays(), prompt, tokens, seed=seed)
+        network = (self.operations, self.model, self.parameters)
+        drawn = samples.generate(
+            self.model,
+            self.parameters.arrays(),
+            prompt,
+            tokens,
+            seed=seed,
+            scores_after=None if self.model.is_gpt2 else partial(next_logits, *network),
+        )
         given, text = (
             str(self.data.tokenizer.decode(ids, skip_special_tokens=False))
             for ids in (prompt, prompt + drawn)
@@ -127,7 +137,7 @@ def prepare(config: TrainingConfig, *, resumes: bool, load_chat: ChatLoader | No
     source = last or (None if config.init_from is None else Path(config.init_from))
     if last is not None and not (last / "config.json").exists():
         raise TrainingError(f"{last} is missing or incomplete; the run cannot be resumed")
-    pretrained = None if source is None else GPT2Config.load(source)
+    pretrained = None if source is None else GPT2Config.load(source, may_be_ablated=resumes)
     context = config.network.context
     if pretrained is not None and config.context is None:
         context = pretrained.max_positions
@@ -152,7 +162,7 @@ def prepare(config: TrainingConfig, *, resumes: bool, load_chat: ChatLoader | No
             f"(--data): {error}"
         ) from None
     vocab = max(data.tokenizer.get_vocab().values()) + 1
-    model = pretrained or _new_model(config.network, vocab, data.end_of_text_id)
+    model = pretrained or _new_model(config, vocab, data.end_of_text_id)
     if vocab > model.vocab:
         raise TrainingError(
             f"the tokenizer of {source} has {vocab} tokens, but its model has embeddings for only "
@@ -218,7 +228,8 @@ def save_model_files(
 def load_parameters(model: GPT2Config, source: Path | None, *, seed: int = 0) -> Parameters:
     """Return the weights in `source`, or else initial weights."""
     parameters = Parameters(
-        expected_shapes(model), constant_positions=model.positions == "sinusoidal"
+        expected_shapes(model),
+        constant_positions=model.positions == "sinusoidal" or "positions" in model.ablated,
     )
     if source is None:
         initialize(parameters, model, seed)
@@ -232,7 +243,8 @@ def _is_narrow(folder: Path) -> bool:
     return any(tensor.dtype != "F32" for tensor in read_tensors(folder).values())
 
 
-def _new_model(network: NetworkSettings, vocab: int, eos_token_id: int | None) -> GPT2Config:
+def _new_model(config: TrainingConfig, vocab: int, eos_token_id: int | None) -> GPT2Config:
+    network = config.network
     return GPT2Config(
         vocab=vocab,
         max_positions=network.context,
@@ -242,7 +254,9 @@ def _new_model(network: NetworkSettings, vocab: int, eos_token_id: int | None) -
         d_ff=4 * network.width,
         activation=network.activation,
         positions=network.positions,
+        scale_attn_weights="scaling" not in config.ablated,
         eos_token_ids=() if eos_token_id is None else (eos_token_id,),
+        ablated=config.ablated,
     )
 
 
@@ -289,6 +303,7 @@ def _facts(
             "vocab": model.vocab,
             "parameters": model.num_parameters,
         },
+        "is_gpt2": model.is_gpt2,
         "data": {
             "files": len(data.files),
             "train_tokens": len(data.train.tokens),

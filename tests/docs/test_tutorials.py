@@ -5,8 +5,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from tests.support.quantized import quantize_rows
 from tools.make_tutorials import TUTORIALS
-from tools.tutorials import backpropagation, film, models
+from tools.tutorials import backpropagation, bits, film, models, quantization
 from tools.tutorials.pages import Tutorial
 
 
@@ -52,3 +53,21 @@ def test_the_models_have_as_many_parameters_as_published() -> None:
         "Llama 3.2 1B": 1_235_814_400,
         "Mistral 7B": 7_241_732_096,
     }
+
+
+def test_a_row_is_quantized_as_by_the_model() -> None:
+    codes, scale, zero = quantization.quantize_row(quantization.ROW)
+    expected = quantize_rows(quantization.ROW[None].astype(np.float32))
+    assert codes.tolist() == expected[0][0].tolist()
+    np.testing.assert_allclose(scale, expected[1][0, 0], rtol=1e-6)
+    assert zero == expected[2][0, 0]
+
+
+def test_company_changes_no_bit_of_an_invariant_backend() -> None:
+    measured = bits.measure(bits.BACKENDS["numpy, batch_invariant"], max_tokens=2)
+    assert measured == {"tokens": 2, "same_tokens": True, "different": 0, "largest": 0.0}
+
+
+def test_bfloat16_rounds_to_even() -> None:
+    assert quantization.bfloat16(1.0 + 2.0**-8) == 1.0
+    assert quantization.bfloat16(1.0 + 3 * 2.0**-8) == 1.0 + 2.0**-6

@@ -26,9 +26,8 @@ def notebook_of(source: Path) -> str:
     cells = [_cell(0, "markdown", parts[0].strip().strip('"').strip())]
     for number, (kind, text) in enumerate(zip(parts[1::2], parts[2::2], strict=True), 1):
         is_text = kind.strip() == "[markdown]"
-        if is_text:
-            text = re.sub(r"(?m)^# ?", "", text)
-        cells.append(_cell(number, "markdown" if is_text else "code", text.strip()))
+        content = re.sub(r"(?m)^# ?", "", text) if is_text else text
+        cells.append(_cell(number, "markdown" if is_text else "code", content.strip()))
     book = {"cells": cells, "metadata": _METADATA, "nbformat": 4, "nbformat_minor": 5}
     return json.dumps(book, indent=1, ensure_ascii=False) + "\n"
 

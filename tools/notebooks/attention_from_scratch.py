@@ -20,15 +20,15 @@ print("nanovllm", nanovllm.__version__)
 # %% [markdown]
 # ## A search in three vectors
 #
-# Each token has a *query* (what it looks for), a *key* (what it can be found by) and a *value* (what
-# it hands over). The score of a query and a key is their dot product.
+# Each token has a *query* (what it looks for), a *key* (what it can be found by) and a *value*
+# (what it hands over). The score of a query and a key is their dot product.
 
 # %%
 queries = np.array([[1, 0], [0, 2], [1, 1]], dtype=np.float32)
 keys = np.array([[1, 0], [0, 1], [1, 1]], dtype=np.float32)
 values = np.array([[1, 0], [0, 1], [4, 4]], dtype=np.float32)
 scores = queries @ keys.T / np.sqrt(np.float32(2))
-scores
+print(scores.round(3))
 
 # %% [markdown]
 # A token must not see what comes after it. Its score for a later key becomes minus infinity, and
@@ -41,12 +41,12 @@ weights = np.exp(scores - scores.max(axis=1, keepdims=True))
 weights /= weights.sum(axis=1, keepdims=True)
 assert np.allclose(weights.sum(axis=1), 1)
 assert (weights[is_later] == 0).all()
-weights.round(3)
+print(weights.round(3))
 
 # %%
 mixed = weights @ values
 assert np.allclose(mixed[0], values[0]), "the first token sees itself alone"
-mixed.round(3)
+print(mixed.round(3))
 
 # %% [markdown]
 # ## Why the square root?

@@ -13,6 +13,9 @@ from nanovllm import SamplingParams
 from nanovllm.config import EngineConfig
 from nanovllm.engine.engine import Engine
 from nanovllm.engine.generation_request import GenerationRequest
+from nanovllm.engine.metrics import StepStats
+from nanovllm.engine.scheduling.request import Request
+from nanovllm.engine.scheduling.step_plan import StepPlan
 from nanovllm.hub import resolve_model
 
 # %% [markdown]
@@ -38,9 +41,9 @@ def add(name: str, prompt: str, tokens: int) -> None:
             engine.add_request(sequence)
 
 
-add("A", "Once upon a time there was a little girl who lived in a house in the wood", 30)
-add("B", "The old man said to the young man that he would never see the sea again", 30)
-add("C", "Once upon a time there was a little girl who lived in a house in the town", 20)
+add("A", "Once upon a time there was a little girl who lived in a house in the wood", 50)
+add("B", "The old man said to the young man that he would never see the sea again", 50)
+add("C", "Once upon a time there was a little girl who lived in a house in the town", 40)
 print([request.request_id for request in engine.scheduler.requests])
 
 # %% [markdown]
@@ -51,16 +54,42 @@ print([request.request_id for request in engine.scheduler.requests])
 
 
 # %%
-class Watcher(Recorder):
-    """Keeps the plan of each step."""
+class Watcher:
+    """Writes down each step's plan, and what happens to the sequences."""
+
+    def __init__(self) -> None:
+        """Start with nothing seen."""
+        self.plans: list[dict[str, int]] = []
+        self.events: list[str] = []
+
+    def _note(self, text: str) -> None:
+        self.events.append(f"step {len(self.plans) + 1}: {text}")
+
+    def on_admitted(self, request: Request) -> None:
+        """Note a sequence that starts to run."""
+        found = request.num_computed_tokens
+        self._note(f"{request.request_id} is admitted; {found} of its tokens are in the cache")
+
+    def on_reused(self, request: Request, num_tokens: int) -> None:
+        """Note tokens that another sequence has computed meanwhile."""
+        self._note(f"{request.request_id} finds {num_tokens} more tokens in the cache")
+
+    def on_preempted(self, request: Request, cause: object, other: Request | None) -> None:
+        """Note a sequence that must give its blocks back."""
+        self._note(f"{request.request_id} is preempted, and will be computed again")
+
+    def on_finished(self, request: Request) -> None:
+        """Note a sequence that has ended."""
+        self._note(f"{request.request_id} has ended")
 
     def on_step(self, plan: StepPlan, stats: StepStats, started_s: float) -> None:
         """Note the number of computed tokens of each sequence."""
-        plans.append({one.request.request_id: one.count for one in plan.sequences})
+        self.plans.append({one.request.request_id: one.count for one in plan.sequences})
 
 
-plans: list[dict[str, int]] = []
-engine.scheduler.observer = Watcher()
+watcher = Watcher()
+plans = watcher.plans
+engine.scheduler.observer = watcher
 engine.step()
 print("step 1:", plans[0])
 assert 0 < sum(plans[0].values()) <= 24
@@ -72,20 +101,22 @@ assert 0 < sum(plans[0].values()) <= 24
 # %%
 tables: list[dict[str, list[int]]] = []
 while engine.has_work:
-    plans.append(step())
+    engine.step()
     tables.append({one.request_id: list(one.block_ids) for one in engine.scheduler.running})
     assert len(plans) < 500
 print(len(plans), "steps;", engine.scheduler.num_preemptions, "preemptions")
-for number, plan in enumerate(plans[:8], 1):
+assert all(sum(plan.values()) <= 24 for plan in plans)
+for number, plan in enumerate(plans[:5], 1):
     print(f"step {number}: {plan}")
+print(*watcher.events, sep="\n")
 
 # %% [markdown]
 # ## Who holds which block
 #
-# C begins like A. Do they share blocks?
+# C begins like A. Do they share blocks? And what happens when no block is free?
 
 # %%
-names = ["A", "B", "C"]
+names = ["1-A", "2-B", "3-C"]
 picture = np.zeros((16, len(tables)))
 for column, table in enumerate(tables):
     for index, name in enumerate(names):

@@ -29,10 +29,10 @@ print(model.config.layers, "layers of", model.config.heads, "heads;", len(prompt
 # the row says what the model would predict if it ended there.
 
 # %%
-for layer in logit_lens(model, prompt, top=3)["layers"]:
-    best = layer["positions"][-1]["top"]
-    shown = ", ".join(f"{one['text']!r} {one['p']:.0%}" for one in best)
-    print(f"{layer['name']:12} {shown}")
+lens = logit_lens(model, prompt, top=3)
+for name, cells in zip(lens["layers"], lens["cells"], strict=True):
+    shown = ", ".join(f"{one['text']!r} {one['p']:.0%}" for one in cells[-1]["top"])
+    print(f"{name:12} {shown}")
 
 # %% [markdown]
 # ## Embeddings: which tokens lie near each other
@@ -46,7 +46,7 @@ for word in (" he", " said", " red", " London"):
 # %%
 points = project(model, limit=400)
 figure, axes = plt.subplots(figsize=(8, 6))
-axes.scatter(*points.points.T, s=6, color="lightgray")
+axes.scatter(points.points[:, 0], points.points[:, 1], s=6, color="lightgray")
 for token, (x, y) in zip(points.token_ids[::8], points.points[::8], strict=True):
     axes.annotate(model.tokenizer.decode([token]).strip(), (x, y), fontsize=8)
 axes.set_title("The embeddings of 400 frequent tokens, first two principal components")

@@ -1,8 +1,8 @@
 """
 # Train a transformer
 
-A small GPT learns the letters of a text, then words, in less than a minute. You see what the loss
-must be before the first update, how it falls, and what the model writes on the way.
+A small GPT learns the letters of a text, then its shortest words, in less than a minute. You see
+what the loss must be before the first update, how it falls, and what the model writes on the way.
 """
 
 # %%
@@ -13,6 +13,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 
 from nanovllm import LLM, SamplingParams, Trainer, TrainingConfig
+from nanovllm.training.metrics import Evaluation, Update
 
 # %% [markdown]
 # ## The data
@@ -21,17 +22,17 @@ from nanovllm import LLM, SamplingParams, Trainer, TrainingConfig
 # learns from a teacher's stories.
 
 # %%
-prompts = ["Once upon a time", "The old man said", "She was a little girl", "In the morning"] * 12
+prompts = ["Once upon a time", "The old man said", "She was a little girl", "In the morning"] * 6
 settings = [
     SamplingParams(max_tokens=400, temperature=0.8, top_p=0.95, seed=seed, ignore_eos=True)
     for seed in range(len(prompts))
 ]
 stories = LLM().generate(prompts, settings, use_tqdm=False)
-text = "\n\n".join(story.prompt + story.outputs[0].text for story in stories)
+text = "\n\n".join(f"{story.prompt}{story.outputs[0].text}" for story in stories)
 folder = Path(tempfile.mkdtemp())
 (folder / "stories.txt").write_text(text, encoding="utf-8")
 print(f"{len(text):,} characters of {len(set(text))} kinds\n\n{text[:300]}")
-assert len(text) > 40_000
+assert len(text) > 20_000
 
 # %% [markdown]
 # ## Before the first update
@@ -47,15 +48,16 @@ config = TrainingConfig(
     tokenizer="char",
     layers=2,
     heads=4,
-    width=96,
+    width=64,
     context=96,
     batch_size=12,
-    steps=400,
-    eval_every=100,
+    steps=240,
+    eval_every=60,
     lr=3e-3,
     sample_tokens=80,
 )
-updates, samples = [], []
+updates: list[Update] = []
+samples: list[tuple[Evaluation, str | None]] = []
 trainer = Trainer(config)
 trainer.train(
     on_evaluation=lambda evaluation, sample: samples.append((evaluation, sample)),
@@ -74,12 +76,13 @@ for evaluation, sample in samples:
     print(f"--- step {evaluation.step}, validation loss {evaluation.val_loss:.3f}\n{sample}\n")
 
 # %% [markdown]
-# Letters in the right proportions come first, then words of the right length, then real short
-# words. Grammar needs a larger model and more text.
+# Letters in the right proportions come first, then the lengths of words, then "the" and "he". More
+# steps and more text bring real words, and a larger model brings grammar.
 
 # %%
 figure, axes = plt.subplots(figsize=(7, 4))
-axes.plot([update.step for update in updates], [update.loss for update in updates], label="training")
+losses = [(update.step, update.train_loss) for update in updates]
+axes.plot(*zip(*losses, strict=True), label="training")
 steps = [evaluation.step for evaluation, _ in samples]
 axes.plot(steps, [evaluation.val_loss for evaluation, _ in samples], "o-", label="validation")
 axes.axhline(first, color="gray", linestyle=":", label="ln V: knows nothing")
@@ -87,7 +90,7 @@ axes.set_xlabel("step")
 axes.set_ylabel("loss in nats per character")
 axes.set_title("A transformer learns to write")
 axes.legend()
-assert samples[-1][0].val_loss < first - 1
+assert samples[-1][0].val_loss < first - 1.2
 
 # %% [markdown]
 # ## Serve it

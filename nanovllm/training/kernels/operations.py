@@ -262,6 +262,7 @@ class CompiledOperations:
         **arrays: Array,
     ) -> None:
         """Run an entry of attention with working memory for each thread."""
+        assert shape.is_causal, "the compiled attention has no other mask"
         d_model = arrays["out"].shape[1]
         head_dim = d_model // shape.heads
         layout = memory(shape.context, head_dim, panel_width(self._runner.target))

@@ -291,6 +291,8 @@ def _join_heads(heads: Float[np.ndarray, "batch heads context head_dim"]) -> Row
 def _masked_scores(queries: Array, keys: Array, shape: AttentionShape) -> Array:
     """Return scale * Q @ K^T, -inf where a key comes after its query."""
     scores = shape.scale * (queries @ keys.swapaxes(-1, -2))
+    if not shape.is_causal:
+        return scores
     is_future = np.triu(np.ones((shape.context, shape.context), dtype=bool), k=1)
     scores[..., is_future] = -np.inf
     return scores

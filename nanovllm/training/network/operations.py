@@ -44,10 +44,11 @@ Pass = Callable[..., float]
 
 @dataclass(frozen=True, slots=True)
 class AttentionShape:
-    """Sizes and options of one causal self-attention.
+    """Sizes and options of one self-attention.
 
     Attributes:
         scale: factor of the scores, usually 1 / sqrt(head_dim).
+        is_causal: a token attends to itself and earlier ones, not to all of its sequence.
         dropout: rate of dropout on the attention weights.
         key: key of that dropout (dropout.py); None without dropout.
     """
@@ -58,6 +59,7 @@ class AttentionShape:
     scale: float
     dropout: float = 0.0
     key: Key | None = None
+    is_causal: bool = True
 
 
 @dataclass(frozen=True, slots=True)

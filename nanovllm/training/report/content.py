@@ -149,6 +149,8 @@ def _commands(run: Run) -> dict[str, str]:
         "Serve the best checkpoint over HTTP": f"nanovllm serve {model}",
         "Continue a prompt on the terminal": f"nanovllm generate --model {model}",
     }
+    if run.info.get("is_gpt2") is False:  # it lacks a part
+        commands.clear()
     if run.state in _RESUME_LABELS:
         commands[_RESUME_LABELS[run.state]] = resume_command(run.folder)
     return commands

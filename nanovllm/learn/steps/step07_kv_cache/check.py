@@ -54,7 +54,7 @@ def _full(module: ModuleType) -> object:
     except ValueError:
         is_refused = True
     require(is_refused, "a token was appended to a full cache; append must raise ValueError")
-    return {"num_tokens after the refusal:": kept.num_tokens, "the keys": kept.read(0)[0]}
+    return {"num_tokens after the refusal": kept.num_tokens, "the keys": kept.read(0)[0]}
 
 
 def _new_cache(module: ModuleType) -> Any:
@@ -119,7 +119,7 @@ def _computed(module: ModuleType) -> object:
         module.generate(list(PROMPT), tiny_weights(), _HEADS, _EPSILON, 6)
     finally:
         module.__dict__["forward"] = forward
-    return {"tokens that each call of `forward` computes:": lengths}
+    return {"tokens that each call of `forward` computes": lengths}
 
 
 CASES = (
@@ -133,7 +133,7 @@ CASES = (
     Case(
         "each token is computed once",
         _computed,
-        lambda: {"tokens that each call of `forward` computes:": [len(PROMPT), 1, 1, 1, 1, 1]},
+        lambda: {"tokens that each call of `forward` computes": [len(PROMPT), 1, 1, 1, 1, 1]},
         "`forward` gets the prompt first, then only the token that was drawn last.",
     ),
 )

@@ -31,13 +31,18 @@ class _Recorder:
     def __call__(self, method: str, *values: Any, label: str = "") -> Any:
         """Call a method; `label` is shown instead of the values."""
         text = f"{method}({label or ', '.join(map(repr, values))})"
-        result: object = None
+        result: Any = None
         try:
             result = getattr(self.manager, method)(*values)
-            self.calls.add(text, result)
+            if method == "find":
+                shown: object = "nothing" if result is None else f"block {result}"
+            elif isinstance(result, list):
+                shown = list(result)
+            else:
+                shown = result if method in {"allocate", "find_prefix"} else "no error"
         except ValueError:
-            self.calls.add(text, "raised ValueError")
-        self.calls.add(f"num_free after {text}", self.manager.num_free)
+            shown = "ValueError"
+        self.calls.add(text, {"": shown, "and then num_free": self.manager.num_free})
         return result
 
 

@@ -1,5 +1,7 @@
 """Step 9.
 
-solution  what the reader writes
-check     cases and mistakes
+solution   what the reader writes
+check      cases
+classroom  a fake model of 16 blocks, and sequences for it
+mistakes   what goes wrong
 """

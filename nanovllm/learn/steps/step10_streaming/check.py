@@ -10,6 +10,16 @@ import numpy as np
 from nanovllm.engine import detokenizer as engine
 from nanovllm.learn.checking import Calls, Case, Mistake
 
+_INCOMPLETE = {
+    b"": 0, b"a": 0, b"a\xc3": 1, b"a\xc3\xa9": 0, b"a\xe2": 1, b"a\xe2\x82": 2,
+    b"a\xe2\x82\xac": 0, b"a\xf0": 1, b"a\xf0\x9f": 2, b"a\xf0\x9f\x99": 3,
+    b"a\xf0\x9f\x99\x82": 0, b"\xf0": 1, b"\x80\x80": 0, b"a\xff": 0, b"\xc0": 0,
+}  # fmt: skip
+_HELD = {
+    ("a <", ("</s>",)): 1, ("a </", ("</s>",)): 2, ("a </s", ("</s>",)): 3, ("</b", ("</s>",)): 0,
+    ("aaa", ("aab",)): 2, ("abc", ("cab", "bcd")): 2, ("text", ("t",)): 0,
+    ("", ("ab",)): 0, ("end", ()): 0,
+}  # fmt: skip
 _TEXT = "Ünïcode: 10 € — naïve 日本語 🙂🚀 𝄞 end"
 
 
@@ -66,34 +76,36 @@ def _random_data() -> list[bytes]:
 
 def _random_texts(module: ModuleType) -> object:
     """Decode each text in pieces."""
-    texts: list[dict[str, str]] = []
+    texts: dict[str, str] = {}
     for data in _random_data():
         stream = module.Utf8Stream()
         pieces = [stream.push(piece) for piece in _cut(data, len(texts))]
-        texts.append({f"of the bytes {data!r}": "".join([*pieces, stream.flush()])})
+        texts[f"the text of the bytes {data!r}"] = "".join([*pieces, stream.flush()])
     return texts
 
 
 def _expected_texts() -> object:
-    return [{f"of the bytes {data!r}": data.decode(errors="replace")} for data in _random_data()]
+    return {
+        f"the text of the bytes {data!r}": data.decode(errors="replace") for data in _random_data()
+    }
 
 
-def _match(matcher: Any, pieces: Sequence[str]) -> Calls:
+def _match(matcher: Any, pieces: Sequence[str], name: str = "") -> Calls:
     """Push the pieces until a stop string is complete, then flush twice."""
     calls = Calls()
     for piece in pieces:
         result = matcher.push(piece)
-        calls.add(f"push({piece!r})", result)
+        calls.add(f"{name}push({piece!r})", result)
         if isinstance(result, tuple) and len(result) == 2 and result[1] is not None:
             break
-    calls.add("flush()", matcher.flush())
-    calls.add("flush() again", matcher.flush())
+    calls.add(f"{name}flush()", matcher.flush())
+    calls.add(f"{name}flush() again", matcher.flush())
     return calls
 
 
 def _stop_case(name: str, stops: Sequence[str], *pieces: str, lesson: str = "") -> Case:
     """Return a case whose results must be those of the engine's own stop strings."""
-    name = f"{name}: stop {', '.join(map(repr, stops)) or 'strings: none'}"
+    name = f"{name}: {', '.join(map(repr, stops))}" if stops else name
     return Case(
         name,
         lambda module: _match(module.StopStrings(stops), pieces),
@@ -104,25 +116,27 @@ def _stop_case(name: str, stops: Sequence[str], *pieces: str, lesson: str = "") 
 
 def _random_stops(stop_strings: Any) -> object:
     """Match random stop strings of "a" and "b" in random texts."""
-    results = []
-    for seed in range(150):
-        random = np.random.default_rng(seed)
+    random, results = np.random.default_rng(10), []
 
-        def draw(length: int, random: np.random.Generator = random) -> str:
-            return "".join(random.choice(["a", "b"], length))
+    def draw(length: int) -> str:
+        return "".join(random.choice(["a", "b"], length))
 
+    for _ in range(150):
         stops = [draw(int(random.integers(2, 6))) for _ in range(int(random.integers(1, 4)))]
         pieces = [draw(int(random.integers(0, 4))) for _ in range(8)]
-        results.append({f"with the stop strings {stops}": _match(stop_strings(stops), pieces)})
+        results.append(_match(stop_strings(stops), pieces, f"StopStrings({stops})."))
     return results
 
 
 CASES = (
-    _bytes_case("plain letters are released at once", b"Hello", b", ", b"world"),
-    _bytes_case(
-        "one byte at a time", *(bytes([byte]) for byte in "é€🙂!".encode()),
-        lesson="é has 2 bytes, € has 3, 🙂 has 4.",
+    Case(
+        "bytes that must wait",
+        lambda m: {f"num_incomplete({data!r})": m.num_incomplete(data) for data in _INCOMPLETE},
+        lambda: {f"num_incomplete({data!r})": count for data, count in _INCOMPLETE.items()},
+        lesson="é has 2 bytes, C3 A9; € has 3, E2 82 AC; 🙂 has 4, F0 9F 99 82.",
     ),
+    _bytes_case("plain letters are released at once", b"Hello", b", ", b"world"),
+    _bytes_case("one byte at a time", *(bytes([byte]) for byte in "é€🙂!".encode())),
     _bytes_case("pieces of 1 to 5 bytes", *_cut(_TEXT.encode(), 10)),
     _bytes_case(
         "the text ends within a character", b"a", "🙂".encode()[:2],
@@ -133,14 +147,21 @@ CASES = (
         lesson='bytes.decode("utf-8", errors="replace") turns them into U+FFFD.',
     ),
     Case("the pieces together are the text of all bytes", _random_texts, _expected_texts),
-    _stop_case("nothing is held back", (), "Hello", ", world"),
+    Case(
+        "characters that must wait",
+        lambda m: {f"num_held{one}": m.num_held(*one) for one in _HELD},
+        lambda: {f"num_held{one}": count for one, count in _HELD.items()},
+    ),
+    _stop_case("nothing is held back without stop strings", (), "Hello", ", world"),
     _stop_case("the stop string in one piece", ("END",), "It is the ", "END of it"),
-    _stop_case("over three pieces", ("</s>",), "text <", "/", "s> more"),
-    _stop_case("it does not become a stop string", ("</s>",), "a <", "/", "b> c", "<", "<", "/s"),
-    _stop_case("the text ends while it is held back", ("</s>",), "text </s"),
-    _stop_case("the first of two", ("two", "one"), "zero one two"),
-    _stop_case("the one that ends first", ("ng", "long tale"), "a lo", "ng tale"),
-    _stop_case("the longest of those that end there", ("ng", "long"), "a lo", "ng tale"),
+    _stop_case("the stop string in three pieces", ("</s>",), "text <", "/", "s> more"),
+    _stop_case(
+        "not every beginning becomes a stop string", ("</s>",), "a <", "/", "b> c", "<", "<", "/s"
+    ),
+    _stop_case("the text ends while its end is held back", ("</s>",), "text </s"),
+    _stop_case("the first of two stop strings", ("two", "one"), "zero one two"),
+    _stop_case("the stop string that ends first", ("ng", "long tale"), "a lo", "ng tale"),
+    _stop_case("the longest of those that end at one place", ("ng", "long"), "a lo", "ng tale"),
     Case(
         "150 random texts",
         lambda module: _random_stops(module.StopStrings),
