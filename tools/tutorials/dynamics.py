@@ -152,8 +152,8 @@ def tutorial() -> Tutorial:
 
 
 def _command(name: str) -> str:
-    options = COMMANDS[name]
-    return f"```sh\nnanovllm train {options} --output {name}\n```"
+    data, others = COMMANDS[name].split(" --steps")
+    return f"```sh\nnanovllm train {data} --output {name} \\\n  --steps{others}\n```"
 
 
 def _first(runs: Mapping[str, Run]) -> str:
