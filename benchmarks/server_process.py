@@ -19,7 +19,6 @@ from types import TracebackType
 from typing import Any
 
 from nanovllm.cli.main import main
-from nanovllm.config import EngineConfig
 from nanovllm.engine.engine import Engine
 
 START_TIMEOUT_S = 300.0  # where the kernels were never compiled before

@@ -84,7 +84,9 @@ figure, axes = plt.subplots(figsize=(7, 4))
 losses = [(update.step, update.train_loss or 0.0) for update in updates]
 axes.plot(*zip(*losses, strict=True), label="training")
 steps = [evaluation.step for evaluation, _ in samples]
-axes.plot(steps, [evaluation.val_loss or 0.0 for evaluation, _ in samples], "o-", label="validation")
+axes.plot(
+    steps, [evaluation.val_loss or 0.0 for evaluation, _ in samples], "o-", label="validation"
+)
 axes.axhline(first, color="gray", linestyle=":", label="ln V: knows nothing")
 axes.set_xlabel("step")
 axes.set_ylabel("loss in nats per character")

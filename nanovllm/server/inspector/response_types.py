@@ -40,9 +40,7 @@ class InspectorConfig(TypedDict):
     kv_cache_dtype: str
     num_threads: Count
     backend: str
-    parts: Annotated[
-        list[CodePart], Field(description="empty unless the backend is learn:DIR")
-    ]
+    parts: Annotated[list[CodePart], Field(description="empty unless the backend is learn:DIR")]
 
 
 class RequestState(TypedDict):
