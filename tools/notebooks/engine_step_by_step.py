@@ -14,7 +14,7 @@ from nanovllm.config import EngineConfig
 from nanovllm.engine.engine import Engine
 from nanovllm.engine.generation_request import GenerationRequest
 from nanovllm.engine.metrics import StepStats
-from nanovllm.engine.scheduling.observer import SchedulerObserver
+from nanovllm.engine.scheduling.request import Request
 from nanovllm.engine.scheduling.step_plan import StepPlan
 from nanovllm.hub import resolve_model
 
@@ -54,16 +54,42 @@ print([request.request_id for request in engine.scheduler.requests])
 
 
 # %%
-class Watcher(SchedulerObserver):
-    """Keeps the plan of each step."""
+class Watcher:
+    """Writes down each step's plan, and what happens to the sequences."""
+
+    def __init__(self) -> None:
+        """Start with nothing seen."""
+        self.plans: list[dict[str, int]] = []
+        self.events: list[str] = []
+
+    def _note(self, text: str) -> None:
+        self.events.append(f"step {len(self.plans) + 1}: {text}")
+
+    def on_admitted(self, request: Request) -> None:
+        """Note a sequence that starts to run."""
+        found = request.num_computed_tokens
+        self._note(f"{request.request_id} is admitted; {found} of its tokens are in the cache")
+
+    def on_reused(self, request: Request, num_tokens: int) -> None:
+        """Note tokens that another sequence has computed meanwhile."""
+        self._note(f"{request.request_id} finds {num_tokens} more tokens in the cache")
+
+    def on_preempted(self, request: Request, cause: object, other: Request | None) -> None:
+        """Note a sequence that must give its blocks back."""
+        self._note(f"{request.request_id} is preempted, and will be computed again")
+
+    def on_finished(self, request: Request) -> None:
+        """Note a sequence that has ended."""
+        self._note(f"{request.request_id} has ended")
 
     def on_step(self, plan: StepPlan, stats: StepStats, started_s: float) -> None:
         """Note the number of computed tokens of each sequence."""
-        plans.append({one.request.request_id: one.count for one in plan.sequences})
+        self.plans.append({one.request.request_id: one.count for one in plan.sequences})
 
 
-plans: list[dict[str, int]] = []
-engine.scheduler.observer = Watcher()
+watcher = Watcher()
+plans = watcher.plans
+engine.scheduler.observer = watcher
 engine.step()
 print("step 1:", plans[0])
 assert 0 < sum(plans[0].values()) <= 24
@@ -80,8 +106,9 @@ while engine.has_work:
     assert len(plans) < 500
 print(len(plans), "steps;", engine.scheduler.num_preemptions, "preemptions")
 assert all(sum(plan.values()) <= 24 for plan in plans)
-for number, plan in enumerate(plans[:8], 1):
+for number, plan in enumerate(plans[:5], 1):
     print(f"step {number}: {plan}")
+print(*watcher.events, sep="\n")
 
 # %% [markdown]
 # ## Who holds which block

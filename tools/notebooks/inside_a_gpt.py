@@ -46,7 +46,7 @@ for word in (" he", " said", " red", " London"):
 # %%
 points = project(model, limit=400)
 figure, axes = plt.subplots(figsize=(8, 6))
-axes.scatter(*points.points.T, s=6, color="lightgray")
+axes.scatter(points.points[:, 0], points.points[:, 1], s=6, color="lightgray")
 for token, (x, y) in zip(points.token_ids[::8], points.points[::8], strict=True):
     axes.annotate(model.tokenizer.decode([token]).strip(), (x, y), fontsize=8)
 axes.set_title("The embeddings of 400 frequent tokens, first two principal components")
