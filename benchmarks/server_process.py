@@ -143,8 +143,8 @@ def serve_and_check(arguments: Sequence[str]) -> int:
     loaded: list[Engine] = []
     load = Engine.load
 
-    def remember(folder: Path, config: EngineConfig | None = None) -> Engine:
-        loaded.append(load(folder, config))
+    def remember(*arguments: Any, **settings: Any) -> Engine:
+        loaded.append(load(*arguments, **settings))
         return loaded[-1]
 
     Engine.load = remember  # type: ignore[method-assign]
