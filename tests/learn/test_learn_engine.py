@@ -14,7 +14,7 @@ from nanovllm.engine.generation_request import GenerationRequest, PoolingParams
 from nanovllm.engine.input_processor import InputProcessor
 from nanovllm.engine.prompt_request import PromptRequest
 from nanovllm.errors import InvalidRequestError
-from nanovllm.learn.engine import learn_parts, load_learn_engine, parts_of
+from nanovllm.learn.engine import engine_parts_of, learn_parts, load_learn_engine
 from nanovllm.learn.folder import CourseFolder
 from nanovllm.learn.parts import load_parts
 from nanovllm.sampling_params import SamplingParams
@@ -39,7 +39,7 @@ REQUESTS: tuple[tuple[str | list[int], dict[str, Any]], ...] = (
 @pytest.fixture(scope="module")
 def parts() -> EngineParts:
     """The parts of an engine that runs the solutions."""
-    return parts_of(load_parts(None), Path())
+    return engine_parts_of(load_parts(None), Path())
 
 
 def complete(engine: Engine, requests: Sequence[tuple[Any, dict[str, Any]]] = REQUESTS) -> Any:
