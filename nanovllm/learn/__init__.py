@@ -8,6 +8,7 @@
     judge     runs a check in a process with limits, and reports what it found
     worker    that process
     tiny_model  a network drawn from a seed, and what transformers computes with it
+    texts     two English texts to learn from and to judge with
     engine    an engine that runs the reader's code
     backend   the network and the sampler of that engine
     scheduler  the reader's scheduler and block manager in it
