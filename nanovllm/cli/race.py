@@ -35,8 +35,8 @@ def run_race(parsed: argparse.Namespace) -> int:
     engines = _engines(parts, folder)
     runs = (parsed.rounds + 1) * len(HEATS) * len(engines)
     with progress_bar(total=runs, desc="race", leave=False) as bar:
-        rates = race(engines, rounds=parsed.rounds, on_heat=bar.update)
-    times = profile(engines[_YOURS], parts)
+        rates = race(engines, HEATS, parsed.rounds, bar.update)
+    times = profile(engines[_YOURS], parts, HEATS)
     matmul = _matmul(parts)
     for title, figures in rates.items():
         draw(f"{title}, in tokens a second", figures)

@@ -94,8 +94,8 @@ def run_heat(engine: Engine, heat: Heat) -> float:
 
 def race(
     engines: Mapping[str, Engine],
-    heats: Sequence[Heat] = HEATS,
-    rounds: int = 5,
+    heats: Sequence[Heat],
+    rounds: int,
     on_heat: Callable[[], object] = lambda: None,
 ) -> dict[str, dict[str, float]]:
     """Return the tokens a second of each engine in each heat: the median of the rounds.
@@ -117,7 +117,7 @@ def race(
     }
 
 
-def profile(engine: Engine, parts: Parts, heats: Sequence[Heat] = HEATS) -> list[FunctionTime]:
+def profile(engine: Engine, parts: Parts, heats: Sequence[Heat]) -> list[FunctionTime]:
     """Return the time inside each function of the course in one round, the longest first."""
     clock = _Clock()
     with _measured(parts, clock):
@@ -159,7 +159,7 @@ class _Clock:
 def _measured(parts: Parts, clock: _Clock) -> Iterator[None]:
     """Wrap the functions and methods of the course's modules, wherever a module has their names."""
     replaced: list[tuple[Any, str, Any]] = []
-    namespaces = [module for module in parts.modules.values()]
+    namespaces = list(parts.modules.values())
     for step in STEPS:
         module = parts.modules.get(step.module)
         for name in parts_of(step) if module is not None else ():
