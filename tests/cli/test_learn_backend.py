@@ -1,10 +1,6 @@
 """`--backend learn:DIR` of `nanovllm serve` and `generate`."""
 
-import json
 from pathlib import Path
-from typing import Any
-from urllib.error import HTTPError
-from urllib.request import Request, urlopen
 
 import pytest
 
@@ -12,7 +8,7 @@ from nanovllm.cli.main import build_parser, main
 from nanovllm.cli.options import engine_config
 from nanovllm.cli.serve_options import ServeOptions
 from nanovllm.learn.folder import CourseFolder
-from tests.support.serve_command import TIMEOUT_S, Serving
+from tests.support.serve_command import Serving
 
 CLASSROOM = (
     "--num-blocks", "16", "--block-size", "8", "--max-num-batched-tokens", "24",
@@ -40,31 +36,21 @@ def test_the_readers_code_serves_and_its_faults_are_answers(
         assert f"backend learn:{tmp_path / 'gpt'}" in lines
         assert "attention" in lines.partition("your code")[2].partition("\n")[0]
         assert lines.partition("project's")[2].partition("\n")[0].strip() == "stop strings"
-        url = f"http://127.0.0.1:{serving.port}/v1"
         body = {"prompt": [[1, 2, 3]] * 6, "max_tokens": 20, "temperature": 0, "ignore_eos": True}
-        texts = [choice["text"] for choice in post(url, "completions", body)["choices"]]
-        assert len(set(texts)) == 1
-        with pytest.raises(HTTPError) as caught:
-            post(url, "completions", {**body, "prompt": [9]})
-        assert caught.value.code == 500
-        message = json.loads(caught.value.read())["error"]["message"]
+        path = "/v1/completions"
+        status, answer = serving.ask(path, body)
+        assert (status, len({choice["text"] for choice in answer["choices"]})) == (200, 1)
+        status, refused = serving.ask(path, {**body, "prompt": [9]})
+        message = refused["error"]["message"]
+        assert status == 500
         assert "step09_scheduler.py, line" in message
         assert "in add: AssertionError: no nine" in message
-        assert [one["text"] for one in post(url, "completions", body)["choices"]] == texts
-        with urlopen(f"{url}/engine/state", timeout=TIMEOUT_S) as response:
-            config = json.load(response)["config"]
+        assert serving.ask(path, body)[1]["choices"] == answer["choices"]
+        config = serving.ask("/v1/engine/state")[1]["config"]
         assert config["backend"] == f"learn:{tmp_path / 'gpt'}"
         owners = {one["part"]: one["is_readers"] for one in config["parts"]}
         assert owners["scheduler"]
         assert not owners["stop strings"]
-
-
-def post(url: str, path: str, body: dict[str, Any]) -> Any:
-    """Return the answer of an endpoint."""
-    data = json.dumps(body).encode()
-    request = Request(f"{url}/{path}", data, {"Content-Type": "application/json"})  # noqa: S310
-    with urlopen(request, timeout=TIMEOUT_S) as response:
-        return json.load(response)
 
 
 def test_the_option_has_the_settings_of_numpy() -> None:
