@@ -60,8 +60,8 @@ def _define_diff(parser: argparse.ArgumentParser) -> None:
 def _define_race(parser: argparse.ArgumentParser) -> None:
     run = imported("nanovllm.cli.race:run_race")
     text = (
-        "Measure your engine beside backend numpy and numba on the bundled model, draw the rates as "
-        "bars, and name the function to speed up next."
+        "Measure your engine beside backend numpy and numba on the bundled model, draw the rates "
+        "as bars, and name the function to speed up next."
     )
     set_up(parser, run, "[options]", text)
     _add_folder(parser)
