@@ -1,5 +1,6 @@
 """An engine of the course's solutions gives the bits of backend="numpy", whatever it schedules."""
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -8,9 +9,14 @@ from typing import Any
 import pytest
 
 from nanovllm.config import EngineConfig
+from nanovllm.engine.beam_search import BeamSearches
 from nanovllm.engine.engine import Engine
 from nanovllm.engine.engine_parts import OWN_PARTS, EngineParts, make_scheduler
-from nanovllm.engine.generation_request import GenerationRequest, PoolingParams
+from nanovllm.engine.generation_request import (
+    BeamSearchParams,
+    GenerationRequest,
+    PoolingParams,
+)
 from nanovllm.engine.input_processor import InputProcessor
 from nanovllm.engine.prompt_request import PromptRequest
 from nanovllm.errors import InvalidRequestError
@@ -115,6 +121,29 @@ def test_embeddings_and_prompt_scores_compute_every_token(
     own = Engine.load(tiny_model, EngineConfig(**CLASSROOM))
     learn = Engine.load(tiny_model, EngineConfig(**CLASSROOM), parts)
     assert list(answers(learn)) == list(answers(own))
+
+
+def test_beams_and_deadlines_work(tiny_model: Path, parts: EngineParts) -> None:
+    def beams(engine: Engine) -> object:
+        params = BeamSearchParams(beam_width=3, max_tokens=6)
+        request = GenerationRequest(prompts=[[4] * 12], params=params, request_id="test")
+        searches = BeamSearches(request, engine.input_processor)
+        for prompts in searches.rounds(engine.config.max_num_seqs):
+            for _ in engine.run(prompts):
+                engine.check_integrity()
+        return [one.token_ids for one in searches.outputs()[0].outputs]
+
+    learn = Engine.load(tiny_model, EngineConfig(**CLASSROOM), parts)
+    assert beams(learn) == beams(Engine.load(tiny_model, EngineConfig(**CLASSROOM)))
+    request = GenerationRequest(prompts=["late", "x"], params=SamplingParams(), request_id="test")
+    late, other = learn.input_processor.process(request)
+    learn.add_request(late.requests[0], deadline_s=time.monotonic() + 3600)
+    learn.add_request(other.requests[0])
+    learn.step()
+    learn._deadlines[late.requests[0].request_id] = 0.0
+    learn.step()
+    assert [one.request_id for one in learn.scheduler.running] == [other.requests[0].request_id]
+    learn.check_integrity()
 
 
 @pytest.mark.parametrize(
