@@ -163,7 +163,10 @@ def add_learn_engine_options(parser: argparse.ArgumentParser) -> None:
     backend = group._group_actions[-1]  # noqa: SLF001 - has no other name
     backend.choices = _BackendNames([*BACKENDS, f"{_LEARN}DIR"])
     backend.type = _folder
-    backend.help = f"{backend.help}; learn:DIR runs the code of a reader of the course in DIR"
+    backend.help = (
+        "implementation of the forward pass: compiled, the readable specification, or a reader's "
+        "of the course in DIR"
+    )
 
 
 def learn_folder(parsed: argparse.Namespace) -> Path | None:

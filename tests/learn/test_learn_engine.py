@@ -1,6 +1,5 @@
 """An engine of the course's solutions gives the bits of backend="numpy", whatever it schedules."""
 
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from nanovllm.engine.generation_request import (
 )
 from nanovllm.engine.input_processor import InputProcessor
 from nanovllm.engine.prompt_request import PromptRequest
+from nanovllm.engine.scheduling.request import FinishReason
 from nanovllm.errors import InvalidRequestError
 from nanovllm.learn.engine import engine_parts_of, learn_parts, load_learn_engine
 from nanovllm.learn.folder import CourseFolder
@@ -135,14 +135,18 @@ def test_beams_and_deadlines_work(tiny_model: Path, parts: EngineParts) -> None:
 
     learn = Engine.load(tiny_model, EngineConfig(**CLASSROOM), parts)
     assert beams(learn) == beams(Engine.load(tiny_model, EngineConfig(**CLASSROOM)))
-    request = GenerationRequest(prompts=["late", "x"], params=SamplingParams(), request_id="test")
-    late, other = learn.input_processor.process(request)
-    learn.add_request(late.requests[0], deadline_s=time.monotonic() + 3600)
-    learn.add_request(other.requests[0])
+    request = GenerationRequest(
+        prompts=["late", "aborted", "x"], params=SamplingParams(), request_id="test"
+    )
+    late, aborted, other = (one.requests[0] for one in learn.input_processor.process(request))
+    learn.add_request(late, deadline_s=0.0)
+    learn.add_request(aborted)
+    learn.add_request(other)
     learn.step()
-    learn._deadlines[late.requests[0].request_id] = 0.0
+    assert learn.scheduler.running == [aborted, other]
+    learn.finish_request(aborted.request_id, FinishReason.ABORT)
     learn.step()
-    assert [one.request_id for one in learn.scheduler.running] == [other.requests[0].request_id]
+    assert learn.scheduler.running == [other]
     learn.check_integrity()
 
 
