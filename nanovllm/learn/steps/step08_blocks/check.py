@@ -304,21 +304,42 @@ CASES = (
     Case("rows are stored at their slots", _written, _engine_written),
     Case("rows are read in the order of the block table", _gathered, _engine_gathered),
     Case("a hash stands for a block and all before it", _hashes),
-    Case("allocate takes the free blocks in order", _allocates),
-    Case("freed blocks come back once", _frees),
+    Case(
+        "allocate takes the free blocks in order",
+        _allocates,
+        lesson="There are four blocks. A call that asks for too many changes nothing.",
+    ),
+    Case(
+        "freed blocks come back once",
+        _frees,
+        lesson="None of the four blocks is cached, so each is put in front when it is freed.",
+    ),
     Case(
         "a registered block is found until its memory is used again",
         _finds,
         lesson="`_hash_of` and `_block_of` must always say the same.",
     ),
-    Case("a shared block is free when its last holder is gone", _shares),
+    Case(
+        "a shared block is free when its last holder is gone",
+        _shares,
+        lesson="A block is in `_free` exactly when its count is 0.",
+    ),
     Case(
         "what was used longest ago is overwritten first, the end of a prompt before its beginning",
         _evicts,
-        lesson="Without its first block, nothing of a cached prompt can be found.",
+        lesson="One sequence has the blocks 0, 1, 2, another one 3 and 4. The first ends, then the "
+        "second. Without its first block, nothing of a cached prompt can be found.",
     ),
-    Case("the full blocks of a prompt are registered", _registers_prefix),
-    Case("the longest known prefix is found", _finds_prefix),
+    Case(
+        "the full blocks of a prompt are registered",
+        _registers_prefix,
+        lesson="Five tokens fill two blocks of two.",
+    ),
+    Case(
+        "the longest known prefix is found",
+        _finds_prefix,
+        lesson="Three free blocks are cached, with the tokens 1 to 6.",
+    ),
     Case(
         "300 random calls give what the engine's BlockManager gives",
         lambda module: _random_calls(module.BlockManager(12, 4)),

@@ -11,6 +11,7 @@ from nanovllm.learn.steps.step09_scheduler.classroom import (
     Classroom,
     generate_alone,
     prompt,
+    shown,
 )
 from nanovllm.learn.steps.step09_scheduler.mistakes import MISTAKES
 
@@ -137,7 +138,7 @@ def _mixed_step(module: ModuleType) -> object:
     room = Classroom(module)
     for name, length, computed in (("a", 11, 10), ("b", 26, 16), ("c", 4, 3)):
         room.put(name, length, computed)
-    room.scheduler.waiting += [room.new("d", 7), room.new("e", 30), room.new("f", 2)]
+    room.scheduler.waiting += [room.new("d", 11), room.new("e", 30), room.new("f", 2)]
     return _plan_of(room)
 
 
@@ -150,13 +151,17 @@ def _long_prompt(module: ModuleType) -> object:
     return _plan_of(room)
 
 
-def _small_limits(module: ModuleType) -> object:
-    """Four sequences decode with a budget of three tokens."""
-    room = Classroom(module, max_tokens=3)
-    for name in "abcd":
-        room.put(name, 11, 10)
-    room.scheduler.waiting += [room.new("e", 5)]
-    return _plan_of(room)
+def _small_budget(module: ModuleType) -> object:
+    """Four sequences decode with a budget of three tokens, then with one of five."""
+    plans = {}
+    for budget in (3, 5):
+        room = Classroom(module, max_tokens=budget)
+        for name in "abcd":
+            room.put(name, 11, 10)
+        room.put("e", 20, 8)
+        room.scheduler.waiting += [room.new("f", 5)]
+        plans[f"schedule() with a budget of {budget}"] = shown(room.scheduler.schedule())
+    return plans
 
 
 def _few_sequences(module: ModuleType) -> object:
@@ -276,23 +281,102 @@ def _require_limits(room: Classroom, chunks: list[Any], step: int) -> None:
 
 
 CASES = (
-    Case("a sequence waits, unless it could never end", _adds),
-    Case("a sequence that is finished or given up leaves nothing behind", _finishes),
-    Case("an admitted sequence has blocks for its tokens and shares the known ones", _admits),
-    Case("without enough blocks nothing changes", _does_not_admit),
-    Case("chunks follow each other, and the blocks they fill are registered", _plans),
-    Case("a preempted sequence keeps its tokens and waits in front", _preempts),
-    Case("a block is added when the next token needs it", _has_room),
-    Case("without a free block the last one that runs is preempted", _makes_room),
-    Case("one step decodes, goes on with a prompt and admits others", _mixed_step),
-    Case("a prompt that does not fit is computed in part", _long_prompt),
-    Case("decoding sequences keep the budget too", _small_limits),
-    Case("not more than max_sequences run", _few_sequences),
-    Case("nobody overtakes the first that waits", _strict_order),
-    Case("the preempted are not computed in the same step", _without_blocks),
-    Case("results go to their sequences, which end in time", _commits),
-    Case("the classroom: a, b and then c", _classroom),
-    Case("the classroom with too few blocks", _preemptions),
-    Case("three sequences with one prompt", _shared_prompt),
+    Case(
+        "a sequence waits, unless it could never end",
+        _adds,
+        lesson="There are 16 blocks of 8 tokens.",
+    ),
+    Case(
+        "a sequence that is finished or given up leaves nothing behind",
+        _finishes,
+        lesson="a and b run, c waits.",
+    ),
+    Case(
+        "an admitted sequence has blocks for its tokens and shares the known ones",
+        _admits,
+        lesson="The first 24 tokens of a and b are in three free, cached blocks of 8; c begins "
+        "otherwise. b was preempted and has 33 tokens.",
+    ),
+    Case(
+        "without enough blocks nothing changes",
+        _does_not_admit,
+        lesson="b has 50 tokens, which need seven blocks. Six are free, and three of these are "
+        "cached with its first 24 tokens.",
+    ),
+    Case(
+        "chunks follow each other, and the blocks they fill are registered",
+        _plans,
+        lesson="After 12 tokens one block of 8 is full, after 28 tokens three.",
+    ),
+    Case(
+        "a preempted sequence keeps its tokens and waits in front",
+        _preempts,
+        lesson="a and b have generated one token each; c waits.",
+    ),
+    Case(
+        "a block is added when the next token needs it",
+        _has_room,
+        lesson="Position 15 is the last of the second block, 16 the first of the third.",
+    ),
+    Case(
+        "without a free block the last one that runs is preempted",
+        _makes_room,
+        lesson="Of seven blocks a, b and c hold two each, and d the last.",
+    ),
+    Case(
+        "one step decodes, goes on with a prompt and admits others",
+        _mixed_step,
+        lesson="a (11 tokens) and c (4) decode, 10 tokens of b are left, and d (11 tokens), e (30) "
+        "and f (2) wait. The budget is 24.",
+    ),
+    Case(
+        "a prompt that does not fit is computed in part",
+        _long_prompt,
+        lesson="a decodes, 36 tokens of b are left, and c waits. The budget is 24.",
+    ),
+    Case(
+        "decoding sequences keep the budget too",
+        _small_budget,
+        lesson="a, b, c and d decode, 12 tokens of e are left, and f waits.",
+    ),
+    Case(
+        "not more than max_sequences run",
+        _few_sequences,
+        lesson="a decodes, and b, c, d and e wait. max_sequences is 3.",
+    ),
+    Case(
+        "nobody overtakes the first that waits",
+        _strict_order,
+        lesson="a decodes. Three blocks are free; b needs four, and c one.",
+    ),
+    Case(
+        "the preempted are not computed in the same step",
+        _without_blocks,
+        lesson="a, b, c and d decode and hold two blocks each, which are all. Now a and b "
+        "need a third.",
+    ),
+    Case(
+        "results go to their sequences, which end in time",
+        _commits,
+        lesson="The chunk of b ends within its prompt, so the results belong to a, c, d, e and f. "
+        "a ends with its second token of 2, and e with the stop token 44.",
+    ),
+    Case(
+        "the classroom: a, b and then c",
+        _classroom,
+        lesson="16 blocks of 8 tokens, a budget of 24. a has 10 tokens and generates 6, b has 50 "
+        "and generates 3. After the first step c comes with 5 and generates 9.",
+    ),
+    Case(
+        "the classroom with too few blocks",
+        _preemptions,
+        lesson="8 blocks of 8 tokens, a budget of 24. a has 14 tokens, b 20 and c 17; each "
+        "generates 20.",
+    ),
+    Case(
+        "three sequences with one prompt",
+        _shared_prompt,
+        lesson="16 blocks of 8 tokens, a budget of 24. The first 18 of 21 tokens are the same.",
+    ),
     Case("168 sequences that arrive at random", _random_arrivals),
 )

@@ -155,12 +155,14 @@ class Classroom:
 
 
 def shown(value: Any) -> object:
-    """Return chunks as "a: 0 to 23", sequences by their names, and other values as they are."""
+    """Return chunks as "a 0 to 23", sequences by their names, and other values as they are."""
     if not isinstance(value, list):
         return value
-    return [
-        f"{one.sequence.name}: {one.start} to {one.start + one.count - 1}"
-        if hasattr(one, "sequence")
-        else getattr(one, "name", one)
-        for one in value
-    ]
+    return [_chunk(one) if hasattr(one, "sequence") else getattr(one, "name", one) for one in value]
+
+
+def _chunk(chunk: Any) -> str:
+    end = chunk.start + chunk.count - 1
+    if chunk.count < 1:
+        return f"{chunk.sequence.name} without tokens"
+    return f"{chunk.sequence.name} {chunk.start}" + (f" to {end}" if chunk.count > 1 else "")

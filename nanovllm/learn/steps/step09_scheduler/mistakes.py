@@ -301,6 +301,13 @@ MISTAKES = (
         "            if count == sequence.num_uncomputed:\n",
     ),
     Mistake(
+        "a chunk without tokens",
+        "Where nothing is left of the budget, a running prompt is planned with 0 tokens. Leave it "
+        "out of the step.",
+        "            if count > 0:\n",
+        "            if count >= 0:\n",
+    ),
+    Mistake(
         "decodes exceed the budget",
         "Decoding sequences are planned although nothing is left of the budget.",
         "if left > 0 and is_running and",
