@@ -140,8 +140,13 @@ _HEADS, _TOKENS, _HEAD_DIM = 2, 5, 3
 _GRAD, _QUERIES, _KEYS, _VALUES = _random(4 * _HEADS, _TOKENS, _HEAD_DIM).reshape(4, _HEADS, 5, 3)
 
 
+def _attention_inputs() -> list[np.ndarray]:
+    """Return queries, keys and values that the reader's code may change."""
+    return [array.copy() for array in (_QUERIES, _KEYS, _VALUES)]
+
+
 def _attention(module: ModuleType) -> object:
-    grads = module.attention_backward(_GRAD, _QUERIES, _KEYS, _VALUES)
+    grads = module.attention_backward(_GRAD.copy(), *_attention_inputs())
     return _named(grads, "queries", "keys", "values")
 
 
@@ -164,7 +169,7 @@ def _first_token(module: ModuleType) -> object:
     """The first token sees itself alone, so its output changes with its value only."""
     grad = np.zeros_like(_GRAD)
     grad[:, 0] = _GRAD[:, 0]
-    grads = module.attention_backward(grad, _QUERIES, _KEYS, _VALUES)
+    grads = module.attention_backward(grad, *_attention_inputs())
     return _named(grads, "queries", "keys", "values")
 
 

@@ -149,8 +149,8 @@ def measure(tokens: int, num_weights: int = 1, seconds: float = 1.0) -> dict[str
         seconds: time for each version.
     """
     random = np.random.default_rng(0)
-    rows = random.normal(size=(tokens, 768)).astype(np.float32)
-    weights = [random.normal(size=(768, 3072)).astype(np.float32) for _ in range(num_weights)]
+    rows = random.random((tokens, 768), dtype=np.float32)
+    weights = [random.random((768, 3072), dtype=np.float32) for _ in range(num_weights)]
     packed = [pack(weight) for weight in weights]
     versions: dict[str, Callable[[], object]] = {
         "plain": lambda: matmul_plain(rows[:1], weights[0][:, :8]),
@@ -178,7 +178,7 @@ def measure(tokens: int, num_weights: int = 1, seconds: float = 1.0) -> dict[str
 def print_table() -> None:  # given
     """Print what `measure` finds for a prompt of 192 tokens, and for one token."""
     print("192 tokens: 10^9 operations a second. 1 token: 10^9 bytes of weights a second.")
-    prompt, one = measure(192), measure(1, num_weights=8)
+    prompt, one = measure(192), measure(1, num_weights=32)
     for name in prompt:
         print(f"{name:12}{prompt[name]:12.3f}{2 * one[name]:12.3f}")
 
