@@ -72,8 +72,8 @@ class BlockManager:
         """Start with all blocks free and none cached."""
         self.num_blocks = num_blocks
         self.block_size = block_size
-        # The keys are the free blocks, in the order in which they are allocated. Of use are:
-        # popitem(last=False), `del`, and move_to_end(block, last=False), which puts it in front.
+        # The keys are the free blocks, the next one to be allocated first. popitem(last=False)
+        # takes the first, and move_to_end(block, last=False) moves a block to the front.
         self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(num_blocks))
         self._counts = [0] * num_blocks  # number of sequences that hold each block
         self._block_of: dict[bytes, int] = {}  # cached block of a hash
