@@ -18,12 +18,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tools.tutorials import backpropagation, batching, bits, models, quantization
+from tools.tutorials import backpropagation, batching, bits, dynamics, models, quantization
 from tools.tutorials.pages import Tutorial
 
 TUTORIALS: dict[str, Callable[[], Tutorial]] = {
     module.PAGE: module.tutorial
-    for module in (backpropagation, batching, bits, models, quantization)
+    for module in (backpropagation, batching, bits, dynamics, models, quantization)
 }
 
 

@@ -146,26 +146,30 @@ class Network:
         queries, keys, values = np.split(self._linear(hidden, weights.qkv), 3, axis=1)
         pools = cache.keys[layer], cache.values[layer]  # [blocks, block_size, heads, head_dim]
         slots = batch.slots.tolist()
+        heads_shape = (config.heads, config.head_dim)
         for pool, rows in zip(pools, (keys, values), strict=True):
-            step8.write(pool, slots, rows.reshape(-1, config.heads, config.head_dim))
+            step8.write(pool, slots, rows.reshape(-1, *heads_shape))
         # The course's attention scales by 1 / sqrt(head_dim); a few checkpoints want another scale.
         factor = config.attention_scale(layer) * math.sqrt(config.head_dim)
         if not math.isclose(factor, 1.0):
             queries = queries * np.float32(factor)
         attn_out = np.empty((batch.tokens, config.d_model), dtype=np.float32)
         for seq in range(batch.seqs):
-            rows = slice(batch.query_starts[seq], batch.query_starts[seq + 1])
+            start, end = batch.query_starts[seq : seq + 2].tolist()
             count = int(batch.context_lens[seq])
             blocks = batch.block_tables[seq, : -(-count // cache.block_size)].tolist()
-            shape = (count, config.heads, config.head_dim)
             context = []
             for pool in pools:
-                found = check_array(step8.gather, step8.gather(pool, blocks, count), shape)
+                found = step8.gather(pool, blocks, count)
+                found = check_array(step8.gather, found, (count, *heads_shape))
                 context.append(found.transpose(1, 0, 2))
-            heads_out = step4.attention(step4.split_heads(queries[rows], config.heads), *context)
+            heads_out = step4.attention(
+                step4.split_heads(queries[start:end], config.heads), *context
+            )
             merged = step4.merge_heads(heads_out)
-            shape = (int(rows.stop - rows.start), config.d_model)
-            attn_out[rows] = check_array(step4.attention, merged, shape)
+            attn_out[start:end] = check_array(
+                step4.attention, merged, (end - start, config.d_model)
+            )
         return self._linear(attn_out, weights.out)
 
     def _feed_forward(

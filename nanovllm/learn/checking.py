@@ -6,6 +6,7 @@ one passage replaced: where it gives in every case what the reader's code gave, 
 """
 
 import math
+import re
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -248,5 +249,8 @@ def _raised(error: BaseException, path: str) -> str:
     """Return an exception's message with the last line of the reader's file that led to it."""
     frames = traceback.extract_tb(error.__traceback__)
     lines = [frame for frame in frames if frame.filename == path]
-    text = f"{type(error).__name__}: {_short(str(error)) if len(str(error)) > 300 else error}"
+    message = re.sub(r"\x1b\[\d*m", "", str(error))  # Numba's are bold
+    if len(message) > 300:
+        message = f"{' '.join(message.split())[:300]}..."
+    text = f"{type(error).__name__}: {message}"
     return f"{text}\n  line {lines[-1].lineno}: {lines[-1].line}" if lines else text

@@ -61,9 +61,10 @@ class PlanCheck:
         self._check_chunks(chunks, running, pairs)
         held = self._check_tables(running)
         self._check_free(held)
-        self._check_writes(chunks, running, pairs)
-        for chunk in chunks:
-            self._take(chunk, pairs[id(chunk.sequence)][0])
+        lost = [self._take(chunk, pairs[id(chunk.sequence)][0]) for chunk in chunks]
+        self._check_writes(chunks, running)
+        for text in filter(None, lost):
+            raise wrong(self._schedule, f"{text}, which it had; did `block_ids` change?")
         self._check_progress(chunks, pairs)
 
     def _check_lists(self, pairs: Mapping[int, _Pair]) -> list[Any]:
@@ -142,9 +143,7 @@ class PlanCheck:
             )
             raise wrong(self._manager.free, f"{text}: {what}")
 
-    def _check_writes(
-        self, chunks: Sequence[Any], running: Sequence[Any], pairs: Mapping[int, _Pair]
-    ) -> None:
+    def _check_writes(self, chunks: Sequence[Any], running: Sequence[Any]) -> None:
         """Check that no block is written for one sequence and read by another as something else."""
         size = self._block_size
         holders: dict[int, list[tuple[Any, int]]] = defaultdict(list)
@@ -153,11 +152,7 @@ class PlanCheck:
                 holders[block].append((sequence, index))
         for chunk in chunks:
             sequence, end = chunk.sequence, chunk.start + chunk.count
-            needed = -(-end // size)
-            if len(sequence.block_ids) < needed:
-                text = f"{sequence.name} needs {needed} blocks for {end} tokens"
-                raise wrong(self._schedule, f"{text}, and holds {len(sequence.block_ids)}")
-            for index in range(chunk.start // size, needed):
+            for index in range(chunk.start // size, -(-end // size)):
                 block = sequence.block_ids[index]
                 for other, at in holders[block] if len(holders[block]) > 1 else ():
                     shares = at == index and other.num_computed >= (index + 1) * size
@@ -165,25 +160,35 @@ class PlanCheck:
                         text = f"block {block} was handed out twice: {sequence.name} writes to it"
                         raise wrong(self._manager.allocate, f"{text}, and {other.name} holds it")
 
-    def _take(self, chunk: Any, request: Request) -> None:
-        """Check that the tokens before a chunk are in its blocks, and note its own."""
+    def _take(self, chunk: Any, request: Request) -> str:
+        """Note what a chunk writes; check that the tokens before it are in its blocks.
+
+        Returns what is lost of a sequence that ran before; raises ReadersFaultError for a wrong
+        prefix of one that is admitted.
+        """
         size, sequence, end = self._block_size, chunk.sequence, chunk.start + chunk.count
+        lost, needed = "", -(-end // size)
+        if len(sequence.block_ids) < needed:
+            text = f"{sequence.name} needs {needed} blocks for {end} tokens"
+            raise wrong(self._schedule, f"{text}, and holds {len(sequence.block_ids)}")
         for index in range(-(-chunk.start // size)):
             first = index * size
-            stored = (self._hash(request, index), request.tokens[first : first + size])
-            parent, tokens = self._contents.get(sequence.block_ids[index], (b"", []))
             length = min(size, chunk.start - first)
-            if (parent, tokens[:length]) != (stored[0], stored[1][:length]):
-                text = f"{sequence.name} counts {chunk.start} tokens as computed"
-                raise wrong(
-                    self._manager.find_prefix,
-                    f"{text}, but block {sequence.block_ids[index]} does not have those of its "
-                    f"positions {first} to {first + length - 1}",
+            parent, tokens = self._contents.get(sequence.block_ids[index], (b"", []))
+            expected = self._hash(request, index), request.tokens[first : first + length]
+            if (parent, tokens[:length]) != expected:
+                lost = (
+                    f"{sequence.name} counts {chunk.start} tokens as computed, but block "
+                    f"{sequence.block_ids[index]} does not have those of its positions {first} to "
+                    f"{first + length - 1}"
                 )
-        for index in range(chunk.start // size, -(-end // size)):
+                if request.num_computed_tokens != chunk.start:
+                    raise wrong(self._manager.find_prefix, lost)
+        for index in range(chunk.start // size, needed):
             first = index * size
             tokens = request.tokens[first : min(first + size, end)]
             self._contents[sequence.block_ids[index]] = self._hash(request, index), tokens
+        return lost
 
     def _hash(self, request: Request, index: int) -> bytes:
         """Return the hash of all tokens before a request's block `index`."""

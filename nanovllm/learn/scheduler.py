@@ -69,7 +69,7 @@ class CourseBlocks(BlockManager):
     @property
     def cached_blocks(self) -> KeysView[int]:
         """Blocks that the reader's manager finds by the hash under which they are registered."""
-        found = {}
+        found: dict[int, None] = {}
         with suppress(Exception):  # the inspector goes on with what is known
             for block, block_hash in self._hashes.items():
                 if self._manager.find(block_hash) == block:
@@ -124,7 +124,7 @@ class CourseScheduler(Scheduler):
         try:
             if self._fault is not None:
                 raise self._fault
-            return self._plan()
+            return self._next_plan()
         except ReadersFaultError:
             self._restart()
             raise
@@ -210,7 +210,7 @@ class CourseScheduler(Scheduler):
 
         manager.find_prefix = found
 
-    def _plan(self) -> StepPlan:
+    def _next_plan(self) -> StepPlan:
         new, self._new = self._new, []
         for request in new:
             sequence = self._sequences[request.request_id] = self._step9.Sequence(
@@ -323,7 +323,7 @@ class CourseScheduler(Scheduler):
             self._call(self._scheduler.finish, sequence)
         except ReadersFaultError as error:
             if not self._requests:
-                logger.error("the reader's scheduler failed", exc_info=error)  # noqa: TRY400
+                logger.error("the reader's scheduler failed", exc_info=error)
                 self._restart()
             else:
                 self._fault = error

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float32, Int64
 from threadpoolctl import ThreadpoolController
-from typing_extensions import Self
 
 from nanovllm.model import gpt2
 from nanovllm.model.ablation import without
@@ -54,7 +53,9 @@ class NumpyBackend:
             ThreadpoolController().limit(limits=num_threads, user_api="blas")
 
     @classmethod
-    def load(cls, folder: Path, options: LoadOptions | None = None, **others: Any) -> Self:
+    def load(
+        cls, folder: Path, options: LoadOptions | None = None, **others: Any
+    ) -> "NumpyBackend":
         """Load a model folder; raise CheckpointError if it cannot be used.
 
         `others` are further arguments of a subclass.

@@ -1,13 +1,15 @@
 """The numbers and pictures of docs/tutorials are what tools/tutorials computes."""
 
+import math
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tests.support.quantized import quantize_rows
 from tools.make_tutorials import TUTORIALS
-from tools.tutorials import backpropagation, bits, film, models, quantization
+from tools.tutorials import backpropagation, bits, dynamics, film, models, quantization
 from tools.tutorials.pages import Tutorial
 
 
@@ -71,3 +73,33 @@ def test_company_changes_no_bit_of_an_invariant_backend() -> None:
 def test_bfloat16_rounds_to_even() -> None:
     assert quantization.bfloat16(1.0 + 2.0**-8) == 1.0
     assert quantization.bfloat16(1.0 + 3 * 2.0**-8) == 1.0 + 2.0**-6
+
+
+def test_the_recorded_runs_are_what_the_page_tells() -> None:
+    runs, entropy = dynamics.load()
+    assert runs.keys() == dynamics.COMMANDS.keys()
+    for run in runs.values():
+        first = run.evaluations[0][2]
+        assert first is not None
+        assert abs(first - math.log(run.vocab)) < 0.15
+    ends = {name: run.evaluations[-1][2] or math.nan for name, run in runs.items()}
+    assert ends["good"] < entropy - 0.9
+    for name in ("low", "high", "clipped", "exploding"):
+        assert entropy < ends[name] < entropy + 0.1, name
+    assert ends["memorized"] > ends["good"]
+    assert max(row[2] or 0 for row in runs["clipped"].steps) > 20
+
+
+def test_the_record_of_a_run_keeps_the_first_steps_and_every_fifth(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"vocab_size": 3}', encoding="utf-8")
+    line = '{{"step": {}, "train_loss": 1.23456, "val_loss": 2.0, "grad_norm": 0.5}}\n'
+    steps = "".join(line.format(step) for step in range(41))
+    (tmp_path / "steps.jsonl").write_text(steps, encoding="utf-8")
+    (tmp_path / "metrics.jsonl").write_text(line.format(40), encoding="utf-8")
+    run = dynamics.read(tmp_path)
+    assert (run.vocab, run.evaluations) == (3, [[40, 1.235, 2.0]])
+    assert [row[0] for row in run.steps] == [*range(20), 20, 25, 30, 35, 40]
+
+
+def test_the_entropy_of_two_equal_letters_is_ln_2() -> None:
+    assert dynamics.letter_entropy("abab") == pytest.approx(math.log(2))

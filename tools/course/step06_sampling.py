@@ -33,9 +33,11 @@ def _bars(x: float, chances: np.ndarray) -> list[str]:
     parts = [f'<line x1="{x}" y1="{_TOP}" x2="{x + 196}" y2="{_TOP}"/>']
     for token, p in enumerate(chances.tolist()):
         left, height = x + 8 + 46 * token, _HEIGHT * p
-        parts += [
+        parts.append(
             f'<rect class="bar ours" x="{left}" y="{_TOP - height:.1f}" width="{_BAR}" '
-            f'height="{height:.1f}" opacity="{0.35 + 0.15 * token:.2f}"/>',
+            f'height="{height:.1f}" opacity="{0.35 + 0.15 * token:.2f}"/>'
+        )
+        parts += [
             text(left + _BAR / 2, _TOP - height - 6, f"{p:.3f}", "value", "middle"),
             text(left + _BAR / 2, _TOP + 16, f"{token}", "note", "middle"),
         ]

@@ -72,7 +72,7 @@ def film(frames: Sequence[Frame]) -> str:
     total = _FRAME_S * len(frames)
     parts = _background()
     for index, frame in enumerate(frames):
-        drawn = "".join([text(_LEFT + 180, 28, f"step {frame.step}", "title"), *_draw(frame)])
+        drawn = "".join([text(_LEFT + 210, 28, f"step {frame.step}", "title"), *_draw(frame)])
         parts.append(f'<g class="frame" style="animation-delay: {_FRAME_S * index:g}s">{drawn}</g>')
     style = STYLE + _FILM_STYLE.format(end=100 / len(frames), total=total)
     return picture("Continuous batching,", _WIDTH, _HEIGHT, parts, style)

@@ -123,21 +123,20 @@ def _row(row: tuple[float, ...]) -> str:
 
 
 def _sizes() -> str:
-    head = ["", "layers", "width", "heads", "key heads", "head_dim", "ffn", "vocabulary", "context"]
-    rows = [
-        [
-            model.name,
-            *(
-                f"{size:,}"
-                for size in (
-                    model.layers, model.width, model.heads, model.kv_heads, model.head_dim,
-                    model.ffn_width, model.vocab, model.context, model.num_parameters,
-                )
-            ),
-        ]
-        for model in MODELS
-    ]  # fmt: skip
-    return table([*head, "parameters"], rows)
+    """Return a table with a column for each model."""
+    sizes = {
+        "layers": [model.layers for model in MODELS],
+        "width (d_model)": [model.width for model in MODELS],
+        "query heads": [model.heads for model in MODELS],
+        "key heads": [model.kv_heads for model in MODELS],
+        "head_dim": [model.head_dim for model in MODELS],
+        "feed-forward width": [model.ffn_width for model in MODELS],
+        "vocabulary": [model.vocab for model in MODELS],
+        "context": [model.context for model in MODELS],
+        "parameters, millions": [round(model.num_parameters / 1e6) for model in MODELS],
+    }
+    rows = [[name, *(f"{size:,}" for size in row)] for name, row in sizes.items()]
+    return table(["", *(model.name for model in MODELS)], rows)
 
 
 def _cache_table() -> str:

@@ -196,9 +196,18 @@ MISTAKES = (
         "k = min(max(k, 1), logits.size)",
     ),
     Mistake(
+        "nothing left",
+        "Tokens are kept while the sum is at most p, so the token that crosses p is removed; where "
+        "the most likely token alone is above p, nothing is left. Keep the one that crosses p.",
+        f"    {_LAST}\n",
+        '    last = np.searchsorted(cumulative, p * total, side="right") - 1\n'
+        "    if last < 0:\n"
+        "        return np.full_like(logits, -np.inf)\n",
+    ),
+    Mistake(
         "crossing token dropped",
-        "The token that crosses p is removed, so less than p is left; with a small p nothing would "
-        "be. The kept tokens must sum to p or more.",
+        "The token that crosses p is removed, so less than p is left. The kept tokens must sum to "
+        "p or more.",
         _LAST,
         "last = max(np.searchsorted(cumulative, p * total) - 1, 0)",
     ),

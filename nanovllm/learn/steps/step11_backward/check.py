@@ -22,8 +22,8 @@ from nanovllm.training.network.model import batch_loss
 from nanovllm.training.network.numpy_operations import NumpyOperations
 from nanovllm.training.network.operations import AttentionShape
 from nanovllm.training.network.optimizer import AdamW
-from nanovllm.training.network.schedule import Schedule
 from nanovllm.training.network.parameters import Parameters, initialize
+from nanovllm.training.network.schedule import Schedule
 
 __all__ = ["CASES", "MISTAKES"]
 
@@ -65,8 +65,8 @@ def _linear_on_paper(module: ModuleType) -> object:
 def _named(grads: object, *names: str) -> object:
     """Return gradients by name where there are as many; else what was returned."""
     if isinstance(grads, tuple) and len(grads) == len(names):
-        return {f"of {name}": grad for name, grad in zip(names, grads, strict=True)}
-    return dict.fromkeys((f"of {name}" for name in names), grads)
+        return {f"the gradient of {name}": grad for name, grad in zip(names, grads, strict=True)}
+    return dict.fromkeys((f"the gradient of {name}" for name in names), grads)
 
 
 def _linear(module: ModuleType) -> object:
@@ -80,7 +80,11 @@ def _engine_linear() -> object:
     rows = _OPERATIONS.linear_backward(
         _random(5, 4), _random(5, 3), _random(3, 4), None, weight, bias
     )
-    return {"of rows": rows, "of weight": weight, "of bias": bias}
+    return {
+        "the gradient of rows": rows,
+        "the gradient of weight": weight,
+        "the gradient of bias": bias,
+    }
 
 
 _TARGETS = np.array([3, 0, 5, 2])
@@ -124,7 +128,11 @@ def _norm_differences() -> object:
     def function() -> np.ndarray:
         return layer_norm(hidden, gain, bias, _EPSILON)
 
-    arrays = {"of hidden": hidden, "of gain": gain, "of bias": bias}
+    arrays = {
+        "the gradient of hidden": hidden,
+        "the gradient of gain": gain,
+        "the gradient of bias": bias,
+    }
     return {name: _differences(function, array, grad) for name, array in arrays.items()}
 
 
@@ -132,8 +140,13 @@ _HEADS, _TOKENS, _HEAD_DIM = 2, 5, 3
 _GRAD, _QUERIES, _KEYS, _VALUES = _random(4 * _HEADS, _TOKENS, _HEAD_DIM).reshape(4, _HEADS, 5, 3)
 
 
+def _attention_inputs() -> list[np.ndarray]:
+    """Return queries, keys and values that the reader's code may change."""
+    return [array.copy() for array in (_QUERIES, _KEYS, _VALUES)]
+
+
 def _attention(module: ModuleType) -> object:
-    grads = module.attention_backward(_GRAD, _QUERIES, _KEYS, _VALUES)
+    grads = module.attention_backward(_GRAD.copy(), *_attention_inputs())
     return _named(grads, "queries", "keys", "values")
 
 
@@ -156,7 +169,7 @@ def _first_token(module: ModuleType) -> object:
     """The first token sees itself alone, so its output changes with its value only."""
     grad = np.zeros_like(_GRAD)
     grad[:, 0] = _GRAD[:, 0]
-    grads = module.attention_backward(grad, _QUERIES, _KEYS, _VALUES)
+    grads = module.attention_backward(grad, *_attention_inputs())
     return _named(grads, "queries", "keys", "values")
 
 
@@ -270,9 +283,9 @@ CASES = (
         "linear: two rows on paper",
         _linear_on_paper,
         lambda: {
-            "of rows": np.array([[1, 4, 6], [3, 5, -3]], dtype="f4"),
-            "of weight": np.array([[11, 8], [1, 2], [3, -1]], dtype="f4"),
-            "of bias": np.array([4, 1], dtype="f4"),
+            "the gradient of rows": np.array([[1, 4, 6], [3, 5, -3]], dtype="f4"),
+            "the gradient of weight": np.array([[11, 8], [1, 2], [3, -1]], dtype="f4"),
+            "the gradient of bias": np.array([4, 1], dtype="f4"),
         },
         "Each gradient has the shape of its array; a matmul that gives this shape is a good guess.",
     ),

@@ -70,9 +70,10 @@ MISTAKES = (
     ),
     Mistake(
         "maximum not subtracted",
-        "The largest logit is not subtracted before np.exp, which overflows: inf / inf is NaN.",
-        "np.exp(logits - logits.max(axis=1, keepdims=True))",
-        "np.exp(logits)",
+        "The largest logit is not subtracted before np.exp, which overflows: inf / inf is NaN. The "
+        "softmax of step 2 does it.",
+        "grad = softmax(logits)",
+        "grad = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)",
     ),
     Mistake(
         "mean term missing",

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from nanovllm.learn.steps.step02_logits.solution import cross_entropy, embed, logits, softmax
 from nanovllm.learn.steps.step03_layer_norm.solution import layer_norm
 from nanovllm.learn.steps.step04_attention.solution import (
     attention,
@@ -17,7 +18,7 @@ from nanovllm.learn.steps.step04_attention.solution import (
     merge_heads,
     split_heads,
 )
-from nanovllm.model.activation import gelu_new as gelu
+from nanovllm.learn.steps.step05_forward.solution import gelu, linear
 from nanovllm.model.weights import GPT2Weights, Layer, Linear
 
 Gradients = dict[str, np.ndarray]
@@ -43,8 +44,7 @@ def linear_backward(
 def cross_entropy_backward(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """Return the gradient of the mean of -log softmax(logits)[target]: (P - onehot) / tokens.
 
-    P is the softmax of each row, onehot is 1 at the row's target and 0 elsewhere. Subtract the
-    largest logit of each row before `np.exp`, so that it cannot overflow.
+    P is the softmax of each row, onehot is 1 at the row's target and 0 elsewhere.
 
     Args:
         logits: [tokens, vocab].
@@ -53,8 +53,7 @@ def cross_entropy_backward(logits: np.ndarray, targets: np.ndarray) -> np.ndarra
     Returns:
         [tokens, vocab].
     """
-    exps = np.exp(logits - logits.max(axis=1, keepdims=True))
-    grad = exps / exps.sum(axis=1, keepdims=True)
+    grad = softmax(logits)
     grad[np.arange(len(targets)), targets] -= 1
     return grad / len(targets)
 
@@ -266,20 +265,19 @@ def loss_and_gradients(  # given
 
     The forward pass saves what the backward pass needs, which goes through the model in reverse.
     """
-    hidden = weights.token_embedding[token_ids] + weights.position_embedding[: len(token_ids)]
+    positions = np.arange(len(token_ids))
+    hidden = embed(token_ids, positions, weights.token_embedding, weights.position_embedding)
     saved = []
     for layer in weights.layers:
         hidden, one = _block_forward(hidden, layer, heads, epsilon)
         saved.append(one)
     norm = weights.final_norm
     final = layer_norm(hidden, norm.gain, norm.bias, epsilon)
-    logits = final @ weights.head.T
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    log_sums = np.log(np.exp(shifted).sum(axis=1))
-    loss = float((log_sums - shifted[np.arange(len(targets)), targets]).mean())
+    scores = logits(final, weights.head)
+    loss = cross_entropy(scores, targets)
 
     found: Gradients = {}
-    grad_logits = cross_entropy_backward(logits, targets)
+    grad_logits = cross_entropy_backward(scores, targets)
     grad, grad_head, _ = linear_backward(grad_logits, final, weights.head.T)
     grad, gain, bias = layer_norm_backward(grad, hidden, norm.gain, epsilon)
     found |= {"final_norm.gain": gain, "final_norm.bias": bias}
@@ -300,15 +298,15 @@ def _block_forward(  # given
     """Return a block's result, and what its backward pass needs."""
     norm = layer.attention_norm
     normed = layer_norm(hidden, norm.gain, norm.bias, epsilon)
-    columns = np.split(normed @ layer.qkv.weight + layer.qkv.bias, 3, axis=1)
+    columns = np.split(linear(normed, layer.qkv), 3, axis=1)
     qkv = [split_heads(rows, heads) for rows in columns]
     mixed = merge_heads(attention(*qkv))
-    middle = hidden + (mixed @ layer.out.weight + layer.out.bias)
+    middle = hidden + linear(mixed, layer.out)
     ffn_normed = layer_norm(middle, layer.ffn_norm.gain, layer.ffn_norm.bias, epsilon)
-    up = ffn_normed @ layer.up.weight + layer.up.bias
+    up = linear(ffn_normed, layer.up)
     ffn_hidden = gelu(up)
     saved = (hidden, normed, qkv, mixed, middle, ffn_normed, up, ffn_hidden)
-    return middle + (ffn_hidden @ layer.down.weight + layer.down.bias), saved
+    return middle + linear(ffn_hidden, layer.down), saved
 
 
 def _block_backward(  # given
@@ -321,22 +319,22 @@ def _block_backward(  # given
     hidden, normed, qkv, mixed, middle, ffn_normed, up, ffn_hidden = saved
     found: Gradients = {}
 
-    def linear(name: str, grad: np.ndarray, rows: np.ndarray, part: Linear) -> np.ndarray:
+    def linear_part(name: str, grad: np.ndarray, rows: np.ndarray, part: Linear) -> np.ndarray:
         result, found[f"{name}.weight"], found[f"{name}.bias"] = linear_backward(
             grad, rows, part.weight
         )
         return result
 
-    def norm(name: str, grad: np.ndarray, rows: np.ndarray, gain: np.ndarray) -> np.ndarray:
+    def norm_part(name: str, grad: np.ndarray, rows: np.ndarray, gain: np.ndarray) -> np.ndarray:
         result, found[f"{name}.gain"], found[f"{name}.bias"] = layer_norm_backward(
             grad, rows, gain, epsilon
         )
         return result
 
-    grad_up = gelu_backward(linear("down", grad, ffn_hidden, layer.down), up)
-    grad_normed = linear("up", grad_up, ffn_normed, layer.up)
-    grad = grad + norm("ffn_norm", grad_normed, middle, layer.ffn_norm.gain)
-    grad_mixed = split_heads(linear("out", grad, mixed, layer.out), heads)
+    grad_up = gelu_backward(linear_part("down", grad, ffn_hidden, layer.down), up)
+    grad_normed = linear_part("up", grad_up, ffn_normed, layer.up)
+    grad = grad + norm_part("ffn_norm", grad_normed, middle, layer.ffn_norm.gain)
+    grad_mixed = split_heads(linear_part("out", grad, mixed, layer.out), heads)
     grads = [merge_heads(rows) for rows in attention_backward(grad_mixed, *qkv)]
-    grad_normed = linear("qkv", np.concatenate(grads, axis=1), normed, layer.qkv)
-    return grad + norm("attention_norm", grad_normed, hidden, layer.attention_norm.gain), found
+    grad_normed = linear_part("qkv", np.concatenate(grads, axis=1), normed, layer.qkv)
+    return grad + norm_part("attention_norm", grad_normed, hidden, layer.attention_norm.gain), found

@@ -44,7 +44,10 @@ def _spoil_memory(shape: tuple[int, ...]) -> None:
 
 
 def _result(found: Any) -> dict[str, object]:
-    return {"": found, "has the type": str(getattr(found, "dtype", type(found).__name__))}
+    return {
+        "the result": found,
+        "the type of the result": str(getattr(found, "dtype", type(found).__name__)),
+    }
 
 
 def _small(name: str, prepare: Callable[[np.ndarray], np.ndarray]) -> Case:
@@ -56,14 +59,13 @@ def _small(name: str, prepare: Callable[[np.ndarray], np.ndarray]) -> Case:
             rows, weight = _arrays(tokens, d_in, d_out)
             second = prepare(weight)
             _spoil_memory((tokens, d_out))
-            results[f"of [{tokens}, {d_in}] and [{d_in}, {d_out}]"] = _result(
-                function(rows, second)
-            )
+            sizes = f"[{tokens}, {d_in}] @ [{d_in}, {d_out}]:"
+            results[sizes] = _result(function(rows, second))
         return results
 
     def expected() -> object:
         return {
-            f"of [{tokens}, {d_in}] and [{d_in}, {d_out}]": _result(
+            f"[{tokens}, {d_in}] @ [{d_in}, {d_out}]:": _result(
                 np.matmul(*_arrays(tokens, d_in, d_out))
             )
             for tokens, d_in, d_out in _SIZES
@@ -102,7 +104,7 @@ def _pack(module: ModuleType) -> object:
     weight = _arrays(4, 6, 5)[1]
     found = module.pack(weight)
     is_contiguous = isinstance(found, np.ndarray) and bool(found.flags["C_CONTIGUOUS"])
-    return {**_result(found), "is contiguous": is_contiguous}
+    return {**_result(found), "the result is contiguous": is_contiguous}
 
 
 def _tile(i: int, j: int) -> Callable[[ModuleType], object]:
@@ -132,7 +134,7 @@ def _threads(module: ModuleType) -> object:
     _spoil_memory((7, 9))
     found = interpreted(module, "matmul_parallel", watched)(rows, _packed(weight))
     return {
-        "has several iterations of prange": watched.iterations > 1,
+        "several iterations of prange": watched.iterations > 1,
         "number of elements that two iterations write": watched.num_shared,
         **_result(found),
     }
@@ -148,17 +150,18 @@ def _compiled(name: str, prepare: Callable[[np.ndarray], np.ndarray]) -> Case:
         rows, weight = _arrays(37, 50, 41)
         found = _result(function(rows, prepare(weight)))
         if name == "matmul_tiled":
-            code = "".join(module.multiply_tile.inspect_llvm().values())
-            found["has vectors of partial sums"] = bool(
+            parts = (module.multiply_tile, function)
+            code = "".join(text for part in parts for text in part.inspect_llvm().values())
+            found["vectors of partial sums"] = bool(
                 re.search(r"(fast|reassoc)[^\n]*<\d+ x float>", code)
             )
-            found["computes in float64"] = bool(re.search(r"= f(mul|add)[^\n]*double", code))
+            found["arithmetic in float64"] = bool(re.search(r"= f(mul|add)[^\n]*double", code))
         return found
 
     def expected() -> object:
         found = _result(np.matmul(*_arrays(37, 50, 41)))
         if name == "matmul_tiled":
-            found |= {"has vectors of partial sums": True, "computes in float64": False}
+            found |= {"vectors of partial sums": True, "arithmetic in float64": False}
         return found
 
     return Case(f"{name}: compiled", run, expected)
@@ -183,7 +186,7 @@ CASES = (
     Case(
         "pack: columns become rows",
         _pack,
-        lambda: {**_result(_arrays(4, 6, 5)[1].T), "is contiguous": True},
+        lambda: {**_result(_arrays(4, 6, 5)[1].T), "the result is contiguous": True},
     ),
     Case("multiply_tile: in the middle", _tile(2, 4), _expected_tile(2, 4)),
     Case(
@@ -197,7 +200,7 @@ CASES = (
         "matmul_parallel: iterations do not disturb each other",
         _threads,
         lambda: {
-            "has several iterations of prange": True,
+            "several iterations of prange": True,
             "number of elements that two iterations write": 0,
             **_result(np.matmul(*_arrays(7, 5, 9))),
         },

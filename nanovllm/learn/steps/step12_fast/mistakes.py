@@ -145,6 +145,13 @@ MISTAKES = (
         "    for tile in numba.prange(len(columns) // TILE_COLUMNS):\n",
     ),
     Mistake(
+        "tile not compiled",
+        "multiply_tile runs in Python: its decorator is missing. Compiled code calls nothing but "
+        "compiled code.",
+        "@numba.njit(fastmath=True)\ndef multiply_tile(",
+        "def multiply_tile(",
+    ),
+    Mistake(
         "sums in an order that is fixed",
         "The compiled loop adds one product at a time: without fastmath=True the compiler must "
         "keep the order of the additions, because another one rounds differently. With it, each "
