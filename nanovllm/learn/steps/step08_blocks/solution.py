@@ -62,7 +62,7 @@ def hash_block(parent: bytes, tokens: list[int]) -> bytes:
 
 
 class BlockManager:
-    """Knows which blocks of a pool are free, how many hold each, and what can be found in them.
+    """Knows which blocks of a pool are free, how many sequences hold each, and what is in them.
 
     It handles block ids only. A block is held by one or more sequences, or free. A block with a
     registered hash is cached: it can be found, also while it is free, until it is allocated again.
