@@ -13,6 +13,7 @@ async_llm           AsyncLLM, the same for asyncio
 evaluation          evaluate: loss, perplexity and bits per byte of a checkpoint
 trainer             Trainer: the training loop
 trainable_model     TrainableModel: loss, gradients and optimizer for a loop of one's own
+learn               the course, and an engine that runs its reader's code
 server              the OpenAI-compatible HTTP API
 batch               files of requests
 inspection          attention, logit lens and embeddings of one prompt
