@@ -167,6 +167,7 @@ def test_exported_names_are_there() -> None:
         check=True,
     ).stdout.split()
     assert set(names) == {
+        "AblationResult",
         "AsyncEngine",
         "AsyncLLM",
         "BeamSearchParams",
@@ -199,6 +200,7 @@ def test_exported_names_are_there() -> None:
         "TrainingConfig",
         "TrainingError",
         "__version__",
+        "ablate",
         "evaluate",
     }
 

@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from nanovllm.cli.argument_types import positive
 from nanovllm.cli.parser import Run, add_commands, imported, set_up
 
 _DESCRIPTION = """
@@ -26,6 +27,7 @@ def define(parser: argparse.ArgumentParser) -> None:
         "check": ("judge a step", _define_check),
         "hint": ("print the next hint of a step", _define_hint),
         "diff": ("compare a step with the solution", _define_diff),
+        "race": ("measure your engine beside the project's", _define_race),
     }
     add_commands(parser, "command", commands, is_required=False)
 
@@ -53,6 +55,22 @@ def _define_hint(parser: argparse.ArgumentParser) -> None:
 
 def _define_diff(parser: argparse.ArgumentParser) -> None:
     _define_step(parser, "diff", "Compare your code of a step with the solution.")
+
+
+def _define_race(parser: argparse.ArgumentParser) -> None:
+    run = imported("nanovllm.cli.race:run_race")
+    text = (
+        "Measure your engine beside backend numpy and numba on the bundled model, draw the rates "
+        "as bars, and name the function to speed up next."
+    )
+    set_up(parser, run, "[options]", text)
+    _add_folder(parser)
+    parser.add_argument(
+        "--rounds", type=positive, default=5, metavar="N", help="rounds; their median counts"
+    )
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="write the last line, JSON, to this file too"
+    )
 
 
 def _define_step(

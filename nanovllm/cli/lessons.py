@@ -55,7 +55,7 @@ def run_show(parsed: argparse.Namespace) -> int:
 
 def run_check(parsed: argparse.Namespace) -> int:
     """Judge a step, or all that are written; the exit code is 1 if one does not pass."""
-    folder = _require(parsed)
+    folder = require_folder(parsed)
     if parsed.step is not None:
         return _check(folder, step_of(parsed.step))
     written = [step for step in STEPS if folder.status(step) != "not written"]
@@ -67,7 +67,7 @@ def run_check(parsed: argparse.Namespace) -> int:
 def run_hint(parsed: argparse.Namespace) -> int:
     """Print the next hint."""
     step = step_of(parsed.step)
-    number, count, text = _require(parsed).next_hint(step)
+    number, count, text = require_folder(parsed).next_hint(step)
     print(f"Hint {number} of {count} for step {step.number}:\n\n{text}")
     if number == count:
         print(
@@ -78,7 +78,7 @@ def run_hint(parsed: argparse.Namespace) -> int:
 
 def run_diff(parsed: argparse.Namespace) -> int:
     """Print the reader's code of a step beside the solution, and where the engine does the same."""
-    folder, step = _require(parsed), step_of(parsed.step)
+    folder, step = require_folder(parsed), step_of(parsed.step)
     file = folder.file(step)
     yours = file.read_text(encoding="utf-8").splitlines(keepends=True)
     solution = readers_source(step.text("solution.py")).splitlines(keepends=True)
@@ -94,7 +94,8 @@ def _find(parsed: argparse.Namespace) -> CourseFolder | None:
     return CourseFolder.find(getattr(parsed, "folder", None))
 
 
-def _require(parsed: argparse.Namespace) -> CourseFolder:
+def require_folder(parsed: argparse.Namespace) -> CourseFolder:
+    """Return the reader's folder; raises InvalidRequestError if there is none."""
     folder = _find(parsed)
     if folder is None:
         raise InvalidRequestError(

@@ -5,7 +5,7 @@ first sentence about it in the docstring of its class as help. This module impor
 """
 
 import argparse
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_origin
@@ -157,11 +157,16 @@ def _folder(text: str) -> str:
 
 def add_learn_engine_options(parser: argparse.ArgumentParser) -> None:
     """Add an option for each field of EngineConfig, and learn:DIR to the values of --backend."""
-    add_engine_options(parser)
-    backend = next(action for action in parser._actions if action.dest == "backend")  # noqa: SLF001
+    add_engine_options(parser, ("backend",))
+    group = parser.add_argument_group("backend")
+    add_options(group, EngineConfig, ("backend",))
+    backend = group._group_actions[-1]  # noqa: SLF001 - has no other name
     backend.choices = _BackendNames([*BACKENDS, f"{_LEARN}DIR"])
     backend.type = _folder
-    backend.help = f"{backend.help}; learn:DIR runs the code of a reader of the course in DIR"
+    backend.help = (
+        "implementation of the forward pass: compiled, the readable specification, or a reader's "
+        "of the course in DIR"
+    )
 
 
 def learn_folder(parsed: argparse.Namespace) -> Path | None:
@@ -186,9 +191,11 @@ def add_precision_options(parser: argparse.ArgumentParser) -> None:
     add_options(parser.add_argument_group("engine"), EngineConfig, PRECISION_OPTIONS)
 
 
-def add_engine_options(parser: argparse.ArgumentParser, **defaults: Any) -> None:
+def add_engine_options(
+    parser: argparse.ArgumentParser, omitted: Collection[str] = (), **defaults: Any
+) -> None:
     """Add an option for each field of EngineConfig; `defaults` are other ones than its own."""
-    names = [field.name for field in fields(EngineConfig)]
+    names = [field.name for field in fields(EngineConfig) if field.name not in omitted]
     defaults = {"scheduling_policy": None, **defaults}
     add_options(parser.add_argument_group("engine"), EngineConfig, names, defaults)
 

@@ -15,6 +15,7 @@
     plan_check  what every plan of that scheduler must keep
     streaming  the reader's streamed text and stop strings in it
     guard     calls of the reader's code in it
+    race      the reader's engine beside this project's, and where its time goes
     steps     one package a step: page, solution, check, hints
 
 The reader's code is imported as it is: it has the rights of the reader. The limits of the process

@@ -1,5 +1,6 @@
 """The engine of backend="learn:DIR": the reader's code where it is written, else the project's."""
 
+import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -9,6 +10,7 @@ from nanovllm.engine.engine import Engine
 from nanovllm.engine.engine_parts import EngineParts, PartOwner
 from nanovllm.engine.scheduling.scheduler import Scheduler
 from nanovllm.learn.backend import LearnBackend
+from nanovllm.learn.course import STEPS
 from nanovllm.learn.folder import CourseFolder
 from nanovllm.learn.guard import Guard
 from nanovllm.learn.parts import Parts, load_parts
@@ -31,6 +33,8 @@ ENGINE_PARTS = (
     ("stop strings", "step10_streaming", ("StopStrings",)),
 )
 """What an engine uses of the course: the part, its module and the names in it."""
+ENGINE_STEPS = STEPS[:10]
+"""The steps that an engine loads: training and step 12 are not a part of it."""
 
 
 def learn_parts(folder: Path) -> EngineParts:
@@ -41,10 +45,11 @@ def learn_parts(folder: Path) -> EngineParts:
         ReadersCodeError: a file in it cannot be loaded.
     """
     CourseFolder.find(folder)
-    return parts_of(load_parts(folder), folder)
+    sys.dont_write_bytecode = True  # the reader's folder keeps only what the reader wrote
+    return engine_parts_of(load_parts(folder, ENGINE_STEPS), folder)
 
 
-def parts_of(parts: Parts, folder: Path) -> EngineParts:
+def engine_parts_of(parts: Parts, folder: Path) -> EngineParts:
     """Return the parts of an engine that runs loaded code; errors name the files of `folder`."""
     guard = Guard(folder)
 

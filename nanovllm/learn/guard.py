@@ -66,6 +66,7 @@ class Guard:
         except ReadersFaultError:
             raise
         except _OvertimeError as error:
+            self._end(thread)  # again: it may have been raised there
             text = f"it did not end within {limit_s:g} s; is there a loop that does not stop?"
             raise self._fault(function, error, text) from None
         except Exception as error:

@@ -10,7 +10,7 @@ import functools
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.abc import InspectLoader, Loader
 from importlib.machinery import SourceFileLoader
@@ -62,14 +62,14 @@ def _unwrapped(value: object) -> object:
     return getattr(value, "py_func", value)
 
 
-def load_parts(folder: Path | None) -> Parts:
-    """Load the reader's files; None for the project's code alone.
+def load_parts(folder: Path | None, steps: Sequence[Step] = STEPS) -> Parts:
+    """Load the reader's files of some steps; None for the project's code alone.
 
     Raises ReadersCodeError if a file cannot be read or raises an exception.
     """
     modules: dict[str, ModuleType] = {}
     written: dict[str, tuple[str, ...]] = {}
-    for step in STEPS:
+    for step in steps:
         path = None if folder is None else folder / f"{step.module}.py"
         if path is None or not path.exists():
             modules[step.module] = sys.modules[step.module] = step.solution

@@ -8,13 +8,19 @@ from typing import Any
 import pytest
 
 from nanovllm.config import EngineConfig
+from nanovllm.engine.beam_search import BeamSearches
 from nanovllm.engine.engine import Engine
 from nanovllm.engine.engine_parts import OWN_PARTS, EngineParts, make_scheduler
-from nanovllm.engine.generation_request import GenerationRequest, PoolingParams
+from nanovllm.engine.generation_request import (
+    BeamSearchParams,
+    GenerationRequest,
+    PoolingParams,
+)
 from nanovllm.engine.input_processor import InputProcessor
 from nanovllm.engine.prompt_request import PromptRequest
+from nanovllm.engine.scheduling.request import FinishReason
 from nanovllm.errors import InvalidRequestError
-from nanovllm.learn.engine import learn_parts, load_learn_engine, parts_of
+from nanovllm.learn.engine import engine_parts_of, learn_parts, load_learn_engine
 from nanovllm.learn.folder import CourseFolder
 from nanovllm.learn.parts import load_parts
 from nanovllm.sampling_params import SamplingParams
@@ -39,7 +45,7 @@ REQUESTS: tuple[tuple[str | list[int], dict[str, Any]], ...] = (
 @pytest.fixture(scope="module")
 def parts() -> EngineParts:
     """The parts of an engine that runs the solutions."""
-    return parts_of(load_parts(None), Path())
+    return engine_parts_of(load_parts(None), Path())
 
 
 def complete(engine: Engine, requests: Sequence[tuple[Any, dict[str, Any]]] = REQUESTS) -> Any:
@@ -115,6 +121,33 @@ def test_embeddings_and_prompt_scores_compute_every_token(
     own = Engine.load(tiny_model, EngineConfig(**CLASSROOM))
     learn = Engine.load(tiny_model, EngineConfig(**CLASSROOM), parts)
     assert list(answers(learn)) == list(answers(own))
+
+
+def test_beams_and_deadlines_work(tiny_model: Path, parts: EngineParts) -> None:
+    def beams(engine: Engine) -> object:
+        params = BeamSearchParams(beam_width=3, max_tokens=6)
+        request = GenerationRequest(prompts=[[4] * 12], params=params, request_id="test")
+        searches = BeamSearches(request, engine.input_processor)
+        for prompts in searches.rounds(engine.config.max_num_seqs):
+            for _ in engine.run(prompts):
+                engine.check_integrity()
+        return [one.token_ids for one in searches.outputs()[0].outputs]
+
+    learn = Engine.load(tiny_model, EngineConfig(**CLASSROOM), parts)
+    assert beams(learn) == beams(Engine.load(tiny_model, EngineConfig(**CLASSROOM)))
+    request = GenerationRequest(
+        prompts=["late", "aborted", "x"], params=SamplingParams(), request_id="test"
+    )
+    late, aborted, other = (one.requests[0] for one in learn.input_processor.process(request))
+    learn.add_request(late, deadline_s=0.0)
+    learn.add_request(aborted)
+    learn.add_request(other)
+    learn.step()
+    assert learn.scheduler.running == [aborted, other]
+    learn.finish_request(aborted.request_id, FinishReason.ABORT)
+    learn.step()
+    assert learn.scheduler.running == [other]
+    learn.check_integrity()
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What is wrong in the reader's code ends the requests concerned with its place; the engine stays."""
+"""What is wrong in the reader's code ends the requests concerned; the engine goes on."""
 
 from pathlib import Path
 from typing import Any
@@ -68,6 +68,12 @@ def run(engine: Engine, *prompts: Any, **settings: Any) -> list[Any]:
     return [prompt.output() for prompt in processed]
 
 
+def run_often(engine: Engine, *prompts: Any) -> None:
+    """Run prompts several times: what is left behind shows later."""
+    for _ in range(4):
+        run(engine, *prompts)
+
+
 @pytest.mark.parametrize(("module", "old", "new", "message"), FAULTS)
 def test_a_fault_ends_the_requests_and_names_its_place(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
@@ -79,8 +85,7 @@ def test_a_fault_ends_the_requests_and_names_its_place(
     prompts = [PROMPT, [*PROMPT[8:16], *PROMPT[:4]]]
     for _ in range(2):  # the engine goes on after a fault
         with pytest.raises(EngineFaultError, match=message):
-            for _ in range(4):
-                run(engine, *prompts)
+            run_often(engine, *prompts)
         engine.check_integrity()
         assert not engine.has_work
         assert engine.stats().kv_cache_usage == 0.0

@@ -1,6 +1,7 @@
 """Three merges as rows of cells, and bits per byte of several models as bars."""
 
 import bz2
+from collections import Counter, defaultdict
 from math import log2
 
 from nanovllm.learn.steps.step01_tokens.solution import (
@@ -13,7 +14,7 @@ from nanovllm.learn.texts import alice, grimm
 from tools.svg import picture, text
 
 _TEXT = "aaabdaaabac"
-_WIDTH, _HEIGHT = 690, 412
+_WIDTH, _HEIGHT = 690, 466
 _CELL, _LEFT, _BAR = 34, 130, 42.0  # pixels: a byte, where cells and bars begin, a bit
 _MERGES = 50
 
@@ -40,9 +41,9 @@ def draw() -> str:
             f'<rect class="{kind}" x="220" y="{y}" width="{_BAR * bits:.1f}" height="20"/>',
             text(228 + _BAR * bits, y + 15, f"{bits:.2f}", "value"),
         ]
-    note = "The bigrams and bzip2 have read 30 KB of Grimm's tales before."
+    note = "All but the first have read 30 KB of Grimm's tales before."
     return picture(
-        "Byte-pair encoding and a bigram", _WIDTH, _HEIGHT, [*parts, text(16, 396, note, "note")]
+        "Byte-pair encoding and a bigram", _WIDTH, _HEIGHT, [*parts, text(16, 452, note, "note")]
     )
 
 
@@ -72,5 +73,28 @@ def _models() -> list[tuple[str, float]]:
         table = bigram_probabilities(ids, 256 + count, 0.1)
         name = "bigram of bytes" if count == 0 else f"bigram after {count} merges"
         bits.append((name, bits_per_byte(other, table, len(judged.encode()))))
+    bits += [(f"table of the last {length} bytes", _table_bits(length)) for length in (3, 5)]
     both, first = bz2.compress((learned + judged).encode()), bz2.compress(learned.encode())
     return [*bits, ("bzip2", 8 * (len(both) - len(first)) / len(judged.encode()))]
+
+
+def _table_bits(length: int) -> float:
+    """Return bits per byte of tables of the last 0, 1, up to `length` bytes, mixed.
+
+    A context that was seen n times, with k different bytes after it, gets the weight n / (n + k),
+    the next shorter one the rest (Witten and Bell 1991, method C).
+    """
+    learned, judged = grimm().encode(), alice().encode()
+    tables = [defaultdict[bytes, Counter[int]](Counter) for _ in range(length + 1)]
+    for size, table in enumerate(tables):
+        for at in range(size, len(learned)):
+            table[learned[at - size : at]][learned[at]] += 1
+    bits = 0.0
+    for at, byte in enumerate(judged):
+        p = 1 / 256
+        for size, table in enumerate(tables[: at + 1]):
+            counts = table.get(judged[at - size : at])
+            if counts is not None:
+                p = (counts[byte] + len(counts) * p) / (counts.total() + len(counts))
+        bits -= log2(p)
+    return bits / len(judged)

@@ -134,6 +134,8 @@ def tutorial() -> Tutorial:
         f"rises to {memorized[-1][2]:.2f}",
         f"down to {memorized[-1][1]:.2f}",
         f"{entropy:.2f}",
+        f"head -c {SCENE_BYTES} shakespeare.txt > scene.txt",
+        f"only {SCENE_BYTES:,} characters",
         f"e^{memorized[-1][2]:.2f} = {math.exp(memorized[-1][2] or 0):.0f}",
     )
     pictures = {

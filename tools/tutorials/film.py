@@ -117,6 +117,7 @@ def record() -> tuple[Frame, ...]:
     """Serve the requests and return a frame of each step."""
     config = EngineConfig(
         backend="numpy",
+        batch_invariant=True,
         num_blocks=NUM_BLOCKS,
         block_size=BLOCK_SIZE,
         max_num_batched_tokens=BUDGET,
