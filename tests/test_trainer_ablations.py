@@ -95,7 +95,7 @@ def served_and_trained_agree(folder: Path) -> None:
         ({"ablate": "norm"}, r"ablate has 'norm' but must be some of positions, layer-norm"),
         ({"ablate": 3}, "ablate is 3 but must be names"),
         ({"ablate": ["ffn"], "init_from": "gpt2"}, "ablate is given, but the network of init_from"),
-        ({"ablate": ["causal-mask"], "backend": "numba"}, "causal-mask needs backend numpy"),
+        ({"ablate": ["causal-mask"], "backend": "numba"}, "causal-mask needs --backend numpy"),
         ({"ablate": ["positions"], "positions": "sinusoidal"}, "positions is sinusoidal, but"),
     ],
 )
