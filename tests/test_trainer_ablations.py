@@ -25,6 +25,7 @@ SETTINGS: dict[str, Any] = {
     "lr": 1e-2,
     "steps": 4,
     "sample_tokens": 6,
+    "eval_every": 50,
     "backend": "numpy",
 }
 
