@@ -26,6 +26,9 @@ repl                the interactive prompt of `generate`
 run_batch           `nanovllm run-batch`
 train               `nanovllm train`
 train_report        `nanovllm train-report`
+learn               `nanovllm learn`
+lessons             lists steps, judges them, and prints pages and hints
+race                `nanovllm learn race`
 download            `nanovllm download`
 models              `nanovllm list`, `show` and `remove`
 env                 `nanovllm env`

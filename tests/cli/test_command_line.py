@@ -84,7 +84,7 @@ def test_help_shows_defaults_and_environment_variables(
     without_default = {"-h", "-i", "-o", "--model", "--data"}
     if command == "train":
         without_default |= {"--output", "--config", "--resume", "--stop-after"}
-        without_default |= {"--preset", "--init-from", "--patience", "--epochs"}
+        without_default |= {"--preset", "--init-from", "--patience", "--epochs", "--ablate"}
     assert names <= without_default, silent
     help_lines = [re.findall(r"(?m)^ {32}\S|\S {2,}\S", option) for option in options]
     assert max(map(len, help_lines)) <= 2, "a help text has more than two lines"

@@ -1,6 +1,7 @@
 """Step 12.
 
 solution     what the reader writes
-check        cases and mistakes
+check        cases
+mistakes     mistakes
 interpreted  compiled functions, run by Python
 """
