@@ -79,7 +79,9 @@ def run_hint(parsed: argparse.Namespace) -> int:
     number, count, text = folder.next_hint(step)
     print(f"Hint {number} of {count} for step {step.number}:\n\n{text}")
     if number == count:
-        print(f"\nThat was the last one. The solution: nanovllm learn show {step.number} --solution")
+        print(
+            f"\nThat was the last one. The solution: nanovllm learn show {step.number} --solution"
+        )
     return 0
 
 

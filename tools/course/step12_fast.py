@@ -31,10 +31,10 @@ def draw() -> str:
         *_cells(_LEFT, _TOP, _ROWS, _STEPS, lambda row, step: row < TILE_ROWS, 3),
         *_cells(_OUT, columns_top, _STEPS, _COLUMNS, lambda step, at: at < TILE_COLUMNS, 3, 0),
         *_cells(_OUT, _TOP, _ROWS, _COLUMNS, lambda row, at: row < TILE_ROWS and at < TILE_COLUMNS),
-        text(_LEFT, 330, "At each k (dark) 7 numbers are read, and 12 sums grow.", "note"),
+        text(_LEFT, 330, "At each k (dark) 6 numbers are read, and 8 sums grow.", "note"),
         *_chart(),
     ]
-    return picture("A tile of 3 rows and 4 columns, and what it gives", 800, 352, parts)
+    return picture("A tile of 2 rows and 4 columns, and what it gives", 800, 352, parts)
 
 
 def _cells(
