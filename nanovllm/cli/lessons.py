@@ -71,7 +71,7 @@ def run_check(parsed: argparse.Namespace) -> int:
 def run_hint(parsed: argparse.Namespace) -> int:
     """Print the next hint, or those that were shown."""
     step = step_of(parsed.step)
-    folder = _require(parsed)
+    folder = require_folder(parsed)
     if parsed.all:
         shown = folder.hints.get(step.number, 0)
         print("\n\n".join(step.hints[:shown]) or "No hint of this step was shown yet.")
