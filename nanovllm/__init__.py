@@ -13,12 +13,14 @@ async_llm           AsyncLLM, the same for asyncio
 evaluation          evaluate: loss, perplexity and bits per byte of a checkpoint
 trainer             Trainer: the training loop
 trainable_model     TrainableModel: loss, gradients and optimizer for a loop of one's own
+learn               the course, and an engine that runs its reader's code
 server              the OpenAI-compatible HTTP API
 batch               files of requests
 inspection          attention, logit lens and embeddings of one prompt
 training            from text files to a checkpoint: data, network, files and report
 pages               HTML pages in one file, and the scripts that they share with the server's page
 hub                 from model names to folders
+learn               the course: steps, checks, and an engine that runs what its reader wrote
 cli                 the nanovllm command
 deploy              replicas under Ray Serve
 config              settings of an engine

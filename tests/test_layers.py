@@ -168,6 +168,7 @@ def test_exported_names_are_there() -> None:
     ).stdout.split()
     assert set(names) == {
         "AblationResult",
+        "AdamW",
         "AsyncEngine",
         "AsyncLLM",
         "BeamSearchParams",
@@ -192,10 +193,12 @@ def test_exported_names_are_there() -> None:
         "RequestOutput",
         "RequestTimeoutError",
         "SamplingParams",
+        "Schedule",
         "StructuredOutputs",
         "TextPrompt",
         "Tokenizer",
         "TokensPrompt",
+        "TrainableModel",
         "Trainer",
         "TrainingConfig",
         "TrainingError",

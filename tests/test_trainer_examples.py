@@ -23,6 +23,7 @@ SETTINGS: dict[str, Any] = {
     "tokenizer": "bpe",
     "batch_size": 6,
     "sample_tokens": 8,
+    "eval_every": 100,
     "num_threads": 1,
 }
 ANIMALS = {"cat": " meow", "dog": " woof", "cow": " moo", "owl": " hoot"}

@@ -62,7 +62,7 @@ def hash_block(parent: bytes, tokens: list[int]) -> bytes:
 
 
 class BlockManager:
-    """Knows which blocks of a pool are free, how many hold each, and what can be found in them.
+    """Knows which blocks of a pool are free, how many sequences hold each, and what is in them.
 
     It handles block ids only. A block is held by one or more sequences, or free. A block with a
     registered hash is cached: it can be found, also while it is free, until it is allocated again.
@@ -72,8 +72,8 @@ class BlockManager:
         """Start with all blocks free and none cached."""
         self.num_blocks = num_blocks
         self.block_size = block_size
-        # The keys are the free blocks, in the order in which they are allocated. Of use are:
-        # popitem(last=False), `del`, and move_to_end(block, last=False), which puts it in front.
+        # The keys are the free blocks, the next one to be allocated first. popitem(last=False)
+        # takes the first, and move_to_end(block, last=False) moves a block to the front.
         self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(num_blocks))
         self._counts = [0] * num_blocks  # number of sequences that hold each block
         self._block_of: dict[bytes, int] = {}  # cached block of a hash

@@ -4,11 +4,7 @@ Agrawal et al. 2024, arXiv:2403.02310), and preemption when no block is free.
 
 from dataclasses import dataclass, field
 
-from nanovllm.learn.steps.step08_blocks.solution import (
-    BlockManager,
-    num_blocks_for,
-    slots,
-)
+from nanovllm.learn.steps.step08_blocks.solution import BlockManager, num_blocks_for, slots
 
 
 @dataclass(eq=False)
