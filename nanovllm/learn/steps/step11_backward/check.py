@@ -34,7 +34,7 @@ _TEXT = (
 _OPERATIONS = NumpyOperations()
 _EPSILON = 1e-5
 _CONTEXT, _STEPS, _SEQUENCES = 16, 12, 3
-_PEAK, _FLOOR, _WARMUP, _MAX_NORM, _DECAY = 0.02, 0.002, 3, 0.5, 0.1
+_PEAK, _FLOOR, _WARMUP, _MAX_NORM, _DECAY = 0.02, 0.002, 3, 1.2, 0.1
 
 
 def _random(*shape: int) -> np.ndarray:
@@ -195,9 +195,14 @@ def _rates(module: ModuleType) -> object:
     return [module.learning_rate(step, _PEAK, _FLOOR, 4, 20) for step in (*range(20), 20, 30)]
 
 
-_SHAPES = {"1.up.weight": (3, 4), "position_embedding": (4, 3), "1.up.bias": (4,)}
+_SHAPES = {
+    "1.up.weight": (3, 4),
+    "position_embedding": (4, 3),
+    "1.up.bias": (4,),
+    "token_embedding": (5, 3),
+}
 _BETA2 = 0.999  # with 0.99 the two corrections of the first update cancel
-_ENGINE_NAMES = ("h.1.mlp.c_fc.weight", "wpe.weight", "h.1.mlp.c_fc.bias")
+_ENGINE_NAMES = ("h.1.mlp.c_fc.weight", "wpe.weight", "h.1.mlp.c_fc.bias", "wte.weight")
 
 
 def _adamw(updates: int, decay: float) -> Callable[[ModuleType], object]:
@@ -207,7 +212,7 @@ def _adamw(updates: int, decay: float) -> Callable[[ModuleType], object]:
         for update in range(updates):
             gradients = {name: _random(*shape) * (update + 1) for name, shape in _SHAPES.items()}
             optimizer.update(gradients, 0.1)
-        return {f"{name} after {updates}": array for name, array in parameters.items()}
+        return {f"{name} after update {updates}": array for name, array in parameters.items()}
 
     return run
 
@@ -224,7 +229,7 @@ def _engine_adamw(updates: int, decay: float) -> Callable[[], object]:
                 array[...] = _random(*_SHAPES[names[name]]) * (update + 1)
             optimizer.update(0.1)
         arrays = parameters.arrays()
-        return {f"{own} after {updates}": arrays[name] for name, own in names.items()}
+        return {f"{own} after update {updates}": arrays[name] for name, own in names.items()}
 
     return run
 

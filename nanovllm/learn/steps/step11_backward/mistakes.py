@@ -4,9 +4,30 @@ from nanovllm.learn.checking import Mistake
 
 _LINEAR = "return grad @ weight.T, rows.T @ grad, grad.sum(axis=0)"
 _NORM = "return (scaled - mean - normal * along) / root, (grad * normal).sum(axis=0)"
+_ROW = """    centred = hidden - hidden.mean(axis=1, keepdims=True)
+    root = np.sqrt(np.square(centred).mean(axis=1, keepdims=True) + epsilon)
+    normal = centred / root
+    scaled = grad * gain
+"""
+_MEANS = """    mean = scaled.mean(axis=1, keepdims=True)
+    along = (scaled * normal).mean(axis=1, keepdims=True)
+"""
 _SCORES = "grad_scores = weights * (grad_weights - dots) / math.sqrt(queries.shape[2])"
 _DOTS = "dots = (weights * grad_weights).sum(axis=2, keepdims=True)"
 _PROGRESS = "progress = (step - warmup_steps) / (steps - warmup_steps)"
+_GET_NORM = "norm = math.sqrt(sum(float(np.square(array).sum()) for array in gradients.values()))"
+_CLIP = """    if norm > max_norm:
+        for name in gradients:
+            gradients[name] *= max_norm / norm
+"""
+_COMMON = f"    {_GET_NORM}\n{_CLIP}"
+_SUMMED = """            loss += one_loss / len(batch)
+            for name, array in found.items():
+                gradients[name] += array / len(batch)
+"""
+_COUNTER = (
+    "The update counter is not 1 in the first update; it rises once an update, before the loop."
+)
 
 MISTAKES = (
     Mistake(
@@ -34,6 +55,13 @@ MISTAKES = (
         "by the number of tokens already.",
         _LINEAR,
         _LINEAR.replace(".sum(", ".mean("),
+    ),
+    Mistake(
+        "bias gradient over the outputs",
+        "The gradient of the bias is summed over the outputs (axis 1). Sum it over the rows, "
+        "axis 0: one number for each output.",
+        _LINEAR,
+        _LINEAR.replace("axis=0", "axis=1"),
     ),
     Mistake(
         "loss summed",
@@ -110,10 +138,29 @@ MISTAKES = (
     Mistake(
         "wrong axis",
         "The means of g and g * n are taken over the tokens (axis 0); they are those of a row.",
-        """    mean = scaled.mean(axis=1, keepdims=True)
-    along = (scaled * normal).mean(axis=1, keepdims=True)""",
-        """    mean = scaled.mean(axis=0, keepdims=True)
-    along = (scaled * normal).mean(axis=0, keepdims=True)""",
+        _MEANS,
+        _MEANS.replace("axis=1", "axis=0"),
+    ),
+    Mistake(
+        "gradient means of the whole array",
+        "mean(g) and mean(g * n) are those of the whole array. Each row has its own: "
+        "mean(axis=1, keepdims=True).",
+        _MEANS,
+        _MEANS.replace("axis=1, keepdims=True", ""),
+    ),
+    Mistake(
+        "all means of the whole array",
+        "All means are those of the whole array, also in n. Each row has its own: "
+        "mean(axis=1, keepdims=True).",
+        _ROW + _MEANS,
+        (_ROW + _MEANS).replace("axis=1, keepdims=True", ""),
+    ),
+    Mistake(
+        "normalized by the whole array",
+        "The mean and the variance in n are those of the whole array. Each row has its own: "
+        "mean(axis=1, keepdims=True).",
+        _ROW,
+        _ROW.replace("axis=1, keepdims=True", ""),
     ),
     Mistake(
         "root missing",
@@ -159,6 +206,13 @@ MISTAKES = (
         _DOTS.replace("(weights * grad_weights)", "grad_weights"),
     ),
     Mistake(
+        "axes of attention",
+        "`.T` of three axes reverses all of them; use `.swapaxes(-1, -2)`. D keeps its axis: "
+        "`keepdims=True`.",
+        _DOTS,
+        _DOTS.replace(", keepdims=True", ""),
+    ),
+    Mistake(
         "gradient of a sigmoid",
         "P * (1 - P) * dP is the gradient of a sigmoid, and the diagonal of the softmax's alone. "
         "Each weight depends on all scores of the row: P * (dP - D).",
@@ -196,10 +250,19 @@ MISTAKES = (
         "clipped by array",
         "Each array is clipped by its own norm, which changes the direction of the whole. There "
         "is one norm, of all arrays together.",
-        "    if norm > max_norm:\n        for name in gradients:\n"
-        "            gradients[name] *= max_norm / norm\n",
+        _CLIP,
         "    for array in gradients.values():\n"
         "        array *= min(1, max_norm / np.linalg.norm(array))\n",
+    ),
+    Mistake(
+        "norm of each array",
+        "Each array has its own norm. There is one norm, of all arrays together, and one factor.",
+        _COMMON,
+        """    for array in gradients.values():
+        norm = float(np.linalg.norm(array))
+        if norm > max_norm:
+            array *= max_norm / norm
+""",
     ),
     Mistake(
         "clipped by element",
@@ -223,8 +286,15 @@ MISTAKES = (
     Mistake(
         "norms added",
         "The norms of the arrays are added. The norm of all is the root of the sum of squares.",
-        "norm = math.sqrt(sum(float(np.square(array).sum()) for array in gradients.values()))",
+        _GET_NORM,
         "norm = float(sum(np.linalg.norm(array) for array in gradients.values()))",
+    ),
+    Mistake(
+        "square of the sum",
+        "np.sum(g) ** 2 is the square of the sum. The norm needs the sum of the squares: "
+        "np.sum(g**2).",
+        "np.square(array).sum()",
+        "np.square(array.sum())",
     ),
     Mistake(
         "no warmup",
@@ -273,6 +343,22 @@ MISTAKES = (
         "self.updates = 1",
     ),
     Mistake(
+        "updates counted in the loop",
+        _COUNTER,
+        """        self.updates += 1
+        for name, g in gradients.items():
+""",
+        """        for name, g in gradients.items():
+            self.updates += 1
+""",
+    ),
+    Mistake(
+        "first update has number 2",
+        _COUNTER,
+        "        self.updates = 0\n",
+        "        self.updates = 1\n",
+    ),
+    Mistake(
         "updates counted from 0",
         "The first update is number 1. With 0, 1 - beta^0 is 0, and 0 / 0 is NaN.",
         "        self.updates = 0\n",
@@ -304,6 +390,12 @@ MISTAKES = (
         ":",
     ),
     Mistake(
+        "token embedding not decayed",
+        "token_embedding is decayed too: its name does not end in weight, but it has two axes.",
+        'parameter.ndim == 2 and name != "position_embedding":',
+        'name.endswith("weight"):',
+    ),
+    Mistake(
         "decay in the gradient",
         "weight_decay * p is added to the gradient, so it is divided by the root too: that is "
         "Adam with L2 regularization. AdamW takes the decay off the parameter itself.",
@@ -327,20 +419,61 @@ MISTAKES = (
         "targets = tokens[start : start + context]",
     ),
     Mistake(
-        "loss of a step summed",
+        "one target too few",
+        "A sequence of `context` tokens has `context` targets; the last one lies behind it.",
+        "            inputs = tokens[start : start + context]\n"
+        "            targets = tokens[start + 1 : start + context + 1]\n",
+        "            inputs = tokens[start : start + context - 1]\n"
+        "            targets = tokens[start + 1 : start + context]\n",
+    ),
+    Mistake(
+        "loss and gradients of a step summed",
         "Loss and gradients of a step are summed over its sequences; take their means.",
-        """            loss += one_loss / len(batch)
-            for name, array in found.items():
-                gradients[name] += array / len(batch)""",
-        """            loss += one_loss
-            for name, array in found.items():
-                gradients[name] += array""",
+        _SUMMED,
+        _SUMMED.replace(" / len(batch)", ""),
+    ),
+    Mistake(
+        "losses of a step summed",
+        "The losses of a step's sequences are summed and not averaged: divide by len(batch).",
+        "loss += one_loss / len(batch)",
+        "loss += one_loss",
+    ),
+    Mistake(
+        "gradients of a step summed",
+        "The gradients are summed over the sequences and not averaged.",
+        "gradients[name] += array / len(batch)",
+        "gradients[name] += array",
+    ),
+    Mistake(
+        "one update for each sequence",
+        "The parameters are updated after each sequence. A step averages the gradients of its "
+        "sequences and updates once.",
+        """                gradients[name] += array / len(batch)
+        clip_gradients(gradients, max_norm)
+        optimizer.update(gradients, rate(step))
+""",
+        """                gradients[name] = array
+            clip_gradients(gradients, max_norm)
+            optimizer.update(gradients, rate(step))
+""",
     ),
     Mistake(
         "last sequence only",
         "Only the gradients of the last sequence are used; add those of all.",
         "gradients[name] += array / len(batch)",
         "gradients[name] = array / len(batch)",
+    ),
+    Mistake(
+        "last gradients not divided",
+        "Only the last sequence's gradients are used; use the mean over all sequences.",
+        "gradients[name] += array / len(batch)",
+        "gradients[name] = array",
+    ),
+    Mistake(
+        "loss and gradients of the last sequence",
+        "Only the last sequence of a step counts; loss and gradients are means over all.",
+        _SUMMED,
+        _SUMMED.replace("+=", "=").replace(" / len(batch)", ""),
     ),
     Mistake(
         "gradients carried over",
@@ -359,5 +492,11 @@ MISTAKES = (
         "Every step has the learning rate of step 0; ask for that of the step.",
         "rate(step)",
         "rate(0)",
+    ),
+    Mistake(
+        "learning rate of the next step",
+        "The learning rate is that of the next step. `rate` counts from 0, as `step` does.",
+        "rate(step)",
+        "rate(step + 1)",
     ),
 )
