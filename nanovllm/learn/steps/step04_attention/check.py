@@ -135,6 +135,13 @@ MISTAKES = (
         "first = 0",
     ),
     Mistake(
+        "difference turned round",
+        "The diagonal is moved to the left. Query 0 is token num_keys - num_queries, so it moves "
+        "to the right by that number.",
+        "first = num_keys - num_queries",
+        "first = num_queries - num_keys",
+    ),
+    Mistake(
         "mask inverted",
         "The mask is True for the keys that may be seen.",
         _TRIU,
@@ -209,6 +216,13 @@ MISTAKES = (
         "axis=2, keepdims=True for the maximum and for the sum.",
         _SOFTMAX,
         "    weights = np.exp(scores - scores.max())\n    weights /= weights.sum()\n",
+    ),
+    Mistake(
+        "sum of the whole array",
+        "The exponentials are divided by the sum of the whole array. Divide each row by its own: "
+        "axis=2, keepdims=True.",
+        "weights.sum(axis=2, keepdims=True)",
+        "weights.sum()",
     ),
     Mistake(
         "one maximum for all rows",
