@@ -192,7 +192,6 @@ def _strict_order(module: ModuleType) -> object:
 
 
 def _without_blocks(module: ModuleType) -> object:
-    """All blocks are held, and a needs one: d goes, and then b has one too."""
     room = Classroom(module, num_blocks=8)
     for name in "abcd":
         sequence = room.put(name, 16, 15)
@@ -384,19 +383,18 @@ CASES = (
     Case(
         "the classroom: a, b and then c",
         _classroom,
-        lesson="16 blocks of 8 tokens, a budget of 24. a has 10 tokens and generates 6, b has 50 "
-        "and generates 3. After the first step c comes with 5 and generates 9.",
+        lesson="a has 10 tokens and generates 6, b has 50 and generates 3. After the first step c "
+        "comes with 5 and generates 9. Page 9 says what the classroom is.",
     ),
     Case(
         "the classroom with too few blocks",
         _preemptions,
-        lesson="8 blocks of 8 tokens, a budget of 24. a has 14 tokens, b 20 and c 17; each "
-        "generates 20.",
+        lesson="There are 8 blocks. a has 14 tokens, b 20 and c 17; each generates 20.",
     ),
     Case(
         "three sequences with one prompt",
         _shared_prompt,
-        lesson="16 blocks of 8 tokens, a budget of 24. The first 18 of 21 tokens are the same.",
+        lesson="The first 18 of 21 tokens are the same.",
     ),
     Case("168 sequences that arrive at random", _random_arrivals),
 )
