@@ -1,7 +1,7 @@
 """Train small networks, each without one part, and compare their losses.
 
 The runs are those of `nanovllm train --ablate PART`; a run that exists is resumed or kept. They
-take six to ten minutes on two cores. tools/ablation_chart.py draws their curves.
+take about ten minutes on two cores. tools/ablation_chart.py draws their curves.
 
 Run: python examples/ablations.py shakespeare.txt [FOLDER] [STEPS]
 """
@@ -54,7 +54,7 @@ def last_line(file: Path) -> dict[str, object]:
 def main() -> None:
     text = Path(sys.argv[1])
     runs = Path(sys.argv[2] if len(sys.argv) > 2 else "ablations")
-    steps = int(sys.argv[3]) if len(sys.argv) > 3 else 800
+    steps = int(sys.argv[3]) if len(sys.argv) > 3 else 2000
     for part in PARTS:
         train(text, runs / (part or "whole"), part, steps)
     print(f"{'without':12} {'loss':>6}  what it writes")

@@ -25,6 +25,7 @@ SETTINGS: dict[str, Any] = {
     "lr": 1e-2,
     "steps": 4,
     "sample_tokens": 6,
+    "eval_every": 50,
     "backend": "numpy",
 }
 
@@ -95,7 +96,7 @@ def served_and_trained_agree(folder: Path) -> None:
         ({"ablate": "norm"}, r"ablate has 'norm' but must be some of positions, layer-norm"),
         ({"ablate": 3}, "ablate is 3 but must be names"),
         ({"ablate": ["ffn"], "init_from": "gpt2"}, "ablate is given, but the network of init_from"),
-        ({"ablate": ["causal-mask"], "backend": "numba"}, "causal-mask needs backend numpy"),
+        ({"ablate": ["causal-mask"], "backend": "numba"}, "causal-mask needs --backend numpy"),
         ({"ablate": ["positions"], "positions": "sinusoidal"}, "positions is sinusoidal, but"),
     ],
 )

@@ -12,6 +12,7 @@ from nanovllm.llm import LLM
 from nanovllm.sampling_params import SamplingParams
 from nanovllm.trainer import Trainer
 from nanovllm.training.config import TrainingConfig
+from nanovllm.training.metrics import Update
 from nanovllm.training.network.operations import IGNORED
 from tests.support.training_runs import assert_same_weights
 
@@ -23,6 +24,7 @@ SETTINGS: dict[str, Any] = {
     "tokenizer": "bpe",
     "batch_size": 6,
     "sample_tokens": 8,
+    "eval_every": 100,
     "num_threads": 1,
 }
 ANIMALS = {"cat": " meow", "dog": " woof", "cow": " moo", "owl": " hoot"}
@@ -64,8 +66,9 @@ def test_a_resumed_run_ends_with_the_same_bits(data: Path, tmp_path: Path, backe
     with Trainer.resume(parts) as trainer:
         trainer.train()
     assert_same_weights(whole, parts)
-    text = data.read_text(encoding="utf-8")
-    data.write_text(text.replace("completion", "text", 1), encoding="utf-8")
+    text = data.read_text(encoding="utf-8")  # the same tokens, of which others have a loss
+    first = json.dumps({"prompt": "The cat", "completion": " says meow"})
+    data.write_text(f"{first}\n{text.split(chr(10), 1)[1]}", encoding="utf-8")
     with pytest.raises(TrainingError, match="the data is not that of the run"):
         Trainer.resume(parts)
 
@@ -73,7 +76,7 @@ def test_a_resumed_run_ends_with_the_same_bits(data: Path, tmp_path: Path, backe
 def test_the_loss_of_a_step_is_the_mean_over_its_targets(data: Path, tmp_path: Path) -> None:
     """Of two batches with different numbers of targets; by the losses of one target at a time."""
     settings = {**SETTINGS, "steps": 1, "backend": "numpy", "grad_accumulation": 2}
-    losses: list[float | None] = []
+    records: list[Update] = []
     trainer = Trainer(TrainingConfig(data=data, output=tmp_path / "run", **settings))
     batches = [trainer.setup.train.batch(number, 6, seed=0) for number in range(2)]
     each = []
@@ -82,6 +85,10 @@ def test_the_loss_of_a_step_is_the_mean_over_its_targets(data: Path, tmp_path: P
             one = np.full_like(batch.targets[row : row + 1], IGNORED)
             one[0, column] = batch.targets[row, column]
             each.append(trainer.model.loss(batch.inputs[row : row + 1], one))
-    trainer.train(on_step=lambda record: losses.append(record.train_loss))
     assert len(each) < 2 * 6 * 16 / 2
-    assert losses == [pytest.approx(np.mean(each), rel=1e-6)]
+    for batch in batches:
+        trainer.model.backward(batch.inputs, batch.targets, scale=batch.num_targets / len(each))
+    squares = sum(float(np.square(one).sum()) for one in trainer.model.gradients.values())
+    trainer.train(on_step=records.append)
+    assert records[0].train_loss == pytest.approx(np.mean(each), rel=1e-6)
+    assert records[0].grad_norm == pytest.approx(np.sqrt(squares), rel=1e-5)

@@ -19,6 +19,7 @@ SETTINGS: dict[str, Any] = {
     "lr": 1e-2,
     "tokenizer": "char",
     "sample_tokens": 0,
+    "eval_every": 50,
     "backend": "numpy",
 }
 WSD = {"schedule": "wsd", "decay_steps": 4}

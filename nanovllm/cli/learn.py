@@ -51,6 +51,7 @@ def _define_check(parser: argparse.ArgumentParser) -> None:
 
 def _define_hint(parser: argparse.ArgumentParser) -> None:
     _define_step(parser, "hint", "Print the next hint of a step.")
+    parser.add_argument("--all", action="store_true", help="print the hints shown before instead")
 
 
 def _define_diff(parser: argparse.ArgumentParser) -> None:

@@ -3,8 +3,10 @@
 import argparse
 import difflib
 import os
+import re
 import sys
 import textwrap
+from importlib.resources import files
 
 from nanovllm.errors import InvalidRequestError
 from nanovllm.learn.course import STEPS, Step, step_of
@@ -13,6 +15,8 @@ from nanovllm.learn.judge import CaseResult, Verdict, judge
 from nanovllm.learn.stubs import readers_source
 
 _WIDTH = 96
+_DETAILS = re.compile(r"<details><summary>(.*?)</summary>(.*?)</details>", re.DOTALL)
+_LINK = re.compile(r"(!?)\[([^\[\]]*)\]\(([^):\s]+)\)")
 _START = "`nanovllm learn start my-gpt` makes a folder to write in"
 
 
@@ -49,7 +53,7 @@ def run_show(parsed: argparse.Namespace) -> int:
     if parsed.solution:
         print(readers_source(step.text("solution.py")), end="")
     else:
-        print(step.text("page.md"), end="")
+        print(page_as_text(step), end="")
     return 0
 
 
@@ -65,9 +69,14 @@ def run_check(parsed: argparse.Namespace) -> int:
 
 
 def run_hint(parsed: argparse.Namespace) -> int:
-    """Print the next hint."""
+    """Print the next hint, or those that were shown."""
     step = step_of(parsed.step)
-    number, count, text = require_folder(parsed).next_hint(step)
+    folder = require_folder(parsed)
+    if parsed.all:
+        shown = folder.hints.get(step.number, 0)
+        print("\n\n".join(step.hints[:shown]) or "No hint of this step was shown yet.")
+        return 0
+    number, count, text = folder.next_hint(step)
     print(f"Hint {number} of {count} for step {step.number}:\n\n{text}")
     if number == count:
         print(
@@ -88,6 +97,24 @@ def run_diff(parsed: argparse.Namespace) -> int:
     for name in step.real:
         print(f"  {name.replace(':', '.')}")
     return 0
+
+
+def page_as_text(step: Step) -> str:
+    """Return a step's page for a terminal: full paths, and the answers behind the questions."""
+    folder = files("nanovllm.learn.steps") / step.module
+    answers: list[str] = []
+
+    def fold(match: re.Match[str]) -> str:
+        answers.append(f"{len(answers) + 1}. {match[2].strip()}")
+        return f"{len(answers)}. {' '.join(match[1].split())}"
+
+    def link(match: re.Match[str]) -> str:
+        path = os.path.normpath(os.path.join(str(folder), match[3]))  # noqa: PTH118 - of a resource
+        return f"The picture: {path}" if match[1] else f"{match[2]} ({os.path.relpath(path)})"
+
+    text = _DETAILS.sub(fold, step.text("page.md"))
+    text = _LINK.sub(link, re.sub(r"\n{3,}", "\n\n", text))
+    return f"{text.rstrip()}\n\n## Answers\n\n" + "\n\n".join(answers) + "\n"
 
 
 def _find(parsed: argparse.Namespace) -> CourseFolder | None:
@@ -137,7 +164,10 @@ def _print_verdict(verdict: Verdict, step: Step) -> None:
     if last is not None and last.state != "unwritten" and last.case.lesson:
         print(_wrapped(last.case.lesson, "         "))
     passed = sum(result.state == "passed" for result in verdict.cases)
-    print(f"{passed} of {verdict.num_cases} pass. A hint: nanovllm learn hint {step.number}\n")
+    rest = verdict.num_cases - len(verdict.cases)
+    stopped = f"; {rest} more were not run" if rest and verdict.cases else ""
+    hint = f"nanovllm learn hint {step.number}"
+    print(f"{passed} of {verdict.num_cases} pass{stopped}. A hint: {hint}\n")
 
 
 def _wrapped(text: str, indent: str) -> str:

@@ -31,7 +31,7 @@ _VERSIONS = {
 def run_race(parsed: argparse.Namespace) -> int:
     """Measure the engines, draw bars, and name what to speed up next."""
     folder = require_folder(parsed).path
-    parts = load_parts(folder)
+    parts = load_parts(folder.resolve())
     engines = _engines(parts, folder)
     runs = (parsed.rounds + 1) * len(HEATS) * len(engines)
     with progress_bar(total=runs, desc="race", leave=False) as bar:

@@ -150,8 +150,12 @@ def _introduce(trainer: Trainer) -> None:
     if trainer.resumes and trainer.is_finished:
         print(
             f"nothing to do: the run is finished, at step {trainer.step:,} of {trainer.steps:,}; "
-            "to train its weights further, begin a new run with --init-from "
-            f"{model_argument(trainer.folder)}"
+            "to train its weights further, "
+            + (
+                "give more --steps"
+                if trainer.config.schedule == "constant"
+                else f"begin a new run with --init-from {model_argument(trainer.folder)}"
+            )
         )
     elif trainer.resumes:
         print(f"continues at step {trainer.step:,} of {trainer.steps:,}")

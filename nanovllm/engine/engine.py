@@ -14,11 +14,11 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from nanovllm.config import EngineConfig, format_bytes
+from nanovllm.config import EngineConfig
 from nanovllm.engine.engine_parts import OWN_PARTS, EngineParts
 from nanovllm.engine.generation_defaults import SamplingDefaults, load_sampling_defaults
 from nanovllm.engine.generation_request import GenerationRequest
-from nanovllm.engine.memory import check_sizes, plan_memory
+from nanovllm.engine.memory import allocate_cache, check_sizes, plan_memory
 from nanovllm.engine.metrics import EngineSnapshot, StepStats, TokenCounts
 from nanovllm.engine.prompt_request import PromptRequest
 from nanovllm.engine.request_limits import Limits
@@ -34,7 +34,7 @@ from nanovllm.engine.step_output import StepOutput
 from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.engine.update_router import UpdateRouter
 from nanovllm.errors import EngineFaultError, InvalidRequestError, NanovllmError
-from nanovllm.model.backend import Backend, LoadOptions
+from nanovllm.model.backend import LoadOptions
 from nanovllm.model.checkpoint import stored_dtype
 from nanovllm.model.config import GPT2Config
 from nanovllm.model.machine import MemoryLimit
@@ -85,7 +85,7 @@ class Engine:
         self.memory = plan_memory(
             config, runner.backend, self.max_model_len, memory_limit or process_memory_limit()
         )
-        num_blocks = _allocate_cache(self.memory.num_blocks, config.block_size, runner.backend)
+        num_blocks = allocate_cache(self.memory.num_blocks, config.block_size, runner.backend)
         self.scheduler = parts.make_scheduler(config, num_blocks)
         self.blocks = self.scheduler.kv_cache.blocks
         limits = Limits(
@@ -397,16 +397,3 @@ def _max_model_len(config: EngineConfig, model: GPT2Config) -> int:
             f"{model.max_positions} positions; lower it or leave it out"
         )
     return config.max_model_len
-
-
-def _allocate_cache(num_blocks: int, block_size: int, backend: Backend) -> int:
-    """Allocate the KV cache and return its number of blocks; raises ValueError if it cannot."""
-    try:
-        backend.allocate_cache(num_blocks, block_size)
-    except MemoryError:
-        raise ValueError(
-            f"the operating system cannot provide "
-            f"{format_bytes(num_blocks * backend.block_bytes(block_size))} for the KV cache; lower "
-            "kv_cache_memory"
-        ) from None
-    return num_blocks

@@ -223,7 +223,10 @@ def _relation(found: "np.ndarray[Any, Any]", expected: "np.ndarray[Any, Any]") -
 
 def _type_difference(found: object, expected: str, name: str) -> str:
     if found is None:
-        return f"{name} is None, expected {expected}; is a `return` missing?"
+        return (
+            f"{name} is None, expected {expected}; no `return` was reached: is one missing, or "
+            "does a loop end without finding anything?"
+        )
     return f"{name} is {_article(found)} ({_short(found)}), expected {expected}"
 
 

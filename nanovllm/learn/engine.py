@@ -46,7 +46,7 @@ def learn_parts(folder: Path) -> EngineParts:
     """
     CourseFolder.find(folder)
     sys.dont_write_bytecode = True  # the reader's folder keeps only what the reader wrote
-    return engine_parts_of(load_parts(folder, ENGINE_STEPS), folder)
+    return engine_parts_of(load_parts(folder.resolve(), ENGINE_STEPS), folder)
 
 
 def engine_parts_of(parts: Parts, folder: Path) -> EngineParts:

@@ -18,11 +18,15 @@ One file a step. Fill the functions that raise NotImplementedError, in any order
     nanovllm learn                what is written, and what passed
     nanovllm learn show 3         the page of step 3
     nanovllm learn check 3        judge step 3
-    nanovllm learn hint 3         the next hint
+    nanovllm learn hint 3         the next hint; --all for those shown before
     nanovllm learn diff 3         beside the project's code
     nanovllm serve --backend learn:.
 
 A part that is not written yet is the project's.
+
+To try the examples of the pages in Python, begin with:
+
+    import numpy as np; np.set_printoptions(precision=3, suppress=True)
 """
 
 

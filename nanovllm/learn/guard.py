@@ -76,12 +76,12 @@ class Guard:
     def _fault(self, function: Any, error: BaseException, text: str) -> ReadersFaultError:
         """Return an error that names the last line of the reader's files that led to it."""
         frames = traceback.extract_tb(error.__traceback__)
-        lines = [frame for frame in frames if Path(frame.filename).parent == self._folder]
+        lines = [one for one in frames if Path(one.filename).resolve().parent == self._folder]
         if not lines:
             return wrong(function, text)
-        last = lines[-1]
-        place = f"{Path(last.filename).name}, line {last.lineno}, in {last.name}"
-        return ReadersFaultError(f"{place}: {text} (the line: {last.line})")
+        places = [f"{Path(one.filename).name}, line {one.lineno}, in {one.name}" for one in lines]
+        caller = f"; called from {places[-2]}" if len(places) > 1 else ""
+        return ReadersFaultError(f"{places[-1]}: {text} (the line: {lines[-1].line}{caller})")
 
     def _begin(self, thread: int, limit_s: float) -> None:
         self._deadlines[thread] = time.monotonic() + limit_s

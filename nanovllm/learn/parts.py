@@ -88,7 +88,7 @@ def load_step(folder: Path, step: Step) -> ModuleType:
     A name that is missing in it raises NotImplementedError when it is called. Raises
     ReadersCodeError as `load_parts` does.
     """
-    load_parts(None)
+    load_parts(None, STEPS[: step.number - 1])
     module, unwritten = _load(step, folder / f"{step.module}.py")
     for name in unwritten - set(vars(module)):
         setattr(module, name, _missing(step, name))

@@ -21,8 +21,8 @@ from typing import Any
 from nanovllm.engine.sandbox.limits import limit_memory, limited_cpu
 from nanovllm.engine.sandbox.messages import Channel
 from nanovllm.learn.checking import Outcome, difference, is_same, run_case
-from nanovllm.learn.course import Step, step_of
-from nanovllm.learn.parts import ReadersCodeError, load_step, mistaken
+from nanovllm.learn.course import STEPS, Step, step_of
+from nanovllm.learn.parts import ReadersCodeError, load_parts, load_step, mistaken
 
 MEMORY_BYTES = 2 << 30
 CPU_S = 20.0
@@ -101,7 +101,7 @@ def serve(channel: Channel) -> None:
         return
     header = received[0]
     folder, step, cpu_s = Path(header["folder"]), step_of(header["step"]), header["cpu_s"]
-    _ = step.cases  # import what they need before the limit
+    _ = step.cases, load_parts(None, STEPS[: step.number])  # import what they need without limits
     limit_memory(header["memory_bytes"])
     printed = _Printed()
     with redirect_stdout(printed), redirect_stderr(printed):

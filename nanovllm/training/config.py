@@ -253,7 +253,7 @@ class TrainingConfig:
         if "positions" in self.ablated and self.positions == "sinusoidal":
             problems.append("positions is sinusoidal, but ablate leaves positions out; drop one")
         if "causal-mask" in self.ablated and self.backend != "numpy":
-            problems.append("ablate causal-mask needs backend numpy: compiled attention is causal")
+            problems.append("ablate causal-mask needs --backend numpy: the other is always causal")
         return problems
 
     def schedule_problems(self, steps: int) -> list[str]:

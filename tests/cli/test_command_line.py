@@ -117,6 +117,7 @@ def test_the_page_has_every_command() -> None:
         ("serve --port x", "nanovllm serve", "argument --port: x must be an integer, from 0"),
         ("serve --keep-alive-s inf", "nanovllm serve", "must be a number, from 0.1 to 86400"),
         ("serve --keep-alive-s 1e-9", "nanovllm serve", "must be a number, from 0.1 to 86400"),
+        ("bench latency --backend nump", "nanovllm bench latency", "must be numba or numpy; did"),
         ("serve --backend nump", "nanovllm serve", "numpy or learn:DIR; did you mean numpy?"),
         ("serve gpt2 gpt3", "nanovllm serve", "unexpected argument 'gpt3'"),
         ("serve gpt2 --model x", "nanovllm serve", "two models are named, gpt2 and x; name one"),

@@ -69,7 +69,7 @@ def test_a_wrong_step_says_what_differs_and_why(
     assert "3 are not a number (NaN)" in text
     assert "printed: rows 1" in text
     assert "Probably: Mean and variance are taken over the tokens (axis 0)" in text
-    assert "0 of 5 pass. A hint: nanovllm learn hint 3" in text
+    assert "0 of 5 pass; 4 more were not run. A hint: nanovllm learn hint 3" in text
     assert "written, not checked" in learn(capsys)
 
 
@@ -95,12 +95,19 @@ def test_hints_come_one_at_a_time(folder: Path, capsys: pytest.CaptureFixture[st
         assert f"Hint {number} of {len(hints)}" in text
         assert hint in text
     assert hints[-1] in learn(capsys, "hint", "3")  # the last one again
+    shown = learn(capsys, "hint", "3", "--all")
+    assert all(hint in shown for hint in hints)
+    assert "No hint of this step" in learn(capsys, "hint", "4", "--all")
 
 
 def test_pages_and_differences_are_printed(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert learn(capsys, "show", "3").startswith("# Step 3: layer normalization")
+    page = learn(capsys, "show", "3")
+    assert page.startswith("# Step 3: layer normalization")
+    assert "<details>" not in page
+    assert "## Answers\n\n1. It needs one pass over the row" in page
+    assert "`layer_norm` (" in page
     text = learn(capsys, "diff", "3")
     assert '-    raise NotImplementedError("step 3: layer_norm is not written yet")' in text
     assert "nanovllm.model.gpt2.layer_norm" in text

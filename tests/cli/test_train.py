@@ -155,6 +155,8 @@ def test_a_stopped_run_is_resumed_to_the_same_bits(
     assert "continues at step 3 of 8\n" in capsys.readouterr().out
     assert_same_weights(whole, parts)
     assert steps(parts) == steps(whole) == [0, 4, 8]
+    assert main(["train", "--resume", "parts"]) == 0
+    assert "begin a new run with --init-from ./parts" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -93,7 +93,9 @@ def test_every_picture_is_shown() -> None:
         for page in PAGES
         for link in re.findall(r"\]\(([^)\s]+\.(?:png|svg|webp))\)", page.read_text("utf-8"))
     }
-    pictures = set((DOCS / "images").iterdir()) | {page.parent / "picture.svg" for page in STEP_PAGES}
+    pictures = set((DOCS / "images").iterdir()) | {
+        page.parent / "picture.svg" for page in STEP_PAGES
+    }
     assert pictures == shown
 
 

@@ -47,7 +47,7 @@ def test_a_readers_own_mistake_is_named(folder: CourseFolder) -> None:
         ("    return [bytearray(1 << 20) for _ in range(1 << 20)]\n", "raised", "MemoryError"),
         ("    return layer_norm(hidden, gain, bias, epsilon)\n", "raised", "RecursionError"),
         ("    return 1 / 0\n", "raised", "line 5: return 1 / 0"),
-        ("    x = hidden.mean()\n", "differs", "is a `return` missing?"),
+        ("    x = hidden.mean()\n", "differs", "no `return` was reached"),
         ("    return 'text'\n", "differs", "a str ('text'), expected an array of shape (1, 3)"),
         ("    return hidden.tolist()\n", "differs", "a list"),
         ("    return hidden[0]\n", "differs", "the shape (3,), expected (1, 3)"),

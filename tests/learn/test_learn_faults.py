@@ -80,7 +80,8 @@ def test_a_fault_ends_the_requests_and_names_its_place(
     module: str, old: str, new: str, message: str,
 ) -> None:  # fmt: skip
     monkeypatch.setattr("nanovllm.learn.scheduler.TEXT_S", 0.2)
-    folder = folder_with(tmp_path / "gpt", module, old, new)
+    monkeypatch.chdir(tmp_path)
+    folder = folder_with(Path("gpt"), module, old, new)
     engine = load_learn_engine(tiny_model, folder, EngineConfig(**CLASSROOM))
     prompts = [PROMPT, [*PROMPT[8:16], *PROMPT[:4]]]
     for _ in range(2):  # the engine goes on after a fault

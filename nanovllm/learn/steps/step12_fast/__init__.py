@@ -2,6 +2,6 @@
 
 solution     what the reader writes
 check        cases
-mistakes     mistakes
+mistakes     mistakes that the check names
 interpreted  compiled functions, run by Python
 """

@@ -19,7 +19,7 @@ from nanovllm.learn.steps.step12_fast.mistakes import MISTAKES
 
 __all__ = ["CASES", "MISTAKES"]
 
-_SIZES = ((3, 4, 4), (7, 5, 9), (1, 6, 3), (2, 1, 1))
+_SIZES = ((2, 4, 4), (7, 5, 9), (1, 6, 3), (3, 1, 1))
 """Tokens, d_in and d_out: a multiple of the tile, and sizes that no tile divides."""
 
 
@@ -121,7 +121,7 @@ def _expected_tile(i: int, j: int) -> Callable[[], object]:
     def run() -> object:
         rows, weight = _arrays(7, 6, 9)
         out = np.full((7, 9), 100, dtype=np.float32)
-        out[i : i + 3, j : j + 4] = rows[i : i + 3] @ weight[:, j : j + 4]
+        out[i : i + 2, j : j + 4] = rows[i : i + 2] @ weight[:, j : j + 4]
         return {"out, which was 100 everywhere": out}
 
     return run

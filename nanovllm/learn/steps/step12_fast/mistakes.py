@@ -76,8 +76,8 @@ MISTAKES = (
         "tile over the edge",
         "Row i + 1 is used although i was the last one. Python raises an IndexError; compiled code "
         "reads and changes memory of something else.",
-        "i1, i2 = min(i + 1, len(rows) - 1), min(i + 2, len(rows) - 1)",
-        "i1, i2 = i + 1, i + 2",
+        "i1, last = min(i + 1, len(rows) - 1),",
+        "i1, last = i + 1,",
     ),
     Mistake(
         "negative last column",
@@ -87,7 +87,7 @@ MISTAKES = (
     ),
     Mistake(
         "one sum of a wrong column",
-        "One of the twelve sums multiplies the wrong column: s11 is row i + 1 and column j + 1.",
+        "One of the eight sums multiplies the wrong column: s11 is row i + 1 and column j + 1.",
         "s11 += a1[k] * b1[k]",
         "s11 += a1[k] * b0[k]",
     ),
@@ -107,7 +107,7 @@ MISTAKES = (
     ),
     Mistake(
         "edge tile of rows dropped",
-        "The last rows are missing where 3 does not divide their number, and with one token all "
+        "The last rows are missing where 2 does not divide their number, and with one token all "
         "are missing.",
         _TILED,
         _TILED.replace("range(0, len(rows),", "range(0, len(rows) - TILE_ROWS + 1,"),
@@ -163,10 +163,8 @@ MISTAKES = (
         "sums in float64",
         "The sums are float64, the type of 0.0, so every element is converted and half as many fit "
         "into an instruction. Begin with np.float32(0).",
-        "    s00 = s01 = s02 = s03 = np.float32(0)\n    s10 = s11 = s12 = s13 = np.float32(0)\n"
-        "    s20 = s21 = s22 = s23 = np.float32(0)\n",
-        "    s00 = s01 = s02 = s03 = 0.0\n    s10 = s11 = s12 = s13 = 0.0\n"
-        "    s20 = s21 = s22 = s23 = 0.0\n",
+        "    s00 = s01 = s02 = s03 = np.float32(0)\n    s10 = s11 = s12 = s13 = np.float32(0)\n",
+        "    s00 = s01 = s02 = s03 = 0.0\n    s10 = s11 = s12 = s13 = 0.0\n",
     ),
     Mistake(
         "not compiled",

@@ -11,7 +11,7 @@ import numba
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
-TILE_ROWS, TILE_COLUMNS = 3, 4
+TILE_ROWS, TILE_COLUMNS = 2, 4
 
 
 def matmul_plain(rows: np.ndarray, weight: np.ndarray) -> np.ndarray:
@@ -68,10 +68,10 @@ def pack(weight: np.ndarray) -> np.ndarray:
 
 @numba.njit(fastmath=True)
 def multiply_tile(rows: np.ndarray, columns: np.ndarray, out: np.ndarray, i: int, j: int) -> None:
-    """Compute out[i : i + 3, j : j + 4], a tile of 3 rows and 4 columns.
+    """Compute out[i : i + 2, j : j + 4], a tile of 2 rows and 4 columns.
 
-    Keep its 12 sums in 12 local variables: they stay in registers, and each element that is read
-    serves 3 or 4 of them. At the edge of `out` let indices beyond the last row or column be those
+    Keep its 8 sums in 8 local variables: they stay in registers, and each element that is read
+    serves 2 or 4 of them. At the edge of `out` let indices beyond the last row or column be those
     of the last one, so it is computed several times.
 
     Args:
@@ -81,14 +81,12 @@ def multiply_tile(rows: np.ndarray, columns: np.ndarray, out: np.ndarray, i: int
         i: first row of the tile.
         j: first column of the tile.
     """
-    i1, i2 = min(i + 1, len(rows) - 1), min(i + 2, len(rows) - 1)
-    last = len(columns) - 1
+    i1, last = min(i + 1, len(rows) - 1), len(columns) - 1
     j1, j2, j3 = min(j + 1, last), min(j + 2, last), min(j + 3, last)
-    a0, a1, a2 = rows[i], rows[i1], rows[i2]
+    a0, a1 = rows[i], rows[i1]
     b0, b1, b2, b3 = columns[j], columns[j1], columns[j2], columns[j3]
     s00 = s01 = s02 = s03 = np.float32(0)
     s10 = s11 = s12 = s13 = np.float32(0)
-    s20 = s21 = s22 = s23 = np.float32(0)
     for k in range(rows.shape[1]):
         s00 += a0[k] * b0[k]
         s01 += a0[k] * b1[k]
@@ -98,13 +96,8 @@ def multiply_tile(rows: np.ndarray, columns: np.ndarray, out: np.ndarray, i: int
         s11 += a1[k] * b1[k]
         s12 += a1[k] * b2[k]
         s13 += a1[k] * b3[k]
-        s20 += a2[k] * b0[k]
-        s21 += a2[k] * b1[k]
-        s22 += a2[k] * b2[k]
-        s23 += a2[k] * b3[k]
     out[i, j], out[i, j1], out[i, j2], out[i, j3] = s00, s01, s02, s03
     out[i1, j], out[i1, j1], out[i1, j2], out[i1, j3] = s10, s11, s12, s13
-    out[i2, j], out[i2, j1], out[i2, j2], out[i2, j3] = s20, s21, s22, s23
 
 
 @numba.njit

@@ -14,10 +14,8 @@ export function codeTable() {
     h("th", { scope: "col", text: "Part" }),
     h("th", { scope: "col", text: "Code" }),
   ]);
-  const table = h("table", { class: "v-table" }, [h("thead", {}, head), body]);
-  const element = card("Whose code runs", { lead: LEAD, hidden: true }, [
-    h("div", { class: "v-table-scroll" }, table),
-  ]);
+  const table = h("table", { class: "v-code-table" }, [h("thead", {}, head), body]);
+  const element = card("Whose code runs", { lead: LEAD, hidden: true }, [table]);
   let shown = "";
   return {
     element,
