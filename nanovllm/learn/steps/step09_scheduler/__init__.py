@@ -3,5 +3,5 @@
 solution   what the reader writes
 check      cases
 classroom  a fake model of 16 blocks, and sequences for it
-mistakes   what goes wrong
+mistakes   what goes wrong; plan_mistakes has that of `schedule` and `commit`
 """
