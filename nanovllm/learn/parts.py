@@ -99,7 +99,7 @@ def _missing(step: Step, name: str) -> Callable[..., NoReturn]:
     """Return what takes the place of a function or class that is not in the reader's file."""
 
     def missing(*_: object, **__: object) -> NoReturn:
-        raise NotImplementedError(f"step {step.number}: {name} is not written yet")
+        raise NotImplementedError(f"{step.module}.py defines no {name}")
 
     return missing
 

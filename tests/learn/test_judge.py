@@ -73,7 +73,7 @@ def test_code_that_goes_wrong_gets_a_message(
         ("def layer_norm(:\n", "line 1: invalid syntax"),
         ("import nothing_at_all\n", "line 1: ModuleNotFoundError"),
         ("while True:\n    pass\n", "did not end"),
-        ("", "layer_norm is not written"),
+        ("print(7)", "defines no layer_norm"),
     ],
 )
 def test_a_file_that_cannot_be_loaded_gets_a_message(
@@ -89,6 +89,7 @@ def test_what_the_code_prints_is_shown_with_its_case(folder: CourseFolder) -> No
     verdict = judged(folder, HEAD + printing + RIGHT, cpu_s=0.5)
     assert verdict.cases[0].printed == "shape (1, 3)\n"
     assert verdict.cases[-1].state == "ended"
+    assert judged(folder, "print('loading')\n").printed == "loading\n"
 
 
 def test_a_check_does_not_depend_on_another_step(folder: CourseFolder) -> None:
