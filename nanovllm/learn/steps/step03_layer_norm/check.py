@@ -59,15 +59,50 @@ CASES = (
     Case("the input is not changed", _keeps_input, lesson="Residuals use `hidden` afterwards."),
 )
 
+_MEAN = "centred = hidden - hidden.mean(axis=1, keepdims=True)"
+_VARIANCE = "variance = np.square(centred).mean(axis=1, keepdims=True)"
+_ROOT = "np.sqrt(variance + np.float32(epsilon))"
+_RESULT = f"return gain * (centred / {_ROOT}) + bias"
+
 MISTAKES = (
+    Mistake(
+        "whole array",
+        "Mean and variance are those of the whole array. Take them of each row: axis=1, "
+        "keepdims=True.",
+        f"    {_MEAN}\n    {_VARIANCE}",
+        "    centred = hidden - hidden.mean()\n    variance = np.square(centred).mean()",
+    ),
+    Mistake(
+        "mean of the whole array",
+        "The mean is that of the whole array. Take it of each row: axis=1, keepdims=True.",
+        _MEAN,
+        "centred = hidden - hidden.mean()",
+    ),
+    Mistake(
+        "variance of the whole array",
+        "The variance is that of the whole array. Take it of each row: axis=1, keepdims=True.",
+        _VARIANCE,
+        "variance = np.square(centred).mean()",
+    ),
+    Mistake(
+        "no keepdims",
+        "The mean of the rows has the shape [tokens], which NumPy takes for a number of each "
+        "column. keepdims=True keeps [tokens, 1], a number of each row.",
+        _MEAN,
+        "centred = hidden - hidden.mean(axis=1)",
+    ),
+    Mistake(
+        "rows in a list",
+        "The rows are returned as a list. Return one array, such as np.stack(rows).",
+        _RESULT,
+        f"return list(gain * (centred / {_ROOT}) + bias)",
+    ),
     Mistake(
         "wrong axis",
         "Mean and variance are taken over the tokens (axis 0). Each row, axis 1, is normalized "
         "alone: what a token becomes must not depend on the others.",
-        """    centred = hidden - hidden.mean(axis=1, keepdims=True)
-    variance = np.square(centred).mean(axis=1, keepdims=True)""",
-        """    centred = hidden - hidden.mean(axis=0, keepdims=True)
-    variance = np.square(centred).mean(axis=0, keepdims=True)""",
+        f"    {_MEAN}\n    {_VARIANCE}",
+        f"    {_MEAN}\n    {_VARIANCE}".replace("axis=1", "axis=0"),
     ),
     Mistake(
         "mean not subtracted",
@@ -79,19 +114,37 @@ MISTAKES = (
         "unbiased variance",
         "The variance is divided by d_model - 1. Here it is the plain mean of the squares, "
         "divided by d_model.",
-        "np.square(centred).mean(axis=1, keepdims=True)",
-        "np.square(centred).sum(axis=1, keepdims=True) / (hidden.shape[1] - 1)",
+        _VARIANCE,
+        "variance = np.square(centred).sum(axis=1, keepdims=True) / (hidden.shape[1] - 1)",
+    ),
+    Mistake(
+        "sum of the squares",
+        "The variance is the sum of the squares. It is their mean: divide by d_model.",
+        _VARIANCE,
+        "variance = np.square(centred).sum(axis=1, keepdims=True)",
+    ),
+    Mistake(
+        "squares of the row itself",
+        "The variance is the mean of x^2. Subtract the mean before the square.",
+        _VARIANCE,
+        "variance = np.square(hidden).mean(axis=1, keepdims=True)",
+    ),
+    Mistake(
+        "no epsilon",
+        "Epsilon is not added to the variance. A nearly constant row shows it.",
+        _ROOT,
+        "np.sqrt(variance)",
     ),
     Mistake(
         "epsilon outside the root",
         "Epsilon is added to the root. It belongs inside: sqrt(variance + epsilon).",
-        "np.sqrt(variance + np.float32(epsilon))",
+        _ROOT,
         "(np.sqrt(variance) + np.float32(epsilon))",
     ),
     Mistake(
         "no root",
         "The row is divided by the variance; divide by its square root.",
-        "np.sqrt(variance + np.float32(epsilon))",
+        _ROOT,
         "(variance + np.float32(epsilon))",
     ),
     Mistake("no gain", "The gain is not applied.", "return gain * (centred", "return (centred"),
@@ -101,14 +154,14 @@ MISTAKES = (
     Mistake(
         "gain behind the bias",
         "The bias is added before the gain is applied. The order is gain * normalized + bias.",
-        "return gain * (centred / np.sqrt(variance + np.float32(epsilon))) + bias",
-        "return gain * (centred / np.sqrt(variance + np.float32(epsilon)) + bias)",
+        _RESULT,
+        f"return gain * (centred / {_ROOT} + bias)",
     ),
     Mistake(
         "variance by two means",
         "mean(x^2) - mean^2 is the small difference of two large numbers where the mean is far "
         "from zero, and loses its digits in float32. Subtract the mean first.",
-        "variance = np.square(centred).mean(axis=1, keepdims=True)",
+        _VARIANCE,
         "variance = np.square(hidden).mean(axis=1, keepdims=True) - np.square(\n"
         "        hidden.mean(axis=1, keepdims=True))",
     ),
@@ -116,7 +169,7 @@ MISTAKES = (
         "in place",
         "`hidden` itself is changed (by -= or by out=hidden). The residual connection adds it to "
         "the block's result later: compute a new array.",
-        "centred = hidden - hidden.mean(axis=1, keepdims=True)",
+        _MEAN,
         "hidden -= hidden.mean(axis=1, keepdims=True)\n    centred = hidden",
     ),
 )

@@ -8,7 +8,7 @@ def layer_norm(
 ) -> np.ndarray:
     """Return gain * (x - mean) / sqrt(variance + epsilon) + bias of each row x.
 
-    Mean and variance are those of the row; the variance is the mean of (x - mean)^2.
+    Each row has a mean and a variance of its own; the variance is the mean of (x - mean)^2.
 
     Args:
         hidden: [tokens, d_model], float32. It must not be changed.

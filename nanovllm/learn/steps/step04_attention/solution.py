@@ -30,8 +30,8 @@ def merge_heads(rows: np.ndarray) -> np.ndarray:
 def causal_mask(num_queries: int, num_keys: int) -> np.ndarray:
     """Return which keys a query must not see: [num_queries, num_keys], True for a later key.
 
-    The queries are the last `num_queries` of the tokens whose keys these are. In this step both
-    numbers are equal; with a KV cache (step 7) there are more keys.
+    Query i is token num_keys - num_queries + i; key j is token j. In this step both numbers are
+    equal, so query i is token i; with a KV cache (step 7) there are more keys than queries.
     """
     first = num_keys - num_queries
     return np.triu(np.ones((num_queries, num_keys), dtype=np.bool_), k=first + 1)

@@ -15,7 +15,7 @@ def filter_top_k(logits: np.ndarray, k: int) -> np.ndarray:
 
     Args:
         logits: [vocab], float32. They must not be changed.
-        k: number of tokens to keep; 0 for all.
+        k: number of tokens to keep; 0, or more than vocab, keeps all.
 
     Returns:
         [vocab].
@@ -52,11 +52,12 @@ def filter_top_p(logits: np.ndarray, p: float) -> np.ndarray:
 def draw(logits: np.ndarray, uniform: float) -> int:
     """Return the first token, in order of ids, whose cumulative probability is above `uniform`.
 
-    A token with the logit minus infinity is never returned.
+    The probabilities are summed in float64. A token with the logit minus infinity is never
+    returned; an id is always returned, also where the sum of all ends just below `uniform`.
 
     Args:
         logits: [vocab], float32; at least one is finite.
-        uniform: a random number from 0 to below 1.
+        uniform: the random number, from 0 to below 1; there is no other.
     """
     token_ids = np.flatnonzero(logits > -np.inf)
     weights = np.exp((logits[token_ids] - logits.max()).astype(np.float64))
