@@ -15,6 +15,7 @@ from nanovllm.learn.judge import CaseResult, Verdict, judge
 from nanovllm.learn.stubs import readers_source
 
 _WIDTH = 96
+_MAX_PRINTED = 20  # lines of a case
 _DETAILS = re.compile(r"<details><summary>(.*?)</summary>(.*?)</details>", re.DOTALL)
 _LINK = re.compile(r"(!?)\[([^\[\]]*)\]\(([^):\s]+)\)")
 _START = "`nanovllm learn start my-gpt` makes a folder to write in"
@@ -62,7 +63,7 @@ def run_check(parsed: argparse.Namespace) -> int:
     folder = require_folder(parsed)
     if parsed.step is not None:
         return _check(folder, step_of(parsed.step))
-    written = [step for step in STEPS if folder.status(step) != "not written"]
+    written = [step for step in STEPS if folder.status(step) not in {"not written", "no file"}]
     if not written:
         print("Nothing is written yet. Begin with: nanovllm learn show 1")
     return max((_check(folder, step) for step in written), default=0)
@@ -88,8 +89,16 @@ def run_hint(parsed: argparse.Namespace) -> int:
 def run_diff(parsed: argparse.Namespace) -> int:
     """Print the reader's code of a step beside the solution, and where the engine does the same."""
     folder, step = require_folder(parsed), step_of(parsed.step)
+    if folder.status(step) == "not written":
+        raise InvalidRequestError(
+            f"step {step.number} is not written yet; `nanovllm learn show {step.number} "
+            "--solution` prints the solution"
+        )
     file = folder.file(step)
-    yours = file.read_text(encoding="utf-8").splitlines(keepends=True)
+    try:
+        yours = file.read_text(encoding="utf-8").splitlines(keepends=True)
+    except (OSError, ValueError) as error:
+        raise InvalidRequestError(f"{file} cannot be read: {error}") from None
     solution = readers_source(step.text("solution.py")).splitlines(keepends=True)
     lines = difflib.unified_diff(yours, solution, file.name, "the solution")
     sys.stdout.writelines(lines)
@@ -135,7 +144,9 @@ def _check(folder: CourseFolder, step: Step) -> int:
     """Judge a step and print the result. Return the exit code."""
     file = folder.file(step)
     if not file.exists():
-        raise InvalidRequestError(f"there is no {file}; `nanovllm learn start` writes it")
+        raise InvalidRequestError(
+            f"there is no {file}; `nanovllm learn start` writes all files to a new folder"
+        )
     print(f"Step {step.number}: {step.title}   {os.path.relpath(file)}")
     verdict = judge(folder.path, step, _print_case)
     folder.note_check(step, has_passed=verdict.has_passed)
@@ -151,11 +162,20 @@ def _print_case(result: CaseResult) -> None:
     print(f"  {labels.get(result.state, 'ENDED'):6} {result.case.name}")
     for line in result.text.splitlines():
         print(_wrapped(line, "         "))
-    for line in result.printed.splitlines()[:20]:
+    _print_printed(result.printed)
+
+
+def _print_printed(text: str) -> None:
+    """Print what the reader's code printed, cut at 20 lines."""
+    lines = text.splitlines()
+    for line in lines[:_MAX_PRINTED]:
         print(f"         printed: {line[:_WIDTH]}")
+    if len(lines) > _MAX_PRINTED:
+        print(f"         and more lines, the first {len(text):,} characters of which were kept")
 
 
 def _print_verdict(verdict: Verdict, step: Step) -> None:
+    _print_printed(verdict.printed)
     if verdict.problem:
         print(_wrapped(verdict.problem, "  "))
     for mistake in verdict.mistakes[:2]:
@@ -165,7 +185,7 @@ def _print_verdict(verdict: Verdict, step: Step) -> None:
         print(_wrapped(last.case.lesson, "         "))
     passed = sum(result.state == "passed" for result in verdict.cases)
     rest = verdict.num_cases - len(verdict.cases)
-    stopped = f"; {rest} more were not run" if rest and verdict.cases else ""
+    stopped = f"; {rest} were not run" if rest and verdict.cases else ""
     hint = f"nanovllm learn hint {step.number}"
     print(f"{passed} of {verdict.num_cases} pass{stopped}. A hint: {hint}\n")
 

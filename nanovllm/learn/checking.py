@@ -156,17 +156,18 @@ def _calls_difference(found: object, expected: Calls) -> str | None:
 
 def _before(calls: Calls, index: int) -> str:
     """Return the four calls before one."""
-    return "; ".join(text for text, _ in calls.items[max(0, index - 4) : index]) or "none"
+    texts = [text.rstrip(",") for text, _ in calls.items[max(0, index - 4) : index]]
+    return "; ".join(texts) or "none"
 
 
 def _sequence_difference(
     found: object, expected: "list[Any] | tuple[Any, ...]", name: str
 ) -> str | None:
     if not isinstance(found, list | tuple):
-        return _type_difference(found, f"{_article(expected)} of {len(expected)} items", name)
+        return _type_difference(found, f"{_article(expected)} of {_items(expected)}", name)
     if len(found) != len(expected):
         return (
-            f"{name} has {len(found)} items, expected {len(expected)}: "
+            f"{name} has {_items(found)}, expected {len(expected)}: "
             f"found {_short(found)}, expected {_short(expected)}"
         )
     places = range(len(expected))
@@ -237,6 +238,10 @@ def _is_number(value: object) -> bool:
 def _article(value: object) -> str:
     name = type(value).__name__
     return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
+
+
+def _items(values: "list[Any] | tuple[Any, ...]") -> str:
+    return f"{len(values)} item{'' if len(values) == 1 else 's'}"
 
 
 def _short(value: object) -> str:

@@ -22,7 +22,7 @@ One file a step. Fill the functions that raise NotImplementedError, in any order
     nanovllm learn diff 3         beside the project's code
     nanovllm serve --backend learn:.
 
-A part that is not written yet is the project's.
+In a check and in the server, a part that is not written yet is the project's.
 
 To try the examples of the pages in Python, begin with:
 
@@ -60,7 +60,12 @@ class CourseFolder:
             )
             for step in STEPS
         }
-        path.mkdir(parents=True, exist_ok=True)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InvalidRequestError(
+                f"the folder {path} cannot be made: {error.strerror}; name another one"
+            ) from None
         for name, source in sources.items():
             (path / name).write_text(source, encoding="utf-8")
         if not (path / "README.md").exists():

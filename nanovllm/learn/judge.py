@@ -48,12 +48,14 @@ class Verdict:
         num_cases: those of the step.
         problem: why the reader's file could not be loaded; empty if it was.
         mistakes: what the reader's code probably does, the likeliest first.
+        printed: what it printed when it was loaded.
     """
 
     cases: tuple[CaseResult, ...]
     num_cases: int
     problem: str = ""
     mistakes: tuple[Mistake, ...] = ()
+    printed: str = ""
 
     @property
     def has_passed(self) -> bool:
@@ -96,8 +98,9 @@ def judge(
             cpu_s=cpu_s,
             memory_bytes=memory_bytes,
         )
+        loading = str(reply.get("printed", ""))
         if reply["op"] != "loaded":
-            return Verdict((), len(cases), _problem(step, reply))
+            return Verdict((), len(cases), _problem(step, reply), printed=loading)
         for index, case in enumerate(cases):
             reply = ask(op="case", index=index)
             printed = str(reply.get("printed", ""))
@@ -108,7 +111,7 @@ def judge(
         mistakes: tuple[Mistake, ...] = ()
         if results and results[-1].state in {"differs", "raised"}:
             mistakes = tuple(step.mistakes[at] for at in ask(op="diagnose").get("indices", ()))
-        return Verdict(tuple(results), len(cases), mistakes=mistakes)
+        return Verdict(tuple(results), len(cases), mistakes=mistakes, printed=loading)
     finally:
         process.end()
 
@@ -117,10 +120,18 @@ def _call(process: WorkerProcess, limit_s: float, **header: Any) -> dict[str, An
     """Return the reply of the process; op is "ended" where it has ended."""
     start_s = START_S if header["op"] == "load" else 0.0
     try:
-        return process.call(header, timeout_s=start_s + _WALL_S_PER_CPU_S * limit_s)[0]
+        reply, _ = process.call(header, timeout_s=start_s + _WALL_S_PER_CPU_S * limit_s)
+        return {name: _encodable(value) for name, value in reply.items()}
     except WorkerEndedError as error:
         text = _ENDS.get(error.limit, _ENDS[None])
         return {"op": "ended", "text": text.format(cpu_s=limit_s)}
+
+
+def _encodable(value: Any) -> Any:
+    """Return a text that a terminal can show: half a surrogate pair cannot be encoded."""
+    if not isinstance(value, str):
+        return value
+    return value.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _problem(step: Step, reply: dict[str, Any]) -> str:

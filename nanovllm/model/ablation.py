@@ -46,8 +46,11 @@ def parts_of(config: GPT2Config, kinds: Collection[PartKind] = PART_KINDS) -> li
 def without(weights: GPT2Weights, config: GPT2Config, parts: Collection[Part]) -> GPT2Weights:
     """Return the network with these parts switched off; unchanged arrays are shared.
 
-    Blocks that are read from a file at each access still are.
+    Blocks that are read from a file at each access still are. A block without some of its parts is
+    made at each access. Without parts to switch off, the result is `weights` itself.
     """
+    if not parts:
+        return weights
     return replace(weights, layers=_AblatedLayers(weights.layers, config, parts))
 
 

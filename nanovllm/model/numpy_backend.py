@@ -1,6 +1,7 @@
 """backend="numpy": the forward pass of gpt2.py behind the protocol of backend.py."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -67,9 +68,10 @@ class NumpyBackend:
                 f"{options.describe_types()}; use backend='numba'"
             )
         config = GPT2Config.load(folder)
+        weights = without(load_weights(folder, config), config, options.without)
         return cls(
             config,
-            without(load_weights(folder, config), config, options.without),
+            replace(weights, layers=tuple(weights.layers)),  # each ablated block is made once
             batch_invariant=options.batch_invariant,
             num_threads=options.num_threads,
             **others,

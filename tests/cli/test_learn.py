@@ -69,7 +69,7 @@ def test_a_wrong_step_says_what_differs_and_why(
     assert "3 are not a number (NaN)" in text
     assert "printed: rows 1" in text
     assert "Probably: Mean and variance are taken over the tokens (axis 0)" in text
-    assert "0 of 5 pass; 4 more were not run. A hint: nanovllm learn hint 3" in text
+    assert "0 of 5 pass; 4 were not run. A hint: nanovllm learn hint 3" in text
     assert "written, not checked" in learn(capsys)
 
 
@@ -108,8 +108,10 @@ def test_pages_and_differences_are_printed(
     assert "<details>" not in page
     assert "## Answers\n\n1. It needs one pass over the row" in page
     assert "`layer_norm` (" in page
+    assert "step 3 is not written yet" in learn(capsys, "diff", "3", code=1)
+    (folder / "step03_layer_norm.py").write_text(WRONG_AXIS, encoding="utf-8")
     text = learn(capsys, "diff", "3")
-    assert '-    raise NotImplementedError("step 3: layer_norm is not written yet")' in text
+    assert "-    centred = hidden - hidden.mean(axis=0)" in text
     assert "nanovllm.model.gpt2.layer_norm" in text
 
 
@@ -133,5 +135,9 @@ def test_a_file_that_is_no_python_is_named(
     (folder / "step03_layer_norm.py").write_text("def layer_norm(:\n", encoding="utf-8")
     assert "cannot be read as Python" in learn(capsys)
     assert "step03_layer_norm.py, line 1" in learn(capsys, "check", "3", code=1)
+    (folder / "step03_layer_norm.py").unlink()
+    assert "there is no" in learn(capsys, "check", "3", code=1)
+    assert "Nothing is written yet" in learn(capsys, "check")
+    assert not (folder / "__pycache__").exists()
     (folder / "course.json").write_text("{", encoding="utf-8")
     assert "course.json cannot be read" in learn(capsys, code=1)

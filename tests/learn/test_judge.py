@@ -56,6 +56,7 @@ def test_a_readers_own_mistake_is_named(folder: CourseFolder) -> None:
         ("    import os\n    os._exit(3)\n", "ended", "ended the process"),
         ("    raise NotImplementedError\n", "unwritten", "a part is not written yet"),
         ("    import sys\n    sys.exit(0)\n", "raised", "SystemExit"),
+        ("    raise ValueError(chr(0xD800))\n", "raised", "\\ud800"),
     ],
 )
 def test_code_that_goes_wrong_gets_a_message(
@@ -73,7 +74,7 @@ def test_code_that_goes_wrong_gets_a_message(
         ("def layer_norm(:\n", "line 1: invalid syntax"),
         ("import nothing_at_all\n", "line 1: ModuleNotFoundError"),
         ("while True:\n    pass\n", "did not end"),
-        ("", "layer_norm is not written"),
+        ("print(7)", "defines no layer_norm"),
     ],
 )
 def test_a_file_that_cannot_be_loaded_gets_a_message(
@@ -89,6 +90,7 @@ def test_what_the_code_prints_is_shown_with_its_case(folder: CourseFolder) -> No
     verdict = judged(folder, HEAD + printing + RIGHT, cpu_s=0.5)
     assert verdict.cases[0].printed == "shape (1, 3)\n"
     assert verdict.cases[-1].state == "ended"
+    assert judged(folder, "print('loading')\n").printed == "loading\n"
 
 
 def test_a_check_does_not_depend_on_another_step(folder: CourseFolder) -> None:

@@ -5,12 +5,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nanovllm.model import gpt2
+from nanovllm.model import ablation, gpt2
 from nanovllm.model.ablation import Part, parts_of, without
+from nanovllm.model.backend import LoadOptions
 from nanovllm.model.batch import ForwardBatch
 from nanovllm.model.checkpoint import load_weights, open_weights
 from nanovllm.model.config import GPT2Config
 from nanovllm.model.kv_cache import KVCache
+from nanovllm.model.numpy_backend import NumpyBackend
 from nanovllm.model.weights import GPT2Weights
 from tests.support.ablation import forward_without
 
@@ -77,6 +79,18 @@ def test_the_weights_themselves_stay_as_they_are(
     for part in parts_of(config):
         forward(config, without(weights, config, [part]))
     np.testing.assert_array_equal(forward(config, weights), before)
-    np.testing.assert_array_equal(forward(config, without(weights, config, [])), before)
+    assert without(weights, config, []) is weights
     stored = without(open_weights(tiny_model, config), config, [])
     np.testing.assert_array_equal(forward(config, stored), before)
+
+
+def test_the_numpy_backend_makes_no_block_in_a_forward_pass(
+    tiny_model: Path, config: GPT2Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    off = (Part(1, "ffn"),)
+    backend = NumpyBackend.load(tiny_model, LoadOptions(without=off))
+    expected = forward(config, without(load_weights(tiny_model, config), config, off))
+    monkeypatch.delattr(ablation, "block_without")
+    backend.allocate_cache(1, len(TOKENS))
+    hidden = backend.forward(ForwardBatch.single(TOKENS, all_rows=True))
+    np.testing.assert_array_equal(hidden, expected)

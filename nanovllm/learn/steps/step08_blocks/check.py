@@ -1,5 +1,6 @@
 """What step 8 must do, and what goes wrong."""
 
+import builtins
 from random import Random
 from types import ModuleType
 from typing import Any
@@ -20,6 +21,8 @@ _RANDOM = np.random.default_rng(8)
 _POOL = _RANDOM.normal(size=(6, 4, 2, 3)).astype(np.float32)  # blocks, block_size, heads, head_dim
 _ROWS = _RANDOM.normal(size=(5, 2, 3)).astype(np.float32)
 _TABLE = [4, 1, 3]
+_SLOTS = [7, 6, 13, 14, 4]
+_GATHERS = {f"gather(pool, {_TABLE}, {count})": count for count in (1, 4, 6, 12)}
 
 
 class _Recorder:
@@ -48,25 +51,25 @@ class _Recorder:
 
 def _written(module: ModuleType) -> object:
     pool = _POOL.copy()
-    module.write(pool, [7, 6, 13, 14, 20], _ROWS)
+    module.write(pool, _SLOTS, _ROWS)
     return {"the pool after write": pool}
 
 
 def _engine_written() -> object:
     pool = _POOL.copy()
     cache = KVCache(pool[None], pool[None])
-    cache.write(0, np.array([7, 6, 13, 14, 20]), _ROWS, _ROWS)
+    cache.write(0, np.array(_SLOTS), _ROWS, _ROWS)
     return {"the pool after write": pool}
 
 
 def _gathered(module: ModuleType) -> object:
-    return {f"{count} rows": module.gather(_POOL, _TABLE, count) for count in (1, 4, 6, 12)}
+    return {text: module.gather(_POOL, _TABLE, count) for text, count in _GATHERS.items()}
 
 
 def _engine_gathered() -> object:
     cache = KVCache(_POOL[None], _POOL[None])
     table = np.array(_TABLE)
-    return {f"{count} rows": cache.gather(0, table, count)[0] for count in (1, 4, 6, 12)}
+    return {text: cache.gather(0, table, count)[0] for text, count in _GATHERS.items()}
 
 
 def _hashes(module: ModuleType) -> object:
@@ -83,6 +86,17 @@ def _hashes(module: ModuleType) -> object:
     same = {"the same block": first == module.hash_block(b"", [1, 2])}
     seen = (first, module.hash_block(b"", [1, 23]))
     return same | {name: value not in seen for name, value in others.items()}
+
+
+def _hashes_elsewhere(module: ModuleType) -> object:
+    """Replace Python's `hash` for one call: it gives other values in every process."""
+    first, own = module.hash_block(b"1" * 16, [1, 2]), hash
+    vars(builtins)["hash"] = lambda value: own((value, "another process"))
+    try:
+        second = module.hash_block(b"1" * 16, [1, 2])
+    finally:
+        vars(builtins)["hash"] = own
+    return {"the same hash in another process": first == second}
 
 
 def _allocates(module: ModuleType) -> object:
@@ -102,6 +116,19 @@ def _frees(module: ModuleType) -> object:
     return call.calls
 
 
+def _names(module: ModuleType) -> object:
+    """The blocks 0 and 1 have the same contents."""
+    first, second = b"1" * 16, b"2" * 16
+    call = _Recorder(module.BlockManager(4, 2))
+    call("find", first, label="hash 1")
+    call("allocate", 2)
+    call("register", 0, first, label="0, hash 1")
+    call("register", 1, first, label="1, hash 1")
+    call("find", first, label="hash 1")
+    call("find", second, label="hash 2")
+    return call.calls
+
+
 def _finds(module: ModuleType) -> object:
     first, second = b"1" * 16, b"2" * 16
     call = _Recorder(module.BlockManager(4, 2))
@@ -109,6 +136,7 @@ def _finds(module: ModuleType) -> object:
     call("register", 0, first, label="0, hash 1")
     call("register", 1, first, label="1, hash 1")
     call("find", first, label="hash 1")
+    call("register", 0, second, label="0, hash 2")
     call("find", second, label="hash 2")
     call("free", [0, 1])
     call("find", first, label="hash 1")
@@ -148,6 +176,17 @@ def _evicts(module: ModuleType) -> object:
     call("share", 0)
     call("free", [0])
     for count in (2, 2):
+        call("allocate", count)
+    return call.calls
+
+
+def _frees_uncached(module: ModuleType) -> object:
+    call = _Recorder(module.BlockManager(6, 2))
+    call("allocate", 5)
+    for block in range(2):
+        call("register", block, bytes([block]) * 16, label=f"{block}, hash {block}")
+    call("free", [0, 1, 2, 3, 4])
+    for count in (1, 1, 1, 1, 1):
         call("allocate", count)
     return call.calls
 
@@ -304,6 +343,7 @@ CASES = (
     Case("rows are stored at their slots", _written, _engine_written),
     Case("rows are read in the order of the block table", _gathered, _engine_gathered),
     Case("a hash stands for a block and all before it", _hashes),
+    Case("a hash is the same in every process", _hashes_elsewhere),
     Case(
         "allocate takes the free blocks in order",
         _allocates,
@@ -313,6 +353,11 @@ CASES = (
         "freed blocks come back once",
         _frees,
         lesson="None of the four blocks is cached, so each is put in front when it is freed.",
+    ),
+    Case(
+        "what is not cached is not found, and the first block keeps its hash",
+        _names,
+        lesson="The blocks 0 and 1 have the same hash 1. No block has the hash 2.",
     ),
     Case(
         "a registered block is found until its memory is used again",
@@ -329,6 +374,11 @@ CASES = (
         _evicts,
         lesson="One sequence has the blocks 0, 1, 2, another one 3 and 4. The first ends, then the "
         "second. Without its first block, nothing of a cached prompt can be found.",
+    ),
+    Case(
+        "blocks that are not cached come back from the first to the last",
+        _frees_uncached,
+        lesson="One sequence has the blocks 0 to 4, of which 0 and 1 are cached. Block 5 is free.",
     ),
     Case(
         "the full blocks of a prompt are registered",

@@ -12,6 +12,8 @@ _COUNT_CHECK = """        if count > self.num_free:
             raise ValueError(f"{count} blocks are needed, and {self.num_free} are free")
         taken = [self._free.popitem(last=False)[0] for _ in range(count)]
 """
+_HASHED = 'parent + array("q", tokens).tobytes()'
+_DIGEST = f"blake2b({_HASHED}, digest_size=16).digest()"
 _INDEX = "block_ids[position // block_size] * block_size + position % block_size"
 
 MISTAKES = (
@@ -57,10 +59,31 @@ MISTAKES = (
         "block_ids[position // block_size] * block_size",
     ),
     Mistake(
+        "block id not multiplied",
+        "The offset is added to the block id itself. Each block before it has block_size slots: "
+        "block id * block_size + offset.",
+        _INDEX,
+        "block_ids[position // block_size] + position % block_size",
+    ),
+    Mistake(
         "block and offset swapped",
         "Block and offset are swapped. divmod(slot, block_size) gives the block first.",
         "blocks, offsets = np.divmod(",
         "offsets, blocks = np.divmod(",
+    ),
+    Mistake(
+        "slot used as a block id",
+        "A slot is not a block id: pool[slot] would be a whole block. divmod(slot, block_size) "
+        "gives block and offset.",
+        "    pool[blocks, offsets] = rows",
+        "    pool[np.array(slots)] = rows[:, None]",
+    ),
+    Mistake(
+        "slots used as block ids",
+        "Slots are not block ids: pool[slots] would be whole blocks. np.divmod(slots, block_size) "
+        "gives the blocks and the offsets.",
+        "    pool[blocks, offsets] = rows",
+        "    pool[np.array(slots)] = rows",
     ),
     Mistake(
         "neighbours assumed",
@@ -87,27 +110,48 @@ MISTAKES = (
         "hash without parent",
         "The hash does not depend on the block before it. Keys and values do: 2 2 1 1 would find "
         "the blocks of 1 1 2 2, computed at other positions and after other tokens.",
-        'parent + array("q", tokens).tobytes()',
+        _HASHED,
         'array("q", tokens).tobytes()',
     ),
     Mistake(
         "ids joined without a separator",
         "The ids are joined as text, so 1, 23 and 12, 3 have the same hash. Give each id the same "
         "number of bytes, or put a separator between them.",
-        'array("q", tokens).tobytes()',
-        '"".join(map(str, tokens)).encode()',
+        _HASHED,
+        'parent + "".join(map(str, tokens)).encode()',
     ),
     Mistake(
         "ids cut to a byte",
         "Only the lowest byte of each id is hashed, so 1 and 257 are the same.",
-        'array("q", tokens).tobytes()',
-        "bytes(token % 256 for token in tokens)",
+        _HASHED,
+        "parent + bytes(token % 256 for token in tokens)",
+    ),
+    Mistake(
+        "each id made one byte",
+        "bytes(tokens) takes numbers up to 255 only, and ids go beyond. "
+        'array("q", tokens).tobytes() makes 8 bytes of each.',
+        _HASHED,
+        "parent + bytes(tokens)",
+    ),
+    Mistake(
+        "a list hashed",
+        "blake2b takes bytes, and `parent` is of the type bytes too. Make bytes of the list first: "
+        'array("q", tokens).tobytes().',
+        _HASHED,
+        "parent + tokens",
+    ),
+    Mistake(
+        "Python's own hash",
+        "Python's `hash` is not the same in every process: that of bytes begins with a random "
+        "number. Use blake2b, which depends on the bytes alone.",
+        _DIGEST,
+        "str(hash((parent, tuple(tokens)))).zfill(20).encode()",
     ),
     Mistake(
         "order of the tokens lost",
         "The hash does not depend on the order of the tokens.",
-        'array("q", tokens)',
-        'array("q", sorted(tokens))',
+        _HASHED,
+        'parent + array("q", sorted(tokens)).tobytes()',
     ),
     Mistake(
         "leak when allocation fails",
@@ -174,6 +218,19 @@ MISTAKES = (
         "if block not in self._hash_of:",
     ),
     Mistake(
+        "find raises",
+        "find must return None for a hash that is not cached: `.get(block_hash)`.",
+        "return self._block_of.get(block_hash)",
+        "return self._block_of[block_hash]",
+    ),
+    Mistake(
+        "a block gets two hashes",
+        "register gives another hash to a block that is cached already, so it can be found by "
+        "both. allocate removes only one of them.",
+        "if block not in self._hash_of and block_hash not in self._block_of:",
+        "if block_hash not in self._block_of:",
+    ),
+    Mistake(
         "contents lost before empty blocks are used",
         "A freed block without a hash goes to the end of the free blocks, so cached ones are "
         "overwritten before it. Nothing can be found in it: put it in front.",
@@ -206,6 +263,16 @@ MISTAKES = (
         "others can be found, and more prompts share the first: free in reverse order.",
         "for block in reversed(block_ids):",
         "for block in block_ids:",
+    ),
+    Mistake(
+        "uncached blocks freed forwards",
+        "The blocks that are not cached go to the front in forward order, so the last of them is "
+        "handed out first. Go through all blocks from the last to the first.",
+        "for block in reversed(block_ids):",
+        "for block in sorted(\n"
+        "            reversed(block_ids),\n"
+        "            key=lambda one: -1 if one in self._hash_of else block_ids.index(one),\n"
+        "        ):",
     ),
     Mistake(
         "most recently used evicted",
@@ -241,6 +308,12 @@ MISTAKES = (
         "have the tokens of block i. Stop at the first that is missing.",
         "                break",
         "                continue",
+    ),
+    Mistake(
+        "block 0 taken for none",
+        "Block 0 is a block, and `not 0` is true: compare with None.",
+        "            if block is None:",
+        "            if not block:",
     ),
     Mistake(
         "shared while looking",

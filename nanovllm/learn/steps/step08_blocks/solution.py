@@ -52,7 +52,8 @@ def hash_block(parent: bytes, tokens: list[int]) -> bytes:
     """Return a hash of a full block: of its tokens, and of the hash of the block before it.
 
     So it stands for all tokens from the first on. It has at least 16 bytes, and is the same in
-    every process (Python's own `hash` is not).
+    every process (Python's own `hash` is not). `blake2b(data, digest_size=16).digest()` hashes
+    bytes, and `array("q", tokens).tobytes()` makes 8 bytes of each id.
 
     Args:
         parent: hash of the block before it; b"" for the first block.
@@ -102,9 +103,9 @@ class BlockManager:
     def free(self, block_ids: list[int]) -> None:
         """Drop one holder of each of a sequence's blocks, which are given in the sequence's order.
 
-        A block without holders becomes free. A cached one goes to the end of the free blocks, the
-        sequence's last block before its first. One that is not cached goes to the front. Raises
-        ValueError if a block is free already.
+        Goes through the blocks from the last to the first. A block that has no holder left becomes
+        free: a cached one goes to the end of `_free`, another one to the front. Raises ValueError
+        if a block is free already.
         """
         for block in reversed(block_ids):
             if self._counts[block] == 0:

@@ -20,12 +20,14 @@ __all__ = ("CASES", "MISTAKES")
 
 def _adds(module: ModuleType) -> object:
     room = Classroom(module)
-    for name, length, new in (("a", 5, 4), ("b", 100, 28), ("c", 100, 29), ("d", 129, 1)):
+    room.put("x", 40, 39)
+    sizes = (5, 4), (90, 10), (100, 28), (100, 29), (129, 1), (100, 60)
+    for name, (length, new) in zip("abcdef", sizes, strict=True):
         result = "ValueError"
         with suppress(ValueError):
             room.add(name, length, new)
             result = "no error"
-        room.note(f"add({name}), {length} tokens and {new} to generate,", result)
+        room.note(f"add({name}, with {length} tokens and {new} to generate)", result)
     return room.calls
 
 
@@ -52,9 +54,11 @@ def _admits(module: ModuleType) -> object:
     waiting[1].tokens += [1] * 8  # it has run before, and was preempted
     room.scheduler.waiting += [*waiting, room.new("d", 49, shared=24)]
     for sequence in waiting:
-        text = f"admit(), {sequence.name} is first"
-        room.call(text, "admit")
+        text = f"admit() with {sequence.name} as the first"
+        was_admitted = room.call(text, "admit")
         room.note_sequence(sequence, f"after {text}")
+        if not was_admitted:
+            break
     return room.calls
 
 
@@ -67,7 +71,7 @@ def _does_not_admit(module: ModuleType) -> object:
     room.blocks.free(cached)
     sequence = room.new("b", 50, shared=24)
     room.scheduler.waiting += [sequence, room.new("c", 1)]
-    room.call("admit(), b is first", "admit")
+    room.call("admit() with b as the first", "admit")
     room.note_sequence(sequence, "after admit()")
     return room.calls
 
@@ -79,6 +83,7 @@ def _plans(module: ModuleType) -> object:
         text = f"plan(a, {count})"
         chunk = room.scheduler.plan(sequence, count)
         room.note(text, [chunk.sequence.name, chunk.start, chunk.count])
+        room.note_sequence(sequence, f"after {text}")
         found = room.blocks.find_prefix(sequence.tokens)
         room.calls.add(f"cached blocks after {text}", len(found))
         sequence.num_computed += count
@@ -116,6 +121,7 @@ def _makes_room(module: ModuleType) -> object:
     room = Classroom(module, num_blocks=7)
     sequences = [room.put(name, 16, 15) for name in "abc"]
     room.put("d", 8, 7)
+    room.call("make_room(a), which has room", "make_room", sequences[0])
     for number in (1, 0, 1, 1):
         sequence = sequences[number]
         while sequence.num_computed < len(sequence.block_ids) * BLOCK_SIZE:
@@ -151,8 +157,14 @@ def _long_prompt(module: ModuleType) -> object:
     return _plan_of(room)
 
 
+def _decodes_alone(module: ModuleType) -> object:
+    room = Classroom(module, max_tokens=3)
+    for name in "abcd":
+        room.put(name, 11, 10)
+    return _plan_of(room)
+
+
 def _small_budget(module: ModuleType) -> object:
-    """Four sequences decode with a budget of three tokens, then with one of five."""
     plans = {}
     for budget in (3, 5):
         room = Classroom(module, max_tokens=budget)
@@ -180,7 +192,6 @@ def _strict_order(module: ModuleType) -> object:
 
 
 def _without_blocks(module: ModuleType) -> object:
-    """All blocks are held, and a needs one: d goes, and then b has one too."""
     room = Classroom(module, num_blocks=8)
     for name in "abcd":
         sequence = room.put(name, 16, 15)
@@ -195,6 +206,7 @@ def _commits(module: ModuleType) -> object:
     sequences = [room.put("a", 11, 10, 2), room.put("b", 26, 16), room.put("c", 9, 0)]
     sequences += [room.put("d", 7, 6, 9), room.put("e", 12, 11, 9), room.put("f", 11, 10, 3)]
     sequences[4].stop_token_ids = frozenset({44})
+    sequences[1].stop_token_ids = frozenset(sequences[1].prompt[-1:])
     counts = (1, 5, 9, 1, 1, 1)
     chunks = [
         module.Chunk(sequence, sequence.num_computed, count)
@@ -282,9 +294,9 @@ def _require_limits(room: Classroom, chunks: list[Any], step: int) -> None:
 
 CASES = (
     Case(
-        "a sequence waits, unless it could never end",
+        "a sequence waits, unless it may need more blocks than there are",
         _adds,
-        lesson="There are 16 blocks of 8 tokens.",
+        lesson="There are 16 blocks of 8 tokens. x runs and holds five of them.",
     ),
     Case(
         "a sequence that is finished or given up leaves nothing behind",
@@ -336,8 +348,14 @@ CASES = (
     ),
     Case(
         "decoding sequences keep the budget too",
+        _decodes_alone,
+        lesson="a, b, c and d decode. The budget is 3.",
+    ),
+    Case(
+        "what decoding leaves of the budget goes to a prompt",
         _small_budget,
-        lesson="a, b, c and d decode, 12 tokens of e are left, and f waits.",
+        lesson="a, b, c and d decode, 12 tokens of e are left, and f waits. The "
+        "budget is 3, then 5.",
     ),
     Case(
         "not more than max_sequences run",
@@ -359,24 +377,24 @@ CASES = (
         "results go to their sequences, which end in time",
         _commits,
         lesson="The chunk of b ends within its prompt, so the results belong to a, c, d, e and f. "
-        "a ends with its second token of 2, and e with the stop token 44.",
+        "a ends with its second token of 2, and e with the stop token 44. The last token of b's "
+        "prompt is a stop token of b, but it was not generated.",
     ),
     Case(
         "the classroom: a, b and then c",
         _classroom,
-        lesson="16 blocks of 8 tokens, a budget of 24. a has 10 tokens and generates 6, b has 50 "
-        "and generates 3. After the first step c comes with 5 and generates 9.",
+        lesson="a has 10 tokens and generates 6, b has 50 and generates 3. After the first step c "
+        "comes with 5 and generates 9. Page 9 says what the classroom is.",
     ),
     Case(
         "the classroom with too few blocks",
         _preemptions,
-        lesson="8 blocks of 8 tokens, a budget of 24. a has 14 tokens, b 20 and c 17; each "
-        "generates 20.",
+        lesson="There are 8 blocks. a has 14 tokens, b 20 and c 17; each generates 20.",
     ),
     Case(
         "three sequences with one prompt",
         _shared_prompt,
-        lesson="16 blocks of 8 tokens, a budget of 24. The first 18 of 21 tokens are the same.",
+        lesson="The first 18 of 21 tokens are the same.",
     ),
     Case("168 sequences that arrive at random", _random_arrivals),
 )

@@ -1,6 +1,7 @@
 """What goes wrong in step 9."""
 
 from nanovllm.learn.checking import Mistake
+from nanovllm.learn.steps.step09_scheduler.plan_mistakes import PLAN_MISTAKES
 
 _SHARE = """        for block in shared:
             self.blocks.share(block)
@@ -9,35 +10,21 @@ _FIT = """        if missing > self.blocks.num_free:
             self.blocks.free(shared)
             return False
 """
+_HAS_ROOM = """        if len(sequence.block_ids) >= needed:
+            return True
+"""
 _ROOM = """        while self.blocks.num_free == 0:
             last = self.running[-1]
 """
-_DECODES = """        for sequence in [one for one in self.running if one.is_decoding]:
-            is_running = sequence in self.running  # not preempted by an earlier one
-            if left > 0 and is_running and self.make_room(sequence):
-                chunks.append(self.plan(sequence, 1))
-                left -= 1
-"""
-_PROMPTS = """        for sequence in [one for one in self.running if not one.is_decoding]:
-            count = min(sequence.num_uncomputed, left)
-            if count > 0:
-                chunks.append(self.plan(sequence, count))
-                left -= count
-"""
-_ADMISSION = """        while self.waiting and left > 0 and len(self.running) < self.max_sequences:
-"""
-_NEW_CHUNK = """            sequence = self.running[-1]
-            count = min(sequence.num_uncomputed, left)
-"""
-_ENDS = """                if token in sequence.stop_token_ids or (
-                    len(sequence.output) == sequence.max_new_tokens
-                ):
+_PREEMPTS = f"""{_ROOM}            self.preempt(last)
+            if last is sequence:
+                return False
 """
 
 MISTAKES = (
     Mistake(
         "accepts what can never end",
-        "A sequence that needs more blocks than there are is queued. When it runs alone and no "
+        "A sequence that may need more blocks than there are is queued. When it runs alone and no "
         "block is free, it preempts itself again and again. Raise ValueError in add.",
         "if needed > self.blocks.num_blocks:",
         "if False:",
@@ -47,6 +34,20 @@ MISTAKES = (
         "add compares the prompt alone with the blocks. The generated tokens need blocks too.",
         "longest = len(sequence.prompt) + sequence.max_new_tokens",
         "longest = len(sequence.prompt)",
+    ),
+    Mistake(
+        "last token not counted",
+        "add counts one token less than len(prompt) + max_new_tokens. The last token is never "
+        "stored, but it is counted all the same.",
+        "longest = len(sequence.prompt) + sequence.max_new_tokens",
+        "longest = len(sequence.prompt) + sequence.max_new_tokens - 1",
+    ),
+    Mistake(
+        "add looks at the free blocks",
+        "add compares with num_free. Blocks that others hold will be free later, and until then "
+        "the sequence waits: compare with num_blocks.",
+        "if needed > self.blocks.num_blocks:",
+        "if needed > self.blocks.num_free:",
     ),
     Mistake(
         "exact fit refused",
@@ -106,6 +107,20 @@ MISTAKES = (
         "self.blocks.block_size)",
     ),
     Mistake(
+        "all blocks compared with the free ones",
+        "admit asks for as many free blocks as the sequence needs in all. The shared ones are "
+        "there already: compare only those that are missing.",
+        "if missing > self.blocks.num_free:",
+        "if missing + len(shared) > self.blocks.num_free:",
+    ),
+    Mistake(
+        "num_computed in blocks",
+        "num_computed is a number of tokens, and len(shared) a number of blocks: multiply by "
+        "block_size.",
+        "len(shared) * self.blocks.block_size",
+        "len(shared)",
+    ),
+    Mistake(
         "shared tokens computed again",
         "num_computed is 0 although the shared blocks have the first tokens. They would be "
         "computed again, and written to blocks that others read.",
@@ -153,6 +168,12 @@ MISTAKES = (
         "ended: at num_computed.",
         "return Chunk(sequence, sequence.num_computed, count)",
         "return Chunk(sequence, 0, count)",
+    ),
+    Mistake(
+        "plan counts as computed",
+        "plan changes num_computed; commit does that, after the forward pass.",
+        "        return Chunk(sequence, sequence.num_computed, count)",
+        "        sequence.num_computed = end\n        return Chunk(sequence, end - count, count)",
     ),
     Mistake(
         "nothing registered",
@@ -222,9 +243,23 @@ MISTAKES = (
         "needed = num_blocks_for(sequence.num_computed,",
     ),
     Mistake(
+        "a block for a token that is not sampled yet",
+        "make_room counts one token more than there are. The token that was sampled last is in "
+        "`tokens` already: no + 1.",
+        "needed = num_blocks_for(sequence.num_computed + 1,",
+        "needed = num_blocks_for(len(sequence.tokens) + 1,",
+    ),
+    Mistake(
+        "preempts without need",
+        "make_room preempts another sequence although this one has room for its next token. Look "
+        "first whether it needs a block.",
+        _HAS_ROOM + _PREEMPTS,
+        _PREEMPTS + _HAS_ROOM,
+    ),
+    Mistake(
         "a block for every token",
         "A block is allocated for every token. There is room until the last one is full.",
-        "        if len(sequence.block_ids) >= needed:\n            return True\n",
+        _HAS_ROOM,
         "",
     ),
     Mistake(
@@ -247,156 +282,5 @@ MISTAKES = (
         "            if last is sequence:\n                return False\n",
         "",
     ),
-    Mistake(
-        "decodes not first",
-        "Prompts are planned before the decoding sequences. A long prompt then takes the budget "
-        "of many steps, and nobody who is being answered sees a token meanwhile.",
-        _DECODES + _PROMPTS,
-        _PROMPTS + _DECODES,
-    ),
-    Mistake(
-        "decodes or prompts",
-        "A step either decodes or computes prompts. Continuous batching does both in one step: "
-        "decoding needs little of the budget.",
-        _PROMPTS + _ADMISSION,
-        "        if chunks:\n            return chunks\n" + _PROMPTS + _ADMISSION,
-    ),
-    Mistake(
-        "static batching",
-        "Others are admitted only when nobody runs. Those that wait would wait for the longest "
-        "answer: admit them in every step.",
-        _ADMISSION,
-        "        was_idle = not chunks\n" + _ADMISSION.replace("while", "while was_idle and"),
-    ),
-    Mistake(
-        "budget without decodes",
-        "The tokens of decoding sequences are not taken off the budget, so the step exceeds it.",
-        "                left -= 1\n",
-        "",
-    ),
-    Mistake(
-        "budget without running prompts",
-        "The tokens of the running prompts are not taken off the budget, so the step exceeds it.",
-        _PROMPTS,
-        _PROMPTS.replace("                left -= count\n", ""),
-    ),
-    Mistake(
-        "budget without new prompts",
-        "The tokens of admitted prompts are not taken off the budget, so the step exceeds it.",
-        "            chunks.append(self.plan(sequence, count))\n            left -= count\n",
-        "            chunks.append(self.plan(sequence, count))\n",
-    ),
-    Mistake(
-        "a chunk as long as the prompt",
-        "The whole prompt of an admitted sequence is planned, whatever the budget is. Take what is "
-        "left of it: min(num_uncomputed, left).",
-        _NEW_CHUNK,
-        _NEW_CHUNK.replace("min(sequence.num_uncomputed, left)", "sequence.num_uncomputed"),
-    ),
-    Mistake(
-        "a running prompt waits for room",
-        "A running prompt is planned only where all of the rest fits the budget. One that is "
-        "longer than the budget never gets on: take the part that fits.",
-        "            if count > 0:\n",
-        "            if count == sequence.num_uncomputed:\n",
-    ),
-    Mistake(
-        "a chunk without tokens",
-        "Where nothing is left of the budget, a running prompt is planned with 0 tokens. Leave it "
-        "out of the step.",
-        "            if count > 0:\n",
-        "            if count >= 0:\n",
-    ),
-    Mistake(
-        "decodes exceed the budget",
-        "Decoding sequences are planned although nothing is left of the budget.",
-        "if left > 0 and is_running and",
-        "if is_running and",
-    ),
-    Mistake(
-        "number of sequences not limited",
-        "More than max_sequences run at a time.",
-        _ADMISSION,
-        _ADMISSION.replace(" and len(self.running) < self.max_sequences", ""),
-    ),
-    Mistake(
-        "one sequence too many",
-        "max_sequences + 1 sequences run at a time.",
-        "len(self.running) < self.max_sequences",
-        "len(self.running) <= self.max_sequences",
-    ),
-    Mistake(
-        "overtaken in the queue",
-        "A sequence that does not fit is set aside, and a later, shorter one is admitted. With "
-        "enough short ones the long one never runs: stop at the first that does not fit.",
-        "                break\n",
-        "                self.waiting.append(self.waiting.pop(0))\n"
-        "                if not self.admit():\n                    break\n",
-    ),
-    Mistake(
-        "the preempted is planned",
-        "A sequence that make_room has preempted for an earlier one is planned in the same step. "
-        "Look whether it still runs.",
-        "            is_running = sequence in self.running  # not preempted by an earlier one\n",
-        "            is_running = True\n",
-    ),
-    Mistake(
-        "samples before the prompt is complete",
-        "Every chunk takes a sampled token, also one that ends in the middle of a prompt. Its last "
-        "logits predict a token that is known. Only chunks that sample take a result.",
-        "            if samples:\n                token = next(results)\n",
-        "            token = next(results, None)\n            if token is not None:\n",
-    ),
-    Mistake(
-        "results in the wrong order",
-        "The sampled tokens are taken from the end, so sequences get each other's tokens.",
-        "results = iter(sampled)",
-        "results = iter(sampled[::-1])",
-    ),
-    Mistake(
-        "a chunk counted as one token",
-        "num_computed grows by 1 and not by the length of the chunk, so the context ends before "
-        "the new tokens, and they are computed again.",
-        "sequence.num_computed += chunk.count",
-        "sequence.num_computed += 1",
-    ),
-    Mistake(
-        "the sampled token counts as computed",
-        "The sampled token is counted in num_computed. Its key and value do not exist until the "
-        "next step computes it.",
-        "                sequence.tokens.append(token)\n",
-        "                sequence.tokens.append(token)\n"
-        "                sequence.num_computed = len(sequence.tokens)\n",
-    ),
-    Mistake(
-        "off by one in max_tokens",
-        "A sequence ends one token after max_new_tokens.",
-        "len(sequence.output) == sequence.max_new_tokens",
-        "len(sequence.output) > sequence.max_new_tokens",
-    ),
-    Mistake(
-        "one token too few",
-        "A sequence ends one token before max_new_tokens.",
-        "len(sequence.output) == sequence.max_new_tokens",
-        "len(sequence.output) >= sequence.max_new_tokens - 1",
-    ),
-    Mistake(
-        "the prompt counts as output",
-        "max_new_tokens is compared with all tokens. It limits those that were generated.",
-        "len(sequence.output) == sequence.max_new_tokens",
-        "len(sequence.tokens) >= sequence.max_new_tokens",
-    ),
-    Mistake(
-        "stop tokens ignored",
-        "A stop token does not end the sequence.",
-        _ENDS,
-        "                if len(sequence.output) == sequence.max_new_tokens:\n",
-    ),
-    Mistake(
-        "ended but not finished",
-        "commit returns the ended sequence without finishing it: it holds its blocks and is "
-        "planned again.",
-        "                    self.finish(sequence)\n",
-        "",
-    ),
+    *PLAN_MISTAKES,
 )

@@ -124,8 +124,8 @@ class Scheduler:
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence.
 
-        Raises ValueError if the prompt and max_new_tokens need more blocks than there are: such a
-        sequence could never end.
+        Raises ValueError if len(prompt) + max_new_tokens tokens need more blocks than there are
+        (`num_blocks`, not `num_free`). The last token is never stored; it is counted all the same.
         """
         longest = len(sequence.prompt) + sequence.max_new_tokens
         needed = num_blocks_for(longest, self.blocks.block_size)
@@ -149,7 +149,9 @@ class Scheduler:
         """Move the first waiting sequence to the running ones, with blocks for all of its tokens.
 
         It shares the blocks of the longest known prefix, whose tokens count as computed, and gets
-        new ones for the rest. Returns False, without any change, if too few blocks are free.
+        new ones for the rest. A shared block that was free is not free any more, so it lowers
+        `num_free` too. Returns False, without any change, if too few blocks are free for the rest.
+        `schedule` looks at `max_sequences`, not this method.
         """
         sequence = self.waiting[0]
         shared = self.blocks.find_prefix(sequence.tokens)
@@ -167,8 +169,9 @@ class Scheduler:
     def plan(self, sequence: Sequence, count: int) -> Chunk:
         """Return the chunk of a sequence's next `count` tokens, and register the blocks it fills.
 
-        Every block that is full after the step is registered now: a sequence that is admitted later
-        in the same step can share it.
+        The chunk starts at `num_computed`. The sequence is not changed: `commit` adds `count` to
+        `num_computed` after the forward pass. Every block that is full after the step is registered
+        now: a sequence that is admitted later in the same step can share it.
         """
         end = sequence.num_computed + count
         self.blocks.register_prefix(sequence.block_ids, sequence.tokens[:end])
@@ -187,10 +190,12 @@ class Scheduler:
         self.waiting.insert(0, sequence)
 
     def make_room(self, sequence: Sequence) -> bool:
-        """Give a running sequence a block for its next token, if it has none.
+        """Make sure that a running sequence has a slot for the position `num_computed`.
 
-        While no block is free, the last running sequence is preempted. Returns False if that was
-        the sequence itself.
+        There the token that was sampled last will be stored; it is in `tokens` already. If no block
+        of the sequence has that position, the sequence gets one block more. While no block is free
+        for it, the last running sequence is preempted. Returns False if that was the sequence
+        itself.
         """
         needed = num_blocks_for(sequence.num_computed + 1, self.blocks.block_size)
         if len(sequence.block_ids) >= needed:
@@ -234,7 +239,8 @@ class Scheduler:
     def commit(self, chunks: list[Chunk], sampled: list[int]) -> list[Sequence]:
         """Take over the results of a step and return the sequences that have ended.
 
-        A sequence ends with a stop token or after `max_new_tokens` tokens; it is finished.
+        Adds the number of tokens of each chunk to its sequence's `num_computed`. A sequence ends
+        when a stop token is sampled, or after `max_new_tokens` tokens; it is finished.
 
         Args:
             chunks: the plan of the step.
