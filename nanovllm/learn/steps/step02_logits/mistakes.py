@@ -206,6 +206,13 @@ MISTAKES = (
         "return weights / weights.sum()",
     ),
     Mistake(
+        "softmax of the whole array",
+        "All probabilities of the array together sum to 1. Each row must: axis=1, keepdims=True "
+        "for the maximum and for the sum.",
+        f"    {_SUM}\n    {_SHARE}",
+        "    weights = np.exp(logits - logits.max())\n    return weights / weights.sum()",
+    ),
+    Mistake(
         "softmax over the rows",
         "The softmax runs over axis 0, the rows. The probabilities of all tokens at one row sum "
         "to 1: axis 1.",

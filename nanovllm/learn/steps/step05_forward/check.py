@@ -81,7 +81,9 @@ CASES = (
     Case(
         "the feed-forward network",
         lambda m: m.feed_forward(
-            _engine()["embeddings"], tiny_weights().layers[0].up, tiny_weights().layers[0].down
+            _engine()["embeddings"].copy(),
+            tiny_weights().layers[0].up,
+            tiny_weights().layers[0].down,
         ),
         lambda: gpt2.feed_forward(
             TINY_CONFIG, tiny_weights().layers[0], 0, _engine()["embeddings"], ignore

@@ -75,7 +75,7 @@ MISTAKES = (
         "all high bytes begin a character",
         "0xC0, 0xC1 and 0xF5 to 0xFF are never the first byte, so they need not wait.",
         _LENGTH,
-        "return 2 if 0xC0 <= first < 0xE0 else 3 if 0xE0 <= first < 0xF0 else 4",
+        "return 1 if first < 0xC0 else 2 if first < 0xE0 else 3 if first < 0xF0 else 4",
     ),
     Mistake(
         "minus nothing",
