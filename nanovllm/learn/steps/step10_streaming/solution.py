@@ -51,7 +51,10 @@ class Utf8Stream:
         return data[:end].decode("utf-8", errors="replace")
 
     def flush(self) -> str:
-        """Return the rest at the end of the text: U+FFFD for an incomplete character."""
+        """Return the rest at the end of the text: U+FFFD for an incomplete character.
+
+        Called again, it returns nothing.
+        """
         pending, self._pending = self._pending, b""
         return pending.decode("utf-8", errors="replace")
 
@@ -102,6 +105,9 @@ class StopStrings:
         return text[:released], None
 
     def flush(self) -> str:
-        """Return the held text at the end of a text without a stop string."""
+        """Return the held text at the end of the text.
+
+        It returns nothing after a stop string, and nothing when it is called again.
+        """
         held, self._held = self._held, ""
         return held
