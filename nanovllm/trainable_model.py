@@ -214,7 +214,13 @@ class TrainableModel:
         return np.ascontiguousarray(inputs), np.ascontiguousarray(expected)
 
     def _integers(self, name: str, values: ArrayLike, lowest: int = 0) -> TokenIds:
-        array = np.asarray(values)
+        try:
+            array = np.asarray(values)
+        except ValueError:
+            raise TrainingError(
+                f"{name} have rows of different lengths, but must be integers [batch, context]; "
+                "give a batch for each length, or pad the rows and set the targets there to -1"
+            ) from None
         if array.ndim != 2 or array.dtype.kind not in "iu":
             raise TrainingError(
                 f"{name} are {array.dtype} {list(array.shape)}, but must be integers "
@@ -223,9 +229,10 @@ class TrainableModel:
         low, high = int(array.min(initial=0)), int(array.max(initial=0))
         if low < lowest or high >= self.config.vocab:
             wrong = low if low < lowest else high
+            ignored = f", and {IGNORED} ignores a target" if lowest == IGNORED else ""
             raise TrainingError(
                 f"{name} have {wrong}, but the vocabulary has the tokens 0 to "
-                f"{self.config.vocab - 1}"
+                f"{self.config.vocab - 1}{ignored}"
             )
         return array.astype(np.int64)
 

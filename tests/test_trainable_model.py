@@ -115,6 +115,9 @@ def test_the_backends_agree_on_a_model_by_name() -> None:
         ([[1, 2]], [[3]], r"shape \(1, 2\) and targets \(1, 1\)"),
         ([[1, -2]], None, r"token_ids have -2, but the vocabulary has the tokens 0 to \d+"),
         ([[1, 2]], [[3, 999]], r"targets have 999"),
+        ([[1, 2]], [[3, -2]], r"targets have -2, .* 0 to \d+, and -1 ignores a target"),
+        ([[1, 2], [3]], None, r"token_ids have rows of different lengths, .* pad the rows"),
+        ([[1, 2]], [[3, 4], [5]], r"targets have rows of different lengths"),
         ([list(range(10))], None, r"a sequence has 9 tokens, .* end at 8"),
     ],
 )
