@@ -20,7 +20,6 @@ inspection          attention, logit lens and embeddings of one prompt
 training            from text files to a checkpoint: data, network, files and report
 pages               HTML pages in one file, and the scripts that they share with the server's page
 hub                 from model names to folders
-learn               the course: steps, checks, and an engine that runs what its reader wrote
 cli                 the nanovllm command
 deploy              replicas under Ray Serve
 config              settings of an engine

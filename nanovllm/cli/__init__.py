@@ -35,9 +35,6 @@ env                 `nanovllm env`
 bench/              `nanovllm bench`
 eval                `nanovllm eval`
 ablate              `nanovllm ablate`
-learn               `nanovllm learn`
-lessons             its commands
-race                `nanovllm learn race`
 verify              `nanovllm verify`
 verify_comparison   its comparison
 verify_reference    its reference, transformers

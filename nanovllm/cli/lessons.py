@@ -63,7 +63,7 @@ def run_check(parsed: argparse.Namespace) -> int:
     folder = require_folder(parsed)
     if parsed.step is not None:
         return _check(folder, step_of(parsed.step))
-    written = [step for step in STEPS if folder.status(step) != "not written"]
+    written = [step for step in STEPS if folder.status(step) not in {"not written", "no file"}]
     if not written:
         print("Nothing is written yet. Begin with: nanovllm learn show 1")
     return max((_check(folder, step) for step in written), default=0)
@@ -95,7 +95,10 @@ def run_diff(parsed: argparse.Namespace) -> int:
             "--solution` prints the solution"
         )
     file = folder.file(step)
-    yours = file.read_text(encoding="utf-8").splitlines(keepends=True)
+    try:
+        yours = file.read_text(encoding="utf-8").splitlines(keepends=True)
+    except (OSError, ValueError) as error:
+        raise InvalidRequestError(f"{file} cannot be read: {error}") from None
     solution = readers_source(step.text("solution.py")).splitlines(keepends=True)
     lines = difflib.unified_diff(yours, solution, file.name, "the solution")
     sys.stdout.writelines(lines)
@@ -142,7 +145,7 @@ def _check(folder: CourseFolder, step: Step) -> int:
     file = folder.file(step)
     if not file.exists():
         raise InvalidRequestError(
-            f"there is no {file}; `nanovllm learn start NEW` writes one in a new folder"
+            f"there is no {file}; `nanovllm learn start` writes all files to a new folder"
         )
     print(f"Step {step.number}: {step.title}   {os.path.relpath(file)}")
     verdict = judge(folder.path, step, _print_case)

@@ -31,6 +31,8 @@ _VERSIONS = {
 def run_race(parsed: argparse.Namespace) -> int:
     """Measure the engines, draw bars, and name what to speed up next."""
     folder = require_folder(parsed).path
+    if parsed.json is not None and not parsed.json.parent.is_dir():
+        raise ValueError(f"there is no folder {parsed.json.parent} for --json; make it first")
     parts = load_parts(folder.resolve())
     engines = _engines(parts, folder)
     runs = (parsed.rounds + 1) * len(HEATS) * len(engines)

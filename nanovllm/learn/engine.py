@@ -1,6 +1,5 @@
 """The engine of backend="learn:DIR": the reader's code where it is written, else the project's."""
 
-import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -45,7 +44,6 @@ def learn_parts(folder: Path) -> EngineParts:
         ReadersCodeError: a file in it cannot be loaded.
     """
     CourseFolder.find(folder)
-    sys.dont_write_bytecode = True  # the reader's folder keeps only what the reader wrote
     return engine_parts_of(load_parts(folder.resolve(), ENGINE_STEPS), folder)
 
 

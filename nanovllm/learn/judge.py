@@ -120,10 +120,18 @@ def _call(process: WorkerProcess, limit_s: float, **header: Any) -> dict[str, An
     """Return the reply of the process; op is "ended" where it has ended."""
     start_s = START_S if header["op"] == "load" else 0.0
     try:
-        return process.call(header, timeout_s=start_s + _WALL_S_PER_CPU_S * limit_s)[0]
+        reply, _ = process.call(header, timeout_s=start_s + _WALL_S_PER_CPU_S * limit_s)
+        return {name: _encodable(value) for name, value in reply.items()}
     except WorkerEndedError as error:
         text = _ENDS.get(error.limit, _ENDS[None])
         return {"op": "ended", "text": text.format(cpu_s=limit_s)}
+
+
+def _encodable(value: Any) -> Any:
+    """Return a text that a terminal can show: half a surrogate pair cannot be encoded."""
+    if not isinstance(value, str):
+        return value
+    return value.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _problem(step: Step, reply: dict[str, Any]) -> str:

@@ -12,8 +12,7 @@ import inspect
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.abc import InspectLoader, Loader
-from importlib.machinery import SourceFileLoader
+from importlib.abc import ExecutionLoader, Loader
 from pathlib import Path
 from traceback import extract_tb
 from types import ModuleType
@@ -104,13 +103,19 @@ def _missing(step: Step, name: str) -> Callable[..., NoReturn]:
     return missing
 
 
-class _Source(InspectLoader):
-    """Loads a module from its text."""
+class _Source(ExecutionLoader):
+    """Loads a module from its text, and writes no compiled file beside it."""
 
-    def __init__(self, source: str) -> None:
-        self._source = source
+    def __init__(self, source: str, path: str) -> None:
+        """Name `path` in tracebacks."""
+        self._source, self._path = source, path
+
+    def get_filename(self, fullname: str) -> str:
+        """Return the path."""
+        return self._path
 
     def get_source(self, fullname: str) -> str:
+        """Return the text."""
         return self._source
 
 
@@ -119,7 +124,7 @@ def mistaken(step: Step, mistake: Mistake) -> ModuleType:
     """Return the solution with a mistake in it."""
     source = step.text("solution.py")
     assert source.count(mistake.old) == 1, f"{mistake.name}: it must replace exactly one passage"
-    loader = _Source(source.replace(mistake.old, mistake.new))
+    loader = _Source(source.replace(mistake.old, mistake.new), "the solution with a mistake")
     return _execute(f"{step.module}_mistaken", loader)
 
 
@@ -128,7 +133,7 @@ def _load(step: Step, path: Path) -> tuple[ModuleType, set[str]]:
     try:
         source = path.read_text(encoding="utf-8")
         unwritten = stub_names(source)
-        module = _execute(step.module, SourceFileLoader(step.module, str(path)))
+        module = _execute(step.module, _Source(source, str(path)))
     except SyntaxError as error:
         text = (error.text or "").strip()
         raise ReadersCodeError(f"{path.name}, line {error.lineno}: {error.msg}: {text}") from None

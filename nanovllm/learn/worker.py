@@ -12,7 +12,6 @@ not mixed with the messages.
 
 import functools
 import io
-import sys
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from types import ModuleType
@@ -95,7 +94,6 @@ def _mistaken_outcome(step: Step, number: int, index: int) -> Outcome:
 
 def serve(channel: Channel) -> None:
     """Load the reader's files, then run cases until the socket closes."""
-    sys.dont_write_bytecode = True
     received = channel.receive()
     if received is None:
         return

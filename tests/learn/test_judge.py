@@ -56,6 +56,7 @@ def test_a_readers_own_mistake_is_named(folder: CourseFolder) -> None:
         ("    import os\n    os._exit(3)\n", "ended", "ended the process"),
         ("    raise NotImplementedError\n", "unwritten", "a part is not written yet"),
         ("    import sys\n    sys.exit(0)\n", "raised", "SystemExit"),
+        ("    raise ValueError(chr(0xD800))\n", "raised", "\\ud800"),
     ],
 )
 def test_code_that_goes_wrong_gets_a_message(

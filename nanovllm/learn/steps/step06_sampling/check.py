@@ -120,7 +120,7 @@ CASES = (
     ),
     _top_p(
         _PAPER,
-        [0.8, 1.0],
+        [0.8],
         "top-p: ties with the last one kept",
         "Tokens 0 and 3 are equally likely. For p = 0.8 one of them is enough; both are kept.",
     ),

@@ -1,5 +1,6 @@
 """Step 7.
 
 solution  what the reader writes
-check     cases and mistakes
+check     cases
+mistakes  what goes wrong
 """

@@ -142,7 +142,7 @@ MISTAKES = (
     ),
     Mistake(
         "Python's own hash",
-        "Python's `hash` gives other values in every process, because it begins with a random "
+        "Python's `hash` is not the same in every process: that of bytes begins with a random "
         "number. Use blake2b, which depends on the bytes alone.",
         _DIGEST,
         "str(hash((parent, tuple(tokens)))).zfill(20).encode()",

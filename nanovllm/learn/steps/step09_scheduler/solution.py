@@ -193,9 +193,9 @@ class Scheduler:
         """Make sure that a running sequence has a slot for the position `num_computed`.
 
         There the token that was sampled last will be stored; it is in `tokens` already. If no block
-        of the sequence has that position, the sequence gets one block more.
-        While no block is free, the last running sequence is preempted. Returns False if that was
-        the sequence itself.
+        of the sequence has that position, the sequence gets one block more. While no block is free
+        for it, the last running sequence is preempted. Returns False if that was the sequence
+        itself.
         """
         needed = num_blocks_for(sequence.num_computed + 1, self.blocks.block_size)
         if len(sequence.block_ids) >= needed:
@@ -239,8 +239,8 @@ class Scheduler:
     def commit(self, chunks: list[Chunk], sampled: list[int]) -> list[Sequence]:
         """Take over the results of a step and return the sequences that have ended.
 
-        Adds the number of tokens of each chunk to its sequence's `num_computed`.
-        A sequence ends with a stop token or after `max_new_tokens` tokens; it is finished.
+        Adds the number of tokens of each chunk to its sequence's `num_computed`. A sequence ends
+        when a stop token is sampled, or after `max_new_tokens` tokens; it is finished.
 
         Args:
             chunks: the plan of the step.

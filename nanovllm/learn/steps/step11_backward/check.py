@@ -13,7 +13,7 @@ import numpy as np
 from nanovllm.learn.checking import Case
 from nanovllm.learn.steps.step03_layer_norm.solution import layer_norm
 from nanovllm.learn.steps.step04_attention.solution import attention
-from nanovllm.learn.steps.step11_backward.mistakes import MISTAKES
+from nanovllm.learn.steps.step11_backward import mistakes, training_mistakes
 from nanovllm.learn.steps.step11_backward.solution import named_arrays
 from nanovllm.model.checkpoint import build_tree, expected_shapes
 from nanovllm.model.config import GPT2Config
@@ -25,7 +25,7 @@ from nanovllm.training.network.optimizer import AdamW
 from nanovllm.training.network.parameters import Parameters, initialize
 from nanovllm.training.network.schedule import Schedule
 
-__all__ = ["CASES", "MISTAKES"]
+MISTAKES = mistakes.MISTAKES + training_mistakes.MISTAKES
 
 _TEXT = (
     b"The frog sat on a log in the bog. The dog sat on the frog. The frog was in the bog, and "
@@ -34,7 +34,7 @@ _TEXT = (
 _OPERATIONS = NumpyOperations()
 _EPSILON = 1e-5
 _CONTEXT, _STEPS, _SEQUENCES = 16, 12, 3
-_PEAK, _FLOOR, _WARMUP, _MAX_NORM, _DECAY = 0.02, 0.002, 3, 0.5, 0.1
+_PEAK, _FLOOR, _WARMUP, _MAX_NORM, _DECAY = 0.02, 0.002, 3, 1.2, 0.1
 
 
 def _random(*shape: int) -> np.ndarray:
@@ -116,7 +116,7 @@ def _norm_sums(module: ModuleType) -> object:
 
 
 def _norm(module: ModuleType) -> object:
-    grads = module.layer_norm_backward(*_norm_arrays(), _EPSILON)
+    grads = module.layer_norm_backward(*_norm_arrays(), 0.5)  # large, so that it matters
     return _named(grads, "hidden", "gain", "bias")
 
 
@@ -126,7 +126,7 @@ def _norm_differences() -> object:
     bias = np.zeros_like(gain)
 
     def function() -> np.ndarray:
-        return layer_norm(hidden, gain, bias, _EPSILON)
+        return layer_norm(hidden, gain, bias, 0.5)
 
     arrays = {
         "the gradient of hidden": hidden,
@@ -195,19 +195,24 @@ def _rates(module: ModuleType) -> object:
     return [module.learning_rate(step, _PEAK, _FLOOR, 4, 20) for step in (*range(20), 20, 30)]
 
 
-_SHAPES = {"1.up.weight": (3, 4), "position_embedding": (4, 3), "1.up.bias": (4,)}
+_SHAPES = {
+    "1.up.weight": (3, 4),
+    "position_embedding": (4, 3),
+    "1.up.bias": (4,),
+    "token_embedding": (5, 3),
+}
 _BETA2 = 0.999  # with 0.99 the two corrections of the first update cancel
-_ENGINE_NAMES = ("h.1.mlp.c_fc.weight", "wpe.weight", "h.1.mlp.c_fc.bias")
+_ENGINE_NAMES = ("h.1.mlp.c_fc.weight", "wpe.weight", "h.1.mlp.c_fc.bias", "wte.weight")
 
 
 def _adamw(updates: int, decay: float) -> Callable[[ModuleType], object]:
     def run(module: ModuleType) -> object:
         parameters = {name: _random(*shape) for name, shape in _SHAPES.items()}
-        optimizer = module.AdamW(parameters, weight_decay=decay, beta2=_BETA2)
+        optimizer = module.AdamW(dict(parameters), weight_decay=decay, beta2=_BETA2)
         for update in range(updates):
             gradients = {name: _random(*shape) * (update + 1) for name, shape in _SHAPES.items()}
             optimizer.update(gradients, 0.1)
-        return {f"{name} after {updates}": array for name, array in parameters.items()}
+        return {f"{name} after update {updates}": array for name, array in parameters.items()}
 
     return run
 
@@ -224,13 +229,13 @@ def _engine_adamw(updates: int, decay: float) -> Callable[[], object]:
                 array[...] = _random(*_SHAPES[names[name]]) * (update + 1)
             optimizer.update(0.1)
         arrays = parameters.arrays()
-        return {f"{own} after {updates}": arrays[name] for name, own in names.items()}
+        return {f"{own} after update {updates}": arrays[name] for name, own in names.items()}
 
     return run
 
 
-def _model() -> SimpleNamespace:
-    """Return a tiny model with its initial weights, and the text as tokens."""
+def _model(steps: int, sequences: int) -> SimpleNamespace:
+    """Return a tiny model with its initial weights, the text as tokens, and first tokens."""
     letters = sorted(set(_TEXT))
     tokens = np.array([letters.index(letter) for letter in _TEXT])
     config = GPT2Config(
@@ -239,7 +244,7 @@ def _model() -> SimpleNamespace:
     parameters = Parameters(expected_shapes(config))
     initialize(parameters, config, seed=1)
     random = np.random.default_rng(0)
-    starts = random.integers(0, len(tokens) - _CONTEXT, size=(_STEPS, _SEQUENCES))
+    starts = random.integers(0, len(tokens) - _CONTEXT, size=(steps, sequences))
     return SimpleNamespace(config=config, parameters=parameters, tokens=tokens, starts=starts)
 
 
@@ -247,8 +252,8 @@ def _tree(model: SimpleNamespace) -> GPT2Weights:
     return build_tree(model.parameters.arrays(), model.config)
 
 
-def _train(module: ModuleType) -> object:
-    model = _model()
+def _train(module: ModuleType, steps: int = _STEPS, sequences: int = _SEQUENCES) -> object:
+    model = _model(steps, sequences)
     weights, heads = _tree(model), model.config.heads
     optimizer = module.AdamW(named_arrays(weights), weight_decay=_DECAY)
 
@@ -262,12 +267,12 @@ def _train(module: ModuleType) -> object:
 
 
 @cache
-def _engine_train() -> object:
-    model = _model()
+def _engine_train(steps: int = _STEPS, sequences: int = _SEQUENCES) -> object:
+    model = _model(steps, sequences)
     optimizer = AdamW(model.parameters, _OPERATIONS, weight_decay=_DECAY, grad_clip=_MAX_NORM)
     schedule = Schedule(_PEAK, _FLOOR, _WARMUP, _STEPS)
-    losses, count = [], _SEQUENCES * _CONTEXT
-    for step in range(_STEPS):
+    losses, count = [], sequences * _CONTEXT
+    for step in range(steps):
         places = model.starts[step][:, None] + np.arange(_CONTEXT)
         inputs, targets = model.tokens[places], model.tokens[places + 1]
         total = batch_loss(
@@ -336,7 +341,12 @@ CASES = (
     Case("AdamW: three updates without decay", _adamw(3, 0.0), _engine_adamw(3, 0.0)),
     Case("AdamW: three updates with decay", _adamw(3, 0.5), _engine_adamw(3, 0.5)),
     Case(
-        "training: the losses of twelve steps",
+        "training: the losses of two steps, of one sequence each",
+        lambda module: _train(module, 2, 1),
+        lambda: _engine_train(2, 1),
+    ),
+    Case(
+        "training: the losses of twelve steps, of three sequences each",
         _train,
         _engine_train,
         "Expected are the losses of the project's own training with the same batches.",

@@ -1,12 +1,19 @@
-"""What goes wrong in step 11."""
+"""What goes wrong in the gradients of step 11."""
 
 from nanovllm.learn.checking import Mistake
 
 _LINEAR = "return grad @ weight.T, rows.T @ grad, grad.sum(axis=0)"
 _NORM = "return (scaled - mean - normal * along) / root, (grad * normal).sum(axis=0)"
+_ROW = """    centred = hidden - hidden.mean(axis=1, keepdims=True)
+    root = np.sqrt(np.square(centred).mean(axis=1, keepdims=True) + epsilon)
+    normal = centred / root
+    scaled = grad * gain
+"""
+_MEANS = """    mean = scaled.mean(axis=1, keepdims=True)
+    along = (scaled * normal).mean(axis=1, keepdims=True)
+"""
 _SCORES = "grad_scores = weights * (grad_weights - dots) / math.sqrt(queries.shape[2])"
 _DOTS = "dots = (weights * grad_weights).sum(axis=2, keepdims=True)"
-_PROGRESS = "progress = (step - warmup_steps) / (steps - warmup_steps)"
 
 MISTAKES = (
     Mistake(
@@ -34,6 +41,13 @@ MISTAKES = (
         "by the number of tokens already.",
         _LINEAR,
         _LINEAR.replace(".sum(", ".mean("),
+    ),
+    Mistake(
+        "bias gradient over the outputs",
+        "The gradient of the bias is summed over the outputs (axis 1). Sum it over the rows, "
+        "axis 0: one number for each output.",
+        _LINEAR,
+        _LINEAR.replace("axis=0", "axis=1"),
     ),
     Mistake(
         "loss summed",
@@ -110,10 +124,42 @@ MISTAKES = (
     Mistake(
         "wrong axis",
         "The means of g and g * n are taken over the tokens (axis 0); they are those of a row.",
-        """    mean = scaled.mean(axis=1, keepdims=True)
-    along = (scaled * normal).mean(axis=1, keepdims=True)""",
-        """    mean = scaled.mean(axis=0, keepdims=True)
-    along = (scaled * normal).mean(axis=0, keepdims=True)""",
+        _MEANS,
+        _MEANS.replace("axis=1", "axis=0"),
+    ),
+    Mistake(
+        "gradient means of the whole array",
+        "mean(g) and mean(g * n) are those of the whole array. Each row has its own: "
+        "mean(axis=1, keepdims=True).",
+        _MEANS,
+        _MEANS.replace("axis=1, keepdims=True", ""),
+    ),
+    Mistake(
+        "all means of the whole array",
+        "All means are those of the whole array, also in n. Each row has its own: "
+        "mean(axis=1, keepdims=True).",
+        _ROW + _MEANS,
+        (_ROW + _MEANS).replace("axis=1, keepdims=True", ""),
+    ),
+    Mistake(
+        "normalized by the whole array",
+        "The mean and the variance in n are those of the whole array. Each row has its own: "
+        "mean(axis=1, keepdims=True).",
+        _ROW,
+        _ROW.replace("axis=1, keepdims=True", ""),
+    ),
+    Mistake(
+        "means of rows without keepdims",
+        "A mean over axis 1 has the shape [tokens] and does not fit to [tokens, d_model]; "
+        "`keepdims=True` gives [tokens, 1].",
+        _MEANS,
+        _MEANS.replace(", keepdims=True", ""),
+    ),
+    Mistake(
+        "epsilon missing",
+        "The root is that of the variance alone; the forward pass adds epsilon to the variance.",
+        "keepdims=True) + epsilon)",
+        "keepdims=True))",
     ),
     Mistake(
         "root missing",
@@ -159,6 +205,13 @@ MISTAKES = (
         _DOTS.replace("(weights * grad_weights)", "grad_weights"),
     ),
     Mistake(
+        "axes of attention",
+        "`.T` of three axes reverses all of them; use `.swapaxes(-1, -2)`. D keeps its axis: "
+        "`keepdims=True`.",
+        _DOTS,
+        _DOTS.replace(", keepdims=True", ""),
+    ),
+    Mistake(
         "gradient of a sigmoid",
         "P * (1 - P) * dP is the gradient of a sigmoid, and the diagonal of the softmax's alone. "
         "Each weight depends on all scores of the row: P * (dP - D).",
@@ -191,173 +244,5 @@ MISTAKES = (
         "The gradient of the queries is dS @ keys, that of the keys dS^T @ queries.",
         "return grad_scores @ keys, grad_scores.transpose(0, 2, 1) @ queries,",
         "return grad_scores.transpose(0, 2, 1) @ queries, grad_scores @ keys,",
-    ),
-    Mistake(
-        "clipped by array",
-        "Each array is clipped by its own norm, which changes the direction of the whole. There "
-        "is one norm, of all arrays together.",
-        "    if norm > max_norm:\n        for name in gradients:\n"
-        "            gradients[name] *= max_norm / norm\n",
-        "    for array in gradients.values():\n"
-        "        array *= min(1, max_norm / np.linalg.norm(array))\n",
-    ),
-    Mistake(
-        "clipped by element",
-        "Every element is clipped alone, which changes the direction. Scale all by one factor.",
-        "gradients[name] *= max_norm / norm",
-        "gradients[name] = np.clip(gradients[name], -max_norm, max_norm)",
-    ),
-    Mistake(
-        "always scaled",
-        "The gradients are scaled to the limit although they are below it.",
-        "    if norm > max_norm:\n",
-        "    if norm > 0:\n",
-    ),
-    Mistake(
-        "clipping not in place",
-        "The gradients in the dictionary are unchanged: array = array * factor makes a new array. "
-        "Write gradients[name] *= factor.",
-        "gradients[name] *= max_norm / norm",
-        "array = gradients[name] * max_norm / norm",
-    ),
-    Mistake(
-        "norms added",
-        "The norms of the arrays are added. The norm of all is the root of the sum of squares.",
-        "norm = math.sqrt(sum(float(np.square(array).sum()) for array in gradients.values()))",
-        "norm = float(sum(np.linalg.norm(array) for array in gradients.values()))",
-    ),
-    Mistake(
-        "no warmup",
-        "The first steps have the peak's learning rate: the warmup is missing.",
-        "return peak * (step + 1) / (warmup_steps + 1)",
-        "return peak",
-    ),
-    Mistake(
-        "warmup from zero",
-        "The first step has the learning rate 0, so it changes nothing. The rate is "
-        "peak * (step + 1) / (warmup_steps + 1).",
-        "return peak * (step + 1) / (warmup_steps + 1)",
-        "return peak * step / warmup_steps",
-    ),
-    Mistake(
-        "cosine from step 0",
-        "The cosine begins at step 0; it begins behind the warmup.",
-        _PROGRESS,
-        "progress = step / steps",
-    ),
-    Mistake(
-        "cosine to zero",
-        "The cosine ends at 0; it ends at the floor.",
-        "return floor + (peak - floor) *",
-        "return peak *",
-    ),
-    Mistake(
-        "cosine rises again",
-        "Behind the last step the cosine rises again; the floor stays.",
-        "    if step >= steps:\n        return floor\n",
-        "",
-    ),
-    Mistake(
-        "no bias correction",
-        "The moments are not divided by 1 - beta^update. They begin at 0, so the first ones are "
-        "far too small.",
-        "corrected = m / (1 - self.beta1**self.updates)\n"
-        "            root = np.sqrt(v / (1 - self.beta2**self.updates))",
-        "corrected, root = m, np.sqrt(v)",
-    ),
-    Mistake(
-        "correction of the first update only",
-        "The correction does not change from update to update: beta is raised to the number of "
-        "the update.",
-        "self.updates += 1",
-        "self.updates = 1",
-    ),
-    Mistake(
-        "updates counted from 0",
-        "The first update is number 1. With 0, 1 - beta^0 is 0, and 0 / 0 is NaN.",
-        "        self.updates = 0\n",
-        "        self.updates = -1\n",
-    ),
-    Mistake(
-        "no root of the second moment",
-        "The step is divided by v^; divide by its square root.",
-        "root = np.sqrt(v / (1 - self.beta2**self.updates))",
-        "root = v / (1 - self.beta2**self.updates)",
-    ),
-    Mistake(
-        "update not in place",
-        "The parameters do not change: `parameter = parameter - ...` makes a new array. Write "
-        "parameter -= ...; the model has the same arrays.",
-        "parameter -= learning_rate * corrected",
-        "parameter = parameter - learning_rate * corrected",
-    ),
-    Mistake(
-        "decay on biases",
-        "Biases and gains are decayed too. Decay is for matrices: arrays of two axes.",
-        'if parameter.ndim == 2 and name != "position_embedding":',
-        'if name != "position_embedding":',
-    ),
-    Mistake(
-        "decay of positions",
-        "The position embedding is decayed. It has two axes, but is no matrix of a linear layer.",
-        ' and name != "position_embedding":',
-        ":",
-    ),
-    Mistake(
-        "decay in the gradient",
-        "weight_decay * p is added to the gradient, so it is divided by the root too: that is "
-        "Adam with L2 regularization. AdamW takes the decay off the parameter itself.",
-        "            m += (1 - self.beta1) * (g - m)",
-        "            if parameter.ndim == 2 and name != 'position_embedding':\n"
-        "                g = g + self.weight_decay * parameter\n"
-        "                parameter /= 1 - learning_rate * self.weight_decay\n"
-        "            m += (1 - self.beta1) * (g - m)",
-    ),
-    Mistake(
-        "no decay",
-        "There is no weight decay.",
-        "parameter *= 1 - learning_rate * self.weight_decay",
-        "pass",
-    ),
-    Mistake(
-        "targets not shifted",
-        "The targets are the inputs themselves, so the model learns to repeat each token. The "
-        "target of a token is the next one: start + 1 to start + context + 1.",
-        "targets = tokens[start + 1 : start + context + 1]",
-        "targets = tokens[start : start + context]",
-    ),
-    Mistake(
-        "loss of a step summed",
-        "Loss and gradients of a step are summed over its sequences; take their means.",
-        """            loss += one_loss / len(batch)
-            for name, array in found.items():
-                gradients[name] += array / len(batch)""",
-        """            loss += one_loss
-            for name, array in found.items():
-                gradients[name] += array""",
-    ),
-    Mistake(
-        "last sequence only",
-        "Only the gradients of the last sequence are used; add those of all.",
-        "gradients[name] += array / len(batch)",
-        "gradients[name] = array / len(batch)",
-    ),
-    Mistake(
-        "gradients carried over",
-        "The gradients of earlier steps are still in the sum: begin each step with zeros.",
-        "        gradients = {name:",
-        "        gradients = gradients if step else {name:",
-    ),
-    Mistake(
-        "not clipped",
-        "The gradients are not clipped before the update.",
-        "        clip_gradients(gradients, max_norm)\n",
-        "",
-    ),
-    Mistake(
-        "constant learning rate",
-        "Every step has the learning rate of step 0; ask for that of the step.",
-        "rate(step)",
-        "rate(0)",
     ),
 )

@@ -154,7 +154,8 @@ class AdamW:
     p = p - learning_rate * (m^ / (sqrt(v^) + epsilon) + weight_decay * p)
 
     m and v begin as zeros, the first update is number 1. The last term, weight decay, is for
-    matrices only: arrays of two axes, but not the one with the name "position_embedding".
+    matrices only: arrays of two axes, token_embedding among them, but not the one with the name
+    "position_embedding".
     """
 
     def __init__(
@@ -201,8 +202,8 @@ def train(
     """Train the weights in place, and return the mean loss of each step before its update.
 
     A step averages loss and gradients over its sequences, clips the gradients, and updates with
-    the step's learning rate. A sequence is `context` tokens from its start; the target of each
-    token is the next one. `loss_and_gradients` below does the rest.
+    the step's learning rate. The inputs of a sequence are tokens[start : start + context], the
+    targets tokens[start + 1 : start + context + 1]. `loss_and_gradients` below does the rest.
 
     Args:
         weights: the model; `optimizer` has its arrays, by `named_arrays`.
