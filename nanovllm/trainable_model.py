@@ -6,9 +6,11 @@ for step in range(steps):
 model.save("folder")                            a checkpoint that LLM and transformers load
 """
 
+import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -17,6 +19,7 @@ from typing_extensions import Self
 from nanovllm.errors import TrainingError
 from nanovllm.hub import resolve_model
 from nanovllm.model.config import GPT2Config
+from nanovllm.training.config import wrong_values
 from nanovllm.training.data.tokenizer import load_tokenizer
 from nanovllm.training.network.model import batch_loss
 from nanovllm.training.network.operations import IGNORED, Operations, TokenIds
@@ -76,7 +79,9 @@ class TrainableModel:
         Raises:
             CheckpointError: the folder holds no GPT-2 checkpoint.
             ModelNotFoundError: there is no model of that name.
+            TrainingError: another backend, or less than a thread.
         """
+        _check_settings(backend=backend, num_threads=num_threads)
         folder = Path(resolve_model(str(model)))
         config = GPT2Config.load(folder)
         operations = make_operations(backend, num_threads)
@@ -142,7 +147,14 @@ class TrainableModel:
             weight_decay: of matrices; biases, gains and positions have none.
             grad_clip: largest norm of all gradients together, 0 for any.
             beta1, beta2, epsilon: of AdamW.
+
+        Raises:
+            TrainingError: an argument is out of its range. So does `update` for a learning rate
+                that is negative or not finite.
         """
+        _check_settings(weight_decay=weight_decay, grad_clip=grad_clip, beta1=beta1, beta2=beta2)
+        if not 0 < epsilon < math.inf:
+            raise TrainingError(f"epsilon is {epsilon!r} but must be a number, above 0")
         return AdamW(
             self._parameters,
             self._operations,
@@ -161,8 +173,15 @@ class TrainableModel:
         """Write a checkpoint, with the tokenizer, in Hugging Face form; it replaces files there.
 
         Raises:
-            TrainingError: a file cannot be written, or the model has no tokenizer.
+            TrainingError: a weight is not finite, a file cannot be written, or the model has no
+                tokenizer.
         """
+        for name, array in self.weights.items():
+            if not np.isfinite(array).all():
+                raise TrainingError(
+                    f"{name} has a value that is not finite, so nothing is saved; load the model "
+                    "again, and lower the learning rate"
+                )
         self._save_files(Path(folder))
         save_weights(Path(folder), self._parameters.arrays())
 
@@ -195,7 +214,13 @@ class TrainableModel:
         return np.ascontiguousarray(inputs), np.ascontiguousarray(expected)
 
     def _integers(self, name: str, values: ArrayLike, lowest: int = 0) -> TokenIds:
-        array = np.asarray(values)
+        try:
+            array = np.asarray(values)
+        except ValueError:
+            raise TrainingError(
+                f"{name} have rows of different lengths, but must be integers [batch, context]; "
+                "give a batch for each length, or pad the rows and set the targets there to -1"
+            ) from None
         if array.ndim != 2 or array.dtype.kind not in "iu":
             raise TrainingError(
                 f"{name} are {array.dtype} {list(array.shape)}, but must be integers "
@@ -204,11 +229,18 @@ class TrainableModel:
         low, high = int(array.min(initial=0)), int(array.max(initial=0))
         if low < lowest or high >= self.config.vocab:
             wrong = low if low < lowest else high
+            ignored = f", and {IGNORED} ignores a target" if lowest == IGNORED else ""
             raise TrainingError(
                 f"{name} have {wrong}, but the vocabulary has the tokens 0 to "
-                f"{self.config.vocab - 1}"
+                f"{self.config.vocab - 1}{ignored}"
             )
         return array.astype(np.int64)
+
+
+def _check_settings(**settings: Any) -> None:
+    """Raise TrainingError unless these settings of a TrainingConfig have valid values."""
+    if problems := wrong_values(settings):
+        raise TrainingError("; ".join(problems.values()))
 
 
 def _save_copies(source: Path, config: GPT2Config, folder: Path) -> None:

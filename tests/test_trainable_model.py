@@ -115,6 +115,9 @@ def test_the_backends_agree_on_a_model_by_name() -> None:
         ([[1, 2]], [[3]], r"shape \(1, 2\) and targets \(1, 1\)"),
         ([[1, -2]], None, r"token_ids have -2, but the vocabulary has the tokens 0 to \d+"),
         ([[1, 2]], [[3, 999]], r"targets have 999"),
+        ([[1, 2]], [[3, -2]], r"targets have -2, .* 0 to \d+, and -1 ignores a target"),
+        ([[1, 2], [3]], None, r"token_ids have rows of different lengths, .* pad the rows"),
+        ([[1, 2]], [[3, 4], [5]], r"targets have rows of different lengths"),
         ([list(range(10))], None, r"a sequence has 9 tokens, .* end at 8"),
     ],
 )
@@ -124,6 +127,56 @@ def test_arrays_that_cannot_be_used_are_named(
     with pytest.raises(TrainingError, match=message):
         trainer.model.backward(token_ids, targets)
     assert not any(array.any() for array in trainer.model.gradients.values())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"backend": "x"}, "backend is 'x' but must be one of numba, numpy"),
+        ({"num_threads": 0}, "num_threads is 0 but must be an integer, from 1 to 1024"),
+    ],
+)
+def test_a_backend_that_cannot_be_used_is_named(settings: Any, message: str) -> None:
+    with pytest.raises(TrainingError, match=message):
+        TrainableModel.load("tiny-books", **settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"beta1": 2.0}, "beta1 is 2.0 but must be a number, at least 0 and below 1"),
+        ({"beta2": 1.0}, "beta2 is 1.0 but"),
+        ({"grad_clip": -1.0}, "grad_clip is -1.0 but must be a number, at least 0"),
+        ({"weight_decay": math.nan}, "weight_decay is nan but"),
+        ({"epsilon": 0.0}, "epsilon is 0.0 but must be a number, above 0"),
+    ],
+)
+def test_settings_of_the_optimizer_out_of_range_are_named(
+    trainer: Trainer, settings: Any, message: str
+) -> None:
+    with pytest.raises(TrainingError, match=message):
+        trainer.model.optimizer(**settings)
+    trainer.model.optimizer(beta1=0.0, grad_clip=0.0)
+
+
+@pytest.mark.parametrize("learning_rate", [math.nan, math.inf, -0.1])
+def test_a_learning_rate_that_is_no_factor_changes_nothing(
+    trainer: Trainer, learning_rate: float
+) -> None:
+    model = trainer.model
+    before = model.weights["wte.weight"].copy()
+    model.backward([[1, 2, 3]])
+    with pytest.raises(TrainingError, match=f"learning_rate is {learning_rate} but must be finite"):
+        model.optimizer().update(learning_rate)
+    np.testing.assert_array_equal(model.weights["wte.weight"], before)
+    assert model.gradients["wte.weight"].any()
+
+
+def test_weights_that_are_not_finite_are_not_saved(trainer: Trainer, tmp_path: Path) -> None:
+    trainer.model.weights["wpe.weight"][0, 0] = math.nan
+    with pytest.raises(TrainingError, match=r"wpe\.weight has a value that is not finite"):
+        trainer.model.save(tmp_path / "own")
+    assert not (tmp_path / "own").exists()
 
 
 def test_targets_of_minus_one_are_ignored(trainer: Trainer) -> None:

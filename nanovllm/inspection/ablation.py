@@ -31,17 +31,20 @@ MAX_PARTS = 2048
 """Maximum parts that a request switches off; GPT-2 XL has 1,344."""
 
 
-def read_part(config: GPT2Config, layer: int, kind: Any, head: int | None = None) -> Part:
-    """Return a part of the network; raises InvalidRequestError if there is no such part."""
-    check_index("off", layer, config.layers, "the model has the layers")
+def read_part(
+    config: GPT2Config, index: int, layer: int, kind: Any, head: int | None = None
+) -> Part:
+    """Return the part at an index of `off`; raises InvalidRequestError if there is no such part."""
+    entry = f"off.{index}"
+    check_index(f"{entry}.layer", layer, config.layers, "the model has the layers")
     if (kind == "head") is (head is None):
         raise InvalidRequestError(
-            f"off has the kind {kind!r} {'without' if head is None else 'with'} a head; give a "
+            f"{entry} has the kind {kind!r} {'without' if head is None else 'with'} a head; give a "
             "head for the kind 'head' only",
             param="off",
         )
     if head is not None:
-        check_index("off", head, config.heads, "the model has the heads")
+        check_index(f"{entry}.head", head, config.heads, "the model has the heads")
     return Part(layer, kind, head)
 
 

@@ -112,10 +112,14 @@ def attention_head(
 
 
 def check_index(param: str, index: int, count: int, what: str) -> None:
-    """Raise InvalidRequestError unless `index` is from 0 to `count` - 1."""
+    """Raise InvalidRequestError unless `index` is from 0 to `count` - 1.
+
+    `param` may name a field of an entry of a list, as "off.3.layer".
+    """
     if not 0 <= index < count:
         raise InvalidRequestError(
-            f"{param} is {describe_value(index)}, but {what} 0 to {count - 1}", param=param
+            f"{param} is {describe_value(index)}, but {what} 0 to {count - 1}",
+            param=param.split(".", 1)[0],
         )
 
 

@@ -105,7 +105,7 @@ def _ablation(
     top: int = DEFAULT_TOP,
 ) -> JSON:
     """Return the predictions of the whole network, and those without the parts in `off`."""
-    parts = [read_part(model.config, **part) for part in off]
+    parts = [read_part(model.config, index, **part) for index, part in enumerate(off)]
     whole = predict_without(model, prompt, (), top)
     return {
         "tokens": tokens(model, prompt),

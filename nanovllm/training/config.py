@@ -176,23 +176,11 @@ class TrainingConfig:
             missing["data"] = "data is missing: text files, folders or a token file (--data)"
         if self.output == "":
             missing["output"] = "output is missing: a new folder for the run (--output)"
-        problems = {**missing, **self._wrong_values(), **self._wrong_texts(), **missing}
+        values = {name: getattr(self, name) for name in checked_fields(TrainingConfig)}
+        problems = {**missing, **wrong_values(values), **self._wrong_texts(), **missing}
         found = [*problems.values(), *self._contradictions(wrong=set(problems))]
         if found:
             raise TrainingConfigError("these settings cannot be used:\n  " + "\n  ".join(found))
-
-    def _wrong_values(self) -> dict[str, str]:
-        """Return the problems of numbers and choices by setting."""
-        problems = {}
-        for name, field in checked_fields(TrainingConfig).items():
-            value, choices = getattr(self, name), _CHOICES.get(name)
-            try:
-                field.check(value)
-            except InvalidRequestError as error:
-                problems[name] = str(error)
-            if choices and value is not None and value not in choices:
-                problems[name] = f"{name} is {value!r} but must be one of {', '.join(choices)}"
-        return problems
 
     def _wrong_texts(self) -> dict[str, str]:
         """Make paths text; return the problems of texts by setting."""
@@ -363,6 +351,20 @@ class TrainingConfig:
         if problems:
             raise TrainingError(f"{source}: " + "\n  ".join(sorted(problems)))
         return cls(**settings)
+
+
+def wrong_values(values: Mapping[str, Any]) -> dict[str, str]:
+    """Return the problems of numbers and choices by setting, each of them one of TrainingConfig."""
+    problems = {}
+    for name, value in values.items():
+        choices = _CHOICES.get(name)
+        try:
+            checked_fields(TrainingConfig)[name].check(value)
+        except InvalidRequestError as error:
+            problems[name] = str(error)
+        if choices and value is not None and value not in choices:
+            problems[name] = f"{name} is {value!r} but must be one of {', '.join(choices)}"
+    return problems
 
 
 def read_toml(path: Path) -> dict[str, Any]:

@@ -52,8 +52,12 @@ def test_a_prompt_of_one_token_has_no_loss(model: InspectedModel) -> None:
 
 
 def test_a_part_that_the_model_does_not_have_is_refused(model: InspectedModel) -> None:
-    assert read_part(model.config, 1, "head", 3) == Part(1, "head", 3)
-    with pytest.raises(InvalidRequestError, match="off is 2, but the model has the layers 0 to 1"):
-        read_part(model.config, 2, "block")
-    with pytest.raises(InvalidRequestError, match="'block' with a head; give a head for the kind"):
-        read_part(model.config, 0, "block", 1)
+    assert read_part(model.config, 0, 1, "head", 3) == Part(1, "head", 3)
+    for layer, kind, head, message in (
+        (2, "block", None, r"off\.5\.layer is 2, but the model has the layers 0 to 1"),
+        (0, "head", 4, r"off\.5\.head is 4, but the model has the heads 0 to 3"),
+        (0, "block", 1, r"off\.5 has the kind 'block' with a head; give a head for the kind"),
+    ):
+        with pytest.raises(InvalidRequestError, match=message) as raised:
+            read_part(model.config, 5, layer, kind, head)
+        assert raised.value.param == "off"

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 
+from nanovllm.errors import TrainingError
 from nanovllm.training.network.operations import AdamWStep, Operations
 from nanovllm.training.network.parameters import Parameters
 
@@ -40,8 +41,13 @@ class AdamW:
     def update(self, learning_rate: float) -> float:
         """Apply the gradients and set them to 0; return their norm before clipping.
 
-        Nothing is updated where the norm is not finite.
+        Nothing is updated where the norm is not finite. Raises TrainingError unless the learning
+        rate is finite and at least 0.
         """
+        if not 0 <= learning_rate < math.inf:
+            raise TrainingError(
+                f"learning_rate is {learning_rate!r} but must be finite and at least 0"
+            )
         norm = math.sqrt(self._operations.sum_of_squares(self._parameters.gradients))
         if not math.isfinite(norm):
             return norm

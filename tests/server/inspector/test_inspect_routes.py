@@ -127,7 +127,7 @@ def test_embeddings_and_neighbors_of_the_vocabulary(server: RunningServer) -> No
         ("logit_lens", {"prompt": "a", "top": 21}, "top", "20"),
         ("ablation", {"prompt": "a", "top": 21}, "top", "20"),
         ("ablation", {"prompt": "a", "off": PART}, "off", "list"),
-        ("ablation", {"prompt": "a", "off": [{"layer": 2, "kind": "ffn"}]}, "off", "layers 0 to 1"),
+        ("ablation", {"prompt": "a", "off": [PART | {"layer": 2}]}, "off", "off.0.layer is 2"),
         ("ablation", {"prompt": "a", "off": [PART | {"head": 4}]}, "off", "heads 0 to 3"),
         ("ablation", {"prompt": "a", "off": [PART]}, "off", "'head' without a head"),
         (
