@@ -19,7 +19,6 @@ from types import TracebackType
 from typing import Any
 
 from nanovllm.cli.main import main
-from nanovllm.config import EngineConfig
 from nanovllm.engine.engine import Engine
 
 START_TIMEOUT_S = 300.0  # where the kernels were never compiled before
@@ -143,8 +142,8 @@ def serve_and_check(arguments: Sequence[str]) -> int:
     loaded: list[Engine] = []
     load = Engine.load
 
-    def remember(folder: Path, config: EngineConfig | None = None) -> Engine:
-        loaded.append(load(folder, config))
+    def remember(*arguments: Any, **settings: Any) -> Engine:
+        loaded.append(load(*arguments, **settings))
         return loaded[-1]
 
     Engine.load = remember  # type: ignore[method-assign]

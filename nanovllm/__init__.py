@@ -12,6 +12,8 @@ llm                 LLM, the Python API
 async_llm           AsyncLLM, the same for asyncio
 evaluation          evaluate: loss, perplexity and bits per byte of a checkpoint
 trainer             Trainer: the training loop
+trainable_model     TrainableModel: loss, gradients and optimizer for a loop of one's own
+learn               the course, and an engine that runs its reader's code
 server              the OpenAI-compatible HTTP API
 batch               files of requests
 inspection          attention, logit lens and embeddings of one prompt
@@ -59,7 +61,7 @@ if TYPE_CHECKING:
         RequestTimeoutError,
         TrainingError,
     )
-    from nanovllm.evaluation import EvaluationResult, evaluate
+    from nanovllm.evaluation import AblationResult, EvaluationResult, ablate, evaluate
     from nanovllm.llm import LLM
     from nanovllm.outputs import (
         CompletionOutput,
@@ -72,13 +74,18 @@ if TYPE_CHECKING:
     from nanovllm.prompts import Prompt, TextPrompt, TokensPrompt
     from nanovllm.sampling_params import SamplingParams
     from nanovllm.structured_outputs import StructuredOutputs
+    from nanovllm.trainable_model import TrainableModel
     from nanovllm.trainer import Trainer
     from nanovllm.training.config import TrainingConfig
+    from nanovllm.training.network.optimizer import AdamW
+    from nanovllm.training.network.schedule import Schedule
 
 __version__ = "0.1.0"
 
 __all__ = [
     "LLM",
+    "AblationResult",
+    "AdamW",
     "AsyncEngine",
     "AsyncLLM",
     "BeamSearchParams",
@@ -102,14 +109,17 @@ __all__ = [
     "RequestOutput",
     "RequestTimeoutError",
     "SamplingParams",
+    "Schedule",
     "StructuredOutputs",
     "TextPrompt",
     "Tokenizer",
     "TokensPrompt",
+    "TrainableModel",
     "Trainer",
     "TrainingConfig",
     "TrainingError",
     "__version__",
+    "ablate",
     "evaluate",
 ]
 
@@ -120,7 +130,7 @@ _EXPORTS = {
     "nanovllm.engine.generation_request": ["BeamSearchParams"],
     "nanovllm.engine.tokenizer": ["Tokenizer"],
     "nanovllm.errors": [name for name in __all__ if name.endswith("Error")],
-    "nanovllm.evaluation": ["EvaluationResult", "evaluate"],
+    "nanovllm.evaluation": ["AblationResult", "EvaluationResult", "ablate", "evaluate"],
     "nanovllm.llm": ["LLM"],
     "nanovllm.outputs": [
         "CompletionOutput",
@@ -133,8 +143,11 @@ _EXPORTS = {
     "nanovllm.prompts": ["Prompt", "TextPrompt", "TokensPrompt"],
     "nanovllm.sampling_params": ["SamplingParams"],
     "nanovllm.structured_outputs": ["StructuredOutputs"],
+    "nanovllm.trainable_model": ["TrainableModel"],
     "nanovllm.trainer": ["Trainer"],
     "nanovllm.training.config": ["TrainingConfig"],
+    "nanovllm.training.network.optimizer": ["AdamW"],
+    "nanovllm.training.network.schedule": ["Schedule"],
 }
 _MODULE_OF = {name: module for module, names in _EXPORTS.items() for name in names}
 

@@ -84,7 +84,8 @@ class EngineConfig:
             chunks.
         kv_cache_memory: memory of the KV cache, such as 512MiB; auto is 1GiB, less where memory is
             limited. A number is in bytes.
-        num_blocks: size of the KV cache in blocks, instead of kv_cache_memory.
+        num_blocks: size of the KV cache in blocks, instead of kv_cache_memory; None for as many
+            as that holds.
         enable_prefix_caching: reuse the KV cache of shared prompt prefixes.
         batch_invariant: make results bit-identical in any batch; slower with numpy, always so with
             numba.

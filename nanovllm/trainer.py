@@ -22,16 +22,18 @@ from typing import Any
 from threadpoolctl import ThreadpoolController
 from typing_extensions import Self
 
+from nanovllm.engine.chat.examples import ChatExamples
 from nanovllm.errors import ModelNotFoundError, TrainingError
 from nanovllm.hub import resolve_model
 from nanovllm.progress import step_progress
 from nanovllm.stop_signal import StopSignal
+from nanovllm.trainable_model import TrainableModel
 from nanovllm.training.commands import resume_command
 from nanovllm.training.config import TrainingConfig
 from nanovllm.training.counters import Counters
 from nanovllm.training.metrics import Evaluation, TrainingResult, Update
 from nanovllm.training.network.model import Dropout, batch_loss
-from nanovllm.training.network.optimizer import AdamW, Schedule
+from nanovllm.training.network.optimizer import AdamW
 from nanovllm.training.resume import is_current, restore_run, resumed_config, save_run
 from nanovllm.training.run.checkpoint import LAST
 from nanovllm.training.run.clock import RunClock
@@ -82,7 +84,7 @@ class Trainer:
         self.config = config
         self.resumes = resume
         self._is_changing = False  # an update or the records of an evaluation are incomplete
-        self.setup = prepare(config, resumes=resume)
+        self.setup = prepare(config, resumes=resume, load_chat=ChatExamples.load)
         self.steps = self.setup.steps
         self._clock = RunClock()
         self._counters = Counters()
@@ -94,11 +96,8 @@ class Trainer:
             beta1=config.beta1,
             beta2=config.beta2,
         )
-        in_effect = config.schedule(self.steps)
-        self._schedule = Schedule(
-            config.peak_lr, in_effect["min_lr"], in_effect["warmup_steps"], self.steps
-        )
-        self._eval_every = in_effect["eval_every"]
+        self._schedule = self.setup.schedule
+        self._eval_every = config.in_effect(self.steps)["eval_every"]
         self._record_every = math.ceil(self.steps / _MAX_UPDATES)
         if resume:
             self._counters = restore_run(self.folder, self.setup, self._optimizer)
@@ -110,7 +109,7 @@ class Trainer:
 
         Args:
             folder: output folder of a run that was stopped or killed.
-            changes: settings to change; only those that change no update may be.
+            changes: settings to change; only those that change no update so far may be.
         """
         return cls(resumed_config(Path(folder), _with_folders(changes)), resume=True)
 
@@ -133,6 +132,14 @@ class Trainer:
     def num_parameters(self) -> int:
         """Number of parameters of the network."""
         return self.setup.model.num_parameters
+
+    @property
+    def model(self) -> TrainableModel:
+        """The network, for a loop of one's own; it ends with the trainer."""
+        setup = self.setup
+        return TrainableModel(
+            setup.model, setup.parameters, setup.operations, setup.save_static_files
+        )
 
     @property
     def step(self) -> int:
@@ -278,22 +285,22 @@ class Trainer:
         """Compute the gradients of a step and apply them."""
         counters, config, setup = self._counters, self.config, self.setup
         started_s = self._clock.read_s()
-        total, tokens = 0.0, 0
-        for part in range(config.grad_accumulation):
-            number = counters.step * config.grad_accumulation + part
-            batch = setup.train.batch(number, config.batch_size, config.seed)
-            tokens += batch.targets.size
-            scale = 1.0 / (batch.targets.size * config.grad_accumulation)
+        first = counters.step * config.grad_accumulation
+        numbers = range(first, first + config.grad_accumulation)
+        batches = [setup.train.batch(one, config.batch_size, config.seed) for one in numbers]
+        targets = max(1, sum(batch.num_targets for batch in batches))
+        total = 0.0
+        for number, batch in zip(numbers, batches, strict=True):
             total += batch_loss(
                 setup.operations,
                 setup.model,
                 setup.parameters,
                 batch.inputs,
                 batch.targets,
-                scale=scale,
+                scale=1.0 / targets,
                 dropout=Dropout(config.dropout, config.seed, number),
             )
-        loss = total / tokens
+        loss = total / targets
         self._is_changing = True
         lr = self._schedule.learning_rate(counters.step)
         norm = self._optimizer.update(lr)
@@ -302,10 +309,12 @@ class Trainer:
                 f"the loss is {loss:.3g} and the gradient norm {norm:.3g} at step "
                 f"{counters.step}: {self._divergence_advice()}"
             )
-        update = Update(counters.step, loss, lr, norm)
+        seconds = self._clock.read_s() - started_s
+        speed = setup.tokens_per_step / max(seconds, 1e-9)
+        update = Update(counters.step, loss, lr, norm, speed)
         if counters.step % self._record_every == 0:
             self._files.add(update)
-        counters.add_update(loss, norm, self._clock.read_s() - started_s)
+        counters.add_update(loss, norm, seconds)
         self._is_changing = False
         return update
 
@@ -341,7 +350,7 @@ class Trainer:
             total += batch_loss(
                 setup.operations, setup.model, setup.parameters, batch.inputs, batch.targets
             )
-            tokens += batch.targets.size
+            tokens += batch.num_targets
         loss = total / tokens
         if not math.isfinite(loss):
             raise TrainingError(

@@ -167,6 +167,8 @@ def test_exported_names_are_there() -> None:
         check=True,
     ).stdout.split()
     assert set(names) == {
+        "AblationResult",
+        "AdamW",
         "AsyncEngine",
         "AsyncLLM",
         "BeamSearchParams",
@@ -191,14 +193,17 @@ def test_exported_names_are_there() -> None:
         "RequestOutput",
         "RequestTimeoutError",
         "SamplingParams",
+        "Schedule",
         "StructuredOutputs",
         "TextPrompt",
         "Tokenizer",
         "TokensPrompt",
+        "TrainableModel",
         "Trainer",
         "TrainingConfig",
         "TrainingError",
         "__version__",
+        "ablate",
         "evaluate",
     }
 

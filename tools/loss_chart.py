@@ -21,8 +21,8 @@ Scale: TypeAlias = tuple[float, float]  # the values at both ends of an axis
 CHART = ROOT / "docs" / "images" / "training-loss.svg"
 TITLE = "Training on tinyshakespeare: loss by step, lower is better"
 # Pixels: the picture, and the plot within it.
-_WIDTH, _HEIGHT = 720, 420
-_LEFT, _TOP, _RIGHT, _BOTTOM = 64, 60, 700, 364
+_WIDTH, HEIGHT = 720, 420
+_LEFT, _TOP, RIGHT, _BOTTOM = 64, 60, 700, 364
 _LOSSES = {"val_loss": "validation", "train_loss": "training"}
 
 
@@ -49,31 +49,31 @@ def draw(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     x_scale = (0.0, float(max(steps)))
     margin = 0.05 * (max(values) - min(values))
     y_scale = (min(values) - margin, max(values) + margin)
-    parts = [*_axes(x_scale, y_scale)]
+    parts = [*axes(x_scale, y_scale)]
     for number, ((name, loss), points) in enumerate(lines.items()):
         kind = f"{'ours' if name == OURS else 'peer'} {_LOSSES[loss]}"
-        path = "L".join(f"{_x(x_scale, step)} {_y(y_scale, value)}" for step, value in points)
+        path = "L".join(f"{x_of(x_scale, step)} {y_of(y_scale, value)}" for step, value in points)
         parts.append(f'<path class="{kind}" d="M{path}"/>')
         top = _TOP + 16 + 20 * number
-        parts.append(f'<path class="{kind}" d="M{_RIGHT - 230} {top - 4}h28"/>')
+        parts.append(f'<path class="{kind}" d="M{RIGHT - 230} {top - 4}h28"/>')
         label = f"{name}, {_LOSSES[loss]}: {points[-1][1]:.3f}"
-        parts.append(text(_RIGHT - 194, top, label, "value"))
-    return picture(TITLE, _WIDTH, _HEIGHT, parts)
+        parts.append(text(RIGHT - 194, top, label, "value"))
+    return picture(TITLE, _WIDTH, HEIGHT, parts)
 
 
-def _axes(x_scale: Scale, y_scale: Scale) -> list[str]:
+def axes(x_scale: Scale, y_scale: Scale) -> list[str]:
     """Return titles, ticks and grid lines."""
     parts = [
-        text((_LEFT + _RIGHT) / 2, _BOTTOM + 40, "step", anchor="middle"),
+        text((_LEFT + RIGHT) / 2, _BOTTOM + 40, "step", anchor="middle"),
         text(_LEFT - 40, _TOP - 10, "loss in nats per character"),
     ]
     parts += [
-        text(_x(x_scale, tick), _BOTTOM + 20, f"{tick:g}", "note", "middle")
+        text(x_of(x_scale, tick), _BOTTOM + 20, f"{tick:g}", "note", "middle")
         for tick in _ticks(*x_scale, 5)
     ]
     for tick in _ticks(*y_scale, 6):
-        y, label = _y(y_scale, tick), f"{tick:g}"
-        parts.append(f'<line x1="{_LEFT}" y1="{y}" x2="{_RIGHT}" y2="{y}"/>')
+        y, label = y_of(y_scale, tick), f"{tick:g}"
+        parts.append(f'<line x1="{_LEFT}" y1="{y}" x2="{RIGHT}" y2="{y}"/>')
         parts.append(text(_LEFT - 8, y + 4, label, "note", "end"))
     return parts
 
@@ -86,11 +86,11 @@ def _ticks(low: float, high: float, count: int) -> list[float]:
     return [index * step for index in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 
-def _x(scale: Scale, step: float) -> float:
-    return round(_LEFT + _fraction(scale, step) * (_RIGHT - _LEFT), 1)
+def x_of(scale: Scale, step: float) -> float:
+    return round(_LEFT + _fraction(scale, step) * (RIGHT - _LEFT), 1)
 
 
-def _y(scale: Scale, value: float) -> float:
+def y_of(scale: Scale, value: float) -> float:
     return round(_BOTTOM - _fraction(scale, value) * (_BOTTOM - _TOP), 1)
 
 

@@ -32,7 +32,10 @@ from benchmarks.server_process import ServerProcess
 from nanovllm.training.report import read_run, render_report
 
 FOLDER = ROOT / "docs" / "images"
-VIEWS = ("playground", "chat", "engine", "attention", "attention-row", "lens", "embeddings")
+VIEWS = (
+    *("playground", "chat", "engine", "attention", "attention-row", "attention-parts", "lens"),
+    "embeddings",
+)
 SIZES = {"": (1280, 900), "-narrow": (390, 844)}
 SCHEMES: dict[str, Literal["light", "dark"]] = {"": "light", "-dark": "dark"}
 ANIMATION_SIZE, ANIMATION_WIDTH = (1120, 780), 840
@@ -176,11 +179,32 @@ def _prepare_row(page: Page) -> None:
     """Scroll to how a row of attention is computed."""
     page.locator(".v-row-card tbody").wait_for()
     page.wait_for_timeout(1500)
+    _scroll_to(page, ".v-row-card")
+
+
+def _prepare_parts(page: Page) -> None:
+    """Measure each part of the network, and switch a head off."""
+    card = page.locator(".v-ablation")
+    card.get_by_role("button", name="Measure each part").click()
+    card.locator(".v-part", has_text="+").first.wait_for()
+    card.get_by_role("button", name="layer 1, head 2").click()
+    card.get_by_text("Off: layer").wait_for()
+    page.wait_for_timeout(1500)
+    size, box = page.viewport_size, card.bounding_box()
+    if size is not None and box is not None:
+        height = min(size["height"], round(box["height"]) + 120)  # the header and the margins
+        page.set_viewport_size({"width": size["width"], "height": height})
+    _scroll_to(page, ".v-ablation")
+
+
+def _scroll_to(page: Page, selector: str) -> None:
+    """Scroll until an element is below the header."""
     page.evaluate(
-        """() => {
-            const { top } = document.querySelector(".v-row-card").getBoundingClientRect();
+        """(selector) => {
+            const { top } = document.querySelector(selector).getBoundingClientRect();
             scrollBy(0, top - document.getElementById("top").offsetHeight - 8);
-        }"""
+        }""",
+        selector,
     )
 
 
@@ -195,6 +219,7 @@ _PREPARE: dict[str, Callable[[Page], None]] = {
     "engine": _prepare_engine,
     "attention": _prepare_inspection,
     "attention-row": _prepare_row,
+    "attention-parts": _prepare_parts,
     "lens": _prepare_inspection,
     "embeddings": _prepare_embeddings,
 }

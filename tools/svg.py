@@ -28,12 +28,12 @@ _STYLE = """
 """
 
 
-def picture(title: str, width: int, height: int, parts: Sequence[str]) -> str:
-    """Return a picture of these elements below its title."""
+def picture(title: str, width: int, height: int, parts: Sequence[str], style: str = "") -> str:
+    """Return a picture of these elements below its title; `style` is added to the common one."""
     head = (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
         f'viewBox="0 0 {width} {height}" role="img" aria-label="{title}">\n'
-        f"<title>{title}</title>\n<style>{_STYLE}</style>\n{text(16, 28, title, 'title')}\n"
+        f"<title>{title}</title>\n<style>{_STYLE}{style}</style>\n{text(16, 28, title, 'title')}\n"
     )
     return head + "\n".join(parts) + "\n</svg>\n"
 

@@ -26,15 +26,19 @@ repl                the interactive prompt of `generate`
 run_batch           `nanovllm run-batch`
 train               `nanovllm train`
 train_report        `nanovllm train-report`
+learn               `nanovllm learn`
+lessons             lists steps, judges them, and prints pages and hints
+race                `nanovllm learn race`
 download            `nanovllm download`
 models              `nanovllm list`, `show` and `remove`
 env                 `nanovllm env`
 bench/              `nanovllm bench`
 eval                `nanovllm eval`
+ablate              `nanovllm ablate`
 verify              `nanovllm verify`
 verify_comparison   its comparison
 verify_reference    its reference, transformers
 visualize           `nanovllm visualize`
-drawing             its pictures
+drawing             its pictures, and those of `ablate`
 trace               `nanovllm trace`
 """

@@ -3,6 +3,7 @@
 import argparse
 import math
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from nanovllm.errors import printable
@@ -29,6 +30,19 @@ def positive_number(text: str) -> float:
     if not number > 0:
         raise argparse.ArgumentTypeError(f"{text} must be a number above 0")
     return number
+
+
+def output_file(*endings: str) -> Callable[[str], Path]:
+    """Return a function that parses the path of a file with one of these endings."""
+
+    def parse(text: str) -> Path:
+        path = Path(text)
+        if path.suffix.lower() not in endings:
+            listed = f"{', '.join(endings[:-1])} or {endings[-1]}"
+            raise argparse.ArgumentTypeError(f"{text} must end with {listed}")
+        return path
+
+    return parse
 
 
 def read_lines(path: Path) -> list[tuple[int, str]]:

@@ -1,12 +1,16 @@
-"""Draw attention, the logit lens or token embeddings to a file, for `nanovllm visualize`."""
+"""Draw to a file: attention, the logit lens and token embeddings, for `nanovllm visualize`, and the
+heat map of `nanovllm ablate`.
+"""
 
 import argparse
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 from nanovllm.cli.interrupts import ended_by_interrupts
 from nanovllm.errors import InvalidRequestError
+from nanovllm.evaluation import AblationResult
 from nanovllm.hub import resolve_model
 from nanovllm.inspection import html_file, pictures, responses
 from nanovllm.inspection.attention import attention_weights, head_statistics
@@ -40,7 +44,7 @@ def run_attention(parsed: argparse.Namespace) -> int:
         html_file.write_page(page, parsed.output)
     else:
         pictures.draw_attention(model, token_ids, weights, statistics, parsed.output)
-    return _report(parsed)
+    return report_file(parsed.output)
 
 
 def run_lens(parsed: argparse.Namespace) -> int:
@@ -52,7 +56,7 @@ def run_lens(parsed: argparse.Namespace) -> int:
         html_file.write_page(html_file.lens_page(model, token_ids, lens), parsed.output)
     else:
         pictures.draw_lens(model, token_ids, lens, parsed.output)
-    return _report(parsed)
+    return report_file(parsed.output)
 
 
 def run_embeddings(parsed: argparse.Namespace) -> int:
@@ -78,17 +82,36 @@ def run_embeddings(parsed: argparse.Namespace) -> int:
         html_file.write_page(page, parsed.output)
     else:
         pictures.draw_embeddings(model, projection, marked, parsed.output)
-    return _report(parsed)
+    return report_file(parsed.output)
+
+
+def draw_ablation(model: str, result: AblationResult, path: Path) -> None:
+    """Draw the change of the loss without each part of a model."""
+    name = resolve_model(model).name
+    changes = {each.part: each.change for each in result.parts}
+    if path.suffix.lower() == ".html":
+        losses = {each.part: each.loss for each in result.parts}
+        entry = responses.ablation_entry(result.model, result.loss, losses)
+        intro = (
+            f"{result.tokens:,} tokens of {result.bytes:,} bytes: {result.loss:.4f} nats per token"
+        )
+        html_file.write_page(html_file.ablation_page(name, result.model, entry, intro), path)
+    else:
+        pictures.draw_ablation(name, result.model, changes, path)
+
+
+def check_output(path: Path) -> None:
+    """Raise an error if a file cannot be written there, or for a package that it needs."""
+    if not path.parent.is_dir():
+        raise InvalidRequestError(
+            f"{path} cannot be written: the folder {path.parent} does not exist"
+        )
+    if path.suffix.lower() in {".png", ".svg"}:
+        pictures.check_packages()
 
 
 def _load(parsed: argparse.Namespace) -> InspectedModel:
-    folder = parsed.output.parent
-    if not folder.is_dir():
-        raise InvalidRequestError(
-            f"{parsed.output} cannot be written: the folder {folder} does not exist"
-        )
-    if not _is_html(parsed):
-        pictures.check_packages()
+    check_output(parsed.output)
     return InspectedModel.load(resolve_model(parsed.model))
 
 
@@ -135,7 +158,7 @@ def _elapsed_time(text: str) -> Iterator[None]:
             thread.join()
 
 
-def _report(parsed: argparse.Namespace) -> int:
-    size = parsed.output.stat().st_size
-    print(f"wrote {parsed.output} ({size / 1e6:.2f} MB)")
+def report_file(path: Path) -> int:
+    """Print the size of a file that was written; return the exit code."""
+    print(f"wrote {path} ({path.stat().st_size / 1e6:.2f} MB)")
     return 0

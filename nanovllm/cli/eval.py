@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +23,7 @@ from nanovllm.cli.options import (
     options_of,
 )
 from nanovllm.cli.parser import set_up
-from nanovllm.cli.table import print_table
+from nanovllm.cli.table import finite_or_null, print_table
 from nanovllm.config import PRECISIONS, EngineConfig, Positive
 
 if TYPE_CHECKING:
@@ -203,11 +202,5 @@ def _record(
         "add_bos_token": options.add_bos_token,
         "backend": first.backend,
         "num_threads": first.num_threads,
-        "results": [
-            {
-                name: None if isinstance(value, float) and not math.isfinite(value) else value
-                for name, value in row.items()
-            }
-            for row in rows
-        ],
+        "results": [finite_or_null(row) for row in rows],
     }

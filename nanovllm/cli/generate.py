@@ -11,11 +11,13 @@ from nanovllm.cli.environment import ENGINE_VARIABLES, HISTORY_VARIABLE
 from nanovllm.cli.interrupts import ended_by_interrupts
 from nanovllm.cli.options import (
     DEFAULT_MAX_TOKENS,
-    add_engine_options,
+    add_learn_engine_options,
     add_model_flag,
     add_options,
     add_sampling_options,
     engine_config,
+    engine_parts,
+    learn_folder,
     load_chat_template,
     sampling_settings,
 )
@@ -63,7 +65,7 @@ def define(parser: argparse.ArgumentParser) -> None:
     )
     add_options(group, ServeOptions, ("chat_template",))
     add_sampling_options(parser)
-    add_engine_options(parser)
+    add_learn_engine_options(parser)
 
 
 def run(parsed: argparse.Namespace) -> int:
@@ -81,7 +83,8 @@ def run(parsed: argparse.Namespace) -> int:
     template = load_chat_template(folder, parsed.chat_template) if is_chat else None
     if is_chat and template is None:
         raise ValueError(f"{folder.name} has no chat template; give --chat-template plain")
-    engine = Engine.load(folder, engine_config(parsed))
+    parts = engine_parts(learn_folder(parsed))
+    engine = Engine.load(folder, engine_config(parsed), parts)
     settings = {**engine.sampling_defaults, **settings}
     if template is None:
         return _answer_all(Writer(engine, settings), prompt)

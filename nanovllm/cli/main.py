@@ -23,8 +23,10 @@ COMMANDS = {
     "env": ("env:define", "show versions and settings for a bug report"),
     "bench": ("bench.command:define", "measure speed"),
     "eval": ("eval:define", "measure loss, perplexity and bits per byte on text files"),
+    "ablate": ("ablate:define", "measure what each head and block contributes"),
     "verify": ("verify:define", "compare a model with transformers"),
     "visualize": ("visualize:define", "draw attention, the logit lens or embeddings"),
+    "learn": ("learn:define", "write GPT-2 yourself, step by step, with checks"),
     "trace": ("trace:define", "print the forward pass of a prompt step by step"),
 }
 """The function that defines the parser of each command, in its module, and its summary."""

@@ -5,18 +5,19 @@ first sentence about it in the docstring of its class as help. This module impor
 """
 
 import argparse
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_origin
 
 from nanovllm.checked_fields import CheckedField, checked_fields
 from nanovllm.cli.parser import flag_of
-from nanovllm.config import BUNDLED_MODEL, EngineConfig
+from nanovllm.config import BACKENDS, BUNDLED_MODEL, EngineConfig
 from nanovllm.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
     from nanovllm.engine.chat.template import ChatTemplate
+    from nanovllm.engine.engine_parts import EngineParts
 
 T = TypeVar("T")
 
@@ -29,6 +30,7 @@ PRECISION_OPTIONS = ("backend", "dtype", "quantization", "kv_cache_dtype", "num_
 _MODEL_HELP = (
     f"folder, or name such as gpt2 or owner/name (default: {BUNDLED_MODEL}, the bundled model)"
 )
+_LEARN = "learn:"
 _UNSET = {"scheduling_policy": "fcfs; fair with several API keys or a key file"}
 """What an option without a value stands for, where the docstring does not say it."""
 
@@ -138,20 +140,73 @@ def options_of(parsed: argparse.Namespace, settings: type[T], **others: Any) -> 
     return settings(**{name: given[name] for name in names & given.keys()}, **others)
 
 
+class _BackendNames(tuple[str, ...]):
+    """The backends of EngineConfig, and learn:DIR with any folder in place of DIR."""
+
+    __slots__ = ()
+
+    def __contains__(self, name: object) -> bool:
+        return str(name).startswith(_LEARN) or super().__contains__(name)
+
+
+def _folder(text: str) -> str:
+    if text == _LEARN:
+        raise argparse.ArgumentTypeError("learn: names no folder; learn:. is the current one")
+    return text
+
+
+def add_learn_engine_options(parser: argparse.ArgumentParser) -> None:
+    """Add an option for each field of EngineConfig, and learn:DIR to the values of --backend."""
+    add_engine_options(parser, ("backend",))
+    group = parser.add_argument_group("backend")
+    add_options(group, EngineConfig, ("backend",))
+    backend = group._group_actions[-1]  # noqa: SLF001 - has no other name
+    backend.choices = _BackendNames([*BACKENDS, f"{_LEARN}DIR"])
+    backend.type = _folder
+    backend.help = (
+        "implementation of the forward pass: compiled, the readable specification, or a reader's "
+        "of the course in DIR"
+    )
+
+
+def learn_folder(parsed: argparse.Namespace) -> Path | None:
+    """Return DIR of --backend learn:DIR; None for other backends."""
+    name = str(parsed.backend)
+    return Path(name.removeprefix(_LEARN)) if name.startswith(_LEARN) else None
+
+
+def engine_parts(folder: Path | None) -> "EngineParts":
+    """Return the parts of an engine: the project's own, or the code in a reader's folder."""
+    if folder is None:
+        from nanovllm.engine.engine_parts import OWN_PARTS
+
+        return OWN_PARTS
+    from nanovllm.learn.engine import learn_parts
+
+    return learn_parts(folder)
+
+
 def add_precision_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of EngineConfig that choose the arithmetic of a forward pass."""
     add_options(parser.add_argument_group("engine"), EngineConfig, PRECISION_OPTIONS)
 
 
-def add_engine_options(parser: argparse.ArgumentParser, **defaults: Any) -> None:
+def add_engine_options(
+    parser: argparse.ArgumentParser, omitted: Collection[str] = (), **defaults: Any
+) -> None:
     """Add an option for each field of EngineConfig; `defaults` are other ones than its own."""
-    names = [field.name for field in fields(EngineConfig) if field.name != "num_blocks"]
+    names = [field.name for field in fields(EngineConfig) if field.name not in omitted]
     defaults = {"scheduling_policy": None, **defaults}
     add_options(parser.add_argument_group("engine"), EngineConfig, names, defaults)
 
 
 def engine_config(parsed: argparse.Namespace) -> EngineConfig:
-    """Return the settings of `add_engine_options`; those that are None have their defaults."""
+    """Return the settings of `add_engine_options`; those that are None have their defaults.
+
+    The reader's backend, learn:DIR, has the settings of backend="numpy".
+    """
+    if learn_folder(parsed) is not None:
+        parsed = argparse.Namespace(**{**vars(parsed), "backend": "numpy"})
     return options_of(parsed, EngineConfig)
 
 

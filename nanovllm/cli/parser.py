@@ -65,7 +65,11 @@ def imported(target: str) -> Run:
 
 
 def add_commands(
-    parser: argparse.ArgumentParser, noun: str, commands: Mapping[str, tuple[str, Define | None]]
+    parser: argparse.ArgumentParser,
+    noun: str,
+    commands: Mapping[str, tuple[str, Define | None]],
+    *,
+    is_required: bool = True,
 ) -> None:
     """Add commands to the main parser, or kinds to that of a command.
 
@@ -73,9 +77,10 @@ def add_commands(
         noun: what they are called, such as "command".
         commands: the line in the help of each, and the function that defines its parser; None if
             it will not be used.
+        is_required: whether one must be named.
     """
     parsers = parser.add_subparsers(
-        title=f"{noun}s", required=True, metavar=noun.upper(), prog=parser.prog
+        title=f"{noun}s", required=is_required, metavar=noun.upper(), prog=parser.prog
     )
     for name, (summary, define) in commands.items():
         command = parsers.add_parser(name, help=summary)

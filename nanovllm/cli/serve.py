@@ -7,7 +7,7 @@ from typing import Any
 from nanovllm.checked_fields import checked_fields
 from nanovllm.cli.environment import API_KEY_VARIABLE, ENGINE_VARIABLES
 from nanovllm.cli.interrupts import ended_by_interrupts, ignore_hangups
-from nanovllm.cli.options import add_engine_options, add_model, add_options
+from nanovllm.cli.options import add_learn_engine_options, add_model, add_options
 from nanovllm.cli.parser import CommandParser, set_up
 from nanovllm.cli.serve_options import ServeOptions
 
@@ -34,7 +34,7 @@ def define(parser: argparse.ArgumentParser) -> None:
             group = parser.add_argument_group(_GROUPS[name])
         if group is not None:
             add_options(group, ServeOptions, (name,))
-    add_engine_options(parser)
+    add_learn_engine_options(parser)
 
 
 def options_from(settings: Mapping[str, Any]) -> ServeOptions:

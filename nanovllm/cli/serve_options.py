@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Interval
 
-from nanovllm.cli.options import engine_config, options_of
+from nanovllm.cli.options import engine_config, learn_folder, options_of
 from nanovllm.config import BUNDLED_MODEL, EngineConfig, Positive, SchedulingPolicy
 
 
@@ -18,6 +18,7 @@ class ServeOptions:
     Attributes:
         model: folder or name.
         engine: the engine's settings.
+        learn_folder: folder of a reader of the course, whose code the engine runs; None for none.
         scheduling_policy: that of the engine; None if it is left to the server.
         host: address to listen on; 0.0.0.0 for all interfaces.
         port: port to listen on; 0 for a free one.
@@ -67,6 +68,7 @@ class ServeOptions:
 
     model: str = BUNDLED_MODEL
     engine: EngineConfig = field(default_factory=EngineConfig)
+    learn_folder: Path | None = None
     scheduling_policy: SchedulingPolicy | None = None
     host: str = "127.0.0.1"
     port: Annotated[int, Interval(ge=0, le=65535)] = 8000
@@ -98,4 +100,6 @@ class ServeOptions:
     @classmethod
     def of(cls, parsed: argparse.Namespace) -> "ServeOptions":
         """Return the options of a command line; raises ValueError for those of the engine."""
-        return options_of(parsed, cls, engine=engine_config(parsed))
+        return options_of(
+            parsed, cls, engine=engine_config(parsed), learn_folder=learn_folder(parsed)
+        )

@@ -9,6 +9,7 @@ import os
 import shlex
 import socket
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NoReturn
 
@@ -20,7 +21,7 @@ from nanovllm.cli.environment import API_KEY_VARIABLE
 from nanovllm.cli.graceful_server import CLOSE_S, GracefulServer
 from nanovllm.cli.listening import bind, connection_limits, raise_open_files_limit
 from nanovllm.cli.numa import numa_warning
-from nanovllm.cli.options import load_chat_template, served_names
+from nanovllm.cli.options import engine_parts, load_chat_template, served_names
 from nanovllm.cli.security_options import (
     check_certificate,
     is_loopback,
@@ -33,6 +34,7 @@ from nanovllm.cli.service_manager import notify
 from nanovllm.config import format_bytes, parse_bytes
 from nanovllm.engine.async_engine import AsyncEngine, EngineState
 from nanovllm.engine.engine import Engine
+from nanovllm.engine.engine_parts import PartOwner
 from nanovllm.engine.memory import MemoryPlan
 from nanovllm.hub import resolve_model
 from nanovllm.model.machine import PHYSICAL_MEMORY
@@ -69,17 +71,19 @@ def load_server(options: ServeOptions) -> LoadedServer:
     settings = server_settings(options)
     # SIGHUP may add keys to a file; with a single client the policy changes nothing.
     has_several_keys = len(settings.api_keys) > 1 or options.api_key_file is not None
-    if options.scheduling_policy is None and has_several_keys:
+    is_learn = options.learn_folder is not None  # its scheduler knows one order
+    if options.scheduling_policy is None and has_several_keys and not is_learn:
         config = replace(config, scheduling_policy="fair")
     folder = resolve_model(options.model)
     Engine.check(folder, config)  # report errors before a port is opened
+    parts = engine_parts(options.learn_folder)
     template = load_chat_template(folder, options.chat_template)
     settings = replace(settings, chat_template=template, inspected_folder=folder)
     if settings.log_requests:
         write_log_to(sys.stdout)  # all other messages go to standard error
     metrics = ServerMetrics(settings.model_names[0])
     engine = AsyncEngine(
-        lambda: Engine.load(folder, config),
+        lambda: Engine.load(folder, config, parts),
         max_queued_requests=options.max_queued_requests,
         max_queued_tokens=options.max_queued_tokens,
         max_logprobs_bytes=parse_bytes(options.max_queued_logprobs_memory),
@@ -212,7 +216,8 @@ def describe(engine: Engine, name: str) -> str:
         f"{blocks.block_size} (up to {cache_bytes / 2**20:,.0f} MiB)",
         **_describe_limit(engine.memory),
         "computes in": f"{backend.weight_dtype} (cache {backend.cache_dtype}), "
-        f"backend {engine.config.backend}, {threads}",
+        f"backend {engine.parts.name or engine.config.backend}, {threads}",
+        **_describe_owners(engine.parts.owners),
     }
     return f"{name}, GPT-2 architecture\n" + "\n".join(
         f"  {label:12} {value}" for label, value in rows.items()
@@ -226,6 +231,14 @@ def _describe_limit(memory: MemoryPlan) -> dict[str, str]:
         return {}
     planned = format_bytes(memory.other_bytes + memory.cache_bytes)
     return {"memory": f"up to {planned} of {format_bytes(limit.num_bytes)} ({limit.name})"}
+
+
+def _describe_owners(owners: Sequence[PartOwner]) -> dict[str, str]:
+    """Return rows that say whose code runs, if some of it may be a reader's of the course."""
+    readers = [owner.part for owner in owners if owner.is_readers]
+    others = [owner.part for owner in owners if not owner.is_readers]
+    rows = {"your code": ", ".join(readers) or "nothing yet", "project's": ", ".join(others)}
+    return {label: value for label, value in rows.items() if value and owners}
 
 
 def shell_key(options: ServeOptions, num_keys: int) -> str | None:

@@ -1,6 +1,8 @@
-"""Tables on standard output."""
+"""Tables on standard output, and the figures of JSON objects."""
 
+import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 
 def print_table(rows: Sequence[Sequence[str]]) -> None:
@@ -19,3 +21,11 @@ def print_rows(rows: Mapping[str, str], width: int | None = None, indent: str = 
     for label, value in rows.items():
         if value:
             print(f"{indent}{label:{columns}} {value}")
+
+
+def finite_or_null(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the figures, None for one that is not finite: JSON has neither NaN nor infinity."""
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in figures.items()
+    }

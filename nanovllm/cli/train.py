@@ -101,7 +101,10 @@ def run(parsed: argparse.Namespace) -> int:
     if overfitting:
         print(overfitting)
     print(f"report: {quoted(result.folder / 'report.html')}")
-    print(f"serve:  nanovllm serve {model_argument(result.folder)}")
+    if trainer.setup.model.is_gpt2:
+        print(f"serve:  nanovllm serve {model_argument(result.folder)}")
+    else:
+        print(f"GPT-2 without its {', '.join(trainer.config.ablated)} cannot be served")
     stop_after = trainer.config.stop_after
     was_interrupted = result.state == "stopped" and (stop_after or math.inf) > result.step
     return 130 if was_interrupted else 0
@@ -141,11 +144,18 @@ def _introduce(trainer: Trainer) -> None:
         f"{len(setup.train.tokens):,} training and {len(setup.validation.tokens):,} validation "
         f"tokens; {_count(trainer.steps, 'step')} of {_count(setup.tokens_per_step, 'token')}"
     )
+    if setup.train.has_loss is not None:
+        train, validation = setup.train.num_targets, setup.validation.num_targets
+        print(f"loss on {train:,} and {validation:,} of them")
     if trainer.resumes and trainer.is_finished:
         print(
             f"nothing to do: the run is finished, at step {trainer.step:,} of {trainer.steps:,}; "
-            "to train its weights further, begin a new run with --init-from "
-            f"{model_argument(trainer.folder)}"
+            "to train its weights further, "
+            + (
+                "give more --steps"
+                if trainer.config.schedule == "constant"
+                else f"begin a new run with --init-from {model_argument(trainer.folder)}"
+            )
         )
     elif trainer.resumes:
         print(f"continues at step {trainer.step:,} of {trainer.steps:,}")

@@ -1,9 +1,8 @@
 """`nanovllm visualize`: draw attention, the logit lens or token embeddings to a file."""
 
 import argparse
-from pathlib import Path
 
-from nanovllm.cli.argument_types import positive
+from nanovllm.cli.argument_types import output_file, positive
 from nanovllm.cli.environment import MODEL_VARIABLES
 from nanovllm.cli.options import add_model
 from nanovllm.cli.parser import add_commands, imported, set_up
@@ -102,18 +101,11 @@ def _define_common(
     )
     parser.add_argument(
         "--output",
-        type=_output,
+        type=output_file(".html", ".png", ".svg"),
         required=True,
         metavar="FILE",
         help="file to write: .html, .png or .svg; an existing one is replaced",
     )
-
-
-def _output(text: str) -> Path:
-    path = Path(text)
-    if path.suffix.lower() not in {".html", ".png", ".svg"}:
-        raise argparse.ArgumentTypeError(f"{text} must end with .html, .png or .svg")
-    return path
 
 
 def _numbers(text: str) -> list[int]:

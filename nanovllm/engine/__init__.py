@@ -3,6 +3,7 @@
 In reading order:
 
 engine               Engine.step(): scheduler, batching, runner
+engine_parts         what an engine is made of, which the course replaces
 scheduling/          selects the requests of each step and allocates their KV cache blocks
 memory               plans the KV cache within the memory of the process
 generation_request   prompts and settings of a request, the same for all endpoints and APIs

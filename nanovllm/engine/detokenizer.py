@@ -21,7 +21,7 @@ class IncrementalDecoder:
         """Start with no tokens."""
         self._tokenizer = tokenizer
         self._skipped = tokenizer.special_token_ids if skip_special_tokens else frozenset[int]()
-        self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._utf8: codecs.IncrementalDecoder = codecs.getincrementaldecoder("utf-8")("replace")
         # Used only if the tokenizer is not byte-level: the tokens of the last released text,
         # followed by pending tokens, whose text is incomplete.
         self._window: list[int] = []

@@ -14,19 +14,16 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from nanovllm.config import EngineConfig, format_bytes
+from nanovllm.config import EngineConfig
+from nanovllm.engine.engine_parts import OWN_PARTS, EngineParts
 from nanovllm.engine.generation_defaults import SamplingDefaults, load_sampling_defaults
 from nanovllm.engine.generation_request import GenerationRequest
-from nanovllm.engine.input_processor import InputProcessor
-from nanovllm.engine.memory import check_sizes, plan_memory
+from nanovllm.engine.memory import allocate_cache, check_sizes, plan_memory
 from nanovllm.engine.metrics import EngineSnapshot, StepStats, TokenCounts
 from nanovllm.engine.prompt_request import PromptRequest
 from nanovllm.engine.request_limits import Limits
 from nanovllm.engine.scheduling import batching
-from nanovllm.engine.scheduling.block_manager import BlockManager
-from nanovllm.engine.scheduling.kv_cache_manager import KVCacheManager
 from nanovllm.engine.scheduling.request import FinishReason, Request, RequestState
-from nanovllm.engine.scheduling.scheduler import Scheduler
 from nanovllm.engine.scheduling.step_plan import (
     NO_MASKS_MISSING,
     MaskStates,
@@ -37,7 +34,7 @@ from nanovllm.engine.step_output import StepOutput
 from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.engine.update_router import UpdateRouter
 from nanovllm.errors import EngineFaultError, InvalidRequestError, NanovllmError
-from nanovllm.model.backend import Backend, LoadOptions
+from nanovllm.model.backend import LoadOptions
 from nanovllm.model.checkpoint import stored_dtype
 from nanovllm.model.config import GPT2Config
 from nanovllm.model.machine import MemoryLimit
@@ -70,14 +67,16 @@ class Engine:
         tokenizer: Tokenizer,
         sampling_defaults: SamplingDefaults | None = None,
         memory_limit: MemoryLimit | None = None,
+        parts: EngineParts = OWN_PARTS,
     ) -> None:
         """Allocate the KV cache.
 
         Raises ValueError if the settings do not fit the model or the memory, whose limit is by
-        default that of this process.
+        default that of this process. The runner has the backend of `parts`.
         """
         model = runner.config
         self.config = config
+        self.parts = parts
         self.model = model
         self.max_model_len = _max_model_len(config, model)
         self.tokenizer = tokenizer
@@ -86,24 +85,16 @@ class Engine:
         self.memory = plan_memory(
             config, runner.backend, self.max_model_len, memory_limit or process_memory_limit()
         )
-        self.blocks = BlockManager(
-            _allocate_cache(self.memory.num_blocks, config.block_size, runner.backend),
-            config.block_size,
-            enable_prefix_caching=config.enable_prefix_caching,
-        )
-        self.scheduler = Scheduler(
-            KVCacheManager(self.blocks),
-            max_num_seqs=config.max_num_seqs,
-            max_num_batched_tokens=config.max_num_batched_tokens,
-            is_fair=config.scheduling_policy == "fair",
-        )
+        num_blocks = allocate_cache(self.memory.num_blocks, config.block_size, runner.backend)
+        self.scheduler = parts.make_scheduler(config, num_blocks)
+        self.blocks = self.scheduler.kv_cache.blocks
         limits = Limits(
             self.max_model_len,
             self.cache_tokens,
             config.max_logprobs,
             has_priorities=config.scheduling_policy == "priority",
         )
-        self.input_processor = InputProcessor(model, tokenizer, limits, seed=config.seed)
+        self.input_processor = parts.input_processor(model, tokenizer, limits, seed=config.seed)
         self._counts = TokenCounts()
         self._deadlines: dict[str, float] = {}  # of the sequences that have one, by id
         self._structured: dict[str, Request] = {}  # the sequences that have a grammar, by id
@@ -113,7 +104,9 @@ class Engine:
         self.num_steps = 0
 
     @classmethod
-    def load(cls, folder: Path, config: EngineConfig | None = None) -> "Engine":
+    def load(
+        cls, folder: Path, config: EngineConfig | None = None, parts: EngineParts = OWN_PARTS
+    ) -> "Engine":
         """Load a model folder.
 
         Raises CheckpointError if the folder is not valid, and ValueError if the settings do not fit
@@ -122,18 +115,13 @@ class Engine:
         config = config or EngineConfig()
         cls.check(folder, config)
         tokenizer = Tokenizer.load(folder)
-        if config.dtype == "auto":
-            is_numpy = config.backend == "numpy"  # supports float32 only
-            config = replace(config, dtype="float32" if is_numpy else stored_dtype(folder))
-        options = LoadOptions(
-            dtype=config.dtype,
-            quantization=config.quantization,
-            kv_cache_dtype=config.kv_cache_dtype,
-            batch_invariant=config.batch_invariant,
-            num_threads=config.num_threads,
-        )
-        runner = NativeModelRunner.load(folder, config.backend, options)
-        return cls(config, runner, tokenizer, load_sampling_defaults(folder))
+        config = with_stored_dtype(config, folder)
+        options = load_options(config)
+        if parts.backend is None:
+            runner = NativeModelRunner.load(folder, config.backend, options)
+        else:
+            runner = NativeModelRunner(parts.backend(folder, options))
+        return cls(config, runner, tokenizer, load_sampling_defaults(folder), parts=parts)
 
     @staticmethod
     def check(folder: Path, config: EngineConfig, *, is_local: bool = True) -> None:
@@ -217,7 +205,10 @@ class Engine:
         started = time.monotonic()
         self._abort_overdue(started)
         failed = self._read_masks()
-        plan = self.scheduler.schedule(self._masks)
+        try:
+            plan = self.scheduler.schedule(self._masks)
+        except EngineFaultError as error:
+            return self._fail_all(failed, error)
         if not plan.sequences:
             if self._masks.blocked and not failed:
                 self.input_processor.grammars.wait(_BLOCKED_WAIT_S)
@@ -244,6 +235,17 @@ class Engine:
         for update in updates:
             self._complete(update, now, fault)
         return StepOutput((*failed, *updates), stats, fault)
+
+    def _fail_all(self, failed: tuple[SequenceUpdate, ...], fault: EngineFaultError) -> StepOutput:
+        """Finish all requests, because no step can be planned; `failed` have ended before."""
+        logger.error("a step cannot be planned; all requests end with an error", exc_info=fault)
+        updates = []
+        for request_id in sorted(self.scheduler.request_ids):
+            update = self.finish_request(request_id, FinishReason.ERROR)
+            assert update is not None
+            update.error = fault
+            updates.append(update)
+        return StepOutput((*failed, *updates), StepStats(0, 0, 0, 0.0), fault)
 
     def _compute(self, plan: StepPlan) -> tuple[list[SequenceUpdate], Exception | None]:
         """Run and commit a plan; return its updates and the exception that it raised, or None."""
@@ -304,7 +306,7 @@ class Engine:
                 output = self.step()
                 router.add_updates(output)
                 if output.fault is not None:
-                    raise EngineFaultError(_STEP_FAILED) from output.fault
+                    raise _fault_error(output.fault)
                 yield output
         finally:
             for prompt in prompts:
@@ -352,16 +354,37 @@ class Engine:
         return tuple(updates)
 
 
+def with_stored_dtype(config: EngineConfig, folder: Path) -> EngineConfig:
+    """Return the settings with the type that dtype="auto" stands for."""
+    if config.dtype != "auto":
+        return config
+    is_numpy = config.backend == "numpy"  # supports float32 only
+    return replace(config, dtype="float32" if is_numpy else stored_dtype(folder))
+
+
+def load_options(config: EngineConfig) -> LoadOptions:
+    """Return how a backend loads the model."""
+    names = ("dtype", "quantization", "kv_cache_dtype", "batch_invariant", "num_threads")
+    return LoadOptions(**{name: getattr(config, name) for name in names})
+
+
 def _error_of(update: SequenceUpdate, fault: Exception | None) -> NanovllmError:
     """Return the error of a request that a step ended; a server hides its `__cause__`."""
     cause = fault or update.cause
     if cause is not None:
-        error = EngineFaultError(_STEP_FAILED)
-        error.__cause__ = cause
-        return error
+        return _fault_error(cause)
     if update.is_finite:
         return InvalidRequestError(_ALL_FORBIDDEN)
     return EngineFaultError(_NOT_A_NUMBER)
+
+
+def _fault_error(cause: Exception) -> EngineFaultError:
+    """Return the error of requests for an exception in a step; one that is meant for them stays."""
+    if isinstance(cause, EngineFaultError):
+        return cause
+    error = EngineFaultError(_STEP_FAILED)
+    error.__cause__ = cause
+    return error
 
 
 def _max_model_len(config: EngineConfig, model: GPT2Config) -> int:
@@ -374,16 +397,3 @@ def _max_model_len(config: EngineConfig, model: GPT2Config) -> int:
             f"{model.max_positions} positions; lower it or leave it out"
         )
     return config.max_model_len
-
-
-def _allocate_cache(num_blocks: int, block_size: int, backend: Backend) -> int:
-    """Allocate the KV cache and return its number of blocks; raises ValueError if it cannot."""
-    try:
-        backend.allocate_cache(num_blocks, block_size)
-    except MemoryError:
-        raise ValueError(
-            f"the operating system cannot provide "
-            f"{format_bytes(num_blocks * backend.block_bytes(block_size))} for the KV cache; lower "
-            "kv_cache_memory"
-        ) from None
-    return num_blocks

@@ -23,6 +23,7 @@ from nanovllm.engine.prompt_request import PromptRequest
 from nanovllm.engine.request_limits import Limits
 from nanovllm.engine.scheduling.request import Request
 from nanovllm.engine.scheduling.token_rules import TokenRules
+from nanovllm.engine.sequence_output import SequenceOutput
 from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.errors import InvalidRequestError, describe_value
 from nanovllm.model.config import GPT2Config
@@ -143,7 +144,12 @@ class InputProcessor:
             for choice in range(params.num_sequences)
         ]
         pooler = None if pooling is None else Pooler(normalize=pooling.normalize)
-        return PromptRequest(request_id, text, requests, params, self.tokenizer, pooler)
+        outputs = [self.begin_output(params) for _ in requests]
+        return PromptRequest(request_id, text, requests, params, self.tokenizer, pooler, outputs)
+
+    def begin_output(self, params: SamplingParams) -> SequenceOutput:
+        """Return the output of a sequence without tokens."""
+        return SequenceOutput.begin(params, self.tokenizer)
 
     def _check_queue_fields(self, request: GenerationRequest) -> None:
         self.limits.check_priority(request.priority)

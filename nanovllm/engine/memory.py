@@ -129,3 +129,16 @@ def plan_memory(
             text,
         )
     return MemoryPlan(limit, other_bytes, num_blocks, cache_bytes)
+
+
+def allocate_cache(num_blocks: int, block_size: int, backend: Backend) -> int:
+    """Allocate the KV cache and return its number of blocks; raises ValueError if it cannot."""
+    try:
+        backend.allocate_cache(num_blocks, block_size)
+    except MemoryError:
+        raise ValueError(
+            f"the operating system cannot provide "
+            f"{format_bytes(num_blocks * backend.block_bytes(block_size))} for the KV cache; lower "
+            "kv_cache_memory"
+        ) from None
+    return num_blocks

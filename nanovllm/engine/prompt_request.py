@@ -44,6 +44,7 @@ class PromptRequest:
         params: SamplingParams,
         tokenizer: Tokenizer,
         pooler: Pooler | None = None,
+        outputs: Sequence[SequenceOutput] | None = None,
     ) -> None:
         """Create a prompt without output.
 
@@ -54,6 +55,7 @@ class PromptRequest:
             params: the settings of the caller.
             tokenizer: the model's.
             pooler: None unless the prompt is embedded.
+            outputs: the outputs of the sequences, without tokens; None to begin them here.
         """
         self.request_id = request_id
         self.requests = tuple(requests)
@@ -68,7 +70,9 @@ class PromptRequest:
         )
         self._num_cached_tokens = 0
         self.metrics: RequestMetrics | None = None
-        self._sequences = [SequenceOutput.begin(params, tokenizer) for _ in requests]
+        self._sequences = list(
+            outputs or (SequenceOutput.begin(params, tokenizer) for _ in requests)
+        )
 
     @property
     def client(self) -> str:

@@ -18,6 +18,7 @@ from nanovllm.errors import EngineFaultError, InvalidRequestError
 logger = logging.getLogger(__name__)
 
 OwnerT = TypeVar("OwnerT")
+_ANSWER_FAILED = "the answer could not be put together; the log has the reason"
 
 
 class UpdateRouter(Generic[OwnerT]):
@@ -80,11 +81,12 @@ class UpdateRouter(Generic[OwnerT]):
                 _count(output.stats, prompt, update)
             except Exception as error:  # the other updates of the step must reach their prompts
                 logger.exception("the answer to %s could not be put together", update.request_id)
-                fault = EngineFaultError(
-                    "the answer could not be put together; the log has the reason"
-                )
-                fault.__cause__ = error
-                prompt.fail(fault)
+                if isinstance(error, EngineFaultError):
+                    prompt.fail(error)
+                else:
+                    fault = EngineFaultError(_ANSWER_FAILED)
+                    fault.__cause__ = error
+                    prompt.fail(fault)
                 self.remove(prompt)
                 continue
             if found_stop:

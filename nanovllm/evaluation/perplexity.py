@@ -157,7 +157,7 @@ def evaluate(
         CheckpointError: the folder is not valid.
         ValueError: a setting is wrong.
     """
-    texts = _read_texts(data, pattern)
+    texts = read_texts(data, pattern)
     config = EngineConfig(
         dtype=dtype,
         quantization=quantization,
@@ -172,7 +172,7 @@ def evaluate(
     context, stride = check_windows(folder, context, stride)
     with closing(Engine.load(folder, config)) as engine:
         bos_token = _bos_token(engine.model) if add_bos_token else None
-        encoded = _encode_all(engine.tokenizer, texts, bos_token, max_tokens)
+        encoded = encode_texts(engine.tokenizer, texts, bos_token, max_tokens)
         targets = np.concatenate([token_ids[1:] for token_ids, _ in encoded])
         windows = chain.from_iterable(cut_windows(one, context, stride) for one, _ in encoded)
         precision = quantization or dtype
@@ -216,7 +216,7 @@ def check_windows(folder: Path, context: int | None, stride: int | None) -> tupl
     return context, stride
 
 
-def _read_texts(data: TextSource | Iterable[TextSource], pattern: str) -> list[str]:
+def read_texts(data: TextSource | Iterable[TextSource], pattern: str) -> list[str]:
     """Return the texts among `data`, and then those of its files and folders."""
     sources = [data] if isinstance(data, str | os.PathLike) else list(data)
     texts = [source for source in sources if isinstance(source, str)]
@@ -229,7 +229,7 @@ def _read_texts(data: TextSource | Iterable[TextSource], pattern: str) -> list[s
     return texts
 
 
-def _encode_all(
+def encode_texts(
     tokenizer: Tokenizer, texts: Sequence[str], bos_token: int | None, max_tokens: int | None
 ) -> list[tuple[NDArray[np.int64], int]]:
     """Return the token ids of each text, and the UTF-8 bytes of all but the first.

@@ -8,6 +8,7 @@ In reading order:
 observe         load a folder, encode a prompt, run the forward pass with an observer
 attention       attention weights, and statistics of each head
 logit_lens      the prediction of every layer
+ablation        the loss and the predictions with parts switched off
 embeddings      token embeddings in two dimensions, and nearest neighbours
 trace           each operation with its shapes and statistics
 memory          the memory of an inspection, and its limit

@@ -83,9 +83,9 @@ def attention_head(
     Raises InvalidRequestError if there is no such layer, head or position.
     """
     config = model.config
-    _check_index("layer", layer, config.layers, "the model has the layers")
-    _check_index("head", head, config.heads, "the model has the heads")
-    _check_index("query", position, len(token_ids), "the prompt has the positions")
+    check_index("layer", layer, config.layers, "the model has the layers")
+    check_index("head", head, config.heads, "the model has the heads")
+    check_index("query", position, len(token_ids), "the prompt has the positions")
     seen = slice(position + 1)
     parts: dict[str, np.ndarray] = {}
 
@@ -111,10 +111,15 @@ def attention_head(
     )
 
 
-def _check_index(param: str, index: int, count: int, what: str) -> None:
+def check_index(param: str, index: int, count: int, what: str) -> None:
+    """Raise InvalidRequestError unless `index` is from 0 to `count` - 1.
+
+    `param` may name a field of an entry of a list, as "off.3.layer".
+    """
     if not 0 <= index < count:
         raise InvalidRequestError(
-            f"{param} is {describe_value(index)}, but {what} 0 to {count - 1}", param=param
+            f"{param} is {describe_value(index)}, but {what} 0 to {count - 1}",
+            param=param.split(".", 1)[0],
         )
 
 
@@ -130,7 +135,7 @@ def attention_weights(
     """
     config = model.config
     if layer is not None:
-        _check_index("layer", layer, config.layers, "the model has the layers")
+        check_index("layer", layer, config.layers, "the model has the layers")
     num_layers = config.layers if layer is None else 1
     pairs = len(token_ids) * (len(token_ids) + 1) // 2
     num_bytes = packed_weights_bytes(config, len(token_ids), num_layers)

@@ -8,7 +8,7 @@ import gzip
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32
@@ -17,18 +17,23 @@ from nanovllm.errors import InvalidRequestError
 from nanovllm.inspection import responses
 from nanovllm.inspection.attention import HeadStatistics
 from nanovllm.inspection.observe import InspectedModel
+from nanovllm.model.config import GPT2Config
 from nanovllm.pages import render_page
 
 MAX_FILE_BYTES = 3_000_000
 _STYLES = (
     "elements/overlays.css",
     "charts/charts.css",
-    *(f"inspection/{name}.css" for name in ("views", "attention", "lens", "embeddings")),
+    *(
+        f"inspection/{name}.css"
+        for name in ("views", "attention", "lens", "embeddings", "ablation")
+    ),
 )
 _TITLES = {
     "attention": "Attention",
     "logit-lens": "Logit lens",
     "embeddings": "Embeddings",
+    "ablation": "Parts switched off",
 }
 
 
@@ -49,7 +54,7 @@ def attention_page(
             model, token_ids, _pack(weights, dtype), dtype=np.dtype(dtype).name
         )
         data = {"attention": {**packed, "encoding": "gzip"}, "overview": overview}
-        page = _render("attention", model, token_ids, data)
+        page = _render_prompt("attention", model, token_ids, data)
         size = _num_bytes(page)
         if size <= MAX_FILE_BYTES:
             return page
@@ -63,7 +68,7 @@ def attention_page(
 def lens_page(model: InspectedModel, token_ids: Sequence[int], lens: dict[str, Any]) -> str:
     """Return the page of the logit lens; raises InvalidRequestError as `attention_page`."""
     return _checked(
-        _render("logit-lens", model, token_ids, lens), "shorten the prompt, or lower --top"
+        _render_prompt("logit-lens", model, token_ids, lens), "shorten the prompt, or lower --top"
     )
 
 
@@ -78,7 +83,15 @@ def embeddings_page(
     `neighbors` are those of each point; `token_ids` the tokens of a prompt, or none.
     """
     data = {"projections": projections, "neighbors": neighbors, "marked": list(token_ids)}
-    return _checked(_render("embeddings", model, token_ids, data), "lower --limit")
+    return _checked(_render_prompt("embeddings", model, token_ids, data), "lower --limit")
+
+
+def ablation_page(name: str, config: GPT2Config, entry: dict[str, Any], intro: str) -> str:
+    """Return the page of the losses without each part; raises as `attention_page`.
+
+    `entry` is that of `responses.ablation_entry`; `intro` says of which text.
+    """
+    return _checked(_render("ablation", name, config, entry, intro), "choose some by --parts")
 
 
 def write_page(page: str, path: Path) -> None:
@@ -105,22 +118,23 @@ def _pack(weights: Float32[np.ndarray, "heads pairs"], dtype: Any) -> bytes:
     return gzip.compress(integers.tobytes(), 9, mtime=0)
 
 
-def _render(
-    kind: Literal["attention", "logit-lens", "embeddings"],
-    model: InspectedModel,
-    token_ids: Sequence[int],
-    data: dict[str, Any],
+def _render_prompt(
+    kind: str, model: InspectedModel, token_ids: Sequence[int], data: dict[str, Any]
 ) -> str:
-    config = model.config
+    prompt = model.tokenizer.decode(token_ids, skip_special_tokens=False)
+    return _render(kind, model.name, model.config, data, prompt)
+
+
+def _render(kind: str, name: str, config: GPT2Config, data: dict[str, Any], intro: str) -> str:
     return render_page(
-        title=f"{_TITLES[kind]} · {model.name}",
+        title=f"{_TITLES[kind]} · {name}",
         heading=_TITLES[kind],
-        subtitle=f"{model.name}: {config.layers} layers, {config.heads} heads, "
+        subtitle=f"{name}: {config.layers} layers, {config.heads} heads, "
         f"{config.d_model} dimensions",
         script="inspection/file.js",
         styles=_STYLES,
         data={"kind": kind, **data},
-        intro=model.tokenizer.decode(token_ids, skip_special_tokens=False),
+        intro=intro,
     )
 
 

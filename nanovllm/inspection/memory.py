@@ -12,6 +12,7 @@ from nanovllm.errors import InvalidRequestError
 from nanovllm.inspection.attention import MAX_WEIGHTS_BYTES, packed_weights_bytes
 from nanovllm.inspection.embeddings import DEFAULT_POINTS
 from nanovllm.inspection.logit_lens import CHUNK_ROWS, DEFAULT_TOP
+from nanovllm.model.ablation import parts_of
 from nanovllm.model.checkpoint import expected_shapes
 from nanovllm.model.config import GPT2Config
 
@@ -20,12 +21,15 @@ MAX_MEMORY_BYTES = 1 << 30
 _POINT_BYTES = 1000  # of Python objects and JSON; of each point of a projection
 _CELL_BYTES = 1500  # of each position and layer of the logit lens, without its top tokens
 _TOP_TOKEN_BYTES = 900
+_PART_BYTES = 1000  # of each part that is switched off
 _NUMBER_BYTES = 80  # of a Python float, in its list and in the JSON
 _REMEDIES = {
     "attention": ("prompt", "shorten the prompt, or ask for one layer"),
     "attention_head": ("prompt", "shorten the prompt"),
     "overview": ("prompt", "shorten the prompt"),
     "logit_lens": ("prompt", "shorten the prompt, or lower top"),
+    "ablation": ("prompt", "shorten the prompt, or lower top"),
+    "ablation_map": ("prompt", "shorten the prompt"),
     "embeddings": ("limit", "lower limit"),
 }
 
@@ -66,10 +70,13 @@ def request_bytes(config: GPT2Config, name: str, arguments: Mapping[str, Any]) -
         return num_bytes + _NUMBER_BYTES * numbers
     if name == "overview":
         return num_bytes + 4 * 8 * config.heads * tokens**2  # four float64 arrays like the weights
-    rows = min(CHUNK_ROWS, tokens)
-    cells = (config.layers + 1) * tokens
+    logits_bytes = (12 * min(CHUNK_ROWS, tokens) + 32) * config.vocab
+    if name == "ablation_map":
+        streams = 2 + len(parts_of(config))
+        return num_bytes + logits_bytes + streams * (4 * tokens * config.d_model + _PART_BYTES)
+    cells = (2 if name == "ablation" else config.layers + 1) * tokens
     cell_bytes = _CELL_BYTES + arguments.get("top", DEFAULT_TOP) * _TOP_TOKEN_BYTES
-    return num_bytes + (12 * rows + 32) * config.vocab + cells * cell_bytes
+    return num_bytes + logits_bytes + cells * cell_bytes
 
 
 def layers_bytes(config: GPT2Config) -> int:

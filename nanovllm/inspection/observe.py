@@ -120,6 +120,11 @@ class InspectedModel:
         cache = KVCache.allocate(self.config, blocks=1, block_size=len(token_ids))
         batch = ForwardBatch.single(token_ids, all_rows=True)
         hidden = gpt2.forward(self.config, self.weights, batch, cache, observe)
-        if not np.isfinite(hidden).all():
-            raise EngineFaultError("the network's output is not a number; is the checkpoint sound?")
+        check_finite(hidden)
         return hidden
+
+
+def check_finite(hidden: np.ndarray) -> None:
+    """Raise EngineFaultError if the network's output is not finite."""
+    if not np.isfinite(hidden).all():
+        raise EngineFaultError("the network's output is not a number; is the checkpoint sound?")

@@ -4,18 +4,20 @@ Text is drawn as text in SVG files. Characters without a glyph in matplotlib's f
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, Float64
 
 from nanovllm.errors import InvalidRequestError, NanovllmError
 from nanovllm.inspection.attention import HeadStatistics
 from nanovllm.inspection.embeddings import Projection
 from nanovllm.inspection.observe import JSON, InspectedModel
+from nanovllm.model.ablation import Part
+from nanovllm.model.config import GPT2Config
 
 MAX_LENS_TOKENS = 40
 MAX_LABELLED_TOKENS = 128
@@ -194,6 +196,54 @@ def draw_embeddings(
             parse_math=False,
         )
     _save(figure, path)
+
+
+def draw_ablation(name: str, config: GPT2Config, changes: Mapping[Part, float], path: Path) -> None:
+    """Draw the change of the loss, in nats per token, without each part: layers by heads, and
+    layers by sublayers and blocks, which have a scale of their own.
+    """
+    heads = [str(head) for head in range(config.heads)]
+    others = {"attention": "attention", "ffn": "feed-forward", "block": "block"}
+    kinds = {part.kind for part in changes}
+    panels = {
+        "head": heads if "head" in kinds else [],
+        "sublayer or block": [label for kind, label in others.items() if kind in kinds],
+    }
+    maps = {
+        title: np.full((config.layers, len(labels)), np.nan, dtype=np.float64)
+        for title, labels in panels.items()
+        if labels
+    }
+    for part, change in changes.items():
+        if part.head is not None:
+            maps["head"][part.layer, part.head] = change
+        else:
+            column = panels["sublayer or block"].index(others[part.kind])
+            maps["sublayer or block"][part.layer, column] = change
+    widths = [max(0.62 * values.shape[1], 2.4) for values in maps.values()]
+    figure, _ = _figure(sum(widths) + 2.6, 0.42 * config.layers + 2.2, is_empty=True)
+    grid = figure.subplots(1, len(maps), squeeze=False, width_ratios=widths)[0]
+    for axes, (title, values) in zip(grid, maps.items(), strict=True):
+        _draw_changes(figure, axes, values, panels[title])
+        axes.set_xlabel(title)
+    grid[0].set_ylabel("layer")
+    figure.suptitle(f"{name}: rise of the loss without each part, nats per token", fontsize=11)
+    _save(figure, path)
+
+
+def _draw_changes(
+    figure: Any, axes: Any, values: Float64[np.ndarray, "layers parts"], labels: Sequence[str]
+) -> None:
+    """Draw a heat map with a number in each cell."""
+    low, high = min(float(values.min()), 0.0), float(values.max())
+    image = axes.imshow(values, cmap=_COLORS, vmin=low, vmax=high, aspect="auto")
+    middle = (low + high) / 2
+    for (layer, column), change in np.ndenumerate(values):
+        color = "black" if change > middle else "white"
+        axes.text(column, layer, f"{change:.2f}", ha="center", va="center", color=color, fontsize=7)
+    axes.set_xticks(range(len(labels)), labels, fontsize=8)
+    axes.set_yticks(range(len(values)), [str(layer) for layer in range(len(values))], fontsize=8)
+    figure.colorbar(image, ax=axes)
 
 
 def _spread(

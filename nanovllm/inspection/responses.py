@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from nanovllm.errors import InvalidRequestError
+from nanovllm.inspection.ablation import losses_without_each, predict_without, read_part
 from nanovllm.inspection.attention import (
     HeadStatistics,
     attention_head,
@@ -25,9 +26,11 @@ from nanovllm.inspection.embeddings import (
     neighbors,
     project,
 )
-from nanovllm.inspection.logit_lens import logit_lens
+from nanovllm.inspection.logit_lens import DEFAULT_TOP, logit_lens
 from nanovllm.inspection.memory import MAX_MEMORY_BYTES, check_memory
 from nanovllm.inspection.observe import JSON, InspectedModel, rounded
+from nanovllm.model.ablation import Part
+from nanovllm.model.config import GPT2Config
 
 LAYOUT = "lower-triangular rows, [layer, head, query, key<=query]"
 
@@ -93,6 +96,43 @@ def overview_entry(
 ) -> JSON:
     """Return statistics of heads as the response of `overview`."""
     return {"tokens": tokens(model, token_ids), "heads": [asdict(head) for head in heads]}
+
+
+def _ablation(
+    model: InspectedModel,
+    prompt: Sequence[int],
+    off: Sequence[Mapping[str, Any]] = (),
+    top: int = DEFAULT_TOP,
+) -> JSON:
+    """Return the predictions of the whole network, and those without the parts in `off`."""
+    parts = [read_part(model.config, index, **part) for index, part in enumerate(off)]
+    whole = predict_without(model, prompt, (), top)
+    return {
+        "tokens": tokens(model, prompt),
+        "layers": model.config.layers,
+        "heads": model.config.heads,
+        "off": [asdict(part) for part in parts],
+        "whole": whole,
+        "ablated": predict_without(model, prompt, parts, top) if parts else whole,
+    }
+
+
+def _ablation_map(model: InspectedModel, prompt: Sequence[int]) -> JSON:
+    """Return the loss without each part in turn."""
+    entry = ablation_entry(model.config, *losses_without_each(model, prompt))
+    return {"tokens": tokens(model, prompt), **entry}
+
+
+def ablation_entry(
+    config: GPT2Config, loss: float | None, losses: Mapping[Part, float | None]
+) -> JSON:
+    """Return the loss of the whole network and without each part, in nats per token."""
+    return {
+        "layers": config.layers,
+        "heads": config.heads,
+        "loss": loss,
+        "parts": [{**asdict(part), "loss": each} for part, each in losses.items()],
+    }
 
 
 def _embeddings(model: InspectedModel, method: Method = "pca", limit: int = DEFAULT_POINTS) -> JSON:
@@ -172,7 +212,8 @@ def run(
 
 _ANSWERS: dict[str, Callable[..., JSON]] = {
     "attention": _attention, "attention_head": _attention_head, "overview": _overview,
-    "logit_lens": logit_lens, "embeddings": _embeddings, "neighbors": _neighbors,
+    "logit_lens": logit_lens, "ablation": _ablation, "ablation_map": _ablation_map,
+    "embeddings": _embeddings, "neighbors": _neighbors,
 }  # fmt: skip
 
 

@@ -17,7 +17,8 @@ from nanovllm.inspection.worker import ONE_THREAD
 
 MAX_CPU_S = 30.0
 """Processor time of a call."""
-MAX_TSNE_CPU_S = 120.0
+MAX_LONG_CPU_S = 120.0
+"""The same of t-SNE, and of the loss without each part of the network in turn."""
 IDLE_TIMEOUT_S = 60.0
 _WALL_S_PER_CPU_S = 4.0  # a busy machine leaves a process of the lowest priority little time
 
@@ -40,7 +41,7 @@ class InspectionWorker:
 
         Args:
             folder: the model.
-            max_cpu_s: maximum processor time of a call; t-SNE has MAX_TSNE_CPU_S instead.
+            max_cpu_s: maximum processor time of a call; a long one has MAX_LONG_CPU_S instead.
             idle_timeout_s: time without a call after which the process ends.
         """
         self._max_cpu_s = max_cpu_s
@@ -61,8 +62,8 @@ class InspectionWorker:
             EngineFaultError: the process failed.
             EngineNotReadyError: the worker is closed.
         """
-        is_tsne = arguments.get("method") == "tsne"
-        cpu_s = MAX_TSNE_CPU_S if is_tsne else self._max_cpu_s
+        is_long = name == "ablation_map" or arguments.get("method") == "tsne"
+        cpu_s = MAX_LONG_CPU_S if is_long else self._max_cpu_s
         header = {"op": "run", "name": name, "arguments": dict(arguments), "cpu_s": cpu_s}
         try:
             if self._is_closed:

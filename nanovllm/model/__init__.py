@@ -10,6 +10,7 @@ batch            ForwardBatch, the input of a forward pass
 observer         what an observer of the forward pass receives
 config           GPT2Config, the sizes and options of a network
 weights          the tree of a network's weights
+ablation         a network with parts switched off
 tokenizer_files  the tokenizer of a model folder
 tokenizer_growth  refuses tokenizers that multiply texts
 checkpoint       weights from safetensors files

@@ -12,6 +12,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Bool, Float32, Int64
 
+from nanovllm.model.ablation import Part
 from nanovllm.model.batch import ForwardBatch
 from nanovllm.model.config import GPT2Config
 from nanovllm.model.sampling import Sampler
@@ -27,6 +28,7 @@ class LoadOptions:
         kv_cache_dtype: type of keys and values; "auto" chooses it by the weights' type.
         batch_invariant: a sequence's bits do not depend on the others in its batch.
         num_threads: None for the backend's default.
+        without: parts of the network that are switched off.
     """
 
     dtype: str = "float32"
@@ -34,6 +36,7 @@ class LoadOptions:
     kv_cache_dtype: str = "auto"
     batch_invariant: bool = False
     num_threads: int | None = None
+    without: tuple[Part, ...] = ()
 
     @property
     def types(self) -> tuple[str, str | None, str]:

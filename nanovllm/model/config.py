@@ -34,6 +34,12 @@ _UNSUPPORTED = {
 
 POSITIONS = ("learned", "sinusoidal")
 """Kinds of position embeddings."""
+ABLATIONS = ("positions", "layer-norm", "residual", "ffn", "causal-mask", "scaling")
+"""Parts that a network can be trained without."""
+_EXPRESSIBLE = {"positions", "ffn", "scaling"}
+"""Those whose absence GPT-2 can express: weights of 0, and scale_attn_weights."""
+ABLATED = "ablated-gpt2"
+"""The model_type of other networks, so that no program takes them for GPT-2."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +56,7 @@ class GPT2Config:
         positions: one of POSITIONS; training keeps a "sinusoidal" position embedding constant. A
             forward pass reads the embedding from the checkpoint in any case.
         eos_token_ids: tokens that end a text.
+        ablated: parts of ABLATIONS that the network lacks.
     """
 
     vocab: int
@@ -65,6 +72,7 @@ class GPT2Config:
     tied_head: bool = True
     positions: str = "learned"
     eos_token_ids: tuple[int, ...] = ()
+    ablated: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         problems = [
@@ -99,8 +107,17 @@ class GPT2Config:
             for name in ("scale_attn_weights", "scale_attn_by_inverse_layer_idx", "tied_head")
             if not isinstance(getattr(self, name), bool)
         ]
+        if not isinstance(self.ablated, tuple) or not set(self.ablated) <= set(ABLATIONS):
+            problems.append(
+                f"ablated is {_shown(self.ablated)} but must be some of {', '.join(ABLATIONS)}"
+            )
         if problems:
             raise CheckpointError("config.json cannot be used:\n  " + "\n  ".join(problems))
+
+    @property
+    def is_gpt2(self) -> bool:
+        """Whether GPT-2's forward pass computes the network, in spite of what it lacks."""
+        return set(self.ablated) <= _EXPRESSIBLE
 
     @property
     def head_dim(self) -> int:
@@ -122,10 +139,19 @@ class GPT2Config:
         return scale / (layer + 1) if self.scale_attn_by_inverse_layer_idx else scale
 
     @classmethod
-    def from_dict(cls, raw: Mapping[str, Any]) -> "GPT2Config":
-        """Read a parsed config.json; raise CheckpointError for another architecture."""
+    def from_dict(cls, raw: Mapping[str, Any], *, may_be_ablated: bool = False) -> "GPT2Config":
+        """Read a parsed config.json; raise CheckpointError for another architecture.
+
+        `may_be_ablated` allows a network that GPT-2's forward pass does not compute.
+        """
         architecture = raw.get("model_type")
-        if architecture != "gpt2":
+        if architecture == ABLATED and not may_be_ablated:
+            raise CheckpointError(
+                f"this network was trained without its {_listed(raw.get('ablated'))} (nanovllm "
+                "train --ablate), so GPT-2's forward pass does not compute it; samples.jsonl and "
+                "report.html in the folder of its run show what it writes"
+            )
+        if architecture not in ("gpt2", ABLATED):
             listed = raw.get("architectures")
             classes = (
                 [one for one in listed if isinstance(one, str)] if isinstance(listed, list) else []
@@ -163,12 +189,14 @@ class GPT2Config:
             tied_head=raw.get("tie_word_embeddings", True),
             positions=raw.get("position_embedding", "learned"),
             eos_token_ids=_token_ids(raw.get("eos_token_id")),
+            ablated=tuple(raw["ablated"]) if isinstance(raw.get("ablated"), list) else (),
         )
 
     @classmethod
-    def load(cls, folder: Path) -> "GPT2Config":
+    def load(cls, folder: Path, *, may_be_ablated: bool = False) -> "GPT2Config":
         """Read a model folder's config.json, and end-of-text ids of generation_config.json too."""
-        config = cls.from_dict(read_json(folder / "config.json"))
+        raw = read_json(folder / "config.json")
+        config = cls.from_dict(raw, may_be_ablated=may_be_ablated)
         more = _token_ids(load_generation_config(folder).get("eos_token_id"))
         ids = tuple(i for i in dict.fromkeys(config.eos_token_ids + more) if 0 <= i < config.vocab)
         return replace(config, eos_token_ids=ids)
@@ -199,6 +227,11 @@ def read_json(path: Path) -> dict[str, Any]:
 def _shown(value: object) -> str:
     """Return an untrusted value as text, shortened and without control characters."""
     return printable(reprlib.repr(value))
+
+
+def _listed(value: object) -> str:
+    """Return a list of texts as text."""
+    return printable(", ".join(map(str, value))) if isinstance(value, list) else "parts"
 
 
 def _is_whole(value: object) -> bool:

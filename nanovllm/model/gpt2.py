@@ -39,17 +39,29 @@ def forward(
     hidden = embed(weights, batch.token_ids, batch.positions)
     observe("embeddings", None, hidden)
     for layer, layer_weights in enumerate(weights.layers):
-        normed = layer_norm(hidden, layer_weights.attention_norm, config.epsilon)
-        hidden = hidden + self_attention(
-            config, layer_weights, layer, normed, batch, cache, observe
-        )
-        observe("hidden_after_attention", layer, hidden)
-        normed = layer_norm(hidden, layer_weights.ffn_norm, config.epsilon)
-        hidden = hidden + feed_forward(config, layer_weights, layer, normed, observe)
-        observe("hidden_after_ffn", layer, hidden)
+        hidden = block(config, layer_weights, layer, hidden, batch, cache, observe)
     final_hidden = layer_norm(hidden[batch.logit_rows], weights.final_norm, config.epsilon)
     observe("final_hidden", None, final_hidden)
     return final_hidden
+
+
+def block(
+    config: GPT2Config,
+    weights: Layer[Linear],
+    layer: int,
+    hidden: Float32[np.ndarray, "tokens d_model"],
+    batch: ForwardBatch,
+    cache: KVCache,
+    observe: Observer,
+) -> Float32[np.ndarray, "tokens d_model"]:
+    """Return the residual stream after attention and the feed-forward network of one layer."""
+    normed = layer_norm(hidden, weights.attention_norm, config.epsilon)
+    hidden = hidden + self_attention(config, weights, layer, normed, batch, cache, observe)
+    observe("hidden_after_attention", layer, hidden)
+    normed = layer_norm(hidden, weights.ffn_norm, config.epsilon)
+    hidden = hidden + feed_forward(config, weights, layer, normed, observe)
+    observe("hidden_after_ffn", layer, hidden)
+    return hidden
 
 
 @np.errstate(over="ignore", invalid="ignore")

@@ -1,13 +1,16 @@
 """backend="numpy": the forward pass of gpt2.py behind the protocol of backend.py."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int64
 from threadpoolctl import ThreadpoolController
 
 from nanovllm.model import gpt2
+from nanovllm.model.ablation import without
 from nanovllm.model.backend import LoadOptions
 from nanovllm.model.batch import ForwardBatch
 from nanovllm.model.checkpoint import load_weights
@@ -51,8 +54,13 @@ class NumpyBackend:
             ThreadpoolController().limit(limits=num_threads, user_api="blas")
 
     @classmethod
-    def load(cls, folder: Path, options: LoadOptions | None = None) -> "NumpyBackend":
-        """Load a model folder; raise CheckpointError if it cannot be used."""
+    def load(
+        cls, folder: Path, options: LoadOptions | None = None, **others: Any
+    ) -> "NumpyBackend":
+        """Load a model folder; raise CheckpointError if it cannot be used.
+
+        `others` are further arguments of a subclass.
+        """
         options = options or LoadOptions()
         if options.types not in {("float32", None, "auto"), ("float32", None, "float32")}:
             raise ValueError(
@@ -60,11 +68,13 @@ class NumpyBackend:
                 f"{options.describe_types()}; use backend='numba'"
             )
         config = GPT2Config.load(folder)
+        weights = without(load_weights(folder, config), config, options.without)
         return cls(
             config,
-            load_weights(folder, config),
+            replace(weights, layers=tuple(weights.layers)),  # each ablated block is made once
             batch_invariant=options.batch_invariant,
             num_threads=options.num_threads,
+            **others,
         )
 
     @property
@@ -98,12 +108,15 @@ class NumpyBackend:
             block_size=block_size,
         )
         if not self._batch_invariant:
-            return gpt2.forward(self.config, self._weights, batch, self._cache)
+            return self._compute(batch)
         final_hidden = np.empty((len(batch.logit_rows), self.config.d_model), dtype=np.float32)
         for token, one in enumerate(batch.one_token_batches()):
-            hidden = gpt2.forward(self.config, self._weights, one, self._cache)
+            hidden = self._compute(one)
             final_hidden[batch.logit_rows == token] = hidden  # no row, unless it is a logit row
         return final_hidden
+
+    def _compute(self, batch: ForwardBatch) -> Float32[np.ndarray, "rows d_model"]:
+        return gpt2.forward(self.config, self._weights, batch, self._cache)
 
     def unscale_hidden(
         self, hidden: Float32[np.ndarray, "rows d_model"]
@@ -116,11 +129,16 @@ class NumpyBackend:
     ) -> Float32[np.ndarray, "rows vocab"]:
         """Return the score of every token at rows of final hidden states."""
         if not self._batch_invariant:
-            return gpt2.logits(self._weights, hidden)
+            return self._project(hidden)
         scores = np.empty((hidden.shape[0], self.config.vocab), dtype=np.float32)
         for row in range(hidden.shape[0]):
-            scores[row] = gpt2.logits(self._weights, hidden[row : row + 1])
+            scores[row] = self._project(hidden[row : row + 1])
         return scores
+
+    def _project(
+        self, hidden: Float32[np.ndarray, "rows d_model"]
+    ) -> Float32[np.ndarray, "rows vocab"]:
+        return gpt2.logits(self._weights, hidden)
 
     def greedy(
         self, hidden: Float32[np.ndarray, "rows d_model"]

@@ -5,6 +5,9 @@ temperature, min_p, top_k, top_p and a draw. Every operation works on one row, s
 not depend on the rows beside it.
 """
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int64
 
@@ -13,8 +16,27 @@ from nanovllm.model.philox import uniform
 from nanovllm.model.sampling import SampledTokens, SamplingSettings, TokenLogprobs
 
 
+class RowSampling(NamedTuple):
+    """How a token is drawn: the settings of a row, and its random number `draw` in [0, 1)."""
+
+    temperature: np.float32
+    top_k: int
+    top_p: float
+    min_p: float
+    draw: float
+
+
+def choose_token(scores: Float32[np.ndarray, " vocab"], row: RowSampling) -> int:
+    """Return the token that is drawn from a row after its edits; `scores` are overwritten."""
+    scores /= row.temperature
+    apply_filters(scores, top_k=row.top_k, top_p=row.top_p, min_p=row.min_p)
+    return draw_token(scores, row.draw)
+
+
 class NumpySampler:
     """The sampler of backend="numpy"."""
+
+    choose = staticmethod(choose_token)
 
     def sample(
         self, logits: Float32[np.ndarray, "rows vocab"], settings: SamplingSettings
@@ -22,7 +44,7 @@ class NumpySampler:
         """Return a token for each row; `logits` are overwritten."""
         reported = np.flatnonzero(settings.num_logprobs >= 0)
         unchanged = logits[reported]  # a copy
-        token_ids, has_token = sample(logits, settings)
+        token_ids, has_token = sample(logits, settings, self.choose)
         logprobs: list[TokenLogprobs | None] = [None] * len(logits)
         if reported.size:
             reports = self.logprobs(unchanged, token_ids[reported], settings.num_logprobs[reported])
@@ -35,9 +57,14 @@ class NumpySampler:
 
 @np.errstate(over="ignore", invalid="ignore")  # a row that overflowed may be beside sound ones
 def sample(
-    logits: Float32[np.ndarray, "rows vocab"], settings: SamplingSettings
+    logits: Float32[np.ndarray, "rows vocab"],
+    settings: SamplingSettings,
+    choose: Callable[[np.ndarray, RowSampling], int] = choose_token,
 ) -> tuple[Int64[np.ndarray, " rows"], Bool[np.ndarray, " rows"]]:
-    """Return a token for each row and whether the row has one; `logits` are overwritten."""
+    """Return a token for each row and whether the row has one; `logits` are overwritten.
+
+    `choose` draws the token of a row.
+    """
     _apply_edits(logits, settings)
     _apply_penalties(logits, settings)
     has_token = np.isfinite(logits.max(axis=1))
@@ -46,15 +73,14 @@ def sample(
     if drawn.size:
         draws = uniform(settings.seeds[drawn], settings.choices[drawn], settings.positions[drawn])
         for row, draw in zip(drawn.tolist(), draws.tolist(), strict=True):
-            scores = logits[row]
-            scores /= settings.temperature[row]
-            apply_filters(
-                scores,
-                top_k=int(settings.top_k[row]),
-                top_p=float(settings.top_p[row]),
-                min_p=float(settings.min_p[row]),
+            sampling = RowSampling(
+                settings.temperature[row],
+                int(settings.top_k[row]),
+                float(settings.top_p[row]),
+                float(settings.min_p[row]),
+                draw,
             )
-            tokens[row] = draw_token(scores, draw)
+            tokens[row] = choose(logits[row], sampling)
     return tokens, has_token
 
 

@@ -18,15 +18,16 @@ from nanovllm.checked_fields import checked_fields
 from nanovllm.config import BACKENDS
 from nanovllm.errors import InvalidRequestError, TrainingError
 from nanovllm.model.activation import ACTIVATIONS
-from nanovllm.model.config import POSITIONS
+from nanovllm.model.config import ABLATIONS, POSITIONS
 from nanovllm.suggestions import suggest
+from nanovllm.training.network.schedule import SCHEDULES, Schedule
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
-_PATHS = ("data", "validation_data")
+_LISTS = {"data": "paths of text", "validation_data": "paths of text", "ablate": "names"}
 _TEXTS = ("output", "pattern", "init_from", "tokenizer")
 _VALIDATION_FRACTION = 0.1
 _DEFAULT_STEPS = 2000
@@ -61,6 +62,7 @@ _CHOICES: Mapping[str, Sequence[str]] = {
     "positions": POSITIONS,
     "backend": BACKENDS,
     "activation": tuple(ACTIVATIONS),
+    "schedule": SCHEDULES,
 }
 
 
@@ -83,9 +85,10 @@ class TrainingConfig:
     checkpoint in `init_from`, or the default that is given here.
 
     Attributes:
-        data: text files, folders of them, or one token file (.npy, or .bin of uint16).
-        validation_data: text or a token file to validate on (default: the end of `data`). Its files
-            that are also in `data` are left out of the training text.
+        data: text files, folders of them, examples (.jsonl), or one token file (.npy, or .bin of
+            uint16).
+        validation_data: text, examples or a token file to validate on (default: the end of `data`).
+            Text files that are also in `data` are left out of the training text.
         output: new or empty folder for checkpoint, metrics, report and the state for resuming.
         pattern: files to read from folders, but not from hidden ones, node_modules or virtual
             environments.
@@ -96,6 +99,8 @@ class TrainingConfig:
         activation: gelu_new, gelu, quick_gelu, relu, relu2, silu, sigmoid, tanh, mish or another
             that transformers names (default: gelu_new).
         positions: position embedding, learned or sinusoidal (default: learned).
+        ablate: parts to train without, to see what they are for: positions, layer-norm, residual,
+            ffn, causal-mask, scaling.
         preset: sizes of gpt2, gpt2-medium, gpt2-large or gpt2-xl.
         init_from: fine-tune this model: a folder, or a name such as gpt2.
         tokenizer: char, bpe (trained on the data), gpt2, or a folder or tokenizer.json (default:
@@ -106,8 +111,10 @@ class TrainingConfig:
         steps: updates (default: 2000, or those of `epochs`).
         epochs: passes over the data, instead of `steps`.
         lr: peak learning rate (default: 1e-3, fine-tuning 1e-4).
-        min_lr: learning rate at the end of the cosine (default: a tenth of `lr`).
+        schedule: learning rate after the warmup: cosine, constant, or wsd (warmup, stable, decay).
+        min_lr: learning rate at the end of cosine or wsd (default: a tenth of `lr`).
         warmup_steps: updates to reach `lr` (default: a twentieth of the steps, at most 100).
+        decay_steps: updates of the linear decay that ends wsd (default: a fifth of the steps).
         weight_decay: AdamW's decay of matrices; biases, gains and positions have none.
         grad_clip: maximum gradient norm, 0 for none.
         beta1: AdamW's first decay rate.
@@ -134,6 +141,7 @@ class TrainingConfig:
     context: Size | None = None
     activation: str | None = None
     positions: str | None = None
+    ablate: Text | Sequence[Text] = ()
     preset: str | None = None
     init_from: Text | None = None
     tokenizer: Text | None = None
@@ -143,8 +151,10 @@ class TrainingConfig:
     steps: Steps | None = None
     epochs: Steps | None = None
     lr: Factor | None = None
+    schedule: str = "cosine"
     min_lr: Factor | None = None
     warmup_steps: Annotated[int, Interval(ge=0, le=2**40)] | None = None
+    decay_steps: Steps | None = None
     weight_decay: Factor = 0.1
     grad_clip: Factor = 1.0
     beta1: Rate = 0.9
@@ -166,36 +176,23 @@ class TrainingConfig:
             missing["data"] = "data is missing: text files, folders or a token file (--data)"
         if self.output == "":
             missing["output"] = "output is missing: a new folder for the run (--output)"
-        problems = {**missing, **self._wrong_values(), **self._wrong_texts(), **missing}
+        values = {name: getattr(self, name) for name in checked_fields(TrainingConfig)}
+        problems = {**missing, **wrong_values(values), **self._wrong_texts(), **missing}
         found = [*problems.values(), *self._contradictions(wrong=set(problems))]
         if found:
             raise TrainingConfigError("these settings cannot be used:\n  " + "\n  ".join(found))
 
-    def _wrong_values(self) -> dict[str, str]:
-        """Return the problems of numbers and choices by setting."""
-        problems = {}
-        for name, field in checked_fields(TrainingConfig).items():
-            value, choices = getattr(self, name), _CHOICES.get(name)
-            try:
-                field.check(value)
-            except InvalidRequestError as error:
-                problems[name] = str(error)
-            if choices and value is not None and value not in choices:
-                problems[name] = f"{name} is {value!r} but must be one of {', '.join(choices)}"
-        return problems
-
     def _wrong_texts(self) -> dict[str, str]:
         """Make paths text; return the problems of texts by setting."""
         problems = {}
-        for name in (*_TEXTS, *_PATHS):
+        for name in (*_TEXTS, *_LISTS):
             value = getattr(self, name)
-            texts = value if name in _PATHS and not isinstance(value, str | Path) else [value]
+            texts = value if name in _LISTS and not isinstance(value, str | Path) else [value]
             if isinstance(texts, Sequence) and all(map(_is_text, texts)):
-                text = tuple(map(str, texts)) if name in _PATHS else str(value)
+                text = tuple(map(str, texts)) if name in _LISTS else str(value)
                 object.__setattr__(self, name, text)
             elif value is not None or name not in ("init_from", "tokenizer"):
-                kind = "paths of text" if name in _PATHS else "text"
-                problems[name] = f"{name} is {value!r} but must be {kind}"
+                problems[name] = f"{name} is {value!r} but must be {_LISTS.get(name, 'text')}"
         return problems
 
     def _contradictions(self, wrong: set[str]) -> list[str]:
@@ -214,6 +211,7 @@ class TrainingConfig:
                 for name in (*_NETWORK, "preset", "vocab_size")
                 if name != "context" and getattr(config, name) is not None
             ]
+        problems += config.ablation_problems()
         width, heads = config.network.width, config.network.heads
         if width % heads and not wrong & {"width", "heads"}:
             problems.append(
@@ -221,8 +219,29 @@ class TrainingConfig:
             )
         if config.min_lr is not None and config.min_lr > config.peak_lr:
             problems.append(f"min_lr is {config.min_lr} but must be at most lr, {config.peak_lr}")
+        if config.min_lr is not None and config.schedule == "constant":
+            problems.append("min_lr is given, but the constant schedule never falls; leave it out")
+        if config.decay_steps is not None and config.schedule != "wsd":
+            problems.append(
+                f"decay_steps is given, but the schedule is {config.schedule}; choose wsd"
+            )
         if config.epochs is None and "steps" not in wrong:
             problems += config.schedule_problems(config.number_of_steps(windows=0))
+        return problems
+
+    def ablation_problems(self) -> list[str]:
+        """Return the problems of `ablate`."""
+        problems = [
+            f"ablate has {one!r} but must be some of {', '.join(ABLATIONS)}"
+            for one in self.ablated
+            if one not in ABLATIONS
+        ]
+        if self.ablate and self.init_from is not None:
+            problems.append("ablate is given, but the network of init_from has its parts")
+        if "positions" in self.ablated and self.positions == "sinusoidal":
+            problems.append("positions is sinusoidal, but ablate leaves positions out; drop one")
+        if "causal-mask" in self.ablated and self.backend != "numpy":
+            problems.append("ablate causal-mask needs --backend numpy: the other is always causal")
         return problems
 
     def schedule_problems(self, steps: int) -> list[str]:
@@ -230,6 +249,11 @@ class TrainingConfig:
         problems = []
         if self.warmup_steps is not None and self.warmup_steps >= steps:
             problems.append(_step_problem("warmup_steps", self.warmup_steps, "below", steps))
+        elif (stable := self.learning_rates(steps)).decay_steps + stable.warmup_steps > steps:
+            problems.append(
+                f"decay_steps is {stable.decay_steps}, which with {stable.warmup_steps} "
+                f"warmup_steps are more than the {steps} steps"
+            )
         if self.stop_after is not None and self.stop_after > steps:
             problems.append(_step_problem("stop_after", self.stop_after, "at most", steps))
         return problems
@@ -247,13 +271,27 @@ class TrainingConfig:
         default = 1e-3 if self.init_from is None else 1e-4
         return default if self.lr is None else self.lr
 
-    def schedule(self, steps: int) -> dict[str, Any]:
+    def learning_rates(self, steps: int) -> Schedule:
+        """Return the schedule of a run of so many steps."""
+        warmup = min(100, steps // 20) if self.warmup_steps is None else self.warmup_steps
+        decay = min(steps // 5, steps - warmup) if self.decay_steps is None else self.decay_steps
+        return Schedule(
+            peak=self.peak_lr,
+            floor=self.peak_lr / 10 if self.min_lr is None else self.min_lr,
+            warmup_steps=warmup,
+            steps=steps,
+            kind=self.schedule,
+            decay_steps=decay if self.schedule == "wsd" else 0,
+        )
+
+    def in_effect(self, steps: int) -> dict[str, Any]:
         """Return the settings in effect that depend on the number of steps."""
-        warmup, min_lr = self.warmup_steps, self.min_lr
+        schedule = self.learning_rates(steps)
         return {
             "steps": steps,
-            "warmup_steps": min(100, steps // 20) if warmup is None else warmup,
-            "min_lr": self.peak_lr / 10 if min_lr is None else min_lr,
+            "warmup_steps": schedule.warmup_steps,
+            "min_lr": None if self.schedule == "constant" else schedule.floor,
+            "decay_steps": schedule.decay_steps or None,
             "eval_every": self.eval_every or max(1, steps // 10),
         }
 
@@ -280,7 +318,12 @@ class TrainingConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as JSON values."""
-        return {**asdict(self), **{name: list(getattr(self, name)) for name in _PATHS}}
+        return {**asdict(self), **{name: list(getattr(self, name)) for name in _LISTS}}
+
+    @property
+    def ablated(self) -> tuple[str, ...]:
+        """`ablate` as names."""
+        return cast("tuple[str, ...]", self.ablate)
 
     @property
     def data_paths(self) -> tuple[Path, ...]:
@@ -308,6 +351,20 @@ class TrainingConfig:
         if problems:
             raise TrainingError(f"{source}: " + "\n  ".join(sorted(problems)))
         return cls(**settings)
+
+
+def wrong_values(values: Mapping[str, Any]) -> dict[str, str]:
+    """Return the problems of numbers and choices by setting, each of them one of TrainingConfig."""
+    problems = {}
+    for name, value in values.items():
+        choices = _CHOICES.get(name)
+        try:
+            checked_fields(TrainingConfig)[name].check(value)
+        except InvalidRequestError as error:
+            problems[name] = str(error)
+        if choices and value is not None and value not in choices:
+            problems[name] = f"{name} is {value!r} but must be one of {', '.join(choices)}"
+    return problems
 
 
 def read_toml(path: Path) -> dict[str, Any]:

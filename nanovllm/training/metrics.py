@@ -63,6 +63,7 @@ class Update(Record):
         train_loss: loss of the update's batch, before the update, in nats per token.
         lr: learning rate of the update.
         grad_norm: norm of the gradient before clipping.
+        tokens_per_s: training tokens of the update per second.
     """
 
     FILE: ClassVar[str] = "steps.jsonl"
@@ -70,6 +71,7 @@ class Update(Record):
     train_loss: float | None = None
     lr: float | None = None
     grad_norm: float | None = None
+    tokens_per_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,15 +20,20 @@ from nanovllm.training.config import TrainingConfig
 from nanovllm.training.counters import Counters
 from nanovllm.training.metrics import RUN_FILE, parse_object
 from nanovllm.training.network.optimizer import AdamW
+from nanovllm.training.network.schedule import Schedule
 from nanovllm.training.run.checkpoint import LAST, RESUME_FILE, save_tensors
 from nanovllm.training.run.lock import check_is_idle
 from nanovllm.training.setup import Setup
 
 _PATHS = ("data", "validation_data")
-_CHANGEABLE = (
-    *_PATHS, "stop_after", "num_threads", "patience", "sample_tokens", "max_eval_batches",
-)  # fmt: skip
-"""Settings that a resumed run may change: none of them changes an update."""
+_LENGTHS = {"steps", "epochs"}  # of which a run has one
+_SCHEDULE = _LENGTHS | {"schedule", "min_lr", "warmup_steps", "decay_steps"}
+"""Settings that a resumed run may change, if the updates so far had the same learning rates."""
+_CHANGEABLE = {
+    *_PATHS, *_SCHEDULE, "stop_after", "num_threads", "patience", "sample_tokens",
+    "max_eval_batches", "eval_every",
+}  # fmt: skip
+"""Settings that a resumed run may change: none of them changes an update that was made."""
 
 
 def resumed_config(folder: Path, changes: Mapping[str, Any]) -> TrainingConfig:
@@ -40,16 +45,23 @@ def resumed_config(folder: Path, changes: Mapping[str, Any]) -> TrainingConfig:
     """
     path = folder / RESUME_FILE
     check_is_idle(folder)  # before the data is read
-    settings = load_metadata(folder).get("config")
+    metadata = load_metadata(folder)
+    settings = metadata.get("config")
     if not isinstance(settings, dict):
         raise TrainingError(f"{path} is damaged: it has no settings")
     before = {**settings, "output": str(folder), "stop_after": None}
     saved = TrainingConfig.from_dict(before, str(path))
+    if _LENGTHS & changes.keys():
+        before |= dict.fromkeys(_LENGTHS - changes.keys())
+    schedule = _saved_schedule(folder, metadata)
+    if schedule is not None and _SCHEDULE & changes.keys():  # the default depends on the steps
+        before["warmup_steps"] = schedule.warmup_steps
     config = TrainingConfig.from_dict({**before, **changes})
+    changeable = _CHANGEABLE if schedule is not None else _CHANGEABLE - _SCHEDULE
     fixed = [
         name
         for name in changes
-        if name not in _CHANGEABLE and getattr(saved, name) != getattr(config, name)
+        if name not in changeable and getattr(saved, name) != getattr(config, name)
     ]
     if fixed:
         in_effect = saved.to_dict() | _recorded_settings(folder)
@@ -59,6 +71,35 @@ def resumed_config(folder: Path, changes: Mapping[str, Any]) -> TrainingConfig:
             f"out, or begin a new run with its weights (--init-from {model_argument(folder)})"
         )
     return config
+
+
+def _saved_schedule(folder: Path, metadata: Mapping[str, Any]) -> Schedule | None:
+    """Return the schedule of a saved run; None in a state that was saved without one."""
+    if "schedule" not in metadata:
+        return None
+    try:
+        return Schedule(**metadata["schedule"])
+    except TypeError as error:
+        raise TrainingError(f"{folder / RESUME_FILE} is damaged: {error}") from None
+
+
+def _check_past(folder: Path, before: Schedule | None, setup: Setup, step: int) -> None:
+    """Raise TrainingError if the settings would have changed one of the updates so far."""
+    schedule = setup.schedule
+    if schedule.steps < step:
+        raise TrainingError(
+            f"steps is {schedule.steps:,}, but the run in {folder} has made {step:,} updates"
+        )
+    first = None if before is None else schedule.first_difference(before, step)
+    if before is not None and first is not None:
+        raise TrainingError(
+            f"the {schedule.kind} schedule of {schedule.steps:,} steps gives update {first:,} the "
+            f"learning rate {schedule.learning_rate(first):.6g}, but the run in {folder} made it "
+            f"with {before.learning_rate(first):.6g}, and is at step {step:,}. A resumed run may "
+            "change learning rates that are still to come: any number of steps with the schedules "
+            "constant and wsd, until the decay of wsd begins. To train longer, begin a new run "
+            f"with its weights (--init-from {model_argument(folder)})"
+        )
 
 
 def _recorded_settings(folder: Path) -> dict[str, Any]:
@@ -82,6 +123,7 @@ def save_run(folder: Path, setup: Setup, optimizer: AdamW, counters: Counters) -
         "counters": asdict(counters),
         "config": settings | absolute,
         "data_digest": setup.data_digest,
+        "schedule": asdict(setup.schedule),
         "started": setup.facts["started"],
         "given_paths": {name: setup.facts["config"][name] for name in _PATHS},
     }
@@ -93,7 +135,8 @@ def restore_run(folder: Path, setup: Setup, optimizer: AdamW) -> Counters:
     """Load the saved state into the network and the optimizer; return the counters.
 
     Raises:
-        TrainingError: the data has changed, or the saved state is damaged.
+        TrainingError: the data has changed, the saved state is damaged, or an update so far would
+            have had another learning rate.
     """
     saved = load_metadata(folder)
     if saved.get("data_digest") != setup.data_digest:
@@ -106,6 +149,7 @@ def restore_run(folder: Path, setup: Setup, optimizer: AdamW) -> Counters:
         counters = Counters(**saved["counters"])
     except (KeyError, TypeError, ValueError):
         raise TrainingError(f"{folder / RESUME_FILE} is damaged: it has no counters") from None
+    _check_past(folder, _saved_schedule(folder, saved), setup, counters.step)
     optimizer.updates = counters.step
     setup.facts["started"] = saved.get("started", setup.facts["started"])
     # run.json keeps the paths as they were given, until others are given.

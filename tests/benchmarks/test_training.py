@@ -19,7 +19,7 @@ from nanovllm import TrainingConfig
 from nanovllm.cli.bench.roofline import Costs
 from nanovllm.model.config import GPT2Config
 from nanovllm.training.config import read_toml
-from nanovllm.training.network.optimizer import Schedule
+from nanovllm.training.network.schedule import Schedule
 from tools import loss_chart
 
 TINY = Setting(layers=2, heads=2, width=8, context=4, batch=3, vocab=11)

@@ -84,7 +84,7 @@ def test_help_shows_defaults_and_environment_variables(
     without_default = {"-h", "-i", "-o", "--model", "--data"}
     if command == "train":
         without_default |= {"--output", "--config", "--resume", "--stop-after"}
-        without_default |= {"--preset", "--init-from", "--patience", "--epochs"}
+        without_default |= {"--preset", "--init-from", "--patience", "--epochs", "--ablate"}
     assert names <= without_default, silent
     help_lines = [re.findall(r"(?m)^ {32}\S|\S {2,}\S", option) for option in options]
     assert max(map(len, help_lines)) <= 2, "a help text has more than two lines"
@@ -117,7 +117,8 @@ def test_the_page_has_every_command() -> None:
         ("serve --port x", "nanovllm serve", "argument --port: x must be an integer, from 0"),
         ("serve --keep-alive-s inf", "nanovllm serve", "must be a number, from 0.1 to 86400"),
         ("serve --keep-alive-s 1e-9", "nanovllm serve", "must be a number, from 0.1 to 86400"),
-        ("serve --backend nump", "nanovllm serve", "must be numba or numpy; did you mean numpy?"),
+        ("bench latency --backend nump", "nanovllm bench latency", "must be numba or numpy; did"),
+        ("serve --backend nump", "nanovllm serve", "numpy or learn:DIR; did you mean numpy?"),
         ("serve gpt2 gpt3", "nanovllm serve", "unexpected argument 'gpt3'"),
         ("serve gpt2 --model x", "nanovllm serve", "two models are named, gpt2 and x; name one"),
         ("generate x --temperature -1", "nanovllm generate", "-1 must be a number, from 0 to 2"),

@@ -148,13 +148,15 @@ def test_a_stopped_run_is_resumed_to_the_same_bits(
     assert main(flags(text, parts, stop_after=3)) == 0
     assert "continue with: nanovllm train --resume parts\n" in capsys.readouterr().out
     assert state(parts) == "stopped"
-    message = refuse(capsys, ["train", "--resume", "parts", "--steps", "3000", "--min-lr", "1e-9"])
-    assert "steps is 8, min_lr is 0.0001 in the run in parts" in message
+    message = refuse(capsys, ["train", "--resume", "parts", "--beta1", "0.5", "--lr", "0.5"])
+    assert "beta1 is 0.9, lr is 0.001 in the run in parts" in message
     assert "--init-from ./parts" in message
     assert main(["train", "--resume", "parts", "--output", f"{parts}/"]) == 0
     assert "continues at step 3 of 8\n" in capsys.readouterr().out
     assert_same_weights(whole, parts)
     assert steps(parts) == steps(whole) == [0, 4, 8]
+    assert main(["train", "--resume", "parts"]) == 0
+    assert "begin a new run with --init-from ./parts" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

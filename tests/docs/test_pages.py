@@ -12,13 +12,15 @@ ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 OTHER_PAGES = (
     "README.md",
+    "LEARNING.md",
     "CONTRIBUTING.md",
     "SECURITY.md",
     "CHANGELOG.md",
     "examples/README.md",
     "tests/reference/README.md",
 )
-PAGES = [*(ROOT / name for name in OTHER_PAGES), *sorted(DOCS.rglob("*.md"))]
+STEP_PAGES = sorted(ROOT.glob("nanovllm/learn/steps/*/page.md"))
+PAGES = [*(ROOT / name for name in OTHER_PAGES), *STEP_PAGES, *sorted(DOCS.rglob("*.md"))]
 WRONG_OPTION = "--prot "  # in the example of an error
 
 
@@ -91,7 +93,10 @@ def test_every_picture_is_shown() -> None:
         for page in PAGES
         for link in re.findall(r"\]\(([^)\s]+\.(?:png|svg|webp))\)", page.read_text("utf-8"))
     }
-    assert set((DOCS / "images").iterdir()) == shown
+    pictures = set((DOCS / "images").iterdir()) | {
+        page.parent / "picture.svg" for page in STEP_PAGES
+    }
+    assert pictures == shown
 
 
 @pytest.mark.parametrize("page", PAGES, ids=relative)

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 from fastapi.testclient import TestClient
@@ -13,6 +14,7 @@ from nanovllm.config import EngineConfig
 from nanovllm.engine.engine import Engine
 from nanovllm.hub import resolve_model
 from tests.support.serving import RunningServer
+from tools import ablation_chart
 
 FOLDER = Path(__file__).parents[2] / "examples"
 INDEX = (FOLDER / "README.md").read_text(encoding="utf-8")
@@ -45,6 +47,8 @@ def test_the_index_lists_every_program() -> None:
         ("streaming.py", ["'The old man': 40 tokens", "'In the garden': 40 tokens"]),
         ("chat.py", ["You: How are you this morning?\nModel: ", "You: And what did the old man"]),
         ("forward.py", ["attention_scores: 'He' -1.", "weights: 'He' 0.", "opened the door"]),
+        ("log_training.py", ["51 lines;", "'train_loss': ", "'val_loss': "]),
+        ("training_loop.py", ["step 14  loss 0.00", "' a red bicycle and rode it to the sea."]),
         ("structured_output.py", ["The story has a ", "The year was 1", "{'name': "]),
     ],
 )
@@ -123,3 +127,22 @@ def test_langchains_client(
     monkeypatch.setenv("OPENAI_BASE_URL", f"{server.url}/v1")
     run("langchain_client.py", monkeypatch)
     assert "192 numbers" in capsys.readouterr().out
+
+
+def test_the_ablations(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Trained, compared and drawn."""
+    text, runs, chart = tmp_path / "text.txt", tmp_path / "runs", tmp_path / "chart.svg"
+    text.write_text("she sells sea shells on the sea shore. " * 60, encoding="utf-8")
+    run("ablations.py", monkeypatch, str(text), str(runs), "2")
+    printed = capsys.readouterr().out
+    rows = printed[printed.index("without ") :].splitlines()[1:]
+    names = ["nothing", "positions", "scaling", "ffn", "layer-norm", "residual", "causal-mask"]
+    assert [row.split()[0] for row in rows] == names
+    assert all(1.0 < float(row.split()[1]) < 4.0 for row in rows)
+    assert ablation_chart.main([str(runs), "--output", str(chart)]) == 0
+    drawn = ElementTree.fromstring(chart.read_text(encoding="utf-8"))
+    texts = [one.text or "" for one in drawn.iter("{http://www.w3.org/2000/svg}text")]
+    for name in ("whole", *(f"without {name}" for name in names[1:])):
+        assert sum(one.startswith(f"{name}: ") for one in texts) == 1

@@ -3,13 +3,37 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nanovllm.inspection.html_file import write_page
+from nanovllm.inspection.html_file import ablation_page, write_page
 from nanovllm.inspection.observe import InspectedModel
+from nanovllm.inspection.responses import ablation_entry
+from nanovllm.model.ablation import parts_of
 from tests.inspection.test_html_file import HOSTILE, pages
 from tests.support.browser import open_page
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
+
+
+def test_a_file_of_ablations_shows_the_change_of_each_part(
+    browser: "Browser", model: InspectedModel, tmp_path: Path
+) -> None:
+    parts = parts_of(model.config, ["head", "block"])
+    losses = {part: 3.0 + 0.1 * index for index, part in enumerate(parts)}
+    entry = ablation_entry(model.config, 3.2, losses)
+    page_text = ablation_page(HOSTILE, model.config, entry, HOSTILE)
+    write_page(page_text, tmp_path / "map.html")
+    with open_page(browser, (tmp_path / "map.html").as_uri(), offline=True) as page:
+        cells = page.locator(".v-part")
+        texts = [f"{loss - 3.2:+.2f}".replace("-", "\u2212") for loss in losses.values()]
+        assert cells.all_text_contents() == texts
+        rows = page.locator(".v-table tbody tr")
+        assert rows.first.locator("td").all_text_contents() == ["1", "block", "3.9000", "+0.7000"]
+        page.get_by_role("button", name="Without").click()
+        page.get_by_role("button", name="Without").click()
+        assert rows.first.locator("td").all_text_contents() == [
+            "0", "head 0", "3.0000", "\u22120.2000",
+        ]  # fmt: skip
+        assert page.locator("img, iframe, object").count() == 0
 
 
 def test_text_of_a_prompt_is_shown_as_text(

@@ -15,6 +15,8 @@ REQUESTS: dict[str, dict[str, Any]] = {
     "attention_head": {"prompt": PROMPT, "layer": 1},
     "overview": {"prompt": PROMPT},
     "logit_lens": {"prompt": PROMPT[:32], "top": 20},
+    "ablation": {"prompt": PROMPT, "off": [{"layer": 1, "kind": "ffn"}]},
+    "ablation_map": {"prompt": PROMPT},
     "embeddings": {"limit": 260},
 }
 

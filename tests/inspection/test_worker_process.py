@@ -16,7 +16,7 @@ from nanovllm.errors import (
     InvalidRequestError,
     RequestTimeoutError,
 )
-from nanovllm.inspection import responses
+from nanovllm.inspection import responses, worker_process
 from nanovllm.inspection.observe import InspectedModel
 from nanovllm.inspection.worker_process import InspectionWorker
 from tests.support.serving import wait_until
@@ -87,6 +87,19 @@ def test_a_call_that_takes_too_long_ends_the_process(tiny_model: Path) -> None:
     with pytest.raises(RequestTimeoutError, match=r"longer than 0\.0[14] s, the limit; shorten"):
         worker.run("logit_lens", {"prompt": list(range(128))})
     assert worker.pid is None
+    worker.close()
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no limit of processor time")
+def test_the_loss_without_each_part_has_a_longer_limit(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = InspectionWorker(tiny_model, max_cpu_s=0.01)
+    arguments = {"prompt": list(range(128))}
+    assert len(json.loads(worker.run("ablation_map", arguments))["parts"]) == 14
+    monkeypatch.setattr(worker_process, "MAX_LONG_CPU_S", 0.01)
+    with pytest.raises(RequestTimeoutError):
+        worker.run("ablation_map", arguments)
     worker.close()
 
 

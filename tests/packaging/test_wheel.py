@@ -222,7 +222,7 @@ def test_source_archive_holds_each_file_once(dist: Path) -> None:
         f"{top}/{name}"
         for name in ("tests/conftest.py", "Makefile", "LICENSE", "README.md", "pyproject.toml")
     } <= set(names)
-    assert not entries_of(names, top) & {"runner", "model", "server", ".venv", "models"}
+    assert not entries_of(names, top) & {"runner", "model", "server", "learn", ".venv", "models"}
     weights = [name for name in names if name.endswith("/model.safetensors")]
     models = ("tiny-books-draft", "tiny-books")  # in the order of the paths
     assert sorted(weights) == [f"{top}/nanovllm/bundled/{m}/model.safetensors" for m in models]
@@ -232,7 +232,7 @@ def test_source_archive_holds_all_that_is_tracked(dist: Path) -> None:
     if not (ROOT / ".git").exists():
         pytest.skip("this is an unpacked source archive")
     tracked = run("git", "ls-files", cwd=ROOT).splitlines()
-    links = {"runner", "model", "server"}
+    links = {"runner", "model", "server", "learn"}
     [path] = dist.glob("*.tar.gz")
     with tarfile.open(path) as archive:
         packed = entries_of(archive.getnames(), f"nanovllm-{nanovllm.__version__}")

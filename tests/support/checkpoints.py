@@ -1,20 +1,22 @@
 """Tiny GPT-2 checkpoints in every form they are found in, made from a seed with NumPy alone.
 
-The numbers come from raw bits of PCG64, whose stream NumPy promises not to change, by arithmetic
-that rounds the same everywhere. So a checkpoint has the same bytes on every machine, and values
-recorded from the reference implementation stay valid (tests/reference). The file format
+The numbers are those of `nanovllm.learn.tiny_model`, the same everywhere. So a checkpoint has the
+same bytes on every machine, and values recorded from the reference implementation stay valid
+(tests/reference). The file format
 (https://github.com/huggingface/safetensors#format) is written by hand, because the library's writer
 cannot write bfloat16 without torch, tensors at odd addresses, or headers that are wrong on purpose.
 """
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+from nanovllm.learn.tiny_model import draw_tensors
 
 OUTLIER_CHANNELS = {5: 1100.0, 21: -700.0, 50: -400.0}
 """{residual channel: its size from the first block on} with `outliers`; the mean stays small."""
@@ -52,10 +54,7 @@ def tiny_tensors(
     of the residual stream reach about 1e3, as in the published GPT-2. Tensors whose names end in a
     key of `scales` are multiplied by its value; that of `shifts` is added.
     """
-    bits = np.random.PCG64(seed)
-    tensors = {}
-    for name, shape, mean, spread in _shapes(config):
-        tensors[name] = mean + np.float32(spread) * _bell(bits, shape)
+    tensors = draw_tensors(config, seed)
     if outliers:
         _add_outliers(tensors, config)
     for name in tensors:
@@ -204,37 +203,6 @@ def hash_folder(folder: Path) -> str:
 def with_dtype(array: np.ndarray) -> tuple[str, np.ndarray]:
     """The pair that `write_safetensors` takes, for an array of a type NumPy has."""
     return _DTYPE_NAMES[array.dtype.name], array
-
-
-def _shapes(config: Mapping[str, Any]) -> Iterator[tuple[str, tuple[int, ...], float, float]]:
-    """Name, shape, mean and spread of every tensor in a fixed order; matrices are [in, out]."""
-    d_model = config["n_embd"]
-    d_ff = config["n_inner"] or 4 * d_model
-    word_spread = 2.4 / d_model**0.5
-    yield "wte.weight", (config["vocab_size"], d_model), 0.0, word_spread
-    yield "wpe.weight", (config["n_positions"], d_model), 0.0, 0.2
-    for layer in range(config["n_layer"]):
-        block = f"h.{layer}."
-        for norm in ("ln_1", "ln_2"):
-            yield f"{block}{norm}.weight", (d_model,), 1.0, 0.3
-            yield f"{block}{norm}.bias", (d_model,), 0.0, 0.2
-        for matrix, rows, columns, spread in (
-            ("attn.c_attn", d_model, 3 * d_model, 1.0), ("attn.c_proj", d_model, d_model, 1.0),
-            ("mlp.c_fc", d_model, d_ff, 1.5), ("mlp.c_proj", d_ff, d_model, 1.0),
-        ):  # fmt: skip
-            yield f"{block}{matrix}.weight", (rows, columns), 0.0, spread / rows**0.5
-            yield f"{block}{matrix}.bias", (columns,), 0.0, 0.2
-    yield "ln_f.weight", (d_model,), 1.0, 0.3
-    yield "ln_f.bias", (d_model,), 0.0, 0.2
-    yield "lm_head.weight", (config["vocab_size"], d_model), 0.0, word_spread
-
-
-def _bell(bits: np.random.PCG64, shape: tuple[int, ...]) -> np.ndarray:
-    """Bell-shaped float32 numbers, mean 0, variance 1: sums of four 16-bit parts of a draw."""
-    raw = np.asarray(bits.random_raw(int(np.prod(shape))), dtype=np.uint64)
-    total = sum((raw >> np.uint64(shift)) & np.uint64(0xFFFF) for shift in (0, 16, 32, 48))
-    centred = np.asarray(total, dtype=np.float32) - np.float32(2 * 0xFFFF)
-    return (centred * np.float32(3**0.5 / 0x10000)).reshape(shape)
 
 
 def _add_outliers(tensors: dict[str, np.ndarray], config: Mapping[str, Any]) -> None:

@@ -81,6 +81,13 @@ def test_every_problem_is_named_at_once() -> None:
         ({"steps": 0}, "steps is 0 but must be an integer, from 1"),
         ({"steps": 10, "warmup_steps": 10}, "warmup_steps is 10 but must be below the 10 steps"),
         ({"warmup_steps": 2000}, "must be below the 2,000 steps of the run"),
+        ({"schedule": "linear"}, "schedule is 'linear' but must be one of cosine, constant, wsd"),
+        ({"schedule": "constant", "min_lr": 0.0}, "min_lr is given, but the constant schedule"),
+        ({"decay_steps": 5}, "decay_steps is given, but the schedule is cosine; choose wsd"),
+        (
+            {"schedule": "wsd", "steps": 9, "warmup_steps": 5, "decay_steps": 5},
+            "decay_steps is 5, which with 5 warmup_steps are more than the 9 steps",
+        ),
         ({"steps": 10, "stop_after": 11}, "stop_after is 11 but must be at most the 10 steps"),
         ({"heads": 3}, "width is 128, which 3 heads do not divide"),
         ({"preset": "gpt2", "width": 100}, "width is 100, which 12 heads do not divide"),

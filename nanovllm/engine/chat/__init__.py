@@ -3,4 +3,5 @@
 messages  checks the messages of a Python program
 template  a chat template: loading, rendering and tokenization
 prompts   messages to token ids, for the Python API
+examples  conversations to train on
 """

@@ -78,6 +78,7 @@ def preemption_reason(preemption: Preemption) -> str:
             PreemptionCause.NOT_FINITE: (
                 f"it shared blocks with {other}, whose output was not finite"
             ),
+            PreemptionCause.OWN_CHOICE: "the reader's scheduler took its blocks away",
             PreemptionCause.FAILED_STEP: "a step failed, and the cache was reset",
         }[preemption.cause]
     tokens = preemption.num_computed_tokens

@@ -20,6 +20,7 @@ class PreemptionCause(Enum):
     FAIR_SHARE = "the client of `other`, which waited, had received much less"
     LATE_MASK = "the mask of its grammar was late while others waited"
     NOT_FINITE = "the output of `other`, with which it shares blocks, was not finite"
+    OWN_CHOICE = "a scheduler of the course, which gives no reason, took its blocks away"
     FAILED_STEP = "a step failed, so that the contents of all blocks are unknown"
 
 

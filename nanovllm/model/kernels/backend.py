@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float32, Int64
 
+from nanovllm.model.ablation import without
 from nanovllm.model.backend import LoadOptions
 from nanovllm.model.batch import ForwardBatch
 from nanovllm.model.checkpoint import open_weights
@@ -120,7 +121,7 @@ class NumbaBackend:
         cache = options.kv_cache_dtype
         backend = cls(
             config,
-            open_weights(folder, config),
+            without(open_weights(folder, config), config, options.without),
             spec=Spec(host_target(), weights, _AUTO_CACHE[weights] if cache == "auto" else cache),
             narrow_embedding=options.dtype == "bfloat16",
             num_threads=options.num_threads,

@@ -159,7 +159,10 @@ def _config(engine: Engine, model_name: str) -> types.InspectorConfig:
         "quantization": config.quantization,
         "kv_cache_dtype": backend.cache_dtype,
         "num_threads": backend.num_threads,
-        "backend": config.backend,
+        "backend": engine.parts.name or config.backend,
+        "parts": [
+            {"part": owner.part, "is_readers": owner.is_readers} for owner in engine.parts.owners
+        ],
     }
 
 

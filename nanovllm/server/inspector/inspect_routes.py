@@ -1,7 +1,7 @@
 """/v1/inspect/*: attention, logit lens and embeddings of the served model.
 
     POST /v1/inspect/attention /v1/inspect/attention_head /v1/inspect/overview
-         /v1/inspect/logit_lens
+         /v1/inspect/logit_lens /v1/inspect/ablation /v1/inspect/ablation_map
     GET  /v1/inspect/embeddings /v1/inspect/neighbors
 
 One worker process computes them, so that they slow generation down by at most a thread of the
@@ -18,13 +18,15 @@ from starlette.requests import Request
 from starlette.responses import Response
 from typing_extensions import NotRequired, TypedDict
 
+from nanovllm.inspection.ablation import MAX_PARTS
 from nanovllm.inspection.attention import HeadStatistics
 from nanovllm.inspection.embeddings import DEFAULT_POINTS, MAX_NEIGHBORS, MAX_POINTS
 from nanovllm.inspection.logit_lens import MAX_TOP
 from nanovllm.inspection.observe import MAX_PROMPT_CHARACTERS, MAX_PROMPT_TOKENS
 from nanovllm.inspection.worker_process import InspectionWorker
+from nanovllm.model.ablation import PartKind
 from nanovllm.server.http.body import check_query, read_body
-from nanovllm.server.http.bounded_model import BoundedModel, as_integer, types_of
+from nanovllm.server.http.bounded_model import BoundedModel, as_integer, at_most, types_of
 from nanovllm.server.http.event_stream import json_response
 from nanovllm.server.http.worker_pools import WorkerPools
 from nanovllm.server.openapi import operation
@@ -90,6 +92,25 @@ class AttentionHeadRequest(InspectRequest):
 class LogitLensRequest(InspectRequest):
     """The body of POST /v1/inspect/logit_lens."""
 
+    top: int = Field(5, ge=1, le=MAX_TOP, description="most probable tokens of each prediction")
+
+
+class AblatedPart(BoundedModel):
+    """A part of the network that is switched off."""
+
+    layer: int = Field(ge=0, description="from 0")
+    kind: PartKind = Field(
+        description="a head, the attention or the feed-forward (ffn) sublayer, or both (block)"
+    )
+    head: int | None = Field(None, ge=0, description="from 0; of the kind head only")
+
+
+class AblationRequest(InspectRequest):
+    """The body of POST /v1/inspect/ablation."""
+
+    off: Annotated[list[AblatedPart], at_most(MAX_PARTS)] = Field(
+        [], max_length=MAX_PARTS, description="parts that are switched off together"
+    )
     top: int = Field(5, ge=1, le=MAX_TOP, description="most probable tokens of each prediction")
 
 
@@ -183,6 +204,48 @@ class LogitLens(TypedDict):
     cells: list[list[LensCell]]
 
 
+class PromptPrediction(TypedDict):
+    """The loss of a prompt, null for one token, and the prediction at each position."""
+
+    loss: Annotated[float | None, Field(description="in nats per token")]
+    cells: list[LensCell]
+
+
+class SwitchedPart(TypedDict):
+    """A part of the network; `head` is null for another kind."""
+
+    layer: int
+    kind: PartKind
+    head: int | None
+
+
+class Ablation(TypedDict):
+    """Predictions of the whole network, and without the parts in `off`."""
+
+    tokens: list[InspectedToken]
+    layers: int
+    heads: int
+    off: list[SwitchedPart]
+    whole: PromptPrediction
+    ablated: PromptPrediction
+
+
+class PartLoss(SwitchedPart):
+    """The loss without a part, in nats per token; null for a prompt of one token."""
+
+    loss: float | None
+
+
+class AblationMap(TypedDict):
+    """The loss of a prompt, and that without each part in turn, in nats per token."""
+
+    tokens: list[InspectedToken]
+    layers: int
+    heads: int
+    loss: float | None
+    parts: list[PartLoss]
+
+
 class EmbeddingPoint(InspectedToken):
     """A token in the plane."""
 
@@ -250,6 +313,8 @@ def _add_prompt_routes(app: FastAPI, inspect: _Inspect, work: WorkerPools) -> No
     )
     add("overview", InspectRequest, AttentionOverview, "Statistics of every attention head.")
     add("logit_lens", LogitLensRequest, LogitLens, "The prediction of every layer.")
+    add("ablation", AblationRequest, Ablation, "Predictions with parts switched off.")
+    add("ablation_map", InspectRequest, AblationMap, "The loss without each part in turn.")
 
 
 def _add_vocabulary_routes(app: FastAPI, inspect: _Inspect) -> None:

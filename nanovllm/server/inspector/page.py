@@ -26,7 +26,8 @@ from nanovllm.server.http.docs_page import (
 _STYLES = (
     *("elements/style", "elements/components", "elements/overlays", "charts/charts"),
     *("inspector/frame", "inspection/views", "inspection/attention", "inspection/head_row"),
-    *("inspection/lens", "inspection/embeddings", "engine/engine", "engine/request_list"),
+    *("inspection/lens", "inspection/embeddings", "inspection/ablation"),
+    *("engine/engine", "engine/request_list"),
     *("playground/playground", "playground/token_text", "playground/chat"),
 )
 _POLICY = "; require-trusted-types-for 'script'; trusted-types 'none'"

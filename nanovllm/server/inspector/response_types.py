@@ -15,6 +15,13 @@ Seconds = Annotated[float, Field(ge=0)]
 Rate = Annotated[float, Field(ge=0, description="per second, over about the last second")]
 
 
+class CodePart(TypedDict):
+    """Whose code a part of the engine is: the reader's of the course, or this project's."""
+
+    part: str
+    is_readers: bool
+
+
 class InspectorConfig(TypedDict):
     """The model and the engine's settings."""
 
@@ -33,6 +40,7 @@ class InspectorConfig(TypedDict):
     kv_cache_dtype: str
     num_threads: Count
     backend: str
+    parts: Annotated[list[CodePart], Field(description="empty unless the backend is learn:DIR")]
 
 
 class RequestState(TypedDict):

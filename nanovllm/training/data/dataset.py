@@ -16,30 +16,61 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from jaxtyping import Int64, Integer
+from jaxtyping import Bool, Int64, Integer
+
+from nanovllm.training.network.operations import IGNORED
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Sequences of one length: each target is the token after the input at its place."""
+    """Sequences of one length.
+
+    Each target is the token after the input at its place, or IGNORED.
+    """
 
     inputs: Int64[np.ndarray, "batch context"]
     targets: Int64[np.ndarray, "batch context"]
+
+    @property
+    def num_targets(self) -> int:
+        """Number of targets that are not ignored."""
+        return int((self.targets != IGNORED).sum())
 
 
 class Dataset:
     """The tokens of one split. Every window lies within it."""
 
-    def __init__(self, tokens: Integer[np.ndarray, " tokens"], context: int) -> None:
-        """Keep the tokens as they are; they may be a memory-mapped file."""
+    def __init__(
+        self,
+        tokens: Integer[np.ndarray, " tokens"],
+        context: int,
+        has_loss: Bool[np.ndarray, " tokens"] | None = None,
+    ) -> None:
+        """Keep the tokens as they are; they may be a memory-mapped file.
+
+        As targets, tokens without a loss are ignored; None for a loss of every token.
+        """
         self.tokens = np.asarray(tokens)
         self.context = context
+        self.has_loss = has_loss
         self._epoch = lru_cache(maxsize=2)(self._draw_epoch)
 
     @property
     def windows(self) -> int:
         """Number of windows in an epoch; fewer than 2 * context tokens are in none of them."""
         return max(1, len(self.tokens) // self.context - 1)
+
+    @property
+    def num_targets(self) -> int:
+        """Number of tokens that have a loss."""
+        return len(self.tokens) if self.has_loss is None else int(self.has_loss.sum())
+
+    def prompt(self, tokens: int) -> Integer[np.ndarray, " prompt"]:
+        """Return the first tokens; where a part has no loss, the first such part, or its end."""
+        if self.has_loss is None:
+            return self.tokens[:tokens]
+        end = max(1, int(self.has_loss.argmax()))
+        return self.tokens[max(0, end - self.context // 2) : end]
 
     def batch(self, number: int, batch_size: int, seed: int) -> Batch:
         """Return a training batch; it depends on nothing but the arguments.
@@ -74,18 +105,31 @@ class Dataset:
         cut = [(starts[at : at + batch_size], self.context) for at in range(0, full, batch_size)]
         if rest:
             cut.append((np.array([full * self.context], np.int64), rest))
+        if self.has_loss is not None:
+            cut = [one for one in cut if self._gather(*one).num_targets]
         drawn = len(cut) if limit is None else min(limit, len(cut))
         for i in range(drawn):
             yield self._gather(*cut[i * len(cut) // drawn])
 
     def _draw_epoch(self, seed: int, epoch: int) -> Int64[np.ndarray, " windows"]:
-        """Return the first token of each window of an epoch, in the order of training."""
+        """Return the first token of each window of an epoch, in the order of training.
+
+        Windows without a loss are left out; the first others take their places.
+        """
         generator = np.random.default_rng((seed, epoch))
         span = self.windows * self.context
         offset = generator.integers(min(self.context, len(self.tokens) - span))
-        return offset + self.context * generator.permutation(self.windows)
+        starts = offset + self.context * generator.permutation(self.windows)
+        if self.has_loss is None:
+            return starts
+        counts = np.append(0, np.cumsum(self.has_loss))
+        kept = starts[counts[starts + self.context + 1] > counts[starts + 1]]
+        return np.resize(kept, len(starts)) if kept.size else starts
 
     def _gather(self, starts: Int64[np.ndarray, " batch"], length: int) -> Batch:
         indices = starts[:, None] + np.arange(length)
         inputs, targets = self.tokens[indices], self.tokens[indices + 1]
-        return Batch(inputs.astype(np.int64), targets.astype(np.int64))
+        targets = targets.astype(np.int64)
+        if self.has_loss is not None:
+            targets[~self.has_loss[indices + 1]] = IGNORED
+        return Batch(inputs.astype(np.int64), targets)

@@ -4,9 +4,10 @@ Memory: the whole text (see text.py) until it is encoded, about 100 MB while it 
 token afterwards, or 4 with a vocabulary above 65,536. A token file stays on disk, memory-mapped.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 from jaxtyping import Integer
@@ -15,6 +16,7 @@ from tokenizers import Tokenizer
 from nanovllm.errors import TrainingError
 from nanovllm.model.tokenizer_files import END_OF_TEXT
 from nanovllm.training.config import TrainingConfig
+from nanovllm.training.data import examples
 from nanovllm.training.data.dataset import Dataset
 from nanovllm.training.data.text import (
     check_is_regular,
@@ -24,6 +26,7 @@ from nanovllm.training.data.text import (
 )
 from nanovllm.training.data.tokenizer import encode_texts, make_tokenizer, token_lengths
 
+ChatLoader: TypeAlias = Callable[[Path], examples.Chat | None]
 _TOKEN_SUFFIXES = (".npy", ".bin")
 _FEW_VALIDATION_TOKENS = 100  # the loss of fewer is mostly chance
 _CHUNK = 2**22  # tokens of a memory-mapped file that are read together
@@ -50,9 +53,14 @@ class PreparedData:
 
 
 def prepare_data(
-    config: TrainingConfig, *, tokenizer: str, context: int, end_of_text_id: int | None = None
+    config: TrainingConfig,
+    *,
+    tokenizer: str,
+    context: int,
+    end_of_text_id: int | None = None,
+    load_chat: ChatLoader | None = None,
 ) -> PreparedData:
-    """Read the data of a run, text or token files, and return its tokens in two splits.
+    """Read the data of a run, text, examples or token files, and return its tokens in two splits.
 
     Args:
         config: names the data, and how to read and split it.
@@ -60,6 +68,7 @@ def prepare_data(
             path of the tokenizer that wrote it.
         context: tokens of a training sequence.
         end_of_text_id: token between two documents; None for that of `<|endoftext|>`, if any.
+        load_chat: returns what renders conversations with the chat template of a model folder.
 
     Raises:
         TrainingError: the data, the tokenizer or a setting cannot be used.
@@ -67,6 +76,9 @@ def prepare_data(
     paths = (*config.data_paths, *config.validation_paths)
     if any(path.suffix in _TOKEN_SUFFIXES for path in paths):
         return _from_token_files(config, tokenizer, context)
+    if any(path.suffix == examples.SUFFIX for path in paths):
+        chat = load_chat(Path(tokenizer)) if load_chat else None
+        return _from_examples(config, tokenizer, context, end_of_text_id, chat)
     train, validation, files, warnings = _read_splits(config)
     try:
         # A character that occurs in the validation text alone must have a token, as in nanoGPT.
@@ -104,6 +116,56 @@ def _read_splits(
     corpus = without(corpus, held_out)
     files, warnings = corpus.files + held_out.files, corpus.warnings + held_out.warnings
     return corpus.texts, held_out.texts, files, warnings
+
+
+def _from_examples(
+    config: TrainingConfig,
+    spec: str,
+    context: int,
+    end_of_text_id: int | None,
+    chat: examples.Chat | None,
+) -> PreparedData:
+    paths, held_out = config.data_paths, config.validation_paths
+    files = (*paths, *held_out)
+    for path in files:
+        if path.suffix != examples.SUFFIX:
+            raise TrainingError(f"{path}: give {examples.SUFFIX} files, or text files and folders")
+    if len({path.resolve() for path in files}) < len(files):
+        raise TrainingError(f"a file is given twice: {', '.join(map(str, files))}")
+    try:
+        train = [one for path in paths for one in examples.read_examples(path, chat)]
+        validation = [one for path in held_out for one in examples.read_examples(path, chat)]
+    finally:
+        if chat is not None:
+            chat.close()
+    if not held_out and train:
+        train, validation = examples.split_examples(train, config.validation_fraction)
+    if not train or not validation:
+        raise TrainingError(
+            f"{paths[0]}: training and validation need an example each; give a line for each"
+        )
+    learned_from = [*train, *validation] if spec == "char" else train
+    texts = [text for example in learned_from for text in example.texts]
+    tokenizer = make_tokenizer(spec, texts, config.vocab_size)
+    if end_of_text_id is None:
+        end_of_text_id = tokenizer.token_to_id(END_OF_TEXT)
+    splits = [
+        Dataset(tokens, context, has_loss)
+        for tokens, has_loss in (
+            examples.encode_examples(tokenizer, split, end_of_text_id, f"Encoding the {name}")
+            for name, split in (("training examples", train), ("validation examples", validation))
+        )
+    ]
+    predicted = splits[1].tokens[splits[1].has_loss]
+    return PreparedData(
+        tokenizer,
+        splits[0],
+        splits[1],
+        end_of_text_id,
+        int(token_lengths(tokenizer)[predicted].sum()),
+        files,
+        _check_lengths(splits[0].tokens, splits[1].tokens, context),
+    )
 
 
 def load_tokens(path: Path) -> Integer[np.ndarray, " tokens"]:

@@ -72,7 +72,7 @@ def read_documents(paths: Sequence[Path], pattern: str = "*.txt") -> Corpus:
             for file in files:
                 bar.update()
                 try:
-                    documents.setdefault(file.resolve(), Document(file, _read_text(file)))
+                    documents.setdefault(file.resolve(), Document(file, read_text(file)))
                 except TrainingError as error:
                     if not path.is_dir():
                         raise
@@ -241,7 +241,7 @@ def _listed(paths: Sequence[Path]) -> str:
     return ", ".join(map(str, paths[:3])) + (", ..." if len(paths) > 3 else "")
 
 
-def _read_text(file: Path) -> str:
+def read_text(file: Path) -> str:
     """Return the text of a file; raise TrainingError if it is unreadable or not UTF-8 text."""
     try:
         data = file.read_bytes()

@@ -125,17 +125,28 @@ def encode_texts(
     Raises:
         TrainingError: the tokenizer cannot encode a character.
     """
-    token_ids = array("H" if max(tokenizer.get_vocab().values(), default=0) < 2**16 else "I")
-    with _bar(description, texts) as bar:
-        for batch in _batches(texts):
-            parts = [part for part, _ in batch]
-            encodings = _encode(tokenizer, parts)
-            for encoding, (part, begins) in zip(encodings, batch, strict=True):
-                if begins and token_ids and separator_id is not None:
-                    token_ids.append(separator_id)
-                token_ids.extend(encoding.ids)
-                bar.update(len(part))
+    token_ids = array(token_type(tokenizer).char)
+    for ids, begins in _encoded(tokenizer, texts, description):
+        if begins and token_ids and separator_id is not None:
+            token_ids.append(separator_id)
+        token_ids.extend(ids)
     return np.frombuffer(token_ids, token_ids.typecode)
+
+
+def encode_each(tokenizer: Tokenizer, texts: Sequence[str], description: str) -> list[list[int]]:
+    """Return the token ids of each text; arguments and errors are those of `encode_texts`."""
+    encoded: list[list[int]] = []
+    for ids, begins in _encoded(tokenizer, texts, description):
+        if begins:
+            encoded.append([])
+        encoded[-1] += ids
+    return encoded
+
+
+def token_type(tokenizer: Tokenizer) -> np.dtype[Any]:
+    """Return the type of token ids: uint16 if all ids of the vocabulary fit, else uint32."""
+    fits = max(tokenizer.get_vocab().values(), default=0) < 2**16
+    return np.dtype(np.uint16 if fits else np.uint32)
 
 
 def token_lengths(tokenizer: Tokenizer) -> Integer[np.ndarray, " vocab"]:
@@ -190,6 +201,18 @@ def _train_bpe(texts: Sequence[str], vocab_size: int) -> Tokenizer:
 
         tokenizer.train_from_iterator(parts(), trainer)
     return tokenizer
+
+
+def _encoded(
+    tokenizer: Tokenizer, texts: Sequence[str], description: str
+) -> Iterator[tuple[list[int], bool]]:
+    """Yield the token ids of each part of a text, and whether it is the first of its text."""
+    with _bar(description, texts) as bar:
+        for batch in _batches(texts):
+            parts = [part for part, _ in batch]
+            for encoding, (part, begins) in zip(_encode(tokenizer, parts), batch, strict=True):
+                yield encoding.ids, begins
+                bar.update(len(part))
 
 
 def _batches(texts: Iterable[str]) -> Iterator[list[tuple[str, bool]]]:

@@ -55,7 +55,10 @@ def make_cross_entropy(target: KernelTarget) -> Any:
 
 
 def _softmax(v: Vectors, record: Record, _thread: Value, item: Value) -> None:
-    """Emit row = scale * (softmax(row) - onehot(target)) of an item's rows of logits."""
+    """Emit row = scale * (softmax(row) - onehot(target)) of an item's rows of logits.
+
+    A row whose target is IGNORED, which is negative, has a scale of 0.
+    """
     with item_rows(v, record, item, _ROWS_PER_ITEM) as row:
         _softmax_row(v, record, row)
 
@@ -64,6 +67,8 @@ def _softmax_row(v: Vectors, record: Record, row: Value) -> None:
     count = record.vocab
     row_ptr = v.element(record.logits_ptr, row * count)
     target = v.load_as(I64, record.targets_ptr + row * INT_BYTES)
+    is_ignored = target < 0
+    target = v.where(is_ignored, 0, target)
 
     def take_larger(logits: Elements, peaks: list[Value]) -> list[Value]:
         return [v.maximum(peaks[0], logits.load(row_ptr))]
@@ -79,7 +84,7 @@ def _softmax_row(v: Vectors, record: Record, row: Value) -> None:
     target_logit = v.splat(v.load_scalar(target_ptr))
     sums = fold_elements(v, count, [v.constant(0.0)], exponentiate)
     total = v.sum(sums[0])
-    scale = v.splat(record.scale)
+    scale = v.splat(v.where(is_ignored, 0.0, record.scale))
     factor = scale / v.splat(total)
     map_elements(v, count, [row_ptr], [row_ptr], lambda value: [value * factor])
     probability = v.splat(v.load_scalar(target_ptr))

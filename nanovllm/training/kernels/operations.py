@@ -27,6 +27,7 @@ from nanovllm.training.kernels.records import (
 from nanovllm.training.kernels.runner import Argument, OperationRunner
 from nanovllm.training.network.dropout import Key, threshold
 from nanovllm.training.network.operations import (
+    IGNORED,
     AdamWStep,
     Array,
     AttentionShape,
@@ -261,6 +262,7 @@ class CompiledOperations:
         **arrays: Array,
     ) -> None:
         """Run an entry of attention with working memory for each thread."""
+        assert shape.is_causal, "the compiled attention has no other mask"
         d_model = arrays["out"].shape[1]
         head_dim = d_model // shape.heads
         layout = memory(shape.context, head_dim, panel_width(self._runner.target))
@@ -289,7 +291,7 @@ class CompiledOperations:
     ) -> tuple[float, Rows | None]:
         """Return the sum of -log softmax(hidden @ head^T)[target], and the gradient of hidden."""
         tokens, (vocab, d_model) = len(targets), head.shape
-        self._check_tokens("target", targets, vocab)
+        self._check_tokens("target", targets, vocab, lowest=IGNORED)
         grad_hidden = None if grad_head is None else self._empty(tokens, d_model)
         transposed_panels = self._panels(d_model, vocab)
         panels = None if grad_head is None else self._panels(vocab, d_model)
@@ -327,7 +329,8 @@ class CompiledOperations:
             )
 
         def total_loss() -> float:
-            return float((np.log(sums) - target_logits).sum(dtype=np.float64))
+            losses = np.where(targets == IGNORED, 0.0, np.log(sums) - target_logits)
+            return float(losses.sum(dtype=np.float64))
 
         return self._runner.result(total_loss), grad_hidden
 
@@ -363,11 +366,11 @@ class CompiledOperations:
             epsilon=settings.epsilon,
         )
 
-    def _check_tokens(self, kind: str, token_ids: np.ndarray, vocab: int) -> None:
+    def _check_tokens(self, kind: str, token_ids: np.ndarray, vocab: int, lowest: int = 0) -> None:
         """Raise IndexError for a token, an input or a target, that is not in the vocabulary."""
 
         def check() -> None:
-            if token_ids.min() < 0 or token_ids.max() >= vocab:
+            if token_ids.min() < lowest or token_ids.max() >= vocab:
                 raise IndexError(f"a {kind} is not in the vocabulary of {vocab} tokens")
 
         self._runner.check(check)

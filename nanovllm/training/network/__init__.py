@@ -8,5 +8,6 @@ numpy_operations  the fused operations, each beside its backward pass: the speci
 operations        their interface
 dropout           dropout masks that are recomputed, not stored
 parameters        parameters and gradients as named views of flat arrays
-optimizer         AdamW, gradient clipping, and the learning rate schedule
+optimizer         AdamW and gradient clipping
+schedule          the learning rate of each update
 """

@@ -14,6 +14,8 @@ Baydin et al. 2018, arXiv:1502.05767, is a survey).
 
 from collections.abc import Callable
 
+import numpy as np
+
 from nanovllm.training.network.dropout import Key
 from nanovllm.training.network.operations import (
     Array,
@@ -22,6 +24,8 @@ from nanovllm.training.network.operations import (
     Targets,
     TokenIds,
 )
+
+_ANY: Key = np.zeros(1, dtype=np.uint64)
 
 
 class Gradient:
@@ -45,7 +49,7 @@ class Gradient:
         """Store the gradient that the array's only use has computed.
 
         The residual stream alone has two uses: a layer normalization, whose backward pass adds to
-        the gradient itself, and the sum that follows.
+        the gradient itself (or a copy in its place), and the sum that follows.
         """
         assert self.array is None, "an array that two operations use"
         self.array = gradient
@@ -134,6 +138,21 @@ class Tape:
                 _array_of(bias),
                 grad_x.array,
             )
+
+        self._record(backward)
+        return out
+
+    def copy(self, x: Tensor) -> Tensor:
+        """Return x, in place of a layer normalization: for a second use of the residual stream."""
+        operations = self._operations
+        out = Tensor(x.data)
+        grad_x, grad_out = x.gradient, out.gradient
+
+        def backward() -> None:
+            gradient, other = grad_out.take(), grad_x.array
+            # A sum: dropout at a rate of 0 keeps everything.
+            added = gradient if other is None else operations.dropout(gradient, 0.0, _ANY, other)
+            grad_x.array = added
 
         self._record(backward)
         return out

@@ -2,13 +2,14 @@
 
 The operations, their order and their names are those of gpt2.py. There is no KV cache: all tokens
 of a sequence are computed at once. Dropout is where GPT-2 has it: after the embedding, on the
-attention weights, and at the end of both residual branches.
+attention weights, and at the end of both residual branches. `config.ablated` leaves parts out.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import UInt64
+from jaxtyping import Float, UInt64
 
 from nanovllm.model.config import GPT2Config
 from nanovllm.training.network.autograd import Tape, Tensor
@@ -76,9 +77,10 @@ def forward(
 
     def add_branch(name: str, x: Tensor, hidden: Tensor) -> Tensor:
         """Return the sum of the residual stream and a branch, whose last linear layer is `name`."""
+        residual = None if "residual" in config.ablated else hidden
         if rate:
-            return drop(_linear(tape, weights, name, x), hidden)
-        return _linear(tape, weights, name, x, residual=hidden)
+            return drop(_linear(tape, weights, name, x), residual)
+        return _linear(tape, weights, name, x, residual=residual)
 
     hidden = tape.embed(token_ids, weights["wte.weight"], weights["wpe.weight"])
     if rate:
@@ -94,9 +96,12 @@ def forward(
             config.attention_scale(layer),
             rate,
             next(sites, None),
+            is_causal="causal-mask" not in config.ablated,
         )
         attn_out = tape.attention(qkv, shape)
         hidden = add_branch(f"{block}.attn.c_proj", attn_out, hidden)
+        if "ffn" in config.ablated:
+            continue
         normed = _layer_norm(tape, config, weights, f"{block}.ln_2", hidden)
         ffn_hidden = _linear(tape, weights, f"{block}.mlp.c_fc", normed, config.activation)
         hidden = add_branch(f"{block}.mlp.c_proj", ffn_hidden, hidden)
@@ -122,7 +127,7 @@ def batch_loss(
     groups of up to GROUP_TOKENS tokens, and only the activations of one group are in memory. The
     groups depend on the shape of the batch alone, so every run adds in the same order.
     """
-    head = parameters.tensors["wte.weight" if config.tied_head else "lm_head.weight"]
+    head = _head(config, parameters)
 
     def group_loss(token_ids: TokenIds, targets: TokenIds, keys: Keys) -> float:
         tape = Tape(operations, records=scale is not None)
@@ -145,9 +150,25 @@ def batch_loss(
     return total
 
 
+def next_logits(
+    operations: Operations, config: GPT2Config, parameters: Parameters, token_ids: Sequence[int]
+) -> Float[np.ndarray, " vocab"]:
+    """Return the scores of the token after a sequence, without a KV cache."""
+    tape = Tape(operations, records=False)
+    hidden = forward(tape, config, parameters, np.array([token_ids], dtype=np.int64))
+    head = _head(config, parameters).data
+    return hidden.data[-1] @ head.T
+
+
+def _head(config: GPT2Config, parameters: Parameters) -> Tensor:
+    return parameters.tensors["wte.weight" if config.tied_head else "lm_head.weight"]
+
+
 def _layer_norm(
     tape: Tape, config: GPT2Config, weights: dict[str, Tensor], name: str, x: Tensor
 ) -> Tensor:
+    if "layer-norm" in config.ablated:
+        return tape.copy(x)
     return tape.layer_norm(x, weights[f"{name}.weight"], weights[f"{name}.bias"], config.epsilon)
 
 

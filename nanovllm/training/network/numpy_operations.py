@@ -12,6 +12,7 @@ from jaxtyping import Float
 from nanovllm.model.activation import ACTIVATIONS
 from nanovllm.training.network.dropout import Key, keep_mask
 from nanovllm.training.network.operations import (
+    IGNORED,
     QKV,
     AdamWStep,
     Array,
@@ -215,6 +216,8 @@ class NumpyOperations:
             grad_logits = scale * (softmax(logits) - onehot(target))
             grad_head = grad_logits^T @ hidden      grad_hidden = grad_logits @ head
 
+        Loss and grad_logits of a row whose target is IGNORED are 0.
+
         The loss is the last operation, so its gradient is computed together with its value, a
         chunk of rows at a time: the logits of a whole batch are never in memory.
         """
@@ -222,11 +225,15 @@ class NumpyOperations:
         grad_hidden = None if grad_head is None else np.empty_like(hidden)
         for start in range(0, len(targets), _CHUNK_ROWS):
             rows = slice(start, start + _CHUNK_ROWS)
-            losses, grad_logits = _losses(hidden[rows] @ head.T, targets[rows])
+            is_ignored = targets[rows] == IGNORED
+            columns = np.where(is_ignored, 0, targets[rows])
+            losses, grad_logits = _losses(hidden[rows] @ head.T, columns)
+            losses[is_ignored] = 0.0
             total += losses.sum(dtype=np.float64)
             if grad_head is not None and grad_hidden is not None:
-                grad_logits[np.arange(len(losses)), targets[rows]] -= 1.0
+                grad_logits[np.arange(len(losses)), columns] -= 1.0
                 grad_logits *= scale
+                grad_logits[is_ignored] = 0.0
                 grad_head += grad_logits.T @ hidden[rows]
                 grad_hidden[rows] = grad_logits @ head
         return float(total), grad_hidden
@@ -284,6 +291,8 @@ def _join_heads(heads: Float[np.ndarray, "batch heads context head_dim"]) -> Row
 def _masked_scores(queries: Array, keys: Array, shape: AttentionShape) -> Array:
     """Return scale * Q @ K^T, -inf where a key comes after its query."""
     scores = shape.scale * (queries @ keys.swapaxes(-1, -2))
+    if not shape.is_causal:
+        return scores
     is_future = np.triu(np.ones((shape.context, shape.context), dtype=bool), k=1)
     scores[..., is_future] = -np.inf
     return scores

@@ -36,16 +36,19 @@ LogSumExp = Float[np.ndarray, "batch heads context"]
 Targets = Int64[np.ndarray, " tokens"]
 TokenIds = Int64[np.ndarray, "batch context"]
 
+IGNORED = -1
+"""As a target: the row has no loss and no gradient."""
 Pass = Callable[..., float]
 """Takes arrays of integers, such as token ids, returns their loss, and may add its gradients."""
 
 
 @dataclass(frozen=True, slots=True)
 class AttentionShape:
-    """Sizes and options of one causal self-attention.
+    """Sizes and options of one self-attention.
 
     Attributes:
         scale: factor of the scores, usually 1 / sqrt(head_dim).
+        is_causal: a token attends to itself and earlier ones, not to all of its sequence.
         dropout: rate of dropout on the attention weights.
         key: key of that dropout (dropout.py); None without dropout.
     """
@@ -56,6 +59,7 @@ class AttentionShape:
     scale: float
     dropout: float = 0.0
     key: Key | None = None
+    is_causal: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +180,7 @@ class Operations(Protocol):
     ) -> tuple[float, Rows | None]:
         """Return the sum over rows of -log softmax(hidden @ head^T)[target], and grad_hidden.
 
+        A row whose target is IGNORED adds nothing to the sum and to the gradients.
         The gradients are those of `scale` times the sum; without `grad_head` there are none.
         """
 

@@ -1,35 +1,12 @@
-"""AdamW with gradient clipping, and the learning rate schedule."""
+"""AdamW with gradient clipping."""
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 
+from nanovllm.errors import TrainingError
 from nanovllm.training.network.operations import AdamWStep, Operations
 from nanovllm.training.network.parameters import Parameters
-
-
-@dataclass(frozen=True, slots=True)
-class Schedule:
-    """Linear warmup, then a cosine from `peak` to `floor` (Loshchilov and Hutter 2017).
-
-    Attributes:
-        steps: updates of the whole run; later updates keep the floor.
-    """
-
-    peak: float
-    floor: float
-    warmup_steps: int
-    steps: int
-
-    def learning_rate(self, step: int) -> float:
-        """Return the learning rate of an update, counted from 0."""
-        if step < self.warmup_steps:
-            return self.peak * (step + 1) / (self.warmup_steps + 1)
-        if step >= self.steps:
-            return self.floor
-        progress = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
-        return self.floor + 0.5 * (1.0 + math.cos(math.pi * progress)) * (self.peak - self.floor)
 
 
 class AdamW:
@@ -64,8 +41,13 @@ class AdamW:
     def update(self, learning_rate: float) -> float:
         """Apply the gradients and set them to 0; return their norm before clipping.
 
-        Nothing is updated where the norm is not finite.
+        Nothing is updated where the norm is not finite. Raises TrainingError unless the learning
+        rate is finite and at least 0.
         """
+        if not 0 <= learning_rate < math.inf:
+            raise TrainingError(
+                f"learning_rate is {learning_rate!r} but must be finite and at least 0"
+            )
         norm = math.sqrt(self._operations.sum_of_squares(self._parameters.gradients))
         if not math.isfinite(norm):
             return norm

@@ -100,11 +100,15 @@ def initialize(parameters: Parameters, config: GPT2Config, seed: int) -> None:
     Matrices are normal with standard deviation 0.02. The output projections of attention and
     feed-forward, which add to the residual stream, are scaled by 1 / sqrt(2 * layers), so that the
     stream's variance does not grow with depth (Radford et al. 2019, section 2.3). Gains are 1,
-    biases 0.
+    biases 0. All parameters of an absent part are 0, and stay so.
     """
     generator = np.random.default_rng(seed)
+    removed = {"positions": _POSITIONS, "ffn": ".mlp."}
+    absent = [part for name, part in removed.items() if name in config.ablated]
     for name, tensor in parameters.tensors.items():
-        if name == _POSITIONS and config.positions == "sinusoidal":
+        if any(part in name for part in absent):
+            tensor.data[...] = 0.0
+        elif name == _POSITIONS and config.positions == "sinusoidal":
             tensor.data[...] = sinusoidal_positions(config.max_positions, config.d_model)
         elif tensor.data.ndim == 2:
             std = INITIAL_STD

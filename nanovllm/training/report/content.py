@@ -118,6 +118,8 @@ def _columns(
 ) -> dict[str, list[float | None]]:
     """Return the steps and the metrics of some rows: those that draw each of the lines."""
     columns = {one.name: [getattr(row, one.name) for row in rows] for one in fields(kind)}
+    if kind is Update:
+        del columns["tokens_per_s"]  # its means between evaluations are drawn
     drawn = columns.keys() - {"step", "tokens", "elapsed_s"}
     kept = sorted(set().union(*(downsample(columns[name], limit) for name in drawn)))
     return {name: [_rounded(values[index]) for index in kept] for name, values in columns.items()}
@@ -147,6 +149,8 @@ def _commands(run: Run) -> dict[str, str]:
         "Serve the best checkpoint over HTTP": f"nanovllm serve {model}",
         "Continue a prompt on the terminal": f"nanovllm generate --model {model}",
     }
+    if run.info.get("is_gpt2") is False:  # it lacks a part
+        commands.clear()
     if run.state in _RESUME_LABELS:
         commands[_RESUME_LABELS[run.state]] = resume_command(run.folder)
     return commands

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from nanovllm.model.config import GPT2Config
+from nanovllm.model.config import ABLATED, GPT2Config
 from nanovllm.training.atomic_files import write_atomically
 from nanovllm.training.network.parameters import INITIAL_STD
 
@@ -29,8 +29,9 @@ def hugging_face_config(config: GPT2Config, *, dropout: float) -> dict[str, Any]
     ids = list(config.eos_token_ids)
     eos_token_id = ids if len(ids) > 1 else ids[0] if ids else None
     return {
-        "architectures": ["GPT2LMHeadModel"],
-        "model_type": "gpt2",
+        "architectures": ["GPT2LMHeadModel" if config.is_gpt2 else "AblatedGPT2"],
+        "model_type": "gpt2" if config.is_gpt2 else ABLATED,
+        **({"ablated": list(config.ablated)} if config.ablated else {}),
         "vocab_size": config.vocab,
         "n_positions": config.max_positions,
         "n_embd": config.d_model,

@@ -1,8 +1,10 @@
 """Text that a network generates during training, by the forward pass of the server's model."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeAlias
 
 import numpy as np
+from jaxtyping import Float32
 
 from nanovllm.model import gpt2
 from nanovllm.model.batch import ForwardBatch
@@ -12,6 +14,8 @@ from nanovllm.model.kv_cache import KVCache
 from nanovllm.model.numpy_sampler import apply_filters, draw_token
 from nanovllm.model.philox import uniform
 
+Scorer: TypeAlias = Callable[[Sequence[int]], Float32[np.ndarray, " vocab"]]
+"""Returns the scores of the token after a sequence."""
 TEMPERATURE, TOP_P = 0.7, 0.9
 """Sampling of a run's samples, and the defaults in generation_config.json of its checkpoints.
 
@@ -26,6 +30,7 @@ def generate(
     tokens: int,
     *,
     seed: int,
+    scores_after: Scorer | None = None,
 ) -> list[int]:
     """Return up to `tokens` token ids drawn after `prompt`; the context's end is the end.
 
@@ -37,23 +42,35 @@ def generate(
         prompt: token ids, at least one.
         tokens: number of tokens to draw.
         seed: of the draws.
+        scores_after: the network, if it is not that of gpt2.py.
     """
-    weights = build_tree(arrays, config)
-    cache = KVCache.allocate(config, blocks=1, block_size=config.max_positions)
+    scores_after = scores_after or _gpt2_scorer(config, arrays)
     ids = list(prompt)[-config.max_positions :]
-    new, start = ids, 0
     drawn: list[int] = []
-    while len(drawn) < tokens and start + len(new) <= config.max_positions:
-        hidden = gpt2.forward(config, weights, ForwardBatch.single(new, start=start), cache)
-        start += len(new)
-        scores = gpt2.logits(weights, hidden)[0] / np.float32(TEMPERATURE)
+    while len(drawn) < tokens and len(ids) <= config.max_positions:
+        scores = scores_after(ids) / np.float32(TEMPERATURE)
         apply_filters(scores, top_k=0, top_p=TOP_P, min_p=0.0)
-        token = draw_token(scores, _draw(seed, start))
-        new = [token]
-        drawn += new
+        token = draw_token(scores, _draw(seed, len(ids)))
+        ids.append(token)
+        drawn.append(token)
         if token in config.eos_token_ids:
             break
     return drawn
+
+
+def _gpt2_scorer(config: GPT2Config, arrays: Mapping[str, np.ndarray]) -> Scorer:
+    """Return the scores of gpt2.py, which computes only the tokens that were added."""
+    weights = build_tree(arrays, config)
+    cache = KVCache.allocate(config, blocks=1, block_size=config.max_positions)
+    computed = 0
+
+    def scores_after(ids: Sequence[int]) -> Float32[np.ndarray, " vocab"]:
+        nonlocal computed
+        batch = ForwardBatch.single(list(ids[computed:]), start=computed)
+        computed = len(ids)
+        return gpt2.logits(weights, gpt2.forward(config, weights, batch, cache))[0]
+
+    return scores_after
 
 
 def _draw(seed: int, position: int) -> float:

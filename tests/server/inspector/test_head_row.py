@@ -45,7 +45,7 @@ def test_each_step_of_a_row_has_the_numbers_of_the_formula(
         for table_row in page.locator(f"{CARD} tbody tr").all():  # each is filled when it is seen
             table_row.scroll_into_view_if_needed()
             table_row.locator("canvas").last.wait_for()
-        count = page.locator("#panel-attention .v-token").count()
+        count = page.locator("#panel-attention .v-text-card .v-token").count()
         row = shown_row(server, page, count - 1)
         q, k, v = (np.array(row[name]) for name in "qkv")
         scores = k @ q / np.sqrt(len(q))

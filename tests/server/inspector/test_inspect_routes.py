@@ -14,7 +14,8 @@ from nanovllm.server.http import worker_pools
 from tests.support.serving import TIMEOUT_S, RunningServer, read_error, run_threads
 
 PROMPT = "the cat in the hall"
-PATHS = ("attention", "attention_head", "overview", "logit_lens")
+PATHS = ("attention", "attention_head", "overview", "logit_lens", "ablation", "ablation_map")
+PART = {"layer": 0, "kind": "head"}
 
 
 def post(server: RunningServer, path: str, **body: Any) -> dict[str, Any]:
@@ -50,6 +51,22 @@ def test_a_head_has_its_query_keys_values_and_scores(server: RunningServer) -> N
     last = post(server, "attention_head", prompt=PROMPT)
     assert (last["layer"], last["head"]) == (0, 0)
     assert last["query"] == len(last["tokens"]) - 1
+
+
+def test_parts_that_are_switched_off_change_the_predictions(server: RunningServer) -> None:
+    lens = post(server, "logit_lens", prompt=PROMPT, top=3)
+    body = post(server, "ablation", prompt=PROMPT, top=3)
+    assert body["whole"]["cells"] == body["ablated"]["cells"] == lens["cells"][-1]
+    of_next = [cell["p_of_next"] for cell in lens["cells"][-1][:-1]]
+    assert body["whole"]["loss"] == pytest.approx(-np.log(of_next).mean(), rel=1e-5)
+    off = [{"layer": 1, "kind": "head", "head": 2}, {"layer": 0, "kind": "block", "head": None}]
+    changed = post(server, "ablation", prompt=PROMPT, off=off)
+    assert (changed["off"], changed["whole"]["loss"]) == (off, body["whole"]["loss"])
+    assert changed["ablated"]["loss"] != body["whole"]["loss"]
+    for part in post(server, "ablation_map", prompt=PROMPT)["parts"]:
+        loss = part.pop("loss")
+        alone = post(server, "ablation", prompt=PROMPT, off=[part])
+        assert alone["ablated"]["loss"] == pytest.approx(loss, abs=1e-5)
 
 
 def test_a_part_of_a_character_has_its_bytes(server: RunningServer) -> None:
@@ -108,6 +125,21 @@ def test_embeddings_and_neighbors_of_the_vocabulary(server: RunningServer) -> No
         ("attention_head", {"prompt": "a", "query": -1}, "query", "0"),
         ("overview", {"prompt": "a", "layer": 0}, "layer", "layer"),
         ("logit_lens", {"prompt": "a", "top": 21}, "top", "20"),
+        ("ablation", {"prompt": "a", "top": 21}, "top", "20"),
+        ("ablation", {"prompt": "a", "off": PART}, "off", "list"),
+        ("ablation", {"prompt": "a", "off": [PART | {"layer": 2}]}, "off", "off.0.layer is 2"),
+        ("ablation", {"prompt": "a", "off": [PART | {"head": 4}]}, "off", "heads 0 to 3"),
+        ("ablation", {"prompt": "a", "off": [PART]}, "off", "'head' without a head"),
+        (
+            "ablation",
+            {"prompt": "a", "off": [PART | {"kind": "ffn", "head": 1}]},
+            "off",
+            "with a h",
+        ),
+        ("ablation", {"prompt": "a", "off": [PART | {"kind": "neck"}]}, "off", 'or "block"'),
+        ("ablation", {"prompt": "a", "off": [PART | {"layer": -1}]}, "off", "0"),
+        ("ablation", {"prompt": "a", "off": [PART] * 2049}, "off", "limit is 2048"),
+        ("ablation_map", {"prompt": "a", "off": []}, "off", "off"),
     ],
 )
 def test_an_invalid_body_is_refused(

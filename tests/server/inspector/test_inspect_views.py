@@ -91,7 +91,9 @@ def test_weights_on_the_page_equal_those_of_transformers(
 
         largest = page.get_by_text("Largest weights of this row")
         kept = largest.text_content()
-        labels = page.locator(".v-token").evaluate_all("tokens => tokens.map((t) => t.title)")
+        labels = page.locator(".v-text-card .v-token").evaluate_all(
+            "tokens => tokens.map((t) => t.title)"
+        )
         assert len(labels) == size
         box = page.locator(".v-map-canvas").bounding_box()
         assert box is not None
@@ -147,10 +149,50 @@ def test_the_logit_lens_marks_where_the_probability_of_the_prompt_collapses(
         page.get_by_role("alert").get_by_text("The prompt is empty").wait_for()
 
 
+@pytest.mark.parametrize(("view", "action"), [("attention", "Show attention"), ("lens", "Show lo")])
+def test_parts_can_be_switched_off(
+    browser: "Browser", server: RunningServer, view: str, action: str
+) -> None:
+    off = [{"layer": 0, "kind": "ffn"}, {"layer": 1, "kind": "head", "head": 2}]
+    answer = server.http.post("/v1/inspect/ablation", json={"prompt": PROMPT, "off": off}).json()
+    whole, ablated = (answer[name]["loss"] for name in ("whole", "ablated"))
+    measured = server.http.post("/v1/inspect/ablation_map", json={"prompt": PROMPT}).json()
+    with open_page(browser, f"{server.url}/#{view}") as page:
+        show(page, PROMPT, action)
+        card = page.locator(".v-ablation").locator("visible=true")
+        lists = card.locator(".share-list")
+        card.get_by_text(f"Loss {whole:.3f} nats per token").wait_for()
+        assert lists.count() == 1
+        card.get_by_role("button", name="layer 0, feed-forward").click()
+        card.get_by_role("button", name="layer 1, head 2").click()
+        card.get_by_text(f"Loss {whole:.3f} → {ablated:.3f} nats per token").wait_for()
+        card.get_by_text("Off: layer 0, feed-forward · layer 1, head 2").wait_for()
+        for position in (len(answer["tokens"]) - 1, 3):
+            card.locator(".v-token").nth(position).click()
+            for index, name in enumerate(("whole", "ablated")):
+                best = answer[name]["cells"][position]["top"][0]
+                shown = lists.nth(index).locator("li").first.text_content() or ""
+                assert f"{100 * best['p']:.3g}"[:3] in shown
+
+        card.get_by_role("button", name="Measure each part").click()
+        part = measured["parts"][5]
+        change = f"{part['loss'] - measured['loss']:+.4f}".replace("-", "\u2212")
+        pressed = card.get_by_role("button", name=f"layer 0, feed-forward: loss {change} without")
+        pressed.wait_for()
+        assert pressed.get_attribute("aria-pressed") == "true"
+        pressed.press("ArrowDown")
+        focused = page.evaluate("document.activeElement.ariaLabel")
+        assert focused.startswith("layer 1, feed-forward")
+        card.get_by_role("button", name="Switch all on").click()
+        card.get_by_text("Nothing is off.").wait_for()
+        assert card.locator(".v-part[aria-pressed=true]").count() == 0
+        assert lists.count() == 1
+
+
 def test_markup_in_prompts_is_shown_as_text(browser: "Browser", server: RunningServer) -> None:
     with open_page(browser, f"{server.url}/#attention") as page:
         show(page, MARKUP, "Show attention")
-        strip = page.locator("#panel-attention .v-strip").text_content() or ""
+        strip = page.locator("#panel-attention .v-text-card .v-strip").text_content() or ""
         assert strip.replace("␣", " ") == MARKUP
         page.get_by_role("tab", name="Logit lens").click()
         show(page, MARKUP, "Show logit lens")

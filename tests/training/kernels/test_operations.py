@@ -8,7 +8,7 @@ import pytest
 from nanovllm.model.activation import ACTIVATIONS
 from nanovllm.training.kernels.operations import CompiledOperations
 from nanovllm.training.network.numpy_operations import NumpyOperations
-from nanovllm.training.network.operations import AdamWStep, Operations
+from nanovllm.training.network.operations import IGNORED, AdamWStep, Operations
 from tests.training.kernels.comparison import check_equal, random
 
 NUMPY: Operations = NumpyOperations()
@@ -132,6 +132,32 @@ def test_cross_entropy(compiled: list[CompiledOperations], shape: tuple[int, int
     check_equal(results[1:], results[0], rtol=3e-6)
     assert losses[1:] == [losses[1]] * 3
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+
+
+@pytest.mark.parametrize("ignored", [[0], [1, 2, 3], list(range(9)), [0, 255, 256, 300]])
+def test_cross_entropy_of_rows_that_are_ignored(
+    compiled: list[CompiledOperations], ignored: list[int]
+) -> None:
+    """They are as if they were not there, and their hidden states have no gradient."""
+    rows = 9 if max(ignored) < 9 else 301
+    hidden, head = random(rows, 20), random(33, 20, seed=1)
+    targets = np.random.default_rng(2).integers(0, 33, rows)
+    targets[ignored] = IGNORED
+    kept = targets != IGNORED
+    grads = [np.zeros_like(head) for _ in range(4)]
+    expected, grad_kept = 0.0, np.zeros((0, 20), np.float32)
+    if kept.any():
+        expected, some = NUMPY.cross_entropy(hidden[kept], head, targets[kept], 0.1, grads[0])
+        assert some is not None
+        grad_kept = some
+    for operations, grad_head in zip((NUMPY, *compiled[:2]), grads[1:], strict=True):
+        loss, grad_hidden = operations.cross_entropy(hidden, head, targets, 0.1, grad_head)
+        assert grad_hidden is not None
+        assert loss == pytest.approx(expected, rel=1e-6)
+        assert operations.cross_entropy(hidden, head, targets)[0] == pytest.approx(loss, rel=1e-6)
+        assert not grad_hidden[~kept].any()
+        np.testing.assert_allclose(grad_hidden[kept], grad_kept, atol=1e-6)
+        np.testing.assert_allclose(grad_head, grads[0], atol=1e-5)
 
 
 def test_cross_entropy_of_nonfinite_logits(compiled: list[CompiledOperations]) -> None:

@@ -1,4 +1,4 @@
-"""Clipping, parameter groups, and the learning rate schedule."""
+"""Clipping and parameter groups."""
 
 import math
 
@@ -6,21 +6,10 @@ import numpy as np
 import pytest
 
 from nanovllm.training.network.numpy_operations import NumpyOperations
-from nanovllm.training.network.optimizer import AdamW, Schedule
+from nanovllm.training.network.optimizer import AdamW
 from nanovllm.training.network.parameters import Parameters
 
 SHAPES = {"h.0.mlp.c_fc.weight": (3, 4), "h.0.mlp.c_fc.bias": (4,)}
-
-
-def test_learning_rate_rises_and_falls_to_the_floor() -> None:
-    schedule = Schedule(peak=1.0, floor=0.1, warmup_steps=9, steps=109)
-    rates = [schedule.learning_rate(step) for step in range(120)]
-    assert rates[0] == pytest.approx(0.1)
-    assert rates[9] == pytest.approx(1.0)
-    assert rates[59] == pytest.approx(0.55)
-    assert rates[109:] == [0.1] * 11
-    assert rates[:10] == sorted(rates[:10])
-    assert rates[9:] == sorted(rates[9:], reverse=True)
 
 
 def test_gradients_are_clipped_to_the_norm() -> None:

@@ -11,6 +11,7 @@ import { button, card, emptyState, errorMessage, toast } from "../elements/compo
 import { h, keyMove, replace, targetOf } from "../elements/dom.js";
 import { formatCount } from "../elements/format.js";
 import { blockGrid } from "./block_grid.js";
+import { codeTable } from "./code_table.js";
 import { controlBar } from "./control_bar.js";
 import { engineFigures } from "./engine_figures.js";
 import { followEvents } from "./engine_stream.js";
@@ -86,6 +87,7 @@ export function engineView({ api, store, announce }) {
   const watch = (/** @type {number | null} */ step) => replay(() => history.watch(step));
   const move = (/** @type {number} */ count) => replay(() => history.move(count));
   const figures = engineFigures();
+  const code = codeTable();
   /** @param {string} view @param {string} prompt */
   const inspect = (view, prompt) => {
     store.set("prompt", prompt);
@@ -155,6 +157,7 @@ export function engineView({ api, store, announce }) {
       ttft.element,
       itl.element,
     ]),
+    code.element,
   ]);
   const parts = [controls.element, message, lookup.element, content];
   const element = h("div", { class: "stack" }, parts);
@@ -244,6 +247,7 @@ export function engineView({ api, store, announce }) {
     keepFinishedPrompts(newest.requests);
     content.hidden = false;
     figures.update(state, history.frames());
+    code.update(state.config.parts);
     const isHeld = history.watched === null && state.is_paused;
     const pausedS = isHeld ? history.ageOfNewestS() : 0;
     running.update(state.requests, pausedS);

@@ -6,6 +6,7 @@ import { card, errorMessage, field, icon } from "../elements/components.js";
 import { h, replace } from "../elements/dom.js";
 import { formatNumber, formatPercent, tokenLabel } from "../elements/format.js";
 import { sortableTable } from "../elements/sortable_table.js";
+import { ablationOf } from "./ablation_card.js";
 import { headGrid } from "./head_grid.js";
 import {
   countRepeats,
@@ -59,13 +60,13 @@ export async function decodeWeights({ weights, dtype, encoding }) {
  *
  * Without `loadLayer` the response contains all layers; with it, each layer is loaded when needed.
  * `onExample` shows a prompt in which an induction head can be seen, `row` how the chosen row is
- * computed.
+ * computed, `ablation` the parts that can be switched off.
  * @param {{attention?: Weights, overview: {tokens: Token[], heads: Head[]},
  *   loadLayer?: (layer: number) => Promise<Weights>, onExample?: () => void,
- *   row?: ReturnType<typeof headRow>}} data
+ *   row?: ReturnType<typeof headRow>, ablation?: ReturnType<typeof ablationOf>}} data
  * @returns {HTMLElement}
  */
-export function attentionExplorer({ attention, overview, loadLayer, onExample, row }) {
+export function attentionExplorer({ attention, overview, loadLayer, onExample, row, ablation }) {
   const { tokens } = overview;
   const numRepeats = countRepeats(tokens);
   const heads = withoutChance(overview.heads, numRepeats);
@@ -210,6 +211,7 @@ export function attentionExplorer({ attention, overview, loadLayer, onExample, r
       ]),
     ]),
     row?.element,
+    ablation?.element,
   ]);
   onThemeChange(element, paintThumbnails);
   select(selected);
@@ -312,7 +314,8 @@ export function attentionView(context) {
           ),
       });
       signal.addEventListener("abort", row.stop);
-      return attentionExplorer({ overview, onExample, row, ...source });
+      const ablation = ablationOf(context, prompt, signal);
+      return attentionExplorer({ overview, onExample, row, ablation, ...source });
     },
   });
   return form;

@@ -2,6 +2,7 @@
 
 import { errorMessage } from "../elements/components.js";
 import { showData } from "../elements/file.js";
+import { ablationExplorer } from "./ablation_file.js";
 import { attentionExplorer } from "./attention_view.js";
 import { embeddingsExplorer } from "./embeddings_view.js";
 import { lensExplorer } from "./lens_view.js";
@@ -11,6 +12,7 @@ const EXPLORERS = {
   attention: attentionExplorer,
   "logit-lens": lensExplorer,
   embeddings: embeddingsExplorer,
+  ablation: ablationExplorer,
 };
 
 showData((data) => {

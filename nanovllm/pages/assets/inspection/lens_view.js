@@ -13,6 +13,7 @@ import {
   wordAround,
 } from "../elements/format.js";
 import { hideTooltip, openPopover, showTooltip } from "../elements/overlays.js";
+import { ablationOf } from "./ablation_card.js";
 import { promptForm } from "./prompt_form.js";
 
 const NUM_SURPRISES = 3;
@@ -373,9 +374,14 @@ export function lensView(context) {
     hint:
       "Shows where the prompt becomes improbable, and what each layer would predict: its hidden " +
       "state goes through the final normalization and the output head.",
-    compute: async (prompt, signal) =>
-      lensExplorer(
-        await context.api.post("v1/inspect/logit_lens", { prompt, top: TOP }, { signal }),
-      ),
+    async compute(prompt, signal) {
+      const lens = await context.api.post(
+        "v1/inspect/logit_lens",
+        { prompt, top: TOP },
+        { signal },
+      );
+      const ablation = ablationOf(context, prompt, signal);
+      return h("div", { class: "stack" }, lensExplorer(lens), ablation.element);
+    },
   });
 }

@@ -1,0 +1,5 @@
+"""Step 1.
+
+solution  what the reader writes
+check     cases and mistakes
+"""

@@ -1,0 +1,5 @@
+"""Step 3.
+
+solution  what the reader writes
+check     cases and mistakes
+"""

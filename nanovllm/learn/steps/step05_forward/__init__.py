@@ -1,0 +1,6 @@
+"""Step 5.
+
+solution  what the reader writes
+check     cases
+mistakes  what goes wrong
+"""
