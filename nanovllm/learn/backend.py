@@ -163,12 +163,14 @@ class Network:
                 found = step8.gather(pool, blocks, count)
                 found = check_array(step8.gather, found, (count, *heads_shape))
                 context.append(found.transpose(1, 0, 2))
-            heads_out = step4.attention(
-                step4.split_heads(queries[start:end], config.heads), *context
-            )
+            shape = (config.heads, end - start, config.head_dim)
+            heads_in = step4.split_heads(queries[start:end], config.heads)
+            heads_in = check_array(step4.split_heads, heads_in, shape)
+            heads_out = step4.attention(heads_in, *context)
+            heads_out = check_array(step4.attention, heads_out, shape)
             merged = step4.merge_heads(heads_out)
             attn_out[start:end] = check_array(
-                step4.attention, merged, (end - start, config.d_model)
+                step4.merge_heads, merged, (end - start, config.d_model)
             )
         return self._linear(attn_out, weights.out)
 

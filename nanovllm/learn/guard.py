@@ -69,7 +69,10 @@ class Guard:
             self._end(thread)  # again: it may have been raised there
             text = f"it did not end within {limit_s:g} s; is there a loop that does not stop?"
             raise self._fault(function, error, text) from None
-        except Exception as error:
+        except BaseException as error:  # such as SystemExit, which would end the server
+            is_main = threading.current_thread() is threading.main_thread()
+            if isinstance(error, KeyboardInterrupt) and is_main:
+                raise
             text = f"{type(error).__name__}: {error}"
             raise self._fault(function, error, text) from error
 
@@ -111,7 +114,7 @@ class Guard:
                     self._has_watcher = False
                     return
                 for thread, deadline_s in list(self._deadlines.items()):
-                    if now > deadline_s and thread not in self._overtime:
+                    if now > deadline_s:  # again at each poll: the reader's code may catch it
                         self._overtime.add(thread)
                         _raise_in(thread, _OvertimeError)
 
@@ -121,6 +124,8 @@ def wrong(function: Any, text: str) -> ReadersFaultError:
     plain = inspect.unwrap(function)
     code = getattr(plain, "__code__", None)
     name = getattr(plain, "__qualname__", None) or type(plain).__name__
+    if isinstance(plain, type):
+        return ReadersFaultError(f"{plain.__module__.rpartition('.')[2]}.py, in {name}: {text}")
     if code is None:
         return ReadersFaultError(f"{name}: {text}")
     place = f"{Path(code.co_filename).name}, line {code.co_firstlineno}, in {name}"

@@ -4,9 +4,11 @@ What a plan claims must hold: its chunks are the next tokens of running sequence
 every block is either free or held, and the tokens that count as computed are really in the blocks.
 """
 
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
+
+import numpy as np
 
 from nanovllm.engine.scheduling.block_manager import BlockManager, hash_block
 from nanovllm.engine.scheduling.request import Request
@@ -69,15 +71,20 @@ class PlanCheck:
 
     def _check_lists(self, pairs: Mapping[int, _Pair]) -> list[Any]:
         """Check `waiting` and `running`; return the running sequences."""
+        for name in ("running", "waiting"):
+            found = getattr(self._scheduler, name, None)
+            if not isinstance(found, Iterable):
+                text = f"`{name}` is a {type(found).__name__}, expected a list"
+                raise wrong(self._schedule, text)
         running, waiting = list(self._scheduler.running), list(self._scheduler.waiting)
-        listed = [id(sequence) for sequence in (*running, *waiting)]
+        listed = Counter(id(sequence) for sequence in (*running, *waiting))
         for sequence in (*running, *waiting):
             if id(sequence) not in pairs:
                 name = getattr(sequence, "name", sequence)
                 raise wrong(
                     self._schedule, f"{name} has ended, and is still in `running` or `waiting`"
                 )
-            if listed.count(id(sequence)) > 1:
+            if listed[id(sequence)] > 1:
                 raise wrong(self._schedule, f"{sequence.name} is twice in `running` and `waiting`")
         for key, (_, sequence) in pairs.items():
             if key not in listed:
@@ -123,7 +130,7 @@ class PlanCheck:
         for sequence in running:
             table = sequence.block_ids
             for block in table:
-                if not isinstance(block, int) or not 0 <= block < self._num_blocks:
+                if not isinstance(block, int | np.integer) or not 0 <= block < self._num_blocks:
                     text = f"{sequence.name} holds the block {block!r}"
                     raise wrong(self._schedule, f"{text}; blocks are 0 to {self._num_blocks - 1}")
             if len(set(table)) < len(table):

@@ -10,8 +10,8 @@ others begin again with a new scheduler and an empty cache.
 """
 
 import logging
-from collections.abc import KeysView, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, KeysView, Sequence
+from contextlib import contextmanager, suppress
 from functools import wraps
 from typing import Any
 
@@ -104,6 +104,8 @@ class CourseScheduler(Scheduler):
         self._guard = guard
         self._fault: ReadersFaultError | None = None  # of a call between two steps
         self._restart()
+        if self._fault is not None:
+            raise self._fault
 
     @property
     def num_reserved_blocks(self) -> int:
@@ -124,7 +126,8 @@ class CourseScheduler(Scheduler):
         try:
             if self._fault is not None:
                 raise self._fault
-            return self._next_plan()
+            with self._blamed("schedule"):
+                return self._next_plan()
         except ReadersFaultError:
             self._restart()
             raise
@@ -135,13 +138,14 @@ class CourseScheduler(Scheduler):
         self._committing = accepted
         sampled = []
         pairs = list(zip(self._chunks, plan.sequences, updates, strict=True))
-        for chunk, sequence, update in pairs:
-            if chunk.samples:
-                sampled.append(update.token_ids[0] if update.token_ids else 0)
-            update.apply(sequence)
-            accepted.append(update)
-        ended = self._call(self._scheduler.commit, self._chunks, sampled)
-        self._check_ended(ended, pairs)
+        with self._blamed("commit"):
+            for chunk, sequence, update in pairs:
+                if chunk.samples:
+                    sampled.append(update.token_ids[0] if update.token_ids else 0)
+                update.apply(sequence)
+                accepted.append(update)
+            ended = self._call(self._scheduler.commit, self._chunks, sampled)
+            self._check_ended(ended, pairs)
         is_sound = all(update.is_finite for update in accepted)
         for update in accepted:
             if update.request.finish_reason is not None:
@@ -176,25 +180,53 @@ class CourseScheduler(Scheduler):
         """Return whether a request is unfinished."""
         return request_id in self._requests
 
-    def _call(self, function: Any, *args: Any) -> Any:
-        return self._guard.call(TEXT_S, function, *args)
+    def _call(self, function: Any, *args: Any, **kwargs: Any) -> Any:
+        return self._guard.call(TEXT_S, function, *args, **kwargs)
+
+    @contextmanager
+    def _blamed(self, name: str) -> Iterator[None]:
+        """Name a method of the reader's scheduler in what its wrong state raises here."""
+        try:
+            yield
+        except ReadersFaultError:
+            raise
+        except Exception as error:
+            method = getattr(self._scheduler, name, self._step9.Scheduler)
+            raise wrong(method, f"{type(error).__name__}: {error}") from error
 
     def _restart(self) -> None:
-        """Begin with a new scheduler and empty blocks; unfinished requests are queued again."""
-        blocks, config = self._blocks, (self.max_num_batched_tokens, self.max_num_seqs)
-        manager = self._call(self._step8.BlockManager, blocks.num_blocks, blocks.block_size)
-        blocks.watch(manager)
-        self._hide_prefixes(manager)
-        self._scheduler = self._call(self._step9.Scheduler, manager, *config)
-        self._check = PlanCheck(
-            self._scheduler, manager, blocks, max_tokens=config[0], max_sequences=config[1]
-        )
-        self._fault = None
+        """Begin with a new scheduler and empty blocks; unfinished requests are queued again.
+
+        If that fails, `schedule` raises the fault.
+        """
+        try:
+            self._build()
+            self._fault = None
+        except ReadersFaultError as error:
+            self._fault = error
         self._chunks: list[Any] = []
         self._sequences: dict[str, Any] = {}  # the reader's, by request id
         for request in list(self.running):
             self._note_preempted(request, PreemptionCause.FAILED_STEP)
         self._new = list(self.requests)
+
+    def _build(self) -> None:
+        """Make the reader's block manager and scheduler."""
+        blocks, config = self._blocks, (self.max_num_batched_tokens, self.max_num_seqs)
+        manager = self._call(self._step8.BlockManager, blocks.num_blocks, blocks.block_size)
+        try:
+            blocks.watch(manager)
+            self._hide_prefixes(manager)
+        except AttributeError as error:
+            text = f"{error}; it must have `register` and `find_prefix`, and no __slots__"
+            raise wrong(self._step8.BlockManager, text) from error
+        self._scheduler = self._call(self._step9.Scheduler, manager, *config)
+        for name in ("add", "finish", "schedule", "commit"):
+            if not callable(getattr(self._scheduler, name, None)):
+                raise wrong(self._step9.Scheduler, f"it has no method `{name}`")
+        self._check = PlanCheck(
+            self._scheduler, manager, blocks, max_tokens=config[0], max_sequences=config[1]
+        )
 
     def _hide_prefixes(self, manager: Any) -> None:
         """Let `manager` find no prefix where every token of a prompt must be computed."""
@@ -213,7 +245,8 @@ class CourseScheduler(Scheduler):
     def _next_plan(self) -> StepPlan:
         new, self._new = self._new, []
         for request in new:
-            sequence = self._sequences[request.request_id] = self._step9.Sequence(
+            sequence = self._sequences[request.request_id] = self._call(
+                self._step9.Sequence,
                 name=request.request_id,
                 prompt=list(request.prompt_token_ids),
                 # A prompt without output ends with the first token, which is dropped.
@@ -229,7 +262,12 @@ class CourseScheduler(Scheduler):
             id(sequence): (self._requests[name], sequence)
             for name, sequence in self._sequences.items()
         }
-        self._call(self._check.check, chunks, pairs)
+
+        @wraps(self._scheduler.schedule)  # so that messages name it
+        def check() -> None:
+            self._check.check(chunks, pairs)
+
+        self._call(check)
         self._chunks = list(chunks)
         self._copy_state(pairs)
         self._blocks.update(self.running)
@@ -251,8 +289,8 @@ class CourseScheduler(Scheduler):
                 self._note_preempted(request, PreemptionCause.OWN_CHOICE)
         for key in keys:
             request, sequence = pairs[key]
-            request.block_ids = sequence.block_ids
-            request.num_computed_tokens = sequence.num_computed
+            request.block_ids = [int(block) for block in sequence.block_ids]
+            request.num_computed_tokens = int(sequence.num_computed)
             if request.state is RequestState.WAITING:
                 self._note_admitted(request)
         self.running = [pairs[key][0] for key in keys]

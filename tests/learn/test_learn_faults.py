@@ -45,6 +45,39 @@ FAULTS = [
      "a block was not freed"),
     (BLOCKS, "hash_block(parent, tokens[", "hash_block(b'', tokens[",
      "counts 8 tokens as computed, but block 1 does not have those of its positions 0 to 7"),
+    (SCHEDULER, "        chunks: list[Chunk] = []", "        exit()",
+     r"step09_scheduler.py, line \d+, in schedule: SystemExit"),
+    (SCHEDULER, "        chunks: list[Chunk] = []", "        raise GeneratorExit('left')",
+     r"step09_scheduler.py, line \d+, in schedule: GeneratorExit: left"),
+    (SCHEDULER, "        chunks: list[Chunk] = []",
+     ("        import time\n        end = time.monotonic() + 3\n        try:\n"
+     "            while time.monotonic() < end:\n                pass\n"
+     "        except BaseException:\n            pass\n"
+     "        while time.monotonic() < end:\n            pass\n        return []"),
+     r"step09_scheduler.py, line \d+, in schedule: it did not end within 0.2 s"),
+    (SCHEDULER, "        self.tokens = self.tokens or list(self.prompt)", "        [].pop()",
+     r"step09_scheduler.py, line \d+, in __post_init__: IndexError"),
+    (SCHEDULER, "            if not self.admit():",
+     ("            if chunks:\n                self.waiting[0].num_computed = None\n"
+     "                break\n            if not self.admit():"),
+     r"step09_scheduler.py, line \d+, in Scheduler.schedule: TypeError"),
+    (SCHEDULER, "    max_new_tokens: int\n", "    most: int\n",
+     r"step09_scheduler.py, in Sequence: TypeError: .*max_new_tokens"),
+    (SCHEDULER, "        return chunks\n", "        self.running = None\n        return chunks\n",
+     r"step09_scheduler.py, line \d+, in Scheduler.schedule: `running` is a NoneType"),
+    (SCHEDULER, "        return chunks\n",
+     "        self.running.append(self.running[0])\n        return chunks\n",
+     "is twice in `running`"),
+    (SCHEDULER, "        return chunks\n", "        self.running.clear()\n        return chunks\n",
+     "has not ended, and is neither in `running` nor `waiting`"),
+    ("step04_attention", "    return attention_weights(queries, keys) @ values", "    return None",
+     r"step04_attention.py, line \d+, in attention: it returned a NoneType"),
+    ("step04_attention", "def split_heads(rows: np.ndarray, heads: int) -> np.ndarray:",
+     "def split_heads(rows: np.ndarray, heads: int) -> np.ndarray:\n    return rows",
+     r"step04_attention.py, line \d+, in split_heads: it returned an array of shape"),
+    ("step04_attention", "def merge_heads(rows: np.ndarray) -> np.ndarray:",
+     "def merge_heads(rows: np.ndarray) -> np.ndarray:\n    return rows",
+     r"step04_attention.py, line \d+, in merge_heads: it returned an array of shape"),
 ]  # fmt: skip
 
 
@@ -174,3 +207,67 @@ def test_numbers_that_are_not_finite_leave_no_cached_block(
     assert "is not a number" in str(output.error)
     run(engine, [*PROMPT[:16], 98])
     assert engine.stats().prefix_cache_hits == 0
+
+
+def test_an_exit_in_streamed_text_ends_the_request(tiny_model: Path, tmp_path: Path) -> None:
+    folder = folder_with(
+        tmp_path / "gpt",
+        "step10_streaming",
+        "        data = self._pending + data",
+        "        exit()",
+    )
+    engine = load_learn_engine(tiny_model, folder, EngineConfig(**CLASSROOM))
+    (output,) = run(engine, PROMPT)
+    assert "in push: SystemExit" in str(output.error)
+
+
+def test_a_restart_that_fails_ends_the_requests(tiny_model: Path, tmp_path: Path) -> None:
+    folder = folder_with(
+        tmp_path / "gpt", BLOCKS, "        self.num_blocks = num_blocks\n",
+        "        type(self).made = getattr(type(self), 'made', 0) + 1\n"
+        "        assert self.made in (1, 4), 'made again'\n        self.num_blocks = num_blocks\n",
+    )  # fmt: skip
+    file = folder / "step02_logits.py"
+    passage = "    return token_embedding[token_ids]"
+    source = file.read_text(encoding="utf-8").replace(
+        passage, f"    assert 99 not in token_ids, 'no 99'\n{passage}"
+    )
+    file.write_text(source, encoding="utf-8")
+    engine = load_learn_engine(tiny_model, folder, EngineConfig(**CLASSROOM))
+    with pytest.raises(EngineFaultError, match="no 99"):
+        run(engine, [99])
+    for _ in range(2):  # the fault of the last attempt to make it; the next one follows
+        with pytest.raises(EngineFaultError, match=r"step08_blocks.py, line .*made again"):
+            run(engine, PROMPT)
+    assert run(engine, PROMPT)[0].outputs[0].token_ids
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("def find_prefix", "def find_first", "no attribute 'find_prefix'; it must have"),
+        (
+            "    @property\n    def num_free",
+            (
+                "    __slots__ = 'num_blocks block_size _free _counts _block_of _hash_of'.split()\n"
+                "    @property\n    def num_free"
+            ),
+            "read-only; it",
+        ),
+    ],
+)
+def test_a_block_manager_that_cannot_be_used_is_named(
+    tiny_model: Path, tmp_path: Path, old: str, new: str, message: str
+) -> None:
+    folder = folder_with(tmp_path / "gpt", BLOCKS, old, new)
+    with pytest.raises(EngineFaultError, match=f"step08_blocks.py, in BlockManager: .*{message}"):
+        load_learn_engine(tiny_model, folder, EngineConfig(**CLASSROOM))
+
+
+def test_blocks_may_be_integers_of_numpy(tiny_model: Path, tmp_path: Path) -> None:
+    folder = folder_with(
+        tmp_path / "gpt", BLOCKS, "        return taken", "        return list(np.array(taken))"
+    )
+    engine = load_learn_engine(tiny_model, folder, EngineConfig(**CLASSROOM))
+    own = Engine.load(tiny_model, EngineConfig(**CLASSROOM))
+    assert run(engine, PROMPT)[0].outputs == run(own, PROMPT)[0].outputs

@@ -26,7 +26,7 @@ def test_the_notebook_is_current(source: Path) -> None:
     assert all(cell["source"] for cell in book["cells"])
 
 
-@pytest.mark.slow(20)
+@pytest.mark.slow(6)
 @pytest.mark.parametrize("source", sources(), ids=lambda path: path.stem)
 def test_its_cells_run(source: Path, tmp_path: Path) -> None:
     if find_spec("matplotlib") is None:

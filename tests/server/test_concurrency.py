@@ -185,10 +185,16 @@ def test_long_prompts_and_a_small_cache_change_no_answer(tiny_model: Path) -> No
         assert running.is_idle()
 
 
-def test_memory_stays_flat_over_hundreds_of_requests(
-    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(logging.root.manager, "disable", logging.INFO)  # pytest keeps each record
+@pytest.fixture
+def no_log() -> Iterator[None]:
+    """No log records, which pytest would keep until the end of the test."""
+    logging.disable(logging.INFO)
+    yield
+    logging.disable(logging.NOTSET)
+
+
+@pytest.mark.usefixtures("no_log")
+def test_memory_stays_flat_over_hundreds_of_requests(tiny_model: Path) -> None:
     with RunningServer(loader(tiny_model)) as running:
 
         def traffic(rounds: int) -> None:

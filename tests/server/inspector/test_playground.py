@@ -273,8 +273,9 @@ def test_copied_requests_work_where_they_are_pasted(
         page.get_by_role("button", name="Copy as curl").click()
         continued: Any = request.value.post_data_json
         fields = {name: continued[name] for name in continued if name not in STREAMING}
-        page.wait_for_function(f"async () => (await ({COPIED})()).includes('\"prompt\": [')")
-        body = page.evaluate(COPIED).partition("-d '")[2].rpartition("'")[0]
+        wait_until(lambda: "curl" in page.evaluate(COPIED))  # before it, the clipboard has Python
+        text = page.evaluate(COPIED)
+        body = text.partition("-d '")[2].rpartition("'")[0]
         assert json.loads(body) == fields, "the prompt with the kept tokens"
     fields = {"prompt": prompt, "top_k": 5, "logit_bias": {"5": 2.5}, "stop": ["\n"], "seed": 7}
     assert {name: sent[name] for name in fields} == fields
