@@ -44,7 +44,8 @@ export function probabilityColor(p) {
 export function probabilityChart({ details, onselect, onpoint = () => {}, hasNames = false }) {
   const height = MARGIN.top + PLOT_HEIGHT + (hasNames ? NAMES_HEIGHT : POSITIONS_HEIGHT);
   const bottom = MARGIN.top + PLOT_HEIGHT;
-  const svg = s("svg", { class: "chart probability-chart", height, role: "img" });
+  const label = { role: "img", "aria-label": "Probability of each token" }; // until it is drawn
+  const svg = s("svg", { class: "chart probability-chart", height, ...label });
   const element = h("figure", { class: "chart-figure" }, svg);
   /** @type {Text} */
   let text = { logprobs: [], firstPosition: 0, nameOf: String, wordOf: noWord };
