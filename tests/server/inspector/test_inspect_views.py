@@ -164,6 +164,7 @@ def test_parts_can_be_switched_off(
         card.get_by_text(f"Loss {whole:.3f} nats per token").wait_for()
         assert lists.count() == 1
         card.get_by_role("button", name="layer 0, feed-forward").click()
+        card.get_by_text(f"Loss {whole:.3f} → ").wait_for()
         card.get_by_role("button", name="layer 1, head 2").click()
         card.get_by_text(f"Loss {whole:.3f} → {ablated:.3f} nats per token").wait_for()
         card.get_by_text("Off: layer 0, feed-forward · layer 1, head 2").wait_for()
