@@ -16,6 +16,7 @@ are managed by kv_cache_manager.py, the n choices of one prompt by siblings.py.
 """
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 
 from nanovllm.engine.scheduling.fairness import (
     PROMPT_COST,
@@ -139,6 +140,7 @@ class Scheduler:
         self._preempt_late(in_order, waiting, draft, masks)
         self.has_spent_budget = waiting.head is not None and draft.tokens_left == 0
         self._use_leftover_budget(draft)
+        self._verify_drafted(draft)
         forks = self.siblings.forks(draft.sequences)
         plan = StepPlan((*draft.sequences.values(), *forks), self.kv_cache.copies)
         assert plan.sequences or not self._requests or masks.blocked, (
@@ -174,6 +176,8 @@ class Scheduler:
                 update.apply(sequence)
                 accepted.append(update)
                 self.siblings.update(request)
+                if sequence.drafted and update.is_finite:
+                    self.kv_cache.cache_blocks(request, request.num_computed_tokens)
                 if update.is_finite and (sequence.samples or update.hidden is not None):
                     self.kv_cache.mark_finite(request)
         not_finite = [update.request for update in accepted if not update.is_finite]
@@ -334,6 +338,19 @@ class Scheduler:
             if more > 0:
                 self.kv_cache.extend_slots(request, count + more)
                 self._plan(request, count + more, draft)
+
+    def _verify_drafted(self, draft: StepDraft) -> None:
+        """Add drafted tokens to decoding requests, within the budget and the free blocks left."""
+        for sequence in list(draft.sequences.values()) if draft.tokens_left else ():
+            request = sequence.request
+            if not request.drafted or not sequence.samples or request.num_uncomputed_tokens > 1:
+                continue
+            room = self.kv_cache.max_tokens(request) - sequence.start - 1
+            count = min(len(request.drafted), draft.tokens_left, room)
+            if count > 0:
+                self.kv_cache.extend_slots(request, 1 + count)
+                drafted = request.drafted[:count]
+                draft.put(replace(sequence, count=1 + count, drafted=drafted))
 
     def _allocate_slots(self, request: Request, count: int, draft: StepDraft) -> bool:
         """Allocate blocks for `count` tokens, preempting the last requests in order if necessary.

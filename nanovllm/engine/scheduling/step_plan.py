@@ -47,6 +47,8 @@ class PlannedSequence:
     """The part of a step that belongs to one request: `count` tokens from position `start`.
 
     Attributes:
+        drafted: the last of them that are not known yet, only expected. Each row from the last
+            known token on is sampled, as far as the tokens that are drawn are the expected ones.
         samples: whether the step computes the last known token, so that the next is sampled.
         prompt_logprob_positions: prompt positions whose log-probability the step reports; each is
             computed from the logits of the position before it.
@@ -62,6 +64,12 @@ class PlannedSequence:
     prompt_logprob_positions: range
     hidden_positions: range
     source: Request | None = None
+    drafted: tuple[int, ...] = ()
+
+    @property
+    def token_ids(self) -> Sequence[int]:
+        """The tokens to compute."""
+        return [*self.request.tokens[self.start : self.start + self.count], *self.drafted]
 
     @classmethod
     def of(cls, request: Request, count: int) -> "PlannedSequence":
@@ -155,7 +163,8 @@ class SequenceUpdate:
     does not change, and other threads may read it, but of `request` only what is constant.
 
     Attributes:
-        token_ids: new tokens, currently at most one; empty if none was sampled.
+        token_ids: new tokens: drafted ones that were drawn too, and one more; empty if none was
+            sampled.
         logprobs: an entry for each new token, or empty if none are requested.
         prompt_logprobs: an entry for each planned prompt position.
         hidden: final hidden states [hidden_positions, d_model]; None without such positions.
@@ -199,7 +208,7 @@ class SequenceUpdate:
         request = self.request
         request.next_prompt_logprob += len(sequence.prompt_logprob_positions)
         request.next_hidden += len(sequence.hidden_positions)
-        request.num_computed_tokens += sequence.count
+        request.num_computed_tokens += sequence.count - len(sequence.drafted)
         has_output = sequence.samples or self.hidden is not None
         if (sequence.samples and not self.token_ids) or (has_output and not self.is_finite):
             request.finish_reason = FinishReason.ERROR
@@ -210,6 +219,7 @@ class SequenceUpdate:
                 request.finish_reason, request.stop_reason = FinishReason.ERROR, None
                 self.cause, count = error, 0
             self.token_ids, self.logprobs = self.token_ids[:count], self.logprobs[:count]
+            request.num_computed_tokens += max(count - 1, 0)  # the accepted ones of `drafted`
         elif request.max_new_tokens == 0 and request.num_uncomputed_tokens == 0:
             request.finish_reason = FinishReason.LENGTH
 
