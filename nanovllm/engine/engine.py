@@ -11,13 +11,19 @@ One thread uses an engine. Other threads may use its `input_processor` and `toke
 import logging
 import time
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from nanovllm.config import EngineConfig
 from nanovllm.engine.engine_parts import OWN_PARTS, EngineParts
 from nanovllm.engine.generation_defaults import SamplingDefaults, load_sampling_defaults
 from nanovllm.engine.generation_request import GenerationRequest
+from nanovllm.engine.loading import (
+    load_draft_model,
+    load_options,
+    make_speculator,
+    max_model_len,
+    with_stored_dtype,
+)
 from nanovllm.engine.memory import allocate_cache, check_sizes, plan_memory
 from nanovllm.engine.metrics import EngineSnapshot, StepStats, TokenCounts
 from nanovllm.engine.prompt_request import PromptRequest
@@ -34,8 +40,6 @@ from nanovllm.engine.step_output import StepOutput
 from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.engine.update_router import UpdateRouter
 from nanovllm.errors import EngineFaultError, InvalidRequestError, NanovllmError
-from nanovllm.model.backend import LoadOptions
-from nanovllm.model.checkpoint import stored_dtype
 from nanovllm.model.config import GPT2Config
 from nanovllm.model.machine import MemoryLimit
 from nanovllm.model.machine import memory_limit as process_memory_limit
@@ -68,8 +72,9 @@ class Engine:
         sampling_defaults: SamplingDefaults | None = None,
         memory_limit: MemoryLimit | None = None,
         parts: EngineParts = OWN_PARTS,
+        draft: NativeModelRunner | None = None,
     ) -> None:
-        """Allocate the KV cache.
+        """Allocate the KV cache, and that of the draft model `draft`.
 
         Raises ValueError if the settings do not fit the model or the memory, whose limit is by
         default that of this process. The runner has the backend of `parts`.
@@ -78,14 +83,16 @@ class Engine:
         self.config = config
         self.parts = parts
         self.model = model
-        self.max_model_len = _max_model_len(config, model)
+        self.max_model_len = max_model_len(config, model)
         self.tokenizer = tokenizer
         self.sampling_defaults: SamplingDefaults = sampling_defaults or {}
         self.runner = runner
+        backends = [runner.backend] if draft is None else [runner.backend, draft.backend]
         self.memory = plan_memory(
-            config, runner.backend, self.max_model_len, memory_limit or process_memory_limit()
+            config, backends, self.max_model_len, memory_limit or process_memory_limit()
         )
-        num_blocks = allocate_cache(self.memory.num_blocks, config.block_size, runner.backend)
+        num_blocks = allocate_cache(self.memory.num_blocks, config.block_size, backends)
+        self.speculator = make_speculator(config, runner, draft)
         self.scheduler = parts.make_scheduler(config, num_blocks)
         self.blocks = self.scheduler.kv_cache.blocks
         limits = Limits(
@@ -121,7 +128,9 @@ class Engine:
             runner = NativeModelRunner.load(folder, config.backend, options)
         else:
             runner = NativeModelRunner(parts.backend(folder, options))
-        return cls(config, runner, tokenizer, load_sampling_defaults(folder), parts=parts)
+        draft = load_draft_model(config, runner.config, tokenizer)
+        defaults = load_sampling_defaults(folder)
+        return cls(config, runner, tokenizer, defaults, parts=parts, draft=draft)
 
     @staticmethod
     def check(folder: Path, config: EngineConfig, *, is_local: bool = True) -> None:
@@ -130,7 +139,7 @@ class Engine:
         The memory of this process counts only if the engine `is_local`, to be loaded here.
         """
         model = GPT2Config.load(folder)
-        _max_model_len(config, model)
+        max_model_len(config, model)
         if is_local:
             check_sizes(config, model, process_memory_limit())
         load_sampling_defaults(folder)
@@ -205,6 +214,8 @@ class Engine:
         started = time.monotonic()
         self._abort_overdue(started)
         failed = self._read_masks()
+        if self.speculator is not None:
+            self.speculator.choose(self.scheduler.running)
         try:
             plan = self.scheduler.schedule(self._masks)
         except EngineFaultError as error:
@@ -250,10 +261,14 @@ class Engine:
     def _compute(self, plan: StepPlan) -> tuple[list[SequenceUpdate], Exception | None]:
         """Run and commit a plan; return its updates and the exception that it raised, or None."""
         try:
+            if self.speculator is not None:
+                plan = self.speculator.draft(plan)
             if plan.copies:
                 self.runner.backend.copy_blocks(plan.copies)
             output = self.runner.run(*batching.build(plan, self.config.block_size))
             updates = self.scheduler.commit(plan, batching.split(plan, output, self.model.vocab))
+            if self.speculator is not None:
+                self.speculator.observe(plan, updates)
             # The worker processes compute masks while this thread reports the step.
             self.input_processor.grammars.flush()
         except Exception as error:  # noqa: BLE001 - the engine continues with the other requests
@@ -290,6 +305,8 @@ class Engine:
         """Remove a sequence that has ended."""
         self._deadlines.pop(request.request_id, None)
         self._structured.pop(request.request_id, None)
+        if self.speculator is not None:
+            self.speculator.forget(request.request_id)
 
     def run(self, prompts: Sequence[PromptRequest]) -> Generator[StepOutput, None, None]:
         """Step until all prompts have ended; yield each step after processing its updates.
@@ -354,20 +371,6 @@ class Engine:
         return tuple(updates)
 
 
-def with_stored_dtype(config: EngineConfig, folder: Path) -> EngineConfig:
-    """Return the settings with the type that dtype="auto" stands for."""
-    if config.dtype != "auto":
-        return config
-    is_numpy = config.backend == "numpy"  # supports float32 only
-    return replace(config, dtype="float32" if is_numpy else stored_dtype(folder))
-
-
-def load_options(config: EngineConfig) -> LoadOptions:
-    """Return how a backend loads the model."""
-    names = ("dtype", "quantization", "kv_cache_dtype", "batch_invariant", "num_threads")
-    return LoadOptions(**{name: getattr(config, name) for name in names})
-
-
 def _error_of(update: SequenceUpdate, fault: Exception | None) -> NanovllmError:
     """Return the error of a request that a step ended; a server hides its `__cause__`."""
     cause = fault or update.cause
@@ -385,15 +388,3 @@ def _fault_error(cause: Exception) -> EngineFaultError:
     error = EngineFaultError(_STEP_FAILED)
     error.__cause__ = cause
     return error
-
-
-def _max_model_len(config: EngineConfig, model: GPT2Config) -> int:
-    """Return the maximum tokens of a request; raises ValueError if the model supports fewer."""
-    if config.max_model_len is None:
-        return model.max_positions
-    if config.max_model_len > model.max_positions:
-        raise ValueError(
-            f"max_model_len is {config.max_model_len}, but the model has only "
-            f"{model.max_positions} positions; lower it or leave it out"
-        )
-    return config.max_model_len

@@ -12,6 +12,7 @@ large for its container starts, and is killed by the kernel after some hundred p
 
 import logging
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from nanovllm.config import EngineConfig, format_bytes
@@ -81,22 +82,32 @@ def check_sizes(config: EngineConfig, model: GPT2Config, limit: MemoryLimit | No
 
 
 def plan_memory(
-    config: EngineConfig, backend: Backend, max_model_len: int, limit: MemoryLimit | None
+    config: EngineConfig,
+    backends: Sequence[Backend],
+    max_model_len: int,
+    limit: MemoryLimit | None,
 ) -> MemoryPlan:
     """Return the plan of an engine whose weights are loaded.
 
+    `backends` are that of the model, and that of the draft model if there is one.
     A cache of the default size shrinks to what is left, at least that of a single request of
     `max_model_len` tokens. Raises ValueError if this or a chosen size does not fit.
     """
-    block_bytes = backend.block_bytes(config.block_size)
+    block_bytes = sum(backend.block_bytes(config.block_size) for backend in backends)
     num_blocks = config.num_blocks or config.kv_cache_bytes // block_bytes
     if num_blocks == 0:
         raise ValueError(
             f"kv_cache_memory is {config.kv_cache_bytes} bytes, less than one block of "
             f"{config.block_size} tokens ({block_bytes} bytes); raise it or lower block_size"
         )
-    working_bytes = backend.working_bytes(
-        config.max_num_batched_tokens, config.max_num_seqs, config.block_size
+    max_rows = config.max_num_seqs * (1 + config.num_speculative_tokens)
+    working_bytes = sum(
+        backend.working_bytes(
+            config.max_num_batched_tokens,
+            min(max_rows, config.max_num_batched_tokens),
+            config.block_size,
+        )
+        for backend in backends
     )
     other_bytes = working_bytes + RESERVE_BYTES + (0 if limit is None else limit.used_bytes)
     if limit is None:
@@ -131,14 +142,15 @@ def plan_memory(
     return MemoryPlan(limit, other_bytes, num_blocks, cache_bytes)
 
 
-def allocate_cache(num_blocks: int, block_size: int, backend: Backend) -> int:
-    """Allocate the KV cache and return its number of blocks; raises ValueError if it cannot."""
+def allocate_cache(num_blocks: int, block_size: int, backends: Sequence[Backend]) -> int:
+    """Allocate the KV caches and return their number of blocks; raises ValueError if it cannot."""
+    num_bytes = num_blocks * sum(backend.block_bytes(block_size) for backend in backends)
     try:
-        backend.allocate_cache(num_blocks, block_size)
+        for backend in backends:
+            backend.allocate_cache(num_blocks, block_size)
     except MemoryError:
         raise ValueError(
-            f"the operating system cannot provide "
-            f"{format_bytes(num_blocks * backend.block_bytes(block_size))} for the KV cache; lower "
-            "kv_cache_memory"
+            f"the operating system cannot provide {format_bytes(num_bytes)} for the KV cache; "
+            "lower kv_cache_memory"
         ) from None
     return num_blocks

@@ -1,0 +1,202 @@
+"""Speculator: which tokens are drafted in a step, and what has become of them.
+
+    choose   before a step is planned: how many tokens to draft for each sequence
+    draft    after it is planned: the tokens of the draft model, whose slots are known now
+    observe  after it: which tokens were accepted
+
+A drafted token is accepted exactly if it is the token that is drawn in its place, so the output is
+the same as without drafts, to the last bit.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from nanovllm.engine.scheduling.request import Request
+from nanovllm.engine.scheduling.step_plan import SequenceUpdate, StepPlan
+from nanovllm.engine.speculation.cost_model import Offer, StepTimes, best_counts, best_depth
+from nanovllm.engine.speculation.draft_model import UNKNOWN, DraftModel
+from nanovllm.engine.speculation.ngram import NgramIndex
+from nanovllm.speculative_config import SpeculativeConfig
+
+_FIRST_GUESS = 0.6
+"""Assumed probability that a drafted token is accepted, before the first is verified."""
+_WEIGHT = 0.1
+"""Weight of a drafted token in the running mean."""
+_MAX_PAUSE = 256
+"""Maximum steps between two trials of a draft model that did not pay."""
+
+
+@dataclass(slots=True)
+class SpeculationCounts:
+    """Drafted and accepted tokens so far.
+
+    Attributes:
+        drafts: sequences of drafted tokens that were verified.
+        drafted, accepted: tokens.
+        accepted_by_position: accepted tokens by their index in the draft.
+    """
+
+    accepted_by_position: list[int]
+    drafts: int = 0
+    drafted: int = 0
+    accepted: int = 0
+
+
+@dataclass(slots=True)
+class _Acceptance:
+    """Running mean of the probability that a drafted token is accepted if those before it are."""
+
+    mean: float
+
+    def add(self, num_accepted: int, num_drafted: int) -> None:
+        for index in range(min(num_accepted + 1, num_drafted)):
+            self.mean += _WEIGHT * ((index < num_accepted) - self.mean)
+
+
+@dataclass(slots=True, eq=False)
+class _Sequence:
+    """What is known of a sequence.
+
+    Attributes:
+        ngrams: its n-grams; None if they are not looked up.
+        found: what the n-grams expect next.
+        by_ngram, by_model: acceptance of both kinds of drafts.
+    """
+
+    ngrams: NgramIndex | None
+    by_ngram: _Acceptance
+    by_model: _Acceptance
+    found: tuple[int, ...] = ()
+
+
+@dataclass(slots=True, eq=False)
+class Speculator:
+    """Drafts tokens for the sequences of one engine.
+
+    Attributes:
+        times: time of a step of the model by its rows.
+        draft_model: None without one; `draft_times` are those of its steps.
+    """
+
+    config: SpeculativeConfig
+    times: StepTimes
+    draft_model: DraftModel | None = None
+    draft_times: StepTimes | None = None
+    counts: SpeculationCounts = field(init=False)
+    _sequences: dict[str, _Sequence] = field(default_factory=dict)
+    _by_ngram: _Acceptance = field(default_factory=lambda: _Acceptance(_FIRST_GUESS))
+    _by_model: _Acceptance = field(default_factory=lambda: _Acceptance(_FIRST_GUESS))
+    _pause: int = 0
+    _next_pause: int = 1
+
+    def __post_init__(self) -> None:
+        self.counts = SpeculationCounts([0] * self.config.num_speculative_tokens)
+
+    def choose(self, running: Iterable[Request]) -> None:
+        """Set the drafted tokens of the running requests for the next step."""
+        decoding = [request for request in running if request.is_decoding]
+        if not self._may_gain(len(decoding)):
+            return
+        rooms = {
+            request.request_id: min(
+                self.config.num_speculative_tokens,
+                request.max_new_tokens - request.num_output_tokens - 1,
+            )
+            for request in decoding
+            if request.grammar is None and request.sampling.speculative
+        }
+        offers: dict[str, Offer] = {}
+        for request in decoding:
+            room = rooms.get(request.request_id, 0)
+            if room > 0 and self.config.uses_ngrams:
+                sequence = self._sequence(request)
+                assert sequence.ngrams is not None
+                sequence.found = sequence.ngrams.draft(request.tokens, room)
+                offers[request.request_id] = Offer(sequence.by_ngram.mean, len(sequence.found))
+        counts = best_counts(offers, len(decoding), self.times)
+        for request in decoding:
+            count = counts.get(request.request_id, 0)
+            request.drafted = self._sequence(request).found[:count] if count else ()
+        if self.draft_model is not None and not counts:
+            self._choose_model([r for r in decoding if rooms.get(r.request_id, 0) > 0], rooms)
+
+    def draft(self, plan: StepPlan) -> StepPlan:
+        """Return a plan with the tokens of the draft model."""
+        return plan if self.draft_model is None else self.draft_model.draft(plan)
+
+    def observe(self, plan: StepPlan, updates: Sequence[SequenceUpdate]) -> None:
+        """Count the accepted tokens of a step, whose `updates` were committed."""
+        drawn = {update.request_id: update.token_ids for update in updates}
+        for sequence in plan.sequences:
+            request_id = sequence.request.request_id
+            tokens, state = drawn.get(request_id, ()), self._sequences.get(request_id)
+            if state is None or not tokens:
+                continue
+            if sequence.drafted:
+                accepted = sum(a == b for a, b in zip(tokens, sequence.drafted, strict=False))
+                self._count(accepted, len(sequence.drafted))
+                is_ngram = sequence.drafted == state.found[: len(sequence.drafted)]
+                for mean in (
+                    (state.by_ngram, self._by_ngram)
+                    if is_ngram
+                    else (state.by_model, self._by_model)
+                ):
+                    mean.add(accepted, len(sequence.drafted))
+            elif state.found:  # what would have been accepted is known without any cost
+                for mean in (state.by_ngram, self._by_ngram):
+                    mean.add(state.found[0] == tokens[0], 1)
+            state.found = ()
+
+    def forget(self, request_id: str) -> None:
+        """Forget a request that has ended."""
+        self._sequences.pop(request_id, None)
+        if self.draft_model is not None:
+            self.draft_model.forget(request_id)
+
+    def _may_gain(self, num_sequences: int) -> bool:
+        """Whether a step of so many sequences would gain if all drafted tokens were accepted."""
+        if not num_sequences:
+            return False
+        offers = {
+            str(n): Offer(1.0, self.config.num_speculative_tokens) for n in range(num_sequences)
+        }
+        return bool(best_counts(offers, num_sequences, self.times))
+
+    def _choose_model(self, requests: Sequence[Request], rooms: dict[str, int]) -> None:
+        """Let the draft model draft for all of `requests`, if that pays."""
+        assert self.draft_model is not None
+        assert self.draft_times is not None
+        if not requests:
+            return
+        means = [self._sequence(request).by_model.mean for request in requests]
+        depth = best_depth(means, self.config.num_speculative_tokens, self.times, self.draft_times)
+        self._pause = max(self._pause - 1, 0)
+        if depth:
+            self._next_pause = 1
+        elif self._pause == 0:
+            self._next_pause = self._pause = min(2 * self._next_pause, _MAX_PAUSE)
+            depth = 1
+        for request in requests:
+            request.drafted = (UNKNOWN,) * min(depth, rooms[request.request_id])
+
+    def _sequence(self, request: Request) -> _Sequence:
+        """Return what is known of a request."""
+        sequence = self._sequences.get(request.request_id)
+        if sequence is None:
+            config = self.config
+            sequence = self._sequences[request.request_id] = _Sequence(
+                NgramIndex(config.prompt_lookup_min, config.prompt_lookup_max)
+                if config.uses_ngrams
+                else None,
+                _Acceptance(self._by_ngram.mean),
+                _Acceptance(self._by_model.mean),
+            )
+        return sequence
+
+    def _count(self, accepted: int, drafted: int) -> None:
+        counts = self.counts
+        counts.drafts += 1
+        counts.drafted += drafted
+        counts.accepted += accepted
+        for index in range(accepted):
+            counts.accepted_by_position[index] += 1
