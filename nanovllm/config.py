@@ -1,6 +1,7 @@
 """EngineConfig: the settings of an engine, named as in vLLM and checked on construction."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeAlias, TypedDict, TypeGuard, get_args
 
@@ -64,7 +65,7 @@ class EngineSettings(TypedDict, total=False):
     seed: int | None
     max_logprobs: int
     scheduling_policy: SchedulingPolicy
-    speculative_config: "SpeculativeConfig | dict[str, Any] | None"
+    speculative_config: SpeculativeConfig | Mapping[str, Any] | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,12 +117,11 @@ class EngineConfig:
     seed: int | None = None
     max_logprobs: Annotated[int, Interval(ge=0)] = 20
     scheduling_policy: SchedulingPolicy = "fcfs"
-    speculative_config: SpeculativeConfig | None = None
+    speculative_config: SpeculativeConfig | Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         check_fields(self)
-        speculative = SpeculativeConfig.of(self.speculative_config)
-        object.__setattr__(self, "speculative_config", speculative)
+        object.__setattr__(self, "speculative_config", self.speculation)
         if self.max_num_batched_tokens < self.max_num_seqs:
             raise ValueError(
                 f"max_num_batched_tokens is {self.max_num_batched_tokens}, less than max_num_seqs "
@@ -151,10 +151,9 @@ class EngineConfig:
         return _cache_bytes(self.kv_cache_memory)
 
     @property
-    def num_speculative_tokens(self) -> int:
-        """Maximum drafted tokens of a sequence in a step; 0 without speculative decoding."""
-        speculative = self.speculative_config
-        return 0 if speculative is None else speculative.num_speculative_tokens
+    def speculation(self) -> SpeculativeConfig | None:
+        """`speculative_config` as its class."""
+        return SpeculativeConfig.of(self.speculative_config)
 
     @property
     def has_default_cache(self) -> bool:

@@ -1,5 +1,6 @@
 """SpeculativeConfig: how tokens are drafted for speculative decoding, with the names of vLLM."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -64,7 +65,7 @@ class SpeculativeConfig:
         """Return settings given as a mapping, as those of vLLM are; None for None."""
         if settings is None or isinstance(settings, cls):
             return settings
-        if not isinstance(settings, dict) or not all(isinstance(name, str) for name in settings):
+        if not isinstance(settings, Mapping) or not all(isinstance(name, str) for name in settings):
             raise InvalidRequestError(
                 "speculative_config must be a mapping, such as "
                 '{"method": "ngram", "num_speculative_tokens": 5}',

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from nanovllm.config import EngineConfig
+from nanovllm.engine.memory import max_sampled_rows
 from nanovllm.engine.speculation.cost_model import StepTimes
 from nanovllm.engine.speculation.draft_model import DraftModel
 from nanovllm.engine.speculation.speculator import Speculator
@@ -47,7 +48,7 @@ def max_model_len(config: EngineConfig, model: GPT2Config) -> int:
 
 def draft_config(config: EngineConfig) -> EngineConfig | None:
     """Return the settings of the draft model; None without one."""
-    speculative = config.speculative_config
+    speculative = config.speculation
     if speculative is None or speculative.model is None:
         return None
     quantization = speculative.quantization or (
@@ -66,7 +67,7 @@ def load_draft_model(
 
     Raises CheckpointError if its folder is not valid, and ValueError unless it drafts for `model`.
     """
-    settings, speculative = draft_config(config), config.speculative_config
+    settings, speculative = draft_config(config), config.speculation
     if settings is None or speculative is None or speculative.model is None:
         return None
     folder = Path(speculative.model)
@@ -94,13 +95,10 @@ def make_speculator(
 
     The measured steps write to the first blocks of the caches, which no request has used yet.
     """
-    speculative = config.speculative_config
+    speculative = config.speculation
     if speculative is None:
         return None
-    most = min(
-        config.max_num_batched_tokens,
-        config.max_num_seqs * (1 + speculative.num_speculative_tokens),
-    )
+    most = max_sampled_rows(config)
     times = StepTimes.measure(_timed_step(runner.backend, config.block_size), most)
     if draft is None:
         return Speculator(speculative, times)

@@ -81,6 +81,13 @@ def check_sizes(config: EngineConfig, model: GPT2Config, limit: MemoryLimit | No
         )
 
 
+def max_sampled_rows(config: EngineConfig) -> int:
+    """Return the maximum number of rows of a step that get a token, drafted ones included."""
+    speculation = config.speculation
+    num_drafted = 0 if speculation is None else speculation.num_speculative_tokens
+    return min(config.max_num_seqs * (1 + num_drafted), config.max_num_batched_tokens)
+
+
 def plan_memory(
     config: EngineConfig,
     backends: Sequence[Backend],
@@ -100,13 +107,9 @@ def plan_memory(
             f"kv_cache_memory is {config.kv_cache_bytes} bytes, less than one block of "
             f"{config.block_size} tokens ({block_bytes} bytes); raise it or lower block_size"
         )
-    max_rows = config.max_num_seqs * (1 + config.num_speculative_tokens)
+    max_rows = max_sampled_rows(config)
     working_bytes = sum(
-        backend.working_bytes(
-            config.max_num_batched_tokens,
-            min(max_rows, config.max_num_batched_tokens),
-            config.block_size,
-        )
+        backend.working_bytes(config.max_num_batched_tokens, max_rows, config.block_size)
         for backend in backends
     )
     other_bytes = working_bytes + RESERVE_BYTES + (0 if limit is None else limit.used_bytes)

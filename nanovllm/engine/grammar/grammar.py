@@ -76,20 +76,27 @@ class SequenceGrammar(MaskSequence):
         """Whether the mask of the next token has arrived."""
         return self.mask is not None
 
-    def allowed_mask(self) -> "np.ndarray[tuple[int], np.dtype[np.bool_]]":
-        """Wait for the mask and return it as an array of shape [vocab]. Raises `error`."""
-        return unpack_mask(self.wait(), self.vocab)
+    def allowed_mask(self, ahead: int = 0) -> "np.ndarray[tuple[int], np.dtype[np.bool_]]":
+        """Wait for the mask and return it as an array of shape [vocab]. Raises `error`.
 
-    def allowed_ids(self) -> "np.ndarray[tuple[int], np.dtype[np.int64]]":
+        With `ahead` it is the mask after so many tokens of `path`.
+        """
+        return unpack_mask(self._mask(ahead), self.vocab)
+
+    def allowed_ids(self, ahead: int = 0) -> "np.ndarray[tuple[int], np.dtype[np.int64]]":
         """Wait for the mask and return the allowed tokens in ascending order. Raises `error`.
 
-        Masks often repeat, for instance inside a string, so the latest result is cached.
+        Masks often repeat, for instance inside a string, so the latest result is cached. With
+        `ahead` they are those after so many tokens of `path`.
         """
-        mask = self.wait()
+        mask = self._mask(ahead)
         if mask != self._ids_mask:
             self._ids_mask = mask
             self._ids = np.flatnonzero(unpack_mask(mask, self.vocab))
         return self._ids
+
+    def _mask(self, ahead: int) -> bytes:
+        return self.path_masks[ahead - 1] if ahead else self.wait()
 
     def wait(self) -> bytes:
         """Wait for the packed mask and return it. Raises `error`."""

@@ -45,6 +45,7 @@ class MaskSequence:
         pooled: its grammar; None before the pool has it, and where the pool has refused it.
         tokens: the tokens that it has accepted.
         mask: one bit per token for the position after `tokens`; None until it arrives.
+        path, path_masks: tokens that may follow, and the mask after each of them.
         error: why no more masks arrive: that of the sequence, or of its grammar.
         num_sent: how many tokens the worker of its grammar was sent.
         num_ends: workers that ended during the mask of this position.
@@ -56,6 +57,8 @@ class MaskSequence:
     pooled: "PooledGrammar | None" = None
     tokens: list[int] = field(default_factory=list)
     mask: bytes | None = None
+    path: tuple[int, ...] = ()
+    path_masks: tuple[bytes, ...] = ()
     error: NanovllmError | None = None
     num_sent: int = 0
     num_ends: int = 0
