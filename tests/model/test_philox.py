@@ -26,7 +26,8 @@ def keys_of(*keys: tuple[int, int, int]) -> np.ndarray:
 def many(count: int, vocab: int, *, seed: int = 1) -> np.ndarray:
     """Return exp(-noise), which is uniform, of one seed at positions 0, 1, ... [count, vocab]."""
     keys = keys_of(*((seed, 0, position) for position in range(count)))
-    return np.exp(-np.array([exponentials(key, vocab) for key in keys]))
+    numbers: np.ndarray = np.exp(-np.array([exponentials(key, vocab) for key in keys]))
+    return numbers
 
 
 def slow_philox(counter: list[int], key: list[int]) -> list[int]:
