@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 
 from nanovllm.engine.speculation.cost_model import (
     MARGIN,
+    ModelCosts,
     Offer,
+    Slowness,
     StepTimes,
     best_counts,
     best_depth,
@@ -26,7 +28,7 @@ def test_times_between_the_measured_numbers_are_linear() -> None:
 
 def test_the_shortest_round_counts_and_more_rows_never_take_less() -> None:
     durations = iter([3.0, 5.0, 4.0, 2.0, 1.0, 6.0, 4.0, 4.0, 5.0])
-    assert StepTimes.measure(lambda _: next(durations), 3).seconds == (2.0, 2.0, 4.0)
+    assert StepTimes.measure(lambda _: next(durations), 3).seconds == (1.0, 1.0, 4.0)
 
 
 def test_free_rows_are_used_and_dear_ones_are_not() -> None:
@@ -81,9 +83,22 @@ def test_no_other_counts_give_more_tokens_a_second(
 
 
 def test_a_draft_model_pays_for_its_own_steps() -> None:
-    draft = StepTimes((1, 32), (0.1, 0.2))
-    assert best_depth([0.8], 5, CHEAP, draft) == 5
-    assert best_depth([0.8], 5, CHEAP, StepTimes((1, 32), (0.9, 0.9))) == 0
-    assert best_depth([0.3], 5, CHEAP, draft) < 5
-    assert best_depth([0.0], 5, CHEAP, draft) == 0
-    assert best_depth([0.8] * 8, 5, CHEAP, draft) == 0
+    assert best_depth([0.8], 5, CHEAP.of, ModelCosts(0.1)) == 5
+    assert best_depth([0.8], 5, CHEAP.of, ModelCosts(0.9)) == 0
+    assert best_depth([0.3], 5, CHEAP.of, ModelCosts(0.1)) in (1, 2)
+    assert best_depth([0.0], 5, CHEAP.of, ModelCosts(0.1)) == 0
+    assert best_depth([0.8] * 8, 5, CHEAP.of, ModelCosts(0.1)) == 0
+
+
+def test_a_draft_model_catches_up_only_for_enough_tokens() -> None:
+    assert best_depth([0.8], 5, CHEAP.of, ModelCosts(0.1, catch_up_s=20.0, tokens_left=10)) == 0
+    assert best_depth([0.8], 5, CHEAP.of, ModelCosts(0.1, catch_up_s=20.0, tokens_left=500)) == 5
+
+
+def test_slowness_follows_the_steps_but_not_a_single_pause() -> None:
+    slowness = Slowness()
+    slowness.add(1000.0, 1.0)
+    assert slowness.mean < 1.1
+    for _ in range(200):
+        slowness.add(3.0, 1.0)
+    assert slowness.mean == pytest.approx(3.0, rel=0.01)
