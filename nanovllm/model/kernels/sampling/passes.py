@@ -32,11 +32,6 @@ _INFINITY = float("inf")
 _LOG2_E = math.log2(math.e)
 
 
-def _weight(v: Vectors, score: Value, least: Value, largest: Value) -> Value:
-    """Return exp(score - largest), or 0 where the score is below `least`."""
-    return v.where(score >= least, v.exp(score - largest), 0.0)
-
-
 @kernel_maker()
 def make_fill(v: Vectors, out: Value, count: Value, number: Float) -> None:
     """Make fill(out, count, number): set `count` float32, rounded up to vectors, to one number."""
@@ -102,14 +97,12 @@ def make_maxima(v: Vectors, scores: Value, groups: Value, maxima: Value) -> Valu
 
 
 @kernel_maker(returns=types.float64)
-def make_weigh_groups(
-    v: Vectors, scores: Value, groups: Value, least: Float, largest: Float, sums: Value
+def make_sum_weights(
+    v: Vectors, scores: Value, groups: Value, least: Float, largest: Float
 ) -> Value:
-    """Make weigh_groups(scores, groups, least, largest, sums) -> the sum of all weights, in
-    float64.
+    """Make sum_weights(scores, groups, least, largest) -> the sum of all weights, in float64.
 
-    It writes the sum of each group to `sums`, a float64. Lanes are summed in float64, one group
-    after the other.
+    Lanes are summed in float64, one group after the other.
     """
     lanes = v.lanes
     least, largest = v.splat(least), v.splat(largest)
@@ -118,13 +111,12 @@ def make_weigh_groups(
         start = v.element(scores, g * (GROUP_VECTORS * lanes))
 
         def vector(i: Value, subtotal: Value) -> Value:
-            weight = _weight(v, v.load(v.element(start, i)), least, largest)
+            score = v.load(v.element(start, i))
+            weight = v.where(score >= least, v.exp(score - largest), 0.0)
             return subtotal + weight.to_double()
 
         zeros, size = v.constant(0.0, F64), v.scalar(GROUP_VECTORS * lanes)
-        subtotal = v.sum(v.fold(size, lanes, zeros, vector))
-        v.store(subtotal, sums + g * 8)
-        return total + subtotal
+        return total + v.sum(v.fold(size, lanes, zeros, vector))
 
     return v.fold(groups, 1, v.scalar(0.0, F64), group)
 
