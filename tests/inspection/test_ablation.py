@@ -78,9 +78,7 @@ def test_a_prompt_that_takes_too_long_is_refused_before(
 
 
 def test_the_limit_is_below_the_processor_time_of_a_request() -> None:
-    small = GPT2Config(
-        vocab=50257, max_positions=1024, d_model=768, layers=12, heads=12, d_ff=3072
-    )
+    small = GPT2Config(vocab=50257, max_positions=1024, d_model=768, layers=12, heads=12, d_ff=3072)
     check_work(small, 150)  # GPT-2 small needs 0.52 s a token
     with pytest.raises(InvalidRequestError, match="180 parts of this model"):
         check_work(small, 225)
