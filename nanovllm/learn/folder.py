@@ -8,7 +8,7 @@ from typing import Any
 
 from nanovllm.errors import InvalidRequestError
 from nanovllm.learn.course import STEPS, Step
-from nanovllm.learn.stubs import parts_of, readers_source, stub_names, stub_of
+from nanovllm.learn.stubs import names_to_write, readers_source, stub_names, stub_of
 
 _MARKER = "course.json"
 _README = """# My GPT
@@ -102,14 +102,14 @@ class CourseFolder:
         """Return how far a step is, in a few words."""
         try:
             source = self.file(step).read_text(encoding="utf-8")
-            unwritten = [name for name in parts_of(step) if name in stub_names(source)]
+            unwritten = [name for name in names_to_write(step) if name in stub_names(source)]
         except OSError:
             return "no file"
         except (SyntaxError, ValueError):
             return "cannot be read as Python"
         if self.passed.get(step.number) == _hash(source):
             return "passed"
-        count = len(parts_of(step))
+        count = len(names_to_write(step))
         if len(unwritten) == count:
             return "not written"
         if unwritten:

@@ -21,7 +21,7 @@ from typing import NoReturn
 from nanovllm.errors import NanovllmError
 from nanovllm.learn.checking import Mistake
 from nanovllm.learn.course import STEPS, Step
-from nanovllm.learn.stubs import parts_of, stub_names
+from nanovllm.learn.stubs import names_to_write, stub_names
 
 
 class ReadersCodeError(NanovllmError):
@@ -77,7 +77,7 @@ def load_parts(folder: Path | None, steps: Sequence[Step] = STEPS) -> Parts:
         modules[step.module], unwritten = _load(step, path)
         for name in unwritten:
             setattr(modules[step.module], name, getattr(step.solution, name))
-        written[step.module] = tuple(name for name in parts_of(step) if name not in unwritten)
+        written[step.module] = tuple(name for name in names_to_write(step) if name not in unwritten)
     return Parts(modules, written)
 
 

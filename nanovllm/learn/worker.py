@@ -82,14 +82,9 @@ class Check:
 
 
 @functools.cache
-def _mistaken(step: Step, number: int) -> ModuleType:
-    return mistaken(step, step.mistakes[number])
-
-
-@functools.cache
 def _mistaken_outcome(step: Step, number: int, index: int) -> Outcome:
     """Return what a mistake gives in a case: the same in every check."""
-    return run_case(step.cases[index], _mistaken(step, number), "")
+    return run_case(step.cases[index], mistaken(step, step.mistakes[number]), "")
 
 
 def serve(channel: Channel) -> None:

@@ -9,7 +9,7 @@ import pytest
 from nanovllm.learn.checking import Mistake
 from nanovllm.learn.course import STEPS, Step
 from nanovllm.learn.parts import load_step, mistaken, names_of
-from nanovllm.learn.stubs import parts_of, readers_source, stub_names, stub_of
+from nanovllm.learn.stubs import names_to_write, readers_source, stub_names, stub_of
 from nanovllm.learn.worker import Check
 
 MISTAKES = [(step, mistake) for step in STEPS for mistake in step.mistakes]
@@ -52,7 +52,7 @@ def test_there_are_many_mistakes() -> None:
 @pytest.mark.parametrize("step", STEPS, ids=lambda step: step.module)
 def test_a_stub_has_every_signature_and_no_body(step: Step, tmp_path: Path) -> None:
     stub = stub_of(step)
-    assert set(parts_of(step)) == set(names_of(step.solution)) - given_names(step)
+    assert set(names_to_write(step)) == set(names_of(step.solution)) - given_names(step)
     assert not stub_names(readers_source(step.text("solution.py")))
     assert "nanovllm.learn" not in stub
     (tmp_path / f"{step.module}.py").write_text(stub, encoding="utf-8")
