@@ -7,13 +7,15 @@ one passage replaced: where it gives in every case what the reader's code gave, 
 
 import math
 import re
-import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
+
+from nanovllm.learn.readers_lines import readers_lines
 
 RELATIVE, ABSOLUTE = 1e-4, 1e-5
 """Largest difference of an element: RELATIVE of the largest element of the array, and ABSOLUTE."""
@@ -87,8 +89,8 @@ class Outcome:
     text: str = ""
 
 
-def run_case(case: Case, module: ModuleType, path: str) -> Outcome:
-    """Run a case on a module, whose file `path` is named in messages."""
+def run_case(case: Case, module: ModuleType, folder: Path) -> Outcome:
+    """Run a case on a module; messages have the line of the reader's `folder` that raised."""
     try:
         with np.errstate(all="ignore"):  # what overflows differs from what is expected
             return Outcome(case.run(module))
@@ -97,7 +99,7 @@ def run_case(case: Case, module: ModuleType, path: str) -> Outcome:
     except NotImplementedError as error:
         return Outcome(kind="unwritten", text=str(error) or "a part is not written yet")
     except (Exception, SystemExit) as error:  # noqa: BLE001 - the reader's code may raise anything
-        return Outcome(kind=type(error).__name__, text=_raised(error, path))
+        return Outcome(kind=type(error).__name__, text=_raised(error, folder))
 
 
 def is_same(first: Outcome, second: Outcome) -> bool:
@@ -253,10 +255,9 @@ def _first(problems: Any) -> str | None:
     return next((problem for problem in problems if problem is not None), None)
 
 
-def _raised(error: BaseException, path: str) -> str:
+def _raised(error: BaseException, folder: Path) -> str:
     """Return an exception's message with the last line of the reader's file that led to it."""
-    frames = traceback.extract_tb(error.__traceback__)
-    lines = [frame for frame in frames if frame.filename == path]
+    lines = readers_lines(error, folder)
     message = re.sub(r"\x1b\[\d*m", "", str(error))  # Numba's are bold
     if len(message) > 300:
         message = f"{' '.join(message.split())[:300]}..."

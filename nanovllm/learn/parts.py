@@ -14,13 +14,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.abc import ExecutionLoader, Loader
 from pathlib import Path
-from traceback import extract_tb
 from types import ModuleType
 from typing import NoReturn
 
 from nanovllm.errors import NanovllmError
 from nanovllm.learn.checking import Mistake
 from nanovllm.learn.course import STEPS, Step
+from nanovllm.learn.readers_lines import readers_lines
 from nanovllm.learn.stubs import names_to_write, stub_names
 
 
@@ -140,8 +140,8 @@ def _load(step: Step, path: Path) -> tuple[ModuleType, set[str]]:
     except OSError as error:
         raise ReadersCodeError(f"{path} cannot be read: {error}") from None
     except (Exception, SystemExit) as error:
-        frames = [frame for frame in extract_tb(error.__traceback__) if frame.filename == str(path)]
-        line = f", line {frames[-1].lineno}" if frames else ""
+        lines = readers_lines(error, path.parent)
+        line = f", line {lines[-1].lineno}" if lines else ""
         raise ReadersCodeError(f"{path.name}{line}: {type(error).__name__}: {error}") from error
     names = set(names_of(step.solution))
     return module, names & (unwritten.keys() | names - set(vars(module)))

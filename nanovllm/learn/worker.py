@@ -50,15 +50,15 @@ class _Printed(io.TextIOBase):
 class Check:
     """One step's cases on the reader's module."""
 
-    def __init__(self, step: Step, module: ModuleType, path: str) -> None:
-        """Check `module`, whose file `path` is named in messages."""
-        self._step, self._module, self._path = step, module, path
+    def __init__(self, step: Step, module: ModuleType, folder: Path) -> None:
+        """Check `module`, which is of the reader's `folder`."""
+        self._step, self._module, self._folder = step, module, folder
         self._outcomes: dict[int, Outcome] = {}
 
     def run(self, index: int) -> dict[str, Any]:
         """Run a case and return the reply."""
         case = self._step.cases[index]
-        outcome = self._outcomes[index] = run_case(case, self._module, self._path)
+        outcome = self._outcomes[index] = run_case(case, self._module, self._folder)
         if outcome.kind == "unwritten":
             return {"op": "unwritten", "text": outcome.text}
         if outcome.kind == "unmet":
@@ -84,7 +84,7 @@ class Check:
 @functools.cache
 def _mistaken_outcome(step: Step, number: int, index: int) -> Outcome:
     """Return what a mistake gives in a case: the same in every check."""
-    return run_case(step.cases[index], mistaken(step, step.mistakes[number]), "")
+    return run_case(step.cases[index], mistaken(step, step.mistakes[number]), Path())
 
 
 def serve(channel: Channel) -> None:
@@ -104,7 +104,7 @@ def serve(channel: Channel) -> None:
         except ReadersCodeError as error:
             channel.send({"op": "failed", "message": str(error), "printed": printed.take()})
             return
-        check = Check(step, module, str(folder / f"{step.module}.py"))
+        check = Check(step, module, folder)
         channel.send({"op": "loaded", "printed": printed.take()})
         while (received := channel.receive()) is not None:
             with limited_cpu(cpu_s):

@@ -17,7 +17,7 @@ MISTAKES = [(step, mistake) for step in STEPS for mistake in step.mistakes]
 
 def check(step: Step, module: ModuleType) -> tuple[list[str], list[Mistake]]:
     """Return the state of each case up to the first that fails, and the mistakes."""
-    one = Check(step, module, "")
+    one = Check(step, module, Path())
     states: list[str] = []
     for index in range(len(step.cases)):
         states.append(str(one.run(index)["op"]))
