@@ -5,6 +5,7 @@ of them. The same case on the project's code gives what is expected. A mistake i
 one passage replaced: where it gives in every case what the reader's code gave, it is named.
 """
 
+import dis
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -82,11 +83,15 @@ class Calls:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a case gave: a value; or what it raised, as the kind of the exception and a message."""
+    """What a case gave: a value; or what it raised, as the kind of the exception and a message.
+
+    `words` are those of the message; none where the code raised it with words of its own.
+    """
 
     value: object = None
     kind: str = ""
     text: str = ""
+    words: frozenset[str] = frozenset()
 
 
 def run_case(case: Case, module: ModuleType, folder: Path) -> Outcome:
@@ -95,16 +100,17 @@ def run_case(case: Case, module: ModuleType, folder: Path) -> Outcome:
         with np.errstate(all="ignore"):  # what overflows differs from what is expected
             return Outcome(case.run(module))
     except UnmetError as error:
-        return Outcome(kind="unmet", text=str(error))
+        return Outcome(kind="unmet", text=str(error), words=_words(error, module))
     except NotImplementedError as error:
         return Outcome(kind="unwritten", text=str(error) or "a part is not written yet")
     except (Exception, SystemExit) as error:  # noqa: BLE001 - the reader's code may raise anything
-        return Outcome(kind=type(error).__name__, text=_raised(error, folder))
+        text, words = _raised(error, folder), _words(error, module)
+        return Outcome(kind=type(error).__name__, text=text, words=words)
 
 
 def is_same(first: Outcome, second: Outcome) -> bool:
     """Return whether two outcomes are those of the same mistake."""
-    if first.kind != second.kind:
+    if (first.kind, first.words) != (second.kind, second.words):
         return False
     return first.kind != "" or difference(first.value, second.value) is None
 
@@ -253,6 +259,22 @@ def _short(value: object) -> str:
 
 def _first(problems: Any) -> str | None:
     return next((problem for problem in problems if problem is not None), None)
+
+
+def _words(error: BaseException, module: ModuleType) -> frozenset[str]:
+    """Return the words of a message; none where a `raise` of `module` itself has chosen them.
+
+    Only of the first line: the others of Numba's name places in the file. A set, because the shapes
+    of `a -= b` are those of `a - b`, and one of them again.
+    """
+    last = error.__traceback__
+    while last is not None and last.tb_next is not None:
+        last = last.tb_next
+    assert last is not None
+    code, is_own = last.tb_frame.f_code, last.tb_frame.f_globals is vars(module)
+    if is_own and dis.opname[code.co_code[last.tb_lasti]] == "RAISE_VARARGS":
+        return frozenset()
+    return frozenset(str(error).partition("\n")[0].split())
 
 
 def _raised(error: BaseException, folder: Path) -> str:

@@ -40,6 +40,25 @@ def test_a_readers_own_mistake_is_named(folder: CourseFolder) -> None:
 
 
 @pytest.mark.parametrize(
+    ("old", "new", "named"),
+    [
+        ("axis=1, keepdims=True", "axis=1", ["no keepdims"]),
+        ("hidden - hidden.mean(axis=1, keepdims=True)",
+         "hidden.copy()\n    centred -= hidden.mean(axis=1)", ["no keepdims"]),
+        ("    return", "    centred @ centred if len(hidden) > 1 else 0\n    return", []),
+        ("    return", "    if len(hidden) > 1: raise ValueError('no')\n    return", []),
+    ],
+)  # fmt: skip
+def test_an_exception_is_a_mistake_where_its_message_is_that_of_the_mistake(
+    folder: CourseFolder, old: str, new: str, named: list[str]
+) -> None:
+    verdict = judged(folder, HEAD + RIGHT.replace(old, new))
+    assert (len(verdict.cases), verdict.cases[-1].state) == (2, "raised")
+    assert verdict.cases[-1].text.startswith("ValueError")
+    assert [mistake.name for mistake in verdict.mistakes] == named
+
+
+@pytest.mark.parametrize(
     ("body", "state", "text"),
     [
         ("    while True:\n        pass\n", "ended", "did not end within 0.3 s"),
