@@ -59,14 +59,15 @@ def run_show(parsed: argparse.Namespace) -> int:
 
 
 def run_check(parsed: argparse.Namespace) -> int:
-    """Judge a step, or all that are written; the exit code is 1 if one does not pass."""
+    """Judge steps, or all that are written; the exit code is 1 if one does not pass."""
     folder = require_folder(parsed)
-    if parsed.step is not None:
-        return _check(folder, step_of(parsed.step))
-    written = [step for step in STEPS if folder.status(step) not in {"not written", "no file"}]
-    if not written:
+    steps = [step_of(number) for number in parsed.steps]
+    if not steps:
+        unwritten = {"not written", "no file"}
+        steps = [step for step in STEPS if folder.status(step) not in unwritten]
+    if not steps:
         print("Nothing is written yet. Begin with: nanovllm learn show 1")
-    return max((_check(folder, step) for step in written), default=0)
+    return max((_check(folder, step) for step in steps), default=0)
 
 
 def run_hint(parsed: argparse.Namespace) -> int:
