@@ -19,7 +19,7 @@ from typing import Any
 
 from nanovllm.engine.sandbox.limits import limit_memory, limited_cpu
 from nanovllm.engine.sandbox.messages import Channel
-from nanovllm.learn.checking import Outcome, difference, is_same, run_case
+from nanovllm.learn.checking import Outcome, is_same, problem_of, run_case
 from nanovllm.learn.course import STEPS, Step, step_of
 from nanovllm.learn.parts import ReadersCodeError, load_parts, load_step, mistaken
 
@@ -66,7 +66,7 @@ class Check:
         if outcome.kind:
             return {"op": "raised", "text": outcome.text}
         expected = case.run(self._step.solution) if case.expected is None else case.expected()
-        text = difference(outcome.value, expected)
+        text = problem_of(outcome, expected)
         return {"op": "passed"} if text is None else {"op": "differs", "text": text}
 
     def diagnose(self) -> list[int]:

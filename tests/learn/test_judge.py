@@ -70,7 +70,22 @@ def test_an_exception_is_a_mistake_where_its_message_is_that_of_the_mistake(
         ("    return 'text'\n", "differs", "a str ('text'), expected an array of shape (1, 3)"),
         ("    return hidden.tolist()\n", "differs", "a list"),
         ("    return hidden[0]\n", "differs", "the shape (3,), expected (1, 3)"),
-        ("    return hidden * np.nan\n", "differs", "3 are not a number (NaN)"),
+        (
+            "    return hidden * np.nan\n",
+            "differs",
+            "3 are not a number (NaN), the first at [0, 0]\n  found    [[nan nan nan]]",
+        ),
+        ("    return hidden * np.nan\n", "differs", "logarithm of a negative number"),
+        (
+            "    return (hidden - 6) / (hidden - 6)\n",
+            "differs",
+            "1 is not a number (NaN), the first at [0, 2]",
+        ),
+        (
+            "    return (hidden - 6) / (hidden - 6)\n",
+            "differs",
+            "the first NaN is from line 5: return (hidden - 6) / (hidden - 6)\n  NaN is 0 / 0",
+        ),
         ("    return hidden > 0\n", "differs", "elements of type bool, expected float32"),
         ("    import os\n    os._exit(3)\n", "ended", "ended the process"),
         ("    raise NotImplementedError\n", "unwritten", "a part is not written yet"),
