@@ -75,8 +75,8 @@ def run_hint(parsed: argparse.Namespace) -> int:
     step = step_of(parsed.step)
     folder = require_folder(parsed)
     if parsed.all:
-        shown = folder.hints.get(step.number, 0)
-        print("\n\n".join(step.hints[:shown]) or "No hint of this step was shown yet.")
+        shown = [step.hints[index] for index in folder.hints.get(step.number, [])]
+        print("\n\n".join(shown) or "No hint of this step was shown yet.")
         return 0
     number, count, text = folder.next_hint(step)
     print(f"Hint {number} of {count} for step {step.number}:\n\n{text}")
@@ -150,7 +150,7 @@ def _check(folder: CourseFolder, step: Step) -> int:
         )
     print(f"Step {step.number}: {step.title}   {os.path.relpath(file)}")
     verdict = judge(folder.path, step, _print_case)
-    folder.note_check(step, has_passed=verdict.has_passed)
+    folder.note_check(step, has_passed=verdict.has_passed, functions=verdict.functions)
     if verdict.has_passed:
         print(f"Passed. Compare: nanovllm learn diff {step.number}\n")
         return 0

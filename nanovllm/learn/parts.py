@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.abc import ExecutionLoader, Loader
 from pathlib import Path
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import NoReturn
 
 from nanovllm.errors import NanovllmError
@@ -54,6 +54,18 @@ def names_of(module: ModuleType) -> list[str]:
         and value.__module__ == module.__name__
         and not name.startswith("_")
     ]
+
+
+def functions_of(step: Step, module: ModuleType) -> dict[str, FunctionType]:
+    """Return the functions and methods that a step asks for, such as "encode" or "Cache.read"."""
+    found: dict[str, object] = {}
+    for name in names_to_write(step):
+        value = getattr(module, name, None)
+        if inspect.isclass(value):
+            found |= {f"{name}.{method}": one for method, one in vars(value).items()}
+        else:
+            found[name] = value
+    return {name: one for name, one in found.items() if inspect.isfunction(one)}
 
 
 def _unwrapped(value: object) -> object:

@@ -5,7 +5,6 @@ alike; the median of the rounds counts. Afterwards one more round runs with ever
 course wrapped, which gives the time inside each of them.
 """
 
-import inspect
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,8 +17,7 @@ from nanovllm.engine.engine import Engine
 from nanovllm.engine.generation_request import GenerationRequest
 from nanovllm.errors import EngineFaultError
 from nanovllm.learn.course import STEPS
-from nanovllm.learn.parts import Parts
-from nanovllm.learn.stubs import names_to_write
+from nanovllm.learn.parts import Parts, functions_of
 from nanovllm.sampling_params import SamplingParams
 
 
@@ -163,20 +161,16 @@ def _measured(parts: Parts, clock: _Clock) -> Iterator[None]:
     namespaces = [*parts.modules.values(), *(step.solution for step in STEPS)]
     for step in STEPS:
         module = parts.modules.get(step.module)
-        for name in names_to_write(step) if module is not None else ():
-            value, is_readers = getattr(module, name), name in parts.written[step.module]
-            if inspect.isfunction(value):
-                wrapper = clock.wrap(value, (name, step.number, is_readers))
-                for namespace in namespaces:
-                    if vars(namespace).get(name) is value:
-                        replaced.append((namespace, name, value))
-                        setattr(namespace, name, wrapper)
-            elif inspect.isclass(value):
-                for method, plain in list(vars(value).items()):
-                    if inspect.isfunction(plain) and not method.startswith("__"):
-                        key = (f"{name}.{method}", step.number, is_readers)
-                        replaced.append((value, method, plain))
-                        setattr(value, method, clock.wrap(plain, key))
+        for name, plain in functions_of(step, module).items() if module is not None else ():
+            owner, _, method = name.rpartition(".")
+            if method.startswith("__"):
+                continue
+            is_readers = (owner or name) in parts.written[step.module]
+            wrapper = clock.wrap(plain, (name, step.number, is_readers))
+            for one in [getattr(module, owner)] if owner else namespaces:
+                if vars(one).get(method) is plain:
+                    replaced.append((one, method, plain))
+                    setattr(one, method, wrapper)
     try:
         yield
     finally:

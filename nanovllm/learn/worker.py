@@ -5,6 +5,7 @@
     -> case       index                           <- passed | differs: text | raised: text |
                                                      unwritten: text; each with printed
     -> diagnose                                   <- mistakes: their indices
+    -> find                                       <- functions: names
 
 The messages are those of engine/sandbox/messages.py. What the reader's code prints is returned and
 not mixed with the messages.
@@ -12,16 +13,18 @@ not mixed with the messages.
 
 import functools
 import io
+import sys
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
-from types import ModuleType
+from types import FrameType, ModuleType
 from typing import Any
 
 from nanovllm.engine.sandbox.limits import limit_memory, limited_cpu
 from nanovllm.engine.sandbox.messages import Channel
-from nanovllm.learn.checking import Outcome, is_same, problem_of, run_case
+from nanovllm.learn.checking import Case, Outcome, is_same, problem_of, run_case
 from nanovllm.learn.course import STEPS, Step, step_of
-from nanovllm.learn.parts import ReadersCodeError, load_parts, load_step, mistaken
+from nanovllm.learn.parts import ReadersCodeError, functions_of, load_parts, load_step, mistaken
+from nanovllm.learn.stubs import names_to_write
 
 MEMORY_BYTES = 2 << 30
 CPU_S = 20.0
@@ -80,6 +83,35 @@ class Check:
             )
         ]
 
+    def suspects(self) -> list[str]:
+        """Return the functions that no case has called before the last one, which failed.
+
+        Where there is none, all that it calls. Compiled functions are not seen; the cases of step
+        12 have their names.
+        """
+        *passed, failed = (self._step.cases[index] for index in self._outcomes)
+        known = {name for case in passed for name in self._called(case)}
+        called = self._called(failed)
+        return [name for name in called if name not in known] or called
+
+    def _called(self, case: Case) -> list[str]:
+        """Run a case again, and return the functions of the step that it calls."""
+        functions = functions_of(self._step, self._module)
+        names = {id(function.__code__): name for name, function in functions.items()}
+        called: dict[str, None] = {}
+
+        def on_event(frame: FrameType, event: str, _argument: object) -> None:
+            name = names.get(id(frame.f_code)) if event == "call" else None
+            if name is not None:
+                called[name] = None
+
+        sys.setprofile(on_event)
+        try:
+            run_case(case, self._module, self._folder)
+        finally:
+            sys.setprofile(None)
+        return list(called) or [name for name in names_to_write(self._step) if name in case.name]
+
 
 @functools.cache
 def _mistaken_outcome(step: Step, number: int, index: int) -> Outcome:
@@ -110,6 +142,8 @@ def serve(channel: Channel) -> None:
             with limited_cpu(cpu_s):
                 if received[0]["op"] == "case":
                     reply = check.run(received[0]["index"])
+                elif received[0]["op"] == "find":
+                    reply = {"op": "functions", "names": check.suspects()}
                 else:
                     reply = {"op": "mistakes", "indices": check.diagnose()}
             channel.send({**reply, "printed": printed.take()})

@@ -102,6 +102,18 @@ def test_hints_come_one_at_a_time(folder: Path, capsys: pytest.CaptureFixture[st
     assert "No hint of this step" in learn(capsys, "hint", "4", "--all")
 
 
+def test_a_hint_is_about_what_failed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    solution = learn(capsys, "show", "1", "--solution")
+    wrong = solution.replace("    ids = to_bytes(text)\n    for rank", "    ids = []\n    for rank")
+    (folder / "step01_tokens.py").write_text(wrong, encoding="utf-8")
+    learn(capsys, "check", "1", code=1)
+    assert "Hint 1 of 6 for step 1:\n\n`encode`: " in learn(capsys, "hint", "1")
+    assert "Hint 2 of 6 for step 1:\n\n`to_bytes`, " in learn(capsys, "hint", "1")
+    (folder / "step01_tokens.py").write_text(solution, encoding="utf-8")
+    learn(capsys, "check", "1")
+    assert "Hint 3 of 6 for step 1:\n\n`merge_pair`: " in learn(capsys, "hint", "1")
+
+
 def test_pages_and_differences_are_printed(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

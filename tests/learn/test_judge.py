@@ -103,6 +103,30 @@ def test_code_that_goes_wrong_gets_a_message(
 
 
 @pytest.mark.parametrize(
+    ("number", "old", "new", "functions"),
+    [
+        (1, "    ids = to_bytes(text)\n    for rank", "    ids = []\n    for rank", ("encode",)),
+        (2, "logits - logits.max(", "logits * logits.max(", ("softmax",)),
+        (2, "    return shifted - ", "    raise NotImplementedError\n    return shifted - ",
+         ("log_softmax",)),
+        (8, "            self._counts[block] = 1", "            self._counts[block] = 2",
+         ("BlockManager.free",)),
+        (12, 'compiled."""\n', 'compiled."""\n    rows = rows + rows\n', ("matmul_numba",)),
+    ],
+)  # fmt: skip
+def test_the_functions_that_failed_are_named(
+    folder: CourseFolder, number: int, old: str, new: str, functions: tuple[str, ...]
+) -> None:
+    step = step_of(number)
+    source = readers_source(step.text("solution.py"))
+    assert old in source
+    folder.file(step).write_text(source.replace(old, new), encoding="utf-8")
+    verdict = judge(folder.path, step)
+    assert verdict.cases[-1].state in {"differs", "raised", "unwritten"}
+    assert verdict.functions == functions
+
+
+@pytest.mark.parametrize(
     ("source", "text"),
     [
         ("def layer_norm(:\n", "line 1: invalid syntax"),

@@ -1,14 +1,15 @@
 """Every step passes with its solution, fails with its stub, and names each of its mistakes."""
 
 import ast
+import re
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 from nanovllm.learn.checking import Mistake
-from nanovllm.learn.course import STEPS, Step
-from nanovllm.learn.parts import load_step, mistaken, names_of
+from nanovllm.learn.course import STEPS, Step, is_about
+from nanovllm.learn.parts import functions_of, load_step, mistaken, names_of
 from nanovllm.learn.stubs import names_to_write, readers_source, stub_names, stub_of
 from nanovllm.learn.worker import Check
 
@@ -58,6 +59,16 @@ def test_a_stub_has_every_signature_and_no_body(step: Step, tmp_path: Path) -> N
     (tmp_path / f"{step.module}.py").write_text(stub, encoding="utf-8")
     states, _ = check(step, load_step(tmp_path, step))
     assert states[-1] == "unwritten"
+
+
+@pytest.mark.parametrize("step", STEPS, ids=lambda step: step.module)
+def test_a_hint_is_about_functions_of_its_step(step: Step) -> None:
+    names = {*functions_of(step, step.solution), *names_to_write(step)}
+    subjects = [hint.partition(": ")[0] for hint in step.hints if is_about(hint, names)]
+    assert {name.strip("`") for text in subjects for name in text.split(", ")} <= names
+    starts = [hint for hint in step.hints if re.match(r"`[\w.]+`[,:]", hint)]
+    assert len(starts) == len(subjects)
+    assert len(subjects) >= len(step.hints) - 1 or step.number == 3
 
 
 def given_names(step: Step) -> set[str]:
