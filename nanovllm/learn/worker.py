@@ -86,8 +86,8 @@ class Check:
     def suspects(self) -> list[str]:
         """Return, of the functions that the failed case calls, those that the cases reached last.
 
-        The others have passed more cases. Compiled functions are not seen; the cases of step 12
-        have their names.
+        The others have passed more cases. Calls of compiled functions are not seen; in step 12 the
+        name of a case says which function it calls.
         """
         first: dict[str, int] = {}
         called: list[str] = []
