@@ -11,14 +11,15 @@ import inspect
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 from typing import Any, NamedTuple, ParamSpec, TypeAlias, TypeVar
 
 import numpy as np
 
 from nanovllm.errors import EngineFaultError
+from nanovllm.learn.readers_lines import readers_lines
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -92,19 +93,19 @@ class Guard:
         except _OvertimeError as error:
             self._end(thread)  # again: it may have been raised there
             text = f"it did not end within {limit_s:g} s; is there a loop that does not stop?"
-            frames = traceback.extract_tb(error.__traceback__)
-            raise self._fault(function, frames, text) from None
+            raise self._fault(function, error, text) from None
         except BaseException as error:  # such as SystemExit, which would end the server
             is_main = threading.current_thread() is threading.main_thread()
             if isinstance(error, KeyboardInterrupt) and is_main:
                 raise
             text = f"{type(error).__name__}: {error}"
-            frames = traceback.extract_tb(error.__traceback__)
-            raise self._fault(function, frames, text) from error
+            raise self._fault(function, error, text) from error
 
-    def _fault(self, function: Any, frames: traceback.StackSummary, text: str) -> ReadersFaultError:
-        """Return an error that names the last of `frames` that is in the reader's files."""
-        lines = [one for one in frames if Path(one.filename).resolve().parent == self._folder]
+    def _fault(
+        self, function: Any, source: BaseException | FrameType, text: str
+    ) -> ReadersFaultError:
+        """Return an error that names the last line of the reader's files that led to `source`."""
+        lines = readers_lines(source, self._folder)
         if not lines:
             return wrong(function, text)
         places = [f"{Path(one.filename).name}, line {one.lineno}, in {one.name}" for one in lines]
@@ -160,7 +161,7 @@ class Guard:
             f"it did not end within {call.limit_s:g} s, and cannot be interrupted: it waits for a "
             "library"
         )
-        self._on_stuck(self._fault(call.function, traceback.extract_stack(frame), text), thread)
+        self._on_stuck(self._fault(call.function, frame, text), thread)
 
     def _limit_silence(self, *, has_calls: bool = True) -> None:
         """While there are calls, let faulthandler end the process if the watcher cannot run."""
