@@ -310,7 +310,7 @@ class AsyncEngine:
         if self._state is not EngineState.STOPPED:
             self._state, self._failure = EngineState.FAILED, error
         if not isinstance(error, EngineFaultError):
-            error = EngineFaultError(f"the engine has failed: {_SEE_LOG}")
+            error = EngineFaultError(f"the engine has broken down; {_SEE_LOG}")
         for handle in self._router.owners:
             handle.fail(error)
         self._thread.fail_calls(EngineNotReadyError(self.problem))
