@@ -90,7 +90,9 @@ def test_the_first_cell_installs_a_wheel_where_nanovllm_is_missing(
     assert not commands, "it is installed here"
     with monkeypatch.context() as patch:
         patch.setattr(importlib.util, "find_spec", lambda name: None)
-        with pytest.raises(ModuleNotFoundError, match=r"`make wheel`.*upload the wheel from dist/"):
+        with pytest.raises(
+            ModuleNotFoundError, match=r"`make wheel` in .* upload the wheel from dist/"
+        ):
             exec(cell, {})
         (tmp_path / "nanovllm-0.1.0-py3-none-any.whl").touch()
         exec(cell, {})

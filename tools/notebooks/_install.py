@@ -6,13 +6,12 @@ import sys
 from pathlib import Path
 
 if importlib.util.find_spec("nanovllm") is None:
-    folders = [Path.cwd(), *Path("/kaggle/input").glob("*")]
-    wheels = sorted(path for folder in folders for path in folder.glob("nanovllm-*.whl"))
+    name = "nanovllm-*.whl"
+    wheels = [*sorted(Path.cwd().glob(name)), *sorted(Path("/kaggle/input").rglob(name))]
     if not wheels:
         raise ModuleNotFoundError(
-            f"nanovllm is not installed, and there is no nanovllm-*.whl in {Path.cwd()}. Run "
-            "`make wheel` in the repository, upload the wheel from dist/ to that folder, and run "
-            "this cell again."
+            f"nanovllm is not installed, and there is no {name} in {Path.cwd()}. Run `make wheel` "
+            "in the repository, upload the wheel from dist/ to that folder, and run this cell again."
         )
     install = [sys.executable, "-m", "pip", "install", "--quiet", str(wheels[-1]), "matplotlib"]
     subprocess.run(install, check=True)

@@ -67,7 +67,7 @@ assert np.allclose(outputs[0], values[0])
 
 # %% [markdown]
 # The first token sees only itself and gets its own value back. The third gives half of its weight
-# to itself, so its output is mostly its own value [4, 4].
+# to itself, so most of its output comes from its own value [4, 4].
 #
 # ## All of it in one function
 
@@ -90,8 +90,9 @@ assert np.allclose(attention(queries, keys, values)[1], outputs)
 # %% [markdown]
 # ## Why the square root?
 #
-# Guess before you run the next cell: how large is the dot product of two random vectors of 64
-# numbers, each around 1 or -1? And what does a softmax make of ten such scores?
+# Guess before you run the next cell: how large are the dot products of random vectors of 64
+# numbers, if the numbers have mean 0 and standard deviation 1? And what does a softmax make of ten
+# such scores?
 
 # %%
 random = np.random.default_rng(0)
@@ -113,15 +114,16 @@ for width in (4, 16, 64, 256):
     assert divided < 0.4
 
 # %% [markdown]
-# The spread of the scores is the square root of the width. Undivided, the scores of a wide head put
-# almost all weight on one key, before the head has learned anything. Divided, they spread the same
-# at every width.
+# The spread of the scores, their standard deviation, is the square root of the width. So the scores
+# of a wide head put almost all weight on one of ten keys, before the head has learned anything.
+# Divided by the square root, they behave the same at every width.
 #
 # ## The same function in a trained model
 #
-# The bundled model was trained on books. Its queries, keys and values are the tokens' rows, after a
-# layer norm, times a matrix that it learned. Each head has its own part of the columns. The next
-# cell computes the first layer by hand and compares it with what nanovllm computes.
+# The bundled model was trained on books. It makes a row of numbers of each token: the embedding of
+# the token plus that of its position, then a layer norm. This row times a learned matrix gives the
+# queries, keys and values of all heads, side by side. The next cell computes the first layer by
+# hand and compares it with what nanovllm computes.
 
 # %%
 model = InspectedModel.load(resolve_model("tiny-books"))
@@ -135,9 +137,9 @@ qkv = rows @ first_layer.qkv.weight + first_layer.qkv.bias
 qkv = qkv.reshape(len(prompt), 3, config.heads, config.head_dim)
 by_hand = np.stack([attention(*qkv[:, :, head].swapaxes(0, 1))[0] for head in range(config.heads)])
 
-rows, columns = np.tril_indices(len(prompt))  # nanovllm leaves out the zeros of the later keys
+query, key = np.tril_indices(len(prompt))  # nanovllm leaves out the zeros of the later keys
 maps = np.zeros((config.layers, config.heads, len(prompt), len(prompt)), dtype=np.float32)
-maps[:, :, rows, columns] = attention_weights(model, prompt)
+maps[:, :, query, key] = attention_weights(model, prompt)
 assert np.allclose(by_hand, maps[0], atol=1e-5)
 print(f"{config.heads} heads of layer 0 agree with nanovllm to five digits")
 
