@@ -11,7 +11,8 @@ if importlib.util.find_spec("nanovllm") is None:
     if not wheels:
         raise ModuleNotFoundError(
             f"nanovllm is not installed, and there is no {name} in {Path.cwd()}. Run `make wheel` "
-            "in the repository, upload the wheel from dist/ to that folder, and run this cell again."
+            "in the repository, upload the wheel from dist/ to that folder, and run this cell "
+            "again."
         )
     install = [sys.executable, "-m", "pip", "install", "--quiet", str(wheels[-1]), "matplotlib"]
     subprocess.run(install, check=True)
