@@ -1,6 +1,10 @@
-"""Copy the best checkpoint of a run with its weights in float16.
+"""Copy the best checkpoint of a run with its weights in float16, on a coarse grid.
 
 Run: python scripts/bundled_model/convert.py RUN nanovllm/bundled/tiny-books
+
+Each row of a matrix keeps multiples of a power of two, at most 2**(bits - 1) - 1 of them to either
+side of zero. The file is as large as any in float16 and loads everywhere, but a wheel, which is
+compressed, needs about half of the space for it.
 """
 
 import argparse
@@ -10,13 +14,32 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer
 
 _COPIED = ("generation_config.json", "tokenizer_config.json")
 
 
-def convert(run: Path, output: Path) -> int:
+def on_grid(matrix: npt.NDArray[np.float32], bits: int) -> npt.NDArray[np.float32]:
+    """Return a matrix whose rows are rounded to multiples of a power of two.
+
+    Of the two steps that fit a row, the one that reaches its largest element and its half, which
+    clips, each row gets the one with the smaller squared error.
+    """
+    top = 2 ** (bits - 1) - 1
+    largest = np.abs(matrix).max(axis=1, keepdims=True)
+    exponent = np.ceil(np.log2(np.maximum(largest, np.finfo(np.float32).tiny) / top))
+    rounded = []
+    for lower in (0, 1):
+        step = np.exp2(np.maximum(exponent - lower, -24))  # the smallest number of float16
+        rounded.append(np.clip(np.round(matrix / step), -top, top) * step)
+    errors = [np.square(each - matrix).sum(axis=1, keepdims=True) for each in rounded]
+    best: npt.NDArray[np.float32] = np.where(errors[0] <= errors[1], *rounded).astype(np.float32)
+    return best
+
+
+def convert(run: Path, output: Path, bits: int) -> int:
     """Write the checkpoint to `output`, and return its size in bytes.
 
     Raises:
@@ -25,7 +48,8 @@ def convert(run: Path, output: Path) -> int:
     tensors = {}
     for name, tensor in load_file(run / "model.safetensors").items():
         with np.errstate(over="ignore"):
-            tensors[name] = tensor.astype(np.float16)
+            grid = on_grid(tensor, bits) if tensor.ndim == 2 else tensor
+            tensors[name] = grid.astype(np.float16)
         if not np.isfinite(tensors[name]).all():
             raise ValueError(f"{name} is not finite in float16")
     config = json.loads((run / "config.json").read_text(encoding="utf-8"))
@@ -49,8 +73,11 @@ def main() -> int:
     )
     parser.add_argument("run", type=Path, help="output folder of nanovllm train")
     parser.add_argument("output", type=Path, help="folder to write")
+    parser.add_argument(
+        "--bits", type=int, choices=range(3, 12), default=7, help="of a weight (default: 7)"
+    )
     parsed = parser.parse_args()
-    print(f"{parsed.output}: {convert(parsed.run, parsed.output):,} bytes")
+    print(f"{parsed.output}: {convert(parsed.run, parsed.output, parsed.bits):,} bytes")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""scripts/bundled_model: the text of books, the settings of both models, and float16 weights."""
+"""scripts/bundled_model: the text of books, the settings of both models, and weights in float16."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from safetensors.numpy import load_file, save_file
 from nanovllm import TrainingConfig
 from nanovllm.model.config import GPT2Config
 from nanovllm.training.config import read_toml
-from scripts.bundled_model.convert import convert
+from scripts.bundled_model.convert import convert, on_grid
 from scripts.bundled_model.prepare_books import clean, write_books
 
 SETTINGS = Path(__file__).parents[2] / "scripts" / "bundled_model"
@@ -77,6 +77,21 @@ def test_the_settings_give_a_model_that_is_small_enough(
     assert 2 * model.num_parameters + tokenizer_bytes < largest
 
 
+def test_rows_are_rounded_to_multiples_of_a_power_of_two() -> None:
+    rows = np.random.default_rng(0).normal(0, 0.05, (40, 300)).astype(np.float32)
+    rows[0], rows[1, 7] = 0.0, 8.0
+    rounded = on_grid(rows, 7)
+    np.testing.assert_array_equal(rounded, rounded.astype(np.float16))
+    np.testing.assert_array_equal(rounded[0], 0.0)
+    for row, kept in zip(rows[1:], rounded[1:], strict=True):
+        step = next(2.0**e for e in range(9, -30, -1) if np.all(kept % 2.0**e == 0))
+        assert np.abs(kept).max() <= 63 * step
+        assert step <= 2 * np.abs(row).max() / 63
+        inside = np.abs(row) <= 63 * step
+        assert np.abs(kept - row)[inside].max() <= step / 2
+    np.testing.assert_allclose(on_grid(rows, 11), rows, atol=8.0 / 1023)
+
+
 def test_weights_are_converted_to_float16(tiny_model: Path, tmp_path: Path) -> None:
     run, output = tmp_path / "run", tmp_path / "output"
     run.mkdir()
@@ -85,13 +100,14 @@ def test_weights_are_converted_to_float16(tiny_model: Path, tmp_path: Path) -> N
     for name in ("generation_config.json", "tokenizer_config.json"):
         (run / name).write_text("{}", encoding="utf-8")
     weights = load_file(run / "model.safetensors")
-    size = convert(run, output)
+    size = convert(run, output, 7)
     assert size == sum(file.stat().st_size for file in output.iterdir())
     assert GPT2Config.load(output) == GPT2Config.load(run)
     for name, tensor in load_file(output / "model.safetensors").items():
-        np.testing.assert_array_equal(tensor, weights[name].astype(np.float16))
+        expected = on_grid(weights[name], 7) if tensor.ndim == 2 else weights[name]
+        np.testing.assert_array_equal(tensor, expected.astype(np.float16))
     name = next(iter(weights))
     weights[name] = np.full_like(weights[name], 1e6)
     save_file(weights, run / "model.safetensors")
     with pytest.raises(ValueError, match=rf"{name} is not finite in float16"):
-        convert(run, output)
+        convert(run, output, 7)
