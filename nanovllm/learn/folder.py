@@ -43,7 +43,7 @@ class CourseFolder:
         path: the folder.
         passed: hash of the file of each step that passed, by the step's number.
         hints: indices of the hints that were shown, by the step's number.
-        failed: functions that the last check found wrong or not written, by the step's number.
+        failed: functions that are probably at fault in the last check, by the step's number.
     """
 
     path: Path
@@ -126,7 +126,7 @@ class CourseFolder:
         return "changed since it passed" if step.number in self.passed else "written, not checked"
 
     def note_check(self, step: Step, *, has_passed: bool, functions: Iterable[str] = ()) -> None:
-        """Note the result of a check, and the functions with which it failed."""
+        """Note the result of a check, and the functions that are probably at fault."""
         self.passed.pop(step.number, None)
         self.failed[step.number] = list(functions)
         if has_passed:
@@ -136,8 +136,8 @@ class CourseFolder:
     def next_hint(self, step: Step) -> tuple[int, int, str]:
         """Return the number of the next hint, that of all hints, and its text.
 
-        As long as there are such hints, it is about what failed in the last check. When all were
-        shown, it is the last one again.
+        Hints about the functions in `failed` come first. When all were shown, it is the last one
+        again.
         """
         shown, functions = self.hints.setdefault(step.number, []), self.failed.get(step.number, ())
         left = [index for index in range(len(step.hints)) if index not in shown]

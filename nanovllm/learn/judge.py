@@ -48,7 +48,8 @@ class Verdict:
         num_cases: those of the step.
         problem: why the reader's file could not be loaded; empty if it was.
         mistakes: what the reader's code probably does, the likeliest first.
-        functions: those that the last case is the first to call, if it did not pass.
+        functions: where the fault probably is: of the functions that the failed case calls, those
+            that the cases reached last.
         printed: what it printed when it was loaded.
     """
 

@@ -84,15 +84,19 @@ class Check:
         ]
 
     def suspects(self) -> list[str]:
-        """Return the functions that no case has called before the last one, which failed.
+        """Return, of the functions that the failed case calls, those that the cases reached last.
 
-        Where there is none, all that it calls. Compiled functions are not seen; the cases of step
-        12 have their names.
+        The others have passed more cases. Calls of compiled functions are not seen; in step 12 the
+        name of a case says which function it calls.
         """
-        *passed, failed = (self._step.cases[index] for index in self._outcomes)
-        known = {name for case in passed for name in self._called(case)}
-        called = self._called(failed)
-        return [name for name in called if name not in known] or called
+        first: dict[str, int] = {}
+        called: list[str] = []
+        for index in self._outcomes:
+            called = self._called(self._step.cases[index])
+            for name in called:
+                first.setdefault(name, index)
+        latest = max((first[name] for name in called), default=0)
+        return [name for name in called if first[name] == latest]
 
     def _called(self, case: Case) -> list[str]:
         """Run a case again, and return the functions of the step that it calls."""
