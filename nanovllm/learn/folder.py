@@ -28,6 +28,10 @@ In a check and in the server, a part that is not written yet is the project's.
 To try the examples of the pages in Python, begin with:
 
     import numpy as np; np.set_printoptions(precision=3, suppress=True)
+
+They run your files. This fills in a step that they need and you skip:
+
+    nanovllm learn show 4 --solution > step04_attention.py
 """
 
 
