@@ -77,9 +77,7 @@ class PathBudget:
         """Whether there is no time for a path now."""
         return self._left_s < 0.0
 
-    def find(
-        self, matcher: Any, mask: bytes, memory: TokenMemory, request: PathRequest
-    ) -> Path:
+    def find(self, matcher: Any, mask: bytes, memory: TokenMemory, request: PathRequest) -> Path:
         """Return a path; the matcher, whose next mask is `mask`, stays where it is."""
         self._left_s += _FREE_S_PER_PATH
         if self.is_spent:
