@@ -1,20 +1,16 @@
 """Find tokens that may come next in a grammar, and the mask after each of them.
 
-A grammar often forces the next bytes, such as the keys of a JSON object. Which tokens spell them is
-the choice of the model, which mostly chooses as it did before: the memory of a grammar has the
-token that was drawn the last time that the same bytes were forced. Clients share it, so it has
-nothing of an output where the grammar leaves a choice.
-
-Where nothing is forced, the caller's proposal counts.
+A grammar often forces the next bytes, such as the keys of a JSON object. Mostly its mask allows
+only one token then. At the end of these bytes it also allows tokens that go beyond them; the guess
+is the token that the tokenizer gives for the bytes. Where nothing is forced, the caller's proposal
+counts.
 """
 
 import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-_MAX_REMEMBERED = 256
-_KEY_BYTES = 32  # of the forced bytes
-
+_MAX_FORCED = 32  # bytes that are tokenized
 _STOP_S = 0.002  # processor time after which a path ends where it is
 _FREE_S, _FREE_S_PER_PATH = 0.1, 0.001
 
@@ -42,29 +38,6 @@ class Path(NamedTuple):
     is_lost: bool = False
 
 
-class TokenMemory:
-    """The tokens that spelled the bytes that a grammar forces."""
-
-    def __init__(self, tokenizer: Any) -> None:
-        """Remember nothing yet; `tokenizer` is the library's."""
-        self._tokenizer = tokenizer
-        self._tokens: dict[bytes, int] = {}
-
-    def consume(self, matcher: Any, tokens: Sequence[int]) -> None:
-        """Accept tokens, and remember those that spell forced bytes."""
-        for token in tokens:
-            forced = matcher.compute_ff_bytes()[:_KEY_BYTES]
-            if forced and (forced in self._tokens or len(self._tokens) < _MAX_REMEMBERED):
-                self._tokens[forced] = token
-            matcher.consume_tokens([token])
-
-    def guess(self, forced: bytes) -> int:
-        """Return the token that probably begins to spell forced bytes."""
-        text = forced[:_KEY_BYTES]
-        token = self._tokens.get(text)
-        return self._tokenizer.tokenize_bytes(text)[0] if token is None else token
-
-
 class PathBudget:
     """Processor time for the paths of one sequence. That of its masks is counted apart."""
 
@@ -77,20 +50,18 @@ class PathBudget:
         """Whether there is no time for a path now."""
         return self._left_s < 0.0
 
-    def find(self, matcher: Any, mask: bytes, memory: TokenMemory, request: PathRequest) -> Path:
+    def find(self, matcher: Any, mask: bytes, tokenizer: Any, request: PathRequest) -> Path:
         """Return a path; the matcher, whose next mask is `mask`, stays where it is."""
         self._left_s += _FREE_S_PER_PATH
         if self.is_spent:
             return Path()
         started_s = time.thread_time()
-        path = _find(matcher, mask, memory, request, started_s + _STOP_S)
+        path = _find(matcher, mask, tokenizer, request, started_s + _STOP_S)
         self._left_s -= time.thread_time() - started_s
         return path
 
 
-def _find(
-    matcher: Any, mask: bytes, memory: TokenMemory, request: PathRequest, end_s: float
-) -> Path:
+def _find(matcher: Any, mask: bytes, tokenizer: Any, request: PathRequest, end_s: float) -> Path:
     """Follow a path until `end_s` by `time.thread_time()`, and go back."""
     tokens: list[int] = []
     masks: list[bytes] = []
@@ -99,7 +70,7 @@ def _find(
         while len(tokens) < request.limit and time.thread_time() < end_s:
             forced = matcher.compute_ff_bytes()
             if forced:
-                token = memory.guess(forced)
+                token = _guess(mask, forced, tokenizer)
             elif len(tokens) < len(proposed) and tokens == proposed[: len(tokens)]:
                 token = proposed[len(tokens)]
             else:
@@ -119,6 +90,15 @@ def _find(
     except BaseException:  # noqa: BLE001 - a panic of the library is no Exception
         is_lost = True
     return Path(tokens[: len(masks)], masks, min(num_forced, len(masks)), is_lost)
+
+
+def _guess(mask: bytes, forced: bytes, tokenizer: Any) -> int:
+    """Return the token that probably begins to spell forced bytes."""
+    allowed = int.from_bytes(mask, "little")
+    if allowed & (allowed - 1) == 0:
+        return allowed.bit_length() - 1
+    first: int = tokenizer.tokenize_bytes(forced[:_MAX_FORCED])[0]
+    return first
 
 
 def _allows(mask: bytes, token: int) -> bool:

@@ -36,7 +36,6 @@ from nanovllm.engine.sandbox.grammar_path import (
     Path,
     PathBudget,
     PathRequest,
-    TokenMemory,
 )
 from nanovllm.engine.sandbox.json_digits import DigitLimitedMatcher
 from nanovllm.engine.sandbox.json_schemas import close_objects
@@ -68,17 +67,9 @@ class Library(NamedTuple):
     tokenizer: Any
 
 
-class _Grammar(NamedTuple):
-    """A compiled grammar: its matcher at the first position, and its memory."""
-
-    matcher: Any
-    memory: TokenMemory
-
-
 class _Sequence(NamedTuple):
-    """A sequence: its grammar, its matcher, and its budget of paths."""
+    """A sequence: its matcher, and its budget of paths."""
 
-    grammar: _Grammar
     matcher: Any
     budget: PathBudget
 
@@ -121,7 +112,7 @@ class _Worker:
     def __init__(self, channel: Channel, library: Library) -> None:
         self._channel = channel
         self._library = library
-        self._grammars: dict[int, _Grammar] = {}  # by number
+        self._grammars: dict[int, Any] = {}  # {number: matcher at the first position}
         self._sequences: dict[int, _Sequence] = {}  # by number
         self._pending: dict[int, _MaskRequest | None] = {}  # by sequence; None once it was freed
 
@@ -168,8 +159,7 @@ class _Worker:
             except BaseException as error:  # noqa: BLE001 - a panic of the library is no Exception
                 self._channel.send({"op": "invalid", "message": f"the library fails: {error}"})
             else:
-                memory = TokenMemory(self._library.tokenizer)
-                self._grammars[header["grammar"]] = _Grammar(matcher, memory)
+                self._grammars[header["grammar"]] = matcher
                 self._channel.send({"op": "compiled", **reply}, mask)
 
         threading.stack_size(limits.STACK_BYTES)
@@ -219,15 +209,11 @@ class _Worker:
         """Accept tokens. Return the mask of the next token and an error, if any."""
         sequence = self._sequences.get(number)
         if sequence is None:
-            grammar = self._grammars[request.grammar]
-            sequence = _Sequence(grammar, grammar.matcher.deep_copy(), PathBudget())
+            sequence = _Sequence(self._grammars[request.grammar].deep_copy(), PathBudget())
             self._sequences[number] = sequence
-        matcher, path = sequence.matcher, request.path
+        matcher = sequence.matcher
         try:
-            if path is not None and len(request.tokens) <= path.limit + 1:
-                sequence.grammar.memory.consume(matcher, request.tokens)
-            else:
-                matcher.consume_tokens(request.tokens)
+            matcher.consume_tokens(request.tokens)
             mask = b"" if matcher.is_error() else matcher.compute_bitmask()
         except MemoryError:
             raise
@@ -237,8 +223,8 @@ class _Worker:
 
     def _find_path(self, number: int, mask: bytes, request: PathRequest) -> Path:
         """Return tokens that may come next; forget the sequence where its matcher is lost."""
-        _, matcher, budget = sequence = self._sequences[number]
-        path = budget.find(matcher, mask, sequence.grammar.memory, request)
+        matcher, budget = self._sequences[number]
+        path = budget.find(matcher, mask, self._library.tokenizer, request)
         if path.is_lost:
             del self._sequences[number]
         return path

@@ -91,6 +91,49 @@ def test_a_sequence_over_its_budget_fails_alone_in_its_batch(
         sequences[2].allowed_mask()
 
 
+def test_the_masks_along_a_path_are_known_at_once(
+    grammars: Grammars, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent = messages_of(monkeypatch)
+    request = grammars.for_request(StructuredOutputs(regex="xyz[ab]*"))
+    sequence, plain = request.start(), request.start()
+    sequence.wait()
+    sequence.request_path(6, tuple(tokenizer.encode("yzabab")))
+    for index, token in enumerate(tokenizer.encode("xyzabab")):
+        sequence.accept(token)
+        plain.accept(token)
+        assert sequence.is_ready == (index > 0)
+        assert sequence.allowed_ids().tolist() == plain.allowed_ids().tolist()
+        if index < 6:
+            drafted, is_forced = sequence.draft(3)
+            assert is_forced == (index < 2)
+            assert len(drafted) == (2 - index if is_forced else min(3, 6 - index))
+    mine = [header for header in sent if sequence.number in header["sequences"]]
+    assert len(mine) == 2, "the second asks for another path"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a limit of processor time")
+def test_a_path_that_reaches_a_limit_fails_nothing(
+    grammars: Grammars, tokenizer: Tokenizer
+) -> None:
+    """The mask after `a` takes too long, but the output goes on with `b`."""
+    rules = str(AMBIGUOUS["grammar"]).replace("start: s\n", 'start: "x" ("b" | "a" s)\n')
+    request = grammars.for_request(StructuredOutputs(grammar=rules))
+    x, a, b = (tokenizer.encode(text)[0] for text in "xab")
+    for _ in range(3):
+        sequence = request.start()
+        sequence.wait()
+        sequence.request_path(3, (a,))
+        sequence.accept(x)
+        assert sequence.allowed_ids().tolist() == [a, b]
+        assert not sequence.path
+        sequence.accept(b)
+        assert sequence.allowed_ids().tolist() == [VOCAB - 1]
+        sequence.close()
+    assert sequence.pooled is not None
+    assert not sequence.pooled.has_paths
+
+
 def test_tokens_beyond_the_socket_buffer_arrive(grammars: Grammars, tokenizer: Tokenizer) -> None:
     """So many tokens are sent again where a worker is replaced."""
     request = grammars.for_request(StructuredOutputs(regex="[ab]*"))
