@@ -8,7 +8,8 @@ must not delay others:
                             started where all are late
     a worker ends           because of a limit: the grammar at fault fails, or its sequence does,
                             and the second such sequence fails its grammar; for another cause: what
-                            it was working on fails when it ends a second worker
+                            it was working on fails when it ends a second worker. While it computed
+                            a path (tokens to draft), its grammar has no more paths instead
     there is no room        idle grammars are evicted, then those in use of the client with most;
                             see shares.py
 
