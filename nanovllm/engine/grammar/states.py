@@ -53,7 +53,8 @@ class MaskSequence:
         error: why no more masks arrive: that of the sequence, or of its grammar.
         num_sent: how many tokens the worker of its grammar was sent.
         num_ends: workers that ended during the mask of this position.
-        cpu_s, num_masks: processor time of all its masks, and their number.
+        cpu_s, num_masks: processor time of all its masks without those of paths, and the number of
+            its masks; see `GrammarLimits.sequence_cpu_s`.
     """
 
     number: int
@@ -85,6 +86,7 @@ class MaskSequence:
         self.tokens.append(token_id)
         if self.path[:1] == (token_id,):
             self.mask = self.path_masks[0]
+            self.num_masks += 1
             self._set_path(self.path[1:], self.path_masks[1:], self.num_forced - 1)
         else:
             self.mask = None

@@ -45,15 +45,13 @@ class PathBudget:
         """Start with the time for many paths, because the first ones take longer."""
         self._left_s = _FREE_S
 
-    @property
-    def is_spent(self) -> bool:
-        """Whether there is no time for a path now."""
-        return self._left_s < 0.0
-
     def find(self, matcher: Any, mask: bytes, tokenizer: Any, request: PathRequest) -> Path:
-        """Return a path; the matcher, whose next mask is `mask`, stays where it is."""
+        """Return a path, which is empty while the budget is spent.
+
+        The matcher, whose next mask is `mask`, stays where it is, unless it is lost.
+        """
         self._left_s += _FREE_S_PER_PATH
-        if self.is_spent:
+        if self._left_s < 0.0:
             return Path()
         started_s = time.thread_time()
         path = _find(matcher, mask, tokenizer, request, started_s + _STOP_S)

@@ -65,6 +65,7 @@ def test_a_step_sends_one_message(
         for sequence in sequences:
             assert {a, b} <= set(sequence.allowed_ids().tolist())
     assert [header["tokens"] for header in sent] == [[[a]] * 10, [[b]] * 10]
+    assert not any(header["paths"] for header in sent), "nothing asks for drafts"
 
 
 def test_the_allowed_ids_are_those_of_the_mask(grammars: Grammars, tokenizer: Tokenizer) -> None:
@@ -110,6 +111,15 @@ def test_the_masks_along_a_path_are_known_at_once(
             assert len(drafted) == (2 - index if is_forced else min(3, 6 - index))
     mine = [header for header in sent if sequence.number in header["sequences"]]
     assert len(mine) == 2, "the second asks for another path"
+    assert sequence.num_masks >= plain.num_masks
+
+
+def test_a_path_ends_before_a_token_that_the_model_does_not_have(grammars: Grammars) -> None:
+    sequence = grammars.for_request(StructuredOutputs(regex="[ab]*")).start()
+    sequence.path, sequence.path_masks = (5, VOCAB, 6), (b"",) * 3
+    assert sequence.draft(3) == ((5,), False)
+    sequence.path = (-1, 5, 6)
+    assert sequence.draft(3) == ((), False)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs a limit of processor time")
