@@ -54,13 +54,14 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "regex": ({"regex": "(the name, ){3}[ab]{4}(the age){2}"}, {"seed": 8}),
     "no other choice": ({"regex": "z{30}"}, {"max_tokens": 30}),
     "stop": ({"regex": "(the name, )*x"}, {"stop": ["me, the"]}),
+    "no grammar": ({}, {"max_tokens": 20, "ignore_eos": True}),
     "switched off": (PERSON, {"speculative": False}),
 }
 
 
 def params(grammar: dict[str, Any], changes: dict[str, Any]) -> SamplingParams:
     defaults = {"max_tokens": 60, "seed": 3, "logprobs": 2}
-    spec = StructuredOutputs(**grammar)
+    spec = StructuredOutputs(**grammar) if grammar else None
     return SamplingParams(**{**defaults, **changes}, structured_outputs=spec)
 
 
@@ -85,16 +86,27 @@ def run(
     ]
 
 
-def load(folder: Path, config: EngineConfig, count: int | None) -> Engine:
-    """Load an engine that drafts up to `count` tokens as if rows were free; None for no drafts."""
+def load(
+    folder: Path, config: EngineConfig, count: int | None, *, has_model: bool = False
+) -> Engine:
+    """Load an engine that drafts up to `count` tokens as if rows were free; None for no drafts.
+
+    It drafts by n-grams, and where it `has_model`, by the model itself too.
+    """
     speculative = (
         None
         if count is None
-        else SpeculativeConfig(method="ngram", num_speculative_tokens=count, prompt_lookup_min=1)
+        else SpeculativeConfig(
+            method="ngram",
+            model=str(folder) if has_model else None,
+            num_speculative_tokens=count,
+            prompt_lookup_min=1,
+        )
     )
     engine = Engine.load(folder, replace(config, speculative_config=speculative))
     if engine.speculator is not None:
         engine.speculator.times = StepTimes((1, 512), (1.0, 1.0001))
+        engine.speculator.draft_times = StepTimes((1, 512), (1e-6, 1e-6))
     return engine
 
 
@@ -144,6 +156,7 @@ def test_what_a_grammar_forces_takes_few_steps(drafting: Engine, plain: dict[str
     budget=st.integers(8, 60),
     blocks=st.integers(24, 60),
     kill_at=st.integers(0, 30),
+    has_model=st.booleans(),
 )
 def test_bits_in_any_schedule(
     exact: EngineConfig,
@@ -154,11 +167,16 @@ def test_bits_in_any_schedule(
     budget: int,
     blocks: int,
     kill_at: int,
+    has_model: bool,
 ) -> None:
-    """With preemption, and with a worker of grammars that ends: the bits of a lone run."""
+    """With preemption, and with a worker of grammars that ends: the bits of a lone run.
+
+    A request without a grammar, which a draft model drafts for, runs beside.
+    """
     config = replace(exact, max_num_batched_tokens=budget, num_blocks=blocks, max_num_seqs=4)
     others = set(children_of(os.getpid()))
-    engine = load(tiny_model, config, count)
+    engine = load(tiny_model, config, count, has_model=has_model)
+    names = [*names, "no grammar"]
 
     def kill(number: int) -> None:
         if number == kill_at:
