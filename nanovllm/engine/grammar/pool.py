@@ -8,7 +8,8 @@ must not delay others:
                             started where all are late
     a worker ends           because of a limit: the grammar at fault fails, or its sequence does,
                             and the second such sequence fails its grammar; for another cause: what
-                            it was working on fails when it ends a second worker
+                            it was working on fails when it ends a second worker. While it computed
+                            a path (tokens to draft), its grammar has no more paths instead
     there is no room        idle grammars are evicted, then those in use of the client with most;
                             see shares.py
 
@@ -90,7 +91,7 @@ class GrammarPool:
 
     def request(self, sequence: MaskSequence) -> None:
         """Queue a request for the mask after the sequence's tokens; `flush` sends it."""
-        sequence.mask, grammar = None, sequence.pooled
+        grammar = sequence.pooled
         if grammar is None or sequence.number not in grammar.sequences:
             return  # it was refused
         worker = self._workers.worker_of(grammar)
@@ -202,7 +203,7 @@ class GrammarPool:
             worker = self._workers.worker_of(grammar)
             assert worker is not None
             for sequence in grammar.sequences.values():
-                if sequence.needs_mask and sequence.number not in worker.requested:
+                if sequence.needs_mask:
                     worker.queue(sequence)
         elif grammar.state is GrammarState.EVICTED and grammar.needs_worker:
             grammar.move_to(GrammarState.WAITING)
@@ -355,7 +356,7 @@ class GrammarPool:
     def _lose(self, worker: GrammarWorker, limit: str | None) -> None:
         """Blame a grammar or a sequence for the end of a worker, and forget the worker."""
         sequence, grammar = worker.current
-        was_compiling = worker.compiling is not None
+        was_compiling, was_on_path = worker.compiling is not None, worker.is_on_path
         if not worker.is_loaded:
             self._num_starts += 1
         self._end(worker)
@@ -364,6 +365,8 @@ class GrammarPool:
             self._fail_waiting(EngineFaultError("the process that compiles grammars has ended"))
         elif grammar is not None and was_compiling:
             self._blame_grammar(grammar, limit)
+        elif grammar is not None and was_on_path:
+            grammar.has_paths = False
         elif sequence is not None:
             self._blame_sequence(sequence, limit)
 
