@@ -8,8 +8,8 @@ must not delay others:
                             started where all are late
     a worker ends           because of a limit: the grammar at fault fails, or its sequence does,
                             and the second such sequence fails its grammar; for another cause: what
-                            it was working on fails when it ends a second worker. While it computed
-                            a path (tokens to draft), its grammar has no more paths instead
+                            it was working on fails when it ends a second worker; a path, which is
+                            for drafts, only ends the paths of its grammar
     there is no room        idle grammars are evicted, then those in use of the client with most;
                             see shares.py
 
@@ -17,8 +17,7 @@ A grammar that moves, was evicted or has lost its worker is compiled again where
 mask, and the sequence's tokens are sent again. The mask of a position is requested as soon as the
 token before it is known; until it arrives, the sequence takes no part in the engine's steps.
 
-There is no thread: whoever waits for a mask calls `poll`, that is the engine at each step, and an
-idle engine while a grammar is compiled that its requests no longer need.
+There is no thread: whoever waits calls `poll`, also an idle engine while a worker still compiles.
 """
 
 import itertools
@@ -199,12 +198,10 @@ class GrammarPool:
 
     def _find_worker(self, grammar: PooledGrammar) -> None:
         """Request the missing masks of a grammar from its worker, or have it compiled again."""
-        if grammar.state is GrammarState.READY:
-            worker = self._workers.worker_of(grammar)
-            assert worker is not None
-            for sequence in grammar.sequences.values():
-                if sequence.needs_mask:
-                    worker.queue(sequence)
+        worker = self._workers.worker_of(grammar)
+        if grammar.state is GrammarState.READY and worker is not None:
+            for sequence in filter(lambda each: each.needs_mask, grammar.sequences.values()):
+                worker.queue(sequence)
         elif grammar.state is GrammarState.EVICTED and grammar.needs_worker:
             grammar.move_to(GrammarState.WAITING)
             self._queue.put(grammar)
