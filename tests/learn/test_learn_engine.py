@@ -20,7 +20,7 @@ from nanovllm.engine.input_processor import InputProcessor
 from nanovllm.engine.prompt_request import PromptRequest
 from nanovllm.engine.scheduling.request import FinishReason
 from nanovllm.errors import InvalidRequestError
-from nanovllm.learn.engine import engine_parts_of, learn_parts, load_learn_engine
+from nanovllm.learn.engine import engine_parts_of, learn_parts
 from nanovllm.learn.folder import CourseFolder
 from nanovllm.learn.parts import load_parts
 from nanovllm.sampling_params import SamplingParams
@@ -155,15 +155,17 @@ def test_beams_and_deadlines_work(tiny_model: Path, parts: EngineParts) -> None:
     [
         ({"structured_outputs": StructuredOutputs(regex="a+")}, "structured_outputs"),
         ({}, "cache_salt"),
+        ({}, "priority"),
     ],
 )
 def test_what_the_course_cannot_do_is_refused(
     tiny_model: Path, parts: EngineParts, settings: dict[str, Any], field: str
 ) -> None:
     engine = Engine.load(tiny_model, EngineConfig(**CLASSROOM), parts)
-    salt = "salt" if field == "cache_salt" else ""
+    fields: dict[str, Any] = {"cache_salt": "salt", "priority": 1}
+    others = {field: fields[field]} if field in fields else {}
     request = GenerationRequest(
-        prompts=["x"], params=SamplingParams(**settings), request_id="test", cache_salt=salt
+        prompts=["x"], params=SamplingParams(**settings), request_id="test", **others
     )
     with pytest.raises(InvalidRequestError, match=f"{field} cannot be used with backend 'learn'"):
         engine.input_processor.process(request)
@@ -181,7 +183,7 @@ def test_a_folder_of_stubs_runs_on_the_projects_code(
     tiny_model: Path, tmp_path: Path, expected: Any
 ) -> None:
     CourseFolder.start(tmp_path / "gpt")
-    engine = load_learn_engine(tiny_model, tmp_path / "gpt", EngineConfig(**CLASSROOM))
+    engine = Engine.load(tiny_model, EngineConfig(**CLASSROOM), learn_parts(tmp_path / "gpt"))
     assert not any(owner.is_readers for owner in engine.parts.owners)
     assert complete(engine) == expected
 
@@ -190,7 +192,7 @@ def test_a_folder_of_solutions_is_the_readers(
     tiny_model: Path, tmp_path: Path, expected: Any
 ) -> None:
     CourseFolder.start(tmp_path / "gpt", has_solutions=True)
-    engine = load_learn_engine(tiny_model, tmp_path / "gpt", EngineConfig(**CLASSROOM))
+    engine = Engine.load(tiny_model, EngineConfig(**CLASSROOM), learn_parts(tmp_path / "gpt"))
     assert all(owner.is_readers for owner in engine.parts.owners)
     assert engine.parts.name == f"learn:{tmp_path / 'gpt'}"
     assert complete(engine) == expected
