@@ -76,15 +76,15 @@ def run(parsed: argparse.Namespace) -> int:
         from nanovllm.cli.writer import ChatWriter, Writer
         from nanovllm.engine.chat.prompts import ChatPrompts
         from nanovllm.engine.engine import Engine
-        from nanovllm.hub import resolve_model
+        from nanovllm.hub import resolve_models
     SamplingParams(**settings)  # report a wrong option before the model is loaded
-    folder = resolve_model(model)
+    folder, config = resolve_models(model, engine_config(parsed))
     is_chat = parsed.chat or parsed.chat_template is not None
     template = load_chat_template(folder, parsed.chat_template) if is_chat else None
     if is_chat and template is None:
         raise ValueError(f"{folder.name} has no chat template; give --chat-template plain")
     parts = engine_parts(learn_folder(parsed))
-    engine = Engine.load(folder, engine_config(parsed), parts)
+    engine = Engine.load(folder, config, parts)
     settings = {**engine.sampling_defaults, **settings}
     if template is None:
         return _answer_all(Writer(engine, settings), prompt)

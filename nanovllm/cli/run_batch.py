@@ -89,7 +89,7 @@ def run(parsed: argparse.Namespace) -> int:
     with ended_by_interrupts():
         from nanovllm.batch.input import BatchInput
         from nanovllm.engine.engine import Engine
-        from nanovllm.hub import resolve_model
+        from nanovllm.hub import resolve_models
     config = engine_config(parsed)
     _check_files(parsed.input, parsed.output)
     source = _shown(parsed.input, "standard input")
@@ -108,7 +108,7 @@ def run(parsed: argparse.Namespace) -> int:
                 print_message(f"{source} has no requests")
             if answered == len(ids):
                 return 0
-            folder = resolve_model(parsed.model)
+            folder, config = resolve_models(parsed.model, config)
             chat_template = load_chat_template(folder, parsed.chat_template)
             runner = _Run(Engine.load(folder, config), ids, output)
             names = served_names(parsed.model, parsed.served_model_name)

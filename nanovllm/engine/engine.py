@@ -18,6 +18,7 @@ from nanovllm.engine.engine_parts import OWN_PARTS, EngineParts
 from nanovllm.engine.generation_defaults import SamplingDefaults, load_sampling_defaults
 from nanovllm.engine.generation_request import GenerationRequest
 from nanovllm.engine.loading import (
+    check_draft_model,
     load_draft_model,
     load_options,
     make_speculator,
@@ -128,7 +129,7 @@ class Engine:
             runner = NativeModelRunner.load(folder, config.backend, options)
         else:
             runner = NativeModelRunner(parts.backend(folder, options))
-        draft = load_draft_model(config, runner.config, tokenizer)
+        draft = load_draft_model(config)
         defaults = load_sampling_defaults(folder)
         return cls(config, runner, tokenizer, defaults, parts=parts, draft=draft)
 
@@ -140,8 +141,9 @@ class Engine:
         """
         model = GPT2Config.load(folder)
         max_model_len(config, model)
+        draft = check_draft_model(config, model, folder)
         if is_local:
-            check_sizes(config, model, process_memory_limit())
+            check_sizes(config, model, process_memory_limit(), draft)
         load_sampling_defaults(folder)
 
     @property

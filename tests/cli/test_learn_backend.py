@@ -100,3 +100,8 @@ def test_the_readers_code_generates(
         assert main(["generate", "--backend", backend, *arguments]) == 0
         texts.append(capsys.readouterr().out)
     assert texts[0] == texts[1] != ""
+
+
+def test_the_course_s_scheduler_takes_no_drafts(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", "--backend", "learn:x", "--speculative-config", "{}"]) == 1
+    assert "the course's scheduler plans no drafted tokens; leave it out" in capsys.readouterr().err

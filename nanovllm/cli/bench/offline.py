@@ -26,7 +26,7 @@ from nanovllm.engine.engine import Engine
 from nanovllm.engine.generation_request import GenerationRequest
 from nanovllm.engine.prompt_request import PromptRequest
 from nanovllm.errors import EngineFaultError, InvalidRequestError
-from nanovllm.hub import resolve_model
+from nanovllm.hub import resolve_model, resolve_models
 from nanovllm.model.config import GPT2Config
 from nanovllm.prompts import Prompt
 from nanovllm.sampling_params import SamplingParams
@@ -67,7 +67,7 @@ class Bench:
     @classmethod
     def load(cls, model: str, config: EngineConfig, temperature: float) -> "Bench":
         """Check the temperature, then load the model."""
-        folder = resolve_model(model)
+        folder, config = resolve_models(model, config)
         SamplingParams(temperature=temperature)
         return cls(Engine.load(folder, config), temperature)
 
