@@ -16,7 +16,6 @@ are managed by kv_cache_manager.py, the n choices of one prompt by siblings.py.
 """
 
 from collections.abc import Collection, Sequence
-from dataclasses import replace
 
 from nanovllm.engine.scheduling.fairness import (
     PROMPT_COST,
@@ -26,6 +25,7 @@ from nanovllm.engine.scheduling.fairness import (
     recompute_cost,
 )
 from nanovllm.engine.scheduling.kv_cache_manager import KVCacheManager
+from nanovllm.engine.scheduling.leftover_budget import extend_chunks, verify_drafted
 from nanovllm.engine.scheduling.observer import PreemptionCause, SchedulerObserver
 from nanovllm.engine.scheduling.request import FinishReason, Request, RequestState
 from nanovllm.engine.scheduling.siblings import Siblings
@@ -139,8 +139,8 @@ class Scheduler:
         self._admit(waiting, draft)
         self._preempt_late(in_order, waiting, draft, masks)
         self.has_spent_budget = waiting.head is not None and draft.tokens_left == 0
-        self._use_leftover_budget(draft)
-        self._verify_drafted(draft)
+        extend_chunks(draft, self.kv_cache)
+        verify_drafted(draft, self.kv_cache)
         forks = self.siblings.forks(draft.sequences)
         plan = StepPlan((*draft.sequences.values(), *forks), self.kv_cache.copies)
         assert plan.sequences or not self._requests or masks.blocked, (
@@ -325,32 +325,6 @@ class Scheduler:
         if self.siblings.must_wait(request):
             return 1
         return self.kv_cache.free_blocks_needed(request, self.siblings.readers(request))
-
-    def _use_leftover_budget(self, draft: StepDraft) -> None:
-        """Extend chunks that were limited, with the budget that no other request uses."""
-        for sequence in list(draft.sequences.values()):
-            request, count = sequence.request, sequence.count
-            missing = request.num_uncomputed_tokens - count
-            if missing == 0:
-                continue
-            room = self.kv_cache.max_tokens(request) - sequence.start - count
-            more = min(draft.tokens_left, missing, room)
-            if more > 0:
-                self.kv_cache.extend_slots(request, count + more)
-                self._plan(request, count + more, draft)
-
-    def _verify_drafted(self, draft: StepDraft) -> None:
-        """Add drafted tokens to decoding requests, within the budget and the free blocks left."""
-        for sequence in list(draft.sequences.values()) if draft.tokens_left else ():
-            request = sequence.request
-            if not request.drafted or not sequence.samples or request.num_uncomputed_tokens > 1:
-                continue
-            room = self.kv_cache.max_tokens(request) - sequence.start - 1
-            count = min(len(request.drafted), draft.tokens_left, room)
-            if count > 0:
-                self.kv_cache.extend_slots(request, 1 + count)
-                drafted = request.drafted[:count]
-                draft.put(replace(sequence, count=1 + count, drafted=drafted))
 
     def _allocate_slots(self, request: Request, count: int, draft: StepDraft) -> bool:
         """Allocate blocks for `count` tokens, preempting the last requests in order if necessary.

@@ -14,6 +14,7 @@ MARGIN = 1.02
 """Smallest gain that is taken: measured times are not exact."""
 MEASURED_ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 32, 64)
 _ROUNDS = 3
+_SLOWNESS_WEIGHT = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,14 +28,13 @@ class StepTimes:
     def measure(cls, run: Callable[[int], float], max_rows: int) -> "StepTimes":
         """Measure steps by `run`, which takes a number of rows and returns its time in seconds.
 
-        Of several rounds the shortest time counts, and more rows never take less.
+        Of several rounds the shortest time counts. Other programs only lengthen times, and more
+        rows never take less, so a number of rows takes no longer than a larger one did.
         """
         rows = tuple(count for count in MEASURED_ROWS if count <= max_rows)
         rounds = [[run(count) for count in rows] for _ in range(_ROUNDS)]
-        seconds: list[float] = []
-        for times in zip(*rounds, strict=True):
-            seconds.append(max(min(times), seconds[-1] if seconds else 0.0))
-        return cls(rows, tuple(seconds))
+        shortest = [min(times) for times in zip(*rounds, strict=True)]
+        return cls(rows, tuple(min(shortest[index:]) for index in range(len(rows))))
 
     def of(self, rows: int) -> float:
         """Return the time of a step of `rows` rows."""
@@ -59,6 +59,22 @@ class Offer:
 
     acceptance: float
     count: int
+
+
+@dataclass(slots=True)
+class Slowness:
+    """Running mean of how much longer steps take than `StepTimes` says.
+
+    Attention over long texts, sampling and what surrounds the network are not in measured steps,
+    nor is what other programs do meanwhile.
+    """
+
+    mean: float = 1.0
+
+    def add(self, duration_s: float, expected_s: float) -> None:
+        """Add a step. One that took several times as long as expected counts as twice the mean."""
+        ratio = min(duration_s / expected_s, 2 * self.mean)
+        self.mean += _SLOWNESS_WEIGHT * (ratio - self.mean)
 
 
 def best_counts(
@@ -92,20 +108,44 @@ def best_counts(
     return counts
 
 
+@dataclass(frozen=True, slots=True)
+class ModelCosts:
+    """Costs of a draft model in a step.
+
+    Attributes:
+        pass_s: time of one of its steps, which drafts a token for each sequence.
+        catch_up_s: time in which it computes what it has missed.
+        tokens_left: tokens over which this time is spread: at most so many follow.
+    """
+
+    pass_s: float
+    catch_up_s: float = 0.0
+    tokens_left: int = 1
+
+
 def best_depth(
-    acceptances: Sequence[float], deepest: int, times: StepTimes, draft_times: StepTimes
+    acceptances: Sequence[float],
+    deepest: int,
+    times: Callable[[int], float],
+    costs: ModelCosts,
 ) -> int:
     """Return how many tokens a draft model should draft for each sequence; 0 for none.
 
-    Each token of the draft takes one step of the draft model for all sequences.
+    Args:
+        acceptances: probability of each sequence that a drafted token is accepted.
+        deepest: most tokens to draft.
+        times: time of a step of the model by its rows, in seconds.
+        costs: of the draft model.
     """
     num_sequences = len(acceptances)
-    best_rate, best = MARGIN * num_sequences / times.of(num_sequences), 0
+    plain_rate = num_sequences / times(num_sequences)
+    best_rate, best = MARGIN * plain_rate, 0
     tokens, chances = float(num_sequences), list(acceptances)
     for depth in range(1, deepest + 1):
         tokens += sum(chances)
         chances = [chance * each for chance, each in zip(chances, acceptances, strict=True)]
-        seconds = times.of(num_sequences * (1 + depth)) + depth * draft_times.of(num_sequences)
+        seconds = times(num_sequences * (1 + depth)) + depth * costs.pass_s
+        seconds += costs.catch_up_s * tokens / max(costs.tokens_left, tokens)
         if tokens / seconds > best_rate:
             best_rate, best = tokens / seconds, depth
     return best

@@ -82,6 +82,11 @@ class DraftModel:
         """Forget a request that has ended; its blocks may be found again."""
         self._computed.pop(request_id, None)
 
+    @staticmethod
+    def drafts(sequence: PlannedSequence) -> bool:
+        """Return whether a planned sequence waits for its draft."""
+        return bool(sequence.drafted) and sequence.drafted[0] == UNKNOWN
+
     def draft(self, plan: StepPlan) -> StepPlan:
         """Return the plan with a token in place of each that is UNKNOWN.
 
@@ -91,7 +96,7 @@ class DraftModel:
         drafts: dict[str, _Draft] = {}
         left = self._max_tokens
         for sequence in plan.sequences:
-            if sequence.drafted and sequence.drafted[0] == UNKNOWN:
+            if self.drafts(sequence):
                 request = sequence.request
                 start = self._find_computed(request).num_tokens
                 pending = request.tokens[start : start + left]

@@ -8,12 +8,20 @@ A drafted token is accepted exactly if it is the token that is drawn in its plac
 the same as without drafts, to the last bit.
 """
 
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from nanovllm.engine.scheduling.request import Request
 from nanovllm.engine.scheduling.step_plan import SequenceUpdate, StepPlan
-from nanovllm.engine.speculation.cost_model import Offer, StepTimes, best_counts, best_depth
+from nanovllm.engine.speculation.cost_model import (
+    ModelCosts,
+    Offer,
+    Slowness,
+    StepTimes,
+    best_counts,
+    best_depth,
+)
 from nanovllm.engine.speculation.draft_model import UNKNOWN, DraftModel
 from nanovllm.engine.speculation.ngram import NgramIndex
 from nanovllm.speculative_config import SpeculativeConfig
@@ -86,8 +94,12 @@ class Speculator:
     _sequences: dict[str, _Sequence] = field(default_factory=dict)
     _by_ngram: _Acceptance = field(default_factory=lambda: _Acceptance(_FIRST_GUESS))
     _by_model: _Acceptance = field(default_factory=lambda: _Acceptance(_FIRST_GUESS))
+    _slowness: Slowness = field(default_factory=Slowness)
+    _draft_slowness: Slowness = field(default_factory=Slowness)
+    _gains: dict[int, bool] = field(default_factory=dict)  # by the number of sequences
     _pause: int = 0
     _next_pause: int = 1
+    _planned_s: float = 0.0
 
     def __post_init__(self) -> None:
         self.counts = SpeculationCounts([0] * self.config.num_speculative_tokens)
@@ -122,10 +134,24 @@ class Speculator:
 
     def draft(self, plan: StepPlan) -> StepPlan:
         """Return a plan with the tokens of the draft model."""
-        return plan if self.draft_model is None else self.draft_model.draft(plan)
+        model, started_s = self.draft_model, time.perf_counter()
+        self._planned_s = started_s
+        if model is None:
+            return plan
+        sizes = [len(sequence.drafted) for sequence in plan.sequences if model.drafts(sequence)]
+        if sizes:
+            plan = model.draft(plan)
+            assert self.draft_times is not None
+            self._planned_s = time.perf_counter()
+            expected_s = max(sizes) * self.draft_times.of(len(sizes))
+            self._draft_slowness.add(self._planned_s - started_s, expected_s)
+        return plan
 
     def observe(self, plan: StepPlan, updates: Sequence[SequenceUpdate]) -> None:
         """Count the accepted tokens of a step, whose `updates` were committed."""
+        rows = sum(1 + len(sequence.drafted) for sequence in plan.sequences)
+        if rows == plan.num_tokens:  # the step only decodes
+            self._slowness.add(time.perf_counter() - self._planned_s, self.times.of(rows))
         drawn = {update.request_id: update.token_ids for update in updates}
         for sequence in plan.sequences:
             request_id = sequence.request.request_id
@@ -155,12 +181,11 @@ class Speculator:
 
     def _may_gain(self, num_sequences: int) -> bool:
         """Whether a step of so many sequences would gain if all drafted tokens were accepted."""
-        if not num_sequences:
-            return False
-        offers = {
-            str(n): Offer(1.0, self.config.num_speculative_tokens) for n in range(num_sequences)
-        }
-        return bool(best_counts(offers, num_sequences, self.times))
+        if num_sequences not in self._gains:
+            every = Offer(1.0, self.config.num_speculative_tokens)
+            offers = {str(number): every for number in range(num_sequences)}
+            self._gains[num_sequences] = bool(best_counts(offers, num_sequences, self.times))
+        return self._gains[num_sequences]
 
     def _choose_model(self, requests: Sequence[Request], rooms: dict[str, int]) -> None:
         """Let the draft model draft for all of `requests`, if that pays."""
@@ -168,12 +193,24 @@ class Speculator:
         assert self.draft_times is not None
         if not requests:
             return
-        means = [self._sequence(request).by_model.mean for request in requests]
-        depth = best_depth(means, self.config.num_speculative_tokens, self.times, self.draft_times)
+        missing = [self.draft_model.num_missing(request) - 1 for request in requests]
+        longest = self.draft_times.rows[-1]
+        pass_s = self._draft_slowness.mean * self.draft_times.of(len(requests))
+        costs = ModelCosts(
+            pass_s,
+            self._draft_slowness.mean * self.draft_times.of(longest) * sum(missing) / longest,
+            sum(request.max_new_tokens - request.num_output_tokens for request in requests),
+        )
+        depth = best_depth(
+            [self._sequence(request).by_model.mean for request in requests],
+            self.config.num_speculative_tokens,
+            lambda rows: self._slowness.mean * self.times.of(rows),
+            costs,
+        )
         self._pause = max(self._pause - 1, 0)
         if depth:
             self._next_pause = 1
-        elif self._pause == 0:
+        elif self._pause == 0 and not any(missing):
             self._next_pause = self._pause = min(2 * self._next_pause, _MAX_PAUSE)
             depth = 1
         for request in requests:
