@@ -29,8 +29,11 @@ class SpeculativeConfig:
             none.
         num_speculative_tokens: maximum tokens that are drafted for a sequence in a step; fewer are
             where they would not pay.
-        prompt_lookup_min, prompt_lookup_max: shortest and longest n-gram that is looked up.
-        dtype, quantization: types of the draft model's weights; None for those of the model.
+        prompt_lookup_min: tokens of the shortest n-gram that is looked up.
+        prompt_lookup_max: tokens of the longest n-gram that is looked up.
+        dtype: type of the draft model's weights; None for that of the model.
+        quantization: quantization of the draft model; None for that of the model, or for none where
+            `dtype` is set.
     """
 
     method: SpeculativeMethod | None = None

@@ -113,11 +113,11 @@ def step_document(record: StepRecord, started_s: float) -> types.Step:
         "time_s": _round(record.started_s - started_s),
         "duration_s": _round(record.duration_s),
         "num_tokens": record.num_tokens,
-        "num_prompt_tokens": record.num_tokens - record.num_decode_tokens,
+        "num_prompt_tokens": record.num_prompt_tokens,
         "num_decode_tokens": record.num_decode_tokens,
         "sequences": [
             {"id": request_id, "choice": choice, "start": start, "count": count, "kind": kind}
-            for request_id, choice, start, count, kind in record.sequences
+            for request_id, choice, start, count, kind, *_ in record.sequences
         ],
         "admitted": list(record.events.admitted),
         "preempted": [
