@@ -26,7 +26,7 @@ Kind: TypeAlias = Literal["prefill", "chunk", "decode", "fork"]
 class StepSequence(NamedTuple):
     """The tokens of one request in a step: `num_tokens` tokens from position `start`.
 
-    The last of them are `drafted`, of which the first `num_accepted` were drawn too. The kind is
+    The last `num_drafted` of them were drafted, and `num_accepted` of these accepted. The kind is
     "decode" for the newest token and those drafted after it, "prefill" for all tokens that are
     left, "chunk" for a part of them, and "fork" for a choice that samples from the prompt of
     another choice.
@@ -37,7 +37,7 @@ class StepSequence(NamedTuple):
     start: int
     num_tokens: int
     kind: Kind
-    drafted: tuple[int, ...] = ()
+    num_drafted: int = 0
     num_accepted: int = 0
 
 
@@ -232,5 +232,5 @@ def _sequence(sequence: PlannedSequence) -> StepSequence:
     drafted, drawn = sequence.drafted, request.tokens[start + 1 : start + count]
     num_accepted = sum(takewhile(bool, map(eq, drafted, drawn)))
     return StepSequence(
-        request.request_id, request.choice_index, start, count, kind, drafted, num_accepted
+        request.request_id, request.choice_index, start, count, kind, len(drafted), num_accepted
     )
