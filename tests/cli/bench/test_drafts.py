@@ -49,8 +49,8 @@ def test_a_run_with_drafts_counts_tokens_rows_and_keys(tiny_model: Path) -> None
     settings: dict[str, Any] = {"backend": "numpy", "enable_prefix_caching": False}
     model = {"model": str(tiny_model), "num_speculative_tokens": 4}
     plain, drafting = (
-        Bench(draft_always(Engine.load(tiny_model, EngineConfig(**settings, **more))), 0.0)
-        for more in ({}, {"speculative_config": model})
+        Bench(draft_always(Engine.load(tiny_model, EngineConfig(**settings))), 0.0)
+        for settings in (settings, {**settings, "speculative_config": model})
     )
     totals = [each.run([Job("a prompt", [1, 2, 3], 21)]) for each in (plain, drafting)]
     assert {total.output_tokens for total in totals} == {21}

@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.server.conftest import TEMPLATE
-from tests.support.chats import post
+from tests.support.chats import TEMPLATE, post
 from tests.support.serving import RunningServer, loader, read_events
 from tests.support.speculation import draft_always
 
