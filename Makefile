@@ -23,7 +23,7 @@ DEV := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
 .PHONY: help install serve test test-fast fuzz check format bench compare compare-training charts
-.PHONY: soak attack clients docs screenshots ray image constraints wheel build clean
+.PHONY: soak attack clients notebooks docs screenshots ray image constraints wheel build clean
 .NOTPARALLEL:
 
 help:  ## list the targets
@@ -81,6 +81,10 @@ attack: $(TEST)  ## run known attacks against a server; ARGS="--only bad-words,c
 
 clients: $(TEST)  ## run client libraries, write docs/reference/clients.md; ONLY=litellm,openai
 	@$(BIN)/python -m tests.clients.run --only "$(ONLY)"
+
+notebooks: $(RUN)  ## run the notebooks of the course and store their outputs; ARGS="inside_a_gpt"
+	@$(PIP) -e ".[notebooks]"
+	@$(BIN)/python -m tools.notebooks $(ARGS)
 
 docs: $(RUN)  ## build the documentation into site/; REPO_URL=address for links to source files
 	@$(PIP) -e ".[docs]"

@@ -24,13 +24,12 @@ from benchmarks.options import (
     ensure_model,
     finish,
     in_turns,
-    names_of,
     new_parser,
     tell,
 )
 from benchmarks.results import ClassResults, Sample, compare_outputs
 from benchmarks.workload import WORKLOADS, Answer, Workload, make_workloads
-from nanovllm.cli.argument_types import positive_number
+from nanovllm.cli.argument_types import names_of, positive_number
 from nanovllm.cli.bench.machine import MemoryReader, measure_peak
 from nanovllm.cli.bench.roofline import Costs
 from nanovllm.model.config import GPT2Config

@@ -25,9 +25,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.contenders import CLASSES, OUR_OPTIONS, ROOT
 from benchmarks.make_model import SIZES
-from benchmarks.options import MODEL, ensure_model, finish, names_of, new_parser, tell
+from benchmarks.options import MODEL, ensure_model, finish, new_parser, tell
 from benchmarks.worker import peak_bytes, resident_bytes
 from nanovllm import LLM, RequestOutput, SamplingParams
+from nanovllm.cli.argument_types import names_of
 
 PREFILL_TOKENS = 512
 DECODE_TOKENS = 64

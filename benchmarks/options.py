@@ -15,7 +15,7 @@ from benchmarks.contenders import CLASSES, ROOT
 from benchmarks.make_model import make_model
 from benchmarks.table import markdown
 from benchmarks.workload import DEFAULT_SEED, Answer, Run
-from nanovllm.cli.argument_types import not_negative, positive, positive_number
+from nanovllm.cli.argument_types import names_of, not_negative, positive, positive_number
 from nanovllm.cli.bench.report import describe_machine
 from nanovllm.model.config import GPT2Config
 from nanovllm.model.machine import default_threads
@@ -24,21 +24,6 @@ PYTHON_VARIABLE = "NANOVLLM_PEER_PYTHON"
 MODEL = ("model", "scale", "ours")
 """Options of the benchmarks that load a checkpoint."""
 _T = TypeVar("_T")
-
-
-def names_of(known: Sequence[str]) -> Callable[[str], list[str]]:
-    """Return the argument type of a comma-separated list of known names."""
-
-    def names(text: str) -> list[str]:
-        chosen = [part.strip() for part in text.split(",")]
-        unknown = [part for part in chosen if part not in known]
-        if unknown:
-            raise argparse.ArgumentTypeError(
-                f"{', '.join(map(repr, unknown))} is not known; choose from {', '.join(known)}"
-            )
-        return chosen
-
-    return names
 
 
 def new_parser(doc: str | None, *names: str, **defaults: Any) -> argparse.ArgumentParser:

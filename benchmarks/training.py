@@ -22,10 +22,10 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.contenders import OURS, Contender, Entry, WorkerError
-from benchmarks.options import finish, in_turns, names_of, new_parser, tell
+from benchmarks.options import finish, in_turns, new_parser, tell
 from benchmarks.peers.train_ours import make_operations
 from benchmarks.training_worker import SETTINGS
-from nanovllm.cli.argument_types import positive_number
+from nanovllm.cli.argument_types import names_of, positive_number
 from nanovllm.cli.bench.machine import measure_peak
 from nanovllm.config import BACKENDS
 

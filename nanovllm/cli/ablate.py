@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from nanovllm.cli.argument_types import output_file, print_message
+from nanovllm.cli.argument_types import names_of, output_file
 from nanovllm.cli.environment import ENGINE_VARIABLES
 from nanovllm.cli.interrupts import ended_by_interrupts
 from nanovllm.cli.options import (
@@ -20,8 +19,10 @@ from nanovllm.cli.options import (
     add_model,
     add_options,
     add_precision_options,
+    add_texts,
     engine_config,
     options_of,
+    read_data,
 )
 from nanovllm.cli.parser import set_up
 from nanovllm.cli.table import finite_or_null, print_table
@@ -71,22 +72,12 @@ def define(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
     parser.add_argument(
         "--parts",
-        type=_kinds,
+        type=names_of(_KINDS),
         default="all",
         metavar="LIST",
         help=f"parts to switch off: {', '.join(_KINDS)}, several with commas, or all",
     )
-    text = parser.add_argument_group("text")
-    text.add_argument(
-        "--data",
-        type=Path,
-        nargs="+",
-        action="extend",
-        required=True,
-        metavar="PATH",
-        help="text files in UTF-8, and folders of them",
-    )
-    add_options(text, AblateOptions, ("pattern", "max_tokens", "context"))
+    add_texts(parser, AblateOptions, ("pattern", "max_tokens", "context"))
     output = parser.add_argument_group("output")
     add_options(output, AblateOptions, ("sort",))
     output.add_argument(
@@ -99,29 +90,17 @@ def define(parser: argparse.ArgumentParser) -> None:
     add_precision_options(parser)
 
 
-def _kinds(text: str) -> Sequence[str]:
-    names = _KINDS if text == "all" else [name.strip() for name in text.split(",")]
-    unknown = [name for name in names if name not in _KINDS]
-    if unknown:
-        raise argparse.ArgumentTypeError(f"{unknown[0]!r} must be {', '.join(_KINDS)} or all")
-    return names
-
-
 def run(parsed: argparse.Namespace) -> int:
     """Measure, print a map and a table, and write the file."""
     with ended_by_interrupts():
         from nanovllm.cli import drawing
         from nanovllm.evaluation import ablate
-        from nanovllm.training.data.text import read_documents
     config, options = engine_config(parsed), options_of(parsed, AblateOptions)
     if parsed.output is not None:
         drawing.check_output(parsed.output)
-    corpus = read_documents(parsed.data, options.pattern)
-    for warning in corpus.warnings:
-        print_message(warning)
     result = ablate(
         parsed.model,
-        [document.text for document in corpus.documents],
+        read_data(parsed.data, options.pattern),
         kinds=parsed.parts,
         context=options.context,
         max_tokens=options.max_tokens,

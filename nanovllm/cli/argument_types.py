@@ -3,7 +3,7 @@
 import argparse
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from nanovllm.errors import printable
@@ -30,6 +30,19 @@ def positive_number(text: str) -> float:
     if not number > 0:
         raise argparse.ArgumentTypeError(f"{text} must be a number above 0")
     return number
+
+
+def names_of(known: Sequence[str]) -> Callable[[str], list[str]]:
+    """Return a function that parses some of these names, with commas between them, or "all"."""
+
+    def parse(text: str) -> list[str]:
+        names = known if text == "all" else [name.strip() for name in text.split(",")]
+        unknown = [name for name in names if name not in known]
+        if unknown:
+            raise argparse.ArgumentTypeError(f"{unknown[0]!r} must be {', '.join(known)} or all")
+        return list(dict.fromkeys(names))
+
+    return parse
 
 
 def output_file(*endings: str) -> Callable[[str], Path]:

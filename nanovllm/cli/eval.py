@@ -8,10 +8,9 @@ from __future__ import annotations
 import argparse
 import json
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nanovllm.cli.argument_types import print_message
+from nanovllm.cli.argument_types import names_of
 from nanovllm.cli.environment import ENGINE_VARIABLES
 from nanovllm.cli.interrupts import ended_by_interrupts
 from nanovllm.cli.options import (
@@ -19,8 +18,10 @@ from nanovllm.cli.options import (
     add_model,
     add_options,
     add_precision_options,
+    add_texts,
     engine_config,
     options_of,
+    read_data,
 )
 from nanovllm.cli.parser import set_up
 from nanovllm.cli.table import finite_or_null, print_table
@@ -79,23 +80,13 @@ def define(parser: argparse.ArgumentParser) -> None:
     """Define the options."""
     set_up(parser, run, "[MODEL] --data PATH... [options]", _DESCRIPTION, ENGINE_VARIABLES)
     add_model(parser)
-    text = parser.add_argument_group("text")
-    text.add_argument(
-        "--data",
-        type=Path,
-        nargs="+",
-        action="extend",
-        required=True,
-        metavar="PATH",
-        help="text files in UTF-8, and folders of them",
-    )
-    add_options(text, EvalOptions, ("pattern", "max_tokens", "add_bos_token"))
+    add_texts(parser, EvalOptions, ("pattern", "max_tokens", "add_bos_token"))
     add_options(parser.add_argument_group("windows"), EvalOptions, ("context", "stride"))
     output = parser.add_argument_group("output")
     output.add_argument("--json", action="store_true", help="print one JSON object (default: no)")
     output.add_argument(
         "--precision",
-        type=_precisions,
+        type=names_of(PRECISIONS),
         metavar="LIST",
         help=f"{', '.join(PRECISIONS)}, several with commas, or all "
         "(default: that of --dtype and --quantization)",
@@ -103,25 +94,13 @@ def define(parser: argparse.ArgumentParser) -> None:
     add_precision_options(parser)
 
 
-def _precisions(text: str) -> list[str]:
-    names = PRECISIONS if text == "all" else [name.strip() for name in text.split(",")]
-    unknown = [name for name in names if name not in PRECISIONS]
-    if unknown:
-        raise argparse.ArgumentTypeError(f"{unknown[0]!r} must be {', '.join(PRECISIONS)} or all")
-    return list(dict.fromkeys(names))
-
-
 def run(parsed: argparse.Namespace) -> int:
     """Evaluate in every precision, and print a table or a JSON object."""
     with ended_by_interrupts():
         from nanovllm.evaluation import check_windows, evaluate
         from nanovllm.hub import resolve_model
-        from nanovllm.training.data.text import read_documents
     configs, options = _configs(parsed), options_of(parsed, EvalOptions)
-    corpus = read_documents(parsed.data, options.pattern)
-    for warning in corpus.warnings:
-        print_message(warning)
-    texts = [document.text for document in corpus.documents]
+    texts = read_data(parsed.data, options.pattern)
     folder = resolve_model(parsed.model)
     check_windows(folder, options.context, options.stride)
     how = {name: value for name, value in asdict(options).items() if name != "pattern"}

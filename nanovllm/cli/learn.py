@@ -24,7 +24,7 @@ def define(parser: argparse.ArgumentParser) -> None:
     commands = {
         "start": ("make a folder with the files to write", _define_start),
         "show": ("print the page of a step, or its solution", _define_show),
-        "check": ("judge a step", _define_check),
+        "check": ("judge steps", _define_check),
         "hint": ("print the next hint of a step", _define_hint),
         "diff": ("compare a step with the solution", _define_diff),
         "race": ("measure your engine beside the project's", _define_race),
@@ -46,7 +46,15 @@ def _define_show(parser: argparse.ArgumentParser) -> None:
 
 
 def _define_check(parser: argparse.ArgumentParser) -> None:
-    _define_step(parser, "check", "Judge a step; without a number, all that is written.", nargs="?")
+    set_up(parser, _run("check"), "[STEP...] [options]", "Judge steps.")
+    parser.add_argument(
+        "steps",
+        nargs="*",
+        type=_number,
+        metavar="STEP",
+        help="numbers of the steps (default: all that are written)",
+    )
+    _add_folder(parser)
 
 
 def _define_hint(parser: argparse.ArgumentParser) -> None:
@@ -74,12 +82,16 @@ def _define_race(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _define_step(
-    parser: argparse.ArgumentParser, name: str, description: str, nargs: str | None = None
-) -> None:
-    set_up(parser, _run(name), "[STEP] [options]" if nargs else "STEP [options]", description)
-    parser.add_argument("step", nargs=nargs, type=int, metavar="STEP", help="number of the step")
+def _define_step(parser: argparse.ArgumentParser, name: str, description: str) -> None:
+    set_up(parser, _run(name), "STEP [options]", description)
+    parser.add_argument("step", type=_number, metavar="STEP", help="number of the step")
     _add_folder(parser)
+
+
+def _number(text: str) -> int:
+    if not (text.isascii() and text.isdigit()):
+        raise argparse.ArgumentTypeError(f"{text} must be the number of a step, such as 3")
+    return int(text)
 
 
 def _add_folder(parser: argparse.ArgumentParser) -> None:

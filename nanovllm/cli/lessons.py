@@ -59,14 +59,15 @@ def run_show(parsed: argparse.Namespace) -> int:
 
 
 def run_check(parsed: argparse.Namespace) -> int:
-    """Judge a step, or all that are written; the exit code is 1 if one does not pass."""
+    """Judge steps, or all that are written; the exit code is 1 if one does not pass."""
     folder = require_folder(parsed)
-    if parsed.step is not None:
-        return _check(folder, step_of(parsed.step))
-    written = [step for step in STEPS if folder.status(step) not in {"not written", "no file"}]
-    if not written:
+    steps = [step_of(number) for number in parsed.steps]
+    if not steps:
+        unwritten = {"not written", "no file"}
+        steps = [step for step in STEPS if folder.status(step) not in unwritten]
+    if not steps:
         print("Nothing is written yet. Begin with: nanovllm learn show 1")
-    return max((_check(folder, step) for step in written), default=0)
+    return max((_check(folder, step) for step in steps), default=0)
 
 
 def run_hint(parsed: argparse.Namespace) -> int:
@@ -74,8 +75,8 @@ def run_hint(parsed: argparse.Namespace) -> int:
     step = step_of(parsed.step)
     folder = require_folder(parsed)
     if parsed.all:
-        shown = folder.hints.get(step.number, 0)
-        print("\n\n".join(step.hints[:shown]) or "No hint of this step was shown yet.")
+        shown = [step.hints[index] for index in folder.hints.get(step.number, [])]
+        print("\n\n".join(shown) or "No hint of this step was shown yet.")
         return 0
     number, count, text = folder.next_hint(step)
     print(f"Hint {number} of {count} for step {step.number}:\n\n{text}")
@@ -149,7 +150,7 @@ def _check(folder: CourseFolder, step: Step) -> int:
         )
     print(f"Step {step.number}: {step.title}   {os.path.relpath(file)}")
     verdict = judge(folder.path, step, _print_case)
-    folder.note_check(step, has_passed=verdict.has_passed)
+    folder.note_check(step, has_passed=verdict.has_passed, functions=verdict.functions)
     if verdict.has_passed:
         print(f"Passed. Compare: nanovllm learn diff {step.number}\n")
         return 0

@@ -6,12 +6,13 @@ first sentence about it in the docstring of its class as help. This module impor
 
 import argparse
 import json
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin
 
 from nanovllm.checked_fields import CheckedField, checked_fields, short_repr
+from nanovllm.cli.argument_types import print_message
 from nanovllm.cli.parser import flag_of
 from nanovllm.config import BACKENDS, BUNDLED_MODEL, EngineConfig
 from nanovllm.sampling_params import SamplingParams
@@ -172,6 +173,31 @@ def _folder(text: str) -> str:
     if text == _LEARN:
         raise argparse.ArgumentTypeError("learn: names no folder; learn:. is the current one")
     return text
+
+
+def add_texts(parser: argparse.ArgumentParser, settings: type, names: Iterable[str]) -> None:
+    """Add --data, the files to score, and options for fields of `settings`."""
+    group = parser.add_argument_group("text")
+    group.add_argument(
+        "--data",
+        type=Path,
+        nargs="+",
+        action="extend",
+        required=True,
+        metavar="PATH",
+        help="text files in UTF-8, and folders of them",
+    )
+    add_options(group, settings, names)
+
+
+def read_data(paths: Sequence[Path], pattern: str) -> list[str]:
+    """Return the texts of --data; warnings go to standard error. Raises TrainingError."""
+    from nanovllm.training.data.text import read_documents
+
+    corpus = read_documents(paths, pattern)
+    for warning in corpus.warnings:
+        print_message(warning)
+    return corpus.texts
 
 
 def add_learn_engine_options(parser: argparse.ArgumentParser) -> None:

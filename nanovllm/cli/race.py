@@ -14,7 +14,7 @@ from nanovllm.engine.engine import Engine
 from nanovllm.hub import resolve_model
 from nanovllm.learn.engine import engine_parts_of
 from nanovllm.learn.parts import Parts, load_parts
-from nanovllm.learn.race import HEATS, FunctionTime, profile, race
+from nanovllm.learn.race import WORKLOADS, FunctionTime, profile, race
 from nanovllm.progress import progress_bar
 
 _BAR = 40  # characters of the longest bar
@@ -35,10 +35,10 @@ def run_race(parsed: argparse.Namespace) -> int:
         raise ValueError(f"there is no folder {parsed.json.parent} for --json; make it first")
     parts = load_parts(folder.resolve())
     engines = _engines(parts, folder)
-    runs = (parsed.rounds + 1) * len(HEATS) * len(engines)
+    runs = (parsed.rounds + 1) * len(WORKLOADS) * len(engines)
     with progress_bar(total=runs, desc="race", leave=False) as bar:
-        rates = race(engines, HEATS, parsed.rounds, bar.update)
-    times = profile(engines[_YOURS], parts, HEATS)
+        rates = race(engines, WORKLOADS, parsed.rounds, bar.update)
+    times = profile(engines[_YOURS], parts, WORKLOADS)
     matmul = _matmul(parts)
     for title, figures in rates.items():
         draw(f"{title}, in tokens a second", figures)

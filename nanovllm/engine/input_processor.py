@@ -145,7 +145,7 @@ class InputProcessor:
         ]
         pooler = None if pooling is None else Pooler(normalize=pooling.normalize)
         outputs = [self.begin_output(params) for _ in requests]
-        return PromptRequest(request_id, text, requests, params, self.tokenizer, pooler, outputs)
+        return PromptRequest(request_id, text, requests, params, outputs, self.tokenizer, pooler)
 
     def begin_output(self, params: SamplingParams) -> SequenceOutput:
         """Return the output of a sequence without tokens."""

@@ -6,7 +6,7 @@ known only when all have ended. The engine runs the sequences (`requests`); thei
 here, on the thread that waits for the output.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from nanovllm.engine.admission import RequestSize
 from nanovllm.engine.logprobs import LogprobList, logprobs_bytes
@@ -42,9 +42,9 @@ class PromptRequest:
         prompt: str | None,
         requests: Sequence[Request],
         params: SamplingParams,
+        outputs: Iterable[SequenceOutput],
         tokenizer: Tokenizer,
         pooler: Pooler | None = None,
-        outputs: Sequence[SequenceOutput] | None = None,
     ) -> None:
         """Create a prompt without output.
 
@@ -53,9 +53,9 @@ class PromptRequest:
             prompt: the prompt's text; None for a prompt of token ids.
             requests: its sequences, ordered by choice index.
             params: the settings of the caller.
+            outputs: the outputs of the sequences, without tokens.
             tokenizer: the model's.
             pooler: None unless the prompt is embedded.
-            outputs: the outputs of the sequences, without tokens; None to begin them here.
         """
         self.request_id = request_id
         self.requests = tuple(requests)
@@ -70,9 +70,7 @@ class PromptRequest:
         )
         self._num_cached_tokens = 0
         self.metrics: RequestMetrics | None = None
-        self._sequences = list(
-            outputs or (SequenceOutput.begin(params, tokenizer) for _ in requests)
-        )
+        self._sequences = list(outputs)
 
     @property
     def client(self) -> str:

@@ -22,7 +22,13 @@ from jaxtyping import Float64
 from nanovllm.config import EngineConfig
 from nanovllm.engine.loading import load_options, with_stored_dtype
 from nanovllm.engine.tokenizer import Tokenizer
-from nanovllm.evaluation.perplexity import TextSource, check_windows, encode_texts, read_texts
+from nanovllm.evaluation.perplexity import (
+    TextSource,
+    bits_per_byte,
+    check_windows,
+    encode_texts,
+    read_texts,
+)
 from nanovllm.evaluation.scoring import cut_windows, score_windows
 from nanovllm.hub import resolve_model
 from nanovllm.model.ablation import PART_KINDS, Part, PartKind, parts_of
@@ -126,7 +132,7 @@ def ablate(
         tokens=len(whole),
         bytes=num_bytes,
         loss=float(whole.mean()),
-        bits_per_byte=_bits(whole) / num_bytes,
+        bits_per_byte=bits_per_byte(whole, num_bytes),
         parts=tuple(_compare(part, losses[part], whole, num_bytes) for part in parts),
     )
 
@@ -143,10 +149,5 @@ def _compare(
         loss=float(losses.mean()),
         change=float(changes.mean()),
         standard_error=float(changes.std()) / len(changes) ** 0.5,
-        bits_per_byte=_bits(losses) / num_bytes,
+        bits_per_byte=bits_per_byte(losses, num_bytes),
     )
-
-
-def _bits(losses: Float64[np.ndarray, " tokens"]) -> float:
-    """Return the sum of losses in bits."""
-    return float(losses.sum()) / float(np.log(2.0))

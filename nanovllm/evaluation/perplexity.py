@@ -99,7 +99,7 @@ class EvaluationResult:
     @property
     def bits_per_byte(self) -> float:
         """Cross-entropy in bits per UTF-8 byte of the text."""
-        return float(self.losses.sum()) / float(np.log(2.0)) / self.bytes
+        return bits_per_byte(self.losses, self.bytes)
 
     @property
     def tokens_per_s(self) -> float:
@@ -199,6 +199,11 @@ def evaluate(
         )
 
 
+def bits_per_byte(losses: NDArray[np.float64], num_bytes: int) -> float:
+    """Return the sum of losses in nats as bits per byte of a text."""
+    return float(losses.sum()) / float(np.log(2.0)) / num_bytes
+
+
 def check_windows(folder: Path, context: int | None, stride: int | None) -> tuple[int, int]:
     """Return context and stride with their defaults; raise ValueError if the model has fewer."""
     positions = GPT2Config.load(folder).max_positions
@@ -225,7 +230,7 @@ def read_texts(data: TextSource | Iterable[TextSource], pattern: str) -> list[st
         corpus = read_documents(paths, pattern)
         for warning in corpus.warnings:
             warnings.warn(warning, stacklevel=3)
-        texts += [document.text for document in corpus.documents]
+        texts += corpus.texts
     return texts
 
 

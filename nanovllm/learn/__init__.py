@@ -15,6 +15,7 @@
     plan_check  what every plan of that scheduler must keep
     streaming  the reader's streamed text and stop strings in it
     guard     calls of the reader's code in it
+    readers_lines  the lines of the reader's files in a traceback
     race      the reader's engine beside this project's, and where its time goes
     steps     one package a step: page, solution, check, hints
 

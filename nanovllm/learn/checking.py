@@ -5,19 +5,25 @@ of them. The same case on the project's code gives what is expected. A mistake i
 one passage replaced: where it gives in every case what the reader's code gave, it is named.
 """
 
+import dis
 import math
 import re
-import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from traceback import FrameSummary
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
+from nanovllm.learn.readers_lines import readers_lines
+
 RELATIVE, ABSOLUTE = 1e-4, 1e-5
 """Largest difference of an element: RELATIVE of the largest element of the array, and ABSOLUTE."""
 _SHOWN = 60  # characters of a value in a message
+_NAN = "not a number (NaN)"
+_NAN_CAUSES = "0 / 0, inf / inf, inf - inf, 0 * inf, or a root or logarithm of a negative number"
 _MAX_SHOWN = 12  # elements of an array that is shown whole
 
 
@@ -80,31 +86,59 @@ class Calls:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a case gave: a value; or what it raised, as the kind of the exception and a message."""
+    """What a case gave: a value; or what it raised, as the kind of the exception and a message.
+
+    Attributes:
+        value: what the case returned.
+        kind: name of the exception; "unmet" or "unwritten" for those of the case.
+        text: its message, with the line of the reader's file.
+        words: those of the message; none where the code raised it with words of its own.
+        invalid: the first line of the reader's file with an operation that gave NaN.
+    """
 
     value: object = None
     kind: str = ""
     text: str = ""
+    words: frozenset[str] = frozenset()
+    invalid: str = ""
 
 
-def run_case(case: Case, module: ModuleType, path: str) -> Outcome:
-    """Run a case on a module, whose file `path` is named in messages."""
+def run_case(case: Case, module: ModuleType, folder: Path) -> Outcome:
+    """Run a case on a module; messages have the line of the reader's `folder` that raised."""
+    invalid: list[str] = []
+
+    def on_invalid(_kind: str, _flag: int) -> None:
+        if not invalid:
+            invalid.extend(map(_place, readers_lines(None, folder)[-1:]))
+
     try:
-        with np.errstate(all="ignore"):  # what overflows differs from what is expected
-            return Outcome(case.run(module))
+        # What overflows differs from what is expected.
+        with np.errstate(all="ignore", invalid="call", call=on_invalid):
+            value = case.run(module)
+        return Outcome(value, invalid="".join(invalid))
     except UnmetError as error:
-        return Outcome(kind="unmet", text=str(error))
+        return Outcome(kind="unmet", text=str(error), words=_words(error, module))
     except NotImplementedError as error:
         return Outcome(kind="unwritten", text=str(error) or "a part is not written yet")
     except (Exception, SystemExit) as error:  # noqa: BLE001 - the reader's code may raise anything
-        return Outcome(kind=type(error).__name__, text=_raised(error, path))
+        text, words = _raised(error, folder), _words(error, module)
+        return Outcome(kind=type(error).__name__, text=text, words=words)
 
 
 def is_same(first: Outcome, second: Outcome) -> bool:
     """Return whether two outcomes are those of the same mistake."""
-    if first.kind != second.kind:
+    if (first.kind, first.words) != (second.kind, second.words):
         return False
     return first.kind != "" or difference(first.value, second.value) is None
+
+
+def problem_of(outcome: Outcome, expected: object) -> str | None:
+    """Return what differs first in the value of an outcome, and where NaN comes from."""
+    text = difference(outcome.value, expected)
+    if text is None or _NAN not in text:
+        return text
+    first = f"\n  the first NaN is from {outcome.invalid}" if outcome.invalid else ""
+    return f"{text}{first}\n  NaN is {_NAN_CAUSES}"
 
 
 def difference(found: object, expected: object, name: str = "the result") -> str | None:
@@ -209,7 +243,9 @@ def _one_line(values: "np.ndarray[Any, Any]") -> str:
 def _relation(found: "np.ndarray[Any, Any]", expected: "np.ndarray[Any, Any]") -> str:
     """Return how the arrays are related where that is plain, as the end of a message."""
     if np.isnan(found).any() and not np.isnan(expected).any():
-        return f"; {int(np.isnan(found).sum())} are not a number (NaN)"
+        first = f", the first at {np.argwhere(np.isnan(found))[0].tolist()}" if found.ndim else ""
+        count = int(np.isnan(found).sum())
+        return f"; {count} {'is' if count == 1 else 'are'} {_NAN}{first}"
     if found.size > 1 and np.isfinite(expected).all() and np.isfinite(found).all():
         square = found.ndim > 1 and found.shape[-1] == found.shape[-2]
         if square and np.allclose(found, np.swapaxes(expected, -1, -2), RELATIVE, ABSOLUTE):
@@ -253,12 +289,31 @@ def _first(problems: Any) -> str | None:
     return next((problem for problem in problems if problem is not None), None)
 
 
-def _raised(error: BaseException, path: str) -> str:
+def _words(error: BaseException, module: ModuleType) -> frozenset[str]:
+    """Return the words of a message; none where a `raise` of `module` itself has chosen them.
+
+    Only of the first line: the others of Numba's name places in the file. A set, because the shapes
+    of `a -= b` are those of `a - b`, and one of them again.
+    """
+    last = error.__traceback__
+    while last is not None and last.tb_next is not None:
+        last = last.tb_next
+    assert last is not None
+    code, is_own = last.tb_frame.f_code, last.tb_frame.f_globals is vars(module)
+    if is_own and dis.opname[code.co_code[last.tb_lasti]] == "RAISE_VARARGS":
+        return frozenset()
+    return frozenset(str(error).partition("\n")[0].split())
+
+
+def _raised(error: BaseException, folder: Path) -> str:
     """Return an exception's message with the last line of the reader's file that led to it."""
-    frames = traceback.extract_tb(error.__traceback__)
-    lines = [frame for frame in frames if frame.filename == path]
+    lines = readers_lines(error, folder)
     message = re.sub(r"\x1b\[\d*m", "", str(error))  # Numba's are bold
     if len(message) > 300:
         message = f"{' '.join(message.split())[:300]}..."
     text = f"{type(error).__name__}: {message}"
-    return f"{text}\n  line {lines[-1].lineno}: {lines[-1].line}" if lines else text
+    return f"{text}\n  {_place(lines[-1])}" if lines else text
+
+
+def _place(line: FrameSummary) -> str:
+    return f"line {line.lineno}: {line.line}"

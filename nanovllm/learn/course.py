@@ -1,5 +1,7 @@
 """The steps of the course."""
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
@@ -8,6 +10,8 @@ from types import ModuleType
 
 from nanovllm.errors import InvalidRequestError
 from nanovllm.learn.checking import Case, Mistake
+
+_SUBJECTS = re.compile(r"(`[\w.]+`(, )?)+(?=:\s)")
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,10 @@ class Step:
 
     @property
     def hints(self) -> tuple[str, ...]:
-        """What helps without telling everything, the smallest first."""
+        """What helps without telling everything, the smallest first.
+
+        One that is about some functions begins with their names: "`encode`, `Cache.read`: ...".
+        """
         parts = self.text("hints.md").split("\n---\n")
         return tuple(part.strip() for part in parts)
 
@@ -84,6 +91,16 @@ STEPS = (
     Step(12, "step12_fast", "making it fast: one matmul", 90,
          ("nanovllm.model.kernels.simd.tile:emit_tile",)),
 )  # fmt: skip
+
+
+def is_about(hint: str, functions: Iterable[str]) -> bool:
+    """Return whether a hint begins with one of these functions; a class has all its methods."""
+    subjects = _SUBJECTS.match(hint)
+    return subjects is not None and any(
+        f"{name}.".startswith(f"{function}.") or f"{function}.".startswith(f"{name}.")
+        for name in re.findall(r"[\w.]+", subjects[0])
+        for function in functions
+    )
 
 
 def step_of(number: int) -> Step:

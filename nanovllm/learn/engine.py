@@ -1,11 +1,9 @@
 """The engine of backend="learn:DIR": the reader's code where it is written, else the project's."""
 
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from nanovllm.config import EngineConfig
-from nanovllm.engine.engine import Engine
 from nanovllm.engine.engine_parts import EngineParts, PartOwner
 from nanovllm.engine.scheduling.scheduler import Scheduler
 from nanovllm.learn.backend import LearnBackend
@@ -69,12 +67,3 @@ def engine_parts_of(parts: Parts, folder: Path) -> EngineParts:
             for part, module, names in ENGINE_PARTS
         ),
     )
-
-
-def load_learn_engine(model: Path, folder: Path, config: EngineConfig | None = None) -> Engine:
-    """Load a model folder into an engine that runs the code in `folder`.
-
-    Raises as `Engine.load` and `learn_parts`.
-    """
-    config = replace(config or EngineConfig(), backend="numpy")
-    return Engine.load(model, config, learn_parts(folder))

@@ -1,14 +1,15 @@
 """The reader's folder: a file a step, and course.json with what passed."""
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from nanovllm.errors import InvalidRequestError
-from nanovllm.learn.course import STEPS, Step
-from nanovllm.learn.stubs import parts_of, readers_source, stub_names, stub_of
+from nanovllm.learn.course import STEPS, Step, is_about
+from nanovllm.learn.stubs import names_to_write, readers_source, stub_names, stub_of
 
 _MARKER = "course.json"
 _README = """# My GPT
@@ -27,6 +28,10 @@ In a check and in the server, a part that is not written yet is the project's.
 To try the examples of the pages in Python, begin with:
 
     import numpy as np; np.set_printoptions(precision=3, suppress=True)
+
+They run your files. This fills in a step that they need and you skip:
+
+    nanovllm learn show 4 --solution > step04_attention.py
 """
 
 
@@ -37,12 +42,14 @@ class CourseFolder:
     Attributes:
         path: the folder.
         passed: hash of the file of each step that passed, by the step's number.
-        hints: number of hints that were shown, by the step's number.
+        hints: indices of the hints that were shown, by the step's number.
+        failed: functions that are probably at fault in the last check, by the step's number.
     """
 
     path: Path
     passed: dict[int, str]
-    hints: dict[int, int]
+    hints: dict[int, list[int]]
+    failed: dict[int, list[str]]
 
     @classmethod
     def start(cls, path: Path, *, has_solutions: bool = False) -> "CourseFolder":
@@ -70,7 +77,7 @@ class CourseFolder:
             (path / name).write_text(source, encoding="utf-8")
         if not (path / "README.md").exists():
             (path / "README.md").write_text(_README, encoding="utf-8")
-        folder = cls(path, {}, {})
+        folder = cls(path, {}, {}, {})
         folder.save()
         return folder
 
@@ -90,7 +97,9 @@ class CourseFolder:
 
     def save(self) -> None:
         """Write course.json."""
-        state = {"version": 1, "passed": self.passed, "hints": self.hints}
+        state = {
+            "version": 1, "passed": self.passed, "hints": self.hints, "failed": self.failed,
+        }  # fmt: skip
         text = json.dumps(state, indent=2) + "\n"
         (self.path / _MARKER).write_text(text, encoding="utf-8")
 
@@ -102,48 +111,56 @@ class CourseFolder:
         """Return how far a step is, in a few words."""
         try:
             source = self.file(step).read_text(encoding="utf-8")
-            unwritten = [name for name in parts_of(step) if name in stub_names(source)]
+            unwritten = [name for name in names_to_write(step) if name in stub_names(source)]
         except OSError:
             return "no file"
         except (SyntaxError, ValueError):
             return "cannot be read as Python"
         if self.passed.get(step.number) == _hash(source):
             return "passed"
-        count = len(parts_of(step))
+        count = len(names_to_write(step))
         if len(unwritten) == count:
             return "not written"
         if unwritten:
             return f"{count - len(unwritten)} of {count} parts written"
         return "changed since it passed" if step.number in self.passed else "written, not checked"
 
-    def note_check(self, step: Step, *, has_passed: bool) -> None:
-        """Note the result of a check."""
+    def note_check(self, step: Step, *, has_passed: bool, functions: Iterable[str] = ()) -> None:
+        """Note the result of a check, and the functions that are probably at fault."""
         self.passed.pop(step.number, None)
+        self.failed[step.number] = list(functions)
         if has_passed:
             self.passed[step.number] = _hash(self.file(step).read_text(encoding="utf-8"))
         self.save()
 
     def next_hint(self, step: Step) -> tuple[int, int, str]:
-        """Return the number of the next hint, that of all hints, and its text."""
-        shown = min(self.hints.get(step.number, 0) + 1, len(step.hints))
-        self.hints[step.number] = shown
+        """Return the number of the next hint, that of all hints, and its text.
+
+        Hints about the functions in `failed` come first. When all were shown, it is the last one
+        again.
+        """
+        shown, functions = self.hints.setdefault(step.number, []), self.failed.get(step.number, ())
+        left = [index for index in range(len(step.hints)) if index not in shown]
+        left.sort(key=lambda index: not is_about(step.hints[index], functions))
+        shown += left[:1]
         self.save()
-        return shown, len(step.hints), step.hints[shown - 1]
+        return len(shown), len(step.hints), step.hints[shown[-1]]
 
 
 def _hash(source: str) -> str:
     return sha256(source.encode()).hexdigest()
 
 
-def _read(path: Path) -> tuple[dict[int, str], dict[int, int]]:
-    """Return what passed and how many hints were shown."""
+def _read(path: Path) -> tuple[dict[int, str], dict[int, list[int]], dict[int, list[str]]]:
+    """Return what passed, which hints were shown, and what failed."""
     try:
         state: Any = json.loads(path.read_text(encoding="utf-8"))
         passed = {int(number): str(digest) for number, digest in state["passed"].items()}
-        hints = {int(number): int(count) for number, count in state["hints"].items()}
+        hints = {int(number): [*map(int, shown)] for number, shown in state["hints"].items()}
+        failed = {int(number): [*map(str, names)] for number, names in state["failed"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise InvalidRequestError(
             f"{path} cannot be read; delete it and run `nanovllm learn start` in a new folder, "
             "then copy your files there"
         ) from None
-    return passed, hints
+    return passed, hints, failed

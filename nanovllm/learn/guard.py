@@ -8,7 +8,6 @@ import ctypes
 import inspect
 import threading
 import time
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -16,6 +15,7 @@ from typing import Any, ParamSpec, TypeVar
 import numpy as np
 
 from nanovllm.errors import EngineFaultError
+from nanovllm.learn.readers_lines import readers_lines
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -78,8 +78,7 @@ class Guard:
 
     def _fault(self, function: Any, error: BaseException, text: str) -> ReadersFaultError:
         """Return an error that names the last line of the reader's files that led to it."""
-        frames = traceback.extract_tb(error.__traceback__)
-        lines = [one for one in frames if Path(one.filename).resolve().parent == self._folder]
+        lines = readers_lines(error, self._folder)
         if not lines:
             return wrong(function, text)
         places = [f"{Path(one.filename).name}, line {one.lineno}, in {one.name}" for one in lines]

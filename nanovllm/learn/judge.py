@@ -48,6 +48,8 @@ class Verdict:
         num_cases: those of the step.
         problem: why the reader's file could not be loaded; empty if it was.
         mistakes: what the reader's code probably does, the likeliest first.
+        functions: where the fault probably is: of the functions that the failed case calls, those
+            that the cases reached last.
         printed: what it printed when it was loaded.
     """
 
@@ -55,6 +57,7 @@ class Verdict:
     num_cases: int
     problem: str = ""
     mistakes: tuple[Mistake, ...] = ()
+    functions: tuple[str, ...] = ()
     printed: str = ""
 
     @property
@@ -111,7 +114,12 @@ def judge(
         mistakes: tuple[Mistake, ...] = ()
         if results and results[-1].state in {"differs", "raised"}:
             mistakes = tuple(step.mistakes[at] for at in ask(op="diagnose").get("indices", ()))
-        return Verdict(tuple(results), len(cases), mistakes=mistakes, printed=loading)
+        functions: tuple[str, ...] = ()
+        if results and results[-1].state in {"differs", "raised", "unwritten"}:
+            functions = tuple(ask(op="find").get("names", ()))
+        return Verdict(
+            tuple(results), len(cases), mistakes=mistakes, functions=functions, printed=loading
+        )
     finally:
         process.end()
 

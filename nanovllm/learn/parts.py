@@ -14,14 +14,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.abc import ExecutionLoader, Loader
 from pathlib import Path
-from traceback import extract_tb
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import NoReturn
 
 from nanovllm.errors import NanovllmError
 from nanovllm.learn.checking import Mistake
 from nanovllm.learn.course import STEPS, Step
-from nanovllm.learn.stubs import parts_of, stub_names
+from nanovllm.learn.readers_lines import readers_lines
+from nanovllm.learn.stubs import names_to_write, stub_names
 
 
 class ReadersCodeError(NanovllmError):
@@ -56,6 +56,18 @@ def names_of(module: ModuleType) -> list[str]:
     ]
 
 
+def functions_of(step: Step, module: ModuleType) -> dict[str, FunctionType]:
+    """Return the functions and methods that a step asks for, such as "encode" or "Cache.read"."""
+    found: dict[str, object] = {}
+    for name in names_to_write(step):
+        value = getattr(module, name, None)
+        if inspect.isclass(value):
+            found |= {f"{name}.{method}": one for method, one in vars(value).items()}
+        else:
+            found[name] = value
+    return {name: one for name, one in found.items() if inspect.isfunction(one)}
+
+
 def _unwrapped(value: object) -> object:
     """Return the function that Numba compiles; anything else as it is."""
     return getattr(value, "py_func", value)
@@ -77,7 +89,7 @@ def load_parts(folder: Path | None, steps: Sequence[Step] = STEPS) -> Parts:
         modules[step.module], unwritten = _load(step, path)
         for name in unwritten:
             setattr(modules[step.module], name, getattr(step.solution, name))
-        written[step.module] = tuple(name for name in parts_of(step) if name not in unwritten)
+        written[step.module] = tuple(name for name in names_to_write(step) if name not in unwritten)
     return Parts(modules, written)
 
 
@@ -140,8 +152,8 @@ def _load(step: Step, path: Path) -> tuple[ModuleType, set[str]]:
     except OSError as error:
         raise ReadersCodeError(f"{path} cannot be read: {error}") from None
     except (Exception, SystemExit) as error:
-        frames = [frame for frame in extract_tb(error.__traceback__) if frame.filename == str(path)]
-        line = f", line {frames[-1].lineno}" if frames else ""
+        lines = readers_lines(error, path.parent)
+        line = f", line {lines[-1].lineno}" if lines else ""
         raise ReadersCodeError(f"{path.name}{line}: {type(error).__name__}: {error}") from error
     names = set(names_of(step.solution))
     return module, names & (unwritten.keys() | names - set(vars(module)))

@@ -5,7 +5,6 @@ alike; the median of the rounds counts. Afterwards one more round runs with ever
 course wrapped, which gives the time inside each of them.
 """
 
-import inspect
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,13 +17,12 @@ from nanovllm.engine.engine import Engine
 from nanovllm.engine.generation_request import GenerationRequest
 from nanovllm.errors import EngineFaultError
 from nanovllm.learn.course import STEPS
-from nanovllm.learn.parts import Parts
-from nanovllm.learn.stubs import parts_of
+from nanovllm.learn.parts import Parts, functions_of
 from nanovllm.sampling_params import SamplingParams
 
 
 @dataclass(frozen=True, slots=True)
-class Heat:
+class Workload:
     """Work that the engines do: `num_prompts` prompts of `prompt_len` tokens.
 
     Attributes:
@@ -45,10 +43,10 @@ class Heat:
         return self.num_prompts * (self.prompt_len if self.counts_prompts else self.output_len)
 
 
-HEATS = (
-    Heat("prefill: a prompt of 256 tokens", 1, 256, 1, counts_prompts=True),
-    Heat("decode: one sequence of 64 tokens", 1, 8, 64),
-    Heat("decode: 8 sequences of 32 tokens", 8, 8, 32),
+WORKLOADS = (
+    Workload("prefill: a prompt of 256 tokens", 1, 256, 1, counts_prompts=True),
+    Workload("decode: one sequence of 64 tokens", 1, 8, 64),
+    Workload("decode: 8 sequences of 32 tokens", 8, 8, 32),
 )
 
 
@@ -60,7 +58,7 @@ class FunctionTime:
         name: of the function or method.
         step: number of its step.
         is_readers: whether it is the reader's.
-        calls, seconds: in one round of all heats.
+        calls, seconds: in one round of all workloads.
         share: fraction of the whole time.
     """
 
@@ -72,14 +70,14 @@ class FunctionTime:
     share: float
 
 
-def run_heat(engine: Engine, heat: Heat) -> float:
+def run_workload(engine: Engine, workload: Workload) -> float:
     """Return the seconds that an engine takes. Raises EngineFaultError if a request fails."""
     vocab = engine.model.vocab
     prompts = [
-        [(1 + 7 * prompt + 3 * place) % vocab for place in range(heat.prompt_len)]
-        for prompt in range(heat.num_prompts)
+        [(1 + 7 * prompt + 3 * place) % vocab for place in range(workload.prompt_len)]
+        for prompt in range(workload.num_prompts)
     ]
-    params = SamplingParams(max_tokens=heat.output_len, temperature=0.0, ignore_eos=True)
+    params = SamplingParams(max_tokens=workload.output_len, temperature=0.0, ignore_eos=True)
     started_s = time.perf_counter()
     requests = engine.input_processor.process(
         GenerationRequest(prompts=prompts, params=params, request_id="race")
@@ -95,34 +93,34 @@ def run_heat(engine: Engine, heat: Heat) -> float:
 
 def race(
     engines: Mapping[str, Engine],
-    heats: Sequence[Heat],
+    workloads: Sequence[Workload],
     rounds: int,
-    on_heat: Callable[[], object] = lambda: None,
+    on_run: Callable[[], object] = lambda: None,
 ) -> dict[str, dict[str, float]]:
-    """Return the tokens a second of each engine in each heat: the median of the rounds.
+    """Return the tokens a second of each engine in each workload: the median of the rounds.
 
-    `on_heat` is called after each of the (rounds + 1) * len(heats) * len(engines) runs; the first
-    round does not count.
+    `on_run` is called after each of the (rounds + 1) * len(workloads) * len(engines) runs; the
+    first round does not count.
     """
     seconds: dict[tuple[str, str], list[float]] = {}
     for number in range(rounds + 1):
-        for heat in heats:
+        for workload in workloads:
             for name, engine in engines.items():
-                duration_s = run_heat(engine, heat)
+                duration_s = run_workload(engine, workload)
                 if number:
-                    seconds.setdefault((heat.name, name), []).append(duration_s)
-                on_heat()
+                    seconds.setdefault((workload.name, name), []).append(duration_s)
+                on_run()
     return {
-        heat.name: {name: heat.num_tokens / median(seconds[heat.name, name]) for name in engines}
-        for heat in heats
+        one.name: {name: one.num_tokens / median(seconds[one.name, name]) for name in engines}
+        for one in workloads
     }
 
 
-def profile(engine: Engine, parts: Parts, heats: Sequence[Heat]) -> list[FunctionTime]:
+def profile(engine: Engine, parts: Parts, workloads: Sequence[Workload]) -> list[FunctionTime]:
     """Return the time inside each function of the course in one round, the longest first."""
     clock = _Clock()
     with _measured(parts, clock):
-        total_s = sum(run_heat(engine, heat) for heat in heats)
+        total_s = sum(run_workload(engine, workload) for workload in workloads)
     times = [
         FunctionTime(name, step, is_readers, calls, seconds, seconds / total_s)
         for (name, step, is_readers), (calls, seconds) in clock.times.items()
@@ -163,20 +161,16 @@ def _measured(parts: Parts, clock: _Clock) -> Iterator[None]:
     namespaces = [*parts.modules.values(), *(step.solution for step in STEPS)]
     for step in STEPS:
         module = parts.modules.get(step.module)
-        for name in parts_of(step) if module is not None else ():
-            value, is_readers = getattr(module, name), name in parts.written[step.module]
-            if inspect.isfunction(value):
-                wrapper = clock.wrap(value, (name, step.number, is_readers))
-                for namespace in namespaces:
-                    if vars(namespace).get(name) is value:
-                        replaced.append((namespace, name, value))
-                        setattr(namespace, name, wrapper)
-            elif inspect.isclass(value):
-                for method, plain in list(vars(value).items()):
-                    if inspect.isfunction(plain) and not method.startswith("__"):
-                        key = (f"{name}.{method}", step.number, is_readers)
-                        replaced.append((value, method, plain))
-                        setattr(value, method, clock.wrap(plain, key))
+        for name, plain in functions_of(step, module).items() if module is not None else ():
+            owner, _, method = name.rpartition(".")
+            if method.startswith("__"):
+                continue
+            is_readers = (owner or name) in parts.written[step.module]
+            wrapper = clock.wrap(plain, (name, step.number, is_readers))
+            for one in [getattr(module, owner)] if owner else namespaces:
+                if vars(one).get(method) is plain:
+                    replaced.append((one, method, plain))
+                    setattr(one, method, wrapper)
     try:
         yield
     finally:

@@ -45,7 +45,7 @@ def stub_of(step: Step) -> str:
 
 
 @functools.cache
-def parts_of(step: Step) -> tuple[str, ...]:
+def names_to_write(step: Step) -> tuple[str, ...]:
     """Return the functions and classes that a step asks for, in order."""
     return tuple(stub_names(stub_of(step)))
 

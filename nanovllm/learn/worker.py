@@ -5,6 +5,7 @@
     -> case       index                           <- passed | differs: text | raised: text |
                                                      unwritten: text; each with printed
     -> diagnose                                   <- mistakes: their indices
+    -> find                                       <- functions: names
 
 The messages are those of engine/sandbox/messages.py. What the reader's code prints is returned and
 not mixed with the messages.
@@ -12,16 +13,18 @@ not mixed with the messages.
 
 import functools
 import io
+import sys
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
-from types import ModuleType
+from types import FrameType, ModuleType
 from typing import Any
 
 from nanovllm.engine.sandbox.limits import limit_memory, limited_cpu
 from nanovllm.engine.sandbox.messages import Channel
-from nanovllm.learn.checking import Outcome, difference, is_same, run_case
+from nanovllm.learn.checking import Case, Outcome, is_same, problem_of, run_case
 from nanovllm.learn.course import STEPS, Step, step_of
-from nanovllm.learn.parts import ReadersCodeError, load_parts, load_step, mistaken
+from nanovllm.learn.parts import ReadersCodeError, functions_of, load_parts, load_step, mistaken
+from nanovllm.learn.stubs import names_to_write
 
 MEMORY_BYTES = 2 << 30
 CPU_S = 20.0
@@ -50,15 +53,15 @@ class _Printed(io.TextIOBase):
 class Check:
     """One step's cases on the reader's module."""
 
-    def __init__(self, step: Step, module: ModuleType, path: str) -> None:
-        """Check `module`, whose file `path` is named in messages."""
-        self._step, self._module, self._path = step, module, path
+    def __init__(self, step: Step, module: ModuleType, folder: Path) -> None:
+        """Check `module`, which is of the reader's `folder`."""
+        self._step, self._module, self._folder = step, module, folder
         self._outcomes: dict[int, Outcome] = {}
 
     def run(self, index: int) -> dict[str, Any]:
         """Run a case and return the reply."""
         case = self._step.cases[index]
-        outcome = self._outcomes[index] = run_case(case, self._module, self._path)
+        outcome = self._outcomes[index] = run_case(case, self._module, self._folder)
         if outcome.kind == "unwritten":
             return {"op": "unwritten", "text": outcome.text}
         if outcome.kind == "unmet":
@@ -66,7 +69,7 @@ class Check:
         if outcome.kind:
             return {"op": "raised", "text": outcome.text}
         expected = case.run(self._step.solution) if case.expected is None else case.expected()
-        text = difference(outcome.value, expected)
+        text = problem_of(outcome, expected)
         return {"op": "passed"} if text is None else {"op": "differs", "text": text}
 
     def diagnose(self) -> list[int]:
@@ -80,16 +83,44 @@ class Check:
             )
         ]
 
+    def suspects(self) -> list[str]:
+        """Return, of the functions that the failed case calls, those that the cases reached last.
 
-@functools.cache
-def _mistaken(step: Step, number: int) -> ModuleType:
-    return mistaken(step, step.mistakes[number])
+        The others have passed more cases. Calls of compiled functions are not seen; in step 12 the
+        name of a case says which function it calls.
+        """
+        first: dict[str, int] = {}
+        called: list[str] = []
+        for index in self._outcomes:
+            called = self._called(self._step.cases[index])
+            for name in called:
+                first.setdefault(name, index)
+        latest = max((first[name] for name in called), default=0)
+        return [name for name in called if first[name] == latest]
+
+    def _called(self, case: Case) -> list[str]:
+        """Run a case again, and return the functions of the step that it calls."""
+        functions = functions_of(self._step, self._module)
+        names = {id(function.__code__): name for name, function in functions.items()}
+        called: dict[str, None] = {}
+
+        def on_event(frame: FrameType, event: str, _argument: object) -> None:
+            name = names.get(id(frame.f_code)) if event == "call" else None
+            if name is not None:
+                called[name] = None
+
+        sys.setprofile(on_event)
+        try:
+            run_case(case, self._module, self._folder)
+        finally:
+            sys.setprofile(None)
+        return list(called) or [name for name in names_to_write(self._step) if name in case.name]
 
 
 @functools.cache
 def _mistaken_outcome(step: Step, number: int, index: int) -> Outcome:
     """Return what a mistake gives in a case: the same in every check."""
-    return run_case(step.cases[index], _mistaken(step, number), "")
+    return run_case(step.cases[index], mistaken(step, step.mistakes[number]), Path())
 
 
 def serve(channel: Channel) -> None:
@@ -109,12 +140,14 @@ def serve(channel: Channel) -> None:
         except ReadersCodeError as error:
             channel.send({"op": "failed", "message": str(error), "printed": printed.take()})
             return
-        check = Check(step, module, str(folder / f"{step.module}.py"))
+        check = Check(step, module, folder)
         channel.send({"op": "loaded", "printed": printed.take()})
         while (received := channel.receive()) is not None:
             with limited_cpu(cpu_s):
                 if received[0]["op"] == "case":
                     reply = check.run(received[0]["index"])
+                elif received[0]["op"] == "find":
+                    reply = {"op": "functions", "names": check.suspects()}
                 else:
                     reply = {"op": "mistakes", "indices": check.diagnose()}
             channel.send({**reply, "printed": printed.take()})

@@ -124,7 +124,7 @@ def load_arrays(folder: Path, config: GPT2Config) -> dict[str, Float32[np.ndarra
     total = sum(tensor.num_bytes for tensor in stored.values())
     arrays: dict[str, np.ndarray] = {}
     with progress_bar(
-        total=total, desc="Loading weights", unit="B", unit_scale=True, leave=False
+        total=total, desc="Loading weights", unit="B", unit_scale=True, delay=0.5, leave=False
     ) as progress:
         for name, tensor in stored.items():
             arrays[name] = tensor.read()

@@ -83,6 +83,8 @@ def test_progress_follows_the_file(folder: Path, capsys: pytest.CaptureFixture[s
         file.write("# more\n")
     assert "changed since it passed" in learn(capsys)
     assert "Passed." in learn(capsys, "check")
+    both = learn(capsys, "check", "4", "3", code=1)
+    assert both.index("Step 4") < both.index("Step 3") < both.index("Passed.")
     found = CourseFolder.find(None)
     assert found is not None
     assert found.status(step) == "passed"
@@ -98,6 +100,18 @@ def test_hints_come_one_at_a_time(folder: Path, capsys: pytest.CaptureFixture[st
     shown = learn(capsys, "hint", "3", "--all")
     assert all(hint in shown for hint in hints)
     assert "No hint of this step" in learn(capsys, "hint", "4", "--all")
+
+
+def test_a_hint_is_about_what_failed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    solution = learn(capsys, "show", "1", "--solution")
+    wrong = solution.replace("    ids = to_bytes(text)\n    for rank", "    ids = []\n    for rank")
+    (folder / "step01_tokens.py").write_text(wrong, encoding="utf-8")
+    learn(capsys, "check", "1", code=1)
+    assert "Hint 1 of 6 for step 1:\n\n`encode`: " in learn(capsys, "hint", "1")
+    assert "Hint 2 of 6 for step 1:\n\n`to_bytes`, " in learn(capsys, "hint", "1")
+    (folder / "step01_tokens.py").write_text(solution, encoding="utf-8")
+    learn(capsys, "check", "1")
+    assert "Hint 3 of 6 for step 1:\n\n`merge_pair`: " in learn(capsys, "hint", "1")
 
 
 def test_pages_and_differences_are_printed(
@@ -118,7 +132,7 @@ def test_pages_and_differences_are_printed(
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        (["check", "13"], "there is no step 13; the steps are 1 to 12"),
+        (["check", "3", "13"], "there is no step 13; the steps are 1 to 12"),
         (["check", "3", "--folder", "nowhere"], "nowhere has no course.json"),
         (["show", "0"], "there is no step 0"),
     ],
@@ -127,6 +141,13 @@ def test_bad_input_gets_an_error(
     folder: Path, capsys: pytest.CaptureFixture[str], words: list[str], text: str
 ) -> None:
     assert text in learn(capsys, *words, code=1)
+
+
+def test_a_step_has_a_number(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["learn", "check", "2", "layer_norm"])
+    message = "layer_norm must be the number of a step, such as 3"
+    assert message in capsys.readouterr().err
 
 
 def test_a_file_that_is_no_python_is_named(

@@ -13,6 +13,7 @@ DOCS = ROOT / "docs"
 OTHER_PAGES = (
     "README.md",
     "LEARNING.md",
+    "nanovllm/learn/notebooks/README.md",
     "CONTRIBUTING.md",
     "SECURITY.md",
     "CHANGELOG.md",

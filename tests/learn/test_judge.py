@@ -40,6 +40,25 @@ def test_a_readers_own_mistake_is_named(folder: CourseFolder) -> None:
 
 
 @pytest.mark.parametrize(
+    ("old", "new", "named"),
+    [
+        ("axis=1, keepdims=True", "axis=1", ["no keepdims"]),
+        ("hidden - hidden.mean(axis=1, keepdims=True)",
+         "hidden.copy()\n    centred -= hidden.mean(axis=1)", ["no keepdims"]),
+        ("    return", "    centred @ centred if len(hidden) > 1 else 0\n    return", []),
+        ("    return", "    if len(hidden) > 1: raise ValueError('no')\n    return", []),
+    ],
+)  # fmt: skip
+def test_an_exception_is_a_mistake_where_its_message_is_that_of_the_mistake(
+    folder: CourseFolder, old: str, new: str, named: list[str]
+) -> None:
+    verdict = judged(folder, HEAD + RIGHT.replace(old, new))
+    assert (len(verdict.cases), verdict.cases[-1].state) == (2, "raised")
+    assert verdict.cases[-1].text.startswith("ValueError")
+    assert [mistake.name for mistake in verdict.mistakes] == named
+
+
+@pytest.mark.parametrize(
     ("body", "state", "text"),
     [
         ("    while True:\n        pass\n", "ended", "did not end within 0.3 s"),
@@ -51,7 +70,22 @@ def test_a_readers_own_mistake_is_named(folder: CourseFolder) -> None:
         ("    return 'text'\n", "differs", "a str ('text'), expected an array of shape (1, 3)"),
         ("    return hidden.tolist()\n", "differs", "a list"),
         ("    return hidden[0]\n", "differs", "the shape (3,), expected (1, 3)"),
-        ("    return hidden * np.nan\n", "differs", "3 are not a number (NaN)"),
+        (
+            "    return hidden * np.nan\n",
+            "differs",
+            "3 are not a number (NaN), the first at [0, 0]\n  found    [[nan nan nan]]",
+        ),
+        ("    return hidden * np.nan\n", "differs", "logarithm of a negative number"),
+        (
+            "    return (hidden - 6) / (hidden - 6)\n",
+            "differs",
+            "1 is not a number (NaN), the first at [0, 2]",
+        ),
+        (
+            "    return (hidden - 6) / (hidden - 6)\n",
+            "differs",
+            "the first NaN is from line 5: return (hidden - 6) / (hidden - 6)\n  NaN is 0 / 0",
+        ),
         ("    return hidden > 0\n", "differs", "elements of type bool, expected float32"),
         ("    import os\n    os._exit(3)\n", "ended", "ended the process"),
         ("    raise NotImplementedError\n", "unwritten", "a part is not written yet"),
@@ -66,6 +100,30 @@ def test_code_that_goes_wrong_gets_a_message(
     assert verdict.cases[-1].state == state, verdict
     assert text in verdict.cases[-1].text
     assert not verdict.has_passed
+
+
+@pytest.mark.parametrize(
+    ("number", "old", "new", "functions"),
+    [
+        (1, "    ids = to_bytes(text)\n    for rank", "    ids = []\n    for rank", ("encode",)),
+        (2, "logits - logits.max(", "logits * logits.max(", ("softmax",)),
+        (2, "    return shifted - ", "    raise NotImplementedError\n    return shifted - ",
+         ("log_softmax",)),
+        (8, "            self._counts[block] = 1", "            self._counts[block] = 2",
+         ("BlockManager.free",)),
+        (12, 'compiled."""\n', 'compiled."""\n    rows = rows + rows\n', ("matmul_numba",)),
+    ],
+)  # fmt: skip
+def test_the_functions_that_failed_are_named(
+    folder: CourseFolder, number: int, old: str, new: str, functions: tuple[str, ...]
+) -> None:
+    step = step_of(number)
+    source = readers_source(step.text("solution.py"))
+    assert old in source
+    folder.file(step).write_text(source.replace(old, new), encoding="utf-8")
+    verdict = judge(folder.path, step)
+    assert verdict.cases[-1].state in {"differs", "raised", "unwritten"}
+    assert verdict.functions == functions
 
 
 @pytest.mark.parametrize(

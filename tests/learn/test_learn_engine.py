@@ -20,7 +20,7 @@ from nanovllm.engine.input_processor import InputProcessor
 from nanovllm.engine.prompt_request import PromptRequest
 from nanovllm.engine.scheduling.request import FinishReason
 from nanovllm.errors import InvalidRequestError
-from nanovllm.learn.engine import engine_parts_of, learn_parts, load_learn_engine
+from nanovllm.learn.engine import engine_parts_of, learn_parts
 from nanovllm.learn.folder import CourseFolder
 from nanovllm.learn.parts import load_parts
 from nanovllm.sampling_params import SamplingParams
@@ -181,7 +181,7 @@ def test_a_folder_of_stubs_runs_on_the_projects_code(
     tiny_model: Path, tmp_path: Path, expected: Any
 ) -> None:
     CourseFolder.start(tmp_path / "gpt")
-    engine = load_learn_engine(tiny_model, tmp_path / "gpt", EngineConfig(**CLASSROOM))
+    engine = Engine.load(tiny_model, EngineConfig(**CLASSROOM), learn_parts(tmp_path / "gpt"))
     assert not any(owner.is_readers for owner in engine.parts.owners)
     assert complete(engine) == expected
 
@@ -190,7 +190,7 @@ def test_a_folder_of_solutions_is_the_readers(
     tiny_model: Path, tmp_path: Path, expected: Any
 ) -> None:
     CourseFolder.start(tmp_path / "gpt", has_solutions=True)
-    engine = load_learn_engine(tiny_model, tmp_path / "gpt", EngineConfig(**CLASSROOM))
+    engine = Engine.load(tiny_model, EngineConfig(**CLASSROOM), learn_parts(tmp_path / "gpt"))
     assert all(owner.is_readers for owner in engine.parts.owners)
     assert engine.parts.name == f"learn:{tmp_path / 'gpt'}"
     assert complete(engine) == expected

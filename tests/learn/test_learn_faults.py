@@ -10,7 +10,7 @@ from nanovllm.engine.engine import Engine
 from nanovllm.engine.generation_request import GenerationRequest
 from nanovllm.engine.scheduling.request import FinishReason
 from nanovllm.errors import EngineFaultError
-from nanovllm.learn.engine import load_learn_engine
+from nanovllm.learn.engine import learn_parts
 from nanovllm.learn.folder import CourseFolder
 from nanovllm.sampling_params import SamplingParams
 from tests.learn.test_learn_engine import CLASSROOM
@@ -115,7 +115,7 @@ def test_a_fault_ends_the_requests_and_names_its_place(
     monkeypatch.setattr("nanovllm.learn.scheduler.TEXT_S", 0.2)
     monkeypatch.chdir(tmp_path)
     folder = folder_with(Path("gpt"), module, old, new)
-    engine = load_learn_engine(tiny_model, folder, EngineConfig(**CLASSROOM))
+    engine = Engine.load(tiny_model, EngineConfig(**CLASSROOM), learn_parts(folder))
     prompts = [PROMPT, [*PROMPT[8:16], *PROMPT[:4]]]
     for _ in range(2):  # the engine goes on after a fault
         with pytest.raises(EngineFaultError, match=message):
@@ -132,7 +132,7 @@ def test_a_failed_step_ends_its_own_requests_and_the_others_begin_again(
         tmp_path / "gpt", "step02_logits", "    return token_embedding[token_ids]",
         "    assert 99 not in token_ids, 'no 99'\n    return token_embedding[token_ids]",
     )  # fmt: skip
-    engine = load_learn_engine(tiny_model, folder, EngineConfig(**CLASSROOM))
+    engine = Engine.load(tiny_model, EngineConfig(**CLASSROOM), learn_parts(folder))
     own = Engine.load(tiny_model, EngineConfig(**CLASSROOM))
     params = SamplingParams(max_tokens=12, temperature=0.0, ignore_eos=True)
     request = GenerationRequest(prompts=[PROMPT, [99]], params=params, request_id="test")
@@ -165,7 +165,7 @@ def test_an_abort_that_fails_ends_the_others_with_its_place(
         "        assert len(sequence.output) != 2\n"
         "        self.blocks.free(sequence.block_ids)\n        seq",
     )  # fmt: skip
-    engine = load_learn_engine(tiny_model, folder, EngineConfig(**CLASSROOM))
+    engine = Engine.load(tiny_model, EngineConfig(**CLASSROOM), learn_parts(folder))
     params = SamplingParams(max_tokens=12, temperature=0.0, ignore_eos=True)
     request = GenerationRequest(prompts=[PROMPT, [9]], params=params, request_id="test")
     ids = []
@@ -187,7 +187,7 @@ def test_streamed_text_that_raises_ends_the_request(tiny_model: Path, tmp_path: 
         tmp_path / "gpt", "step10_streaming", "        data = self._pending + data",
         "        return None",
     )  # fmt: skip
-    engine = load_learn_engine(tiny_model, folder, EngineConfig(**CLASSROOM))
+    engine = Engine.load(tiny_model, EngineConfig(**CLASSROOM), learn_parts(folder))
     (output,) = run(engine, PROMPT)
     assert "in Utf8Stream.push: it returned a NoneType, expected text" in str(output.error)
     assert not engine.has_work
@@ -202,7 +202,7 @@ def test_numbers_that_are_not_finite_leave_no_cached_block(
         "        return np.full((len(token_ids), token_embedding.shape[1]), np.nan, np.float32)\n"
         "    return token_embedding[token_ids]",
     )  # fmt: skip
-    engine = load_learn_engine(tiny_model, folder, EngineConfig(**CLASSROOM))
+    engine = Engine.load(tiny_model, EngineConfig(**CLASSROOM), learn_parts(folder))
     (output,) = run(engine, [*PROMPT[:16], 99])
     assert "is not a number" in str(output.error)
     run(engine, [*PROMPT[:16], 98])
@@ -216,7 +216,7 @@ def test_an_exit_in_streamed_text_ends_the_request(tiny_model: Path, tmp_path: P
         "        data = self._pending + data",
         "        exit()",
     )
-    engine = load_learn_engine(tiny_model, folder, EngineConfig(**CLASSROOM))
+    engine = Engine.load(tiny_model, EngineConfig(**CLASSROOM), learn_parts(folder))
     (output,) = run(engine, PROMPT)
     assert "in push: SystemExit" in str(output.error)
 
@@ -233,7 +233,7 @@ def test_a_restart_that_fails_ends_the_requests(tiny_model: Path, tmp_path: Path
         passage, f"    assert 99 not in token_ids, 'no 99'\n{passage}"
     )
     file.write_text(source, encoding="utf-8")
-    engine = load_learn_engine(tiny_model, folder, EngineConfig(**CLASSROOM))
+    engine = Engine.load(tiny_model, EngineConfig(**CLASSROOM), learn_parts(folder))
     with pytest.raises(EngineFaultError, match="no 99"):
         run(engine, [99])
     for _ in range(2):  # the fault of the last attempt to make it; the next one follows
@@ -261,13 +261,13 @@ def test_a_block_manager_that_cannot_be_used_is_named(
 ) -> None:
     folder = folder_with(tmp_path / "gpt", BLOCKS, old, new)
     with pytest.raises(EngineFaultError, match=f"step08_blocks.py, in BlockManager: .*{message}"):
-        load_learn_engine(tiny_model, folder, EngineConfig(**CLASSROOM))
+        Engine.load(tiny_model, EngineConfig(**CLASSROOM), learn_parts(folder))
 
 
 def test_blocks_may_be_integers_of_numpy(tiny_model: Path, tmp_path: Path) -> None:
     folder = folder_with(
         tmp_path / "gpt", BLOCKS, "        return taken", "        return list(np.array(taken))"
     )
-    engine = load_learn_engine(tiny_model, folder, EngineConfig(**CLASSROOM))
+    engine = Engine.load(tiny_model, EngineConfig(**CLASSROOM), learn_parts(folder))
     own = Engine.load(tiny_model, EngineConfig(**CLASSROOM))
     assert run(engine, PROMPT)[0].outputs == run(own, PROMPT)[0].outputs

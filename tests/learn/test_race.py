@@ -13,10 +13,10 @@ from nanovllm.learn.course import STEPS
 from nanovllm.learn.engine import engine_parts_of
 from nanovllm.learn.folder import CourseFolder
 from nanovllm.learn.parts import load_parts
-from nanovllm.learn.race import Heat, profile, race
+from nanovllm.learn.race import Workload, profile, race
 from nanovllm.learn.stubs import readers_source
 
-HEATS = (Heat("prefill", 1, 12, 1, counts_prompts=True), Heat("decode", 2, 3, 5))
+WORKLOADS = (Workload("prefill", 1, 12, 1, counts_prompts=True), Workload("decode", 2, 3, 5))
 
 
 def folder_with_layer_norm(path: Path) -> Path:
@@ -34,7 +34,7 @@ def test_every_function_has_its_own_time(tiny_model: Path, tmp_path: Path) -> No
     engine = Engine.load(
         tiny_model, EngineConfig(backend="numpy", num_blocks=8), engine_parts_of(parts, folder)
     )
-    times = {one.name: one for one in profile(engine, parts, HEATS)}
+    times = {one.name: one for one in profile(engine, parts, WORKLOADS)}
     assert times["layer_norm"].is_readers
     assert not times["linear"].is_readers
     assert (times["layer_norm"].step, times["Scheduler.schedule"].step) == (3, 9)
@@ -50,7 +50,7 @@ def test_all_engines_take_every_turn(tiny_model: Path) -> None:
         name: Engine.load(tiny_model, EngineConfig(backend="numpy", num_blocks=8)) for name in "ab"
     }
     turns: list[None] = []
-    rates = race(engines, HEATS, 2, lambda: turns.append(None))
+    rates = race(engines, WORKLOADS, 2, lambda: turns.append(None))
     assert len(turns) == 3 * 2 * 2
     assert [list(figures) for figures in rates.values()] == [["a", "b"], ["a", "b"]]
     assert all(rate > 0 for figures in rates.values() for rate in figures.values())
@@ -64,7 +64,7 @@ def test_the_command_draws_bars_and_names_what_is_next(
 ) -> None:  # fmt: skip
     folder = folder_with_layer_norm(tmp_path / "gpt")
     monkeypatch.setattr(command, "resolve_model", lambda name: tiny_model)
-    monkeypatch.setattr(command, "HEATS", HEATS)
+    monkeypatch.setattr(command, "WORKLOADS", WORKLOADS)
     file = tmp_path / "race.json"
     arguments = ["learn", "race", "--folder", str(folder), "--rounds", "1", "--json", str(file)]
     assert main(arguments) == 0

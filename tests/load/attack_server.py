@@ -21,9 +21,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from benchmarks.options import names_of, tell
+from benchmarks.options import tell
 from benchmarks.server_process import ServerNotStartedError, ServerProcess
-from nanovllm.cli.argument_types import not_negative, positive, positive_number
+from nanovllm.cli.argument_types import names_of, not_negative, positive, positive_number
 from nanovllm.cli.bench.report import describe_machine
 from nanovllm.config import parse_bytes
 from tests.load import payloads

@@ -23,9 +23,9 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.options import names_of, tell
+from benchmarks.options import tell
 from benchmarks.server_process import ServerProcess
-from nanovllm.cli.argument_types import not_negative, positive, positive_number
+from nanovllm.cli.argument_types import names_of, not_negative, positive, positive_number
 from nanovllm.cli.bench.report import describe_machine
 from nanovllm.config import parse_bytes
 from tests.load.attacks import FOR_ANY_SERVER
@@ -92,7 +92,7 @@ def parse_flags(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--attacks",
-        type=_attack_names,
+        type=names_of(FOR_ANY_SERVER),
         default=[],
         metavar="NAMES",
         help="attacks to mix in, with commas between, or all (none)",
@@ -116,11 +116,6 @@ def parse_flags(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="also write the figures to this file",
     )
     return parser.parse_args(arguments)
-
-
-def _attack_names(text: str) -> list[str]:
-    """Parse --attacks."""
-    return list(FOR_ANY_SERVER) if text == "all" else names_of(FOR_ANY_SERVER)(text)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from nanovllm.engine.prompt_request import PromptRequest
 from nanovllm.engine.scheduling.request import FinishReason, Request, RequestTimes
 from nanovllm.engine.scheduling.step_plan import SequenceUpdate
+from nanovllm.engine.sequence_output import SequenceOutput
 from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.errors import NanovllmError
 from nanovllm.model.sampling import TokenLogprobs
@@ -31,13 +32,10 @@ def make_choice(choice: int, params: SamplingParams) -> Request:
 
 def make(tokenizer: Tokenizer, **settings: object) -> PromptRequest:
     params = SamplingParams(**settings)  # type: ignore[arg-type]
-    return PromptRequest(
-        "r",
-        "prompt",
-        [make_choice(choice, params) for choice in range(params.num_sequences)],
-        params,
-        tokenizer,
-    )
+    choices = range(params.num_sequences)
+    requests = [make_choice(choice, params) for choice in choices]
+    outputs = [SequenceOutput.begin(params, tokenizer) for _ in choices]
+    return PromptRequest("r", "prompt", requests, params, outputs, tokenizer)
 
 
 def update(

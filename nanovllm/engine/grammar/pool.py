@@ -282,8 +282,7 @@ class GrammarPool:
         worker.note_lateness()
         if worker.overdue(now_s):
             self._lose(worker, "time")
-            return
-        if self._workers.is_spare(worker, now_s):
+        elif self._workers.is_spare(worker, now_s):
             self._end(worker)
         elif worker.is_late:
             sequence, grammar = worker.current

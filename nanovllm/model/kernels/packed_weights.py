@@ -63,7 +63,7 @@ class PackedWeights:
         calibration = calibrate(config, weights) if spec.weights == "int8" else None
         number = 0
         with progress_bar(
-            total=config.layers + 1, desc="Packing weights", unit="layer", leave=False
+            total=config.layers + 1, desc="Packing weights", unit="layer", delay=0.5, leave=False
         ) as progress:
             for linears, part_norms in _parts(weights, calibration):
                 for linear in linears:

@@ -304,6 +304,13 @@ MISTAKES = (
         "counts.sum(axis=0, keepdims=True)",
     ),
     Mistake(
+        "row sums as a row",
+        "sum(axis=1) has the shape [vocab], so column j is divided by the sum of row j. "
+        "keepdims=True gives [vocab, 1], which divides row i by its own sum.",
+        "counts.sum(axis=1, keepdims=True)",
+        "counts.sum(axis=1)",
+    ),
+    Mistake(
         "probabilities of pairs",
         "The counts are divided by the sum of the whole table: the probability of the pair, not of "
         "the token after a given one.",

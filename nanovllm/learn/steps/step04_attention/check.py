@@ -70,7 +70,10 @@ CASES = (
         "values are mixed",
         lambda module: module.attention(_QUERIES.copy(), _KEYS.copy(), _VALUES.copy()),
     ),
-    Case("projections", lambda module: module.self_attention(_HIDDEN.copy(), _QKV, _OUT, _HEADS)),
+    Case(
+        "attention between its linear layers",
+        lambda module: module.self_attention(_HIDDEN.copy(), _QKV, _OUT, _HEADS),
+    ),
     Case("a later token changes nothing", _later_tokens),
 )
 

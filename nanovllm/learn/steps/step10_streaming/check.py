@@ -16,7 +16,8 @@ __all__ = ("CASES", "MISTAKES")
 _INCOMPLETE = {
     b"": 0, b"a": 0, b"a\xc3": 1, b"a\xc3\xa9": 0, b"a\xe2": 1, b"a\xe2\x82": 2,
     b"a\xe2\x82\xac": 0, b"a\xf0": 1, b"a\xf0\x9f": 2, b"a\xf0\x9f\x99": 3,
-    b"a\xf0\x9f\x99\x82": 0, b"\xf0": 1, b"\x80\x80": 0, b"a\xff": 0, b"\xc0": 0,
+    b"a\xf0\x9f\x99\x82": 0, b"\xf0": 1, b"\xc3c\xe2\x82": 2, b"\x80\x80": 0, b"a\xff": 0,
+    b"\xc0": 0,
 }  # fmt: skip
 _HELD = {
     ("a <", ("</s>",)): 1, ("a </", ("</s>",)): 2, ("a </s", ("</s>",)): 3, ("</b", ("</s>",)): 0,

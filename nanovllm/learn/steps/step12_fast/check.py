@@ -135,6 +135,7 @@ def _threads(module: ModuleType) -> object:
     found = interpreted(module, "matmul_parallel", watched)(rows, _packed(weight))
     return {
         "several iterations of prange": watched.iterations > 1,
+        "step of prange": watched.step,
         "number of elements that two iterations write": watched.num_shared,
         **_result(found),
     }
@@ -155,13 +156,13 @@ def _compiled(name: str, prepare: Callable[[np.ndarray], np.ndarray]) -> Case:
             found["vectors of partial sums"] = bool(
                 re.search(r"(fast|reassoc)[^\n]*<\d+ x float>", code)
             )
-            found["arithmetic in float64"] = bool(re.search(r"= f(mul|add)[^\n]*double", code))
+            found["it computes in float64"] = bool(re.search(r"= f(mul|add)[^\n]*double", code))
         return found
 
     def expected() -> object:
         found = _result(np.matmul(*_arrays(37, 50, 41)))
         if name == "matmul_tiled":
-            found |= {"vectors of partial sums": True, "arithmetic in float64": False}
+            found |= {"vectors of partial sums": True, "it computes in float64": False}
         return found
 
     return Case(f"{name}: compiled", run, expected)
@@ -201,6 +202,7 @@ CASES = (
         _threads,
         lambda: {
             "several iterations of prange": True,
+            "step of prange": 1,
             "number of elements that two iterations write": 0,
             **_result(np.matmul(*_arrays(7, 5, 9))),
         },

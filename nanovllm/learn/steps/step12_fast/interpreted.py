@@ -39,12 +39,14 @@ class WatchedRange:
 
     Attributes:
         iterations: how many there were.
+        step: from one index to the next; Numba compiles 1 only.
         num_shared: elements that a second iteration wrote.
     """
 
     def __init__(self) -> None:
         """Start without iterations."""
         self.iterations = 0
+        self.step = 1
         self.num_shared = 0
 
     def __call__(self, *arguments: int) -> Iterator[int]:
@@ -54,7 +56,9 @@ class WatchedRange:
         assert frame is not None
         assert frame.f_back is not None
         function = frame.f_back  # which asks for the next index
-        for index in range(*arguments):
+        indices = range(*arguments)
+        self.step = indices.step
+        for index in indices:
             before = {
                 name: (value, value.copy())
                 for name, value in function.f_locals.items()

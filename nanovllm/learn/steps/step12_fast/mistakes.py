@@ -21,7 +21,10 @@ _TILED = '''float32.
     for j in range(0, len(columns), TILE_COLUMNS):
         for i in range(0, len(rows), TILE_ROWS):
 '''
+_PARALLEL_END = 'begins at column 4 n.\n    """\n'
 _PARALLEL = "    for tile in numba.prange((len(columns) + TILE_COLUMNS - 1) // TILE_COLUMNS):\n"
+_TILE_ROWS = """        for i in range(0, len(rows), TILE_ROWS):
+            multiply_tile(rows, columns, out, i, """
 
 MISTAKES = (
     Mistake(
@@ -119,13 +122,19 @@ MISTAKES = (
         "range(",
     ),
     Mistake(
+        "prange with a step",
+        "prange has a step, and Numba's counts by ones only. Let it count the tiles; tile number n "
+        "begins at column 4 n.",
+        _PARALLEL + _TILE_ROWS + "tile * TILE_COLUMNS)",
+        "    for j in numba.prange(0, len(columns), TILE_COLUMNS):\n" + _TILE_ROWS + "j)",
+    ),
+    Mistake(
         "race over k",
         "The loop over k is shared between threads, so two of them add to the same element at the "
         "same time, and one sum is lost: a race. Share a loop whose iterations write different "
         "elements.",
-        '"""Return the same; threads share the outer loop, by `numba.prange` over the tiles\' '
-        'numbers."""\n' + _EMPTY + _PARALLEL,
-        '"""."""\n' + _EMPTY + "    out[:] = 0\n"
+        _PARALLEL_END + _EMPTY + _PARALLEL,
+        _PARALLEL_END + _EMPTY + "    out[:] = 0\n"
         "    for k in numba.prange(rows.shape[1]):\n"
         "        for i in range(len(rows)):\n"
         "            out[i] += rows[i, k] * columns[:, k]\n"

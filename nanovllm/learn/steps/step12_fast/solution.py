@@ -122,7 +122,11 @@ def matmul_tiled(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
 
 @numba.njit(parallel=True)
 def matmul_parallel(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """Return the same; threads share the outer loop, by `numba.prange` over the tiles' numbers."""
+    """Return the same; threads share the outer loop, by `numba.prange`.
+
+    `prange(count)` is a `range(count)` whose iterations run in several threads. It counts by ones:
+    let it count tiles, of which number n begins at column 4 n.
+    """
     out = np.empty((len(rows), len(columns)), dtype=np.float32)
     for tile in numba.prange((len(columns) + TILE_COLUMNS - 1) // TILE_COLUMNS):
         for i in range(0, len(rows), TILE_ROWS):
