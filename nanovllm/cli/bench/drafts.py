@@ -83,7 +83,7 @@ class Drafts:
         return {
             "drafted": f"{self.drafted:,} tok",
             "accepted": f"{self.accepted:,} tok",
-            "of drafted tokens": shown(100 * self.accepted / self.drafted, "%", 1),
+            "accepted, of drafted": shown(100 * self.accepted / self.drafted, "%", 1),
             "tokens per verification": shown(1 + self.accepted / self.drafts),
             "accepted by position": ", ".join(f"{rate:.0f}" for rate in self.percent_by_position)
             + " %",
