@@ -91,7 +91,7 @@ _COUNTERS: dict[str, tuple[str, ...]] = {
     ),
     "request_timeout": ("Requests that exceeded their deadline, by where they stood.", "stage"),
 }
-_DRAFT_COUNTERS: dict[str, tuple[str, ...]] = {
+DRAFT_COUNTERS: dict[str, tuple[str, ...]] = {
     "spec_decode_num_drafts": ("Drafts that were verified.",),
     "spec_decode_num_draft_tokens": ("Tokens of these drafts.",),
     "spec_decode_num_accepted_tokens": ("Drafted tokens that were drawn too.",),
@@ -271,8 +271,8 @@ class _EngineCollector(Collector):
         }  # fmt: skip
         counters = dict(_COUNTERS)
         if stats.num_accepted_tokens_per_pos:
-            counters |= _DRAFT_COUNTERS
-            values |= {name: values[name.removeprefix("spec_decode_")] for name in _DRAFT_COUNTERS}
+            counters |= DRAFT_COUNTERS
+            values |= {name: values[name.removeprefix("spec_decode_")] for name in DRAFT_COUNTERS}
         for family, series in ((GaugeMetricFamily, _GAUGES), (CounterMetricFamily, counters)):
             for name, (about, *label) in series.items():
                 metric = family(f"nanovllm:{name}", about, labels=["model_name", *label])

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from nanovllm.server.metrics import DRAFT_COUNTERS
 from tests.support.chats import TEMPLATE, post
 from tests.support.serving import RunningServer, loader, read_events
 from tests.support.speculation import draft_always
@@ -61,6 +62,9 @@ def test_metrics_have_the_names_of_vllm(drafting: RunningServer) -> None:
         name.removeprefix("spec_decode_num_"): int(value - before[name])
         for name, value in now.items()
         if name.startswith("spec_decode_num_")
+    }
+    assert {f"spec_decode_num_{name}".partition("_total")[0] for name in counted} == {
+        *DRAFT_COUNTERS
     }
     accepted = details["accepted_prediction_tokens"]
     assert counted["accepted_tokens_total"] == accepted
