@@ -2,19 +2,20 @@
 
 import argparse
 import sys
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nanovllm.cli.argument_types import print_message
 from nanovllm.cli.environment import ENGINE_VARIABLES, HISTORY_VARIABLE
-from nanovllm.cli.interrupts import ended_by_interrupts
+from nanovllm.cli.interrupts import ended_by_interrupts, ended_by_second_interrupt
 from nanovllm.cli.options import (
     DEFAULT_MAX_TOKENS,
     add_learn_engine_options,
     add_model_flag,
     add_options,
     add_sampling_options,
+    end_stuck_process,
     engine_config,
     engine_parts,
     learn_folder,
@@ -83,14 +84,16 @@ def run(parsed: argparse.Namespace) -> int:
     template = load_chat_template(folder, parsed.chat_template) if is_chat else None
     if is_chat and template is None:
         raise ValueError(f"{folder.name} has no chat template; give --chat-template plain")
-    parts = engine_parts(learn_folder(parsed))
-    engine = Engine.load(folder, config, parts)
-    settings = {**engine.sampling_defaults, **settings}
-    if template is None:
-        return _answer_all(Writer(engine, settings), prompt)
-    chats = ChatPrompts(folder, engine.input_processor)
-    with closing(template):
-        return _answer_all(ChatWriter(engine, settings, chats=chats, template=template), prompt)
+    learn = learn_folder(parsed)
+    parts = engine_parts(learn, config, end_stuck_process)
+    with nullcontext() if learn is None else ended_by_second_interrupt():
+        engine = Engine.load(folder, config, parts)
+        settings = {**engine.sampling_defaults, **settings}
+        if template is None:
+            return _answer_all(Writer(engine, settings), prompt)
+        chats = ChatPrompts(folder, engine.input_processor)
+        with closing(template):
+            return _answer_all(ChatWriter(engine, settings, chats=chats, template=template), prompt)
 
 
 def _answer_all(writer: "Writer", prompt: str | None) -> int:

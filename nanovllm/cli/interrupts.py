@@ -1,10 +1,15 @@
 """Signals while code runs that Python's own handlers cannot end quickly or quietly."""
 
+import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+_HANDLER_S = 0.2
+"""Maximum time until Python handles a signal, unless its main thread runs native code."""
 
 
 @contextmanager
@@ -23,6 +28,44 @@ def ended_by_interrupts() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@contextmanager
+def ended_by_second_interrupt() -> Iterator[None]:
+    """Let a second Ctrl-C end the process if native code keeps Python from handling the first."""
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    num_handled = 0
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        nonlocal num_handled
+        num_handled += 1
+        signal.default_int_handler(number, frame)
+
+    def watch() -> None:
+        last = -1
+        while number := os.read(arrivals, 1):  # which Python writes when a signal arrives
+            if number[0] != signal.SIGINT:
+                continue
+            time.sleep(_HANDLER_S)
+            if num_handled == last:
+                os._exit(130)
+            last = num_handled
+        os.close(arrivals)
+
+    arrivals, wakeup = os.pipe()
+    os.set_blocking(wakeup, False)
+    threading.Thread(target=watch, name="nanovllm-interrupts", daemon=True).start()
+    signal.signal(signal.SIGINT, handle)
+    previous = signal.set_wakeup_fd(wakeup)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(previous)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        os.close(wakeup)  # which ends the thread
 
 
 def ignore_hangups() -> None:

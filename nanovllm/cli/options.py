@@ -6,21 +6,24 @@ first sentence about it in the docstring of its class as help. This module impor
 
 import argparse
 import json
+import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, get_args, get_origin
 
 from nanovllm.checked_fields import CheckedField, checked_fields, short_repr
 from nanovllm.cli.argument_types import print_message
 from nanovllm.cli.parser import flag_of
 from nanovllm.config import BACKENDS, BUNDLED_MODEL, EngineConfig
+from nanovllm.errors import EngineFaultError
 from nanovllm.sampling_params import SamplingParams
 from nanovllm.speculative_config import SpeculativeConfig
 
 if TYPE_CHECKING:
     from nanovllm.engine.chat.template import ChatTemplate
     from nanovllm.engine.engine_parts import EngineParts
+    from nanovllm.learn.guard import OnStuck
 
 T = TypeVar("T")
 
@@ -220,15 +223,26 @@ def learn_folder(parsed: argparse.Namespace) -> Path | None:
     return Path(name.removeprefix(_LEARN)) if name.startswith(_LEARN) else None
 
 
-def engine_parts(folder: Path | None) -> "EngineParts":
-    """Return the parts of an engine: the project's own, or the code in a reader's folder."""
+def engine_parts(folder: Path | None, config: EngineConfig, on_stuck: "OnStuck") -> "EngineParts":
+    """Return the parts of an engine: the project's own, or the code in a reader's folder.
+
+    `on_stuck` hears of a call of the reader's code that does not end. Raises ValueError if the
+    reader's engine cannot have these settings.
+    """
     if folder is None:
         from nanovllm.engine.engine_parts import OWN_PARTS
 
         return OWN_PARTS
-    from nanovllm.learn.engine import learn_parts
+    from nanovllm.learn.engine import check_config, learn_parts
 
-    return learn_parts(folder)
+    check_config(config)
+    return learn_parts(folder, on_stuck)
+
+
+def end_stuck_process(error: EngineFaultError, thread: int) -> NoReturn:
+    """Print the error of a call that does not end, and end the process; any thread may call it."""
+    print_message(str(error))
+    os._exit(1)
 
 
 def add_precision_options(parser: argparse.ArgumentParser) -> None:

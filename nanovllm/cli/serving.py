@@ -22,7 +22,7 @@ from nanovllm.cli.environment import API_KEY_VARIABLE
 from nanovllm.cli.graceful_server import CLOSE_S, GracefulServer
 from nanovllm.cli.listening import bind, connection_limits, raise_open_files_limit
 from nanovllm.cli.numa import numa_warning
-from nanovllm.cli.options import engine_parts, load_chat_template, served_names
+from nanovllm.cli.options import end_stuck_process, engine_parts, load_chat_template, served_names
 from nanovllm.cli.security_options import (
     check_certificate,
     is_loopback,
@@ -37,6 +37,7 @@ from nanovllm.engine.async_engine import AsyncEngine, EngineState
 from nanovllm.engine.engine import Engine
 from nanovllm.engine.engine_parts import PartOwner
 from nanovllm.engine.memory import MemoryPlan
+from nanovllm.errors import EngineFaultError
 from nanovllm.hub import resolve_models
 from nanovllm.model.machine import PHYSICAL_MEMORY
 from nanovllm.server.app import create_app
@@ -78,7 +79,12 @@ def load_server(options: ServeOptions) -> LoadedServer:
         config = replace(config, scheduling_policy="fair")
     folder, config = resolve_models(options.model, config)
     Engine.check(folder, config)  # report errors before a port is opened
-    parts = engine_parts(options.learn_folder)
+
+    def fail(error: EngineFaultError, thread: int) -> None:
+        if not engine.fail(error, thread):  # the event loop's thread, or that of a request's text
+            end_stuck_process(error, thread)
+
+    parts = engine_parts(options.learn_folder, config, fail)
     template = load_chat_template(folder, options.chat_template)
     settings = replace(settings, chat_template=template, inspected_folder=folder)
     if settings.log_requests:

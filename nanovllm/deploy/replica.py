@@ -49,7 +49,7 @@ class EngineReplica:
     def check_health(self) -> None:
         """Raise RuntimeError once the engine has failed; Ray Serve then replaces the replica."""
         if self._engine.state is not EngineState.READY:
-            raise RuntimeError(f"the engine is {self._engine.state.value}")
+            raise RuntimeError(self._engine.problem)
 
     def record_routing_stats(self) -> dict[str, int]:
         """Return the number of blocks of the KV cache; Ray Serve passes it to the routers."""

@@ -37,13 +37,14 @@ from nanovllm.engine.update_router import UpdateRouter
 from nanovllm.errors import EngineFaultError, EngineNotReadyError, RequestTimeoutError
 
 _NOTHING = RequestSize()
+_SEE_LOG = "the log has the reason"
 
 
 class EngineState(Enum):
     """State of the engine.
 
     LOADING until a first step has run, then READY. STOPPED by the caller. FAILED if an exception
-    ended loading or the engine's thread.
+    ended loading or the engine's thread, or a step does not end.
     """
 
     LOADING = "loading"
@@ -117,6 +118,14 @@ class AsyncEngine:
         return self._failure
 
     @property
+    def problem(self) -> str:
+        """Why the engine is not ready, for clients."""
+        if self._state is not EngineState.FAILED:
+            return f"the engine is {self._state.value}"
+        reason = self._failure if isinstance(self._failure, EngineFaultError) else _SEE_LOG
+        return f"the engine has failed: {reason}; restart the server"
+
+    @property
     def engine(self) -> Engine:
         """The engine, for what never changes: configuration, sizes, input processor and tokenizer.
 
@@ -139,8 +148,9 @@ class AsyncEngine:
 
     def _check_ready(self) -> None:
         if self._state is not EngineState.READY:
+            is_final = self._state is EngineState.FAILED
             raise EngineNotReadyError(
-                f"the engine is {self._state.value}; try again when it is ready"
+                self.problem if is_final else f"{self.problem}; try again when it is ready"
             )
 
     def stats(self) -> EngineSnapshot:
@@ -188,6 +198,13 @@ class AsyncEngine:
             call()
         if not is_loading:
             await self._thread.join()
+
+    def fail(self, error: EngineFaultError, thread: int) -> bool:
+        """End all requests with `error` if the engine is stuck; any thread may call this.
+
+        Returns False, and does nothing, unless `thread` is the id of the engine's thread.
+        """
+        return self._thread.fail(error, thread)
 
     def abandon(self) -> None:
         """End the thread after the current step, without waiting; for a finalizer."""
@@ -292,7 +309,9 @@ class AsyncEngine:
         """Set the state FAILED and fail all requests; runs on the event loop."""
         if self._state is not EngineState.STOPPED:
             self._state, self._failure = EngineState.FAILED, error
+        if not isinstance(error, EngineFaultError):
+            error = EngineFaultError(f"the engine has broken down; {_SEE_LOG}")
         for handle in self._router.owners:
-            handle.fail(EngineFaultError("the engine has broken down; the log has the reason"))
-        self._thread.fail_calls(EngineNotReadyError("the engine has broken down"))
+            handle.fail(error)
+        self._thread.fail_calls(EngineNotReadyError(self.problem))
         self._changed.set()

@@ -130,6 +130,17 @@ class EngineThread:
             with suppress(InvalidStateError):
                 future.set_exception(error)
 
+    def fail(self, error: EngineError, thread: int) -> bool:
+        """Report that the thread is stuck in a step; any thread may call this.
+
+        Returns False, and does nothing, unless `thread` is the id of this one.
+        """
+        if self._thread is None or self._thread.ident != thread:
+            return False
+        logger.critical("the engine failed; restart the server: %s", error)
+        self._post(self._on_failure, error)
+        return True
+
     def stop(self) -> None:
         """End the thread after the current step."""
         self._commands.put(None)

@@ -3,6 +3,7 @@
 The loss is the mean of -ln p over the prompt's tokens but the first, in nats.
 """
 
+from bisect import bisect_right
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
@@ -29,6 +30,8 @@ from nanovllm.model.observer import ignore
 
 MAX_PARTS = 2048
 """Maximum parts that a request switches off; GPT-2 XL has 1,344."""
+MAX_MULTIPLICATIONS = 2_500_000_000_000
+"""Maximum of the losses without each part in turn: 80 to 90 s of a processor core."""
 
 
 def read_part(
@@ -77,11 +80,35 @@ def predict_without(
 def losses_without_each(
     model: InspectedModel, token_ids: Sequence[int]
 ) -> tuple[float | None, dict[Part, float | None]]:
-    """Return the loss of a prompt, and that without each part in turn; None for one token."""
+    """Return the loss of a prompt, and that without each part in turn; None for one token.
+
+    Raises InvalidRequestError if that needs more than MAX_MULTIPLICATIONS.
+    """
+    check_work(model.config, len(token_ids))
     streams = streams_without_each(model, token_ids, parts_of(model.config))
     losses = {part: _loss(model, hidden, token_ids) for part, hidden in streams.items()}
     whole = losses[None]
     return whole, {part: loss for part, loss in losses.items() if part is not None}
+
+
+def check_work(config: GPT2Config, tokens: int) -> None:
+    """Raise InvalidRequestError if a prompt is too long for the loss without each part in turn."""
+    num_parts = len(parts_of(config))
+    # The streams of a layer: the whole network, and one for each part up to this layer.
+    num_blocks = config.layers + num_parts * (config.layers + 1) // 2
+    block_weights = 4 * config.d_model**2 + 2 * config.d_model * config.d_ff
+
+    def multiplications(tokens: int) -> int:
+        per_block = block_weights + 2 * tokens * config.d_model
+        return tokens * (num_blocks * per_block + (num_parts + 1) * config.vocab * config.d_model)
+
+    if multiplications(tokens) > MAX_MULTIPLICATIONS:
+        limit = bisect_right(range(tokens), MAX_MULTIPLICATIONS, key=multiplications) - 1
+        raise InvalidRequestError(
+            f"the prompt has {tokens} tokens; to measure each of the {num_parts} parts of this "
+            f"model, it may have up to {limit}: shorten it, or use nanovllm ablate",
+            param="prompt",
+        )
 
 
 @np.errstate(over="ignore", invalid="ignore")

@@ -10,6 +10,9 @@ With the project's solutions the bits are those of backend="numpy".
 """
 
 import math
+from collections.abc import Sequence
+from dataclasses import fields
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -34,7 +37,7 @@ class LearnBackend(NumpyBackend):
     ) -> None:
         """Wrap loaded weights; `others` are arguments of NumpyBackend."""
         super().__init__(config, weights, **others)
-        self._network = Network(config, weights, parts)
+        self._network = Network(config, weights, parts, guard)
         self._guard = guard
         self._sampling = parts["step06_sampling"]
         self.sampler = LearnSampler(parts, guard, config.vocab)
@@ -92,9 +95,14 @@ class LearnSampler(NumpySampler):
 class Network:
     """GPT-2's forward pass over a paged KV cache, in the reader's functions."""
 
-    def __init__(self, config: GPT2Config, weights: GPT2Weights, parts: Parts) -> None:
-        """Compute with `weights`; the shapes of results are checked."""
-        self._config, self._weights = config, weights
+    def __init__(
+        self, config: GPT2Config, weights: GPT2Weights, parts: Parts, guard: Guard
+    ) -> None:
+        """Compute with `weights`; the shapes of results are checked.
+
+        `guard` remembers the first function of a step whose result is not finite.
+        """
+        self._config, self._weights, self._guard = config, weights, guard
         self._step2, self._step3 = parts["step02_logits"], parts["step03_layer_norm"]
         self._step4, self._step5 = parts["step04_attention"], parts["step05_forward"]
         self._step8 = parts["step08_blocks"]
@@ -102,11 +110,12 @@ class Network:
     @np.errstate(over="ignore", invalid="ignore")
     def forward(self, batch: ForwardBatch, cache: KVCache) -> Float32[np.ndarray, "rows d_model"]:
         """Return the final hidden state of each of the batch's logit rows, as gpt2.forward does."""
+        self._guard.not_finite = None
         weights, shape = self._weights, (batch.tokens, self._config.d_model)
         hidden = self._step2.embed(
             batch.token_ids, batch.positions, weights.token_embedding, weights.position_embedding
         )
-        hidden = check_array(self._step2.embed, hidden, shape)
+        hidden = self._checked(self._step2.embed, hidden, shape)
         for index, layer in enumerate(weights.layers):
             normed = self._layer_norm(hidden, layer.attention_norm)
             hidden = hidden + self._self_attention(normed, layer, index, batch, cache)
@@ -120,19 +129,33 @@ class Network:
     ) -> Float32[np.ndarray, "rows vocab"]:
         """Return the score of every token at rows of final hidden states."""
         scores = self._step2.logits(hidden, self._weights.head)
-        return check_array(self._step2.logits, scores, (len(hidden), self._config.vocab))
+        return self._checked(self._step2.logits, scores, (len(hidden), self._config.vocab))
+
+    @cached_property
+    def _has_finite_weights(self) -> bool:
+        """Whether the checkpoint is sound."""
+        return _is_finite(self._weights)
+
+    def _checked(
+        self, function: Any, found: object, shape: tuple[int, ...]
+    ) -> Float32[np.ndarray, "..."]:
+        """Return what `function` has returned, as `check_array` does."""
+        array = check_array(function, found, shape)
+        if self._guard.not_finite is None and not np.isfinite(array).all():
+            self._guard.not_finite = function if self._has_finite_weights else None
+        return array
 
     def _layer_norm(
         self, hidden: Float32[np.ndarray, "tokens d_model"], norm: LayerNorm
     ) -> Float32[np.ndarray, "tokens d_model"]:
         normed = self._step3.layer_norm(hidden, norm.gain, norm.bias, self._config.epsilon)
-        return check_array(self._step3.layer_norm, normed, hidden.shape)
+        return self._checked(self._step3.layer_norm, normed, hidden.shape)
 
     def _linear(
         self, rows: Float32[np.ndarray, "tokens d_in"], layer: Linear
     ) -> Float32[np.ndarray, "tokens d_out"]:
         shape = (len(rows), layer.weight.shape[1])
-        return check_array(self._step5.linear, self._step5.linear(rows, layer), shape)
+        return self._checked(self._step5.linear, self._step5.linear(rows, layer), shape)
 
     def _self_attention(
         self,
@@ -161,15 +184,15 @@ class Network:
             context = []
             for pool in pools:
                 found = step8.gather(pool, blocks, count)
-                found = check_array(step8.gather, found, (count, *heads_shape))
+                found = self._checked(step8.gather, found, (count, *heads_shape))
                 context.append(found.transpose(1, 0, 2))
             shape = (config.heads, end - start, config.head_dim)
             heads_in = step4.split_heads(queries[start:end], config.heads)
-            heads_in = check_array(step4.split_heads, heads_in, shape)
+            heads_in = self._checked(step4.split_heads, heads_in, shape)
             heads_out = step4.attention(heads_in, *context)
-            heads_out = check_array(step4.attention, heads_out, shape)
+            heads_out = self._checked(step4.attention, heads_out, shape)
             merged = step4.merge_heads(heads_out)
-            attn_out[start:end] = check_array(
+            attn_out[start:end] = self._checked(
                 step4.merge_heads, merged, (end - start, config.d_model)
             )
         return self._linear(attn_out, weights.out)
@@ -179,6 +202,16 @@ class Network:
     ) -> Float32[np.ndarray, "tokens d_model"]:
         if self._config.activation == "gelu_new":
             out = self._step5.feed_forward(hidden, layer.up, layer.down)
-            return check_array(self._step5.feed_forward, out, hidden.shape)
+            return self._checked(self._step5.feed_forward, out, hidden.shape)
         activation = ACTIVATIONS[self._config.activation]
         return self._linear(activation(self._linear(hidden, layer.up)), layer.down)
+
+
+def _is_finite(node: Any) -> bool:
+    """Return whether all numbers of a tree of weights are finite."""
+    if isinstance(node, np.ndarray):
+        return bool(np.isfinite(node).all())
+    is_list = isinstance(node, Sequence)
+    return all(
+        map(_is_finite, node if is_list else (getattr(node, one.name) for one in fields(node)))
+    )

@@ -9,7 +9,7 @@ from nanovllm.engine.scheduling.scheduler import Scheduler
 from nanovllm.learn.backend import LearnBackend
 from nanovllm.learn.course import STEPS
 from nanovllm.learn.folder import CourseFolder
-from nanovllm.learn.guard import Guard
+from nanovllm.learn.guard import Guard, OnStuck
 from nanovllm.learn.parts import Parts, load_parts
 from nanovllm.learn.scheduler import CourseScheduler
 from nanovllm.learn.streaming import CourseInputProcessor
@@ -34,27 +34,34 @@ ENGINE_STEPS = STEPS[:10]
 """The steps that an engine loads: training and step 12 are not a part of it."""
 
 
-def learn_parts(folder: Path) -> EngineParts:
+def check_config(config: EngineConfig) -> None:
+    """Raise ValueError if the course's engine cannot have these settings."""
+    if config.scheduling_policy != "fcfs":
+        raise ValueError(
+            f"scheduling_policy is {config.scheduling_policy!r}, but the course's scheduler "
+            "runs requests in the order of arrival; leave it out"
+        )
+
+
+def learn_parts(folder: Path, on_stuck: OnStuck | None = None) -> EngineParts:
     """Return the parts of an engine that runs the code in `folder`.
+
+    `on_stuck` hears of a call that does not end; see Guard.
 
     Raises:
         InvalidRequestError: it is no reader's folder.
         ReadersCodeError: a file in it cannot be loaded.
     """
     CourseFolder.find(folder)
-    return engine_parts_of(load_parts(folder.resolve(), ENGINE_STEPS), folder)
+    return engine_parts_of(load_parts(folder.resolve(), ENGINE_STEPS), folder, on_stuck)
 
 
-def engine_parts_of(parts: Parts, folder: Path) -> EngineParts:
+def engine_parts_of(parts: Parts, folder: Path, on_stuck: OnStuck | None = None) -> EngineParts:
     """Return the parts of an engine that runs loaded code; errors name the files of `folder`."""
-    guard = Guard(folder)
+    guard = Guard(folder, on_stuck)
 
     def make_scheduler(config: EngineConfig, num_blocks: int) -> Scheduler:
-        if config.scheduling_policy != "fcfs":
-            raise ValueError(
-                f"scheduling_policy is {config.scheduling_policy!r}, but the course's scheduler "
-                "runs requests in the order of arrival; leave it out"
-            )
+        check_config(config)
         return CourseScheduler(parts, guard, config, num_blocks)
 
     return EngineParts(

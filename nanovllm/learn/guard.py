@@ -1,16 +1,20 @@
 """Calls of the reader's code inside a running engine: what goes wrong there becomes a clear error.
 
 The code runs in the engine's own process, on its threads. An exception, a wrong result or a loop
-that does not stop ends the requests of the step, and the server goes on.
+that does not stop ends the requests of the step, and the server goes on. A call of a library in C
+that does not return cannot be ended: then the engine fails, or the process ends.
 """
 
 import ctypes
+import faulthandler
 import inspect
+import sys
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from types import FrameType
+from typing import Any, NamedTuple, ParamSpec, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -21,11 +25,25 @@ P = ParamSpec("P")
 T = TypeVar("T")
 STEP_S, TEXT_S = 60.0, 5.0
 """Time of a forward pass or of sampling; of the scheduler, the block manager or streamed text."""
+GRACE_S = 5.0
+"""Time in which a call must end after its limit; it is stuck then."""
 _POLL_S = 0.1
 
 
 class ReadersFaultError(EngineFaultError):
     """The reader's code has failed in a running engine; the message names its place."""
+
+
+OnStuck: TypeAlias = Callable[[ReadersFaultError, int], None]
+"""Called, on another thread, with the error of a call that does not end, and its thread's id."""
+
+
+class _Call(NamedTuple):
+    """A running call: the function, its time and the end of that, by `time.monotonic()`."""
+
+    function: Any
+    limit_s: float
+    deadline_s: float
 
 
 class _OvertimeError(BaseException):
@@ -36,16 +54,23 @@ class Guard:
     """Calls functions of the files in one folder.
 
     A thread ends calls that take too long. It raises an exception in the caller's thread, which
-    ends a loop in Python, but not one inside a library in C.
+    ends a loop in Python, but not one inside a library in C: that is reported. If the library holds
+    the interpreter's lock too, no thread of Python runs, and faulthandler ends the process.
+
+    Attributes:
+        not_finite: the first function of a forward pass whose result is not finite; otherwise None.
     """
 
-    def __init__(self, folder: Path) -> None:
-        """Name the files of `folder` in messages."""
+    def __init__(self, folder: Path, on_stuck: OnStuck | None = None) -> None:
+        """Name the files of `folder` in messages; report nothing by default."""
+        self.not_finite: Any = None
         self._folder = folder.resolve()
+        self._on_stuck = on_stuck
         self._lock = threading.Lock()
-        self._deadlines: dict[int, float] = {}  # of the running calls, by thread
+        self._calls: dict[int, _Call] = {}  # by thread
         self._overtime: set[int] = set()  # threads in which an exception was raised
-        self._has_watcher = False
+        self._stuck: set[int] = set()  # threads whose call was reported
+        self._has_watcher = self._is_armed = False
 
     def call(
         self, limit_s: float, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
@@ -55,11 +80,11 @@ class Guard:
         A call inside another one has the limit of that one.
         """
         thread = threading.get_ident()
-        if thread in self._deadlines:
+        if thread in self._calls:
             return function(*args, **kwargs)
         try:
             try:
-                self._begin(thread, limit_s)
+                self._begin(thread, _Call(function, limit_s, time.monotonic() + limit_s))
                 return function(*args, **kwargs)
             finally:
                 self._end(thread)
@@ -76,27 +101,31 @@ class Guard:
             text = f"{type(error).__name__}: {error}"
             raise self._fault(function, error, text) from error
 
-    def _fault(self, function: Any, error: BaseException, text: str) -> ReadersFaultError:
-        """Return an error that names the last line of the reader's files that led to it."""
-        lines = readers_lines(error, self._folder)
+    def _fault(
+        self, function: Any, source: BaseException | FrameType, text: str
+    ) -> ReadersFaultError:
+        """Return an error that names the last line of the reader's files that led to `source`."""
+        lines = readers_lines(source, self._folder)
         if not lines:
             return wrong(function, text)
         places = [f"{Path(one.filename).name}, line {one.lineno}, in {one.name}" for one in lines]
         caller = f"; called from {places[-2]}" if len(places) > 1 else ""
         return ReadersFaultError(f"{places[-1]}: {text} (the line: {lines[-1].line}{caller})")
 
-    def _begin(self, thread: int, limit_s: float) -> None:
-        self._deadlines[thread] = time.monotonic() + limit_s
-        if self._has_watcher:
+    def _begin(self, thread: int, call: _Call) -> None:
+        self._calls[thread] = call
+        if self._is_armed:
             return
         with self._lock:
+            self._limit_silence()
             is_first, self._has_watcher = not self._has_watcher, True
         if is_first:
             threading.Thread(target=self._watch, name="nanovllm-learn-guard", daemon=True).start()
 
     def _end(self, thread: int) -> None:
         with self._lock:
-            self._deadlines.pop(thread, None)
+            self._calls.pop(thread, None)
+            self._stuck.discard(thread)
             if thread in self._overtime:  # it may not have been raised yet
                 self._overtime.discard(thread)
                 _raise_in(thread, None)
@@ -108,14 +137,41 @@ class Guard:
             time.sleep(_POLL_S)
             with self._lock:
                 now = time.monotonic()
-                last_s = now if self._deadlines else last_s
+                self._is_armed = False
+                calls = list(self._calls.items())
+                last_s = now if calls else last_s
+                self._limit_silence(has_calls=bool(calls))
                 if now - last_s > STEP_S:
                     self._has_watcher = False
                     return
-                for thread, deadline_s in list(self._deadlines.items()):
-                    if now > deadline_s:  # again at each poll: the reader's code may catch it
+                for thread, call in calls:
+                    if now > call.deadline_s:  # again at each poll: the reader's code may catch it
                         self._overtime.add(thread)
                         _raise_in(thread, _OvertimeError)
+                    if now > call.deadline_s + GRACE_S:
+                        self._report(thread, call)
+
+    def _report(self, thread: int, call: _Call) -> None:
+        """Report a call that goes on although an exception was raised in its thread, once."""
+        frame = sys._current_frames().get(thread)  # noqa: SLF001 - the documented way
+        if self._on_stuck is None or frame is None or thread in self._stuck:
+            return
+        self._stuck.add(thread)
+        text = (
+            f"it did not end within {call.limit_s:g} s, and cannot be interrupted: it waits for a "
+            "library"
+        )
+        self._on_stuck(self._fault(call.function, frame, text), thread)
+
+    def _limit_silence(self, *, has_calls: bool = True) -> None:
+        """While there are calls, let faulthandler end the process if the watcher cannot run."""
+        if self._on_stuck is None or sys.__stderr__ is None:
+            return
+        self._is_armed = has_calls
+        if has_calls:
+            faulthandler.dump_traceback_later(STEP_S + GRACE_S, file=sys.__stderr__, exit=True)
+        else:
+            faulthandler.cancel_dump_traceback_later()
 
 
 def wrong(function: Any, text: str) -> ReadersFaultError:

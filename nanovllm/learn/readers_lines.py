@@ -2,12 +2,16 @@
 
 from pathlib import Path
 from traceback import FrameSummary, extract_stack, extract_tb
+from types import FrameType
 
 
-def readers_lines(error: BaseException | None, folder: Path) -> list[FrameSummary]:
-    """Return the lines of the files in `folder` that led to an exception; None for to here.
+def readers_lines(source: BaseException | FrameType | None, folder: Path) -> list[FrameSummary]:
+    """Return the lines of the files in `folder` that led to an exception, a frame, or to here.
 
     The line that was reached last is the last one.
     """
-    frames = extract_stack() if error is None else extract_tb(error.__traceback__)
+    if isinstance(source, BaseException):
+        frames = extract_tb(source.__traceback__)
+    else:
+        frames = extract_stack(source)
     return [frame for frame in frames if Path(frame.filename).parent == folder]

@@ -34,6 +34,11 @@ from nanovllm.learn.plan_check import PlanCheck
 
 logger = logging.getLogger(__name__)
 
+_NOT_FINITE = (
+    "it returned numbers that are not finite (NaN or infinity); is there a division by 0, or a "
+    "logarithm of 0?"
+)
+
 
 class CourseBlocks(BlockManager):
     """The state of the reader's block manager, for statistics and the inspector."""
@@ -143,6 +148,8 @@ class CourseScheduler(Scheduler):
                 if chunk.samples:
                     sampled.append(update.token_ids[0] if update.token_ids else 0)
                 update.apply(sequence)
+                if not update.is_finite and self._guard.not_finite is not None:
+                    update.cause = wrong(self._guard.not_finite, _NOT_FINITE)
                 accepted.append(update)
             ended = self._call(self._scheduler.commit, self._chunks, sampled)
             self._check_ended(ended, pairs)

@@ -47,6 +47,7 @@ class CourseInputProcessor(InputProcessor):
         for is_given, name in (
             (has_grammar, "structured_outputs"),
             (request.cache_salt, "cache_salt"),
+            (request.priority, "priority"),
         ):
             if is_given:
                 raise InvalidRequestError(

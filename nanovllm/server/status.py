@@ -51,7 +51,7 @@ def add_status_routes(app: FastAPI, service: Service) -> None:
             return error_response(503, "the server is about to stop; send requests to another")
         if engine.state is EngineState.READY:
             return JSONResponse(Health(status="ready"))
-        return error_response(503, f"the engine is {engine.state.value}")
+        return error_response(503, engine.problem)
 
     @app.get("/version", **operation(response=Version))
     async def version() -> Response:

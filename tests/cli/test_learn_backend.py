@@ -1,5 +1,12 @@
 """`--backend learn:DIR` of `nanovllm serve` and `generate`."""
 
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -7,6 +14,7 @@ import pytest
 from nanovllm.cli.main import build_parser, main
 from nanovllm.cli.options import engine_config
 from nanovllm.cli.serve_options import ServeOptions
+from nanovllm.engine.engine import Engine
 from nanovllm.learn.folder import CourseFolder
 from tests.support.serve_command import Serving
 
@@ -105,3 +113,78 @@ def test_the_readers_code_generates(
 def test_the_course_s_scheduler_takes_no_drafts(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["serve", "--backend", "learn:x", "--speculative-config", "{}"]) == 1
     assert "the course's scheduler plans no drafted tokens; leave it out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["serve", "generate"])
+def test_an_order_that_the_course_does_not_have_is_refused_before_anything_starts(
+    tiny_model: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    command: str,
+) -> None:
+    monkeypatch.setattr("nanovllm.cli.serving.bind", None)  # no port is opened
+    monkeypatch.setattr(Engine, "load", None)
+    CourseFolder.start(tmp_path / "gpt")
+    options = ("--backend", f"learn:{tmp_path / 'gpt'}", "--scheduling-policy", "fair")
+    prompt = ["x"] if command == "generate" else []
+    assert main([command, "--model", str(tiny_model), *options, *prompt]) == 1
+    assert "scheduling_policy is 'fair', but the course's scheduler" in capsys.readouterr().err
+
+
+@contextmanager
+def stuck_command(
+    model: Path, folder: Path, call: str, *, step_s: float = 60.0, text_s: float = 60.0
+) -> Iterator[subprocess.Popen[str]]:
+    """Run `nanovllm generate` with these limits; its scheduler makes a call that does not end."""
+    CourseFolder.start(folder, has_solutions=True)
+    file = folder / "step09_scheduler.py"
+    start = "        chunks: list[Chunk] = []"
+    added = f"        import hashlib, time\n        print('begun', flush=True)\n        {call}\n"
+    file.write_text(file.read_text("utf-8").replace(start, added + start), "utf-8")
+    program = (
+        "import sys\nfrom nanovllm.learn import guard, scheduler\n"
+        f"guard.STEP_S, guard.GRACE_S, scheduler.TEXT_S = {step_s}, 0.3, {text_s}\n"
+        "from nanovllm.cli.main import main\nsys.exit(main(sys.argv[1:]))"
+    )
+    options = ("--model", str(model), "--backend", f"learn:{folder}", "Once")
+    with subprocess.Popen(
+        [sys.executable, "-c", program, "generate", *options],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as command:  # fmt: skip
+        try:
+            yield command
+        finally:
+            command.kill()
+
+
+def test_a_call_that_never_ends_ends_the_command(tiny_model: Path, tmp_path: Path) -> None:
+    with stuck_command(tiny_model, tmp_path / "gpt", "time.sleep(1e6)", text_s=0.3) as command:
+        _, errors = command.communicate(timeout=60)
+    assert re.search(
+        r"step09_scheduler\.py, line \d+, in schedule: it did not end within 0\.3 s, and cannot be "
+        r"interrupted: it waits for a library \(the line: time\.sleep\(1e6\)",
+        errors,
+    )
+    assert command.returncode == 1
+
+
+def test_a_call_that_stops_all_threads_ends_the_command(tiny_model: Path, tmp_path: Path) -> None:
+    call = "sum(range(10**15))"  # holds the interpreter's lock
+    with stuck_command(tiny_model, tmp_path / "gpt", call, step_s=0.5) as command:
+        _, errors = command.communicate(timeout=60)
+    assert re.search(r'File ".*step09_scheduler\.py", line \d+ in schedule', errors)
+    assert command.returncode == 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT")
+def test_a_second_interrupt_ends_what_the_first_cannot(tiny_model: Path, tmp_path: Path) -> None:
+    call = "hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)"  # does not look for signals
+    with stuck_command(tiny_model, tmp_path / "gpt", call) as command:
+        assert command.stdout is not None
+        assert command.stdout.readline() == "Oncebegun\n"
+        for _ in range(2):
+            time.sleep(0.1)
+            command.send_signal(signal.SIGINT)
+        command.communicate(timeout=60)
+    assert command.returncode == 130

@@ -38,11 +38,14 @@ def test_a_page_with_another_number_has_a_problem() -> None:
 def test_the_film_has_the_events_that_its_page_tells() -> None:
     frames = film.record()
     events = {frame.step: frame.events for frame in frames if frame.events}
-    assert events[4] == ("C is admitted, finds 32 of its tokens in the prefix cache",)
+    assert events[4] == ("C is admitted, finds 32 of its tokens cached",)
     assert events[26] == ("no block is free for C; C is preempted, it gives back 7 blocks",)
     assert events[28] == ("A ends and frees blocks 13, 14, 11, 7, 4, 3, 2, 1, 0",)
-    assert events[29] == ("C is admitted, finds 48 of its tokens in the prefix cache",)
-    assert film.Part("D", 32, 8, samples=True) in frames[29].parts
+    assert events[29] == (
+        "C is admitted, finds 48 of its tokens cached",
+        "D is admitted, finds 32 of its tokens cached",
+    )
+    assert film.Part("D", 32, 8, samples=True) in frames[28].parts
     assert all(sum(part.count for part in frame.parts) <= film.BUDGET for frame in frames)
 
 

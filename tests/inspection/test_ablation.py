@@ -1,13 +1,22 @@
 """The loss of a prompt without parts, against a forward pass that leaves them out."""
 
+import re
+
 import numpy as np
 import pytest
 
 from nanovllm.errors import InvalidRequestError
-from nanovllm.inspection.ablation import losses_without_each, predict_without, read_part
+from nanovllm.inspection import ablation
+from nanovllm.inspection.ablation import (
+    check_work,
+    losses_without_each,
+    predict_without,
+    read_part,
+)
 from nanovllm.inspection.observe import InspectedModel
 from nanovllm.model import gpt2
 from nanovllm.model.ablation import Part, parts_of
+from nanovllm.model.config import GPT2Config
 from tests.support.ablation import forward_without
 
 TOKENS = list(range(60, 160))  # more than are computed at a time
@@ -49,6 +58,30 @@ def test_a_prompt_of_one_token_has_no_loss(model: InspectedModel) -> None:
     whole, losses = losses_without_each(model, [70])
     assert whole is None
     assert set(losses.values()) == {None}
+
+
+def test_a_prompt_that_takes_too_long_is_refused_before(
+    model: InspectedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ablation, "MAX_MULTIPLICATIONS", 30_000_000)
+    monkeypatch.setattr(ablation, "streams_without_each", None)  # nothing is computed
+    message = r"the prompt has 100 tokens; to measure each of the 14 parts .* up to (\d+): shorten"
+    with pytest.raises(InvalidRequestError, match=message) as raised:
+        losses_without_each(model, TOKENS)
+    assert raised.value.param == "prompt"
+    matched = re.search(message, str(raised.value))
+    assert matched is not None
+    limit = int(matched[1])
+    check_work(model.config, limit)
+    with pytest.raises(InvalidRequestError):
+        check_work(model.config, limit + 1)
+
+
+def test_the_limit_is_below_the_processor_time_of_a_request() -> None:
+    small = GPT2Config(vocab=50257, max_positions=1024, d_model=768, layers=12, heads=12, d_ff=3072)
+    check_work(small, 150)  # GPT-2 small needs 0.52 s a token
+    with pytest.raises(InvalidRequestError, match="180 parts of this model"):
+        check_work(small, 225)
 
 
 def test_a_part_that_the_model_does_not_have_is_refused(model: InspectedModel) -> None:

@@ -155,15 +155,17 @@ def test_beams_and_deadlines_work(tiny_model: Path, parts: EngineParts) -> None:
     [
         ({"structured_outputs": StructuredOutputs(regex="a+")}, "structured_outputs"),
         ({}, "cache_salt"),
+        ({}, "priority"),
     ],
 )
 def test_what_the_course_cannot_do_is_refused(
     tiny_model: Path, parts: EngineParts, settings: dict[str, Any], field: str
 ) -> None:
     engine = Engine.load(tiny_model, EngineConfig(**CLASSROOM), parts)
-    salt = "salt" if field == "cache_salt" else ""
+    fields: dict[str, Any] = {"cache_salt": "salt", "priority": 1}
+    others = {field: fields[field]} if field in fields else {}
     request = GenerationRequest(
-        prompts=["x"], params=SamplingParams(**settings), request_id="test", cache_salt=salt
+        prompts=["x"], params=SamplingParams(**settings), request_id="test", **others
     )
     with pytest.raises(InvalidRequestError, match=f"{field} cannot be used with backend 'learn'"):
         engine.input_processor.process(request)

@@ -1,8 +1,10 @@
 """What is wrong in the reader's code ends the requests concerned; the engine goes on."""
 
+import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from nanovllm.config import EngineConfig
@@ -204,9 +206,40 @@ def test_numbers_that_are_not_finite_leave_no_cached_block(
     )  # fmt: skip
     engine = Engine.load(tiny_model, EngineConfig(**CLASSROOM), learn_parts(folder))
     (output,) = run(engine, [*PROMPT[:16], 99])
-    assert "is not a number" in str(output.error)
+    message = r"step02_logits\.py, line \d+, in embed: it returned numbers that are not finite"
+    assert re.match(message, str(output.error))
     run(engine, [*PROMPT[:16], 98])
     assert engine.stats().prefix_cache_hits == 0
+
+
+@pytest.mark.parametrize(
+    ("module", "old", "function"),
+    [
+        ("step04_attention", "    weights = np.exp(", "attention"),
+        ("step03_layer_norm", "    centred =", "layer_norm"),
+    ],
+)
+def test_the_function_whose_numbers_are_not_finite_is_named(
+    tiny_model: Path, tmp_path: Path, module: str, old: str, function: str
+) -> None:
+    name = "scores" if function == "attention" else "hidden"
+    folder = folder_with(tmp_path / "gpt", module, old, f"    {name} = {name} / 0 * 0\n{old}")
+    engine = Engine.load(tiny_model, EngineConfig(**CLASSROOM), learn_parts(folder))
+    with np.errstate(all="ignore"):
+        outputs = run(engine, PROMPT, [9], prompt_logprobs=0)
+    for output in outputs:
+        assert f", in {function}: it returned numbers that are not fin" in str(output.error)
+
+
+def test_a_checkpoint_that_is_not_finite_is_not_the_readers(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    CourseFolder.start(tmp_path / "gpt", has_solutions=True)
+    engine = Engine.load(tiny_model, EngineConfig(**CLASSROOM), learn_parts(tmp_path / "gpt"))
+    weights = engine.runner.backend._weights  # type: ignore[attr-defined]  # noqa: SLF001
+    weights.layers[1].qkv.bias[3] = np.nan
+    (output,) = run(engine, PROMPT)
+    assert "is the checkpoint sound?" in str(output.error)
 
 
 def test_an_exit_in_streamed_text_ends_the_request(tiny_model: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from tools.tutorials.film import BLOCK_SIZE, BUDGET, CLIENTS, NUM_BLOCKS, Frame,
 from tools.tutorials.pages import Tutorial, table
 
 PAGE = "continuous-batching-film.md"
-STILLS = (2, 4, 26, 29, 30)
+STILLS = (2, 4, 26, 29)
 _WIDTH, _HEIGHT, _LEFT = 720, 268, 16
 _CELL, _BLOCK, _BLOCK_HEIGHT = 28, 82, 32  # pixels
 _CELLS_Y, _BLOCKS_Y = 78, 154

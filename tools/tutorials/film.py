@@ -86,7 +86,7 @@ class _Observer:
 
     def on_admitted(self, request: Request) -> None:
         found = request.num_computed_tokens
-        cached = f", finds {found} of its tokens in the prefix cache" if found else ""
+        cached = f", finds {found} of its tokens cached" if found else ""
         self.events.append(f"{request.request_id} is admitted{cached}")
 
     def on_reused(self, request: Request, num_tokens: int) -> None:

@@ -182,9 +182,12 @@ class KVCacheManager:
         self.blocks.check_integrity(tables)
 
     def _needs_copy(self, request: Request) -> bool:
-        """Return whether the block of a request's next token exists but is not writable."""
+        """Return whether the block of a request's next token exists but is not writable.
+
+        It is registered already if the step being planned fills it: then it needs no copy.
+        """
         index = request.num_computed_tokens // self._block_size
-        if index >= len(request.block_ids):
+        if index >= len(request.block_ids) or index < request.num_registered_blocks:
             return False
         return not self.blocks.is_writable(request.block_ids[index])
 

@@ -28,10 +28,14 @@ from nanovllm.speculative_config import SpeculativeConfig
 
 _FIRST_GUESS = 0.6
 """Assumed probability that a drafted token is accepted, before the first is verified."""
+_FIRST_GUESS_FORCED = 0.9
+"""The same of tokens that spell what a grammar forces."""
 _WEIGHT = 0.1
 """Weight of a drafted token in the running mean."""
 _MAX_PAUSE = 256
 """Maximum steps between two trials of a draft model that did not pay."""
+_MAX_PATH_TOKENS = 256
+"""Maximum tokens of the paths of all grammars in a step; each has a mask of 6 KB for GPT-2."""
 
 
 @dataclass(slots=True)
@@ -67,14 +71,17 @@ class _Sequence:
 
     Attributes:
         ngrams: its n-grams; None if they are not looked up.
-        found: what the n-grams expect next.
-        by_ngram, by_model: acceptance of both kinds of drafts.
+        found: what the n-grams or the grammar expect next.
+        is_forced: whether the grammar forces what `found` spells.
+        by_ngram, by_grammar, by_model: acceptance of the kinds of drafts.
     """
 
     ngrams: NgramIndex | None
     by_ngram: _Acceptance
+    by_grammar: _Acceptance
     by_model: _Acceptance
     found: tuple[int, ...] = ()
+    is_forced: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -93,6 +100,7 @@ class Speculator:
     counts: SpeculationCounts = field(init=False)
     _sequences: dict[str, _Sequence] = field(default_factory=dict)
     _by_ngram: _Acceptance = field(default_factory=lambda: _Acceptance(_FIRST_GUESS))
+    _by_grammar: _Acceptance = field(default_factory=lambda: _Acceptance(_FIRST_GUESS_FORCED))
     _by_model: _Acceptance = field(default_factory=lambda: _Acceptance(_FIRST_GUESS))
     _slowness: Slowness = field(default_factory=Slowness)
     _draft_slowness: Slowness = field(default_factory=Slowness)
@@ -109,28 +117,20 @@ class Speculator:
         decoding = [request for request in running if request.is_decoding]
         if not self._may_gain(len(decoding)):
             return
-        rooms = {
-            request.request_id: min(
-                self.config.num_speculative_tokens,
-                request.max_new_tokens - request.num_output_tokens - 1,
-            )
+        rooms = {each.request_id: room for each in decoding if (room := self._room(each)) > 0}
+        offers = {
+            request.request_id: self._look_up(request, rooms[request.request_id])
             for request in decoding
-            if request.grammar is None and request.sampling.speculative
+            if request.request_id in rooms
         }
-        offers: dict[str, Offer] = {}
-        for request in decoding:
-            room = rooms.get(request.request_id, 0)
-            if room > 0 and self.config.uses_ngrams:
-                sequence = self._sequence(request)
-                assert sequence.ngrams is not None
-                sequence.found = sequence.ngrams.draft(request.tokens, room)
-                offers[request.request_id] = Offer(sequence.by_ngram.mean, len(sequence.found))
         counts = best_counts(offers, len(decoding), self.times)
         for request in decoding:
             count = counts.get(request.request_id, 0)
             request.drafted = self._sequence(request).found[:count] if count else ()
         if self.draft_model is not None and not counts:
-            self._choose_model([r for r in decoding if rooms.get(r.request_id, 0) > 0], rooms)
+            # Each token that the model drafts would have to wait for a mask of a grammar.
+            free = [each for each in decoding if each.grammar is None]
+            self._choose_model([each for each in free if each.request_id in rooms], rooms)
 
     def draft(self, plan: StepPlan) -> StepPlan:
         """Return a plan with the tokens of the draft model."""
@@ -161,23 +161,54 @@ class Speculator:
             if sequence.drafted:
                 accepted = sum(a == b for a, b in zip(tokens, sequence.drafted, strict=False))
                 self._count(accepted, len(sequence.drafted))
-                is_ngram = sequence.drafted == state.found[: len(sequence.drafted)]
-                for mean in (
-                    (state.by_ngram, self._by_ngram)
-                    if is_ngram
-                    else (state.by_model, self._by_model)
-                ):
+                is_found = sequence.drafted == state.found[: len(sequence.drafted)]
+                means = self._means(state) if is_found else (state.by_model, self._by_model)
+                for mean in means:
                     mean.add(accepted, len(sequence.drafted))
             elif state.found:  # what would have been accepted is known without any cost
-                for mean in (state.by_ngram, self._by_ngram):
+                for mean in self._means(state):
                     mean.add(state.found[0] == tokens[0], 1)
             state.found = ()
+        self._request_paths([each.request for each in plan.sequences if each.samples])
 
     def forget(self, request_id: str) -> None:
         """Forget a request that has ended."""
         self._sequences.pop(request_id, None)
         if self.draft_model is not None:
             self.draft_model.forget(request_id)
+
+    def _room(self, request: Request) -> int:
+        """Return how many tokens may be drafted for a request."""
+        left = request.max_new_tokens - request.num_output_tokens - 1
+        return min(self.config.num_speculative_tokens, left) if request.sampling.speculative else 0
+
+    def _look_up(self, request: Request, room: int) -> Offer:
+        """Find what the grammar or the n-grams of a request expect next."""
+        sequence = self._sequence(request)
+        if request.grammar is not None:
+            sequence.found, sequence.is_forced = request.grammar.draft(room)
+        elif sequence.ngrams is not None:
+            sequence.found = sequence.ngrams.draft(request.tokens, room)
+        return Offer(self._means(sequence)[0].mean, len(sequence.found))
+
+    def _means(self, sequence: _Sequence) -> tuple[_Acceptance, _Acceptance]:
+        """Return the acceptance of what was found, of a sequence and of all."""
+        if sequence.is_forced:
+            return sequence.by_grammar, self._by_grammar
+        return sequence.by_ngram, self._by_ngram
+
+    def _request_paths(self, requests: Sequence[Request]) -> None:
+        """Have the grammars find what may be drafted for requests that have a new token."""
+        may_gain = self._may_gain(len(requests)) if requests else False
+        for request in requests:
+            if request.grammar is None:
+                continue
+            limit = min(self._room(request), _MAX_PATH_TOKENS // len(requests)) if may_gain else 0
+            proposed: tuple[int, ...] = ()
+            if limit > 0 and not request.grammar.path:
+                ngrams = self._sequence(request).ngrams
+                proposed = () if ngrams is None else ngrams.draft(request.tokens, limit)
+            request.grammar.request_path(max(limit, 0), proposed)
 
     def _may_gain(self, num_sequences: int) -> bool:
         """Whether a step of so many sequences would gain if all drafted tokens were accepted."""
@@ -226,6 +257,7 @@ class Speculator:
                 if config.uses_ngrams
                 else None,
                 _Acceptance(self._by_ngram.mean),
+                _Acceptance(self._by_grammar.mean),
                 _Acceptance(self._by_model.mean),
             )
         return sequence

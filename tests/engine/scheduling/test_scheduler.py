@@ -96,6 +96,19 @@ def test_nothing_overtakes_a_request_that_waits_for_blocks() -> None:
     assert [name for name in order if name != "running"] == ["large", "small"]
 
 
+@pytest.mark.parametrize("chunks", [[8], [6, 2]], ids=["a whole block", "the rest of a block"])
+def test_a_block_that_a_step_fills_reserves_no_copy(chunks: list[int]) -> None:
+    scheduler = make_scheduler(blocks=4, block_size=4, tokens=chunks[0])
+    scheduler.add(make_request("running", 8, new=8))
+    for _ in chunks[1:]:
+        step(scheduler)
+    scheduler.max_num_batched_tokens = 16
+    scheduler.add(make_request("waiting", 3, new=1))
+    assert shares(step(scheduler)) == {"running": chunks[-1], "waiting": 3}, (
+        "one block of four is enough for `waiting`, and one is left for `running`"
+    )
+
+
 def test_out_of_blocks_the_newest_is_preempted_and_resumes() -> None:
     scheduler = make_scheduler(blocks=6, block_size=4, tokens=32, caching=False)
     old, new = make_request("old", 7, new=12), make_request("new", 7, new=12)

@@ -107,6 +107,8 @@ def test_random_schedules(
             if now > 40:
                 break
             continue
+        for request in scheduler.running:
+            assert request.num_registered_blocks * block_size <= request.num_computed_tokens
         plan = scheduler.schedule()
         assert 0 < plan.num_tokens <= scheduler.max_num_batched_tokens
         assert len(plan.sequences) <= seqs

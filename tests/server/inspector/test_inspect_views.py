@@ -164,7 +164,6 @@ def test_parts_can_be_switched_off(
         card.get_by_text(f"Loss {whole:.3f} nats per token").wait_for()
         assert lists.count() == 1
         card.get_by_role("button", name="layer 0, feed-forward").click()
-        card.get_by_text(f"Loss {whole:.3f} → ").wait_for()
         card.get_by_role("button", name="layer 1, head 2").click()
         card.get_by_text(f"Loss {whole:.3f} → {ablated:.3f} nats per token").wait_for()
         card.get_by_text("Off: layer 0, feed-forward · layer 1, head 2").wait_for()
@@ -188,6 +187,32 @@ def test_parts_can_be_switched_off(
         card.get_by_text("Nothing is off.").wait_for()
         assert card.locator(".v-part[aria-pressed=true]").count() == 0
         assert lists.count() == 1
+
+
+def test_a_click_counts_while_the_page_moves(browser: "Browser", server: RunningServer) -> None:
+    held: list[Route] = []
+
+    def hold(route: "Route") -> None:
+        held.append(route)
+
+    with open_page(browser, server.url) as page:
+        page.route("**/v1/inspect/attention_head", hold)
+        page.get_by_role("tab", name="Attention").click()
+        show(page, PROMPT, "Show attention")
+        card = page.locator(".v-ablation").locator("visible=true")
+        first, second = (
+            card.get_by_role("button", name=f"layer {layer}, feed-forward") for layer in (0, 1)
+        )
+        first.click()
+        second.hover()
+        before = second.bounding_box()
+        page.mouse.down()
+        for route in held:
+            route.continue_()
+        page.locator(".v-row-table").wait_for()
+        assert second.bounding_box() != before, "the row above is larger now"
+        page.mouse.up()
+        card.get_by_text("Off: layer 0, feed-forward · layer 1, feed-forward").wait_for()
 
 
 def test_markup_in_prompts_is_shown_as_text(browser: "Browser", server: RunningServer) -> None:

@@ -50,9 +50,17 @@ export function formatChange(change, digits = 2) {
 export function partGrid(parts, onToggle) {
   const first = parts.filter(({ layer }) => layer === parts[0].layer);
   const numHeads = first.filter(({ kind }) => kind === "head").length;
+  /** Keep a click although the cell moves before the release. @param {PointerEvent} event */
+  const onpointerdown = ({ pointerId, button, currentTarget }) =>
+    button === 0 && /** @type {Element} */ (currentTarget).setPointerCapture(pointerId);
   const cells = parts.map((part) =>
     onToggle
-      ? h("button", { class: "v-part v-shaded", tabindex: -1, onclick: () => onToggle(part) })
+      ? h("button", {
+          class: "v-part v-shaded",
+          tabindex: -1,
+          onpointerdown,
+          onclick: () => onToggle(part),
+        })
       : h("span", { class: "v-part v-shaded" }),
   );
   const element = h("div", {
