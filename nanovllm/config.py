@@ -97,8 +97,8 @@ class EngineConfig:
         max_logprobs: maximum log-probabilities per position that a request may ask for.
         scheduling_policy: order of requests: by arrival, priority or equal shares of clients. With
             "priority" any client may choose its priority.
-        speculative_config: speculative decoding, as SpeculativeConfig or a mapping with its fields;
-            None for none. It changes no bit of an output.
+        speculative_config: how tokens are drafted for speculative decoding, which changes no bit of
+            an output; None for no drafts. A mapping has the fields of SpeculativeConfig.
     """
 
     dtype: DType = "float32"

@@ -1,14 +1,14 @@
 """SpeculativeConfig: how tokens are drafted for speculative decoding, with the names of vLLM."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Annotated, Any, Literal, TypeAlias
 
 from annotated_types import Interval
 
-from nanovllm.checked_fields import check_fields
+from nanovllm.checked_fields import check_fields, short_repr
 from nanovllm.errors import InvalidRequestError
-from nanovllm.vllm_settings import suggests_fields
+from nanovllm.vllm_settings import advice, suggests_fields
 
 MAX_DRAFTED = 32
 MAX_NGRAM = 16
@@ -29,8 +29,11 @@ class SpeculativeConfig:
             none.
         num_speculative_tokens: maximum tokens that are drafted for a sequence in a step; fewer are
             where they would not pay.
-        prompt_lookup_min, prompt_lookup_max: shortest and longest n-gram that is looked up.
-        dtype, quantization: types of the draft model's weights; None for those of the model.
+        prompt_lookup_min: tokens of the shortest n-gram that is looked up.
+        prompt_lookup_max: tokens of the longest n-gram that is looked up.
+        dtype: type of the draft model's weights; None for that of the model.
+        quantization: quantization of the draft model; None for that of the model, or for none where
+            `dtype` is set.
     """
 
     method: SpeculativeMethod | None = None
@@ -54,6 +57,17 @@ class SpeculativeConfig:
                 'method is "draft_model", but no model is named; set model to a folder or a name',
                 param="model",
             )
+        unused = ([] if self.uses_ngrams else ["prompt_lookup_min", "prompt_lookup_max"]) + (
+            ["dtype", "quantization"] if self.model is None else []
+        )
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name in unused and value != field.default:
+                remedy = 'set method to "ngram"' if self.model else "set model"
+                raise InvalidRequestError(
+                    f"{field.name} is {value!r}, but has no effect here; leave it out, or {remedy}",
+                    param=field.name,
+                )
 
     @property
     def uses_ngrams(self) -> bool:
@@ -65,10 +79,20 @@ class SpeculativeConfig:
         """Return settings given as a mapping, as those of vLLM are; None for None."""
         if settings is None or isinstance(settings, cls):
             return settings
-        if not isinstance(settings, Mapping) or not all(isinstance(name, str) for name in settings):
+        if not isinstance(settings, Mapping):
             raise InvalidRequestError(
-                "speculative_config must be a mapping, such as "
+                f"speculative_config is {short_repr(settings)} but must be a mapping, such as "
                 '{"method": "ngram", "num_speculative_tokens": 5}',
                 param="speculative_config",
             )
-        return cls(**settings)
+        known = [field.name for field in fields(cls)]
+        for name in settings:
+            if name not in known:
+                raise InvalidRequestError(
+                    f"speculative_config has {short_repr(name)}: {advice(str(name), known)}",
+                    param="speculative_config",
+                )
+        try:
+            return cls(**settings)
+        except InvalidRequestError as error:
+            raise error.at("speculative_config", param="speculative_config") from None

@@ -18,6 +18,7 @@ from nanovllm.engine.engine_parts import OWN_PARTS, EngineParts
 from nanovllm.engine.generation_defaults import SamplingDefaults, load_sampling_defaults
 from nanovllm.engine.generation_request import GenerationRequest
 from nanovllm.engine.loading import (
+    check_draft_model,
     load_draft_model,
     load_options,
     make_speculator,
@@ -36,7 +37,8 @@ from nanovllm.engine.scheduling.step_plan import (
     SequenceUpdate,
     StepPlan,
 )
-from nanovllm.engine.step_output import StepOutput
+from nanovllm.engine.speculation.speculator import SpeculationCounts
+from nanovllm.engine.step_output import StepOutput, step_stats
 from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.engine.update_router import UpdateRouter
 from nanovllm.errors import EngineFaultError, InvalidRequestError, NanovllmError
@@ -53,6 +55,7 @@ _BLOCKED_WAIT_S = 0.002
 _MASK_GRACE = 0.25
 """Maximum wait of a step for masks in progress, as a fraction of the last step's time."""
 _MIN_MASK_GRACE_S, _MAX_MASK_GRACE_S = 0.0003, 0.002
+_NO_DRAFTS = SpeculationCounts([])
 _STEP_FAILED = "a step of the engine failed; the log has the reason"
 _ALL_FORBIDDEN = (
     "every token is forbidden by the request's settings together, so none can come next; "
@@ -128,7 +131,7 @@ class Engine:
             runner = NativeModelRunner.load(folder, config.backend, options)
         else:
             runner = NativeModelRunner(parts.backend(folder, options))
-        draft = load_draft_model(config, runner.config, tokenizer)
+        draft = load_draft_model(config)
         defaults = load_sampling_defaults(folder)
         return cls(config, runner, tokenizer, defaults, parts=parts, draft=draft)
 
@@ -140,8 +143,9 @@ class Engine:
         """
         model = GPT2Config.load(folder)
         max_model_len(config, model)
+        draft = check_draft_model(config, model, folder)
         if is_local:
-            check_sizes(config, model, process_memory_limit())
+            check_sizes(config, model, process_memory_limit(), draft)
         load_sampling_defaults(folder)
 
     @property
@@ -158,6 +162,7 @@ class Engine:
         """Return a snapshot of the statistics. Call it on the engine's thread; any may read it."""
         scheduler = self.scheduler
         deferred = map(self._structured.get, self._masks.blocked)
+        drafts = _NO_DRAFTS if self.speculator is None else self.speculator.counts
         return EngineSnapshot(
             num_requests_running=len(scheduler.running),
             num_requests_waiting=scheduler.num_waiting,
@@ -173,6 +178,10 @@ class Engine:
             num_preemptions=scheduler.num_preemptions,
             prefix_cache_queries=scheduler.kv_cache.prefix_cache_queries,
             prefix_cache_hits=scheduler.kv_cache.prefix_cache_hits,
+            num_drafts=drafts.drafts,
+            num_draft_tokens=drafts.drafted,
+            num_accepted_tokens=drafts.accepted,
+            num_accepted_tokens_per_pos=tuple(drafts.accepted_by_position),
         )
 
     def add_request(
@@ -226,18 +235,15 @@ class Engine:
             return StepOutput(failed, StepStats(0, 0, 0, 0.0))
         if on_planned is not None:
             on_planned()
-        num_decode_tokens = sum(sequence.request.is_decoding for sequence in plan.sequences)
         for sequence in plan.sequences:
             times = sequence.request.times
             if times.first_scheduled_s is None:
                 times.first_scheduled_s = started
-        updates, fault = self._compute(plan)
+        plan, updates, fault = self._compute(plan)
         for cause in filter(None, (fault, *(update.cause for update in updates))):
             logger.error("a step failed; its requests end with an error", exc_info=cause)
         now = time.monotonic()
-        stats = StepStats(
-            plan.num_tokens, plan.num_tokens - num_decode_tokens, num_decode_tokens, now - started
-        )
+        stats = step_stats(plan, updates, now - started)
         self._last_step_s = stats.duration_s
         self.num_steps += 1
         if self.scheduler.observer is not None:
@@ -258,8 +264,12 @@ class Engine:
             updates.append(update)
         return StepOutput((*failed, *updates), StepStats(0, 0, 0, 0.0), fault)
 
-    def _compute(self, plan: StepPlan) -> tuple[list[SequenceUpdate], Exception | None]:
-        """Run and commit a plan; return its updates and the exception that it raised, or None."""
+    def _compute(self, plan: StepPlan) -> tuple[StepPlan, list[SequenceUpdate], Exception | None]:
+        """Run and commit a plan.
+
+        Return it with the tokens that the draft model has drafted, its updates, and the exception
+        that it raised, or None.
+        """
         try:
             if self.speculator is not None:
                 plan = self.speculator.draft(plan)
@@ -272,12 +282,12 @@ class Engine:
             # The worker processes compute masks while this thread reports the step.
             self.input_processor.grammars.flush()
         except Exception as error:  # noqa: BLE001 - the engine continues with the other requests
-            return self.scheduler.fail(plan), error
+            return plan, self.scheduler.fail(plan), error
         except BaseException:  # such as KeyboardInterrupt: the plan is never computed
             for update in self.scheduler.fail(plan):
                 self._forget(update.request)
             raise
-        return updates, None
+        return plan, updates, None
 
     def _complete(self, update: SequenceUpdate, now: float, fault: Exception | None) -> None:
         """Count an update of the step that ended at `now`, and add the state after it.

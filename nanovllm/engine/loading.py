@@ -60,32 +60,48 @@ def draft_config(config: EngineConfig) -> EngineConfig | None:
     )  # fmt: skip
 
 
-def load_draft_model(
-    config: EngineConfig, model: GPT2Config, tokenizer: Tokenizer
-) -> NativeModelRunner | None:
-    """Load the draft model of the settings; None without one.
+def check_draft_model(
+    config: EngineConfig, model: GPT2Config, folder: Path
+) -> tuple[EngineConfig, GPT2Config] | None:
+    """Return the settings and the shape of the draft model of the model in `folder`; None without.
 
-    Raises CheckpointError if its folder is not valid, and ValueError unless it drafts for `model`.
+    This needs no weights. Raises CheckpointError if its folder is not valid, and ValueError unless
+    it can draft for `model`.
     """
-    settings, speculative = draft_config(config), config.speculation
-    if settings is None or speculative is None or speculative.model is None:
+    settings, name = draft_config(config), _draft_folder(config)
+    if settings is None or name is None:
         return None
-    folder = Path(speculative.model)
-    draft = GPT2Config.load(folder)
-    if (draft.vocab, Tokenizer.load(folder).vocabulary) != (model.vocab, tokenizer.vocabulary):
+    draft = GPT2Config.load(name)
+    vocabularies = Tokenizer.load(name).vocabulary, Tokenizer.load(folder).vocabulary
+    if draft.vocab != model.vocab or vocabularies[0] != vocabularies[1]:
         raise ValueError(
-            f"the draft model {speculative.model} has another vocabulary ({draft.vocab:,} tokens) "
-            f"than the model ({model.vocab:,}); choose one with the same tokenizer"
+            f"the draft model {name} has another vocabulary than the model ({draft.vocab:,} and "
+            f"{model.vocab:,} tokens); choose one with the same tokenizer"
         )
     longest = max_model_len(config, model)
     if draft.max_positions < longest:
         raise ValueError(
-            f"the draft model {speculative.model} has {draft.max_positions} positions, less than "
-            f"max_model_len ({longest}); lower max_model_len to {draft.max_positions}, or choose "
-            "another draft model"
+            f"the draft model {name} has {draft.max_positions} positions, less than max_model_len "
+            f"({longest}); lower max_model_len to {draft.max_positions}, or choose another draft "
+            "model"
         )
+    return settings, draft
+
+
+def load_draft_model(config: EngineConfig) -> NativeModelRunner | None:
+    """Load the draft model, which `check_draft_model` has checked; None without one."""
+    settings, folder = draft_config(config), _draft_folder(config)
+    if settings is None or folder is None:
+        return None
     settings = with_stored_dtype(settings, folder)
     return NativeModelRunner.load(folder, settings.backend, load_options(settings))
+
+
+def _draft_folder(config: EngineConfig) -> Path | None:
+    speculative = config.speculation
+    if speculative is None or speculative.model is None:
+        return None
+    return Path(speculative.model)
 
 
 def make_speculator(

@@ -58,17 +58,28 @@ def weights_bytes(config: EngineConfig, model: GPT2Config) -> int:
     return _WEIGHT_BYTES[config.quantization or config.dtype] * model.num_parameters
 
 
-def check_sizes(config: EngineConfig, model: GPT2Config, limit: MemoryLimit | None) -> None:
+def check_sizes(
+    config: EngineConfig,
+    model: GPT2Config,
+    limit: MemoryLimit | None,
+    draft: tuple[EngineConfig, GPT2Config] | None = None,
+) -> None:
     """Raise ValueError if the weights, or they and a KV cache of a set size, exceed the limit.
 
-    This needs no weights. `plan_memory` checks the rest.
+    The weights are those of the model and of its draft model, given by settings and shape. This
+    needs no weights. `plan_memory` checks the rest.
     """
     if limit is None:
         return
     needed = weights_bytes(config, model)
     remedy = "raise it, set a narrower dtype or quantization, or choose a smaller model"
-    kind = config.quantization or config.dtype
-    text = f"the weights need {format_bytes(needed)} in {'bfloat16' if kind == 'auto' else kind}"
+    text = f"the weights need {_described_weights(config, needed)}"
+    if draft is not None:
+        draft_bytes = weights_bytes(*draft)
+        if needed <= limit.free_bytes < needed + draft_bytes:
+            remedy = "raise it, or choose a smaller draft model or none"
+        needed += draft_bytes
+        text += f" and those of the draft model {_described_weights(draft[0], draft_bytes)}"
     is_cache_set = not config.has_default_cache and config.num_blocks is None
     if needed <= limit.free_bytes and is_cache_set:
         needed += config.kv_cache_bytes
@@ -79,6 +90,11 @@ def check_sizes(config: EngineConfig, model: GPT2Config, limit: MemoryLimit | No
             f"{text}, but {limit.name} is {format_bytes(limit.num_bytes)}, of which "
             f"{format_bytes(limit.used_bytes)} are used; {remedy}"
         )
+
+
+def _described_weights(config: EngineConfig, num_bytes: int) -> str:
+    kind = config.quantization or config.dtype
+    return f"{format_bytes(num_bytes)} in {'bfloat16' if kind == 'auto' else kind}"
 
 
 def max_sampled_rows(config: EngineConfig) -> int:
@@ -134,6 +150,7 @@ def plan_memory(
             f"{text} and {what} {format_bytes(needed * block_bytes)}; raise the limit, or lower "
             f"{'max_model_len' if is_default else 'kv_cache_memory'}, max_num_batched_tokens or "
             "the precision (dtype, quantization)"
+            + (", or choose a smaller draft model or none" if len(backends) > 1 else "")
         )
     if num_blocks < wanted:
         logger.warning(

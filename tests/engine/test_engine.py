@@ -237,7 +237,7 @@ def speculation(
             drafts
         ),
         num_speculative_tokens=count,
-        prompt_lookup_min=1,
+        prompt_lookup_min=1 if drafts in ("ngram", "both") else 2,
     )
 
 

@@ -6,13 +6,13 @@ from itertools import accumulate
 from typing import Any
 
 from nanovllm.engine.inspection.recorder import StepRecorder
-from nanovllm.engine.metrics import StepStats
 from nanovllm.engine.scheduling.batching import accepted
 from nanovllm.engine.scheduling.block_manager import BlockManager
 from nanovllm.engine.scheduling.kv_cache_manager import KVCacheManager
 from nanovllm.engine.scheduling.request import Request
 from nanovllm.engine.scheduling.scheduler import Scheduler
 from nanovllm.engine.scheduling.step_plan import MaskStates, SequenceUpdate, StepPlan
+from nanovllm.engine.step_output import step_stats
 from nanovllm.model.sampling import TokenLogprobs
 from nanovllm.sampling_params import SamplingParams
 
@@ -132,11 +132,8 @@ def step(scheduler: Scheduler) -> StepPlan:
 def record_step(scheduler: Scheduler, recorder: StepRecorder) -> StepPlan:
     """Run a step and record it, as the engine does."""
     plan = scheduler.schedule()
-    num_decode_tokens = sum(sequence.request.is_decoding for sequence in plan.sequences)
-    scheduler.commit(plan, answers(plan))
-    num_tokens = plan.num_tokens
-    stats = StepStats(num_tokens, num_tokens - num_decode_tokens, num_decode_tokens, 0.5)
-    recorder.on_step(plan, stats, 1.0)
+    updates = scheduler.commit(plan, answers(plan))
+    recorder.on_step(plan, step_stats(plan, updates, 0.5), 1.0)
     return plan
 
 

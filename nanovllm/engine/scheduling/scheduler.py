@@ -18,6 +18,7 @@ are managed by kv_cache_manager.py, the n choices of one prompt by siblings.py.
 from collections.abc import Collection, Sequence
 
 from nanovllm.engine.scheduling.fairness import (
+    OUTPUT_COST,
     PROMPT_COST,
     ClientQueues,
     WaitingOrder,
@@ -176,6 +177,8 @@ class Scheduler:
                 update.apply(sequence)
                 accepted.append(update)
                 self.siblings.update(request)
+                if len(update.token_ids) > 1:  # the plan is charged for one token
+                    self.queues.charge(request, OUTPUT_COST * (len(update.token_ids) - 1))
                 if sequence.drafted and update.is_finite:
                     self.kv_cache.cache_blocks(request, request.num_computed_tokens)
                 if update.is_finite and (sequence.samples or update.hidden is not None):
