@@ -25,6 +25,7 @@ deploy              replicas under Ray Serve
 config              settings of an engine
 sampling_params     settings of a request
 structured_outputs  constraints on an output
+speculative_config  how tokens are drafted
 prompts             the forms of a prompt
 outputs             what requests return
 checked_fields      checks of settings by their annotations
@@ -73,6 +74,7 @@ if TYPE_CHECKING:
     )
     from nanovllm.prompts import Prompt, TextPrompt, TokensPrompt
     from nanovllm.sampling_params import SamplingParams
+    from nanovllm.speculative_config import SpeculativeConfig
     from nanovllm.structured_outputs import StructuredOutputs
     from nanovllm.trainable_model import TrainableModel
     from nanovllm.trainer import Trainer
@@ -110,6 +112,7 @@ __all__ = [
     "RequestTimeoutError",
     "SamplingParams",
     "Schedule",
+    "SpeculativeConfig",
     "StructuredOutputs",
     "TextPrompt",
     "Tokenizer",
@@ -142,6 +145,7 @@ _EXPORTS = {
     ],
     "nanovllm.prompts": ["Prompt", "TextPrompt", "TokensPrompt"],
     "nanovllm.sampling_params": ["SamplingParams"],
+    "nanovllm.speculative_config": ["SpeculativeConfig"],
     "nanovllm.structured_outputs": ["StructuredOutputs"],
     "nanovllm.trainable_model": ["TrainableModel"],
     "nanovllm.trainer": ["Trainer"],

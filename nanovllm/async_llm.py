@@ -18,7 +18,7 @@ from nanovllm.engine.generation_request import GenerationRequest
 from nanovllm.engine.request_handle import RequestHandle
 from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.errors import EngineNotReadyError
-from nanovllm.hub import BUNDLED_MODEL, resolve_model
+from nanovllm.hub import BUNDLED_MODEL, resolve_models
 from nanovllm.outputs import RequestOutput
 from nanovllm.prompts import Prompt
 from nanovllm.sampling_params import SamplingParams, list_params
@@ -54,9 +54,8 @@ class AsyncLLM:
 
         What is wrong with the weights is raised by `start`.
         """
-        config = EngineConfig(**settings)
+        folder, config = resolve_models(model, EngineConfig(**settings))
         self._name = os.fspath(model)
-        folder = resolve_model(model)
         Engine.check(folder, config)
         self._engine = AsyncEngine(lambda: Engine.load(folder, config))
         self._loop: asyncio.AbstractEventLoop | None = None

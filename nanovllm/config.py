@@ -1,12 +1,14 @@
 """EngineConfig: the settings of an engine, named as in vLLM and checked on construction."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal, TypeAlias, TypedDict, TypeGuard, get_args
+from typing import Annotated, Any, Literal, TypeAlias, TypedDict, TypeGuard, get_args
 
 from annotated_types import Interval
 
 from nanovllm.checked_fields import check_fields
+from nanovllm.speculative_config import SpeculativeConfig
 
 BackendName: TypeAlias = Literal["numba", "numpy"]
 DType: TypeAlias = Literal["float32", "bfloat16", "auto"]
@@ -63,6 +65,7 @@ class EngineSettings(TypedDict, total=False):
     seed: int | None
     max_logprobs: int
     scheduling_policy: SchedulingPolicy
+    speculative_config: SpeculativeConfig | Mapping[str, Any] | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +97,8 @@ class EngineConfig:
         max_logprobs: maximum log-probabilities per position that a request may ask for.
         scheduling_policy: order of requests: by arrival, priority or equal shares of clients. With
             "priority" any client may choose its priority.
+        speculative_config: how tokens are drafted for speculative decoding, which changes no bit of
+            an output; None for no drafts. A mapping has the fields of SpeculativeConfig.
     """
 
     dtype: DType = "float32"
@@ -112,9 +117,11 @@ class EngineConfig:
     seed: int | None = None
     max_logprobs: Annotated[int, Interval(ge=0)] = 20
     scheduling_policy: SchedulingPolicy = "fcfs"
+    speculative_config: SpeculativeConfig | Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         check_fields(self)
+        object.__setattr__(self, "speculative_config", self.speculation)
         if self.max_num_batched_tokens < self.max_num_seqs:
             raise ValueError(
                 f"max_num_batched_tokens is {self.max_num_batched_tokens}, less than max_num_seqs "
@@ -142,6 +149,11 @@ class EngineConfig:
     def kv_cache_bytes(self) -> int:
         """`kv_cache_memory` as a number of bytes, for "auto" the largest."""
         return _cache_bytes(self.kv_cache_memory)
+
+    @property
+    def speculation(self) -> SpeculativeConfig | None:
+        """`speculative_config` as its class."""
+        return SpeculativeConfig.of(self.speculative_config)
 
     @property
     def has_default_cache(self) -> bool:

@@ -24,7 +24,7 @@ from nanovllm.engine.prompt_request import PromptRequest
 from nanovllm.engine.scheduling.request import Pooling
 from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.errors import EngineNotReadyError, InvalidRequestError
-from nanovllm.hub import BUNDLED_MODEL, resolve_model
+from nanovllm.hub import BUNDLED_MODEL, resolve_models
 from nanovllm.outputs import EmbeddingRequestOutput, RequestOutput
 from nanovllm.progress import progress_bar
 from nanovllm.prompts import Prompt, list_prompts
@@ -56,9 +56,8 @@ class LLM:
             ValueError: a setting is wrong.
             TypeError: there is no setting of that name.
         """
-        config = EngineConfig(**settings)
+        folder, config = resolve_models(model, EngineConfig(**settings))
         self._name = os.fspath(model)
-        folder = resolve_model(model)
         self._engine: Engine | None = Engine.load(folder, config)
         self._calls = CallRunner(self._engine)
         self._chats = ChatPrompts(folder, self._engine.input_processor)

@@ -63,6 +63,8 @@ class RequestOutput:
         num_cached_tokens: prompt tokens that the first choice found in the prefix cache.
         num_generated_tokens: tokens generated so far for all choices, including those that best_of
             discards, and counting each of several equal choices.
+        num_drafted_tokens: tokens that speculative decoding has drafted for them.
+        num_accepted_tokens: those of the generated tokens that were drafted.
         error: why a choice ended with finish_reason "error"; None where none did.
     """
 
@@ -74,6 +76,8 @@ class RequestOutput:
     finished: bool = False
     num_cached_tokens: int = 0
     num_generated_tokens: int = 0
+    num_drafted_tokens: int = 0
+    num_accepted_tokens: int = 0
     metrics: RequestMetrics | None = None
     error: str | None = None
 

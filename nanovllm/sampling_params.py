@@ -76,6 +76,8 @@ class SamplingParams:
             log-probabilities and that of the sampled token.
         prompt_logprobs: the same for each token of the prompt.
         structured_outputs: format of the output.
+        speculative: draft tokens for this request, where the engine does; no bit of the output
+            depends on it.
         truncate_prompt_tokens: maximum number of prompt tokens; -1 for as many as fit with
             max_tokens; None for all.
         truncation_side: side on which a longer prompt is cut: "left" keeps its last tokens,
@@ -107,6 +109,7 @@ class SamplingParams:
     logprobs: Count | None = None
     prompt_logprobs: Count | None = None
     structured_outputs: StructuredOutputs | None = None
+    speculative: bool = True
     truncate_prompt_tokens: TruncatedLength | None = None
     truncation_side: TruncationSide = "left"
     add_special_tokens: bool = True

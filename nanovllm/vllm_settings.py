@@ -32,16 +32,42 @@ _INSTEAD = {
     "load_format": "weights are read from safetensors files; leave it out",
     "download_dir": "fetch the model by `nanovllm download`, and give its folder",
     "revision": "fetch the model by `nanovllm download`, and give its folder",
-}
+    "code_revision": "the code of a checkpoint is never run; leave it out",
+    "speculative_model": "set the key model of speculative_config instead",
+    "num_speculative_tokens": "set it as a key of speculative_config",
+    "max_model_len": "set max_model_len of the engine, which counts for both models",
+    "draft_tensor_parallel_size": f"{_LEAVE_OUT}, and set num_threads for both models",
+    "disable_by_batch_size": "fewer tokens are drafted where they would not pay; leave it out",
+    "disable_logprobs": "log-probabilities are the same with drafts; leave it out",
+    "disable_padded_drafter_batch": "no batch is padded; leave it out",
+    "parallel_drafting": "a draft model drafts one token after another; leave it out",
+    "speculative_token_tree": "drafts are sequences, not trees; leave it out",
+    "suffix_decoding_max_tree_depth": 'set method to "ngram", and prompt_lookup_max',
+    "suffix_decoding_max_spec_factor": 'set method to "ngram", and num_speculative_tokens',
+    "use_heterogeneous_vocab": "choose a draft model with the tokenizer of the model",
+    **dict.fromkeys(
+        (
+            "rejection_sample_method", "acceptance_method", "draft_sample_method",
+            "spec_decoding_acceptance_method", "posterior_threshold", "posterior_alpha",
+        ),
+        "a drafted token is accepted exactly if it is the token that is drawn; leave it out",
+    ),
+}  # fmt: skip
+
+
+def advice(name: str, known: Collection[str]) -> str:
+    """Return what to do instead of setting `name`, which is none of `known`."""
+    near = suggest(name, known)
+    return _INSTEAD.get(name) or (
+        f"did you mean {near!r}?" if near else f"it takes {', '.join(known)}"
+    )
 
 
 def unknown_setting_error(caller: str, name: str, known: Collection[str]) -> TypeError:
     """Return the error for an unknown argument `name` of `caller`, which takes `known`."""
-    near = suggest(name, known)
-    advice = _INSTEAD.get(name) or (
-        f"did you mean {near!r}?" if near else f"it takes {', '.join(known)}"
+    return TypeError(
+        f"{caller}() got an unexpected keyword argument {name!r}: {advice(name, known)}"
     )
-    return TypeError(f"{caller}() got an unexpected keyword argument {name!r}: {advice}")
 
 
 def takes_settings(settings: type) -> Callable[[Callable[P, None]], Callable[P, None]]:

@@ -21,6 +21,7 @@ OTHERS = (
     "seed",
     "max_logprobs",
     "scheduling_policy",
+    "speculative_config",
 )
 
 

@@ -194,6 +194,7 @@ def test_exported_names_are_there() -> None:
         "RequestTimeoutError",
         "SamplingParams",
         "Schedule",
+        "SpeculativeConfig",
         "StructuredOutputs",
         "TextPrompt",
         "Tokenizer",

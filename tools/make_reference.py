@@ -30,7 +30,13 @@ from pydantic_core import PydanticUndefined
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from nanovllm import BeamSearchParams, EngineConfig, SamplingParams, StructuredOutputs
+from nanovllm import (
+    BeamSearchParams,
+    EngineConfig,
+    SamplingParams,
+    SpeculativeConfig,
+    StructuredOutputs,
+)
 from nanovllm.checked_fields import checked_fields
 from nanovllm.cli.environment import VARIABLES
 from nanovllm.cli.main import main as run_command
@@ -47,6 +53,7 @@ SETTINGS: tuple[type, ...] = (
     SamplingParams,
     BeamSearchParams,
     StructuredOutputs,
+    SpeculativeConfig,
 )
 _ABOUT_OPTIONS = (
     "What `nanovllm COMMAND --help` prints. [Commands](command-line.md) explains how the commands "

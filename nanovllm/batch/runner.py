@@ -50,7 +50,11 @@ class _Running:
 
 
 class BatchRunner:
-    """Answers requests by an engine that nobody else uses."""
+    """Answers requests by an engine that nobody else uses.
+
+    Attributes:
+        num_generated_tokens: tokens that the answers have got so far.
+    """
 
     def __init__(
         self, engine: Engine, model_names: Sequence[str], chat_template: ChatTemplate | None = None
@@ -62,6 +66,7 @@ class BatchRunner:
         self._max_sequences = 2 * engine.config.max_num_seqs
         self._router: UpdateRouter[_Running] = UpdateRouter(engine.finish_request)
         self._faults = 0
+        self.num_generated_tokens = 0
 
     def run(self, requests: Iterator[BatchRequest]) -> Generator[list[Answer], None, None]:
         """Answer every request; yield the answers that each step completes.
@@ -160,6 +165,7 @@ class BatchRunner:
         elif output.stats.num_tokens:
             self._faults = 0
         changed = dict.fromkeys(running for _, running in self._router.add_updates(output))
+        self.num_generated_tokens += output.stats.num_generated_tokens
         return [_complete(each) for each in changed if each.is_finished]
 
 

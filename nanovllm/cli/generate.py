@@ -77,14 +77,14 @@ def run(parsed: argparse.Namespace) -> int:
         from nanovllm.cli.writer import ChatWriter, Writer
         from nanovllm.engine.chat.prompts import ChatPrompts
         from nanovllm.engine.engine import Engine
-        from nanovllm.hub import resolve_model
+        from nanovllm.hub import resolve_models
     SamplingParams(**settings)  # report a wrong option before the model is loaded
-    folder = resolve_model(model)
+    folder, config = resolve_models(model, engine_config(parsed))
     is_chat = parsed.chat or parsed.chat_template is not None
     template = load_chat_template(folder, parsed.chat_template) if is_chat else None
     if is_chat and template is None:
         raise ValueError(f"{folder.name} has no chat template; give --chat-template plain")
-    config, learn = engine_config(parsed), learn_folder(parsed)
+    learn = learn_folder(parsed)
     parts = engine_parts(learn, config, end_stuck_process)
     with nullcontext() if learn is None else ended_by_second_interrupt():
         engine = Engine.load(folder, config, parts)

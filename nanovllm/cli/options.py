@@ -5,18 +5,20 @@ first sentence about it in the docstring of its class as help. This module impor
 """
 
 import argparse
+import json
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, get_origin
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, get_args, get_origin
 
-from nanovllm.checked_fields import CheckedField, checked_fields
+from nanovllm.checked_fields import CheckedField, checked_fields, short_repr
 from nanovllm.cli.argument_types import print_message
 from nanovllm.cli.parser import flag_of
 from nanovllm.config import BACKENDS, BUNDLED_MODEL, EngineConfig
 from nanovllm.errors import EngineFaultError
 from nanovllm.sampling_params import SamplingParams
+from nanovllm.speculative_config import SpeculativeConfig
 
 if TYPE_CHECKING:
     from nanovllm.engine.chat.template import ChatTemplate
@@ -107,6 +109,8 @@ def add_options(
             options["action"] = argparse.BooleanOptionalAction
         elif field.choices:
             options["choices"] = field.choices
+        elif SpeculativeConfig in get_args(field.value_type):
+            options |= {"type": _speculative_config, "metavar": "JSON"}
         else:
             options |= {"type": _reader(field), "metavar": _metavar(field)}
             if get_origin(field.value_type) is list:
@@ -125,6 +129,21 @@ def _reader(field: CheckedField) -> Callable[[str], Any]:
             raise argparse.ArgumentTypeError(f"{text} must be {field.expected}") from None
 
     return read
+
+
+def _speculative_config(text: str) -> SpeculativeConfig | None:
+    """Return the settings in a JSON object."""
+    try:
+        settings = json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(
+            f"{short_repr(text)} is not JSON ({error}); write an object in quotes, such as "
+            """'{"method": "ngram"}'"""
+        ) from None
+    try:
+        return SpeculativeConfig.of(settings)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _metavar(field: CheckedField) -> str:
@@ -243,9 +262,15 @@ def add_engine_options(
 def engine_config(parsed: argparse.Namespace) -> EngineConfig:
     """Return the settings of `add_engine_options`; those that are None have their defaults.
 
-    The reader's backend, learn:DIR, has the settings of backend="numpy".
+    The reader's backend, learn:DIR, has the settings of backend="numpy". Raises ValueError if they
+    exclude each other.
     """
     if learn_folder(parsed) is not None:
+        if parsed.speculative_config is not None:
+            raise ValueError(
+                "speculative_config is set, but the course's scheduler plans no drafted tokens; "
+                "leave it out, or choose another backend"
+            )
         parsed = argparse.Namespace(**{**vars(parsed), "backend": "numpy"})
     return options_of(parsed, EngineConfig)
 

@@ -89,7 +89,7 @@ def run(parsed: argparse.Namespace) -> int:
     with ended_by_interrupts():
         from nanovllm.batch.input import BatchInput
         from nanovllm.engine.engine import Engine
-        from nanovllm.hub import resolve_model
+        from nanovllm.hub import resolve_models
     config = engine_config(parsed)
     _check_files(parsed.input, parsed.output)
     source = _shown(parsed.input, "standard input")
@@ -108,7 +108,7 @@ def run(parsed: argparse.Namespace) -> int:
                 print_message(f"{source} has no requests")
             if answered == len(ids):
                 return 0
-            folder = resolve_model(parsed.model)
+            folder, config = resolve_models(parsed.model, config)
             chat_template = load_chat_template(folder, parsed.chat_template)
             runner = _Run(Engine.load(folder, config), ids, output)
             names = served_names(parsed.model, parsed.served_model_name)
@@ -183,6 +183,7 @@ class _Run:
         done: responses written.
         refused: of these, errors.
         failed: of these, faults of the engine.
+        tokens: generated tokens.
     """
 
     engine: Engine
@@ -191,6 +192,7 @@ class _Run:
     done: int = 0
     refused: int = 0
     failed: int = 0
+    tokens: int = 0
     duration_s: float = 0.0
 
     def answer_all(
@@ -217,6 +219,7 @@ class _Run:
                     self.refused += answer.status != 200
                     self.failed += answer.status == 500
                 self.output.sync(only_if_due=True)
+                self.tokens = runner.num_generated_tokens
                 self.duration_s = time.monotonic() - start_s
                 if not progress.disable:
                     progress.set_postfix_str(f"{self._tokens_per_s:.0f} tok/s", refresh=False)
@@ -228,7 +231,6 @@ class _Run:
     @property
     def summary(self) -> str:
         """Return a line about the run."""
-        tokens = self.engine.stats().generation_tokens
         errors = f", {self.refused:,} of them an error" if self.refused else ""
         failed = (
             f" ({self.failed:,} by a fault of the engine: remove their lines and run again to "
@@ -237,9 +239,11 @@ class _Run:
             else ""
         )
         done = f"{self.done:,} request{'' if self.done == 1 else 's'}"
-        speed = f"{tokens:,} tokens in {self.duration_s:.1f} s, {self._tokens_per_s:.0f} tokens/s"
+        speed = (
+            f"{self.tokens:,} tokens in {self.duration_s:.1f} s, {self._tokens_per_s:.0f} tokens/s"
+        )
         return f"{done} answered{errors}{failed}, {speed}"
 
     @property
     def _tokens_per_s(self) -> float:
-        return self.engine.stats().generation_tokens / self.duration_s if self.duration_s else 0.0
+        return self.tokens / self.duration_s if self.duration_s else 0.0

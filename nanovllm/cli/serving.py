@@ -11,6 +11,7 @@ import socket
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import NoReturn
 
 import uvicorn
@@ -37,7 +38,7 @@ from nanovllm.engine.engine import Engine
 from nanovllm.engine.engine_parts import PartOwner
 from nanovllm.engine.memory import MemoryPlan
 from nanovllm.errors import EngineFaultError
-from nanovllm.hub import resolve_model
+from nanovllm.hub import resolve_models
 from nanovllm.model.machine import PHYSICAL_MEMORY
 from nanovllm.server.app import create_app
 from nanovllm.server.http.access_log import leave_out_routine_requests
@@ -45,6 +46,7 @@ from nanovllm.server.http.protocol import watched_protocol
 from nanovllm.server.http.request_log import write_log_to
 from nanovllm.server.metrics import ServerMetrics
 from nanovllm.server.service import ServerControl, ServerSettings
+from nanovllm.speculative_config import SpeculativeConfig
 
 _SWITCH_INTERVAL_S = 0.0005
 """Interval of GIL hand-overs. The event loop releases the GIL at each system call; with Python's
@@ -75,7 +77,7 @@ def load_server(options: ServeOptions) -> LoadedServer:
     is_learn = options.learn_folder is not None  # its scheduler knows one order
     if options.scheduling_policy is None and has_several_keys and not is_learn:
         config = replace(config, scheduling_policy="fair")
-    folder = resolve_model(options.model)
+    folder, config = resolve_models(options.model, config)
     Engine.check(folder, config)  # report errors before a port is opened
 
     def fail(error: EngineFaultError, thread: int) -> None:
@@ -209,7 +211,6 @@ def describe(engine: Engine, name: str) -> str:
     """Return the startup summary: the model's configuration and the KV cache."""
     model, blocks = engine.model, engine.blocks
     backend = engine.runner.backend
-    cache_bytes = blocks.num_blocks * backend.block_bytes(blocks.block_size)
     threads = "1 thread" if backend.num_threads == 1 else f"{backend.num_threads} threads"
     rows = {
         "vocabulary": f"{model.vocab:,} tokens",
@@ -219,10 +220,11 @@ def describe(engine: Engine, name: str) -> str:
         "parameters": f"{model.num_parameters:,}",
         "context": f"{engine.max_model_len:,} tokens",
         "KV cache": f"{engine.cache_tokens:,} tokens in {blocks.num_blocks:,} blocks of "
-        f"{blocks.block_size} (up to {cache_bytes / 2**20:,.0f} MiB)",
+        f"{blocks.block_size} (up to {engine.memory.cache_bytes / 2**20:,.0f} MiB)",
         **_describe_limit(engine.memory),
         "computes in": f"{backend.weight_dtype} (cache {backend.cache_dtype}), "
         f"backend {engine.parts.name or engine.config.backend}, {threads}",
+        **_describe_drafts(engine.config.speculation),
         **_describe_owners(engine.parts.owners),
     }
     return f"{name}, GPT-2 architecture\n" + "\n".join(
@@ -237,6 +239,16 @@ def _describe_limit(memory: MemoryPlan) -> dict[str, str]:
         return {}
     planned = format_bytes(memory.other_bytes + memory.cache_bytes)
     return {"memory": f"up to {planned} of {format_bytes(limit.num_bytes)} ({limit.name})"}
+
+
+def _describe_drafts(speculation: SpeculativeConfig | None) -> dict[str, str]:
+    """Return a row about speculative decoding, if it is on."""
+    if speculation is None:
+        return {}
+    drafters = ["n-grams"] if speculation.uses_ngrams else []
+    drafters += [] if speculation.model is None else [Path(speculation.model).name]
+    most = speculation.num_speculative_tokens
+    return {"drafts": f"up to {most} tokens of a sequence in a step, by {' and '.join(drafters)}"}
 
 
 def _describe_owners(owners: Sequence[PartOwner]) -> dict[str, str]:

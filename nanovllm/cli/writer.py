@@ -60,7 +60,7 @@ class Writer:
 
     def _write(self, prepared: PromptRequest) -> None:
         """Print the pieces of a completion, and add them to `text`."""
-        start_s, before = time.perf_counter(), self.engine.stats().generation_tokens
+        start_s = time.perf_counter()
         try:
             with closing(self.engine.run([prepared])) as steps:
                 for _ in steps:
@@ -70,7 +70,7 @@ class Writer:
                         print(delta.outputs[0].text, end="", flush=True)
             print()
         finally:
-            self.num_tokens = self.engine.stats().generation_tokens - before
+            self.num_tokens = prepared.num_output_tokens
             self.duration_s = time.perf_counter() - start_s
         if prepared.error is not None:
             raise EngineFaultError(prepared.error)

@@ -22,9 +22,10 @@ from nanovllm.cli.serving import server_settings
 from nanovllm.config import format_bytes
 from nanovllm.deploy.settings import AppSettings, ModelSettings, read_settings
 from nanovllm.engine.engine import Engine
+from nanovllm.engine.loading import check_draft_model
 from nanovllm.engine.memory import RESERVE_BYTES, weights_bytes
 from nanovllm.errors import NanovllmError
-from nanovllm.hub import resolve_model
+from nanovllm.hub import resolve_models
 from nanovllm.model.config import GPT2Config
 from nanovllm.model.machine import MemoryLimit, memory_limit, usable_cpus
 
@@ -102,10 +103,11 @@ def check_models(
     is_alone = not other_bytes and sum(model.most_replicas for model in settings.models) == 1
     for model in settings.models:
         options = model.serve_options()
-        config = options.engine
         names_of_model = server_settings(options).model_names
-        folder = resolve_model(model.model)
+        folder, config = resolve_models(model.model, options.engine)
         Engine.check(folder, config, is_local=limit is not None)
+        network = GPT2Config.load(folder)
+        draft = check_draft_model(config, network, folder)
         load_chat_template(folder, options.chat_template)
         for name in names_of_model:
             if name in names:
@@ -113,7 +115,7 @@ def check_models(
                     f"two models have the name {name!r}; give one of them another `name`"
                 )
             names.add(name)
-        weights = weights_bytes(config, GPT2Config.load(folder))
+        weights = weights_bytes(config, network) + (weights_bytes(*draft) if draft else 0)
         cache = 0 if config.num_blocks is not None else config.kv_cache_bytes
         total_bytes += model.most_replicas * (weights + cache + RESERVE_BYTES)
         if is_alone and config.has_default_cache:

@@ -67,7 +67,7 @@ class ModelSettings(_Settings):
     """seconds for which fewer replicas are needed before one is removed"""
     drain_timeout_s: float = Field(60, ge=0)
     """seconds for a replica's requests to end before it is stopped"""
-    options: dict[str, Option | list[Option]] = Field(default_factory=dict)
+    options: dict[str, Option | list[Option] | dict[str, Option]] = Field(default_factory=dict)
     """other options of `nanovllm serve`, without their dashes; a list repeats one"""
 
     @model_validator(mode="after")

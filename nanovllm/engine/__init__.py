@@ -4,7 +4,9 @@ In reading order:
 
 engine               Engine.step(): scheduler, batching, runner
 engine_parts         what an engine is made of, which the course replaces
+speculation/         drafts tokens that a step verifies
 scheduling/          selects the requests of each step and allocates their KV cache blocks
+loading              loads a network in the types of the settings, and a draft model
 memory               plans the KV cache within the memory of the process
 generation_request   prompts and settings of a request, the same for all endpoints and APIs
 input_processor      checks a request, and makes the sequences that the engine runs

@@ -11,13 +11,20 @@ One thread uses an engine. Other threads may use its `input_processor` and `toke
 import logging
 import time
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from nanovllm.config import EngineConfig
 from nanovllm.engine.engine_parts import OWN_PARTS, EngineParts
 from nanovllm.engine.generation_defaults import SamplingDefaults, load_sampling_defaults
 from nanovllm.engine.generation_request import GenerationRequest
+from nanovllm.engine.loading import (
+    check_draft_model,
+    load_draft_model,
+    load_options,
+    make_speculator,
+    max_model_len,
+    with_stored_dtype,
+)
 from nanovllm.engine.memory import allocate_cache, check_sizes, plan_memory
 from nanovllm.engine.metrics import EngineSnapshot, StepStats, TokenCounts
 from nanovllm.engine.prompt_request import PromptRequest
@@ -30,12 +37,11 @@ from nanovllm.engine.scheduling.step_plan import (
     SequenceUpdate,
     StepPlan,
 )
-from nanovllm.engine.step_output import StepOutput
+from nanovllm.engine.speculation.speculator import SpeculationCounts
+from nanovllm.engine.step_output import StepOutput, step_stats
 from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.engine.update_router import UpdateRouter
 from nanovllm.errors import EngineFaultError, InvalidRequestError, NanovllmError
-from nanovllm.model.backend import LoadOptions
-from nanovllm.model.checkpoint import stored_dtype
 from nanovllm.model.config import GPT2Config
 from nanovllm.model.machine import MemoryLimit
 from nanovllm.model.machine import memory_limit as process_memory_limit
@@ -49,6 +55,7 @@ _BLOCKED_WAIT_S = 0.002
 _MASK_GRACE = 0.25
 """Maximum wait of a step for masks in progress, as a fraction of the last step's time."""
 _MIN_MASK_GRACE_S, _MAX_MASK_GRACE_S = 0.0003, 0.002
+_NO_DRAFTS = SpeculationCounts([])
 _STEP_FAILED = "a step of the engine failed; the log has the reason"
 _ALL_FORBIDDEN = (
     "every token is forbidden by the request's settings together, so none can come next; "
@@ -68,8 +75,9 @@ class Engine:
         sampling_defaults: SamplingDefaults | None = None,
         memory_limit: MemoryLimit | None = None,
         parts: EngineParts = OWN_PARTS,
+        draft: NativeModelRunner | None = None,
     ) -> None:
-        """Allocate the KV cache.
+        """Allocate the KV cache, and that of the draft model `draft`.
 
         Raises ValueError if the settings do not fit the model or the memory, whose limit is by
         default that of this process. The runner has the backend of `parts`.
@@ -78,14 +86,16 @@ class Engine:
         self.config = config
         self.parts = parts
         self.model = model
-        self.max_model_len = _max_model_len(config, model)
+        self.max_model_len = max_model_len(config, model)
         self.tokenizer = tokenizer
         self.sampling_defaults: SamplingDefaults = sampling_defaults or {}
         self.runner = runner
+        backends = [runner.backend] if draft is None else [runner.backend, draft.backend]
         self.memory = plan_memory(
-            config, runner.backend, self.max_model_len, memory_limit or process_memory_limit()
+            config, backends, self.max_model_len, memory_limit or process_memory_limit()
         )
-        num_blocks = allocate_cache(self.memory.num_blocks, config.block_size, runner.backend)
+        num_blocks = allocate_cache(self.memory.num_blocks, config.block_size, backends)
+        self.speculator = make_speculator(config, runner, draft)
         self.scheduler = parts.make_scheduler(config, num_blocks)
         self.blocks = self.scheduler.kv_cache.blocks
         limits = Limits(
@@ -121,7 +131,9 @@ class Engine:
             runner = NativeModelRunner.load(folder, config.backend, options)
         else:
             runner = NativeModelRunner(parts.backend(folder, options))
-        return cls(config, runner, tokenizer, load_sampling_defaults(folder), parts=parts)
+        draft = load_draft_model(config)
+        defaults = load_sampling_defaults(folder)
+        return cls(config, runner, tokenizer, defaults, parts=parts, draft=draft)
 
     @staticmethod
     def check(folder: Path, config: EngineConfig, *, is_local: bool = True) -> None:
@@ -130,9 +142,10 @@ class Engine:
         The memory of this process counts only if the engine `is_local`, to be loaded here.
         """
         model = GPT2Config.load(folder)
-        _max_model_len(config, model)
+        max_model_len(config, model)
+        draft = check_draft_model(config, model, folder)
         if is_local:
-            check_sizes(config, model, process_memory_limit())
+            check_sizes(config, model, process_memory_limit(), draft)
         load_sampling_defaults(folder)
 
     @property
@@ -149,6 +162,7 @@ class Engine:
         """Return a snapshot of the statistics. Call it on the engine's thread; any may read it."""
         scheduler = self.scheduler
         deferred = map(self._structured.get, self._masks.blocked)
+        drafts = _NO_DRAFTS if self.speculator is None else self.speculator.counts
         return EngineSnapshot(
             num_requests_running=len(scheduler.running),
             num_requests_waiting=scheduler.num_waiting,
@@ -164,6 +178,10 @@ class Engine:
             num_preemptions=scheduler.num_preemptions,
             prefix_cache_queries=scheduler.kv_cache.prefix_cache_queries,
             prefix_cache_hits=scheduler.kv_cache.prefix_cache_hits,
+            num_drafts=drafts.drafts,
+            num_draft_tokens=drafts.drafted,
+            num_accepted_tokens=drafts.accepted,
+            num_accepted_tokens_per_pos=tuple(drafts.accepted_by_position),
         )
 
     def add_request(
@@ -205,6 +223,8 @@ class Engine:
         started = time.monotonic()
         self._abort_overdue(started)
         failed = self._read_masks()
+        if self.speculator is not None:
+            self.speculator.choose(self.scheduler.running)
         try:
             plan = self.scheduler.schedule(self._masks)
         except EngineFaultError as error:
@@ -215,18 +235,15 @@ class Engine:
             return StepOutput(failed, StepStats(0, 0, 0, 0.0))
         if on_planned is not None:
             on_planned()
-        num_decode_tokens = sum(sequence.request.is_decoding for sequence in plan.sequences)
         for sequence in plan.sequences:
             times = sequence.request.times
             if times.first_scheduled_s is None:
                 times.first_scheduled_s = started
-        updates, fault = self._compute(plan)
+        plan, updates, fault = self._compute(plan)
         for cause in filter(None, (fault, *(update.cause for update in updates))):
             logger.error("a step failed; its requests end with an error", exc_info=cause)
         now = time.monotonic()
-        stats = StepStats(
-            plan.num_tokens, plan.num_tokens - num_decode_tokens, num_decode_tokens, now - started
-        )
+        stats = step_stats(plan, updates, now - started)
         self._last_step_s = stats.duration_s
         self.num_steps += 1
         if self.scheduler.observer is not None:
@@ -247,22 +264,30 @@ class Engine:
             updates.append(update)
         return StepOutput((*failed, *updates), StepStats(0, 0, 0, 0.0), fault)
 
-    def _compute(self, plan: StepPlan) -> tuple[list[SequenceUpdate], Exception | None]:
-        """Run and commit a plan; return its updates and the exception that it raised, or None."""
+    def _compute(self, plan: StepPlan) -> tuple[StepPlan, list[SequenceUpdate], Exception | None]:
+        """Run and commit a plan.
+
+        Return it with the tokens that the draft model has drafted, its updates, and the exception
+        that it raised, or None.
+        """
         try:
+            if self.speculator is not None:
+                plan = self.speculator.draft(plan)
             if plan.copies:
                 self.runner.backend.copy_blocks(plan.copies)
             output = self.runner.run(*batching.build(plan, self.config.block_size))
             updates = self.scheduler.commit(plan, batching.split(plan, output, self.model.vocab))
+            if self.speculator is not None:
+                self.speculator.observe(plan, updates)
             # The worker processes compute masks while this thread reports the step.
             self.input_processor.grammars.flush()
         except Exception as error:  # noqa: BLE001 - the engine continues with the other requests
-            return self.scheduler.fail(plan), error
+            return plan, self.scheduler.fail(plan), error
         except BaseException:  # such as KeyboardInterrupt: the plan is never computed
             for update in self.scheduler.fail(plan):
                 self._forget(update.request)
             raise
-        return updates, None
+        return plan, updates, None
 
     def _complete(self, update: SequenceUpdate, now: float, fault: Exception | None) -> None:
         """Count an update of the step that ended at `now`, and add the state after it.
@@ -290,6 +315,8 @@ class Engine:
         """Remove a sequence that has ended."""
         self._deadlines.pop(request.request_id, None)
         self._structured.pop(request.request_id, None)
+        if self.speculator is not None:
+            self.speculator.forget(request.request_id)
 
     def run(self, prompts: Sequence[PromptRequest]) -> Generator[StepOutput, None, None]:
         """Step until all prompts have ended; yield each step after processing its updates.
@@ -354,20 +381,6 @@ class Engine:
         return tuple(updates)
 
 
-def with_stored_dtype(config: EngineConfig, folder: Path) -> EngineConfig:
-    """Return the settings with the type that dtype="auto" stands for."""
-    if config.dtype != "auto":
-        return config
-    is_numpy = config.backend == "numpy"  # supports float32 only
-    return replace(config, dtype="float32" if is_numpy else stored_dtype(folder))
-
-
-def load_options(config: EngineConfig) -> LoadOptions:
-    """Return how a backend loads the model."""
-    names = ("dtype", "quantization", "kv_cache_dtype", "batch_invariant", "num_threads")
-    return LoadOptions(**{name: getattr(config, name) for name in names})
-
-
 def _error_of(update: SequenceUpdate, fault: Exception | None) -> NanovllmError:
     """Return the error of a request that a step ended; a server hides its `__cause__`."""
     cause = fault or update.cause
@@ -385,15 +398,3 @@ def _fault_error(cause: Exception) -> EngineFaultError:
     error = EngineFaultError(_STEP_FAILED)
     error.__cause__ = cause
     return error
-
-
-def _max_model_len(config: EngineConfig, model: GPT2Config) -> int:
-    """Return the maximum tokens of a request; raises ValueError if the model supports fewer."""
-    if config.max_model_len is None:
-        return model.max_positions
-    if config.max_model_len > model.max_positions:
-        raise ValueError(
-            f"max_model_len is {config.max_model_len}, but the model has only "
-            f"{model.max_positions} positions; lower it or leave it out"
-        )
-    return config.max_model_len

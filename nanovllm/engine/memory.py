@@ -12,6 +12,7 @@ large for its container starts, and is killed by the kernel after some hundred p
 
 import logging
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from nanovllm.config import EngineConfig, format_bytes
@@ -57,17 +58,28 @@ def weights_bytes(config: EngineConfig, model: GPT2Config) -> int:
     return _WEIGHT_BYTES[config.quantization or config.dtype] * model.num_parameters
 
 
-def check_sizes(config: EngineConfig, model: GPT2Config, limit: MemoryLimit | None) -> None:
+def check_sizes(
+    config: EngineConfig,
+    model: GPT2Config,
+    limit: MemoryLimit | None,
+    draft: tuple[EngineConfig, GPT2Config] | None = None,
+) -> None:
     """Raise ValueError if the weights, or they and a KV cache of a set size, exceed the limit.
 
-    This needs no weights. `plan_memory` checks the rest.
+    The weights are those of the model and of its draft model, given by settings and shape. This
+    needs no weights. `plan_memory` checks the rest.
     """
     if limit is None:
         return
     needed = weights_bytes(config, model)
     remedy = "raise it, set a narrower dtype or quantization, or choose a smaller model"
-    kind = config.quantization or config.dtype
-    text = f"the weights need {format_bytes(needed)} in {'bfloat16' if kind == 'auto' else kind}"
+    text = f"the weights need {_described_weights(config, needed)}"
+    if draft is not None:
+        draft_bytes = weights_bytes(*draft)
+        if needed <= limit.free_bytes < needed + draft_bytes:
+            remedy = "raise it, or choose a smaller draft model or none"
+        needed += draft_bytes
+        text += f" and those of the draft model {_described_weights(draft[0], draft_bytes)}"
     is_cache_set = not config.has_default_cache and config.num_blocks is None
     if needed <= limit.free_bytes and is_cache_set:
         needed += config.kv_cache_bytes
@@ -80,23 +92,41 @@ def check_sizes(config: EngineConfig, model: GPT2Config, limit: MemoryLimit | No
         )
 
 
+def _described_weights(config: EngineConfig, num_bytes: int) -> str:
+    kind = config.quantization or config.dtype
+    return f"{format_bytes(num_bytes)} in {'bfloat16' if kind == 'auto' else kind}"
+
+
+def max_sampled_rows(config: EngineConfig) -> int:
+    """Return the maximum number of rows of a step that get a token, drafted ones included."""
+    speculation = config.speculation
+    num_drafted = 0 if speculation is None else speculation.num_speculative_tokens
+    return min(config.max_num_seqs * (1 + num_drafted), config.max_num_batched_tokens)
+
+
 def plan_memory(
-    config: EngineConfig, backend: Backend, max_model_len: int, limit: MemoryLimit | None
+    config: EngineConfig,
+    backends: Sequence[Backend],
+    max_model_len: int,
+    limit: MemoryLimit | None,
 ) -> MemoryPlan:
     """Return the plan of an engine whose weights are loaded.
 
+    `backends` are that of the model, and that of the draft model if there is one.
     A cache of the default size shrinks to what is left, at least that of a single request of
     `max_model_len` tokens. Raises ValueError if this or a chosen size does not fit.
     """
-    block_bytes = backend.block_bytes(config.block_size)
+    block_bytes = sum(backend.block_bytes(config.block_size) for backend in backends)
     num_blocks = config.num_blocks or config.kv_cache_bytes // block_bytes
     if num_blocks == 0:
         raise ValueError(
             f"kv_cache_memory is {config.kv_cache_bytes} bytes, less than one block of "
             f"{config.block_size} tokens ({block_bytes} bytes); raise it or lower block_size"
         )
-    working_bytes = backend.working_bytes(
-        config.max_num_batched_tokens, config.max_num_seqs, config.block_size
+    max_rows = max_sampled_rows(config)
+    working_bytes = sum(
+        backend.working_bytes(config.max_num_batched_tokens, max_rows, config.block_size)
+        for backend in backends
     )
     other_bytes = working_bytes + RESERVE_BYTES + (0 if limit is None else limit.used_bytes)
     if limit is None:
@@ -120,6 +150,7 @@ def plan_memory(
             f"{text} and {what} {format_bytes(needed * block_bytes)}; raise the limit, or lower "
             f"{'max_model_len' if is_default else 'kv_cache_memory'}, max_num_batched_tokens or "
             "the precision (dtype, quantization)"
+            + (", or choose a smaller draft model or none" if len(backends) > 1 else "")
         )
     if num_blocks < wanted:
         logger.warning(
@@ -131,14 +162,15 @@ def plan_memory(
     return MemoryPlan(limit, other_bytes, num_blocks, cache_bytes)
 
 
-def allocate_cache(num_blocks: int, block_size: int, backend: Backend) -> int:
-    """Allocate the KV cache and return its number of blocks; raises ValueError if it cannot."""
+def allocate_cache(num_blocks: int, block_size: int, backends: Sequence[Backend]) -> int:
+    """Allocate the KV caches and return their number of blocks; raises ValueError if it cannot."""
+    num_bytes = num_blocks * sum(backend.block_bytes(block_size) for backend in backends)
     try:
-        backend.allocate_cache(num_blocks, block_size)
+        for backend in backends:
+            backend.allocate_cache(num_blocks, block_size)
     except MemoryError:
         raise ValueError(
-            f"the operating system cannot provide "
-            f"{format_bytes(num_blocks * backend.block_bytes(block_size))} for the KV cache; lower "
-            "kv_cache_memory"
+            f"the operating system cannot provide {format_bytes(num_bytes)} for the KV cache; "
+            "lower kv_cache_memory"
         ) from None
     return num_blocks

@@ -25,6 +25,10 @@ class EngineSnapshot:
         prompt_tokens_computed: tokens computed by prefill, including incomplete prompts and
             recomputation after preemption.
         prefix_cache_queries, prefix_cache_hits: prompt tokens looked up, and found.
+        num_drafts, num_draft_tokens: drafts that were verified, and their tokens.
+        num_accepted_tokens: drafted tokens that were drawn too.
+        num_accepted_tokens_per_pos: the same by their index in the draft; empty without
+            speculative decoding.
     """
 
     num_requests_running: int
@@ -38,6 +42,10 @@ class EngineSnapshot:
     num_preemptions: int
     prefix_cache_queries: int
     prefix_cache_hits: int
+    num_drafts: int
+    num_draft_tokens: int
+    num_accepted_tokens: int
+    num_accepted_tokens_per_pos: tuple[int, ...]
 
 
 @dataclass(slots=True)
@@ -106,8 +114,13 @@ class FinishedPrompt:
 class StepStats:
     """Statistics of one step, for the histograms of steps and tokens.
 
-    AsyncEngine fills the lists when it delivers the step's updates. They exclude tokens that were
-    computed after a stop string.
+    UpdateRouter fills the lists when it delivers the step's updates. They exclude tokens that were
+    computed after a stop string. Tokens that come together divide the time since those before them.
+
+    Attributes:
+        num_tokens: tokens that the step computed, drafted ones included.
+        num_prompt_tokens: those of prompts, and those that preempted sequences recomputed.
+        num_decode_tokens: tokens that decoding sequences got; one each without drafts.
     """
 
     num_tokens: int
@@ -128,7 +141,7 @@ class StepStats:
 class TokenRates:
     """Prefill and decode tokens per second, for a progress bar.
 
-    The time of a step with both kinds of tokens is divided in proportion to their numbers.
+    The time of a step with both kinds of tokens is divided in proportion to those computed.
     """
 
     def __init__(self) -> None:
@@ -141,7 +154,8 @@ class TokenRates:
             self._prompt_tokens += stats.num_prompt_tokens
             self._decode_tokens += stats.num_decode_tokens
             self._prompt_s += stats.duration_s * stats.num_prompt_tokens / stats.num_tokens
-            self._decode_s += stats.duration_s * stats.num_decode_tokens / stats.num_tokens
+            num_computed = stats.num_tokens - stats.num_prompt_tokens
+            self._decode_s += stats.duration_s * num_computed / stats.num_tokens
 
     def __str__(self) -> str:
         prefill = self._prompt_tokens / self._prompt_s if self._prompt_s else 0.0

@@ -117,13 +117,20 @@ class PromptRequest:
     @property
     def num_output_tokens(self) -> int:
         """Number of tokens of all choices so far; tokens of a shared sequence count n times."""
-        computed = sum(len(sequence.token_ids) for sequence in self._sequences)
+        return self._of_choices(sum(len(sequence.token_ids) for sequence in self._sequences))
+
+    def _of_choices(self, computed: int) -> int:
+        """Return the number of tokens of all choices, of which those of the sequences are given."""
         return computed * (self._params.num_candidates // len(self._sequences))
 
     @property
     def max_output_tokens(self) -> int:
         """Number of tokens of the longest sequence so far."""
         return max(len(sequence.token_ids) for sequence in self._sequences)
+
+    def num_tokens(self, choice_index: int) -> int:
+        """Return the number of tokens of a sequence so far."""
+        return len(self._sequences[choice_index].token_ids)
 
     def ended(self, choice_index: int) -> tuple[FinishReason, int] | None:
         """Return the finish reason and the number of tokens of a sequence, or None."""
@@ -269,6 +276,8 @@ class PromptRequest:
             finished=self.is_finished,
             num_cached_tokens=self._num_cached_tokens,
             num_generated_tokens=self.num_output_tokens,
+            num_drafted_tokens=self._of_choices(sum(s.num_drafted for s in self._sequences)),
+            num_accepted_tokens=self._of_choices(sum(s.num_accepted for s in self._sequences)),
             metrics=self.metrics,
             error=self._error_text,
         )

@@ -17,7 +17,10 @@ from nanovllm.sampling_params import SamplingParams
 
 @dataclass(slots=True)
 class SequenceOutput:
-    """Output of one sequence so far; `text_sent` and `tokens_sent` are the lengths already sent."""
+    """Output of one sequence so far; `text_sent` and `tokens_sent` are the lengths already sent.
+
+    Tokens were `num_drafted` for it, of which it contains `num_accepted`.
+    """
 
     params: SamplingParams
     decoder: IncrementalDecoder
@@ -32,6 +35,8 @@ class SequenceOutput:
     tokens_sent: int = 0
     has_begun: bool = False
     finish_sent: bool = False
+    num_drafted: int = 0
+    num_accepted: int = 0
 
     @classmethod
     def begin(cls, params: SamplingParams, tokenizer: Tokenizer) -> "SequenceOutput":
@@ -72,6 +77,14 @@ class SequenceOutput:
 
     def add(self, update: SequenceUpdate) -> bool:
         """Add an update; return whether a stop string ends the sequence."""
+        before = len(self.token_ids)
+        found_stop = self._add_tokens(update)
+        if update.drafted:
+            self.num_drafted += len(update.drafted)
+            self.num_accepted += update.num_accepted(len(self.token_ids) - before)
+        return found_stop
+
+    def _add_tokens(self, update: SequenceUpdate) -> bool:
         for index, token_id in enumerate(update.token_ids):
             is_last = index == len(update.token_ids) - 1
             logprobs = update.logprobs[index] if update.logprobs else None

@@ -86,6 +86,11 @@ class Tokenizer:
         """Number of tokens, including special tokens."""
         return self._plain.get_vocab_size(with_added_tokens=True)
 
+    @property
+    def vocabulary(self) -> dict[str, int]:
+        """Id of each token by its text in the tokenizer's own spelling."""
+        return self._plain.get_vocab(with_added_tokens=True)
+
     def as_json(self) -> str:
         """Return the tokenizer in the format of tokenizer.json."""
         return str(self._plain.to_str())

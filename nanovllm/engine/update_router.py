@@ -77,8 +77,9 @@ class UpdateRouter(Generic[OwnerT]):
             prompt, owner = self._prompts[update.request_id]
             changed[prompt] = owner
             try:
+                before = prompt.num_tokens(update.request.choice_index)
                 found_stop = prompt.add_update(update)
-                _count(output.stats, prompt, update)
+                _count(output.stats, prompt, update, before)
             except Exception as error:  # the other updates of the step must reach their prompts
                 logger.exception("the answer to %s could not be put together", update.request_id)
                 if isinstance(error, EngineFaultError):
@@ -96,13 +97,19 @@ class UpdateRouter(Generic[OwnerT]):
         return list(changed.items())
 
 
-def _count(stats: StepStats, prompt: PromptRequest, update: SequenceUpdate) -> None:
-    """Add an update to the statistics of its step, after the prompt has it."""
+def _count(stats: StepStats, prompt: PromptRequest, update: SequenceUpdate, before: int) -> None:
+    """Add an update to the statistics of its step, after the prompt has it.
+
+    The sequence had `before` tokens. Tokens that come together divide the time since those before.
+    """
     request = update.request
-    if update.inter_token_latency_s is not None:
-        stats.inter_token_latencies_s.append(update.inter_token_latency_s)
-    elif update.token_ids:
+    count, latency_s = prompt.num_tokens(request.choice_index) - before, 0.0
+    if count and update.inter_token_latency_s is None:
         stats.times_to_first_token_s.append(update.time_s - request.times.arrival_s)
+        count -= 1
+    elif count:
+        latency_s = (update.inter_token_latency_s or 0.0) / count
+    stats.inter_token_latencies_s += [latency_s] * count
     ended = prompt.ended(request.choice_index)
     if ended is None or prompt.metrics is None:
         return

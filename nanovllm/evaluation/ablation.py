@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from nanovllm.config import EngineConfig
-from nanovllm.engine.engine import load_options, with_stored_dtype
+from nanovllm.engine.loading import load_options, with_stored_dtype
 from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.evaluation.perplexity import (
     TextSource,

@@ -1,9 +1,10 @@
 """Resolve a model's name: a path, the bundled model, a download, the cache, or the hub."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
-from nanovllm.config import BUNDLED_MODEL, BUNDLED_MODELS
+from nanovllm.config import BUNDLED_MODEL, BUNDLED_MODELS, EngineConfig
 from nanovllm.errors import CheckpointError, ModelNotFoundError
 from nanovllm.hub.downloads import MODEL_INFO, SHORT_NAMES, full_name, read_model_info
 from nanovllm.suggestions import suggest
@@ -50,6 +51,18 @@ def resolve_model(
     if _is_download_of(local, text):
         return local
     return _from_hub(text, local, may_fetch=may_fetch)
+
+
+def resolve_models(name: str | os.PathLike[str], config: EngineConfig) -> tuple[Path, EngineConfig]:
+    """Return the folder of the model `name`, and the settings with that of their draft model.
+
+    Raises as `resolve_model`.
+    """
+    folder, speculation = resolve_model(name), config.speculation
+    if speculation is None or speculation.model is None:
+        return folder, config
+    draft = os.fspath(resolve_model(speculation.model))
+    return folder, replace(config, speculative_config=replace(speculation, model=draft))
 
 
 def _checked_folder(path: Path) -> Path:

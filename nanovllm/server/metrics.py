@@ -91,6 +91,16 @@ _COUNTERS: dict[str, tuple[str, ...]] = {
     ),
     "request_timeout": ("Requests that exceeded their deadline, by where they stood.", "stage"),
 }
+DRAFT_COUNTERS: dict[str, tuple[str, ...]] = {
+    "spec_decode_num_drafts": ("Drafts that were verified.",),
+    "spec_decode_num_draft_tokens": ("Tokens of these drafts.",),
+    "spec_decode_num_accepted_tokens": ("Drafted tokens that were drawn too.",),
+    "spec_decode_num_accepted_tokens_per_pos": (
+        "Accepted tokens by their index in the draft.",
+        "position",
+    ),
+}
+"""Only with --speculative-config, as in vLLM."""
 _HISTOGRAMS: dict[str, tuple[str, tuple[float, ...]]] = {
     "time_to_first_token_seconds": ("From arrival to the first token.", _SECONDS),
     "inter_token_latency_seconds": ("Between two tokens of a sequence.", _SECONDS),
@@ -243,6 +253,9 @@ class _EngineCollector(Collector):
         waiting = stats.num_requests_waiting
         values: dict[str, float | Mapping[str, float]] = {
             **asdict(stats),
+            "num_accepted_tokens_per_pos": {
+                str(index): count for index, count in enumerate(stats.num_accepted_tokens_per_pos)
+            },
             "num_requests_waiting_by_reason": {
                 "capacity": waiting - deferred, "deferred": deferred,
             },
@@ -256,7 +269,11 @@ class _EngineCollector(Collector):
             "request_refused": room.refused,
             "request_timeout": self._engine.timeouts,
         }  # fmt: skip
-        for family, series in ((GaugeMetricFamily, _GAUGES), (CounterMetricFamily, _COUNTERS)):
+        counters = dict(_COUNTERS)
+        if stats.num_accepted_tokens_per_pos:
+            counters |= DRAFT_COUNTERS
+            values |= {name: values[name.removeprefix("spec_decode_")] for name in DRAFT_COUNTERS}
+        for family, series in ((GaugeMetricFamily, _GAUGES), (CounterMetricFamily, counters)):
             for name, (about, *label) in series.items():
                 metric = family(f"nanovllm:{name}", about, labels=["model_name", *label])
                 value = values[name]

@@ -125,6 +125,13 @@ def test_the_page_has_every_command() -> None:
         ("generate x --temperature 5", "nanovllm generate", "5 must be a number, from 0 to 2"),
         ("serve --max-num-seqs 0", "nanovllm serve", "0 must be an integer, at least 1"),
         ("serve --log-requests=2", "nanovllm serve", "'2' must be true or false"),
+        ("serve --speculative-config ngram", "nanovllm serve", "'ngram' is not JSON"),
+        ('generate x --speculative-config {"num_speculative_tokens":1000}', "nanovllm generate",
+         "num_speculative_tokens is 1000 but must be an integer, from 1 to 32"),
+        ('run-batch --speculative-config {"method":"draft_model"}', "nanovllm run-batch",
+         "no model is named; set model"),
+        ('bench latency --speculative-config {"speculative_token_tree":1}',
+         "nanovllm bench latency", "drafts are sequences, not trees; leave it out"),
     ],
 )  # fmt: skip
 def test_a_typing_error_is_two_lines(

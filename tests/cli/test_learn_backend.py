@@ -110,6 +110,11 @@ def test_the_readers_code_generates(
     assert texts[0] == texts[1] != ""
 
 
+def test_the_course_s_scheduler_takes_no_drafts(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", "--backend", "learn:x", "--speculative-config", "{}"]) == 1
+    assert "the course's scheduler plans no drafted tokens; leave it out" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("command", ["serve", "generate"])
 def test_an_order_that_the_course_does_not_have_is_refused_before_anything_starts(
     tiny_model: Path,

@@ -22,7 +22,7 @@ from openai import OpenAI
 from nanovllm.cli.main import build_parser, main
 from nanovllm.cli.options import engine_config
 from nanovllm.cli.serve_options import ServeOptions
-from nanovllm.cli.serving import load_server, server_settings, shell_key, startup_message
+from nanovllm.cli.serving import describe, load_server, server_settings, shell_key, startup_message
 from nanovllm.config import EngineConfig
 from nanovllm.engine.chat.template import ChatTemplate
 from nanovllm.engine.engine import Engine
@@ -61,6 +61,24 @@ def test_it_prints_the_model_and_where_it_is(bundled: Serving, backend: str) -> 
     assert "tokens in" in rows["KV cache"]
     assert rows["computes in"] == f"float32 (cache float32), backend {backend}, 1 thread"
     assert f"Serving on http://127.0.0.1:{bundled.port}" in text
+
+
+def test_it_says_who_drafts(tiny_model: Path) -> None:
+    drafts = {"model": str(tiny_model), "method": "ngram"}
+    for settings, rows in ((None, []), (drafts, [f"n-grams and {tiny_model.name}"])):
+        config = EngineConfig(backend="numpy", speculative_config=settings)
+        with closing(Engine.load(tiny_model, config)) as engine:
+            lines = describe(engine, "tiny").splitlines()
+        assert [line.partition(" by ")[2] for line in lines if "  drafts  " in line] == rows
+
+
+def test_a_draft_model_of_another_vocabulary_opens_no_port(
+    tiny_model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nanovllm.cli.serving.bind", None)
+    drafts = '{"model": "tiny-books-draft"}'
+    assert main(["serve", str(tiny_model), "--speculative-config", drafts]) == 1
+    assert "has another vocabulary than the model (2,048 and 267" in capsys.readouterr().err
 
 
 def test_a_page_cannot_reach_it_under_a_name_of_its_own(bundled: Serving) -> None:

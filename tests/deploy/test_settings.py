@@ -7,6 +7,7 @@ import pytest
 from nanovllm.cli.main import build_parser
 from nanovllm.cli.serve_options import ServeOptions
 from nanovllm.deploy.settings import AppSettings, read_settings
+from nanovllm.speculative_config import SpeculativeConfig
 
 
 def read(**model: Any) -> AppSettings:
@@ -66,12 +67,22 @@ def test_more_replicas_than_cpus_are_refused() -> None:
         ({"options": {"max-body-bytes": -1}}, "--max-body-bytes: -1 must be an integer"),
         ({"options": {"log-requests": "perhaps"}}, "'perhaps' must be true or false"),
         ({"options": {"backend": ["numpy"]}}, "--backend: takes one value, not a list"),
+        ({"options": {"backend": {"a": 1}}}, "--backend: takes one value, not a mapping"),
+        (
+            {"options": {"speculative-config": {"num_speculative_tokens": 0}}},
+            "num_speculative_tokens is 0 but must be an integer, from 1 to 32",
+        ),
         ({"options": {"help": True}}, "unrecognized option --help"),
     ],
 )
 def test_wrong_settings_are_refused(model: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         read(**model)
+
+
+def test_an_option_in_json_is_a_mapping() -> None:
+    (model,) = read(options={"speculative-config": {"prompt_lookup_max": 3}}).models
+    assert model.serve_options().engine.speculation == SpeculativeConfig(prompt_lookup_max=3)
 
 
 def test_an_error_does_not_show_the_options() -> None:

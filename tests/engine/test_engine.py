@@ -13,9 +13,12 @@ from hypothesis import strategies as st
 from nanovllm.config import BACKENDS, EngineConfig
 from nanovllm.engine.engine import Engine
 from nanovllm.engine.scheduling.request import FinishReason
+from nanovllm.engine.speculation.cost_model import StepTimes
 from nanovllm.errors import InvalidRequestError
 from nanovllm.outputs import RequestOutput
 from nanovllm.sampling_params import SamplingParams
+from nanovllm.speculative_config import SpeculativeConfig
+from tests.support.checkpoints import write_tiny_model
 from tests.support.processing import process
 from tests.support.scheduling import uncached_free_blocks
 
@@ -59,9 +62,13 @@ def run(engine: Engine, jobs: Sequence[Job], *, poison: bool = False) -> list[Re
         for prepared in prepared_requests
         for request in prepared.requests
     }
+    backends = [engine.runner.backend]
+    if engine.speculator is not None and engine.speculator.draft_model is not None:
+        backends.append(engine.speculator.draft_model.runner.backend)
     while engine.has_work:
         if poison:
-            engine.runner.backend.fill_blocks(uncached_free_blocks(engine.blocks), np.nan)
+            for backend in backends:
+                backend.fill_blocks(uncached_free_blocks(engine.blocks), np.nan)
         output = engine.step()
         assert output.fault is None, output.fault
         for update in output.updates:
@@ -218,13 +225,66 @@ def test_without_batch_invariance_answers_agree_to_1e_5(
     assert max(closeness(a, b) for a, b in zip(together, exactly, strict=True)) < 1e-5
 
 
-@settings(max_examples=15)
+def speculation(
+    drafts: str | None, model: Path, another: Path, count: int
+) -> SpeculativeConfig | None:
+    """Settings that draft by n-grams, by the model itself, which is right, or by another one."""
+    if drafts is None:
+        return None
+    return SpeculativeConfig(
+        method="ngram" if drafts in ("ngram", "both") else "draft_model",
+        model={"the model": str(model), "both": str(model), "another model": str(another)}.get(
+            drafts
+        ),
+        num_speculative_tokens=count,
+        prompt_lookup_min=1 if drafts in ("ngram", "both") else 2,
+    )
+
+
+def draft_always(engine: Engine) -> None:
+    """Have the engine draft as if rows were free."""
+    if engine.speculator is not None:
+        engine.speculator.times = StepTimes((1, 512), (1.0, 1.0001))
+        engine.speculator.draft_times = StepTimes((1, 512), (1e-6, 1e-6))
+
+
+@pytest.fixture(scope="module")
+def another_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model with the same tokenizer and other weights."""
+    return write_tiny_model(tmp_path_factory.mktemp("another"), seed=1)
+
+
+@pytest.mark.parametrize("drafts", ["ngram", "the model", "another model", "both"])
+def test_drafted_tokens_change_no_bit(
+    exact: EngineConfig,
+    tiny_model: Path,
+    another_model: Path,
+    jobs: list[Job],
+    alone: list[object],
+    drafts: str,
+) -> None:
+    settings = speculation(drafts, tiny_model, another_model, 4)
+    engine = Engine.load(tiny_model, replace(exact, speculative_config=settings))
+    draft_always(engine)
+    assert [bits(output) for output in run(engine, jobs)] == alone
+    assert engine.speculator is not None
+    counts = engine.speculator.counts
+    assert counts.drafted > 0
+    assert 0 < counts.accepted < counts.drafted or drafts == "the model"
+    if drafts == "the model":  # the last token that it drafts is often beyond the end
+        assert counts.accepted > 0.9 * counts.drafted
+        assert engine.num_steps < 12
+
+
+@settings(max_examples=25)
 @given(
     data=st.data(),
     block_size=st.sampled_from([4, 8, 32]),
     budget=st.integers(4, 80),
     blocks=st.integers(12, 60),
     caching=st.booleans(),
+    drafts=st.sampled_from([None, "ngram", "the model", "another model", "both"]),
+    max_drafted=st.integers(1, 5),
 )
 def test_bits_in_any_schedule(
     exact: EngineConfig,
@@ -236,8 +296,11 @@ def test_bits_in_any_schedule(
     budget: int,
     blocks: int,
     caching: bool,
+    drafts: str | None,
+    max_drafted: int,
+    another_model: Path,
 ) -> None:
-    """In any batch, order, block size, budget and pool, every output has the bits of a lone run."""
+    """In any batch, order, block size, budget, pool and with any drafts: the bits of a lone run."""
     if exact.backend == "numba":
         # The kernels sum the softmax of a block lane by lane: another block size is another order.
         block_size = 8
@@ -249,8 +312,11 @@ def test_bits_in_any_schedule(
         max_num_batched_tokens=budget,
         max_num_seqs=4,
         enable_prefix_caching=caching,
+        speculative_config=speculation(drafts, tiny_model, another_model, max_drafted),
     )
-    outputs = run(Engine.load(tiny_model, config), [jobs[i] for i in chosen], poison=True)
+    engine = Engine.load(tiny_model, config)
+    draft_always(engine)
+    outputs = run(engine, [jobs[i] for i in chosen], poison=True)
     assert [bits(output) for output in outputs] == [alone[i] for i in chosen]
 
 

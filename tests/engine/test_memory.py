@@ -74,7 +74,7 @@ def test_the_default_cache_is_a_gibibyte_where_memory_is_plenty(
     config = EngineConfig(backend="numpy")
     for limit in (None, limit_with(4096 * MIB)):
         for max_model_len in (POSITIONS, 1 << 30):  # the second has requests of 1 GiB at most
-            plan = plan_memory(config, numpy_backend, max_model_len, limit)
+            plan = plan_memory(config, [numpy_backend], max_model_len, limit)
             assert plan.cache_bytes == 1024 * MIB
             assert (plan.free_bytes is None) == (limit is None)
     assert not caplog.records
@@ -87,10 +87,10 @@ def test_a_chosen_cache_is_allocated_whole_or_refused(
     config = EngineConfig(backend="numpy", block_size=32, **size)
     cache_bytes = 8 * MIB if "num_blocks" not in size else 256 * numpy_backend.block_bytes(32)
     working = numpy_backend.working_bytes(512, 32, 32)
-    plan = plan_memory(config, numpy_backend, POSITIONS, limit_with(working + cache_bytes))
+    plan = plan_memory(config, [numpy_backend], POSITIONS, limit_with(working + cache_bytes))
     assert plan.cache_bytes == cache_bytes
     with pytest.raises(ValueError, match=r"memory\.max is .* and the KV cache .*lower kv_cache_m"):
-        plan_memory(config, numpy_backend, POSITIONS, limit_with(working + cache_bytes - 1))
+        plan_memory(config, [numpy_backend], POSITIONS, limit_with(working + cache_bytes - 1))
 
 
 def test_a_start_without_room_for_one_request_is_refused(numpy_backend: NumpyBackend) -> None:
@@ -99,8 +99,8 @@ def test_a_start_without_room_for_one_request_is_refused(numpy_backend: NumpyBac
     needed = POSITIONS // 32 * numpy_backend.block_bytes(32)
     for free in (-10 * MIB, needed):  # log-probabilities have a quarter
         with pytest.raises(ValueError, match=r"and one request .*lower max_model_len, max_num"):
-            plan_memory(config, numpy_backend, POSITIONS, limit_with(working + free))
-    plan = plan_memory(config, numpy_backend, POSITIONS, limit_with(working + 2 * needed))
+            plan_memory(config, [numpy_backend], POSITIONS, limit_with(working + free))
+    plan = plan_memory(config, [numpy_backend], POSITIONS, limit_with(working + 2 * needed))
     assert plan.num_blocks >= POSITIONS // 32
 
 

@@ -95,3 +95,34 @@ def test_an_update_that_cannot_be_added_ends_its_prompt_only(
     assert prompt.is_finished
     assert sorted(finished.calls) == [("r-0", FinishReason.ABORT), ("r-1", FinishReason.ABORT)]
     assert len(router) == 0
+
+
+def several(tokenizer: Tokenizer, text: str, drafted: str, latency_s: float) -> SequenceUpdate:
+    """Return the update of a step that has verified the tokens of `drafted`."""
+    found = update(None)
+    found.token_ids, found.drafted = tuple(tokenizer.encode(text)), tuple(tokenizer.encode(drafted))
+    found.inter_token_latency_s = latency_s
+    return found
+
+
+def test_tokens_that_come_together_divide_the_time(tokenizer: Tokenizer) -> None:
+    router, _, prompt = routed(tokenizer, max_tokens=9)
+    first, verified = step(update(1)), step(several(tokenizer, "xyz", "xyq", 0.75))
+    router.add_updates(first)
+    router.add_updates(verified)
+    assert (len(first.stats.times_to_first_token_s), first.stats.inter_token_latencies_s) == (1, [])
+    assert verified.stats.inter_token_latencies_s == [0.25] * 3
+    output = prompt.output()
+    assert (output.num_drafted_tokens, output.num_accepted_tokens) == (3, 2)
+
+
+def test_tokens_after_a_stop_string_do_not_count(tokenizer: Tokenizer) -> None:
+    router, finished, prompt = routed(tokenizer, stop="y", max_tokens=9)
+    router.add_updates(step(update(1)))
+    verified = step(several(tokenizer, "xyzz", "xyz", 0.5))
+    router.add_updates(verified)
+    assert verified.stats.inter_token_latencies_s == [0.25] * 2
+    assert finished.calls == [("r-0", FinishReason.STOP)]
+    output = prompt.output()
+    assert output.num_generated_tokens == 3
+    assert (output.num_drafted_tokens, output.num_accepted_tokens) == (3, 2)

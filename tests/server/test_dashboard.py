@@ -8,6 +8,7 @@ from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from nanovllm.server.metrics import DRAFT_COUNTERS
 from tests.support.serving import RunningServer
 
 ROOT = Path(__file__).parents[2]
@@ -71,7 +72,8 @@ def test_every_series_is_documented_with_its_type(server: RunningServer) -> None
         name: kind for name, kind in rows if HAS_PROCESS or not name.startswith("process_")
     }
     assert len(rows) == len({name for name, _ in rows})
-    assert documented == exported
+    with_drafts = {f"{name}_total": "counter" for name in DRAFT_COUNTERS}
+    assert documented == exported | with_drafts
 
 
 def test_the_engines_of_all_replicas_are_summed() -> None:

@@ -7,11 +7,12 @@ Some exhaust the stack, memory or time.
     python -m tests.support.fuzz_grammars --seed 7             # the same grammars again
 
 Each grammar is compiled or refused with an InvalidRequestError within the limits. Each of its masks
-allows a token or fails its sequence with such an error. Sequences of another grammar are not
-affected. The exit code is 1 otherwise.
+allows a token or fails its sequence with such an error. Masks do not depend on paths. Sequences of
+another grammar are not affected. The exit code is 1 otherwise.
 """
 
 import argparse
+import itertools
 import random
 import string
 import sys
@@ -81,18 +82,38 @@ class Fuzzer:
         return self._random.choices(kinds, weights=[6, 6, 6, 3, 3, 2, 1])[0]()
 
     def _follow(self, fields: dict[str, Any]) -> str:
-        sequence = self._grammars.for_request(StructuredOutputs(**fields)).start()
+        """Follow a grammar, and then a second time without paths."""
+        request = self._grammars.for_request(StructuredOutputs(**fields))
+        sequence, again = request.start(), request.start()
+        steps: list[tuple[bytes, int]] = []
         try:
-            for _ in range(MAX_TOKENS):
-                allowed = np.flatnonzero(sequence.allowed_mask())
-                if not allowed.size:
-                    return "dead end"
-                token_id = int(self._random.choice(allowed))
-                if token_id == self._grammars.vocab - 1:
-                    return "finished"
-                sequence.accept(token_id)
+            end = self._walk(sequence, steps)
+            for mask, token_id in steps:
+                assert again.wait() == mask, f"{steps}"
+                again.accept(token_id)
         finally:
             sequence.close()
+            again.close()
+        return end
+
+    def _walk(self, sequence: SequenceGrammar, steps: list[tuple[bytes, int]]) -> str:
+        """Accept random tokens, often those of paths; add each with the mask before it."""
+        for _ in range(MAX_TOKENS):
+            allowed = np.flatnonzero(sequence.allowed_mask())
+            if not allowed.size:
+                return "dead end"
+            token_id = int(self._random.choice(allowed))
+            if sequence.path and self._random.random() < 0.8:
+                token_id = sequence.path[0]
+                assert token_id in allowed
+                self.counts["on a path"] += 1
+            if token_id == self._grammars.vocab - 1:
+                return "finished"
+            steps.append((sequence.wait(), token_id))
+            limit = self._random.choice((0, 2, 5))
+            proposed = self._random.choices(range(self._grammars.vocab), k=limit)
+            sequence.accept(token_id)
+            sequence.request_path(limit, tuple(proposed))
         return "followed"
 
     def _follow_bystander(self) -> None:
@@ -183,7 +204,9 @@ def run(seed: int, *, seconds: float = float("inf"), count: int | None = None) -
     fuzzer = Fuzzer(grammars, seed)
     end_s = time.monotonic() + seconds
     try:
-        while time.monotonic() < end_s and (count is None or fuzzer.counts.total() < count):
+        for number in itertools.count():
+            if time.monotonic() > end_s or number == count:
+                break
             fuzzer.step()
     finally:
         grammars.close()

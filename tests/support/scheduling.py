@@ -1,16 +1,18 @@
 """A scheduler without a network: requests of integers, and a function for their next token."""
 
 import random
+from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any
 
 from nanovllm.engine.inspection.recorder import StepRecorder
-from nanovllm.engine.metrics import StepStats
+from nanovllm.engine.scheduling.batching import accepted
 from nanovllm.engine.scheduling.block_manager import BlockManager
 from nanovllm.engine.scheduling.kv_cache_manager import KVCacheManager
 from nanovllm.engine.scheduling.request import Request
 from nanovllm.engine.scheduling.scheduler import Scheduler
 from nanovllm.engine.scheduling.step_plan import MaskStates, SequenceUpdate, StepPlan
+from nanovllm.engine.step_output import step_stats
 from nanovllm.model.sampling import TokenLogprobs
 from nanovllm.sampling_params import SamplingParams
 
@@ -82,13 +84,35 @@ def next_token(tokens: list[int], choice: int = 0) -> int:
     return 1 + hash((choice, *tokens)) % 1000
 
 
+def output_tokens(tokens: Sequence[int], choice: int, count: int) -> list[int]:
+    """Return the tokens that follow `tokens`."""
+    known = list(tokens)
+    for _ in range(count):
+        known.append(next_token(known, choice))
+    return known[len(tokens) :]
+
+
+def draft(request: Request, count: int, wrong: int) -> None:
+    """Draft the next tokens of a decoding request, of which the one with index `wrong` is wrong."""
+    if request.is_decoding:
+        tokens = output_tokens(request.tokens, request.choice_index, count)
+        request.drafted = tuple(
+            token + 5000 * (index == wrong) for index, token in enumerate(tokens)
+        )
+
+
 def answers(plan: StepPlan) -> list[SequenceUpdate]:
     """The results of a step; the prompt's log-probabilities name their positions."""
     results = []
     for sequence in plan.sequences:
         request = sequence.request
-        tokens = (next_token(request.tokens, request.choice_index),) if sequence.samples else ()
+        drawn = (
+            output_tokens(request.tokens, request.choice_index, 1 + len(sequence.drafted))
+            if sequence.samples
+            else []
+        )
         reported = [TokenLogprobs([i], [-1.0], 1) for i in sequence.prompt_logprob_positions]
+        tokens = accepted(drawn, sequence.drafted)
         results.append(SequenceUpdate(request, tokens, prompt_logprobs=reported))
     return results
 
@@ -108,11 +132,8 @@ def step(scheduler: Scheduler) -> StepPlan:
 def record_step(scheduler: Scheduler, recorder: StepRecorder) -> StepPlan:
     """Run a step and record it, as the engine does."""
     plan = scheduler.schedule()
-    num_decode_tokens = sum(sequence.request.is_decoding for sequence in plan.sequences)
-    scheduler.commit(plan, answers(plan))
-    num_tokens = plan.num_tokens
-    stats = StepStats(num_tokens, num_tokens - num_decode_tokens, num_decode_tokens, 0.5)
-    recorder.on_step(plan, stats, 1.0)
+    updates = scheduler.commit(plan, answers(plan))
+    recorder.on_step(plan, step_stats(plan, updates, 0.5), 1.0)
     return plan
 
 
@@ -121,10 +142,7 @@ def shares(plan: StepPlan) -> dict[str, int]:
 
 
 def expected_output(request: Request) -> list[int]:
-    tokens = list(request.prompt_token_ids)
-    for _ in range(request.max_new_tokens):
-        tokens.append(next_token(tokens, request.choice_index))
-    return tokens[request.num_prompt_tokens :]
+    return output_tokens(request.prompt_token_ids, request.choice_index, request.max_new_tokens)
 
 
 class CacheModel:
@@ -142,21 +160,22 @@ class CacheModel:
             for offset in range(self._block_size):
                 self._slots[target, offset] = before.get((source, offset), 0)
         for sequence in plan.sequences:
-            names = _names(sequence.request)
+            names = _names(sequence.request, sequence.drafted)
             for position in range(sequence.start, sequence.start + sequence.count):
                 self._slots[self._place(sequence.request, position)] = names[position]
         for sequence in plan.sequences:
             if sequence.count > 0:
-                self._check(sequence.request, sequence.start + sequence.count)
+                end = sequence.start + sequence.count
+                self._check(sequence.request, end, sequence.drafted)
 
     def check(self, scheduler: Scheduler) -> None:
         """Every running request finds its own tokens in its blocks."""
         for request in scheduler.running:
             self._check(request, request.num_computed_tokens)
 
-    def _check(self, request: Request, count: int) -> None:
+    def _check(self, request: Request, count: int, drafted: tuple[int, ...] = ()) -> None:
         names = [self._slots.get(self._place(request, position)) for position in range(count)]
-        assert names == _names(request)[:count], (
+        assert names == _names(request, drafted)[:count], (
             f"{request.request_id} would read what is not its own"
         )
 
@@ -164,11 +183,11 @@ class CacheModel:
         return request.block_ids[position // self._block_size], position % self._block_size
 
 
-def _names(request: Request) -> list[int]:
+def _names(request: Request, drafted: tuple[int, ...] = ()) -> list[int]:
     """One number for each token and all before it."""
     return list(
         accumulate(
-            request.tokens,
+            (*request.tokens, *drafted),
             lambda before, token: hash((before, token)),
             initial=hash(request.cache_salt),
         )

@@ -7,6 +7,7 @@ options      their options
 offline      latency and throughput of an engine in this process
 serve        load generator for a running server
 lengths      lengths of prompts and outputs that fit the context
+drafts       what speculative decoding has drafted, and how much was accepted
 http_client  HTTP client of the load generator
 roofline     fractions of the machine's limits that a run reached
 machine      measure these limits: memory bandwidth and peak FLOPS

@@ -105,19 +105,26 @@ async def pieces(
         raise ConnectionError(f"{server.url}{path} answered {status}: {_reason(refusal)}")
 
 
-async def get_json(server: Server, path: str) -> Any:
-    """Return the JSON at `path`; raises ConnectionError, also after a timeout."""
+async def get_text(server: Server, path: str) -> str:
+    """Return the text at `path`; raises ConnectionError, also after a timeout."""
 
     async def whole() -> bytes:
         async with aclosing(pieces(server, "GET", path)) as answer:
             return b"".join([piece async for _, piece in answer])
 
     try:
-        return json.loads(await asyncio.wait_for(whole(), _QUICK_ANSWER_TIMEOUT_S))
+        content = await asyncio.wait_for(whole(), _QUICK_ANSWER_TIMEOUT_S)
     except asyncio.TimeoutError:
         raise ConnectionError(
             f"{server.url}{path} did not answer within {_QUICK_ANSWER_TIMEOUT_S:g} s"
         ) from None
+    return content.decode(errors="replace")
+
+
+async def get_json(server: Server, path: str) -> Any:
+    """Return the JSON at `path`; raises ConnectionError, also after a timeout."""
+    try:
+        return json.loads(await get_text(server, path))
     except ValueError as error:
         raise ConnectionError(
             f"{server.url}{path} does not answer in JSON, so it is no OpenAI-compatible server: "

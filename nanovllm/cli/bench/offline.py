@@ -16,6 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from nanovllm.cli.argument_types import read_lines
+from nanovllm.cli.bench.drafts import Drafts
 from nanovllm.cli.bench.lengths import check_fits, fit_lengths
 from nanovllm.cli.bench.options import LatencyOptions, ThroughputOptions
 from nanovllm.cli.bench.report import publish, rate, shown
@@ -26,7 +27,7 @@ from nanovllm.engine.engine import Engine
 from nanovllm.engine.generation_request import GenerationRequest
 from nanovllm.engine.prompt_request import PromptRequest
 from nanovllm.errors import EngineFaultError, InvalidRequestError
-from nanovllm.hub import resolve_model
+from nanovllm.hub import resolve_model, resolve_models
 from nanovllm.model.config import GPT2Config
 from nanovllm.prompts import Prompt
 from nanovllm.sampling_params import SamplingParams
@@ -67,7 +68,7 @@ class Bench:
     @classmethod
     def load(cls, model: str, config: EngineConfig, temperature: float) -> "Bench":
         """Check the temperature, then load the model."""
-        folder = resolve_model(model)
+        folder, config = resolve_models(model, config)
         SamplingParams(temperature=temperature)
         return cls(Engine.load(folder, config), temperature)
 
@@ -78,11 +79,14 @@ class Bench:
         by_id = {prompt.request_id: prompt for prompt in prompts}
         lengths = dict.fromkeys(by_id, 0)
         for step in self.engine.run(prompts):
-            sampled = [update.request_id for update in step.updates if update.token_ids]
-            pairs = sum(_pairs(by_id[name], lengths[name]) for name in sampled)
-            self.phases.add(step.stats, pairs, len(sampled))
-            for name in sampled:
-                lengths[name] += 1
+            pairs = rows = keys = 0
+            for update in (update for update in step.updates if update.token_ids):
+                prompt, length = by_id[update.request_id], lengths[update.request_id]
+                drafted = len(update.drafted)
+                of_rows = [_pairs(prompt, length + index) for index in range(1 + drafted)]
+                pairs, rows, keys = pairs + sum(of_rows), rows + 1 + drafted, keys + of_rows[-1]
+                lengths[update.request_id] += len(update.token_ids)
+            self.phases.add(step.stats, pairs, rows, keys)
             for update in step.updates:
                 prompt = by_id[update.request_id]
                 if prompt.error is not None:
@@ -132,7 +136,10 @@ def run_latency(parsed: argparse.Namespace) -> int:
     jobs = _random_jobs(bench.engine, options.batch_size, input_len, output_len)
     for _ in _batches(options.num_iters_warmup, "Warm-up", leave=False):
         bench.run(jobs)
-    measured = Bench(bench.engine, bench.temperature)
+    measured, before = (
+        Bench(bench.engine, bench.temperature),
+        Drafts.of_engine(bench.engine.stats()),
+    )
     limits = [Limits.measure(bench.engine)] if options.limits else []
     runs = [measured.run(jobs) for _ in _batches(options.num_iters, "Batches")]
     limits += [Limits.measure(bench.engine)] if options.limits else []
@@ -150,12 +157,13 @@ def run_latency(parsed: argparse.Namespace) -> int:
         label.removesuffix("_s").replace("_", " "): shown(time_s, "s", 4)
         for label, time_s in times_s.items()
     }
-    table |= _shown_phases(measured)
+    drafts = Drafts.of_engine(bench.engine.stats()).since(before)
+    table |= _shown_phases(measured) | drafts.shown()
     record: dict[str, Any] = {
         "benchmark": "latency", "batch_size": options.batch_size, "input_len": input_len,
         "output_len": output_len, "num_iters": options.num_iters,
         "num_iters_warmup": options.num_iters_warmup,
-        **_token_totals(runs), **times_s, **measured.phases.figures(),
+        **_token_totals(runs), **times_s, **measured.phases.figures(), **drafts.figures(),
     }  # fmt: skip
     if limits:
         limit = Limits.mean(limits)
@@ -186,6 +194,7 @@ def run_throughput(parsed: argparse.Namespace) -> int:
     bench.engine.warm_up()
     with tqdm(total=len(jobs), desc="Prompts", unit="prompt", disable=None) as progress:
         total = bench.run(jobs, progress.update)
+    drafts = Drafts.of_engine(bench.engine.stats())
     figures = {
         "duration_s": total.duration_s,
         "requests_per_s": rate(len(jobs), total.duration_s),
@@ -203,12 +212,13 @@ def run_throughput(parsed: argparse.Namespace) -> int:
         "all tokens": shown(figures["total_tokens_per_s"], "tok/s", 1),
         "output tokens": shown(figures["output_tokens_per_s"], "tok/s", 1),
         **_shown_phases(bench),
+        **drafts.shown(),
     }
     record = {
         "benchmark": "throughput", "num_prompts": len(jobs),
         "dataset": None if options.dataset is None else str(options.dataset),
         "input_len": input_len, "output_len": output_len,
-        **_token_totals([total]), **figures, **bench.phases.figures(),
+        **_token_totals([total]), **figures, **bench.phases.figures(), **drafts.figures(),
         **_record(options, bench.engine),
     }  # fmt: skip
     publish(about, table, record, options.json)

@@ -30,6 +30,7 @@ class Phase:
         computed: all computed tokens, including decoded ones in prefill steps.
         pairs: query-key pairs of attention.
         rows: rows of the output head.
+        keys: keys that attention reads; the rows of a sequence read them once.
     """
 
     tokens: int = 0
@@ -38,13 +39,14 @@ class Phase:
     computed: int = 0
     pairs: int = 0
     rows: int = 0
+    keys: int = 0
 
     @property
     def tokens_per_s(self) -> float | None:
         """Return tokens per second; None without steps."""
         return self.tokens / self.seconds if self.tokens and self.seconds else None
 
-    def add(self, tokens: int, stats: StepStats, pairs: int, rows: int) -> None:
+    def add(self, tokens: int, stats: StepStats, pairs: int, rows: int, keys: int) -> None:
         """Add a step."""
         self.tokens += tokens
         self.seconds += stats.duration_s
@@ -52,6 +54,7 @@ class Phase:
         self.computed += stats.num_tokens
         self.pairs += pairs
         self.rows += rows
+        self.keys += keys
 
 
 @dataclass(slots=True)
@@ -61,12 +64,12 @@ class Phases:
     prefill: Phase = field(default_factory=Phase)
     decode: Phase = field(default_factory=Phase)
 
-    def add(self, stats: StepStats, pairs: int = 0, rows: int = 0) -> None:
-        """Add a step; `pairs` and `rows` as in Phase."""
+    def add(self, stats: StepStats, pairs: int = 0, rows: int = 0, keys: int = 0) -> None:
+        """Add a step; `pairs`, `rows` and `keys` as in Phase."""
         if stats.num_prompt_tokens:
-            self.prefill.add(stats.num_prompt_tokens, stats, pairs, rows)
+            self.prefill.add(stats.num_prompt_tokens, stats, pairs, rows, keys)
         else:
-            self.decode.add(stats.num_decode_tokens, stats, pairs, rows)
+            self.decode.add(stats.num_decode_tokens, stats, pairs, rows, keys)
 
     def figures(self) -> dict[str, float | None]:
         """Return tokens per second of each phase; None without steps."""
@@ -116,9 +119,9 @@ class Costs:
         pair_bytes = backend.block_bytes(block_size) / block_size
         return cls.of(engine.model, backend.weight_dtype, pair_bytes)
 
-    def read_bytes(self, steps: int, pairs: int) -> float:
+    def read_bytes(self, steps: int, keys: int) -> float:
         """Return the bytes that decode steps read."""
-        return steps * self.weights_bytes + pairs * self.pair_bytes
+        return steps * self.weights_bytes + keys * self.pair_bytes
 
     def operations(self, tokens: int, pairs: int, rows: int) -> int:
         """Return the operations for these tokens, query-key pairs and rows of logits."""
@@ -178,7 +181,7 @@ class Limits:
 def fractions(costs: Costs, limits: Limits, phases: Phases) -> dict[str, float | None]:
     """Return the fraction of the limits that each phase reached; None without a measurement."""
     prefill, decode = phases.prefill, phases.decode
-    read = costs.read_bytes(decode.steps, decode.pairs)
+    read = costs.read_bytes(decode.steps, decode.keys)
     prefill_operations, decode_operations = (
         costs.operations(phase.computed, phase.pairs, phase.rows) for phase in (prefill, decode)
     )

@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from nanovllm.cli.bench.http_client import Server, events, get_json, reason_of
+from nanovllm.cli.bench.drafts import Drafts
+from nanovllm.cli.bench.http_client import Server, events, get_json, get_text, reason_of
 from nanovllm.cli.bench.lengths import fit_lengths
 from nanovllm.cli.bench.options import LoadOptions
 from nanovllm.cli.bench.report import publish, shown
@@ -119,7 +120,7 @@ def run(parsed: argparse.Namespace) -> int:
     url = options.base_url if options.port is None else f"http://127.0.0.1:{options.port}"
     server = Server.at(url, options.api_key or next(iter(keys_in_environment(os.environ)), None))
     seed = secrets.randbits(32) if options.seed is None else options.seed
-    options, traces, duration_s = asyncio.run(_measure(server, replace(options, seed=seed)))
+    options, traces, duration_s, drafts = asyncio.run(_measure(server, replace(options, seed=seed)))
     figures = figures_of(traces, duration_s)
     is_unlimited = math.isinf(options.request_rate)
     arrivals = "all at once" if is_unlimited else f"{options.request_rate:g} requests/s"
@@ -146,12 +147,18 @@ def run(parsed: argparse.Namespace) -> int:
         "ignore_eos": options.ignore_eos, "temperature": options.temperature, "seed": seed,
         "first_error": errors[0] if errors else None,
     }  # fmt: skip
-    publish(about, _shown_figures(figures), {**record, **figures}, options.json)
+    table = _shown_figures(figures) | drafts.shown()
+    publish(about, table, {**record, **figures, **drafts.figures()}, options.json)
     return 1 if errors else 0
 
 
-async def _measure(server: Server, options: LoadOptions) -> tuple[LoadOptions, list[Trace], float]:
-    """Return the options with the model's name and lengths, all traces, and the seconds taken."""
+async def _measure(
+    server: Server, options: LoadOptions
+) -> tuple[LoadOptions, list[Trace], float, Drafts]:
+    """Return the options with the model's name and lengths, all traces, the seconds taken, drafts.
+
+    The drafts are those of the server in this time, by its /metrics; none if it has no such page.
+    """
     model, max_model_len = await _find_model(server, options.model)
     input_len, output_len = fit_lengths(
         options.random_input_len, options.random_output_len, _LENGTHS, max_model_len
@@ -174,11 +181,20 @@ async def _measure(server: Server, options: LoadOptions) -> tuple[LoadOptions, l
         raise ConnectionError(f"a first request failed, so nothing was measured: {first.error}")
     bodies = [{**common, "prompt": prompt} for prompt in prompts[1:]]
     load = Load(bodies, np.cumsum(gaps_s).tolist(), options.max_concurrency, options.timeout_s)
+    before = await _drafts(server)
     started_s = time.perf_counter()
     traces = await send(server, load)
     duration_s = time.perf_counter() - started_s
+    drafts = (await _drafts(server)).since(before)
     used = replace(options, model=model, random_input_len=input_len, random_output_len=output_len)
-    return used, traces, duration_s
+    return used, traces, duration_s, drafts
+
+
+async def _drafts(server: Server) -> Drafts:
+    try:
+        return Drafts.of_metrics(await get_text(server, "/metrics"))
+    except ConnectionError:
+        return Drafts()
 
 
 async def _find_model(server: Server, model: str | None) -> tuple[str, int | None]:

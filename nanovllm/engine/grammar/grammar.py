@@ -8,6 +8,8 @@ accepts it:
     open          begin to compile, unless it is done    when the engine has the sequence
     allowed_mask  -> allowed tokens                      at each step
     accept        token -> next position                 at each step
+    request_path  tokens to draft, with their masks      at each step, where any may be drafted
+    draft         -> tokens to draft                     at each step
     close                                                when the sequence has ended
 
 The end-of-text token is allowed where the output may end, and is the only one where it must.
@@ -76,20 +78,43 @@ class SequenceGrammar(MaskSequence):
         """Whether the mask of the next token has arrived."""
         return self.mask is not None
 
-    def allowed_mask(self) -> "np.ndarray[tuple[int], np.dtype[np.bool_]]":
-        """Wait for the mask and return it as an array of shape [vocab]. Raises `error`."""
-        return unpack_mask(self.wait(), self.vocab)
+    def allowed_mask(self, ahead: int = 0) -> "np.ndarray[tuple[int], np.dtype[np.bool_]]":
+        """Wait for the mask and return it as an array of shape [vocab]. Raises `error`.
 
-    def allowed_ids(self) -> "np.ndarray[tuple[int], np.dtype[np.int64]]":
+        With `ahead` it is the mask after so many tokens of `path`.
+        """
+        return unpack_mask(self._mask(ahead), self.vocab)
+
+    def allowed_ids(self, ahead: int = 0) -> "np.ndarray[tuple[int], np.dtype[np.int64]]":
         """Wait for the mask and return the allowed tokens in ascending order. Raises `error`.
 
-        Masks often repeat, for instance inside a string, so the latest result is cached.
+        Masks often repeat, for instance inside a string, so the latest result is cached. With
+        `ahead` they are those after so many tokens of `path`.
         """
-        mask = self.wait()
+        mask = self._mask(ahead)
         if mask != self._ids_mask:
             self._ids_mask = mask
             self._ids = np.flatnonzero(unpack_mask(mask, self.vocab))
         return self._ids
+
+    def _mask(self, ahead: int) -> bytes:
+        return self.path_masks[ahead - 1] if ahead else self.wait()
+
+    def draft(self, count: int) -> tuple[tuple[int, ...], bool]:
+        """Return at most `count` tokens of `path`, and whether they spell bytes that are forced.
+
+        Either all of them do or none.
+        """
+        drafted = self.path[: min(count, self.num_forced or count)]
+        sound = itertools.takewhile(lambda token_id: 0 <= token_id < self.vocab, drafted)
+        return tuple(sound), self.num_forced > 0
+
+    def request_path(self, limit: int, proposed: tuple[int, ...]) -> None:
+        """Have the next request for a mask ask for a path of at most `limit` tokens too.
+
+        Where the grammar forces nothing, the path has the tokens of `proposed` that it allows.
+        """
+        self.path_limit, self.proposed = limit, proposed
 
     def wait(self) -> bytes:
         """Wait for the packed mask and return it. Raises `error`."""
@@ -102,18 +127,22 @@ class SequenceGrammar(MaskSequence):
         return self.mask
 
     def accept(self, token_id: int) -> None:
-        """Accept a token, and queue the request for the next mask; `Grammars.flush` sends it."""
+        """Accept a token, and queue a request unless `path` has the next mask.
+
+        `Grammars.flush` sends it.
+        """
         if not self._is_closed:
             self.open()
             self._requested_s = time.monotonic()
-            self.tokens.append(token_id)
-            self._grammars.pool.request(self)
+            if self.append(token_id):
+                self._grammars.pool.request(self)
 
     def close(self) -> None:
         """Request no more masks."""
         if self._is_open and not self._is_closed:
             self._grammars.pool.release(self)
         self._is_closed = True
+        self._set_path()
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -8,7 +8,8 @@ must not delay others:
                             started where all are late
     a worker ends           because of a limit: the grammar at fault fails, or its sequence does,
                             and the second such sequence fails its grammar; for another cause: what
-                            it was working on fails when it ends a second worker
+                            it was working on fails when it ends a second worker; a path, which is
+                            for drafts, only ends the paths of its grammar
     there is no room        idle grammars are evicted, then those in use of the client with most;
                             see shares.py
 
@@ -16,8 +17,7 @@ A grammar that moves, was evicted or has lost its worker is compiled again where
 mask, and the sequence's tokens are sent again. The mask of a position is requested as soon as the
 token before it is known; until it arrives, the sequence takes no part in the engine's steps.
 
-There is no thread: whoever waits for a mask calls `poll`, that is the engine at each step, and an
-idle engine while a grammar is compiled that its requests no longer need.
+There is no thread: whoever waits calls `poll`, also an idle engine while a worker still compiles.
 """
 
 import itertools
@@ -90,7 +90,7 @@ class GrammarPool:
 
     def request(self, sequence: MaskSequence) -> None:
         """Queue a request for the mask after the sequence's tokens; `flush` sends it."""
-        sequence.mask, grammar = None, sequence.pooled
+        grammar = sequence.pooled
         if grammar is None or sequence.number not in grammar.sequences:
             return  # it was refused
         worker = self._workers.worker_of(grammar)
@@ -198,12 +198,10 @@ class GrammarPool:
 
     def _find_worker(self, grammar: PooledGrammar) -> None:
         """Request the missing masks of a grammar from its worker, or have it compiled again."""
-        if grammar.state is GrammarState.READY:
-            worker = self._workers.worker_of(grammar)
-            assert worker is not None
-            for sequence in grammar.sequences.values():
-                if sequence.needs_mask and sequence.number not in worker.requested:
-                    worker.queue(sequence)
+        worker = self._workers.worker_of(grammar)
+        if grammar.state is GrammarState.READY and worker is not None:
+            for sequence in filter(lambda each: each.needs_mask, grammar.sequences.values()):
+                worker.queue(sequence)
         elif grammar.state is GrammarState.EVICTED and grammar.needs_worker:
             grammar.move_to(GrammarState.WAITING)
             self._queue.put(grammar)
@@ -355,7 +353,7 @@ class GrammarPool:
     def _lose(self, worker: GrammarWorker, limit: str | None) -> None:
         """Blame a grammar or a sequence for the end of a worker, and forget the worker."""
         sequence, grammar = worker.current
-        was_compiling = worker.compiling is not None
+        was_compiling, was_on_path = worker.compiling is not None, worker.is_on_path
         if not worker.is_loaded:
             self._num_starts += 1
         self._end(worker)
@@ -364,6 +362,8 @@ class GrammarPool:
             self._fail_waiting(EngineFaultError("the process that compiles grammars has ended"))
         elif grammar is not None and was_compiling:
             self._blame_grammar(grammar, limit)
+        elif grammar is not None and was_on_path:
+            grammar.has_paths = False
         elif sequence is not None:
             self._blame_sequence(sequence, limit)
 

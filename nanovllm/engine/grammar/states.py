@@ -45,10 +45,16 @@ class MaskSequence:
         pooled: its grammar; None before the pool has it, and where the pool has refused it.
         tokens: the tokens that it has accepted.
         mask: one bit per token for the position after `tokens`; None until it arrives.
+        path, path_masks: tokens that may follow, and the mask after each of them; there are none
+            while a mask is requested.
+        num_forced: how many of the first tokens of `path` spell bytes that the grammar forces.
+        path_limit: maximum length of the next path; 0 where none is wanted.
+        proposed: what the next path has where the grammar forces nothing.
         error: why no more masks arrive: that of the sequence, or of its grammar.
         num_sent: how many tokens the worker of its grammar was sent.
         num_ends: workers that ended during the mask of this position.
-        cpu_s, num_masks: processor time of all its masks, and their number.
+        cpu_s, num_masks: processor time of all its masks without those of paths, and the number of
+            its masks; see `GrammarLimits.sequence_cpu_s`.
     """
 
     number: int
@@ -56,6 +62,11 @@ class MaskSequence:
     pooled: "PooledGrammar | None" = None
     tokens: list[int] = field(default_factory=list)
     mask: bytes | None = None
+    path: tuple[int, ...] = ()
+    path_masks: tuple[bytes, ...] = ()
+    num_forced: int = 0
+    path_limit: int = 0
+    proposed: tuple[int, ...] = ()
     error: NanovllmError | None = None
     num_sent: int = 0
     num_ends: int = 0
@@ -66,6 +77,42 @@ class MaskSequence:
     def needs_mask(self) -> bool:
         """Whether a worker has to compute its mask. That of the first position is the grammar's."""
         return self.mask is None and self.error is None and bool(self.tokens)
+
+    def append(self, token_id: int) -> bool:
+        """Accept a token; return whether to request a mask or a path.
+
+        Where `path` expects the token, the mask after it is known.
+        """
+        self.tokens.append(token_id)
+        if self.path[:1] == (token_id,):
+            self.mask = self.path_masks[0]
+            self.num_masks += 1
+            self._set_path(self.path[1:], self.path_masks[1:], self.num_forced - 1)
+        else:
+            self.mask = None
+            self._set_path()
+        return self.mask is None or (not self.path and self.path_limit > 0)
+
+    def store(
+        self, mask: bytes, path: tuple[int, ...], path_masks: tuple[bytes, ...], num_forced: int
+    ) -> None:
+        """Store the mask after the tokens that were sent, and a path from there.
+
+        Tokens that were accepted since may have followed it.
+        """
+        self.num_ends, later = 0, tuple(self.tokens[self.num_sent :])
+        count = len(later)
+        if path[:count] == later:
+            self.mask = (mask, *path_masks)[count]
+            self._set_path(path[count:], path_masks[count:], num_forced - count)
+
+    def _set_path(
+        self,
+        path: tuple[int, ...] = (),
+        path_masks: tuple[bytes, ...] = (),
+        num_forced: int = 0,
+    ) -> None:
+        self.path, self.path_masks, self.num_forced = path, path_masks, max(num_forced, 0)
 
     def blame(self, limit: str | None, limits: GrammarLimits) -> None:
         """Store an error because a worker has ended, unless it may not be this mask's fault.
@@ -97,6 +144,7 @@ class PooledGrammar:
         num_bytes, cpu_s: memory that compiling added to a worker, and its processor time.
         error: why the grammar cannot be used.
         is_slow: whether other grammars have waited for its masks.
+        has_paths: whether paths are computed; none are after one has ended a worker.
         num_ends: workers that ended because of it.
         since_s: time at which it began to wait.
     """
@@ -112,6 +160,7 @@ class PooledGrammar:
     cpu_s: float = 0.0
     error: NanovllmError | None = None
     is_slow: bool = False
+    has_paths: bool = True
     num_ends: int = 0
     since_s: float = 0.0
 

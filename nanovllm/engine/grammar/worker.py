@@ -4,18 +4,21 @@ A worker does one kind of work at a time: it compiles a grammar, or computes mas
 step are requested by one message, which one reply answers.
 """
 
+import itertools
 import time
 from collections.abc import Sequence
 from typing import Any
 
 from nanovllm.engine.grammar.limits import GrammarLimits, limit_error, not_usable
 from nanovllm.engine.grammar.states import MaskSequence, PooledGrammar
+from nanovllm.engine.sandbox.messages import PATH_NOTE
 from nanovllm.engine.sandbox.process import START_S, WorkerProcess
 
 LATE_S, LATE_S_PER_TOKEN = 0.02, 20e-6
 """Processor time after which other grammars need not wait any longer. A worker that has replaced
 another is sent all tokens again."""
 PROMPT_S = 0.002  # maximum time that a step waits for masks
+_NO_PATH: tuple[list[int], int, bool] = ([], 0, False)
 _LATE_REPLIES = 16  # a worker is not waited for until it has sent so many replies in time
 
 
@@ -75,7 +78,12 @@ class GrammarWorker:
         """The sequence and the grammar that it is working on; None where unknown."""
         if self.compiling is not None:
             return None, self.compiling
-        return self.requested.get(self.process.note(), (None, None))
+        return self.requested.get(self.process.note() & ~PATH_NOTE, (None, None))
+
+    @property
+    def is_on_path(self) -> bool:
+        """Whether it is computing a path, which no output depends on."""
+        return self.process.note() & PATH_NOTE > 0
 
     def overdue(self, now_s: float) -> bool:
         """Return whether it has not replied for longer than any work may take."""
@@ -98,8 +106,9 @@ class GrammarWorker:
         )  # fmt: skip
 
     def queue(self, sequence: MaskSequence) -> None:
-        """Request a mask with the next message."""
-        self.queued[sequence.number] = sequence
+        """Request a mask with the next message, unless a reply is still to come."""
+        if sequence.number not in self.requested:
+            self.queued[sequence.number] = sequence
 
     def send_requests(self) -> None:
         """Send the tokens of the queued sequences, unless a grammar is being compiled."""
@@ -110,8 +119,11 @@ class GrammarWorker:
             self._begin()
             self._num_tokens = 0
         tokens, grammars = [], []
-        for number, sequence in self.queued.items():
+        paths: dict[int, tuple[int, tuple[int, ...]]] = {}
+        for index, (number, sequence) in enumerate(self.queued.items()):
             assert sequence.pooled is not None
+            if sequence.path_limit and sequence.pooled.has_paths:
+                paths[index] = sequence.path_limit, sequence.proposed
             tokens.append(sequence.tokens[sequence.num_sent :])
             grammars.append(sequence.pooled.number)
             sequence.num_sent = len(sequence.tokens)
@@ -120,7 +132,7 @@ class GrammarWorker:
         self.process.send(
             {
                 "op": "next", "sequences": list(self.queued), "grammars": grammars,
-                "tokens": tokens, "cpu_s": self._limits.mask_cpu_s,
+                "tokens": tokens, "cpu_s": self._limits.mask_cpu_s, "paths": paths,
             }
         )  # fmt: skip
         self.queued = {}
@@ -134,8 +146,13 @@ class GrammarWorker:
         end, errors = 0, header["errors"]
         items = zip(header["sequences"], header["cpu_s"], header["sizes"], strict=True)
         for index, (number, cpu_s, size) in enumerate(items):
-            mask, end = body[end : end + size], end + size
-            sequence, _ = self.requested.pop(number)
+            path, num_forced, is_lost = header["paths"].get(str(index), _NO_PATH)
+            ends = [end + size * count for count in range(len(path) + 2)]
+            masks = [body[begin:end] for begin, end in itertools.pairwise(ends)]
+            end = ends[-1]
+            sequence, grammar = self.requested.pop(number)
+            if is_lost:
+                grammar.has_paths = False
             if sequence is None:
                 continue  # released since
             sequence.cpu_s += cpu_s
@@ -145,7 +162,11 @@ class GrammarWorker:
             elif sequence.cpu_s > self._limits.sequence_cpu_s(sequence.num_masks):
                 sequence.error = limit_error("total", self._limits)
             else:
-                sequence.mask, sequence.num_ends = mask, 0
+                sequence.store(masks[0], tuple(map(int, path)), tuple(masks[1:]), num_forced)
+                if is_lost:
+                    sequence.num_sent = 0
+                if sequence.needs_mask:
+                    self.queue(sequence)
 
     def note_lateness(self) -> None:
         """Have steps not wait for it for a while, if its reply is late."""

@@ -7,7 +7,8 @@ requests of the plans. Records contain only immutable values, so other threads m
 """
 
 from collections import deque
-from itertools import islice
+from itertools import islice, takewhile
+from operator import eq
 from typing import Literal, NamedTuple, TypeAlias
 
 from nanovllm.engine.metrics import StepStats
@@ -25,8 +26,10 @@ Kind: TypeAlias = Literal["prefill", "chunk", "decode", "fork"]
 class StepSequence(NamedTuple):
     """The tokens of one request in a step: `num_tokens` tokens from position `start`.
 
-    The kind is "decode" for the newest token, "prefill" for all tokens that are left, "chunk" for
-    a part of them, and "fork" for a choice that samples from the prompt of another choice.
+    The last `num_drafted` of them were drafted, and `num_accepted` of these accepted. The kind is
+    "decode" for the newest token and those drafted after it, "prefill" for all tokens that are
+    left, "chunk" for a part of them, and "fork" for a choice that samples from the prompt of
+    another choice.
     """
 
     request_id: str
@@ -34,6 +37,8 @@ class StepSequence(NamedTuple):
     start: int
     num_tokens: int
     kind: Kind
+    num_drafted: int = 0
+    num_accepted: int = 0
 
 
 class Preemption(NamedTuple):
@@ -71,9 +76,10 @@ class StepRecord(NamedTuple):
     Attributes:
         step: number of the step, from 1.
         started_s: start of the step, by `time.monotonic()`.
-        mixed: all sequences, unless the step only decodes.
-        decoding: (id, choice index) of all sequences of a step that only decodes; consecutive
-            records share the tuple while it stays the same.
+        num_tokens, num_prompt_tokens, num_decode_tokens: as in StepStats.
+        mixed: all sequences, unless the step only decodes, without drafts.
+        decoding: (id, choice index) of all sequences of such a step; consecutive records share the
+            tuple while it stays the same.
         decode_starts: position of the token of each of them.
         events: admitted requests, preemptions, (id, reason) of the requests that ended, and
             (id, number of tokens) of those that found computed blocks.
@@ -86,6 +92,7 @@ class StepRecord(NamedTuple):
     started_s: float
     duration_s: float
     num_tokens: int
+    num_prompt_tokens: int
     num_decode_tokens: int
     mixed: tuple[StepSequence, ...]
     decoding: tuple[tuple[str, int], ...]
@@ -176,6 +183,7 @@ class StepRecorder:
             started_s,
             stats.duration_s,
             stats.num_tokens,
+            stats.num_prompt_tokens,
             stats.num_decode_tokens,
             (),
             (),
@@ -197,7 +205,7 @@ class StepRecorder:
         """Complete the recent records by the sequences of their plans."""
         recent, self._recent = self._recent, []
         for record, plan in recent:
-            if record.num_decode_tokens < len(plan.sequences):
+            if record.num_prompt_tokens or record.num_tokens > len(plan.sequences):
                 self._records.append(record._replace(mixed=tuple(map(_sequence, plan.sequences))))
                 continue
             requests = [sequence.request for sequence in plan.sequences]
@@ -217,8 +225,12 @@ def _sequence(sequence: PlannedSequence) -> StepSequence:
     kind: Kind = "chunk"
     if count == 0:
         kind = "fork"
-    elif sequence.samples and count == 1 and start >= request.num_prompt_tokens:
+    elif sequence.is_decoding:
         kind = "decode"
     elif sequence.samples or is_prompt_end:
         kind = "prefill"
-    return StepSequence(request.request_id, request.choice_index, start, count, kind)
+    drafted, drawn = sequence.drafted, request.tokens[start + 1 : start + count]
+    num_accepted = sum(takewhile(bool, map(eq, drafted, drawn)))
+    return StepSequence(
+        request.request_id, request.choice_index, start, count, kind, len(drafted), num_accepted
+    )

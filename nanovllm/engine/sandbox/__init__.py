@@ -10,6 +10,7 @@ messages         length-prefixed messages of JSON and bytes over a socket      p
 limits           resource limits, and the meaning of exit codes                parent and child
 main             entry point of a child                                        child
 grammar_worker   compiles grammars, and computes token masks                   child
+grammar_path     finds tokens that may come next in a grammar                  child
 gbnf             translates GBNF, llama.cpp's grammar notation, to Lark        child
 json_digits      limits the digits of the numbers of JSON                      child
 json_schemas     forbids properties that a JSON schema does not declare        child

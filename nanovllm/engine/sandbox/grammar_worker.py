@@ -5,8 +5,8 @@
     -> compile  grammar (number), source,                <- compiled: num_bytes, cpu_s;
                 memory_bytes, cpu_s                         body: first mask
                                                          <- invalid: message
-    -> next     sequences; a grammar and tokens          <- masks: sequences, cpu_s, sizes, errors;
-                for each; cpu_s                             body: the masks
+    -> next     sequences; a grammar and tokens          <- masks: sequences, cpu_s, sizes, errors,
+                for each; cpu_s, paths                      paths; body: the masks
     -> free     sequences, grammars
 
 `next` accepts tokens, and requests the mask of the token after them. A reply `masks` covers one or
@@ -14,21 +14,32 @@ several `next`, or a part of one. `sizes` are those of the masks in bytes; `erro
 `sequences`: message}. A mask has one bit per token, the lowest bit of a byte first. A sequence
 starts with its first `next`. The parent sends `compile` only while no masks are computed.
 
+A path has tokens that may come next, and is followed without a request; see grammar_path.py. In
+`next`, `paths` is {index in `sequences`: a PathRequest}; in `masks` it is {index: [the tokens,
+how many of them are forced, whether the sequence must start again]}, and the masks after these
+tokens follow the sequence's mask.
+
 A worker that reaches a limit ends without a reply. Before each mask it notes the number of the
-sequence, so that the parent knows for which one it has ended.
+sequence, so that the parent knows for which one it has ended; before a path it adds PATH_NOTE.
 """
 
 import json
 import os
 import threading
 import time
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from nanovllm.engine.sandbox import limits
 from nanovllm.engine.sandbox.gbnf import gbnf_to_lark, is_gbnf
+from nanovllm.engine.sandbox.grammar_path import (
+    Path,
+    PathBudget,
+    PathRequest,
+)
 from nanovllm.engine.sandbox.json_digits import DigitLimitedMatcher
 from nanovllm.engine.sandbox.json_schemas import close_objects
-from nanovllm.engine.sandbox.messages import Channel
+from nanovllm.engine.sandbox.messages import PATH_NOTE, Channel
 
 _JSON = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 """JSON as Python writes it. With unlimited white space, a small model may write nothing else."""
@@ -54,6 +65,21 @@ class Library(NamedTuple):
 
     module: Any
     tokenizer: Any
+
+
+class _Sequence(NamedTuple):
+    """A sequence: its matcher, and its budget of paths."""
+
+    matcher: Any
+    budget: PathBudget
+
+
+class _MaskRequest(NamedTuple):
+    """A request for the mask after more tokens, and perhaps for a path."""
+
+    grammar: int
+    tokens: list[int]
+    path: PathRequest | None
 
 
 def serve(channel: Channel) -> None:
@@ -87,9 +113,8 @@ class _Worker:
         self._channel = channel
         self._library = library
         self._grammars: dict[int, Any] = {}  # {number: matcher at the first position}
-        self._matchers: dict[int, Any] = {}  # {sequence: matcher}
-        # {sequence: (grammar, tokens)}; None once it was freed
-        self._pending: dict[int, tuple[int, list[int]] | None] = {}
+        self._sequences: dict[int, _Sequence] = {}  # by number
+        self._pending: dict[int, _MaskRequest | None] = {}  # by sequence; None once it was freed
 
     def serve(self) -> None:
         """Serve requests in their order. Sequences that `free` names have an empty mask."""
@@ -102,8 +127,7 @@ class _Worker:
             for header, _ in messages:
                 if header["op"] == "next":
                     cpu_s = header["cpu_s"]
-                    items = zip(header["grammars"], header["tokens"], strict=True)
-                    self._pending.update(zip(header["sequences"], items, strict=True))
+                    self._pending.update(_mask_requests(header))
                 elif header["op"] == "compile":
                     self._compile(header)
                 else:
@@ -113,7 +137,7 @@ class _Worker:
 
     def _free(self, sequences: list[int], grammars: list[int]) -> None:
         for sequence in sequences:
-            self._matchers.pop(sequence, None)
+            self._sequences.pop(sequence, None)
             if sequence in self._pending:
                 self._pending[sequence] = None
         for grammar in grammars:
@@ -150,45 +174,69 @@ class _Worker:
         """Compute pending masks for `_REPLY_S`, and send them in one reply."""
         sequences: list[int] = []
         cpu_s: list[float] = []
+        sizes: list[int] = []
         errors: dict[int, str] = {}
+        paths: dict[int, tuple[Sequence[int], int, bool]] = {}
         masks: list[bytes] = []
         end_s = time.monotonic() + _REPLY_S
         with limits.cpu_limiter() as limit_cpu:
-            before_s = time.thread_time()
             while self._pending and (not sequences or time.monotonic() < end_s):
-                sequence = next(iter(self._pending))
-                request = self._pending.pop(sequence)
+                number = next(iter(self._pending))
+                request = self._pending.pop(number)
                 limit_cpu(mask_cpu_s)
                 mask, error = b"", None
+                before_s = time.thread_time()
                 if request is not None:
-                    self._channel.note(sequence)
-                    mask, error = self._next_mask(sequence, *request)
-                after_s = time.thread_time()
-                sequences.append(sequence)
-                cpu_s.append(after_s - before_s)
+                    self._channel.note(number)
+                    mask, error = self._next_mask(number, request)
+                cpu_s.append(time.thread_time() - before_s)
+                sizes.append(len(mask))
                 masks.append(mask)
                 if error is not None:
-                    errors[len(sequences) - 1] = error
-                before_s = after_s
+                    errors[len(sequences)] = error
+                elif request is not None and request.path is not None:
+                    limit_cpu(mask_cpu_s)
+                    self._channel.note(number | PATH_NOTE)
+                    path = self._find_path(number, mask, request.path)
+                    paths[len(sequences)] = path.tokens, path.num_forced, path.is_lost
+                    masks += path.masks
+                sequences.append(number)
             self._channel.note(0)
-        header = {"op": "masks", "sequences": sequences, "cpu_s": cpu_s, "errors": errors}
-        self._channel.send({**header, "sizes": [len(mask) for mask in masks]}, b"".join(masks))
+        header = {"op": "masks", "sequences": sequences, "cpu_s": cpu_s, "sizes": sizes}
+        self._channel.send({**header, "errors": errors, "paths": paths}, b"".join(masks))
 
-    def _next_mask(
-        self, sequence: int, grammar: int, tokens: list[int]
-    ) -> tuple[bytes, str | None]:
+    def _next_mask(self, number: int, request: _MaskRequest) -> tuple[bytes, str | None]:
         """Accept tokens. Return the mask of the next token and an error, if any."""
-        matcher = self._matchers.get(sequence)
-        if matcher is None:
-            matcher = self._matchers[sequence] = self._grammars[grammar].deep_copy()
+        sequence = self._sequences.get(number)
+        if sequence is None:
+            sequence = _Sequence(self._grammars[request.grammar].deep_copy(), PathBudget())
+            self._sequences[number] = sequence
+        matcher = sequence.matcher
         try:
-            matcher.consume_tokens(tokens)
+            matcher.consume_tokens(request.tokens)
             mask = b"" if matcher.is_error() else matcher.compute_bitmask()
         except MemoryError:
             raise
         except BaseException as error:  # noqa: BLE001 - a panic of the library is no Exception
             return b"", f"the library fails: {error}"
         return (b"", describe_error(matcher.get_error())) if matcher.is_error() else (mask, None)
+
+    def _find_path(self, number: int, mask: bytes, request: PathRequest) -> Path:
+        """Return tokens that may come next; forget the sequence where its matcher is lost."""
+        matcher, budget = self._sequences[number]
+        path = budget.find(matcher, mask, self._library.tokenizer, request)
+        if path.is_lost:
+            del self._sequences[number]
+        return path
+
+
+def _mask_requests(header: dict[str, Any]) -> Iterator[tuple[int, _MaskRequest]]:
+    """Iterate over the sequences of a `next` message, and what is requested for each."""
+    paths = header.get("paths", {})
+    items = zip(header["sequences"], header["grammars"], header["tokens"], strict=True)
+    for index, (sequence, grammar, tokens) in enumerate(items):
+        path = paths.get(str(index))
+        yield sequence, _MaskRequest(grammar, tokens, path and PathRequest(*path))
 
 
 def _compile(library: Library, source: dict[str, Any]) -> tuple[Any, dict[str, Any], bytes]:

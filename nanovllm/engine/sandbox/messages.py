@@ -14,6 +14,8 @@ from typing import Any, TypeAlias
 Message: TypeAlias = tuple[dict[str, Any], bytes]
 _LENGTHS = struct.Struct("<II")
 NOTE_BYTES = 8
+PATH_NOTE = 1 << 62
+"""Added to the noted number of a sequence whose path is computed; see grammar_worker.py."""
 _MAX_BYTES = 1 << 28  # of a header or a body; the peer is broken if it sends more
 _READ_BYTES = 1 << 16
 _MAX_READS = 64

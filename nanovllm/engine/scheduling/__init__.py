@@ -7,6 +7,7 @@ token_rules       allowed, biased and banned tokens, and token counts for penalt
 step_plan         the plan of a step, and what it changes of each sequence
 observer          receives the events of a scheduler, for the inspector
 scheduler         scheduling policy: plans a step and commits its results
+leftover_budget   longer chunks and drafted tokens, from the budget that is left
 fairness          queues of waiting requests, and the service that each client has received
 siblings          the n choices of one prompt, and their forks
 kv_cache_manager  block tables, prefix sharing, forks and copy-on-write

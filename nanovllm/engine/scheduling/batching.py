@@ -6,12 +6,13 @@ The runner and the model get only arrays and frozen dataclasses, never a Request
 import math
 from array import array
 from collections.abc import Iterable, Mapping, Sequence, Sized
-from typing import TypeAlias, TypeVar
+from typing import NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 
 from nanovllm.engine.scheduling.request import Request
 from nanovllm.engine.scheduling.step_plan import PlannedSequence, SequenceUpdate, StepPlan
+from nanovllm.engine.scheduling.token_rules import SeenTokens
 from nanovllm.model.batch import ForwardBatch
 from nanovllm.model.sampling import ROW_SETTINGS, SamplingSettings, TokenLists, TokenLogprobs
 from nanovllm.runner.logit_rows import LogitRows, PromptRows
@@ -25,11 +26,28 @@ Int64s: TypeAlias = "np.ndarray[tuple[int], np.dtype[np.int64]]"
 _SEED_MASK = 2**64 - 1
 
 
+class SampledRow(NamedTuple):
+    """A row that gets a token, which follows the tokens of a request and `drafted`."""
+
+    request: Request
+    drafted: tuple[int, ...] = ()
+
+    @property
+    def seen(self) -> SeenTokens:
+        """The distinct tokens before the row's token, and their counts; empty without penalties."""
+        seen = self.request.seen
+        if self.drafted and self.request.sampling.has_penalties:
+            seen = seen.copy()
+            for token_id in self.drafted:
+                seen.add(token_id)
+        return seen
+
+
 def build(plan: StepPlan, block_size: int) -> tuple[ForwardBatch, LogitRows, SamplingSettings]:
     """Return the plan as arrays: the batch, the use of its logit rows, and sampling settings.
 
     The logit rows of a sequence are its prompt log-probability rows, its hidden rows and its
-    sampled row, in this order. A fork computes no tokens; it samples from its source's last row.
+    sampled rows, in this order. A fork computes no tokens; it samples from its source's last row.
     The batch has no padding, except that shorter block tables are padded with 0.
     """
     computed = [sequence for sequence in plan.sequences if sequence.count > 0]
@@ -39,7 +57,7 @@ def build(plan: StepPlan, block_size: int) -> tuple[ForwardBatch, LogitRows, Sam
     starts = [0]
     for sequence in computed:
         blocks, end = sequence.request.block_ids, sequence.start + sequence.count
-        token_ids += sequence.request.tokens[sequence.start : end]
+        token_ids += sequence.token_ids
         positions += range(sequence.start, end)
         slots += [
             blocks[position // block_size] * block_size + position % block_size
@@ -58,7 +76,7 @@ def build(plan: StepPlan, block_size: int) -> tuple[ForwardBatch, LogitRows, Sam
         slots=_int64(slots),
         logit_rows=_int64(logit_rows),
     )
-    return batch, rows, _sampling_settings(sampled)
+    return batch, rows, sampling_settings(sampled)
 
 
 def split(plan: StepPlan, output: RunnerOutput, vocab: int) -> list[SequenceUpdate]:
@@ -74,13 +92,13 @@ def split(plan: StepPlan, output: RunnerOutput, vocab: int) -> list[SequenceUpda
         logprobs: tuple[TokenLogprobs, ...] = ()
         hidden = None
         if sequence.samples:
-            token_id, token_logprobs = output.token_ids[sampled_row], output.logprobs[sampled_row]
-            sampled_row += 1
-            if token_id is None:  # the settings ban all tokens, or the logits are not finite
+            end = sampled_row + 1 + len(sequence.drafted)
+            token_ids = accepted(output.token_ids[sampled_row:end], sequence.drafted)
+            given = output.logprobs[sampled_row : sampled_row + len(token_ids)]
+            logprobs = tuple(each for each in given if each is not None)
+            sampled_row = end
+            if not token_ids:  # the settings ban all tokens, or the logits are not finite
                 is_finite = not allowed_mask(sequence.request, vocab).any()
-            else:
-                token_ids = (token_id,)
-                logprobs = () if token_logprobs is None else (token_logprobs,)
         elif sequence.hidden_positions and output.hidden is not None:
             hidden = output.hidden[hidden_row : hidden_row + len(sequence.hidden_positions)]
             hidden_row += len(sequence.hidden_positions)
@@ -93,15 +111,30 @@ def split(plan: StepPlan, output: RunnerOutput, vocab: int) -> list[SequenceUpda
     return updates
 
 
+def accepted(drawn: Sequence[int | None], drafted: Sequence[int]) -> tuple[int, ...]:
+    """Return the drawn tokens up to the first that is not the drafted one, and this one too.
+
+    A row without a token ends them before it: the next step computes it again, and reports it.
+    """
+    tokens: list[int] = []
+    for index, token_id in enumerate(drawn):
+        if token_id is None:
+            break
+        tokens.append(token_id)
+        if index < len(drafted) and token_id != drafted[index]:
+            break
+    return tuple(tokens)
+
+
 def _rows(
     sequences: Sequence[PlannedSequence], starts: list[int]
-) -> tuple[list[int], LogitRows, list[Request]]:
-    """Return the rows that need logits or hidden states, their use, and the sampled requests.
+) -> tuple[list[int], LogitRows, list[SampledRow]]:
+    """Return the rows that need logits or hidden states, their use, and the sampled rows.
 
     `starts` are the first rows of the sequences that compute tokens.
     """
     logit_rows: list[int] = []
-    sampled: list[Request] = []
+    sampled: list[SampledRow] = []
     sampled_rows: list[int] = []
     prompt_rows: list[int] = []
     prompt_tokens: list[int] = []
@@ -115,7 +148,7 @@ def _rows(
             last_rows[request.request_id] = last_rows[sequence.source.request_id]
         else:
             start = next(begins)
-            last_rows[request.request_id] = start + sequence.count - 1
+            last_rows[request.request_id] = start + sequence.count - 1 - len(sequence.drafted)
         for position in sequence.prompt_logprob_positions:
             prompt_rows.append(len(logit_rows))
             prompt_tokens.append(request.tokens[position])
@@ -125,9 +158,11 @@ def _rows(
             hidden_rows.append(len(logit_rows))
             logit_rows.append(start + position - sequence.start)
         if sequence.samples:
-            sampled.append(request)
-            sampled_rows.append(len(logit_rows))
-            logit_rows.append(last_rows[request.request_id])
+            last_row = last_rows[request.request_id]
+            for count in range(1 + len(sequence.drafted)):
+                sampled.append(SampledRow(request, sequence.drafted[:count]))
+                sampled_rows.append(len(logit_rows))
+                logit_rows.append(last_row + count)
     prompt = (
         PromptRows(_int64(prompt_rows), _int64(prompt_tokens), _int64(prompt_counts))
         if prompt_rows
@@ -137,32 +172,35 @@ def _rows(
     return logit_rows, LogitRows(_int64(sampled_rows), prompt, hidden), sampled
 
 
-def _sampling_settings(requests: list[Request]) -> SamplingSettings:
+def sampling_settings(rows: Sequence[SampledRow]) -> SamplingSettings:
+    """Return the settings of rows that get a token."""
     settings = np.frombuffer(
-        b"".join([request.packed_settings or _pack_settings(request) for request in requests]),
+        b"".join([row.request.packed_settings or _pack_settings(row.request) for row in rows]),
         dtype=ROW_SETTINGS,
     )
     allowed = {
-        row: np.frombuffer(ids, dtype=np.int64)
-        for row, request in enumerate(requests)
-        if (ids := request.rules.allowed) is not None
+        number: np.frombuffer(ids, dtype=np.int64)
+        for number, row in enumerate(rows)
+        if (ids := row.request.rules.allowed) is not None
     }
     by_grammar = {
-        row: _allowed_by_grammar(request)
-        for row, request in enumerate(requests)
-        if request.grammar is not None
+        number: _allowed_by_grammar(row)
+        for number, row in enumerate(rows)
+        if row.request.grammar is not None
     }
-    allowed |= {row: ids for row, ids in by_grammar.items() if ids.size}
-    allowed_ids = [allowed.get(row, _NONE) for row in range(len(requests))]
-    edit_ids, edit_values = _edits(requests, by_grammar)
-    seen = [request.seen.ids for request in requests]
+    allowed |= {number: ids for number, ids in by_grammar.items() if ids.size}
+    allowed_ids = [allowed.get(number, _NONE) for number in range(len(rows))]
+    edit_ids, edit_values = _edits(rows, by_grammar)
+    seen = [row.seen for row in rows]
     return SamplingSettings(
         allowed=_token_lists(allowed_ids, np.concatenate([_NONE, *allowed_ids])),
         edits=_token_lists(edit_ids, _joined(edit_ids, np.int64)),
         edit_values=_joined(edit_values, np.float32),
-        history=_token_lists(seen, _joined(seen, np.int64)),
-        history_counts=_joined([request.seen.counts for request in requests], np.int64),
-        positions=_int64([len(request.tokens) for request in requests]),
+        history=_token_lists(
+            [each.ids for each in seen], _joined([each.ids for each in seen], np.int64)
+        ),
+        history_counts=_joined([each.counts for each in seen], np.int64),
+        positions=_int64([len(row.request.tokens) + len(row.drafted) for row in rows]),
         **{name: settings[name] for name in ROW_SETTINGS.names or ()},
     )
 
@@ -189,23 +227,23 @@ def _pack_settings(request: Request) -> bytes:
 
 
 def _edits(
-    requests: list[Request], by_grammar: Mapping[int, Int64s]
+    rows: Sequence[SampledRow], by_grammar: Mapping[int, Int64s]
 ) -> "tuple[list[array[int]], list[array[float]]]":
-    """Return the ids and values of each request's logit edits: biases, and minus infinity for bans.
+    """Return the ids and values of each row's logit edits: biases, and minus infinity for bans.
 
     `by_grammar` maps the rows with a grammar to their allowed tokens. Such a row needs no edits to
     ban the other tokens, unless no token is allowed: an empty list would allow all tokens.
     """
     ids: list[array[int]] = []
     values: list[array[float]] = []
-    for row, request in enumerate(requests):
-        rules = request.rules
+    for number, row in enumerate(rows):
+        rules = row.request.rules
         row_ids, row_values = rules.bias_ids, rules.bias_values
         forbidden: Iterable[int] = ()
-        if row not in by_grammar:
-            forbidden = forbidden_tokens(request)
-        elif request.grammar is not None and not by_grammar[row].size:
-            forbidden = range(request.grammar.vocab)
+        if number not in by_grammar:
+            forbidden = forbidden_tokens(row.request, row.drafted)
+        elif row.request.grammar is not None and not by_grammar[number].size:
+            forbidden = range(row.request.grammar.vocab)
         if forbidden:
             edits = dict(zip(row_ids, row_values, strict=True)) | dict.fromkeys(forbidden, -np.inf)
             row_ids, row_values = array("q", edits.keys()), array("f", edits.values())
@@ -217,7 +255,7 @@ def _edits(
 def allowed_mask(request: Request, vocab: int) -> Mask:
     """Return a mask [vocab] of the tokens that all settings of a request together allow next."""
     mask = _restricted(
-        request,
+        SampledRow(request),
         request.grammar.allowed_mask()
         if request.grammar is not None
         else np.ones(vocab, dtype=np.bool_),
@@ -232,17 +270,20 @@ def allowed_mask(request: Request, vocab: int) -> Mask:
     return mask
 
 
-def _allowed_by_grammar(request: Request) -> Int64s:
+def _allowed_by_grammar(row: SampledRow) -> Int64s:
     """Return the ids that a request's grammar and other settings allow, ignoring biases."""
+    request = row.request
     assert request.grammar is not None
-    if request.rules.allowed is None and not forbidden_tokens(request):
-        return request.grammar.allowed_ids()
-    return np.flatnonzero(_restricted(request, request.grammar.allowed_mask()))
+    if request.rules.allowed is None and not forbidden_tokens(request, row.drafted):
+        return request.grammar.allowed_ids(len(row.drafted))
+    mask = request.grammar.allowed_mask(len(row.drafted))
+    return np.flatnonzero(_restricted(row, mask))
 
 
-def _restricted(request: Request, mask: Mask) -> Mask:
+def _restricted(row: SampledRow, mask: Mask) -> Mask:
     """Clear the tokens of `mask` that a request's settings ban, ignoring biases; return it."""
-    mask[list(forbidden_tokens(request))] = False
+    request = row.request
+    mask[list(forbidden_tokens(request, row.drafted))] = False
     if request.rules.allowed is not None:
         others = np.zeros_like(mask)
         others[np.frombuffer(request.rules.allowed, dtype=np.int64)] = True
@@ -250,18 +291,18 @@ def _restricted(request: Request, mask: Mask) -> Mask:
     return mask
 
 
-def forbidden_tokens(request: Request) -> set[int]:
-    """Return the tokens that are banned at this step only.
+def forbidden_tokens(request: Request, drafted: Sequence[int] = ()) -> set[int]:
+    """Return the tokens that are banned only where they follow a request's tokens and `drafted`.
 
     These are the stop tokens and the end-of-text token before min_tokens, and the tokens that would
     complete a bad word. Bad words of one token are biases, see TokenRules.
     """
     forbidden: set[int] = set()
+    num_output_tokens = request.num_output_tokens + len(drafted)
     if request.rules.has_bad_sequences:
-        forbidden.update(
-            request.rules.banned_next_tokens(request.tokens, request.num_output_tokens)
-        )
-    if request.num_output_tokens < request.sampling.min_tokens:
+        tokens = [*request.tokens, *drafted] if drafted else request.tokens
+        forbidden.update(request.rules.banned_next_tokens(tokens, num_output_tokens))
+    if num_output_tokens < request.sampling.min_tokens:
         forbidden |= request.stop_token_ids | request.ignored_eos_token_ids
     return forbidden
 

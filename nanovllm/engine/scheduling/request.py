@@ -77,6 +77,7 @@ class Request:
         parent_id: id that all choices of a prompt have in common; empty for a single choice.
         pooling: how to embed the prompt, with max_new_tokens 0; None to generate.
         tokens: prompt and output so far.
+        drafted: tokens that are expected to follow, which the next step verifies.
         seen: the distinct tokens and their counts; empty without penalties.
         grammar: state of the grammar that constrains the output; None without a constraint.
         rules: allowed, biased and banned tokens; `shared_rules` are those of a sibling.
@@ -117,6 +118,7 @@ class Request:
     finish_reason: FinishReason | None = None
     stop_reason: int | None = None
     tokens: list[int] = field(default_factory=list)
+    drafted: tuple[int, ...] = ()
     seen: SeenTokens = field(default_factory=SeenTokens)
     grammar: SequenceGrammar | None = None
     shared_rules: InitVar[TokenRules | None] = None
@@ -208,6 +210,7 @@ class Request:
 
     def append(self, token_ids: Sequence[int]) -> int:
         """Append generated tokens up to the one that ends the sequence; return their number."""
+        self.drafted = ()
         for count, token_id in enumerate(token_ids, 1):
             self.tokens.append(token_id)
             if self.sampling.has_penalties:

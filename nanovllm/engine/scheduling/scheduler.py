@@ -18,6 +18,7 @@ are managed by kv_cache_manager.py, the n choices of one prompt by siblings.py.
 from collections.abc import Collection, Sequence
 
 from nanovllm.engine.scheduling.fairness import (
+    OUTPUT_COST,
     PROMPT_COST,
     ClientQueues,
     WaitingOrder,
@@ -25,6 +26,7 @@ from nanovllm.engine.scheduling.fairness import (
     recompute_cost,
 )
 from nanovllm.engine.scheduling.kv_cache_manager import KVCacheManager
+from nanovllm.engine.scheduling.leftover_budget import extend_chunks, verify_drafted
 from nanovllm.engine.scheduling.observer import PreemptionCause, SchedulerObserver
 from nanovllm.engine.scheduling.request import FinishReason, Request, RequestState
 from nanovllm.engine.scheduling.siblings import Siblings
@@ -138,7 +140,8 @@ class Scheduler:
         self._admit(waiting, draft)
         self._preempt_late(in_order, waiting, draft, masks)
         self.has_spent_budget = waiting.head is not None and draft.tokens_left == 0
-        self._use_leftover_budget(draft)
+        extend_chunks(draft, self.kv_cache)
+        verify_drafted(draft, self.kv_cache)
         forks = self.siblings.forks(draft.sequences)
         plan = StepPlan((*draft.sequences.values(), *forks), self.kv_cache.copies)
         assert plan.sequences or not self._requests or masks.blocked, (
@@ -174,6 +177,10 @@ class Scheduler:
                 update.apply(sequence)
                 accepted.append(update)
                 self.siblings.update(request)
+                if len(update.token_ids) > 1:  # the plan is charged for one token
+                    self.queues.charge(request, OUTPUT_COST * (len(update.token_ids) - 1))
+                if sequence.drafted and update.is_finite:
+                    self.kv_cache.cache_blocks(request, request.num_computed_tokens)
                 if update.is_finite and (sequence.samples or update.hidden is not None):
                     self.kv_cache.mark_finite(request)
         not_finite = [update.request for update in accepted if not update.is_finite]
@@ -321,19 +328,6 @@ class Scheduler:
         if self.siblings.must_wait(request):
             return 1
         return self.kv_cache.free_blocks_needed(request, self.siblings.readers(request))
-
-    def _use_leftover_budget(self, draft: StepDraft) -> None:
-        """Extend chunks that were limited, with the budget that no other request uses."""
-        for sequence in list(draft.sequences.values()):
-            request, count = sequence.request, sequence.count
-            missing = request.num_uncomputed_tokens - count
-            if missing == 0:
-                continue
-            room = self.kv_cache.max_tokens(request) - sequence.start - count
-            more = min(draft.tokens_left, missing, room)
-            if more > 0:
-                self.kv_cache.extend_slots(request, count + more)
-                self._plan(request, count + more, draft)
 
     def _allocate_slots(self, request: Request, count: int, draft: StepDraft) -> bool:
         """Allocate blocks for `count` tokens, preempting the last requests in order if necessary.

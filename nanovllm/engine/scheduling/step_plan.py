@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from operator import eq
 
 import numpy as np
 import numpy.typing as npt
@@ -47,6 +48,8 @@ class PlannedSequence:
     """The part of a step that belongs to one request: `count` tokens from position `start`.
 
     Attributes:
+        drafted: the last of them that are not known yet, only expected. Each row from the last
+            known token on is sampled, as far as the tokens that are drawn are the expected ones.
         samples: whether the step computes the last known token, so that the next is sampled.
         prompt_logprob_positions: prompt positions whose log-probability the step reports; each is
             computed from the logits of the position before it.
@@ -62,6 +65,18 @@ class PlannedSequence:
     prompt_logprob_positions: range
     hidden_positions: range
     source: Request | None = None
+    drafted: tuple[int, ...] = ()
+
+    @property
+    def is_decoding(self) -> bool:
+        """Whether only the newest known token is computed, before drafted ones."""
+        is_newest = self.samples and self.count == 1 + len(self.drafted)
+        return is_newest and self.start >= self.request.num_prompt_tokens
+
+    @property
+    def token_ids(self) -> Sequence[int]:
+        """The tokens to compute."""
+        return [*self.request.tokens[self.start : self.start + self.count], *self.drafted]
 
     @classmethod
     def of(cls, request: Request, count: int) -> "PlannedSequence":
@@ -155,8 +170,10 @@ class SequenceUpdate:
     does not change, and other threads may read it, but of `request` only what is constant.
 
     Attributes:
-        token_ids: new tokens, currently at most one; empty if none was sampled.
+        token_ids: new tokens: drafted ones that were drawn too, and one more; empty if none was
+            sampled.
         logprobs: an entry for each new token, or empty if none are requested.
+        drafted: the tokens that were expected; those of them that were drawn begin `token_ids`.
         prompt_logprobs: an entry for each planned prompt position.
         hidden: final hidden states [hidden_positions, d_model]; None without such positions.
         is_finite: whether the network's output is finite. If not, all blocks that the request
@@ -165,8 +182,8 @@ class SequenceUpdate:
         error: the exception to raise if `finish_reason` is ERROR.
         num_reused_tokens: prompt tokens that were cached, or computed by another choice.
         time_s: end of the step.
-        inter_token_latency_s: time since the previous token; None for the first token, and if there
-            is no new one.
+        inter_token_latency_s: time since the step of the previous token; None for the first token,
+            and if there is no new one.
     """
 
     request: Request
@@ -176,6 +193,7 @@ class SequenceUpdate:
     hidden: npt.NDArray[np.float32] | None = None
     is_finite: bool = True
     cause: Exception | None = None
+    drafted: tuple[int, ...] = ()
 
     finish_reason: FinishReason | None = None
     stop_reason: int | None = None
@@ -191,15 +209,19 @@ class SequenceUpdate:
         """Id of the sequence."""
         return self.request.request_id
 
+    def num_accepted(self, num_tokens: int | None = None) -> int:
+        """Return how many of the new tokens, or of the first `num_tokens`, had been drafted."""
+        return sum(map(eq, self.token_ids[:num_tokens], self.drafted))
+
     def apply(self, sequence: PlannedSequence) -> None:
         """Apply the results to the request, and keep only the tokens that were appended.
 
         `Request.finish_reason` is set if the request has ended.
         """
-        request = self.request
+        request, self.drafted = self.request, sequence.drafted
         request.next_prompt_logprob += len(sequence.prompt_logprob_positions)
         request.next_hidden += len(sequence.hidden_positions)
-        request.num_computed_tokens += sequence.count
+        request.num_computed_tokens += sequence.count - len(sequence.drafted)
         has_output = sequence.samples or self.hidden is not None
         if (sequence.samples and not self.token_ids) or (has_output and not self.is_finite):
             request.finish_reason = FinishReason.ERROR
@@ -210,6 +232,7 @@ class SequenceUpdate:
                 request.finish_reason, request.stop_reason = FinishReason.ERROR, None
                 self.cause, count = error, 0
             self.token_ids, self.logprobs = self.token_ids[:count], self.logprobs[:count]
+            request.num_computed_tokens += max(count - 1, 0)  # the accepted ones of `drafted`
         elif request.max_new_tokens == 0 and request.num_uncomputed_tokens == 0:
             request.finish_reason = FinishReason.LENGTH
 

@@ -73,6 +73,13 @@ class SeenTokens:
         }
         self.ids, self.counts = array("q", self._indices), array("q", bytes(8 * len(self._indices)))
 
+    def copy(self) -> "SeenTokens":
+        """Return a copy, to which tokens may be added."""
+        other = SeenTokens()
+        other._indices = dict(self._indices)
+        other.ids, other.counts = self.ids[:], self.counts[:]
+        return other
+
     def add(self, token_id: int) -> None:
         """Count a token of the output."""
         index = self._indices.setdefault(token_id, len(self.ids))

@@ -5,7 +5,7 @@ from typing import cast
 
 from nanovllm.engine.engine import Engine
 from nanovllm.engine.inspection.reasons import preemption_reason
-from nanovllm.engine.inspection.recorder import StepRecord
+from nanovllm.engine.inspection.recorder import StepRecord, StepSequence
 from nanovllm.engine.inspection.state import InspectedEngine, InspectedRequest
 from nanovllm.server.inspector import response_types as types
 from nanovllm.server.service import Service
@@ -106,6 +106,16 @@ class StateDescriber:
         return {"tokens_per_s": tokens, "prompt_tokens_per_s": prompts, "steps_per_s": steps}
 
 
+def _sequence_document(sequence: StepSequence) -> types.StepSequence:
+    request_id, choice, start, count, kind, drafted, accepted = sequence
+    document: types.StepSequence = {
+        "id": request_id, "choice": choice, "start": start, "count": count, "kind": kind,
+    }  # fmt: skip
+    if drafted:
+        document |= {"drafted": drafted, "accepted": accepted}
+    return document
+
+
 def step_document(record: StepRecord, started_s: float) -> types.Step:
     """Return the document of a step; `started_s` is the start of the engine."""
     return {
@@ -113,12 +123,9 @@ def step_document(record: StepRecord, started_s: float) -> types.Step:
         "time_s": _round(record.started_s - started_s),
         "duration_s": _round(record.duration_s),
         "num_tokens": record.num_tokens,
-        "num_prompt_tokens": record.num_tokens - record.num_decode_tokens,
+        "num_prompt_tokens": record.num_prompt_tokens,
         "num_decode_tokens": record.num_decode_tokens,
-        "sequences": [
-            {"id": request_id, "choice": choice, "start": start, "count": count, "kind": kind}
-            for request_id, choice, start, count, kind in record.sequences
-        ],
+        "sequences": [_sequence_document(sequence) for sequence in record.sequences],
         "admitted": list(record.events.admitted),
         "preempted": [
             {"id": preemption.request_id, "reason": preemption_reason(preemption)}

@@ -112,6 +112,12 @@ class StepSequence(TypedDict):
             "newest token; fork: a choice that begins at another choice's prompt"
         ),
     ]
+    drafted: NotRequired[
+        Annotated[int, Field(ge=1, description="the last of the tokens, which were drafted")]
+    ]
+    accepted: NotRequired[
+        Annotated[int, Field(ge=0, description="drafted tokens that were drawn too")]
+    ]
 
 
 class Preempted(TypedDict):
@@ -149,9 +155,11 @@ class Step(TypedDict):
     step: Count
     time_s: Annotated[float, Field(ge=0, description="its start, since the engine's start")]
     duration_s: Seconds
-    num_tokens: Count
+    num_tokens: Annotated[int, Field(ge=0, description="computed, drafted ones included")]
     num_prompt_tokens: Count
-    num_decode_tokens: Count
+    num_decode_tokens: Annotated[
+        int, Field(ge=0, description="that decoding sequences got; one each without drafts")
+    ]
     sequences: list[StepSequence]
     admitted: list[str]
     preempted: list[Preempted]

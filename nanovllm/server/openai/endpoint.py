@@ -146,7 +146,10 @@ def prepare(
             prompts = engine.input_processor.process(request)
             prompt_tokens = sum(prompt.num_prompt_tokens for prompt in prompts)
     now = int(time.time())
-    context = ResponseContext(response_id, now, model, prompt_tokens, engine.tokenizer, stored)
+    has_drafts = engine.config.speculation is not None
+    context = ResponseContext(
+        response_id, now, model, prompt_tokens, engine.tokenizer, stored, has_drafts
+    )
     return endpoint.renderer(context, body), prompts
 
 

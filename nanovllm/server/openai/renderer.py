@@ -37,6 +37,7 @@ class ResponseContext:
         prompt_tokens: total number of tokens of the prompts.
         tokenizer: the model's.
         stored: the client's stored responses.
+        has_drafts: whether the server drafts tokens.
     """
 
     id: str
@@ -45,6 +46,7 @@ class ResponseContext:
     prompt_tokens: int
     tokenizer: Tokenizer
     stored: ClientResponses = NOT_KEPT
+    has_drafts: bool = False
 
 
 class Renderer(ABC, Generic[B, OutputT]):
@@ -132,7 +134,7 @@ class ChoicesRenderer(Renderer[S, RequestOutput]):
         """Return the body of the whole response."""
         return {
             **self._head(self.body_type), "service_tier": None, "system_fingerprint": None,
-            "choices": self.choices(outputs), "usage": usage_of(outputs),
+            "choices": self.choices(outputs), "usage": self._usage(outputs),
             **self.prompt_fields(outputs[0]),
         }  # fmt: skip
 
@@ -169,9 +171,21 @@ class ChoicesRenderer(Renderer[S, RequestOutput]):
         """Return the usage, if requested, and [DONE]."""
         if not self._options.include_usage:
             return _DONE
-        usage = usage_of(self._outputs.values())
+        usage = self._usage(self._outputs.values())
         chunk = {**self._head(self.chunk_type), "choices": [], "usage": usage}
         return b"data: " + dump_json(chunk) + b"\n\n" + _DONE
+
+    def _usage(self, outputs: Collection[RequestOutput]) -> Usage:
+        """Return the usage; with speculative decoding, with OpenAI's counts of predicted tokens."""
+        usage = usage_of(outputs)
+        if self.context.has_drafts:
+            accepted = sum(output.num_accepted_tokens for output in outputs)
+            drafted = sum(output.num_drafted_tokens for output in outputs)
+            usage["completion_tokens_details"] = {
+                "accepted_prediction_tokens": accepted,
+                "rejected_prediction_tokens": drafted - accepted,
+            }
+        return usage
 
     def error(self, error: Exception) -> bytes:
         """Return the error, whose status can only follow in the stream, and [DONE]."""

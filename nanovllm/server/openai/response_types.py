@@ -109,6 +109,17 @@ class PromptTokensDetails(TypedDict):
     cached_tokens: Annotated[int, Field(ge=0, description="found in the prefix cache")]
 
 
+class CompletionTokensDetails(TypedDict):
+    """Tokens that speculative decoding has drafted; only where the server drafts tokens."""
+
+    accepted_prediction_tokens: Annotated[
+        int, Field(ge=0, description="drafted tokens that are a part of the output")
+    ]
+    rejected_prediction_tokens: Annotated[
+        int, Field(ge=0, description="drafted tokens that are not; no part of completion_tokens")
+    ]
+
+
 class Usage(TypedDict):
     """Number of tokens: each prompt once, and every choice that was generated."""
 
@@ -116,6 +127,7 @@ class Usage(TypedDict):
     completion_tokens: Count
     total_tokens: Count
     prompt_tokens_details: PromptTokensDetails
+    completion_tokens_details: NotRequired[CompletionTokensDetails]
 
 
 class CompletionLogprobs(TypedDict):

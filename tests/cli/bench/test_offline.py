@@ -344,7 +344,7 @@ def test_chunks_of_a_prompt_and_decodes_beside_them_are_all_counted(tiny_model: 
 
 def test_a_missing_peak_is_reported() -> None:
     limits = Limits(2, "int8", 5e10, None)
-    phases = Phases(Phase(8, 0.5, 1, 8, 36, 1), Phase(4, 0.5, 4, 4, 42, 4))
+    phases = Phases(Phase(8, 0.5, 1, 8, 36, 1, 8), Phase(4, 0.5, 4, 4, 42, 4, 42))
     reached = fractions(Costs(1000, 8.0, 10, 10, 10), limits, phases)
     assert reached["prefill_peak_fraction"] is None
     assert reached["decode_bandwidth_fraction"] == pytest.approx((4 * 1000 + 42 * 8) / 0.5 / 5e10)

@@ -65,6 +65,7 @@ def test_a_step_sends_one_message(
         for sequence in sequences:
             assert {a, b} <= set(sequence.allowed_ids().tolist())
     assert [header["tokens"] for header in sent] == [[[a]] * 10, [[b]] * 10]
+    assert not any(header["paths"] for header in sent), "nothing asks for drafts"
 
 
 def test_the_allowed_ids_are_those_of_the_mask(grammars: Grammars, tokenizer: Tokenizer) -> None:
@@ -89,6 +90,58 @@ def test_a_sequence_over_its_budget_fails_alone_in_its_batch(
         assert sequence.allowed_ids().tolist() == [VOCAB - 1]
     with pytest.raises(InvalidRequestError, match=r"0\.2 s for one token|too ambiguous"):
         sequences[2].allowed_mask()
+
+
+def test_the_masks_along_a_path_are_known_at_once(
+    grammars: Grammars, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent = messages_of(monkeypatch)
+    request = grammars.for_request(StructuredOutputs(regex="xyz[ab]*"))
+    sequence, plain = request.start(), request.start()
+    sequence.wait()
+    sequence.request_path(6, tuple(tokenizer.encode("yzabab")))
+    for index, token in enumerate(tokenizer.encode("xyzabab")):
+        sequence.accept(token)
+        plain.accept(token)
+        assert sequence.is_ready == (index > 0)
+        assert sequence.allowed_ids().tolist() == plain.allowed_ids().tolist()
+        if index < 6:
+            drafted, is_forced = sequence.draft(3)
+            assert is_forced == (index < 2)
+            assert len(drafted) == (2 - index if is_forced else min(3, 6 - index))
+    mine = [header for header in sent if sequence.number in header["sequences"]]
+    assert len(mine) == 2, "the second asks for another path"
+    assert sequence.num_masks >= plain.num_masks
+
+
+def test_a_path_ends_before_a_token_that_the_model_does_not_have(grammars: Grammars) -> None:
+    sequence = grammars.for_request(StructuredOutputs(regex="[ab]*")).start()
+    sequence.path, sequence.path_masks = (5, VOCAB, 6), (b"",) * 3
+    assert sequence.draft(3) == ((5,), False)
+    sequence.path = (-1, 5, 6)
+    assert sequence.draft(3) == ((), False)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a limit of processor time")
+def test_a_path_that_reaches_a_limit_fails_nothing(
+    grammars: Grammars, tokenizer: Tokenizer
+) -> None:
+    """The mask after `a` takes too long, but the output goes on with `b`."""
+    rules = str(AMBIGUOUS["grammar"]).replace("start: s\n", 'start: "x" ("b" | "a" s)\n')
+    request = grammars.for_request(StructuredOutputs(grammar=rules))
+    x, a, b = (tokenizer.encode(text)[0] for text in "xab")
+    for _ in range(3):
+        sequence = request.start()
+        sequence.wait()
+        sequence.request_path(3, (a,))
+        sequence.accept(x)
+        assert sequence.allowed_ids().tolist() == [a, b]
+        assert not sequence.path
+        sequence.accept(b)
+        assert sequence.allowed_ids().tolist() == [VOCAB - 1]
+        sequence.close()
+    assert sequence.pooled is not None
+    assert not sequence.pooled.has_paths
 
 
 def test_tokens_beyond_the_socket_buffer_arrive(grammars: Grammars, tokenizer: Tokenizer) -> None:

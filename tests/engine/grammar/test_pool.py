@@ -1,6 +1,7 @@
 """The pool of grammars with processes that end, stall and reply at random moments."""
 
 import random
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -10,13 +11,14 @@ from hypothesis import strategies as st
 from nanovllm.engine.grammar.limits import GrammarLimits
 from nanovllm.engine.grammar.pool import GrammarPool
 from nanovllm.engine.grammar.states import TRANSITIONS, GrammarState, MaskSequence, PooledGrammar
-from nanovllm.engine.sandbox.messages import Message
+from nanovllm.engine.sandbox.messages import PATH_NOTE, Message
 from nanovllm.engine.sandbox.process import WorkerEndedError
 from nanovllm.errors import EngineFaultError, InvalidRequestError, NanovllmError, QueueFullError
 
 
-def expected_mask(key: str, tokens: list[int]) -> bytes:
-    return f"{key}{tokens}".encode()
+def expected_mask(key: str, tokens: Sequence[int]) -> bytes:
+    text = f"{key}{list(tokens)}".encode()
+    return text.ljust(1000, b".")  # all masks have one size
 
 
 class FakeProcess:
@@ -34,7 +36,7 @@ class FakeProcess:
         self.outbox: list[Message] = []
         self.grammars: dict[int, str] = {}
         self.tokens: dict[int, list[int]] = {}
-        self.pending: dict[int, tuple[int, list[int]] | None] = {}
+        self.pending: dict[int, tuple[int, list[int], Any] | None] = {}
 
     def fileno(self) -> int:
         raise NotImplementedError
@@ -66,6 +68,9 @@ class FakeProcess:
         if self.is_running:
             self.is_running, self.limit = False, limit
             self.noted = next(iter(self.pending), 0)
+            item = self.pending.get(self.noted)
+            if item is not None and item[2] is not None and self.coin.random() < 0.5:
+                self.noted |= PATH_NOTE
 
     def end(self, *, waits: bool = True) -> None:
         self.is_running = False
@@ -87,8 +92,10 @@ class FakeProcess:
                 reply = {"op": "compiled", "num_bytes": 1, "cpu_s": self.coin.choice((0.0, 1.0))}
                 self.outbox.append((reply, expected_mask(key, [])))
             elif op == "next":
-                items = zip(header["grammars"], header["tokens"], strict=True)
-                self.pending.update(zip(header["sequences"], items, strict=True))
+                assert not self.pending.keys() & set(header["sequences"])
+                items = zip(header["sequences"], header["grammars"], header["tokens"], strict=True)
+                for index, (number, grammar, tokens) in enumerate(items):
+                    self.pending[number] = grammar, tokens, header["paths"].get(index)
             else:
                 for number in header["sequences"]:
                     self.tokens.pop(number, None)
@@ -101,16 +108,29 @@ class FakeProcess:
 
     def reply(self) -> None:
         number = next(iter(self.pending))
-        item, mask = self.pending.pop(number), b""
+        item, masks = self.pending.pop(number), [b""]
+        paths: dict[str, tuple[list[int], int, bool]] = {}
         if item is not None:
-            grammar, tokens = item
+            grammar, tokens, path = item
             self.tokens.setdefault(number, []).extend(tokens)
-            mask = expected_mask(self.grammars[grammar], self.tokens[number])
+            tokens = self.tokens[number]
+            follow = []
+            if path is not None:
+                limit, proposed = path
+                follow = [*proposed, *self.coin.choices(range(100), k=limit)][:limit]
+                is_lost = self.coin.random() < 0.1
+                if is_lost:
+                    del self.tokens[number]
+                paths["0"] = follow, self.coin.randint(0, len(follow)), is_lost
+            ends = range(len(tokens), len(tokens) + len(follow) + 1)
+            masks = [
+                expected_mask(self.grammars[grammar], [*tokens, *follow][:end]) for end in ends
+            ]
         header = {
             "op": "masks", "sequences": [number], "cpu_s": [0.0], "errors": {},
-            "sizes": [len(mask)],
+            "sizes": [len(masks[0])], "paths": paths,
         }  # fmt: skip
-        self.outbox.append((header, mask))
+        self.outbox.append((header, b"".join(masks)))
 
 
 class Simulation:
@@ -146,9 +166,23 @@ class Simulation:
                 continue
             assert sequence.pooled is not None
             assert sequence.mask == expected_mask(sequence.pooled.key, sequence.tokens)
-            if self.coin.random() < 0.7:
-                sequence.tokens.append(self.coin.randint(0, 99))
-                self.pool.request(sequence)
+            self.check_path(sequence)
+            count = self.coin.choice((0, 1, 1, 1, 1 + len(sequence.path)))
+            sequence.path_limit = self.coin.choice((0, 1, 3))
+            sequence.proposed = (self.coin.randint(0, 99),)
+            for token in (*sequence.path, self.coin.randint(0, 99))[:count]:
+                if sequence.append(token if self.coin.random() < 0.9 else 100):
+                    self.pool.request(sequence)
+                if sequence.mask is None:
+                    break
+
+    def check_path(self, sequence: MaskSequence) -> None:
+        assert sequence.pooled is not None
+        assert len(sequence.path) == len(sequence.path_masks)
+        assert 0 <= sequence.num_forced <= len(sequence.path)
+        for end, mask in enumerate(sequence.path_masks, 1):
+            tokens = [*sequence.tokens, *sequence.path[:end]]
+            assert mask == expected_mask(sequence.pooled.key, tokens)
 
     def release(self, index: int) -> None:
         self.pool.release(self.sequences.pop(index))

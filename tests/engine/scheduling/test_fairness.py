@@ -25,6 +25,7 @@ from nanovllm.sampling_params import SamplingParams
 from tests.support.processing import process
 from tests.support.scheduling import (
     answers,
+    draft,
     expected_output,
     make_group,
     make_request,
@@ -347,3 +348,18 @@ def test_the_policy_changes_no_bits(tiny_model: Path) -> None:
         assert (ledger.preemptions > 0) == (config is fair)
         engine.check_integrity()
     assert outputs[0] == outputs[1]
+
+
+def test_accepted_drafts_cost_what_tokens_cost() -> None:
+    costs = []
+    for wrong in (None, 0, 2, 9):
+        scheduler = make_scheduler(is_fair=True)
+        request = make_request("r", 5, 12)
+        scheduler.add(request)
+        while scheduler.has_work:
+            (client,) = scheduler.queues._clients.values()  # noqa: SLF001
+            if wrong is not None:
+                draft(request, min(3, 12 - request.num_output_tokens - 1), wrong)
+            step(scheduler)
+        costs.append(client.counter)
+    assert costs == [5 * PROMPT_COST + 12 * OUTPUT_COST] * 4

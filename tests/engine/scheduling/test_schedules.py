@@ -11,6 +11,7 @@ from nanovllm.engine.scheduling.request import FinishReason
 from tests.support.scheduling import (
     CacheModel,
     answers,
+    draft,
     expected_output,
     make_group,
     make_request,
@@ -33,6 +34,7 @@ REQUESTS = st.lists(
         ),  # answers to its prompt, which is computed once for all of them
         st.integers(0, 6),  # which of them is aborted; past the last, all
         st.sampled_from("abc"),  # client
+        st.tuples(st.integers(0, 6), st.integers(0, 6)),  # drafted tokens, and which is wrong
     ),
     min_size=1,
     max_size=10,
@@ -69,7 +71,7 @@ def test_random_schedules(
     )
     cache = CacheModel(block_size)
     groups = []
-    for i, (_, length, new, priority, family, _, logprobs, count, _, client) in enumerate(plans):
+    for i, (_, length, new, priority, family, _, logprobs, count, _, client, _) in enumerate(plans):
         tokens = tuple(
             1 + (family * 1000 + j if j < 24 else 10_000 * (i + 1) + j) for j in range(length)
         )
@@ -90,13 +92,17 @@ def test_random_schedules(
     reported: Counter[str] = Counter()
     decode_gap: Counter[str] = Counter()
     for now in range(2000):
-        for group, (arrival, *_, abort_at, _, _, aborted, _) in zip(groups, plans, strict=True):
+        for group, (arrival, *_, abort_at, _, _, aborted, _, drafts) in zip(
+            groups, plans, strict=True
+        ):
             if arrival == now:
                 for request in group:
                     scheduler.add(request)
             if abort_at is not None and arrival <= now == abort_at:
                 for request in group if aborted >= len(group) else group[aborted : aborted + 1]:
                     scheduler.finish(request.request_id, FinishReason.ABORT)
+            for request in group:
+                draft(request, *drafts)
         if not scheduler.has_work:
             if now > 40:
                 break
@@ -119,7 +125,8 @@ def test_random_schedules(
                 )
                 continue
             assert sequence.start == request.num_computed_tokens
-            assert 0 < sequence.count <= request.num_uncomputed_tokens
+            assert 0 < sequence.count <= request.num_uncomputed_tokens + len(sequence.drafted)
+            assert sequence.drafted == request.drafted[: len(sequence.drafted)]
             assert len(request.block_ids) * block_size >= sequence.start + sequence.count
             reported[request.request_id] += len(sequence.prompt_logprob_positions)
         for request in scheduler.running:

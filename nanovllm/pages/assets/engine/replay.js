@@ -5,7 +5,8 @@
  *   reason: string | null, prompt?: string, prompt_tokens: number, computed_tokens: number,
  *   reused_tokens: number, output_tokens: number, max_tokens: number, num_blocks: number,
  *   preemptions: number, age_s: number}} Request
- * @typedef {{id: string, choice: number, start: number, count: number, kind: string}} Sequence
+ * @typedef {{id: string, choice: number, start: number, count: number, kind: string,
+ *   drafted?: number, accepted?: number}} Sequence
  * @typedef {{step: number, duration_s: number, num_tokens: number, num_prompt_tokens: number,
  *   num_decode_tokens: number, sequences: Sequence[], admitted: string[],
  *   cache_hits: {id: string, tokens: number}[], preempted: {id: string, reason: string}[],

@@ -1,4 +1,9 @@
-/** Steps as columns and sequences as rows: what each step computed for whom. */
+/**
+ * Steps as columns and sequences as rows: what each step computed for whom.
+ *
+ * A step that verifies drafted tokens gives a sequence several tokens. Its bar is filled as far as
+ * the tokens that it gave, and only outlined for the drafted tokens that were rejected.
+ */
 
 import { resizeCanvas } from "../charts/canvas.js";
 import { categoricalColor, token } from "../charts/colors.js";
@@ -16,6 +21,8 @@ const AXIS_PX = 22;
 const FONT = "11px system-ui, sans-serif";
 const NO_STEPS_TEXT =
   "No step has been recorded yet. Steps are recorded only while this page is open.";
+const DRAFTS_TEXT =
+  "The step verified drafted tokens. Each accepted one is a token without a step of its own.";
 /** @type {Record<string, string>} */
 const KIND_TEXTS = {
   prefill: "prefill of the rest of the prompt",
@@ -34,7 +41,11 @@ export function stepTimeline({ names, onWatch, onSelect }) {
   const canvas = h("canvas", { class: "v-timeline-canvas", role: "img", "aria-label": label });
   const frame = h("div", { class: "v-timeline" }, canvas);
   const budgetText = h("span", {});
-  const legend = timelineLegend(budgetText);
+  const draftsKey = h("span", { hidden: true }, [
+    h("span", { class: "v-key v-key-rejected" }),
+    "rejected drafts",
+  ]);
+  const legend = timelineLegend(draftsKey, budgetText);
   const omitted = h("p", { class: "secondary small-text", hidden: true });
   const details = h("div", { class: "v-step" });
   /** @type {StepRecord[]} */
@@ -106,6 +117,12 @@ export function stepTimeline({ names, onWatch, onSelect }) {
       context.fillStyle = palette.decode;
       const least = record.num_decode_tokens ? Math.max(decode, 1) : 0;
       context.fillRect(x + 2, TOTAL_PX - prompt - least, COLUMN_PX - 4, least);
+      const [, rejected] = draftsOf(record.sequences);
+      const wasted = (rejected / peak) * full;
+      context.strokeStyle = palette.decode;
+      if (wasted > 1)
+        context.strokeRect(x + 2.5, TOTAL_PX - prompt - least - wasted, COLUMN_PX - 5, wasted);
+      context.strokeStyle = palette.grid;
       if (record.step % 10 === 0) {
         context.fillStyle = palette.text;
         context.textAlign = "center";
@@ -167,17 +184,22 @@ export function stepTimeline({ names, onWatch, onSelect }) {
   }
 
   /**
-   * Draw prefill as a full cell, a chunk as a cell with a notch, and decode as a small bar.
+   * Draw prefill as a full cell, a chunk as a cell with a notch, and decode as a small bar, whose
+   * outlined end are the drafted tokens that were rejected.
    * @param {CanvasRenderingContext2D} context
    * @param {Sequence} sequence
    * @param {number} x
    * @param {number} y
    * @param {string} color
    */
-  function mark(context, { kind }, x, y, color) {
-    context.fillStyle = color;
-    if (kind === "decode") context.fillRect(x + 2, y + 4, COLUMN_PX - 4, ROW_PX - 8);
-    else if (kind === "fork") context.fillRect(x + COLUMN_PX / 2 - 1, y + 1, 2, ROW_PX - 3);
+  function mark(context, { kind, count, drafted = 0, accepted = 0 }, x, y, color) {
+    context.fillStyle = context.strokeStyle = color;
+    if (kind === "decode") {
+      const full = COLUMN_PX - 4;
+      const filled = full * (1 - (drafted - accepted) / count);
+      context.fillRect(x + 2, y + 4, filled, ROW_PX - 8);
+      if (filled < full) context.strokeRect(x + 2.5, y + 4.5, full - 1, ROW_PX - 9);
+    } else if (kind === "fork") context.fillRect(x + COLUMN_PX / 2 - 1, y + 1, 2, ROW_PX - 3);
     else
       context.fillRect(x + 1, y + 1, kind === "chunk" ? COLUMN_PX - 1 : COLUMN_PX - 4, ROW_PX - 3);
   }
@@ -188,7 +210,7 @@ export function stepTimeline({ names, onWatch, onSelect }) {
       replace(details, h("p", { class: "secondary", text: NO_STEPS_TEXT }));
       return;
     }
-    const list = record.sequences.map(({ id, choice, start, count, kind }) =>
+    const list = record.sequences.map(({ id, choice, start, count, kind, drafted, accepted }) =>
       h("li", { class: "pill" }, [
         h(
           "button",
@@ -208,6 +230,13 @@ export function stepTimeline({ names, onWatch, onSelect }) {
               ? `position ${start} (from 0)`
               : `positions ${start} to ${start + count - 1} (from 0)`,
         }),
+        drafted
+          ? h("span", {
+              class: "secondary",
+              title: DRAFTS_TEXT,
+              text: `${accepted} of ${drafted} drafted accepted`,
+            })
+          : null,
       ]),
     );
     replace(
@@ -259,6 +288,7 @@ export function stepTimeline({ names, onWatch, onSelect }) {
         "Bars above: tokens of a step, prompt in colour, decode in grey; at most " +
         `${formatCount(maxTokens)} a step.`;
       frame.hidden = legend.hidden = !records.length;
+      draftsKey.hidden = !records.some(({ sequences }) => draftsOf(sequences).some(Boolean));
       draw();
       showDetails(record);
     },
@@ -297,17 +327,33 @@ function stepText(record) {
   const decode = formatThings(record.num_decode_tokens, "decode token");
   const sequences = formatThings(record.sequences.length, "sequence");
   const duration = formatDuration(record.duration_s);
-  return `Step ${formatCount(record.step)}: ${prompt}, ${decode}, ${sequences} in ${duration}`;
+  const [accepted, rejected] = draftsOf(record.sequences);
+  const all = accepted + rejected;
+  const drafts = all ? ` (${accepted} of ${formatThings(all, "drafted token")} accepted)` : "";
+  const step = `Step ${formatCount(record.step)}`;
+  return `${step}: ${prompt}, ${decode}${drafts}, ${sequences} in ${duration}`;
 }
 
-/** @param {HTMLElement} budgetText */
-function timelineLegend(budgetText) {
+/** Return the number of accepted and of rejected tokens of drafts. @param {Sequence[]} sequences */
+function draftsOf(sequences) {
+  let drafted = 0;
+  let accepted = 0;
+  for (const sequence of sequences) {
+    drafted += sequence.drafted ?? 0;
+    accepted += sequence.accepted ?? 0;
+  }
+  return [accepted, drafted - accepted];
+}
+
+/** @param {HTMLElement} draftsKey @param {HTMLElement} budgetText */
+function timelineLegend(draftsKey, budgetText) {
   /** @param {string} name @param {string} text */
   const item = (name, text) => h("span", {}, h("span", { class: `v-key ${name}` }), text);
   return h("div", { class: "row legend" }, [
     item("v-key-prefill", "prefill"),
     item("v-key-chunk", "chunk of a prompt"),
     item("v-key-decode", "decode"),
+    draftsKey,
     h("span", { text: "× preempted" }),
     h("span", { text: "▪ finished" }),
     h("span", { text: "┊ steps not recorded" }),

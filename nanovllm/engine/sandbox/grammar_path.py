@@ -1,0 +1,103 @@
+"""Find tokens that may come next in a grammar, and the mask after each of them.
+
+A grammar often forces the next bytes, such as the keys of a JSON object. Mostly its mask allows
+only one token then. At the end of these bytes it also allows tokens that go beyond them; the guess
+is the token that the tokenizer gives for the bytes. Where nothing is forced, the caller's proposal
+counts.
+"""
+
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+_MAX_FORCED = 32  # bytes that are tokenized
+_STOP_S = 0.002  # processor time after which a path ends where it is
+_FREE_S, _FREE_S_PER_PATH = 0.1, 0.001
+
+
+class PathRequest(NamedTuple):
+    """A request for a path of at most `limit` tokens; `proposed` may come next."""
+
+    limit: int
+    proposed: Sequence[int] = ()
+
+
+class Path(NamedTuple):
+    """Tokens that may come next.
+
+    Attributes:
+        tokens: the tokens.
+        masks: the mask after each.
+        num_forced: how many of the first tokens spell forced bytes.
+        is_lost: whether the matcher has failed, and must be replaced.
+    """
+
+    tokens: Sequence[int] = ()
+    masks: Sequence[bytes] = ()
+    num_forced: int = 0
+    is_lost: bool = False
+
+
+class PathBudget:
+    """Processor time for the paths of one sequence. That of its masks is counted apart."""
+
+    def __init__(self) -> None:
+        """Start with the time for many paths, because the first ones take longer."""
+        self._left_s = _FREE_S
+
+    def find(self, matcher: Any, mask: bytes, tokenizer: Any, request: PathRequest) -> Path:
+        """Return a path, which is empty while the budget is spent.
+
+        The matcher, whose next mask is `mask`, stays where it is, unless it is lost.
+        """
+        self._left_s += _FREE_S_PER_PATH
+        if self._left_s < 0.0:
+            return Path()
+        started_s = time.thread_time()
+        path = _find(matcher, mask, tokenizer, request, started_s + _STOP_S)
+        self._left_s -= time.thread_time() - started_s
+        return path
+
+
+def _find(matcher: Any, mask: bytes, tokenizer: Any, request: PathRequest, end_s: float) -> Path:
+    """Follow a path until `end_s` by `time.thread_time()`, and go back."""
+    tokens: list[int] = []
+    masks: list[bytes] = []
+    num_forced, proposed = 0, list(request.proposed)
+    try:
+        while len(tokens) < request.limit and time.thread_time() < end_s:
+            forced = matcher.compute_ff_bytes()
+            if forced:
+                token = _guess(mask, forced, tokenizer)
+            elif len(tokens) < len(proposed) and tokens == proposed[: len(tokens)]:
+                token = proposed[len(tokens)]
+            else:
+                break
+            if not _allows(mask, token):
+                break
+            num_forced += bool(forced) and num_forced == len(tokens)
+            matcher.consume_tokens([token])
+            tokens.append(token)
+            mask = b"" if matcher.is_error() else matcher.compute_bitmask()
+            if matcher.is_error():
+                break
+            masks.append(mask)
+        is_lost = matcher.is_error() or not matcher.rollback(len(tokens))
+    except MemoryError:
+        raise
+    except BaseException:  # noqa: BLE001 - a panic of the library is no Exception
+        is_lost = True
+    return Path(tokens[: len(masks)], masks, min(num_forced, len(masks)), is_lost)
+
+
+def _guess(mask: bytes, forced: bytes, tokenizer: Any) -> int:
+    """Return the token that probably begins to spell forced bytes."""
+    allowed = int.from_bytes(mask, "little")
+    if allowed & (allowed - 1) == 0:
+        return allowed.bit_length() - 1
+    first: int = tokenizer.tokenize_bytes(forced[:_MAX_FORCED])[0]
+    return first
+
+
+def _allows(mask: bytes, token: int) -> bool:
+    return token >> 3 < len(mask) and bool(mask[token >> 3] >> (token & 7) & 1)

@@ -1,0 +1,151 @@
+"""What drafted tokens cost and gain: how many to verify in a step, so that it never loses.
+
+A step reads the weights once, whatever its number of rows, so a few rows more cost little; many
+cost as much as they compute. The time of a step by its rows is measured when the engine starts, and
+a drafted token is worth the probability that it and all before it are accepted.
+"""
+
+import heapq
+from bisect import bisect_left
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+MARGIN = 1.02
+"""Smallest gain that is taken: measured times are not exact."""
+MEASURED_ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 32, 64)
+_ROUNDS = 3
+_SLOWNESS_WEIGHT = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class StepTimes:
+    """Time of a step in seconds by its number of rows, ascending; linear between the numbers."""
+
+    rows: tuple[int, ...]
+    seconds: tuple[float, ...]
+
+    @classmethod
+    def measure(cls, run: Callable[[int], float], max_rows: int) -> "StepTimes":
+        """Measure steps by `run`, which takes a number of rows and returns its time in seconds.
+
+        Of several rounds the shortest time counts. Other programs only lengthen times, and more
+        rows never take less, so a number of rows takes no longer than a larger one did.
+        """
+        rows = tuple(count for count in MEASURED_ROWS if count <= max_rows)
+        rounds = [[run(count) for count in rows] for _ in range(_ROUNDS)]
+        shortest = [min(times) for times in zip(*rounds, strict=True)]
+        return cls(rows, tuple(min(shortest[index:]) for index in range(len(rows))))
+
+    def of(self, rows: int) -> float:
+        """Return the time of a step of `rows` rows."""
+        index = min(max(bisect_left(self.rows, rows), 1), len(self.rows) - 1)
+        if index == 0:
+            return self.seconds[0] * rows
+        (left, right), (before, after) = (
+            self.rows[index - 1 : index + 1],
+            self.seconds[index - 1 : index + 1],
+        )
+        return before + (after - before) * (rows - left) / (right - left)
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """Tokens that could be drafted for a sequence.
+
+    Attributes:
+        acceptance: probability that a drafted token is accepted if those before it are.
+        count: how many tokens there are at most.
+    """
+
+    acceptance: float
+    count: int
+
+
+@dataclass(slots=True)
+class Slowness:
+    """Running mean of how much longer steps take than `StepTimes` says.
+
+    Attention over long texts, sampling and what surrounds the network are not in measured steps,
+    nor is what other programs do meanwhile.
+    """
+
+    mean: float = 1.0
+
+    def add(self, duration_s: float, expected_s: float) -> None:
+        """Add a step. One that took several times as long as expected counts as twice the mean."""
+        ratio = min(duration_s / expected_s, 2 * self.mean)
+        self.mean += _SLOWNESS_WEIGHT * (ratio - self.mean)
+
+
+def best_counts(
+    offers: Mapping[str, Offer], num_sequences: int, times: StepTimes
+) -> dict[str, int]:
+    """Return how many drafted tokens to verify of each sequence; without those that get none.
+
+    Of `num_sequences` sequences, each with one row, those in `offers` may have more. Rows are added
+    in the order of their probability, and the number with the most expected tokens a second counts.
+    """
+    heap = [(-offer.acceptance, name, 1) for name, offer in offers.items() if offer.count]
+    heapq.heapify(heap)
+    tokens, rows = float(num_sequences), num_sequences
+    best_rate, best_size = MARGIN * tokens / times.of(rows), 0
+    added: list[str] = []
+    while heap:
+        negative, name, number = heap[0]
+        offer = offers[name]
+        added.append(name)
+        tokens, rows = tokens - negative, rows + 1
+        rate = tokens / times.of(rows)
+        if rate > best_rate:
+            best_rate, best_size = rate, len(added)
+        if number < offer.count:
+            heapq.heapreplace(heap, (negative * offer.acceptance, name, number + 1))
+        else:
+            heapq.heappop(heap)
+    counts: dict[str, int] = {}
+    for name in added[:best_size]:
+        counts[name] = counts.get(name, 0) + 1
+    return counts
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCosts:
+    """Costs of a draft model in a step.
+
+    Attributes:
+        pass_s: time of one of its steps, which drafts a token for each sequence.
+        catch_up_s: time in which it computes what it has missed.
+        tokens_left: tokens over which this time is spread: at most so many follow.
+    """
+
+    pass_s: float
+    catch_up_s: float = 0.0
+    tokens_left: int = 1
+
+
+def best_depth(
+    acceptances: Sequence[float],
+    deepest: int,
+    times: Callable[[int], float],
+    costs: ModelCosts,
+) -> int:
+    """Return how many tokens a draft model should draft for each sequence; 0 for none.
+
+    Args:
+        acceptances: probability of each sequence that a drafted token is accepted.
+        deepest: most tokens to draft.
+        times: time of a step of the model by its rows, in seconds.
+        costs: of the draft model.
+    """
+    num_sequences = len(acceptances)
+    plain_rate = num_sequences / times(num_sequences)
+    best_rate, best = MARGIN * plain_rate, 0
+    tokens, chances = float(num_sequences), list(acceptances)
+    for depth in range(1, deepest + 1):
+        tokens += sum(chances)
+        chances = [chance * each for chance, each in zip(chances, acceptances, strict=True)]
+        seconds = times(num_sequences * (1 + depth)) + depth * costs.pass_s
+        seconds += costs.catch_up_s * tokens / max(costs.tokens_left, tokens)
+        if tokens / seconds > best_rate:
+            best_rate, best = tokens / seconds, depth
+    return best

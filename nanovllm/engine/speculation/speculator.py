@@ -1,0 +1,271 @@
+"""Speculator: which tokens are drafted in a step, and what has become of them.
+
+    choose   before a step is planned: how many tokens to draft for each sequence
+    draft    after it is planned: the tokens of the draft model, whose slots are known now
+    observe  after it: which tokens were accepted
+
+A drafted token is accepted exactly if it is the token that is drawn in its place, so the output is
+the same as without drafts, to the last bit.
+"""
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from nanovllm.engine.scheduling.request import Request
+from nanovllm.engine.scheduling.step_plan import SequenceUpdate, StepPlan
+from nanovllm.engine.speculation.cost_model import (
+    ModelCosts,
+    Offer,
+    Slowness,
+    StepTimes,
+    best_counts,
+    best_depth,
+)
+from nanovllm.engine.speculation.draft_model import UNKNOWN, DraftModel
+from nanovllm.engine.speculation.ngram import NgramIndex
+from nanovllm.speculative_config import SpeculativeConfig
+
+_FIRST_GUESS = 0.6
+"""Assumed probability that a drafted token is accepted, before the first is verified."""
+_FIRST_GUESS_FORCED = 0.9
+"""The same of tokens that spell what a grammar forces."""
+_WEIGHT = 0.1
+"""Weight of a drafted token in the running mean."""
+_MAX_PAUSE = 256
+"""Maximum steps between two trials of a draft model that did not pay."""
+_MAX_PATH_TOKENS = 256
+"""Maximum tokens of the paths of all grammars in a step; each has a mask of 6 KB for GPT-2."""
+
+
+@dataclass(slots=True)
+class SpeculationCounts:
+    """Drafted and accepted tokens so far.
+
+    Attributes:
+        drafts: sequences of drafted tokens that were verified.
+        drafted, accepted: tokens.
+        accepted_by_position: accepted tokens by their index in the draft.
+    """
+
+    accepted_by_position: list[int]
+    drafts: int = 0
+    drafted: int = 0
+    accepted: int = 0
+
+
+@dataclass(slots=True)
+class _Acceptance:
+    """Running mean of the probability that a drafted token is accepted if those before it are."""
+
+    mean: float
+
+    def add(self, num_accepted: int, num_drafted: int) -> None:
+        for index in range(min(num_accepted + 1, num_drafted)):
+            self.mean += _WEIGHT * ((index < num_accepted) - self.mean)
+
+
+@dataclass(slots=True, eq=False)
+class _Sequence:
+    """What is known of a sequence.
+
+    Attributes:
+        ngrams: its n-grams; None if they are not looked up.
+        found: what the n-grams or the grammar expect next.
+        is_forced: whether the grammar forces what `found` spells.
+        by_ngram, by_grammar, by_model: acceptance of the kinds of drafts.
+    """
+
+    ngrams: NgramIndex | None
+    by_ngram: _Acceptance
+    by_grammar: _Acceptance
+    by_model: _Acceptance
+    found: tuple[int, ...] = ()
+    is_forced: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class Speculator:
+    """Drafts tokens for the sequences of one engine.
+
+    Attributes:
+        times: time of a step of the model by its rows.
+        draft_model: None without one; `draft_times` are those of its steps.
+    """
+
+    config: SpeculativeConfig
+    times: StepTimes
+    draft_model: DraftModel | None = None
+    draft_times: StepTimes | None = None
+    counts: SpeculationCounts = field(init=False)
+    _sequences: dict[str, _Sequence] = field(default_factory=dict)
+    _by_ngram: _Acceptance = field(default_factory=lambda: _Acceptance(_FIRST_GUESS))
+    _by_grammar: _Acceptance = field(default_factory=lambda: _Acceptance(_FIRST_GUESS_FORCED))
+    _by_model: _Acceptance = field(default_factory=lambda: _Acceptance(_FIRST_GUESS))
+    _slowness: Slowness = field(default_factory=Slowness)
+    _draft_slowness: Slowness = field(default_factory=Slowness)
+    _gains: dict[int, bool] = field(default_factory=dict)  # by the number of sequences
+    _pause: int = 0
+    _next_pause: int = 1
+    _planned_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.counts = SpeculationCounts([0] * self.config.num_speculative_tokens)
+
+    def choose(self, running: Iterable[Request]) -> None:
+        """Set the drafted tokens of the running requests for the next step."""
+        decoding = [request for request in running if request.is_decoding]
+        if not self._may_gain(len(decoding)):
+            return
+        rooms = {each.request_id: room for each in decoding if (room := self._room(each)) > 0}
+        offers = {
+            request.request_id: self._look_up(request, rooms[request.request_id])
+            for request in decoding
+            if request.request_id in rooms
+        }
+        counts = best_counts(offers, len(decoding), self.times)
+        for request in decoding:
+            count = counts.get(request.request_id, 0)
+            request.drafted = self._sequence(request).found[:count] if count else ()
+        if self.draft_model is not None and not counts:
+            # Each token that the model drafts would have to wait for a mask of a grammar.
+            free = [each for each in decoding if each.grammar is None]
+            self._choose_model([each for each in free if each.request_id in rooms], rooms)
+
+    def draft(self, plan: StepPlan) -> StepPlan:
+        """Return a plan with the tokens of the draft model."""
+        model, started_s = self.draft_model, time.perf_counter()
+        self._planned_s = started_s
+        if model is None:
+            return plan
+        sizes = [len(sequence.drafted) for sequence in plan.sequences if model.drafts(sequence)]
+        if sizes:
+            plan = model.draft(plan)
+            assert self.draft_times is not None
+            self._planned_s = time.perf_counter()
+            expected_s = max(sizes) * self.draft_times.of(len(sizes))
+            self._draft_slowness.add(self._planned_s - started_s, expected_s)
+        return plan
+
+    def observe(self, plan: StepPlan, updates: Sequence[SequenceUpdate]) -> None:
+        """Count the accepted tokens of a step, whose `updates` were committed."""
+        rows = sum(1 + len(sequence.drafted) for sequence in plan.sequences)
+        if rows == plan.num_tokens:  # the step only decodes
+            self._slowness.add(time.perf_counter() - self._planned_s, self.times.of(rows))
+        drawn = {update.request_id: update.token_ids for update in updates}
+        for sequence in plan.sequences:
+            request_id = sequence.request.request_id
+            tokens, state = drawn.get(request_id, ()), self._sequences.get(request_id)
+            if state is None or not tokens:
+                continue
+            if sequence.drafted:
+                accepted = sum(a == b for a, b in zip(tokens, sequence.drafted, strict=False))
+                self._count(accepted, len(sequence.drafted))
+                is_found = sequence.drafted == state.found[: len(sequence.drafted)]
+                means = self._means(state) if is_found else (state.by_model, self._by_model)
+                for mean in means:
+                    mean.add(accepted, len(sequence.drafted))
+            elif state.found:  # what would have been accepted is known without any cost
+                for mean in self._means(state):
+                    mean.add(state.found[0] == tokens[0], 1)
+            state.found = ()
+        self._request_paths([each.request for each in plan.sequences if each.samples])
+
+    def forget(self, request_id: str) -> None:
+        """Forget a request that has ended."""
+        self._sequences.pop(request_id, None)
+        if self.draft_model is not None:
+            self.draft_model.forget(request_id)
+
+    def _room(self, request: Request) -> int:
+        """Return how many tokens may be drafted for a request."""
+        left = request.max_new_tokens - request.num_output_tokens - 1
+        return min(self.config.num_speculative_tokens, left) if request.sampling.speculative else 0
+
+    def _look_up(self, request: Request, room: int) -> Offer:
+        """Find what the grammar or the n-grams of a request expect next."""
+        sequence = self._sequence(request)
+        if request.grammar is not None:
+            sequence.found, sequence.is_forced = request.grammar.draft(room)
+        elif sequence.ngrams is not None:
+            sequence.found = sequence.ngrams.draft(request.tokens, room)
+        return Offer(self._means(sequence)[0].mean, len(sequence.found))
+
+    def _means(self, sequence: _Sequence) -> tuple[_Acceptance, _Acceptance]:
+        """Return the acceptance of what was found, of a sequence and of all."""
+        if sequence.is_forced:
+            return sequence.by_grammar, self._by_grammar
+        return sequence.by_ngram, self._by_ngram
+
+    def _request_paths(self, requests: Sequence[Request]) -> None:
+        """Have the grammars find what may be drafted for requests that have a new token."""
+        may_gain = self._may_gain(len(requests)) if requests else False
+        for request in requests:
+            if request.grammar is None:
+                continue
+            limit = min(self._room(request), _MAX_PATH_TOKENS // len(requests)) if may_gain else 0
+            proposed: tuple[int, ...] = ()
+            if limit > 0 and not request.grammar.path:
+                ngrams = self._sequence(request).ngrams
+                proposed = () if ngrams is None else ngrams.draft(request.tokens, limit)
+            request.grammar.request_path(max(limit, 0), proposed)
+
+    def _may_gain(self, num_sequences: int) -> bool:
+        """Whether a step of so many sequences would gain if all drafted tokens were accepted."""
+        if num_sequences not in self._gains:
+            every = Offer(1.0, self.config.num_speculative_tokens)
+            offers = {str(number): every for number in range(num_sequences)}
+            self._gains[num_sequences] = bool(best_counts(offers, num_sequences, self.times))
+        return self._gains[num_sequences]
+
+    def _choose_model(self, requests: Sequence[Request], rooms: dict[str, int]) -> None:
+        """Let the draft model draft for all of `requests`, if that pays."""
+        assert self.draft_model is not None
+        assert self.draft_times is not None
+        if not requests:
+            return
+        missing = [self.draft_model.num_missing(request) - 1 for request in requests]
+        longest = self.draft_times.rows[-1]
+        pass_s = self._draft_slowness.mean * self.draft_times.of(len(requests))
+        costs = ModelCosts(
+            pass_s,
+            self._draft_slowness.mean * self.draft_times.of(longest) * sum(missing) / longest,
+            sum(request.max_new_tokens - request.num_output_tokens for request in requests),
+        )
+        depth = best_depth(
+            [self._sequence(request).by_model.mean for request in requests],
+            self.config.num_speculative_tokens,
+            lambda rows: self._slowness.mean * self.times.of(rows),
+            costs,
+        )
+        self._pause = max(self._pause - 1, 0)
+        if depth:
+            self._next_pause = 1
+        elif self._pause == 0 and not any(missing):
+            self._next_pause = self._pause = min(2 * self._next_pause, _MAX_PAUSE)
+            depth = 1
+        for request in requests:
+            request.drafted = (UNKNOWN,) * min(depth, rooms[request.request_id])
+
+    def _sequence(self, request: Request) -> _Sequence:
+        """Return what is known of a request."""
+        sequence = self._sequences.get(request.request_id)
+        if sequence is None:
+            config = self.config
+            sequence = self._sequences[request.request_id] = _Sequence(
+                NgramIndex(config.prompt_lookup_min, config.prompt_lookup_max)
+                if config.uses_ngrams
+                else None,
+                _Acceptance(self._by_ngram.mean),
+                _Acceptance(self._by_grammar.mean),
+                _Acceptance(self._by_model.mean),
+            )
+        return sequence
+
+    def _count(self, accepted: int, drafted: int) -> None:
+        counts = self.counts
+        counts.drafts += 1
+        counts.drafted += drafted
+        counts.accepted += accepted
+        for index in range(accepted):
+            counts.accepted_by_position[index] += 1

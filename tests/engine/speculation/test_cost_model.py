@@ -1,0 +1,104 @@
+"""The cost model: rows are added while they make tokens cheaper."""
+
+from itertools import product
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nanovllm.engine.speculation.cost_model import (
+    MARGIN,
+    ModelCosts,
+    Offer,
+    Slowness,
+    StepTimes,
+    best_counts,
+    best_depth,
+)
+
+CHEAP = StepTimes((1, 8, 64), (1.0, 1.0, 8.0))
+"""Up to 8 rows cost as much as one; beyond, a row costs an eighth of it."""
+
+
+def test_times_between_the_measured_numbers_are_linear() -> None:
+    times = StepTimes((1, 2, 4), (1.0, 2.0, 6.0))
+    assert [times.of(rows) for rows in (1, 2, 3, 4, 6)] == [1.0, 2.0, 4.0, 6.0, 10.0]
+    assert StepTimes((1,), (2.0,)).of(3) == 6.0
+
+
+def test_the_shortest_round_counts_and_more_rows_never_take_less() -> None:
+    durations = iter([3.0, 5.0, 4.0, 2.0, 1.0, 6.0, 4.0, 4.0, 5.0])
+    assert StepTimes.measure(lambda _: next(durations), 3).seconds == (1.0, 1.0, 4.0)
+
+
+def test_free_rows_are_used_and_dear_ones_are_not() -> None:
+    assert best_counts({"a": Offer(0.5, 5)}, 1, CHEAP) == {"a": 5}
+    linear = StepTimes((1, 64), (1.0, 64.0))
+    assert best_counts({"a": Offer(0.9, 5)}, 1, linear) == {}
+    assert best_counts({"a": Offer(0.9, 5)}, 8, CHEAP) == {}
+
+
+def test_the_likelier_draft_gets_the_rows() -> None:
+    counts = best_counts({"a": Offer(0.9, 9), "b": Offer(0.7, 9), "c": Offer(0.5, 0)}, 3, CHEAP)
+    assert counts.keys() == {"a", "b"}
+    assert counts["a"] > counts["b"]
+    assert sum(counts.values()) == 5
+
+
+@given(
+    offers=st.lists(
+        st.tuples(st.sampled_from([0.0, 0.2, 0.5, 0.9, 1.0]), st.integers(0, 3)), max_size=3
+    ),
+    others=st.integers(0, 3),
+    slopes=st.lists(st.sampled_from([0.0, 0.05, 0.3, 1.0]), min_size=3, max_size=3),
+)
+def test_no_other_counts_give_more_tokens_a_second(
+    offers: list[tuple[float, int]], others: int, slopes: list[float]
+) -> None:
+    seconds = [1.0]
+    for slope, width in zip(slopes, (1, 2, 8), strict=True):
+        seconds.append(seconds[-1] + slope * width)
+    times = StepTimes((1, 2, 4, 12), tuple(seconds))
+    named = {str(number): Offer(*offer) for number, offer in enumerate(offers)}
+    size = len(offers) + others
+    if not size:
+        return
+
+    def rate(counts: tuple[int, ...]) -> float:
+        tokens = float(size)
+        for (acceptance, _), count in zip(offers, counts, strict=True):
+            tokens += sum(acceptance**index for index in range(1, count + 1))
+        return tokens / times.of(size + sum(counts))
+
+    every = product(*(range(count + 1) for _, count in offers))
+    best = max(map(rate, every), default=0.0)
+    chosen = best_counts(named, size, times)
+    got = rate(tuple(chosen.get(str(number), 0) for number in range(len(offers))))
+    plain = rate((0,) * len(offers))
+    if chosen:
+        assert got == pytest.approx(best)
+        assert got > plain
+    else:
+        assert best <= MARGIN * plain * (1 + 1e-9)
+
+
+def test_a_draft_model_pays_for_its_own_steps() -> None:
+    assert best_depth([0.8], 5, CHEAP.of, ModelCosts(0.1)) == 5
+    assert best_depth([0.8], 5, CHEAP.of, ModelCosts(0.9)) == 0
+    assert best_depth([0.3], 5, CHEAP.of, ModelCosts(0.1)) in (1, 2)
+    assert best_depth([0.0], 5, CHEAP.of, ModelCosts(0.1)) == 0
+    assert best_depth([0.8] * 8, 5, CHEAP.of, ModelCosts(0.1)) == 0
+
+
+def test_a_draft_model_catches_up_only_for_enough_tokens() -> None:
+    assert best_depth([0.8], 5, CHEAP.of, ModelCosts(0.1, catch_up_s=20.0, tokens_left=10)) == 0
+    assert best_depth([0.8], 5, CHEAP.of, ModelCosts(0.1, catch_up_s=20.0, tokens_left=500)) == 5
+
+
+def test_slowness_follows_the_steps_but_not_a_single_pause() -> None:
+    slowness = Slowness()
+    slowness.add(1000.0, 1.0)
+    assert slowness.mean < 1.1
+    for _ in range(200):
+        slowness.add(3.0, 1.0)
+    assert slowness.mean == pytest.approx(3.0, rel=0.01)
