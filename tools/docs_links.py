@@ -48,12 +48,12 @@ def on_page_markdown(markdown: str, *, page: Any, config: Any, files: Any, **_: 
 
 
 def _to_site(path: str) -> str:
-    """Return the place on the site of a file of the repository, which may not be on it."""
+    """Return the place on the site of a file of the repository; one above it is not on the site."""
     if path == "LEARNING.md":
         return "learn/README.md"
     if path.startswith(f"{_STEPS}/"):
         return f"learn{path.removeprefix(_STEPS)}"
-    return path.removeprefix("docs/")
+    return path.removeprefix("docs/") if path.startswith("docs/") else f"../{path}"
 
 
 def _to_repository(uri: str) -> str:
