@@ -87,7 +87,7 @@ class LearnSampler(NumpySampler):
             temperature=temperature,
             top_k=row.top_k,
             top_p=row.top_p,
-            uniform=row.draw,
+            noise=row.noise,
         )
         return check_int(self._sampling.sample, token, self._vocab)
 

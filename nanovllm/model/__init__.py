@@ -16,7 +16,7 @@ tokenizer_growth  refuses tokenizers that multiply texts
 checkpoint       weights from safetensors files
 sampling         SamplingSettings and the protocol of a sampler
 numpy_sampler    the sampler in NumPy: edits, penalties, temperature, filters, draw
-philox           random numbers as a function of seed, choice and position
+philox           random numbers as a function of seed, choice, position and token
 logprobs         log-probabilities of tokens
 backend          the protocol of a backend, and LoadOptions
 numpy_backend    backend="numpy": gpt2.py behind that protocol

@@ -12,25 +12,25 @@ import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int64
 
 from nanovllm.model.logprobs import token_logprobs
-from nanovllm.model.philox import uniform
+from nanovllm.model.philox import draw_keys, exponentials
 from nanovllm.model.sampling import SampledTokens, SamplingSettings, TokenLogprobs
 
 
 class RowSampling(NamedTuple):
-    """How a token is drawn: the settings of a row, and its random number `draw` in [0, 1)."""
+    """How a token is drawn: the settings of a row, and an exponential number for each token."""
 
     temperature: np.float32
     top_k: int
     top_p: float
     min_p: float
-    draw: float
+    noise: Float64[np.ndarray, " vocab"]
 
 
 def choose_token(scores: Float32[np.ndarray, " vocab"], row: RowSampling) -> int:
     """Return the token that is drawn from a row after its edits; `scores` are overwritten."""
     scores /= row.temperature
     apply_filters(scores, top_k=row.top_k, top_p=row.top_p, min_p=row.min_p)
-    return draw_token(scores, row.draw)
+    return draw_token(scores, row.noise)
 
 
 class NumpySampler:
@@ -71,14 +71,14 @@ def sample(
     tokens = logits.argmax(axis=1)
     drawn = np.flatnonzero((settings.temperature > 0) & has_token)
     if drawn.size:
-        draws = uniform(settings.seeds[drawn], settings.choices[drawn], settings.positions[drawn])
-        for row, draw in zip(drawn.tolist(), draws.tolist(), strict=True):
+        keys = draw_keys(settings.seeds[drawn], settings.choices[drawn], settings.positions[drawn])
+        for row, key in zip(drawn.tolist(), keys, strict=True):
             sampling = RowSampling(
                 settings.temperature[row],
                 int(settings.top_k[row]),
                 float(settings.top_p[row]),
                 float(settings.min_p[row]),
-                draw,
+                exponentials(key, logits.shape[1]),
             )
             tokens[row] = choose(logits[row], sampling)
     return tokens, has_token
@@ -144,15 +144,18 @@ def _nucleus_threshold(scores: Float32[np.ndarray, " vocab"], top_p: float) -> f
     return float(candidates[min(last, candidates.size - 1)])
 
 
-def draw_token(scores: Float32[np.ndarray, " vocab"], draw: float) -> int:
-    """Return the first token, in order of ids, whose cumulative probability is above `draw`.
+def draw_token(scores: Float32[np.ndarray, " vocab"], noise: Float64[np.ndarray, " vocab"]) -> int:
+    """Return the token with the smallest noise / probability; of equal ones the lowest id.
 
-    `draw` is in [0, 1).
+    Of independent exponential numbers with rates p_i, number i is the smallest with the probability
+    p_i / sum(p); an exponential number of mean 1 divided by p_i has the rate p_i (Efraimidis and
+    Spirakis 2006, "Weighted random sampling with a reservoir"; the Gumbel-max trick is the
+    logarithm of it: Maddison et al. 2014, "A* Sampling", arXiv:1411.0030). Two models that give a
+    token similar probabilities often draw the same token from the same noise.
+
+    Args:
+        scores: minus infinity for tokens that cannot be drawn; at least one is finite.
+        noise: independent exponential random numbers of mean 1, above 0.
     """
-    candidates = np.flatnonzero(scores > -np.inf)
-    weights: Float64[np.ndarray, " candidates"] = np.exp(
-        (scores[candidates] - scores.max()).astype(np.float64)
-    )
-    cumulative = np.cumsum(weights)
-    index = int(np.searchsorted(cumulative, draw * cumulative[-1], side="right"))
-    return int(candidates[min(index, candidates.size - 1)])
+    weights = np.exp((scores - scores.max()).astype(np.float64))
+    return int((weights / noise).argmax())  # not noise / weights, because weights may be 0

@@ -10,7 +10,7 @@ from hypothesis import given, reject
 from hypothesis import strategies as st
 
 from nanovllm.model.numpy_sampler import draw_token, sample
-from tests.support.sampling import Row, draw_of, make_sampling, rows_of
+from tests.support.sampling import Row, make_sampling, noise_of, rows_of
 
 VOCAB = 12
 INF = math.inf
@@ -96,14 +96,11 @@ def slow_token(logits: Sequence[float], row: Row) -> int | None:
         return None
     if row.temperature == 0:
         return scores.index(max(scores))
-    draw = draw_of(row)
-    reached = 0.0
-    for token, probability in enumerate(filtered(scores, row)):
-        reached += probability
-        _refuse_if_close(reached, draw)
-        if reached > draw:
-            return token
-    raise AssertionError("probabilities do not add up to 1")
+    noise = noise_of(row, len(logits)).tolist()
+    race = [p / number for p, number in zip(filtered(scores, row), noise, strict=True)]
+    first, second = sorted(race, reverse=True)[:2]
+    _refuse_if_close(second, first)
+    return race.index(first)
 
 
 def _refuse_if_close(reached: float, goal: float) -> None:
@@ -290,22 +287,34 @@ def test_min_p_is_relative_to_the_best_after_temperature() -> None:
 
 
 @pytest.mark.parametrize(
-    ("scores", "draw", "token"),
+    ("scores", "noise", "token"),
     [
-        ([1.0, 1.0], 0.0, 0),
-        ([1.0, 1.0], 0.5 - 2**-53, 0),
-        ([1.0, 1.0], 0.5, 1),
-        ([1.0, 1.0], 1 - 2**-53, 1),
-        ([-5000.0, 0.0, -5000.0], 0.0, 1),
-        ([-5000.0, 0.0, -5000.0], 1 - 2**-53, 1),
-        ([-INF, 2.0, 2.0, 2.0, 2.0, -INF], 0.25, 2),
-        ([-INF, 3.0, -INF], 1 - 2**-53, 1),
+        ([1.0, 1.0], [0.1, 0.2], 0),
+        ([1.0, 1.0], [0.2, 0.1], 1),
+        ([1.0, 1.0], [0.1, 0.1], 0),
+        ([math.log(2.0), 0.0], [1.9, 1.0], 0),
+        ([math.log(2.0), 0.0], [2.1, 1.0], 1),
+        ([-5000.0, 0.0, -5000.0], [1e-10, 22.0, 1e-10], 1),
+        ([-INF, 2.0, 2.0, 2.0, 2.0, -INF], [1e-10, 3.0, 1.0, 2.0, 1.0, 1e-10], 2),
+        ([-INF, 3.0, -INF], [1e-10, 22.0, 1e-10], 1),
     ],
 )
-def test_a_draw_falls_into_its_share_and_no_token_without_a_share_is_drawn(
-    scores: list[float], draw: float, token: int
+def test_a_draw_is_the_smallest_noise_divided_by_the_probability(
+    scores: list[float], noise: list[float], token: int
 ) -> None:
-    assert draw_token(np.array(scores, dtype=np.float32), draw) == token
+    assert draw_token(np.array(scores, dtype=np.float32), np.array(noise)) == token
+
+
+def test_similar_rows_draw_the_same_token_as_often_as_a_race_says() -> None:
+    """Token i wins both races with the probability 1 / sum_j max(p_j / p_i, q_j / q_i)."""
+    random, draws = np.random.default_rng(12), 4000
+    p, q = random.dirichlet(np.ones(VOCAB), 2)
+    rows = [Row(position=position) for position in range(draws)]
+    first, second = (run([np.log(weights).tolist()] * draws, rows)[0] for weights in (p, q))
+    equal = sum(a == b for a, b in zip(first, second, strict=True)) / draws
+    ratios = np.maximum(p / p[:, None], q / q[:, None])
+    expected = float((1 / ratios.sum(axis=1)).sum())
+    assert abs(equal - expected) < 4 * math.sqrt(expected * (1 - expected) / draws)
 
 
 # Edits --------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The generator is Philox4x32-10, and a draw depends on its key alone."""
+"""The generator is Philox4x32-10; the numbers of a draw depend on its key and the token alone."""
 
 import math
 
@@ -7,28 +7,27 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nanovllm.model.philox import philox4x32, uniform
+from nanovllm.model.philox import draw_keys, exponentials, philox4x32
 
 SEEDS = st.integers(0, 2**64 - 1)
 SMALL = st.integers(0, 2**31 - 1)
 
 
-def one(seed: int, choice: int = 0, position: int = 0) -> float:
-    draw = uniform(
-        np.array([seed], dtype=np.uint64),
-        np.array([choice], dtype=np.int64),
-        np.array([position], dtype=np.int64),
+def keys_of(*keys: tuple[int, int, int]) -> np.ndarray:
+    """Return the keys of draws given by (seed, choice, position)."""
+    seeds, choices, positions = zip(*keys, strict=True) if keys else ((), (), ())
+    return draw_keys(
+        np.array(seeds, dtype=np.uint64),
+        np.array(choices, dtype=np.int64),
+        np.array(positions, dtype=np.int64),
     )
-    return float(draw[0])
 
 
-def many(count: int, *, seed: int = 1) -> np.ndarray:
-    """Draws of one seed at positions 0, 1, ..."""
-    return uniform(
-        np.full(count, seed, dtype=np.uint64),
-        np.zeros(count, dtype=np.int64),
-        np.arange(count, dtype=np.int64),
-    )
+def many(count: int, vocab: int, *, seed: int = 1) -> np.ndarray:
+    """Return exp(-noise), which is uniform, of one seed at positions 0, 1, ... [count, vocab]."""
+    keys = keys_of(*((seed, 0, position) for position in range(count)))
+    numbers: np.ndarray = np.exp(-np.array([exponentials(key, vocab) for key in keys]))
+    return numbers
 
 
 def slow_philox(counter: list[int], key: list[int]) -> list[int]:
@@ -77,23 +76,33 @@ def test_every_column_is_that_of_plain_integers(columns: list[tuple[int, ...]]) 
     )
 
 
-@given(seed=SEEDS, choice=SMALL, position=SMALL)
-def test_a_draw_has_53_bits_of_its_key(seed: int, choice: int, position: int) -> None:
-    first, second, _, _ = slow_philox([position, choice, 0, 0], [seed % 2**32, seed >> 32])
-    draw = one(seed, choice, position)
-    assert draw == (first * 2**32 + second >> 11) / 2**53
-    assert 0 <= draw < 1
+def slow_noise(words: list[int], token: int) -> float:
+    """The exponential number of a token in plain integers."""
+    bits = token
+    for word, shift, factor in zip(
+        words, (17, 11, 15), (0xED5AD4BB, 0xAC4C1B51, 0x31848BAB), strict=True
+    ):
+        bits = (bits + word) % 2**32
+        bits = (bits ^ bits >> shift) * factor % 2**32
+    return -math.log(((bits ^ bits >> 14) + 0.5) / 2**32)
+
+
+@given(seed=SEEDS, choice=SMALL, position=SMALL, token=st.integers(0, 999))
+def test_noise_is_a_function_of_seed_choice_position_and_token(
+    seed: int, choice: int, position: int, token: int
+) -> None:
+    words = slow_philox([position, choice, 0, 0], [seed % 2**32, seed >> 32])[:3]
+    (key,) = keys_of((seed, choice, position))
+    assert key.tolist() == words
+    noise = exponentials(key, 1000)
+    assert noise[token] == pytest.approx(slow_noise(words, token), rel=1e-12)
+    assert 2.0**-34 < noise.min() < noise.max() < 23
+    np.testing.assert_array_equal(noise[:token], exponentials(key, token))
 
 
 @given(keys=st.lists(st.tuples(SEEDS, SMALL, SMALL), max_size=6))
-def test_a_draw_does_not_depend_on_the_draws_beside_it(keys: list[tuple[int, int, int]]) -> None:
-    seeds, choices, positions = zip(*keys, strict=True) if keys else ((), (), ())
-    together = uniform(
-        np.array(seeds, dtype=np.uint64),
-        np.array(choices, dtype=np.int64),
-        np.array(positions, dtype=np.int64),
-    )
-    assert together.tolist() == [one(*key) for key in keys]
+def test_a_key_does_not_depend_on_the_keys_beside_it(keys: list[tuple[int, int, int]]) -> None:
+    assert keys_of(*keys).tolist() == [keys_of(key)[0].tolist() for key in keys]
 
 
 def test_seed_choice_and_position_all_count() -> None:
@@ -103,14 +112,31 @@ def test_seed_choice_and_position_all_count() -> None:
         for choice in (0, 1, 2)
         for position in (0, 1, 2)
     ]
-    assert len({one(*key) for key in keys}) == len(keys)
+    assert len({exponentials(key, 1)[0] for key in keys_of(*keys)}) == len(keys)
 
 
-def test_draws_are_spread_evenly_and_follow_no_order() -> None:
-    draws = many(100_000)
-    counts = np.bincount((draws * 100).astype(np.int64), minlength=100)
-    chi_square = float(((counts - 1000.0) ** 2 / 1000.0).sum())
-    assert 52 < chi_square < 165, "99 degrees of freedom: outside once in about 10,000"
-    assert abs(draws.mean() - 0.5) < 4 / math.sqrt(12 * len(draws))
-    for other in (draws[1:], many(99_999, seed=2)):
-        assert abs(np.corrcoef(draws[:99_999], other)[0, 1]) < 4 / math.sqrt(99_999)
+def test_no_two_tokens_of_a_large_vocabulary_get_the_same_number() -> None:
+    (key,) = keys_of((3, 1, 2))
+    assert np.unique(exponentials(key, 200_000)).size == 200_000
+
+
+def chi_square(numbers: np.ndarray) -> float:
+    """Return how uneven numbers in (0, 1) are, with 99 degrees of freedom."""
+    mean = numbers.size / 100
+    counts = np.bincount((numbers.ravel() * 100).astype(np.int64), minlength=100)
+    return float(((counts - mean) ** 2 / mean).sum())
+
+
+def test_numbers_are_spread_evenly_and_follow_no_order() -> None:
+    by_position, by_token = many(2000, 50), many(2, 50_000)
+    other_seed = many(2000, 50, seed=2)
+    for numbers in (by_position, by_token, by_position[:, 7], by_token[0]):
+        assert 52 < chi_square(numbers) < 165, "outside once in about 10,000"
+        assert abs(numbers.mean() - 0.5) < 4 / math.sqrt(12 * numbers.size)
+    for a, b in (
+        (by_position[1:], by_position[:-1]),  # neighbouring positions
+        (by_position, other_seed),
+        *((by_token[:, lag:], by_token[:, :-lag]) for lag in (1, 2, 16, 256, 4096)),
+        (by_token[0], by_token[1]),
+    ):
+        assert abs(np.corrcoef(a.ravel(), b.ravel())[0, 1]) < 4 / math.sqrt(a.size)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from hypothesis import strategies as st
 
-from nanovllm.model.philox import uniform
+from nanovllm.model.philox import draw_keys, exponentials
 from nanovllm.model.sampling import ROW_SETTINGS, SamplingSettings, TokenLists
 from nanovllm.runner.logit_rows import LogitRows, PromptRows
 from nanovllm.sampling_params import SamplingParams
@@ -80,10 +80,11 @@ def rows_of(
     )
 
 
-def draw_of(row: Row) -> float:
-    """Return the random number of a row."""
+def noise_of(row: Row, vocab: int) -> np.ndarray:
+    """Return the exponential random numbers of a row's tokens."""
     integers = ((row.seed, np.uint64), (row.choice, np.int64), (row.position, np.int64))
-    return float(uniform(*(np.array([number], dtype=kind) for number, kind in integers))[0])
+    (key,) = draw_keys(*(np.array([number], dtype=kind) for number, kind in integers))
+    return exponentials(key, vocab)
 
 
 def make_sampling(rows: Sequence[Row]) -> SamplingSettings:

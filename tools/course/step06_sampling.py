@@ -1,4 +1,4 @@
-"""Four tokens at three temperatures, and the ruler on which one of them is drawn."""
+"""Four tokens at three temperatures, and the race by which one of them is drawn."""
 
 import numpy as np
 
@@ -8,9 +8,10 @@ from nanovllm.learn.steps.step06_sampling.solution import filter_top_p
 from tools.svg import picture, text
 
 _LOGITS = np.log(np.array([1, 4, 2, 1], dtype=np.float32) / 8)
-_NUMBERS = (0.05, 0.3, 0.7, 0.9)
+_NOISE = np.array([0.1, 1.2, 0.5, 0.7])  # that of the page
 _TOP, _HEIGHT, _BAR = 196, 130.0, 40  # pixels: the line of 0, a probability of 1, a bar
-_LEFT, _RULER = 30, 640
+_LEFT = 30
+_START, _SPEED, _LINE = 270, 60, 30  # pixels: the time 0, a time of 1, a token of the race
 
 
 def draw() -> str:
@@ -20,12 +21,10 @@ def draw() -> str:
         x = _LEFT + 225 * index
         chances = softmax(_LOGITS[None] / np.float32(temperature))[0]
         parts += [text(x, 62, f"temperature {temperature:g}", "strong"), *_bars(x, chances)]
-    parts += _ruler(276, "draw: a random number hits a token", _LOGITS)
-    parts += _ruler(384, "after top-p 0.6 only tokens 1 and 2 are left", filter_top_p(_LOGITS, 0.6))
-    note = (
-        "The marks are the random numbers 0.05, 0.3, 0.7 and 0.9, with the token that each draws."
-    )
-    return picture("Sampling from four tokens", 710, 478, [*parts, text(16, 464, note, "note")])
+    parts += _race(264, "draw: the smallest noise / probability wins", _LOGITS)
+    title = "after top-p 0.6, only tokens 1 and 2 are left"
+    parts += _race(434, title, filter_top_p(_LOGITS, 0.6))
+    return picture("Sampling from four tokens", 710, 500, parts)
 
 
 def _bars(x: float, chances: np.ndarray) -> list[str]:
@@ -44,23 +43,22 @@ def _bars(x: float, chances: np.ndarray) -> list[str]:
     return parts
 
 
-def _ruler(y: float, title: str, logits: np.ndarray) -> list[str]:
-    """Return the probabilities side by side, and the tokens that some numbers draw."""
-    parts = [text(16, y - 26, title, "strong")]
-    start = 0.0
+def _race(y: float, title: str, logits: np.ndarray) -> list[str]:
+    """Return the time of each token as a bar; the winner's is marked."""
+    parts = [text(16, y - 14, title, "strong")]
+    winner = draw_token(logits, _NOISE)
     for token, p in enumerate(softmax(logits[None])[0].tolist()):
         if p == 0:
             continue
-        x, width = _LEFT + _RULER * start, _RULER * p
+        noise = float(_NOISE[token])
+        width = _SPEED * noise / p
+        label = f"token {token}: noise {noise:g} / {p:.3f} = {noise / p:.2f}"
+        parts.append(text(_LEFT, y + 15, label, "value"))
         parts.append(
-            f'<rect class="bar ours" x="{x:.1f}" y="{y}" width="{width - 2:.1f}" height="30" '
+            f'<rect class="bar ours" x="{_START}" y="{y}" width="{width:.1f}" height="20" '
             f'opacity="{0.35 + 0.15 * token:.2f}"/>'
         )
-        parts.append(text(x + 8, y + 19, f"token {token}", "value"))
-        start += p
-    for number in _NUMBERS:
-        x = _LEFT + _RULER * number
-        parts.append(f'<path d="M{x:.1f} {y + 26}v12"/>')
-        label = f"{number} draws {draw_token(logits, number)}"
-        parts.append(text(x, y + 52, label, "note", "middle"))
+        if token == winner:
+            parts.append(text(_START + width + 8, y + 15, "is drawn", "strong"))
+        y += _LINE
     return parts

@@ -19,11 +19,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from nanovllm import LLM, SamplingParams
 from nanovllm.config import EngineSettings
-from nanovllm.model.philox import uniform
+from nanovllm.model.philox import draw_keys, exponentials
 from tools.svg import picture, text
 from tools.tutorials.drawing import STYLE
 from tools.tutorials.pages import Tutorial, code, table
 
+Draw: TypeAlias = tuple[int, int, int]  # seed, choice, position
 Tree: TypeAlias = Decimal | tuple["Tree", "Tree"]
 
 PAGE = "same-question-same-bits.md"
@@ -41,7 +42,7 @@ BACKENDS: dict[str, EngineSettings] = {
 }
 MAX_TOKENS = 64
 _THREE_DIGITS = Context(prec=3)
-_PROBABILITIES = {"sea": 0.45, "sky": 0.30, "door": 0.25}
+_PROBABILITIES = {"sea": 0.45, "sky": 0.30, "door": 0.25}  # of the tokens 0, 1 and 2
 
 
 def main() -> int:
@@ -96,13 +97,12 @@ def tutorial() -> Tutorial:
         "measured": _measured(record),
         "draws": _draws(),
     }
-    draw = _draw(7, 0, 12)
-    facts = (
-        f"seed 7, choice 0 and position 12 is {draw:.4f}",
-        f"The draw gives *{_token(draw)}*",
-        f"Choice 1 has the draw {_draw(7, 1, 12):.4f}",
-        f"*{_token(_draw(7, 1, 12))}*. </details>",
+    (sea, noise), (other, _) = _winner((7, 0, 12)), _winner((7, 1, 12))
+    times = ", ".join(
+        f"{number:.3f} / {p:.2f} = {number / p:.2f}"
+        for number, p in zip(noise, _PROBABILITIES.values(), strict=True)
     )
+    facts = (times, f"so *{sea}* comes next. For choice 1 it is *{other}*")
     return Tutorial(PAGE, parts, facts, {"sums.svg": _picture()})
 
 
@@ -118,29 +118,30 @@ def _measured(record: dict[str, Any]) -> str:
     return table(["backend", "log-probabilities that differ", "largest difference"], rows)
 
 
-def _draw(seed: int, choice: int, position: int) -> float:
-    keys = np.array([seed], dtype=np.uint64), np.array([choice]), np.array([position])
-    return float(uniform(*keys)[0])
+def _noise(draw: Draw) -> list[float]:
+    """Return the noise of the tokens."""
+    seeds, choices, positions = (np.array([one]) for one in draw)
+    key = draw_keys(seeds.astype(np.uint64), choices, positions)[0]
+    return exponentials(key, len(_PROBABILITIES)).round(3).tolist()
 
 
 def _draws() -> str:
-    cells = [(7, 0), (7, 1), (8, 0)]
-    rows = [
-        [str(position), *(f"{_draw(seed, choice, position):.4f}" for seed, choice in cells)]
-        for position in range(12, 16)
+    draws: list[Draw] = [
+        (seed, choice, position)
+        for seed, choice in ((7, 0), (7, 1), (8, 0))
+        for position in (12, 13)
     ]
-    head = [f"seed {seed}, choice {choice}" for seed, choice in cells]
-    return table(["position", *head], rows)
+    rows = [[*map(str, draw), *(f"{number:.3f}" for number in _noise(draw))] for draw in draws]
+    return table(["seed", "choice", "position", *_PROBABILITIES], rows)
 
 
-def _token(draw: float) -> str:
-    """Return the first token whose cumulative probability is above the draw."""
-    total = 0.0
-    for token, probability in _PROBABILITIES.items():
-        total += probability
-        if total > draw:
-            return token
-    raise AssertionError("the probabilities sum to 1")
+def _winner(draw: Draw) -> tuple[str, list[float]]:
+    """Return the token with the smallest noise / probability, and the noise."""
+    noise = _noise(draw)
+    times = {
+        token: number / p for number, (token, p) in zip(noise, _PROBABILITIES.items(), strict=True)
+    }
+    return min(times, key=times.__getitem__), noise
 
 
 def _sum(tree: Tree) -> Decimal:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, Float64
 
 from nanovllm.model import gpt2
 from nanovllm.model.batch import ForwardBatch
@@ -12,7 +12,7 @@ from nanovllm.model.checkpoint import build_tree
 from nanovllm.model.config import GPT2Config
 from nanovllm.model.kv_cache import KVCache
 from nanovllm.model.numpy_sampler import apply_filters, draw_token
-from nanovllm.model.philox import uniform
+from nanovllm.model.philox import draw_keys, exponentials
 
 Scorer: TypeAlias = Callable[[Sequence[int]], Float32[np.ndarray, " vocab"]]
 """Returns the scores of the token after a sequence."""
@@ -50,7 +50,7 @@ def generate(
     while len(drawn) < tokens and len(ids) <= config.max_positions:
         scores = scores_after(ids) / np.float32(TEMPERATURE)
         apply_filters(scores, top_k=0, top_p=TOP_P, min_p=0.0)
-        token = draw_token(scores, _draw(seed, len(ids)))
+        token = draw_token(scores, _noise(seed, len(ids), scores.size))
         ids.append(token)
         drawn.append(token)
         if token in config.eos_token_ids:
@@ -73,7 +73,7 @@ def _gpt2_scorer(config: GPT2Config, arrays: Mapping[str, np.ndarray]) -> Scorer
     return scores_after
 
 
-def _draw(seed: int, position: int) -> float:
-    """Return the number in [0, 1) that draws the token at a position, as for a request."""
+def _noise(seed: int, position: int, vocab: int) -> Float64[np.ndarray, " vocab"]:
+    """Return the numbers that draw the token at a position, as for a request."""
     seeds, choices, positions = (np.array([one]) for one in (seed, 0, position))
-    return float(uniform(seeds.astype(np.uint64), choices, positions)[0])
+    return exponentials(draw_keys(seeds.astype(np.uint64), choices, positions)[0], vocab)

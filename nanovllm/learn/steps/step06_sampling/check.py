@@ -19,9 +19,9 @@ def _random(vocab: int) -> np.ndarray:
 _PAPER = np.log(np.array([1, 4, 2, 1], dtype=np.float32) / 8)
 _SIXTEENTHS = np.log(np.array([1, 8, 4, 3], dtype=np.float32) / 16)
 _TIES = np.array([1, 3, 2, 3, 2, 0], dtype=np.float32)
-_EIGHTHS = (np.arange(8) + 0.5) / 8
-_NUMBERS = ((np.arange(20) * 0.618) % 1).tolist()
-_BAD = {"temperature": 0.0, "top_k": 3, "top_p": 0.5, "uniform": 0.99}
+_TENTHS = np.log(np.array([6, 3, 1], dtype=np.float32) / 10)
+_NOISE = np.random.default_rng(6).exponential(size=(20, 512))
+_TINY = 1e-10
 
 
 def _filtered(logits: np.ndarray, top_k: int = 0, top_p: float = 1.0) -> np.ndarray:
@@ -56,11 +56,11 @@ def _top_p(logits: np.ndarray, values: list[float], name: str, lesson: str = "")
     )
 
 
-def _draws(logits: np.ndarray, numbers: list[float], name: str, lesson: str = "") -> Case:
+def _draws(logits: np.ndarray, noises: np.ndarray, name: str, lesson: str = "") -> Case:
     return Case(
         name,
-        lambda module: [module.draw(logits.copy(), uniform) for uniform in numbers],
-        lambda: [draw_token(logits, uniform) for uniform in numbers],
+        lambda module: [module.draw(logits.copy(), noise.copy()) for noise in noises],
+        lambda: [draw_token(logits, noise) for noise in noises],
         lesson,
     )
 
@@ -72,25 +72,31 @@ def _samples(name: str, temperature: float, top_k: int, top_p: float, lesson: st
     def run(module: ModuleType) -> object:
         return [
             module.sample(
-                logits.copy(), temperature=temperature, top_k=top_k, top_p=top_p, uniform=number
+                logits.copy(), temperature=temperature, top_k=top_k, top_p=top_p, noise=noise.copy()
             )
-            for number in _NUMBERS
+            for noise in _NOISE
         ]
 
     def expected() -> object:
         scores = _filtered(logits / np.float32(temperature), top_k, top_p)
-        return [draw_token(scores, number) for number in _NUMBERS]
+        return [draw_token(scores, noise) for noise in _NOISE]
 
     return Case(name, run, expected, lesson)
 
 
+def _greedy_sample(module: ModuleType) -> object:
+    noise = np.array([9, 9, 9, 0.01, 9, 9])
+    return module.sample(_TIES, temperature=0.0, top_k=3, top_p=0.5, noise=noise)
+
+
 def _keeps_input(module: ModuleType) -> object:
     """Return the logits after a call of each function."""
-    settings = {"temperature": 0.5, "top_k": 4, "top_p": 0.5, "uniform": 0.5}
+    noise = _NOISE[0, :16]
+    settings = {"temperature": 0.5, "top_k": 4, "top_p": 0.5, "noise": noise}
     calls: dict[str, Callable[[np.ndarray], object]] = {
         "filter_top_k": lambda logits: module.filter_top_k(logits, 3),
         "filter_top_p": lambda logits: module.filter_top_p(logits, 0.5),
-        "draw": lambda logits: module.draw(logits, 0.5),
+        "draw": lambda logits: module.draw(logits, noise),
         "sample": lambda logits: module.sample(logits, **settings),
     }
     after = {}
@@ -132,27 +138,33 @@ CASES = (
         "top-p: 1 keeps all 512 tokens",
         "A rounded sum of all probabilities may be a little above or below 1.",
     ),
-    _draws(_PAPER, _EIGHTHS.tolist(), "eight draws in steps of 1/8", "Token 1 has half of them."),
+    _draws(
+        _TENTHS,
+        np.array([[0.9, 0.3, 0.2], *_NOISE[1:, :3]]),
+        "20 draws from the probabilities 0.6, 0.3, 0.1",
+        "The times of the first draw are 0.9 / 0.6 = 1.5, 0.3 / 0.3 = 1 and 0.2 / 0.1 = 2, so "
+        "token 1 is drawn.",
+    ),
     _draws(
         np.zeros(4, dtype=np.float32),
-        [0.0, 0.25, 0.5, 0.75],
-        "draws at the borders of four equal tokens",
-        "A number that is just the cumulative probability belongs to the next token.",
+        np.array([[1, 1, 1, 1], [2, 1, 3, 1.0]]),
+        "draws with equal times",
+        "Of equal ones the lowest id is drawn.",
     ),
     _draws(
         np.array([-np.inf, 0, -np.inf, 0, -np.inf], dtype=np.float32),
-        [0.0, 0.5, 1 - 2**-53],
+        np.array([[_TINY, 2, _TINY, 3, _TINY], [_TINY, 3, _TINY, 2, _TINY]]),
         "a filtered token is never drawn",
     ),
     _draws(
         np.array([88, 90, 89], dtype=np.float32) * 10,
-        [0.0, 0.3, 0.6, 0.9],
+        np.array([[1, 1, 1], [_TINY, 20, 1], [_TINY, 20, 1e-4]]),
         "draws from large logits",
         "exp(710) is more than float64 can hold.",
     ),
     Case(
         "temperature 0",
-        lambda module: module.sample(_TIES, **_BAD),
+        _greedy_sample,
         lambda: 1,
         "Nothing is divided and nothing is drawn.",
     ),
@@ -160,6 +172,6 @@ CASES = (
     _samples("20 tokens at temperature 1", 1.0, 0, 1.0),
     _samples("20 tokens at temperature 0.5", 0.5, 0, 1.0),
     _samples("20 tokens at temperature 2 with top_k 50", 2.0, 50, 1.0),
-    _samples("20 tokens at temperature 0.5 with top_p 0.9", 0.5, 0, 0.9),
+    _samples("20 tokens at temperature 2 with top_p 0.5", 2.0, 0, 0.5),
     _samples("20 tokens with top_k 20 and top_p 0.8", 1.5, 20, 0.8),
 )

@@ -5,13 +5,13 @@ from nanovllm.learn.checking import Mistake
 _TOP_K = "return np.where(logits < threshold, np.float32(-np.inf), logits)"
 _TOP_P = "return np.where(logits < ordered[last], np.float32(-np.inf), logits)"
 _LAST = "last = min(np.searchsorted(cumulative, p * total), logits.size - 1)"
-_CHOICE = 'index = np.searchsorted(cumulative, uniform * cumulative[-1], side="right")'
-_DRAW = "return draw(filter_top_p(filter_top_k(scores, top_k), top_p), uniform)"
+_WEIGHTS = "weights = np.exp((logits - logits.max()).astype(np.float64))"
+_WINNER = "return int(np.argmax(weights / noise))"
+_DRAW = "return draw(filter_top_p(filter_top_k(scores, top_k), top_p), noise)"
 
 _THRESHOLD = "threshold = np.sort(logits)[-k]"
 _SORTED = "ordered = -np.sort(-logits)  # the largest first"
 _ALL = "    if p >= 1:\n        return logits.copy()\n"
-_ID = "return int(token_ids[min(index, token_ids.size - 1)])"
 _GREEDY = "    if temperature == 0:\n        return greedy(logits)\n"
 _SCALED = "scores = logits / np.float32(temperature)"
 
@@ -227,77 +227,100 @@ MISTAKES = (
         "return np.where(logits > ordered[last], np.float32(-np.inf), logits)",
     ),
     Mistake(
-        "random number not scaled",
-        "`uniform` is compared with a sum of weights that does not end at 1. Divide the weights by "
-        "their sum, or multiply `uniform` by it.",
-        "uniform * cumulative[-1]",
-        "uniform",
+        "last of the race",
+        "The token with the largest noise / probability is returned. The smallest wins: it is the "
+        "largest probability / noise.",
+        _WINNER,
+        "return int(np.argmin(weights / noise))",
     ),
     Mistake(
-        "border to the token before",
-        "A number equal to a cumulative probability gives the token before. uniform = 0 then gives "
-        "the first token, even one of probability 0. The sum must be above `uniform`: "
-        'side="right".',
-        'side="right"',
-        'side="left"',
+        "noise multiplied",
+        "The probability is multiplied by the noise. A time is the noise divided by the "
+        "probability, so that likely tokens are fast.",
+        _WINNER,
+        "return int(np.argmax(weights * noise))",
     ),
     Mistake(
-        "in order of the probability",
-        "The probabilities are summed from the most likely token on. Sum them in order of the ids, "
-        "so that a seed gives the same text as the engine's.",
-        _CHOICE,
-        "order = np.argsort(-weights, kind='stable')\n"
-        "    return int(token_ids[order[np.searchsorted(np.cumsum(weights[order]), "
-        "uniform * cumulative[-1], side='right')]])",
+        "smallest product",
+        "The probability is multiplied by the noise, and the smallest product wins, so unlikely "
+        "tokens are drawn often. Divide the noise by the probability.",
+        _WINNER,
+        "return int(np.argmin(weights * noise))",
     ),
     Mistake(
         "logits taken for probabilities",
-        "The logits are divided by their sum. Probabilities are exp(logit) divided by the sum of "
-        "those.",
-        _CHOICE,
-        "return int(np.argmax(np.cumsum(logits / logits.sum()) > uniform))",
+        "The logits are divided by the noise. Probabilities are exp(logit), divided by their sum.",
+        _WINNER,
+        "return int(np.argmax(logits / noise))",
     ),
     Mistake(
-        "each probability compared with uniform",
-        "Each probability alone is compared with `uniform`. Compare the cumulative sum: np.cumsum.",
-        _CHOICE,
-        "return int(np.argmax(weights / cumulative[-1] > uniform))",
+        "noise added to the logits",
+        "The noise is added to the logits. Divide the noise by the probability. (In logarithms it "
+        "is logit - log(noise).)",
+        _WINNER,
+        "return int(np.argmax(logits + noise))",
     ),
     Mistake(
-        "loop without a token",
-        "The loop ends without a token: rounding keeps the sum of all probabilities at or below "
-        "`uniform`. Sum in float64, and return the last token with a finite logit after the loop.",
-        _CHOICE,
-        "index = np.searchsorted(np.cumsum(weights / cumulative[-1]).astype(np.float32), "
-        "np.float32(uniform), side='right')\n"
-        "    if index == token_ids.size:\n        return None",
+        "noise subtracted from the logits",
+        "The noise is subtracted from the logits. Divide the noise by the probability. (In "
+        "logarithms it is logit - log(noise).)",
+        _WINNER,
+        "return int(np.argmax(logits - noise))",
     ),
     Mistake(
-        "no sum is above uniform",
-        "No sum is above `uniform`, because it was rounded to float32, and np.argmax of an array "
-        "without True is 0. Sum in float64.",
-        _CHOICE,
-        "index = np.searchsorted(np.cumsum(weights / cumulative[-1]).astype(np.float32), "
-        "np.float32(uniform), side='right')\n"
-        "    if index == token_ids.size:\n        return 0",
+        "noise taken for uniform numbers",
+        "The logarithm of the noise is divided by the probability. The numbers are exponential "
+        "already; the logarithm makes exponential numbers of uniform ones.",
+        _WINNER,
+        "return int(np.argmax(weights / -np.log(noise)))",
+    ),
+    Mistake(
+        "greedy instead of a draw",
+        "The most likely token is returned, whatever the noise is.",
+        _WINNER,
+        "return int(weights.argmax())",
+    ),
+    Mistake(
+        "probabilities ignored",
+        "The token with the smallest noise is returned, so all tokens are equally likely. Divide "
+        "the noise by the probability.",
+        _WINNER,
+        "return int(np.argmin(noise))",
+    ),
+    Mistake(
+        "last of equal times",
+        "Of equal times the last is returned. np.argmax returns the first; np.argsort(...)[-1] "
+        "does not.",
+        _WINNER,
+        "return int(np.argsort(weights / noise, kind='stable')[-1])",
     ),
     Mistake(
         "position returned",
         "The position among the tokens that are left is returned; it must be the token's id.",
-        _ID,
-        "return int(min(index, token_ids.size - 1))",
+        _WINNER,
+        "kept = np.flatnonzero(weights)\n    return int(np.argmax(weights[kept] / noise[kept]))",
     ),
     Mistake(
-        "greedy instead of a draw",
-        "The most likely token is returned, whatever `uniform` is.",
-        _CHOICE,
-        "index = weights.argmax()",
+        "noise of another token",
+        "The noise of the first tokens is used for the tokens that are left. Each token has its "
+        "own noise: noise[token_ids].",
+        _WINNER,
+        "kept = np.flatnonzero(weights)\n"
+        "    return int(kept[np.argmax(weights[kept] / noise[: kept.size])])",
+    ),
+    Mistake(
+        "time instead of the id",
+        "The time of the winner is returned. Return its place, the token's id: np.argmin of the "
+        "times.",
+        _WINNER,
+        "return float(1 / (weights / noise).max())",
     ),
     Mistake(
         "maximum not subtracted",
-        "The largest logit is not subtracted before np.exp, which overflows: the sum is inf.",
-        "(logits[token_ids] - logits.max()).astype",
-        "logits[token_ids].astype",
+        "The largest logit is not subtracted before np.exp, which overflows: several weights are "
+        "inf.",
+        _WEIGHTS,
+        "weights = np.exp(logits.astype(np.float64))",
     ),
     Mistake(
         "temperature 0 divides",
@@ -348,7 +371,7 @@ MISTAKES = (
         "probabilities, and with them which tokens sum to p.",
         _DRAW,
         "kept = filter_top_p(filter_top_k(logits, top_k), top_p)\n"
-        "    return draw(kept / np.float32(temperature), uniform)",
+        "    return draw(kept / np.float32(temperature), noise)",
     ),
     Mistake(
         "top_p before top_k",

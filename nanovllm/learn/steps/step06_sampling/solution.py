@@ -49,25 +49,21 @@ def filter_top_p(logits: np.ndarray, p: float) -> np.ndarray:
     return np.where(logits < ordered[last], np.float32(-np.inf), logits)
 
 
-def draw(logits: np.ndarray, uniform: float) -> int:
-    """Return the first token, in order of ids, whose cumulative probability is above `uniform`.
+def draw(logits: np.ndarray, noise: np.ndarray) -> int:
+    """Return the token with the smallest noise / probability; of equal ones the lowest id.
 
-    The probabilities are summed in float64. A token with the logit minus infinity is never
-    returned; an id is always returned, also where the sum of all ends just below `uniform`.
+    A token with the logit minus infinity is never returned.
 
     Args:
-        logits: [vocab], float32; at least one is finite.
-        uniform: the random number, from 0 to below 1; there is no other.
+        logits: [vocab], float32; at least one is finite. They must not be changed.
+        noise: [vocab], float64; an exponential random number above 0 for each token.
     """
-    token_ids = np.flatnonzero(logits > -np.inf)
-    weights = np.exp((logits[token_ids] - logits.max()).astype(np.float64))
-    cumulative = np.cumsum(weights)
-    index = np.searchsorted(cumulative, uniform * cumulative[-1], side="right")
-    return int(token_ids[min(index, token_ids.size - 1)])
+    weights = np.exp((logits - logits.max()).astype(np.float64))
+    return int(np.argmax(weights / noise))
 
 
 def sample(
-    logits: np.ndarray, *, temperature: float, top_k: int, top_p: float, uniform: float
+    logits: np.ndarray, *, temperature: float, top_k: int, top_p: float, noise: np.ndarray
 ) -> int:
     """Return the next token: the greedy one at temperature 0, else one that is drawn.
 
@@ -78,9 +74,9 @@ def sample(
         temperature: 0 or more.
         top_k: as in `filter_top_k`.
         top_p: as in `filter_top_p`.
-        uniform: as in `draw`.
+        noise: as in `draw`.
     """
     if temperature == 0:
         return greedy(logits)
     scores = logits / np.float32(temperature)
-    return draw(filter_top_p(filter_top_k(scores, top_k), top_p), uniform)
+    return draw(filter_top_p(filter_top_k(scores, top_k), top_p), noise)

@@ -25,7 +25,7 @@ from nanovllm.model.kernels.sampling.passes import (
     LOWEST,
     MAX_DISTANCE,
     make_fill,
-    make_weigh_groups,
+    make_sum_weights,
     make_weigh_keys,
 )
 from nanovllm.model.kernels.sampling.record import BIN_SETS, BINS, GROUP_VECTORS, group_size
@@ -53,7 +53,7 @@ def make_find_threshold(target: KernelTarget) -> Any:
         row: number of the row.
         largest: its largest score.
     """
-    weigh_groups, weigh_keys = make_weigh_groups(target), make_weigh_keys(target)
+    sum_weights, weigh_keys = make_sum_weights(target), make_weigh_keys(target)
     gather, find_kth = _make_gather(target), make_find_kth(target)
 
     @compiled
@@ -64,8 +64,7 @@ def make_find_threshold(target: KernelTarget) -> Any:
         if 0 < top_k < record.vocab:
             least = max(least, find_kth(record, scratch, top_k, least, largest))
         if top_p < 1.0:
-            sums = scratch + record.sums_offset
-            total = weigh_groups(scratch, record.groups, least, largest, sums)
+            total = sum_weights(scratch, record.groups, least, largest)
             # Scores of less weight than this sum to less than 1 - top_p. The 0.001 covers rounding.
             negligible = np.float32(math.log((1.0 - top_p) * total / record.vocab) - 0.001)
             least = max(least, largest + negligible)

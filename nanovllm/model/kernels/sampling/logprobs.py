@@ -18,7 +18,7 @@ from nanovllm.model.kernels.sampling.passes import (
     make_maxima,
     make_rank,
     make_scale,
-    make_weigh_groups,
+    make_sum_weights,
 )
 from nanovllm.model.kernels.sampling.record import group_size
 from nanovllm.model.kernels.simd.memory import (
@@ -40,7 +40,7 @@ _ID_MASK = (1 << _ID_BITS) - 1
 def make_report_row(target: KernelTarget) -> Any:
     """Make report_row(record, row, scratch), which writes the row's log-probabilities and ranks."""
     scale, maxima = make_scale(target), make_maxima(target)
-    weigh_groups, compute_rank = make_weigh_groups(target), make_rank(target)
+    sum_weights, compute_rank = make_sum_weights(target), make_rank(target)
     find_top = _make_find_top(target)
 
     @compiled
@@ -55,8 +55,7 @@ def make_report_row(target: KernelTarget) -> Any:
             store_int(record.ranks, row, 1)
             store_int(record.num_top, row, 0)
             return
-        sums = scratch + record.sums_offset
-        total = weigh_groups(scratch, record.groups, _LOWEST, largest, sums)
+        total = sum_weights(scratch, record.groups, _LOWEST, largest)
         log_total = np.float32(math.log(total))
         score = load_float(scratch, token)
         store_float(logprobs, 0, score - largest - log_total)

@@ -12,9 +12,12 @@ with minus infinity to whole groups of GROUP_VECTORS vectors. A column is one la
 The weight of a score is exp(score - largest), or 0 below a threshold.
 """
 
+import math
+
 from numba import types
 
 from nanovllm.model.kernels.build.layout import WORD_BYTES
+from nanovllm.model.kernels.sampling.philox import hash_tokens
 from nanovllm.model.kernels.sampling.record import GROUP_VECTORS
 from nanovllm.model.kernels.simd.kernel import Float, kernel_maker
 from nanovllm.model.kernels.simd.memory import ordered_bits
@@ -22,15 +25,11 @@ from nanovllm.model.kernels.simd.value import F32, F64, I32, I64, Value
 from nanovllm.model.kernels.simd.vector import Vectors
 
 MAX_DISTANCE = 87.0
-"""Scores further below the largest weigh nothing: exp(-87) is 1e-38, and a draw has 53 bits."""
+"""Scores further below the largest weigh nothing in top_p: exp(-87) is 1e-38."""
 LOWEST = -3.4028234663852886e38
 """The lowest finite float32."""
 _INFINITY = float("inf")
-
-
-def _weight(v: Vectors, score: Value, least: Value, largest: Value) -> Value:
-    """Return exp(score - largest), or 0 where the score is below `least`."""
-    return v.where(score >= least, v.exp(score - largest), 0.0)
+_LOG2_E = math.log2(math.e)
 
 
 @kernel_maker()
@@ -98,14 +97,12 @@ def make_maxima(v: Vectors, scores: Value, groups: Value, maxima: Value) -> Valu
 
 
 @kernel_maker(returns=types.float64)
-def make_weigh_groups(
-    v: Vectors, scores: Value, groups: Value, least: Float, largest: Float, sums: Value
+def make_sum_weights(
+    v: Vectors, scores: Value, groups: Value, least: Float, largest: Float
 ) -> Value:
-    """Make weigh_groups(scores, groups, least, largest, sums) -> the sum of all weights, in
-    float64.
+    """Make sum_weights(scores, groups, least, largest) -> the sum of all weights, in float64.
 
-    It writes the sum of each group to `sums`, a float64. Lanes are summed in float64, one group
-    after the other.
+    Lanes are summed in float64, one group after the other.
     """
     lanes = v.lanes
     least, largest = v.splat(least), v.splat(largest)
@@ -114,30 +111,68 @@ def make_weigh_groups(
         start = v.element(scores, g * (GROUP_VECTORS * lanes))
 
         def vector(i: Value, subtotal: Value) -> Value:
-            weight = _weight(v, v.load(v.element(start, i)), least, largest)
+            score = v.load(v.element(start, i))
+            weight = v.where(score >= least, v.exp(score - largest), 0.0)
             return subtotal + weight.to_double()
 
         zeros, size = v.constant(0.0, F64), v.scalar(GROUP_VECTORS * lanes)
-        subtotal = v.sum(v.fold(size, lanes, zeros, vector))
-        v.store(subtotal, sums + g * 8)
-        return total + subtotal
+        return total + v.sum(v.fold(size, lanes, zeros, vector))
 
     return v.fold(groups, 1, v.scalar(0.0, F64), group)
 
 
-@kernel_maker()
-def make_weigh(
-    v: Vectors, scores: Value, count: Value, least: Float, largest: Float, weights: Value
-) -> None:
-    """Make weigh(scores, count, least, largest, weights): the weight of each score.
+@kernel_maker(returns=types.float32)
+def make_bound_race(
+    v: Vectors,
+    scores: Value,
+    groups: Value,
+    least: Float,
+    largest: Float,
+    word0: Value,
+    word1: Value,
+    word2: Value,
+    maxima: Value,
+) -> Value:
+    """Make bound_race(scores, groups, least, largest, word0, word1, word2, maxima) -> the largest
+    upper bound of log2(weight / noise). It writes the largest of each column to `maxima`.
 
-    `count` is rounded up to whole vectors.
+    -log(u) is at least 1 - u, and log2(x) at least the exponent of x plus its fraction. So the
+    bound needs no logarithm: the bits of a float32, as an integer, are both (Mitchell 1962,
+    "Computer multiplication and division using binary logarithms"). It is less than 0.1 above the
+    value for small noise, which is what wins. Rounding changes it by less than 1e-4.
+
+    Arguments of bound_race:
+        least, largest: bounds of the scores that are kept.
+        word0, word1, word2: key of the draw.
+        maxima: address of the largest score of each column; overwritten. A column without a score
+            from `least` up gets minus infinity.
     """
     lanes = v.lanes
-    least, largest = v.splat(least), v.splat(largest)
+    size = GROUP_VECTORS * lanes
+    nothing = v.constant(-_INFINITY)
+    limit, least, largest = least, v.splat(least), v.splat(largest)
+    words = v.integer_argument(word0), v.integer_argument(word1), v.integer_argument(word2)
 
-    with v.range(count, lanes) as i:
-        v.store(_weight(v, v.load(v.element(scores, i)), least, largest), v.element(weights, i))
+    def group(g: Value, best: Value) -> Value:
+        column, start = v.element(maxima, g * lanes), g * size
+        highest = v.load(column)
+        v.store(nothing, column)
+        with v.when(v.largest(highest) >= limit):
+
+            def bound(i: Value, best: Value) -> Value:
+                token = start + i
+                score = v.load(v.element(scores, token))
+                bits = hash_tokens(v.integer_argument(token) + v.lane_numbers(), words)
+                # (1 - u) * 2**31 without its last bit, which makes it smaller and signed
+                rest = (~bits).lshr(1).to_float()
+                log_rest = v.fma(rest.bitcast(I32).to_float(), 2.0**-23, -127.0 - 31.0)
+                value = v.fma(score - largest, _LOG2_E, -log_rest)
+                return v.maximum(v.where(score >= least, value, -_INFINITY), best)
+
+            v.store(v.fold(v.scalar(size), lanes, nothing, bound), column)
+        return v.maximum(v.load(column), best)
+
+    return v.largest(v.fold(groups, 1, nothing, group))
 
 
 @kernel_maker()

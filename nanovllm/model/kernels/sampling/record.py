@@ -22,9 +22,7 @@ each other."""
 BINS_BYTES = BIN_SETS * BINS * 8
 
 _SIZES = "threads rows vocab padded groups max_logprobs sampling"
-_BYTES = (
-    "logits_stride scratch_bytes keys_offset weights_offset maxima_offset sums_offset bins_offset"
-)
+_BYTES = "logits_stride scratch_bytes keys_offset weights_offset maxima_offset bins_offset"
 _ADDRESSES = f"""
     logits work scratch
     {" ".join(ROW_SETTINGS.names or ())} log_min_p positions
@@ -65,19 +63,17 @@ def group_size(lanes: int) -> int:
 def scratch_layout(vocab: int, lanes: int) -> dict[str, int]:
     """Return the sizes and offsets of a thread's scratch memory, by their names in the record.
 
-    scores | keys | weights | maxima of columns | sums of groups | bins
+    scores | keys | weights | maxima of columns | bins
     """
     groups = -(-vocab // group_size(lanes))
     row_bytes = groups * group_size(lanes) * WORD_BYTES
-    sums_offset = 3 * row_bytes + row_bytes // GROUP_VECTORS
-    bins_offset = sums_offset + -(-groups * 8 // 64) * 64
+    bins_offset = 3 * row_bytes + row_bytes // GROUP_VECTORS
     return {
         "padded": groups * group_size(lanes),
         "groups": groups,
         "keys_offset": row_bytes,
         "weights_offset": 2 * row_bytes,
         "maxima_offset": 3 * row_bytes,
-        "sums_offset": sums_offset,
         "bins_offset": bins_offset,
         "scratch_bytes": bins_offset + BINS_BYTES,
     }

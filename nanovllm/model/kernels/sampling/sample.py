@@ -7,35 +7,33 @@ sorted:
     scale      edits and penalties, then division by the temperature, into scratch memory
     maxima     the largest score, and the maximum of each column of 16
     threshold  filters.py: min_p is an addition; top_k and top_p read the few columns that matter
-    weigh      the sums of the remaining weights, group by group
-    draw       the group in which the running sum passes the draw, then the token in it
+    bound      an upper bound of weight / noise for each column, without exp and log
+    draw       the largest weight / noise, of the few columns whose bound reaches it
     report     logprobs.py, of the unmodified logits
 
 A counter hands out rows. One thread computes a row, by the same operations whatever the batch.
 `record` is a SAMPLING_RECORD and `scratch` the thread's memory (record.py).
 """
 
+import math
 from functools import cache
 from typing import Any
 
 import numpy as np
 
 from nanovllm.model.kernels.build.compiler import compiled
-from nanovllm.model.kernels.build.layout import WORD_BYTES
 from nanovllm.model.kernels.build.target import KernelTarget
 from nanovllm.model.kernels.sampling.filters import make_find_threshold
 from nanovllm.model.kernels.sampling.logprobs import make_report_row
 from nanovllm.model.kernels.sampling.passes import (
+    make_bound_race,
     make_fill,
     make_maxima,
     make_scale,
-    make_weigh,
-    make_weigh_groups,
 )
-from nanovllm.model.kernels.sampling.philox import uniform
-from nanovllm.model.kernels.sampling.record import SAMPLING_RECORD, group_size
+from nanovllm.model.kernels.sampling.philox import draw_key, exponential
+from nanovllm.model.kernels.sampling.record import GROUP_VECTORS, SAMPLING_RECORD, group_size
 from nanovllm.model.kernels.simd.memory import (
-    load_double,
     load_float,
     load_int,
     make_copy,
@@ -47,6 +45,10 @@ from nanovllm.model.kernels.threads.atomics import atomic_add
 
 sampling_record_at = record_at(SAMPLING_RECORD)
 
+_MAX_RACE_DISTANCE = np.float32(27.0)
+"""Scores further below the largest are never drawn: noise is from 2**-33 to 22.9."""
+_BOUND_ERROR = 1e-3
+"""Above the error of the bounds of passes.py by rounding."""
 _MINUS_INFINITY = np.float32(-np.inf)
 _ONE = np.float32(1.0)
 
@@ -98,13 +100,8 @@ def _make_sample_row(target: KernelTarget) -> Any:
             if is_greedy:
                 token = argmax(record, scratch, largest)
             else:
-                draw = uniform(
-                    load_int(record.seeds, row),
-                    load_int(record.choices, row),
-                    load_int(record.positions, row),
-                )
                 least = find_threshold(record, row, scratch, largest)
-                token = draw_token(record, scratch, least, largest, draw)
+                token = draw_token(record, row, scratch, least, largest)
         store_int(record.tokens, row, token)
 
     return sample_row
@@ -179,43 +176,53 @@ def _make_argmax(target: KernelTarget) -> Any:
 
 
 def _make_draw_token(target: KernelTarget) -> Any:
-    """Make draw_token(record, scratch, least, largest, draw) -> the token that is drawn.
+    """Make draw_token(record, row, scratch, least, largest) -> the token that is drawn.
 
-    It is the token at which the running sum of weights, by ascending id, passes `draw` times the
-    sum of all weights.
+    It is the token with the largest weight / noise, which is computed as NumPy does, in float64,
+    but for few columns: first the one with the largest bound, then those whose bound is not below
+    the result.
 
     Arguments of draw_token:
         least, largest: bounds of the scores that are kept.
-        draw: float64 in [0, 1).
     """
     lanes = target.lanes
     size = group_size(lanes)
-    weigh_groups, weigh = make_weigh_groups(target), make_weigh(target)
+    bound_race = make_bound_race(target)
 
     @compiled
-    def draw_token(record: Any, scratch: int, least: float, largest: float, draw: float) -> int:
-        sums, weights = scratch + record.sums_offset, scratch + record.weights_offset
-        goal = draw * weigh_groups(scratch, record.groups, least, largest, sums)
-        running_sum = 0.0
-        group = 0
-        chosen = 0
-        while group < record.groups:
-            weight = load_double(sums, group)
-            if weight > 0:
-                chosen = group
-            if running_sum + weight > goal:
-                break
-            running_sum += weight
-            group += 1
-        weigh(scratch + chosen * size * WORD_BYTES, size, least, largest, weights)
-        token = 0
-        for i in range(size):
-            weight = load_float(weights, i)
-            if weight > 0:
-                token = i  # the last one, should rounding keep the sum below the goal
-                running_sum += weight
-                if running_sum > goal:
-                    break
-        return chosen * size + token
+    def race_column(
+        scratch: int, column: int, least: Any, largest: Any, key: Any, best: Any, winner: int
+    ) -> Any:
+        """Return the largest weight / noise of `best` and a column, and its token."""
+        first = column // lanes * size + column % lanes
+        for vector in range(GROUP_VECTORS):
+            token = first + vector * lanes
+            score = load_float(scratch, token)
+            if score >= least:
+                weight = math.exp(np.float64(score - largest))
+                ratio = weight / exponential(token, key[0], key[1], key[2])
+                if ratio > best or (ratio == best and token < winner):
+                    best, winner = ratio, token
+        return best, winner
+
+    @compiled
+    def draw_token(record: Any, row: int, scratch: int, least: Any, largest: Any) -> int:
+        key = draw_key(
+            load_int(record.seeds, row),
+            load_int(record.choices, row),
+            load_int(record.positions, row),
+        )
+        least = max(least, largest - _MAX_RACE_DISTANCE)
+        bounds = scratch + record.maxima_offset
+        highest = bound_race(scratch, record.groups, least, largest, key[0], key[1], key[2], bounds)
+        leader = 0
+        while load_float(bounds, leader) < highest:
+            leader += 1
+        best, winner = race_column(scratch, leader, least, largest, key, 0.0, 0)
+        reached = np.float32(math.log2(best) - _BOUND_ERROR)
+        for column in range(record.groups * lanes):
+            if load_float(bounds, column) >= reached:
+                best, winner = race_column(scratch, column, least, largest, key, best, winner)
+        return winner
 
     return draw_token

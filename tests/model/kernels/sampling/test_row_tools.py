@@ -15,7 +15,7 @@ from nanovllm.model.kernels.sampling.logprobs import sort_descending
 from nanovllm.model.kernels.sampling.record import BINS_BYTES
 from nanovllm.model.kernels.simd.memory import float_to_ordered, ordered_to_float
 from nanovllm.model.kernels.step_record import NO_TOKEN, best_bytes
-from nanovllm.model.philox import uniform
+from nanovllm.model.philox import draw_keys, exponentials
 from tests.support.kernel_entries import argmax_kernel
 from tests.support.targets import WIDTHS
 
@@ -106,15 +106,19 @@ def test_the_sort_is_numpys(values: np.ndarray) -> None:
     seed=st.integers(0, 2**64 - 1),
     choice=st.integers(0, 2**32 - 1),
     position=st.integers(0, 2**32 - 1),
+    token=st.integers(0, 99_999),
 )
-def test_draws_are_the_numpy_generators_to_the_bit(seed: int, choice: int, position: int) -> None:
-    expected = uniform(
+def test_noise_is_that_of_numpy(seed: int, choice: int, position: int, token: int) -> None:
+    key = draw_keys(
         np.array([seed], dtype=np.uint64),
         np.array([choice], dtype=np.int64),
         np.array([position], dtype=np.int64),
     )[0]
     signed = seed - 2**64 if seed >= 2**63 else seed
-    assert philox.uniform(signed, choice, position) == expected
+    words = philox.draw_key(signed, choice, position)
+    assert [word % 2**32 for word in words] == key.tolist()
+    noise = exponentials(key, token + 1)[token]
+    assert philox.exponential(token, *words) == pytest.approx(noise, rel=1e-14)
 
 
 @pytest.fixture(scope="module", params=WIDTHS)
