@@ -39,7 +39,13 @@ REAL = {
     "presence_penalty": (-2, 2),
     "frequency_penalty": (-2, 2),
 }
-FLAGS = ("ignore_eos", "include_stop_str_in_output", "skip_special_tokens", "add_special_tokens")
+FLAGS = (
+    "ignore_eos",
+    "include_stop_str_in_output",
+    "skip_special_tokens",
+    "speculative",
+    "add_special_tokens",
+)
 TEXTS = {"stop": MAX_STOP_STRINGS, "bad_words": MAX_LOGIT_EDITS}
 IDS = ("stop_token_ids", "allowed_token_ids")
 

@@ -61,7 +61,7 @@ def test_an_exception_is_a_mistake_where_its_message_is_that_of_the_mistake(
 @pytest.mark.parametrize(
     ("body", "state", "text"),
     [
-        ("    while True:\n        pass\n", "ended", "did not end within 0.3 s"),
+        ("    while True:\n        pass\n", "ended", "did not end within 1 s"),
         ("    return np.ones((1 << 36,))\n", "raised", "allocate"),
         ("    return [bytearray(1 << 20) for _ in range(1 << 20)]\n", "raised", "MemoryError"),
         ("    return layer_norm(hidden, gain, bias, epsilon)\n", "raised", "RecursionError"),
@@ -96,7 +96,7 @@ def test_an_exception_is_a_mistake_where_its_message_is_that_of_the_mistake(
 def test_code_that_goes_wrong_gets_a_message(
     folder: CourseFolder, body: str, state: str, text: str
 ) -> None:
-    verdict = judged(folder, HEAD + body, cpu_s=0.3)
+    verdict = judged(folder, HEAD + body, cpu_s=1.0)
     assert verdict.cases[-1].state == state, verdict
     assert text in verdict.cases[-1].text
     assert not verdict.has_passed
