@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from nanovllm.config import BACKENDS, EngineConfig
 from nanovllm.engine.engine import Engine
 from nanovllm.engine.scheduling.request import FinishReason
-from nanovllm.engine.speculation.cost_model import StepTimes
 from nanovllm.errors import InvalidRequestError
 from nanovllm.outputs import RequestOutput
 from nanovllm.sampling_params import SamplingParams
@@ -21,6 +20,7 @@ from nanovllm.speculative_config import SpeculativeConfig
 from tests.support.checkpoints import write_tiny_model
 from tests.support.processing import process
 from tests.support.scheduling import uncached_free_blocks
+from tests.support.speculation import draft_always
 
 NUMPY = EngineConfig(
     batch_invariant=True, block_size=8, num_blocks=64, max_num_batched_tokens=64, max_num_seqs=8
@@ -239,13 +239,6 @@ def speculation(
         num_speculative_tokens=count,
         prompt_lookup_min=1 if drafts in ("ngram", "both") else 2,
     )
-
-
-def draft_always(engine: Engine) -> None:
-    """Have the engine draft as if rows were free."""
-    if engine.speculator is not None:
-        engine.speculator.times = StepTimes((1, 512), (1.0, 1.0001))
-        engine.speculator.draft_times = StepTimes((1, 512), (1e-6, 1e-6))
 
 
 @pytest.fixture(scope="module")

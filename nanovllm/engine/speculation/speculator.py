@@ -152,22 +152,20 @@ class Speculator:
         rows = sum(1 + len(sequence.drafted) for sequence in plan.sequences)
         if rows == plan.num_tokens:  # the step only decodes
             self._slowness.add(time.perf_counter() - self._planned_s, self.times.of(rows))
-        drawn = {update.request_id: update.token_ids for update in updates}
-        for sequence in plan.sequences:
-            request_id = sequence.request.request_id
-            tokens, state = drawn.get(request_id, ()), self._sequences.get(request_id)
-            if state is None or not tokens:
+        for update in updates:
+            state = self._sequences.get(update.request_id)
+            if state is None or not update.token_ids:
                 continue
-            if sequence.drafted:
-                accepted = sum(a == b for a, b in zip(tokens, sequence.drafted, strict=False))
-                self._count(accepted, len(sequence.drafted))
-                is_found = sequence.drafted == state.found[: len(sequence.drafted)]
+            if update.drafted:
+                accepted = update.num_accepted()
+                self._count(accepted, len(update.drafted))
+                is_found = update.drafted == state.found[: len(update.drafted)]
                 means = self._means(state) if is_found else (state.by_model, self._by_model)
                 for mean in means:
-                    mean.add(accepted, len(sequence.drafted))
+                    mean.add(accepted, len(update.drafted))
             elif state.found:  # what would have been accepted is known without any cost
                 for mean in self._means(state):
-                    mean.add(state.found[0] == tokens[0], 1)
+                    mean.add(state.found[0] == update.token_ids[0], 1)
             state.found = ()
         self._request_paths([each.request for each in plan.sequences if each.samples])
 
