@@ -46,18 +46,19 @@ def max_model_len(config: EngineConfig, model: GPT2Config) -> int:
     return config.max_model_len
 
 
-def draft_config(config: EngineConfig) -> EngineConfig | None:
-    """Return the settings of the draft model; None without one."""
+def _draft_model(config: EngineConfig) -> tuple[EngineConfig, Path] | None:
+    """Return the settings and the folder of the draft model; None without one."""
     speculative = config.speculation
     if speculative is None or speculative.model is None:
         return None
     quantization = speculative.quantization or (
         None if speculative.dtype is not None else config.quantization
     )
-    return replace(
+    settings = replace(
         config, dtype=speculative.dtype or config.dtype, quantization=quantization,
         speculative_config=None,
     )  # fmt: skip
+    return settings, Path(speculative.model)
 
 
 def check_draft_model(
@@ -68,9 +69,10 @@ def check_draft_model(
     This needs no weights. Raises CheckpointError if its folder is not valid, and ValueError unless
     it can draft for `model`.
     """
-    settings, name = draft_config(config), _draft_folder(config)
-    if settings is None or name is None:
+    found = _draft_model(config)
+    if found is None:
         return None
+    settings, name = found
     draft = GPT2Config.load(name)
     vocabularies = Tokenizer.load(name).vocabulary, Tokenizer.load(folder).vocabulary
     if draft.vocab != model.vocab or vocabularies[0] != vocabularies[1]:
@@ -90,18 +92,12 @@ def check_draft_model(
 
 def load_draft_model(config: EngineConfig) -> NativeModelRunner | None:
     """Load the draft model, which `check_draft_model` has checked; None without one."""
-    settings, folder = draft_config(config), _draft_folder(config)
-    if settings is None or folder is None:
+    found = _draft_model(config)
+    if found is None:
         return None
+    settings, folder = found
     settings = with_stored_dtype(settings, folder)
     return NativeModelRunner.load(folder, settings.backend, load_options(settings))
-
-
-def _draft_folder(config: EngineConfig) -> Path | None:
-    speculative = config.speculation
-    if speculative is None or speculative.model is None:
-        return None
-    return Path(speculative.model)
 
 
 def make_speculator(
@@ -115,17 +111,15 @@ def make_speculator(
     if speculative is None:
         return None
     most = max_sampled_rows(config)
-    times = StepTimes.measure(_timed_step(runner.backend, config.block_size), most)
+    times = StepTimes.measure(_timed_step(runner.backend), most)
     if draft is None:
         return Speculator(speculative, times)
-    draft_times = StepTimes.measure(
-        _timed_step(draft.backend, config.block_size), config.max_num_seqs
-    )
+    draft_times = StepTimes.measure(_timed_step(draft.backend), config.max_num_seqs)
     model = DraftModel(draft, config.block_size, config.max_num_batched_tokens)
     return Speculator(speculative, times, model, draft_times)
 
 
-def _timed_step(backend: Backend, block_size: int) -> Callable[[int], float]:
+def _timed_step(backend: Backend) -> Callable[[int], float]:
     """Return a function that runs a step of a number of rows and returns its time in seconds."""
 
     def run(rows: int) -> float:

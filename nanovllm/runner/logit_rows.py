@@ -33,3 +33,7 @@ class LogitRows:
     sampled: Int64[np.ndarray, " seqs"]
     prompt: PromptRows
     hidden: Int64[np.ndarray, " hidden_rows"]
+
+
+_NONE = np.empty(0, dtype=np.int64)
+NO_PROMPT_ROWS = PromptRows(_NONE, _NONE, _NONE)

@@ -32,11 +32,7 @@ from typing import Any, NamedTuple
 
 from nanovllm.engine.sandbox import limits
 from nanovllm.engine.sandbox.gbnf import gbnf_to_lark, is_gbnf
-from nanovllm.engine.sandbox.grammar_path import (
-    Path,
-    PathBudget,
-    PathRequest,
-)
+from nanovllm.engine.sandbox.grammar_path import Path, PathBudget, PathRequest
 from nanovllm.engine.sandbox.json_digits import DigitLimitedMatcher
 from nanovllm.engine.sandbox.json_schemas import close_objects
 from nanovllm.engine.sandbox.messages import PATH_NOTE, Channel

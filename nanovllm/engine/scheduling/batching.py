@@ -6,6 +6,7 @@ The runner and the model get only arrays and frozen dataclasses, never a Request
 import math
 from array import array
 from collections.abc import Iterable, Mapping, Sequence, Sized
+from itertools import accumulate
 from typing import NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
@@ -15,7 +16,7 @@ from nanovllm.engine.scheduling.step_plan import PlannedSequence, SequenceUpdate
 from nanovllm.engine.scheduling.token_rules import SeenTokens
 from nanovllm.model.batch import ForwardBatch
 from nanovllm.model.sampling import ROW_SETTINGS, SamplingSettings, TokenLists, TokenLogprobs
-from nanovllm.runner.logit_rows import LogitRows, PromptRows
+from nanovllm.runner.logit_rows import NO_PROMPT_ROWS, LogitRows, PromptRows
 from nanovllm.runner.native_model_runner import RunnerOutput
 
 D = TypeVar("D", bound=np.generic)
@@ -48,35 +49,40 @@ def build(plan: StepPlan, block_size: int) -> tuple[ForwardBatch, LogitRows, Sam
 
     The logit rows of a sequence are its prompt log-probability rows, its hidden rows and its
     sampled rows, in this order. A fork computes no tokens; it samples from its source's last row.
-    The batch has no padding, except that shorter block tables are padded with 0.
     """
     computed = [sequence for sequence in plan.sequences if sequence.count > 0]
-    token_ids: list[int] = []
+    starts = [0, *accumulate(sequence.count for sequence in computed)]
+    logit_rows, rows, sampled = _rows(plan.sequences, starts)
+    parts = [(each.token_ids, each.start, each.request.block_ids) for each in computed]
+    return forward_batch(parts, logit_rows, block_size), rows, sampling_settings(sampled)
+
+
+def forward_batch(
+    parts: Sequence[tuple[Sequence[int], int, list[int]]], logit_rows: list[int], block_size: int
+) -> ForwardBatch:
+    """Return a batch without padding, except that shorter block tables are padded with 0.
+
+    A part is a sequence: the tokens to compute, the position of the first, and its blocks.
+    """
     positions: list[int] = []
     slots: list[int] = []
-    starts = [0]
-    for sequence in computed:
-        blocks, end = sequence.request.block_ids, sequence.start + sequence.count
-        token_ids += sequence.token_ids
-        positions += range(sequence.start, end)
+    for token_ids, start, blocks in parts:
+        end = start + len(token_ids)
+        positions += range(start, end)
         slots += [
             blocks[position // block_size] * block_size + position % block_size
-            for position in range(sequence.start, end)
+            for position in range(start, end)
         ]
-        starts.append(len(token_ids))
-    tables = [sequence.request.block_ids for sequence in computed]
-    max_blocks = max(map(len, tables))
-    logit_rows, rows, sampled = _rows(plan.sequences, starts)
-    batch = ForwardBatch(
-        token_ids=_int64(token_ids),
+    max_blocks = max(len(blocks) for _, _, blocks in parts)
+    return ForwardBatch(
+        token_ids=_int64([token_id for token_ids, _, _ in parts for token_id in token_ids]),
         positions=_int64(positions),
-        query_starts=_int64(starts),
-        context_lens=_int64([sequence.start + sequence.count for sequence in computed]),
-        block_tables=_int64([blocks + [0] * (max_blocks - len(blocks)) for blocks in tables]),
+        query_starts=_int64([0, *accumulate(len(token_ids) for token_ids, _, _ in parts)]),
+        context_lens=_int64([start + len(token_ids) for token_ids, start, _ in parts]),
+        block_tables=_int64([blocks + [0] * (max_blocks - len(blocks)) for _, _, blocks in parts]),
         slots=_int64(slots),
         logit_rows=_int64(logit_rows),
     )
-    return batch, rows, sampling_settings(sampled)
 
 
 def split(plan: StepPlan, output: RunnerOutput, vocab: int) -> list[SequenceUpdate]:
@@ -166,7 +172,7 @@ def _rows(
     prompt = (
         PromptRows(_int64(prompt_rows), _int64(prompt_tokens), _int64(prompt_counts))
         if prompt_rows
-        else _NO_PROMPT_ROWS
+        else NO_PROMPT_ROWS
     )
     hidden = _int64(hidden_rows) if hidden_rows else _NONE
     return logit_rows, LogitRows(_int64(sampled_rows), prompt, hidden), sampled
@@ -326,4 +332,3 @@ def _int64(values: Sequence[int] | object) -> "np.ndarray[tuple[int], np.dtype[n
 
 
 _NONE = _int64([])
-_NO_PROMPT_ROWS = PromptRows(_NONE, _NONE, _NONE)

@@ -11,14 +11,15 @@ Leviathan et al. 2023, arXiv:2211.17192; Chen et al. 2023, arXiv:2302.01318.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 
 import numpy as np
 
-from nanovllm.engine.scheduling.batching import SampledRow, sampling_settings
+from nanovllm.engine.scheduling.batching import SampledRow, forward_batch, sampling_settings
 from nanovllm.engine.scheduling.request import Request
 from nanovllm.engine.scheduling.step_plan import PlannedSequence, StepPlan
 from nanovllm.model.batch import ForwardBatch
-from nanovllm.runner.logit_rows import LogitRows, PromptRows
+from nanovllm.runner.logit_rows import NO_PROMPT_ROWS, LogitRows
 from nanovllm.runner.native_model_runner import NativeModelRunner
 
 UNKNOWN = -1
@@ -120,7 +121,7 @@ class DraftModel:
             indices = np.arange(len(rows), dtype=np.int64)
             token_ids = self.runner.run(
                 batch,
-                LogitRows(indices, _NO_PROMPT_ROWS, _NONE),
+                LogitRows(indices, NO_PROMPT_ROWS, _NONE),
                 replace(settings, num_logprobs=reports),
             ).token_ids
         else:
@@ -137,25 +138,10 @@ class DraftModel:
 
     def _batch(self, drafts: Sequence[_Draft]) -> ForwardBatch:
         """Return the batch of all pending tokens."""
-        counts = np.array([len(draft.pending) for draft in drafts], dtype=np.int64)
-        starts = np.array([draft.start for draft in drafts], dtype=np.int64)
-        ends = np.concatenate([_ZERO, np.cumsum(counts)])
-        sequence = np.repeat(np.arange(len(drafts)), counts)
-        positions = np.arange(ends[-1]) - ends[sequence] + starts[sequence]
-        block_ids = [draft.request.block_ids for draft in drafts]
-        tables = np.zeros((len(drafts), max(map(len, block_ids))), dtype=np.int64)
-        for table, ids in zip(tables, block_ids, strict=True):
-            table[: len(ids)] = ids
-        blocks = tables[sequence, positions // self._block_size]
-        return ForwardBatch(
-            token_ids=np.array([token for draft in drafts for token in draft.pending], np.int64),
-            positions=positions,
-            query_starts=ends,
-            context_lens=starts + counts,
-            block_tables=tables,
-            slots=blocks * self._block_size + positions % self._block_size,
-            logit_rows=ends[1:][[draft.gives_token for draft in drafts]] - 1,
-        )
+        ends = accumulate(len(draft.pending) for draft in drafts)
+        rows = [end - 1 for draft, end in zip(drafts, ends, strict=True) if draft.gives_token]
+        parts = [(draft.pending, draft.start, draft.request.block_ids) for draft in drafts]
+        return forward_batch(parts, rows, self._block_size)
 
     def _find_computed(self, request: Request) -> _Computed:
         """Return what is computed of a request: what it was, or full blocks by their hashes.
@@ -191,10 +177,9 @@ class DraftModel:
         for index in range(draft.start // self._block_size, len(computed.block_ids)):
             block = request.block_ids[index]
             self._hashes.pop(block, None)
-            if (index + 1) * self._block_size <= computed.num_tokens:
-                self._hashes.update(
-                    zip([block], request.block_hashes[index : index + 1], strict=False)
-                )
+            is_full = (index + 1) * self._block_size <= computed.num_tokens
+            if is_full and index < len(request.block_hashes):
+                self._hashes[block] = request.block_hashes[index]
 
 
 def _filled(sequence: PlannedSequence, drafts: Mapping[str, _Draft]) -> PlannedSequence:
@@ -204,7 +189,3 @@ def _filled(sequence: PlannedSequence, drafts: Mapping[str, _Draft]) -> PlannedS
         return sequence
     count = sequence.count - len(sequence.drafted) + len(draft.tokens)
     return replace(sequence, count=count, drafted=draft.tokens)
-
-
-_ZERO = np.zeros(1, dtype=np.int64)
-_NO_PROMPT_ROWS = PromptRows(_NONE, _NONE, _NONE)
