@@ -270,6 +270,7 @@ def test_copied_requests_work_where_they_are_pasted(
         page.locator(".choice .token").nth(1).click()
         with page.expect_request("**/v1/completions") as request:
             page.locator(".bar-button").nth(1).click()
+        page.locator(".history-item").nth(1).wait_for()
         page.get_by_role("button", name="Copy as curl").click()
         continued: Any = request.value.post_data_json
         fields = {name: continued[name] for name in continued if name not in STREAMING}

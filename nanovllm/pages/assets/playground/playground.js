@@ -79,7 +79,7 @@ export function playgroundView(context) {
       h("div", { class: "row" }, start, scoring, stop.button, form.prompts.addButton),
     ]),
     form.settings.element,
-    h("div", { class: "playground-results stack" }, form.problem, hint, resultGrid, copies),
+    h("div", { class: "playground-results stack" }, form.problem, copies, hint, resultGrid),
     runs.element,
   ]);
 
