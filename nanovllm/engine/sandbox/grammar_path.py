@@ -8,6 +8,7 @@ output.
 """
 
 import time
+from array import array
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -57,7 +58,7 @@ class PathFinder:
 
     def __init__(self) -> None:
         """Start with the time for many paths, because the first ones take longer."""
-        self.tokens: list[int] = []
+        self.tokens = array("q")
         self._ngrams: NgramIndex | None = None
         self._left_s = _FREE_S
 
@@ -67,7 +68,7 @@ class PathFinder:
         The matcher, whose next mask is `mask`, stays where it is, unless it is lost.
         """
         if self._ngrams is None and request.ngram:
-            self.tokens[:0] = request.prompt
+            self.tokens[:0] = array("q", request.prompt)
             self._ngrams = NgramIndex(*request.ngram)
         self._left_s += _FREE_S_PER_PATH
         if self._left_s < 0.0:

@@ -208,7 +208,7 @@ class _Worker:
             sequence = _Sequence(self._grammars[request.grammar].deep_copy(), PathFinder())
             self._sequences[number] = sequence
         matcher = sequence.matcher
-        sequence.paths.tokens += request.tokens
+        sequence.paths.tokens.extend(request.tokens)
         try:
             matcher.consume_tokens(request.tokens)
             mask = b"" if matcher.is_error() else matcher.compute_bitmask()

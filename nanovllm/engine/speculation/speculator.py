@@ -167,7 +167,8 @@ class Speculator:
             elif state.found:  # what would have been accepted is known without any cost
                 self._learn(state, int(state.found[0] == update.token_ids[0]), 1)
             state.found = ()
-        self._request_paths([each.request for each in plan.sequences if each.samples])
+        sampled = [each.request for each in plan.sequences if each.samples]
+        self._request_paths([each for each in sampled if each.finish_reason is None])
 
     def forget(self, request_id: str) -> None:
         """Forget a request that has ended."""

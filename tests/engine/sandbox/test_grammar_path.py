@@ -95,7 +95,7 @@ def test_accepted_tokens_are_looked_up_after_the_prompt(library: Any) -> None:
     for step in steps:
         tokens = library.tokenize_str(step)
         matcher.consume_tokens(tokens)
-        finder.tokens += tokens
+        finder.tokens.extend(tokens)
         request = PathRequest(3, (4, 4), () if paths else library.tokenize_str(prompt))
         path = finder.find(matcher, matcher.compute_bitmask(), library, request)
         paths.append(text_of(library, path.tokens))
