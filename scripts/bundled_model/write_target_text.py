@@ -43,7 +43,7 @@ def write(model: str, books: Sequence[Path], output: Path, count: int) -> int:
             params = [replace(settings, seed=seed) for seed in range(count)]
             results = llm.generate(prompts_of(books, count, order), params)
             tokens += sum(len(each.outputs[0].token_ids) for each in results)
-            text = "\n\n".join(each.prompt + each.outputs[0].text for each in results)
+            text = "\n\n".join(f"{each.prompt}{each.outputs[0].text}" for each in results)
             (output / f"temperature-{temperature}.txt").write_text(text + "\n", encoding="utf-8")
     return tokens
 
