@@ -56,7 +56,7 @@ def main() -> int:
     parser.add_argument("model", help="name or folder of the target model")
     parser.add_argument("books", type=Path, help="folder that prepare_books.py wrote")
     parser.add_argument("output", type=Path, help="folder to write; it must not exist")
-    parser.add_argument("--texts", type=int, default=4000, help="at each temperature")
+    parser.add_argument("--texts", type=int, default=1600, help="at each temperature")
     parsed = parser.parse_args()
     books = sorted(parsed.books.glob("train-*.txt"))
     if not books:
