@@ -30,6 +30,8 @@ class CompletionOutput:
         finish_reason: "stop" (end-of-text token, stop token or stop string), "length", "abort" or
             "error"; None while unfinished. With "error", text and tokens end before the error.
         stop_reason: the stop string or stop token id; None for the end-of-text token.
+        drafted_token_ids: for each token the one that was drafted in its place, None without a
+            draft. They depend on measured times, so that a comparison leaves them out.
     """
 
     index: int
@@ -39,6 +41,7 @@ class CompletionOutput:
     logprobs: Sequence[PositionLogprobs] | None
     finish_reason: str | None = None
     stop_reason: int | str | None = None
+    drafted_token_ids: list[int | None] = field(default_factory=list, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ prompt_request       one prompt: its sequences, and its output
 step_output          what a step has changed
 update_router        passes a step's updates to the prompts they are for
 sequence_output      converts the updates of a sequence to text and log-probabilities
+ngram                what followed the last tokens where they occurred before
 tokenizer            encodes text to token ids and decodes them
 detokenizer          incremental detokenization and stop strings
 logprobs             packed log-probabilities

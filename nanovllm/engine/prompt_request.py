@@ -294,6 +294,9 @@ class PromptRequest:
             logprobs=self._unpacked(sequence.logprobs[token_start:]) if has_logprobs else None,
             finish_reason=None if reason is None else reason.value,
             stop_reason=sequence.stop_reason,
+            drafted_token_ids=list(
+                map(sequence.drafted.get, range(token_start, len(sequence.token_ids)))
+            ),
         )
 
     def _unpacked(self, positions: Sequence[TokenLogprobs | None]) -> LogprobList:

@@ -19,7 +19,8 @@ from nanovllm.sampling_params import SamplingParams
 class SequenceOutput:
     """Output of one sequence so far; `text_sent` and `tokens_sent` are the lengths already sent.
 
-    Tokens were `num_drafted` for it, of which it contains `num_accepted`.
+    Tokens were `num_drafted` for it, of which it contains `num_accepted`. `drafted` has those in
+    whose place it has a token, by their index.
     """
 
     params: SamplingParams
@@ -37,6 +38,7 @@ class SequenceOutput:
     finish_sent: bool = False
     num_drafted: int = 0
     num_accepted: int = 0
+    drafted: dict[int, int] = field(default_factory=dict)
 
     @classmethod
     def begin(cls, params: SamplingParams, tokenizer: Tokenizer) -> "SequenceOutput":
@@ -82,6 +84,8 @@ class SequenceOutput:
         if update.drafted:
             self.num_drafted += len(update.drafted)
             self.num_accepted += update.num_accepted(len(self.token_ids) - before)
+            places = range(before, len(self.token_ids))
+            self.drafted.update(zip(places, update.drafted, strict=False))
         return found_stop
 
     def _add_tokens(self, update: SequenceUpdate) -> bool:

@@ -114,6 +114,7 @@ def test_tokens_that_come_together_divide_the_time(tokenizer: Tokenizer) -> None
     assert verified.stats.inter_token_latencies_s == [0.25] * 3
     output = prompt.output()
     assert (output.num_drafted_tokens, output.num_accepted_tokens) == (3, 2)
+    assert output.outputs[0].drafted_token_ids == [None, *tokenizer.encode("xyq")]
 
 
 def test_tokens_after_a_stop_string_do_not_count(tokenizer: Tokenizer) -> None:
@@ -126,3 +127,4 @@ def test_tokens_after_a_stop_string_do_not_count(tokenizer: Tokenizer) -> None:
     output = prompt.output()
     assert output.num_generated_tokens == 3
     assert (output.num_drafted_tokens, output.num_accepted_tokens) == (3, 2)
+    assert output.outputs[0].drafted_token_ids == [None, *tokenizer.encode("xy")]

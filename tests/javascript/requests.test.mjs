@@ -5,6 +5,7 @@ import test from "node:test";
 
 import {
   branchAt,
+  draftsText,
   endText,
   entropyNats,
   generate,
@@ -24,6 +25,17 @@ test("speed leaves out tokens read with the first unless all were", () => {
   assert.equal(speed(read).tokensPerS, 6);
   assert.equal(speed({ ...read, lastTokenMs: 1500, numFirst: 10 }).tokensPerS, 20);
   assert.equal(speed({ ...read, firstTokenMs: null }).tokensPerS, null);
+});
+
+test("an accepted draft saves a step, unless the text ends before the step's own token", () => {
+  const tokens = [null, 1, 1, 2].map((draft) => ({ id: 1, draft }));
+  const text = (count, more = {}) =>
+    draftsText({ hasDrafts: true, firstNewToken: 0, tokens: tokens.slice(0, count), ...more });
+  assert.equal(text(4), "2 of 4 tokens came as drafts, 2 steps saved");
+  assert.equal(text(3), "2 of 3 tokens came as drafts, 1 step saved");
+  assert.equal(text(4, { firstNewToken: 2 }), "1 of 2 tokens came as drafts, 1 step saved");
+  assert.equal(text(0), "0 of 0 tokens came as drafts, 0 steps saved");
+  assert.equal(text(4, { hasDrafts: false }), null);
 });
 
 test("a link never leads to another prompt", () => {

@@ -21,6 +21,7 @@ LOGPROBS = {
     "prompt_logprobs": 2,
     "echo": True,
     "return_token_ids": True,
+    "return_drafted_token_ids": True,
     "return_tokens_as_token_ids": True,
 }
 USAGE = {"stream": True, "stream_options": {"include_usage": True, "continuous_usage_stats": True}}
@@ -83,7 +84,13 @@ GOOD: list[tuple[str, str, dict[str, Any] | None]] = [
     (
         "POST",
         "/v1/chat/completions",
-        {"messages": MESSAGES, "prompt_logprobs": 1, "return_token_ids": True, **USAGE},
+        {
+            "messages": MESSAGES,
+            "prompt_logprobs": 1,
+            "return_token_ids": True,
+            "return_drafted_token_ids": True,
+            **USAGE,
+        },
     ),
     (
         "POST",

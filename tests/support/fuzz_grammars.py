@@ -98,6 +98,8 @@ class Fuzzer:
 
     def _walk(self, sequence: SequenceGrammar, steps: list[tuple[bytes, int]]) -> str:
         """Accept random tokens, often those of paths; add each with the mask before it."""
+        sequence.ngram = (1, 2)
+        sequence.prompt = self._random.choices(range(self._grammars.vocab), k=100)
         for _ in range(MAX_TOKENS):
             allowed = np.flatnonzero(sequence.allowed_mask())
             if not allowed.size:
@@ -111,9 +113,8 @@ class Fuzzer:
                 return "finished"
             steps.append((sequence.wait(), token_id))
             limit = self._random.choice((0, 2, 5))
-            proposed = self._random.choices(range(self._grammars.vocab), k=limit)
             sequence.accept(token_id)
-            sequence.request_path(limit, tuple(proposed))
+            sequence.path_limit = limit
         return "followed"
 
     def _follow_bystander(self) -> None:

@@ -8,7 +8,7 @@ accepts it:
     open          begin to compile, unless it is done    when the engine has the sequence
     allowed_mask  -> allowed tokens                      at each step
     accept        token -> next position                 at each step
-    request_path  tokens to draft, with their masks      at each step, where any may be drafted
+    path_limit    tokens to draft, with their masks      at each step, where any may be drafted
     draft         -> tokens to draft                     at each step
     close                                                when the sequence has ended
 
@@ -100,21 +100,10 @@ class SequenceGrammar(MaskSequence):
     def _mask(self, ahead: int) -> bytes:
         return self.path_masks[ahead - 1] if ahead else self.wait()
 
-    def draft(self, count: int) -> tuple[tuple[int, ...], bool]:
-        """Return at most `count` tokens of `path`, and whether they spell bytes that are forced.
-
-        Either all of them do or none.
-        """
-        drafted = self.path[: min(count, self.num_forced or count)]
-        sound = itertools.takewhile(lambda token_id: 0 <= token_id < self.vocab, drafted)
-        return tuple(sound), self.num_forced > 0
-
-    def request_path(self, limit: int, proposed: tuple[int, ...]) -> None:
-        """Have the next request for a mask ask for a path of at most `limit` tokens too.
-
-        Where the grammar forces nothing, the path has the tokens of `proposed` that it allows.
-        """
-        self.path_limit, self.proposed = limit, proposed
+    def draft(self, count: int) -> tuple[int, ...]:
+        """Return at most `count` tokens of `path`."""
+        drafted = self.path[:count]
+        return tuple(itertools.takewhile(lambda token_id: 0 <= token_id < self.vocab, drafted))
 
     def wait(self) -> bytes:
         """Wait for the packed mask and return it. Raises `error`."""

@@ -1,5 +1,6 @@
 """The grammars of a pool, the sequences that use them, and their states."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -49,7 +50,7 @@ class MaskSequence:
             while a mask is requested.
         num_forced: how many of the first tokens of `path` spell bytes that the grammar forces.
         path_limit: maximum length of the next path; 0 where none is wanted.
-        proposed: what the next path has where the grammar forces nothing.
+        ngram, prompt: what paths look up where the grammar forces nothing; see PathRequest.
         error: why no more masks arrive: that of the sequence, or of its grammar.
         num_sent: how many tokens the worker of its grammar was sent.
         num_ends: workers that ended during the mask of this position.
@@ -66,7 +67,8 @@ class MaskSequence:
     path_masks: tuple[bytes, ...] = ()
     num_forced: int = 0
     path_limit: int = 0
-    proposed: tuple[int, ...] = ()
+    ngram: tuple[int, ...] = ()
+    prompt: Sequence[int] = ()
     error: NanovllmError | None = None
     num_sent: int = 0
     num_ends: int = 0

@@ -11,6 +11,7 @@ from typing import Any
 
 from nanovllm.engine.grammar.limits import GrammarLimits, limit_error, not_usable
 from nanovllm.engine.grammar.states import MaskSequence, PooledGrammar
+from nanovllm.engine.sandbox.grammar_path import PathRequest
 from nanovllm.engine.sandbox.messages import PATH_NOTE
 from nanovllm.engine.sandbox.process import START_S, WorkerProcess
 
@@ -119,11 +120,12 @@ class GrammarWorker:
             self._begin()
             self._num_tokens = 0
         tokens, grammars = [], []
-        paths: dict[int, tuple[int, tuple[int, ...]]] = {}
+        paths: dict[int, PathRequest] = {}
         for index, (number, sequence) in enumerate(self.queued.items()):
             assert sequence.pooled is not None
-            if sequence.path_limit and sequence.pooled.has_paths:
-                paths[index] = sequence.path_limit, sequence.proposed
+            prompt = () if sequence.num_sent else sequence.prompt
+            if sequence.pooled.has_paths and (prompt or sequence.path_limit):
+                paths[index] = PathRequest(sequence.path_limit, sequence.ngram, prompt)
             tokens.append(sequence.tokens[sequence.num_sent :])
             grammars.append(sequence.pooled.number)
             sequence.num_sent = len(sequence.tokens)

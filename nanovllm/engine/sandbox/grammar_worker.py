@@ -32,7 +32,7 @@ from typing import Any, NamedTuple
 
 from nanovllm.engine.sandbox import limits
 from nanovllm.engine.sandbox.gbnf import gbnf_to_lark, is_gbnf
-from nanovllm.engine.sandbox.grammar_path import Path, PathBudget, PathRequest
+from nanovllm.engine.sandbox.grammar_path import Path, PathFinder, PathRequest
 from nanovllm.engine.sandbox.json_digits import DigitLimitedMatcher
 from nanovllm.engine.sandbox.json_schemas import close_objects
 from nanovllm.engine.sandbox.messages import PATH_NOTE, Channel
@@ -64,10 +64,10 @@ class Library(NamedTuple):
 
 
 class _Sequence(NamedTuple):
-    """A sequence: its matcher, and its budget of paths."""
+    """A sequence: its matcher, and what finds its paths."""
 
     matcher: Any
-    budget: PathBudget
+    paths: PathFinder
 
 
 class _MaskRequest(NamedTuple):
@@ -205,9 +205,10 @@ class _Worker:
         """Accept tokens. Return the mask of the next token and an error, if any."""
         sequence = self._sequences.get(number)
         if sequence is None:
-            sequence = _Sequence(self._grammars[request.grammar].deep_copy(), PathBudget())
+            sequence = _Sequence(self._grammars[request.grammar].deep_copy(), PathFinder())
             self._sequences[number] = sequence
         matcher = sequence.matcher
+        sequence.paths.tokens.extend(request.tokens)
         try:
             matcher.consume_tokens(request.tokens)
             mask = b"" if matcher.is_error() else matcher.compute_bitmask()
@@ -219,8 +220,8 @@ class _Worker:
 
     def _find_path(self, number: int, mask: bytes, request: PathRequest) -> Path:
         """Return tokens that may come next; forget the sequence where its matcher is lost."""
-        matcher, budget = self._sequences[number]
-        path = budget.find(matcher, mask, self._library.tokenizer, request)
+        matcher, paths = self._sequences[number]
+        path = paths.find(matcher, mask, self._library.tokenizer, request)
         if path.is_lost:
             del self._sequences[number]
         return path

@@ -1,6 +1,5 @@
 """Speculative decoding: tokens that are drafted cheaply and verified in one step.
 
-ngram        what followed the last tokens where they occurred before
 draft_model  a smaller model with its own KV cache
 cost_model   how many drafted tokens pay, by measured times
 speculator   which tokens are drafted in a step, and what has become of them

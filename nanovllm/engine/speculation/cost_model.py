@@ -55,10 +55,17 @@ class Offer:
     Attributes:
         acceptance: probability that a drafted token is accepted if those before it are.
         count: how many tokens there are at most.
+        num_forced, forced_acceptance: the first ones, which a grammar forces, and their acceptance.
     """
 
     acceptance: float
     count: int
+    num_forced: int = 0
+    forced_acceptance: float = 1.0
+
+    def chance(self, index: int) -> float:
+        """Return the probability that the token of this index is accepted if those before are."""
+        return self.forced_acceptance if index < self.num_forced else self.acceptance
 
 
 @dataclass(slots=True)
@@ -85,7 +92,7 @@ def best_counts(
     Of `num_sequences` sequences, each with one row, those in `offers` may have more. Rows are added
     in the order of their probability, and the number with the most expected tokens a second counts.
     """
-    heap = [(-offer.acceptance, name, 1) for name, offer in offers.items() if offer.count]
+    heap = [(-offer.chance(0), name, 1) for name, offer in offers.items() if offer.count]
     heapq.heapify(heap)
     tokens, rows = float(num_sequences), num_sequences
     best_rate, best_size = MARGIN * tokens / times.of(rows), 0
@@ -99,7 +106,7 @@ def best_counts(
         if rate > best_rate:
             best_rate, best_size = rate, len(added)
         if number < offer.count:
-            heapq.heapreplace(heap, (negative * offer.acceptance, name, number + 1))
+            heapq.heapreplace(heap, (negative * offer.chance(number), name, number + 1))
         else:
             heapq.heappop(heap)
     counts: dict[str, int] = {}

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from nanovllm.engine.ngram import NgramIndex
 from nanovllm.engine.scheduling.request import Request
 from nanovllm.engine.scheduling.step_plan import SequenceUpdate, StepPlan
 from nanovllm.engine.speculation.cost_model import (
@@ -23,7 +24,6 @@ from nanovllm.engine.speculation.cost_model import (
     best_depth,
 )
 from nanovllm.engine.speculation.draft_model import UNKNOWN, DraftModel
-from nanovllm.engine.speculation.ngram import NgramIndex
 from nanovllm.speculative_config import SpeculativeConfig
 
 _FIRST_GUESS = 0.6
@@ -70,9 +70,9 @@ class _Sequence:
     """What is known of a sequence.
 
     Attributes:
-        ngrams: its n-grams; None if they are not looked up.
+        ngrams: its n-grams; None if they are not looked up, or with the paths of its grammar.
         found: what the n-grams or the grammar expect next.
-        is_forced: whether the grammar forces what `found` spells.
+        num_forced: how many of the first tokens of `found` spell what the grammar forces.
         by_ngram, by_grammar, by_model: acceptance of the kinds of drafts.
     """
 
@@ -81,7 +81,7 @@ class _Sequence:
     by_grammar: _Acceptance
     by_model: _Acceptance
     found: tuple[int, ...] = ()
-    is_forced: bool = False
+    num_forced: int = 0
 
 
 @dataclass(slots=True, eq=False)
@@ -159,15 +159,16 @@ class Speculator:
             if update.drafted:
                 accepted = update.num_accepted()
                 self._count(accepted, len(update.drafted))
-                is_found = update.drafted == state.found[: len(update.drafted)]
-                means = self._means(state) if is_found else (state.by_model, self._by_model)
-                for mean in means:
-                    mean.add(accepted, len(update.drafted))
+                if update.drafted == state.found[: len(update.drafted)]:
+                    self._learn(state, accepted, len(update.drafted))
+                else:
+                    for mean in (state.by_model, self._by_model):
+                        mean.add(accepted, len(update.drafted))
             elif state.found:  # what would have been accepted is known without any cost
-                for mean in self._means(state):
-                    mean.add(state.found[0] == update.token_ids[0], 1)
+                self._learn(state, int(state.found[0] == update.token_ids[0]), 1)
             state.found = ()
-        self._request_paths([each.request for each in plan.sequences if each.samples])
+        sampled = [each.request for each in plan.sequences if each.samples]
+        self._request_paths([each for each in sampled if each.finish_reason is None])
 
     def forget(self, request_id: str) -> None:
         """Forget a request that has ended."""
@@ -184,29 +185,29 @@ class Speculator:
         """Find what the grammar or the n-grams of a request expect next."""
         sequence = self._sequence(request)
         if request.grammar is not None:
-            sequence.found, sequence.is_forced = request.grammar.draft(room)
+            sequence.found = request.grammar.draft(room)
+            sequence.num_forced = request.grammar.num_forced
         elif sequence.ngrams is not None:
             sequence.found = sequence.ngrams.draft(request.tokens, room)
-        return Offer(self._means(sequence)[0].mean, len(sequence.found))
+        means = sequence.by_ngram.mean, sequence.by_grammar.mean
+        return Offer(means[0], len(sequence.found), sequence.num_forced, means[1])
 
-    def _means(self, sequence: _Sequence) -> tuple[_Acceptance, _Acceptance]:
-        """Return the acceptance of what was found, of a sequence and of all."""
-        if sequence.is_forced:
-            return sequence.by_grammar, self._by_grammar
-        return sequence.by_ngram, self._by_ngram
+    def _learn(self, sequence: _Sequence, num_accepted: int, num_drafted: int) -> None:
+        """Add the fate of the first `num_drafted` tokens that were found."""
+        num_forced = sequence.num_forced
+        for mean in (sequence.by_grammar, self._by_grammar):
+            mean.add(num_accepted, min(num_drafted, num_forced))
+        for mean in (sequence.by_ngram, self._by_ngram):
+            mean.add(num_accepted - num_forced, num_drafted - num_forced)
 
     def _request_paths(self, requests: Sequence[Request]) -> None:
         """Have the grammars find what may be drafted for requests that have a new token."""
         may_gain = self._may_gain(len(requests)) if requests else False
         for request in requests:
-            if request.grammar is None:
-                continue
-            limit = min(self._room(request), _MAX_PATH_TOKENS // len(requests)) if may_gain else 0
-            proposed: tuple[int, ...] = ()
-            if limit > 0 and not request.grammar.path:
-                ngrams = self._sequence(request).ngrams
-                proposed = () if ngrams is None else ngrams.draft(request.tokens, limit)
-            request.grammar.request_path(max(limit, 0), proposed)
+            if request.grammar is not None:
+                self._sequence(request)
+                limit = min(self._room(request), _MAX_PATH_TOKENS // len(requests))
+                request.grammar.path_limit = max(limit, 0) if may_gain else 0
 
     def _may_gain(self, num_sequences: int) -> bool:
         """Whether a step of so many sequences would gain if all drafted tokens were accepted."""
@@ -249,11 +250,13 @@ class Speculator:
         """Return what is known of a request."""
         sequence = self._sequences.get(request.request_id)
         if sequence is None:
-            config = self.config
+            ngram = self.config.prompt_lookup_min, self.config.prompt_lookup_max
+            uses_ngrams = self.config.uses_ngrams and request.sampling.speculative
+            if request.grammar is not None and uses_ngrams:
+                request.grammar.ngram = ngram
+                request.grammar.prompt = request.tokens[: request.num_prompt_tokens]
             sequence = self._sequences[request.request_id] = _Sequence(
-                NgramIndex(config.prompt_lookup_min, config.prompt_lookup_max)
-                if config.uses_ngrams
-                else None,
+                NgramIndex(*ngram) if uses_ngrams and request.grammar is None else None,
                 _Acceptance(self._by_ngram.mean),
                 _Acceptance(self._by_grammar.mean),
                 _Acceptance(self._by_model.mean),

@@ -100,6 +100,7 @@ class ChatRenderer(ChoicesRenderer[ChatRequest]):
                 "logprobs": self._logprobs(choice, self._token_texts()),
                 "finish_reason": choice.finish_reason, "stop_reason": choice.stop_reason,
                 "token_ids": choice.token_ids if self.request.return_token_ids else None,
+                **self.drafted_tokens(choice),
             }  # fmt: skip
 
     def pieces(
@@ -135,6 +136,7 @@ class ChatRenderer(ChoicesRenderer[ChatRequest]):
             "index": delta.index, "delta": content, "logprobs": logprobs,
             "finish_reason": delta.finish_reason, "stop_reason": delta.stop_reason,
             "token_ids": delta.token_ids if request.return_token_ids else None,
+            **self.drafted_tokens(delta),
         }  # fmt: skip
 
     def _token_texts(self) -> TokenTexts:

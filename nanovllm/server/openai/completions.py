@@ -135,7 +135,7 @@ class ChoiceFormatter:
 
     def __init__(self, renderer: CompletionRenderer, output: RequestOutput) -> None:
         self._request = request = renderer.request
-        self._token_texts = renderer.token_texts
+        self._token_texts, self._drafted_tokens = renderer.token_texts, renderer.drafted_tokens
         self._prompt = _prompt_text(output, renderer.context.tokenizer) if request.echo else ""
         self._texts = self._token_texts(skip_special_tokens=request.skip_special_tokens)
         self._offset = len(self._prompt)
@@ -164,7 +164,7 @@ class ChoiceFormatter:
             "index": index, "text": (self._prompt if has_prompt else "") + delta.text,
             "logprobs": logprobs, "finish_reason": delta.finish_reason,
             "stop_reason": delta.stop_reason, "prompt_logprobs": None, "prompt_token_ids": None,
-            "token_ids": None,
+            "token_ids": None, **self._drafted_tokens(delta),
         }  # fmt: skip
         if self._request.prompt_logprobs is not None and is_first:
             choice["prompt_logprobs"] = prompt_logprobs(output.prompt_logprobs)

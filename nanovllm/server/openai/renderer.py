@@ -16,7 +16,7 @@ from nanovllm.server.http.errors import error_response, problem_of
 from nanovllm.server.http.json_io import dump_json, write_json
 from nanovllm.server.openai.logprobs import TokenTexts
 from nanovllm.server.openai.response_store import NOT_KEPT, ClientResponses
-from nanovllm.server.openai.response_types import Usage
+from nanovllm.server.openai.response_types import DraftedTokens, Usage
 from nanovllm.server.openai.schemas import GenerationBody, SamplingBody, StreamOptions
 
 B = TypeVar("B", bound=GenerationBody)
@@ -125,6 +125,12 @@ class ChoicesRenderer(Renderer[S, RequestOutput]):
             skip_special_tokens=skip_special_tokens,
             as_token_ids=bool(self.request.return_tokens_as_token_ids),
         )
+
+    def drafted_tokens(self, choice: CompletionOutput) -> DraftedTokens:
+        """Return the field about the drafted tokens of a choice, if requested."""
+        if not self.request.return_drafted_token_ids:
+            return {}
+        return {"drafted_token_ids": choice.drafted_token_ids if self.context.has_drafts else None}
 
     def prompt_fields(self, output: RequestOutput) -> Mapping[str, Any]:
         """Return the fields about the prompt beside the choices; null if not requested."""

@@ -149,7 +149,18 @@ class PromptLogprob(TypedDict):
     decoded_token: str
 
 
-class CompletionChoice(TypedDict):
+class DraftedTokens(TypedDict):
+    """The tokens that speculative decoding has drafted, if requested."""
+
+    drafted_token_ids: NotRequired[
+        Annotated[
+            list[TokenId | None] | None,
+            Field(description="one in the place of each token; null if the server drafts none"),
+        ]
+    ]
+
+
+class CompletionChoice(DraftedTokens):
     """One choice, or in a stream what is new of it."""
 
     index: Annotated[int, Field(ge=0, description="prompt by prompt, n to each")]
@@ -216,7 +227,7 @@ class AssistantMessage(TypedDict):
     reasoning: None
 
 
-class ChatChoice(TypedDict):
+class ChatChoice(DraftedTokens):
     """One choice."""
 
     index: Count
@@ -251,7 +262,7 @@ class ChatDelta(TypedDict):
     content: NotRequired[str]
 
 
-class ChatChunkChoice(TypedDict):
+class ChatChunkChoice(DraftedTokens):
     """What is new of one choice."""
 
     index: Count

@@ -271,6 +271,9 @@ class SamplingBody(UnusedFields, _Settings):
     return_token_ids: bool | None = Field(
         False, description="add the token ids of the prompt and of each choice"
     )
+    return_drafted_token_ids: bool | None = Field(
+        False, description="add the token that was drafted in the place of each token"
+    )
     return_tokens_as_token_ids: bool | None = Field(
         False, description='"token_id:123" instead of texts in logprobs'
     )
@@ -278,6 +281,7 @@ class SamplingBody(UnusedFields, _Settings):
     needed_fields: ClassVar[Mapping[str, str]] = {
         "stream_options": "stream",
         "length_penalty": "use_beam_search",
+        "return_drafted_token_ids": "return_token_ids",
         "return_tokens_as_token_ids": "logprobs",
     }
     """Fields that have an effect only together with another one, and which one."""

@@ -99,16 +99,16 @@ def test_the_masks_along_a_path_are_known_at_once(
     request = grammars.for_request(StructuredOutputs(regex="xyz[ab]*"))
     sequence, plain = request.start(), request.start()
     sequence.wait()
-    sequence.request_path(6, tuple(tokenizer.encode("yzabab")))
+    sequence.path_limit, sequence.ngram = 6, (1, 2)
+    sequence.prompt = tokenizer.encode("xyzabab")
     for index, token in enumerate(tokenizer.encode("xyzabab")):
         sequence.accept(token)
         plain.accept(token)
         assert sequence.is_ready == (index > 0)
         assert sequence.allowed_ids().tolist() == plain.allowed_ids().tolist()
         if index < 6:
-            drafted, is_forced = sequence.draft(3)
-            assert is_forced == (index < 2)
-            assert len(drafted) == (2 - index if is_forced else min(3, 6 - index))
+            assert sequence.num_forced == max(2 - index, 0)
+            assert sequence.draft(3) == tuple(tokenizer.encode("yzabab"))[index : index + 3]
     mine = [header for header in sent if sequence.number in header["sequences"]]
     assert len(mine) == 2, "the second asks for another path"
     assert sequence.num_masks >= plain.num_masks
@@ -117,9 +117,9 @@ def test_the_masks_along_a_path_are_known_at_once(
 def test_a_path_ends_before_a_token_that_the_model_does_not_have(grammars: Grammars) -> None:
     sequence = grammars.for_request(StructuredOutputs(regex="[ab]*")).start()
     sequence.path, sequence.path_masks = (5, VOCAB, 6), (b"",) * 3
-    assert sequence.draft(3) == ((5,), False)
+    assert sequence.draft(3) == (5,)
     sequence.path = (-1, 5, 6)
-    assert sequence.draft(3) == ((), False)
+    assert sequence.draft(3) == ()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs a limit of processor time")
@@ -133,7 +133,7 @@ def test_a_path_that_reaches_a_limit_fails_nothing(
     for _ in range(3):
         sequence = request.start()
         sequence.wait()
-        sequence.request_path(3, (a,))
+        sequence.path_limit, sequence.ngram, sequence.prompt = 3, (1, 1), (x, a)
         sequence.accept(x)
         assert sequence.allowed_ids().tolist() == [a, b]
         assert not sequence.path

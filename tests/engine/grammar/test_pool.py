@@ -112,12 +112,12 @@ class FakeProcess:
         paths: dict[str, tuple[list[int], int, bool]] = {}
         if item is not None:
             grammar, tokens, path = item
+            assert not (number in self.tokens and path and path.prompt)
             self.tokens.setdefault(number, []).extend(tokens)
             tokens = self.tokens[number]
             follow = []
             if path is not None:
-                limit, proposed = path
-                follow = [*proposed, *self.coin.choices(range(100), k=limit)][:limit]
+                follow = self.coin.choices(range(100), k=path.limit)
                 is_lost = self.coin.random() < 0.1
                 if is_lost:
                     del self.tokens[number]
@@ -155,6 +155,7 @@ class Simulation:
     def add(self) -> None:
         self.num_sequences += 1
         sequence = MaskSequence(self.num_sequences, self.coin.choice("abc"))
+        sequence.ngram, sequence.prompt = (1, 2), self.coin.choice(((), (1, 2, 3)))
         key = f"k{self.coin.randint(0, 9)}"
         self.pool.add(sequence, key, {"key": key})
         self.sequences.append(sequence)
@@ -169,7 +170,6 @@ class Simulation:
             self.check_path(sequence)
             count = self.coin.choice((0, 1, 1, 1, 1 + len(sequence.path)))
             sequence.path_limit = self.coin.choice((0, 1, 3))
-            sequence.proposed = (self.coin.randint(0, 99),)
             for token in (*sequence.path, self.coin.randint(0, 99))[:count]:
                 if sequence.append(token if self.coin.random() < 0.9 else 100):
                     self.pool.request(sequence)

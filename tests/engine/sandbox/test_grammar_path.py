@@ -8,7 +8,7 @@ import llguidance
 import pytest
 
 from nanovllm.engine.sandbox import grammar_path
-from nanovllm.engine.sandbox.grammar_path import PathBudget, PathRequest
+from nanovllm.engine.sandbox.grammar_path import PathFinder, PathRequest
 from nanovllm.engine.sandbox.json_digits import MAX_DIGITS, DigitLimitedMatcher
 from nanovllm.engine.tokenizer import Tokenizer
 
@@ -38,9 +38,12 @@ def text_of(library: Any, tokens: Any) -> str:
     return str(library.decode_bytes(list(tokens)).decode())
 
 
-def find(matcher: Any, library: Any, limit: int, proposed: list[int]) -> grammar_path.Path:
-    request = PathRequest(limit, proposed)
-    return PathBudget().find(matcher, matcher.compute_bitmask(), library, request)
+def find(
+    matcher: Any, library: Any, limit: int, prompt: str = "", ngram: tuple[int, ...] = (1, 4)
+) -> grammar_path.Path:
+    """Return the path of a sequence after `prompt`, which ends with the accepted tokens."""
+    request = PathRequest(limit, ngram, library.tokenize_str(prompt))
+    return PathFinder().find(matcher, matcher.compute_bitmask(), library, request)
 
 
 def check_masks(library: Any, start: str, path: grammar_path.Path, matcher: Any) -> None:
@@ -55,30 +58,56 @@ def check_masks(library: Any, start: str, path: grammar_path.Path, matcher: Any)
 
 def test_the_keys_of_an_object_are_forced(library: Any) -> None:
     matcher = matcher_of(library, SCHEMA)
-    path = find(matcher, library, 30, [])
+    path = find(matcher, library, 30)
     assert text_of(library, path.tokens) == '{"name":"'
     assert path.num_forced == len(path.tokens)
     check_masks(library, "", path, matcher)
-    assert find(matcher, library, 3, []).tokens == path.tokens[:3]
+    assert find(matcher, library, 3).tokens == path.tokens[:3]
 
 
-def test_a_proposal_counts_where_nothing_is_forced(library: Any) -> None:
-    start, proposed = '{"name":"Al', library.tokenize_str('an","age":7.8')
+def test_ngrams_count_where_nothing_is_forced(library: Any) -> None:
+    start = '{"name":"Al'
     matcher = matcher_of(library, SCHEMA)
     matcher.consume_tokens(library.tokenize_str(start))
-    path = find(matcher, library, 30, proposed)
+    path = find(matcher, library, 30, f'{start}an","age":7.8 {start}')
     assert text_of(library, path.tokens) == 'an","age":7'
     assert path.num_forced == 0
     check_masks(library, start, path, matcher)
-    assert find(matcher, library, 30, []).tokens == []
+    assert find(matcher, library, 30, f"bla {start}", (2, 4)).tokens == []
+    assert find(matcher, library, 30, f'{start}an","age":7.8 {start}', ()).tokens == []
+
+
+def test_a_path_goes_on_by_ngrams_after_forced_tokens(library: Any) -> None:
+    """The text before the forced tokens is new: no n-gram is found there."""
+    start = '{"name":"Al"'
+    matcher = matcher_of(library, SCHEMA)
+    matcher.consume_tokens(library.tokenize_str(start))
+    path = find(matcher, library, 30, f'{{"name":"Bo","age":41}} {start}', (3, 4))
+    assert text_of(library, path.tokens) == ',"age":41}'
+    assert text_of(library, path.tokens[: path.num_forced]) == ',"age":'
+    check_masks(library, start, path, matcher)
+
+
+def test_accepted_tokens_are_looked_up_after_the_prompt(library: Any) -> None:
+    matcher, finder = matcher_of(library, SCHEMA), PathFinder()
+    prompt, steps = '{"name":"Bobby"} ', ['{"name":"', "B", "o"]
+    paths: list[str] = []
+    for step in steps:
+        tokens = library.tokenize_str(step)
+        matcher.consume_tokens(tokens)
+        finder.tokens.extend(tokens)
+        request = PathRequest(3, (4, 4), () if paths else library.tokenize_str(prompt))
+        path = finder.find(matcher, matcher.compute_bitmask(), library, request)
+        paths.append(text_of(library, path.tokens))
+    assert paths == ["Bob", "obb", "bby"]
 
 
 def test_a_path_does_not_count_its_digits(library: Any) -> None:
-    start, digits = '{"name":"","age":1', library.tokenize_str("2" * (MAX_DIGITS + 5))
+    start, digits = '{"name":"","age":1', "2" * (MAX_DIGITS + 5)
     matcher = matcher_of(library, SCHEMA)
     matcher.consume_tokens(library.tokenize_str(start))
     for _ in range(3):
-        path = find(matcher, library, 32, digits)
+        path = find(matcher, library, 32, f"{start}{digits} {start}")
         assert text_of(library, path.tokens) == "2" * (MAX_DIGITS - 1)
         check_masks(library, start, path, matcher)
 
@@ -101,7 +130,7 @@ class BrokenMatcher:
 
 def test_a_matcher_that_fails_on_a_path_is_lost(library: Any) -> None:
     request, mask = PathRequest(3), b"\xff" * 40
-    path = PathBudget().find(BrokenMatcher(), mask, library, request)
+    path = PathFinder().find(BrokenMatcher(), mask, library, request)
     assert path == grammar_path.Path([], [], 0, True)
 
 
@@ -109,9 +138,9 @@ def test_a_sequence_has_a_budget_of_paths(library: Any, monkeypatch: pytest.Monk
     """Paths may take 1 ms on average, and 0.1 s more. A call of the clock takes 4 ms here."""
     clock = itertools.count(0.0, 0.004)
     monkeypatch.setattr("time.thread_time", lambda: next(clock))
-    budget, matcher = PathBudget(), matcher_of(library, SCHEMA)
+    finder, matcher = PathFinder(), matcher_of(library, SCHEMA)
     mask = matcher.compute_bitmask()
     started = next(clock)
     for _ in range(1000):
-        budget.find(matcher, mask, library, PathRequest(5))
+        finder.find(matcher, mask, library, PathRequest(5))
     assert next(clock) - started < 2.0  # 12 s without a budget

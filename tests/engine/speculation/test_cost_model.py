@@ -1,6 +1,7 @@
 """The cost model: rows are added while they make tokens cheaper."""
 
-from itertools import product
+from itertools import accumulate, product
+from operator import mul
 
 import pytest
 from hypothesis import given
@@ -18,6 +19,7 @@ from nanovllm.engine.speculation.cost_model import (
 
 CHEAP = StepTimes((1, 8, 64), (1.0, 1.0, 8.0))
 """Up to 8 rows cost as much as one; beyond, a row costs an eighth of it."""
+CHANCES = st.sampled_from([0.0, 0.2, 0.5, 0.9, 1.0])
 
 
 def test_times_between_the_measured_numbers_are_linear() -> None:
@@ -38,6 +40,12 @@ def test_free_rows_are_used_and_dear_ones_are_not() -> None:
     assert best_counts({"a": Offer(0.9, 5)}, 8, CHEAP) == {}
 
 
+def test_a_draft_ends_after_its_forced_tokens_where_the_others_do_not_pay() -> None:
+    rows = StepTimes((1, 64), (1.0, 10.0))
+    assert best_counts({"a": Offer(0.1, 5, 3, 0.99)}, 1, rows) == {"a": 3}
+    assert best_counts({"a": Offer(0.8, 5, 3, 0.99)}, 1, rows) == {"a": 5}
+
+
 def test_the_likelier_draft_gets_the_rows() -> None:
     counts = best_counts({"a": Offer(0.9, 9), "b": Offer(0.7, 9), "c": Offer(0.5, 0)}, 3, CHEAP)
     assert counts.keys() == {"a", "b"}
@@ -47,30 +55,30 @@ def test_the_likelier_draft_gets_the_rows() -> None:
 
 @given(
     offers=st.lists(
-        st.tuples(st.sampled_from([0.0, 0.2, 0.5, 0.9, 1.0]), st.integers(0, 3)), max_size=3
+        st.builds(Offer, CHANCES, st.integers(0, 3), st.integers(0, 3), CHANCES), max_size=3
     ),
     others=st.integers(0, 3),
     slopes=st.lists(st.sampled_from([0.0, 0.05, 0.3, 1.0]), min_size=3, max_size=3),
 )
 def test_no_other_counts_give_more_tokens_a_second(
-    offers: list[tuple[float, int]], others: int, slopes: list[float]
+    offers: list[Offer], others: int, slopes: list[float]
 ) -> None:
     seconds = [1.0]
     for slope, width in zip(slopes, (1, 2, 8), strict=True):
         seconds.append(seconds[-1] + slope * width)
     times = StepTimes((1, 2, 4, 12), tuple(seconds))
-    named = {str(number): Offer(*offer) for number, offer in enumerate(offers)}
+    named = {str(number): offer for number, offer in enumerate(offers)}
     size = len(offers) + others
     if not size:
         return
 
     def rate(counts: tuple[int, ...]) -> float:
         tokens = float(size)
-        for (acceptance, _), count in zip(offers, counts, strict=True):
-            tokens += sum(acceptance**index for index in range(1, count + 1))
+        for offer, count in zip(offers, counts, strict=True):
+            tokens += sum(accumulate(map(offer.chance, range(count)), mul))
         return tokens / times.of(size + sum(counts))
 
-    every = product(*(range(count + 1) for _, count in offers))
+    every = product(*(range(offer.count + 1) for offer in offers))
     best = max(map(rate, every), default=0.0)
     chosen = best_counts(named, size, times)
     got = rate(tuple(chosen.get(str(number), 0) for number in range(len(offers))))

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from nanovllm.config import BACKENDS, EngineConfig
 from nanovllm.engine.engine import Engine
-from nanovllm.engine.speculation.cost_model import StepTimes
+from nanovllm.engine.speculation import speculator
+from nanovllm.engine.speculation.cost_model import Offer, StepTimes, best_counts
 from nanovllm.sampling_params import SamplingParams
 from nanovllm.speculative_config import SpeculativeConfig
 from nanovllm.structured_outputs import StructuredOutputs
@@ -49,6 +50,10 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "penalties": (PERSON, {"repetition_penalty": 1.4, "frequency_penalty": 0.3}),
     "biases": (PERSON, {"logit_bias": {32: 3.0, 77: -5.0}, "top_k": 9}),
     "bad words": (PERSON, {"bad_words": ["me", "ag", "cu"], "temperature": 0.0}),
+    "a list": (
+        {"json": {"type": "array", "items": person(), "minItems": 2, "maxItems": 2}},
+        {"temperature": 0.0, "max_tokens": 130},
+    ),
     "choice": ({"choice": ["the name is", "the names are", "nothing"]}, {"top_p": 0.9}),
     "allowed": ({"regex": "[abc]{20}"}, {"allowed_token_ids": [*b"bc", 64, 65, 66, 67]}),
     "regex": ({"regex": "(the name, ){3}[ab]{4}(the age){2}"}, {"seed": 8}),
@@ -147,6 +152,28 @@ def test_what_a_grammar_forces_takes_few_steps(drafting: Engine, plain: dict[str
     before = drafting.num_steps
     assert run(drafting, ["no other choice"])[0] == plain["no other choice"]
     assert drafting.num_steps - before <= 8
+
+
+def test_forced_tokens_and_ngrams_after_them_have_their_own_acceptance(
+    exact: EngineConfig, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    offers: list[Offer] = []
+
+    def spy(each: dict[str, Offer], *rest: Any) -> dict[str, int]:
+        offers.extend(each.values())
+        return best_counts(each, *rest)
+
+    monkeypatch.setattr(speculator, "best_counts", spy)
+    random_letters = {"regex": "(xyz[abcdefgh]){15}"}, {"seed": 5, "temperature": 2.0}
+    monkeypatch.setitem(CASES, "random letters", random_letters)
+    engine = load(tiny_model, exact, 5)
+    try:
+        run(engine, ["random letters"])
+    finally:
+        engine.close()
+    assert any(0 < offer.num_forced < offer.count for offer in offers)
+    assert offers[-1].acceptance < 0.5
+    assert offers[-1].forced_acceptance > 0.9
 
 
 @settings(max_examples=8)

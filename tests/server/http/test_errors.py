@@ -89,6 +89,9 @@ BAD_FIELDS: dict[str, tuple[dict[str, Any], str | None, str]] = {
     "return_token_ids a number": (
         {"return_token_ids": 1}, "return_token_ids", "must be true or false (given: 1)",
     ),
+    "return_drafted_token_ids without return_token_ids": (
+        {"return_drafted_token_ids": True}, "return_drafted_token_ids", "return_token_ids",
+    ),
     "return_tokens_as_token_ids a text": (
         {"return_tokens_as_token_ids": "yes", "logprobs": 1}, "return_tokens_as_token_ids",
         'given: "yes"',

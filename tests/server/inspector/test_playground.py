@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 DONE = ".choice:not(.running) .figures:not([hidden])"
 COPIED = "() => navigator.clipboard.readText()"
-STREAMING = {"stream", "return_token_ids", "return_tokens_as_token_ids", "request_id"}
+STREAMING = {
+    *("stream", "return_token_ids", "return_drafted_token_ids", "return_tokens_as_token_ids"),
+    "request_id",
+}
 
 
 def run(page: "Page", prompt: str, *, action: str = "Generate", **settings: Any) -> "Locator":

@@ -1,5 +1,6 @@
 """Speculative decoding over HTTP: the same answers, with counts of drafted tokens beside them."""
 
+import operator
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,27 @@ def test_streams_end_with_the_counts(drafting: RunningServer) -> None:
     assert details_of(read_events(response.content)[-1])["accepted_prediction_tokens"] > 8
 
 
+def test_drafted_tokens_are_beside_the_tokens(drafting: RunningServer) -> None:
+    body = {"return_token_ids": True, "return_drafted_token_ids": True, "temperature": 0}
+    whole = drafting.complete(**BODY, **body)
+    (choice,) = whole["choices"]
+    ids, drafts = choice["token_ids"], choice["drafted_token_ids"]
+    assert len(drafts) == len(ids) == 20
+    accepted = details_of(whole)["accepted_prediction_tokens"]
+    assert sum(map(operator.eq, ids, drafts)) == accepted
+    assert drafts[0] is None, "of the prompt's step"
+    events = drafting.stream(**BODY, **body)
+    assert [each for event in events for each in event["choices"][0]["drafted_token_ids"]] == drafts
+    chat = {"max_tokens": 20, "ignore_eos": True, **body}
+    (answer,) = post(drafting, **chat).json()["choices"]
+    pieces = [
+        event["choices"][0] for event in read_events(post(drafting, stream=True, **chat).content)
+    ]
+    for name in ("token_ids", "drafted_token_ids"):
+        assert [each for piece in pieces for each in piece.get(name, ())] == answer[name]
+    assert answer["drafted_token_ids"] != [None] * 20
+
+
 def test_metrics_have_the_names_of_vllm(drafting: RunningServer) -> None:
     before = drafting.samples()
     details = details_of(drafting.complete(**BODY, temperature=0))
@@ -81,6 +103,8 @@ def test_metrics_have_the_names_of_vllm(drafting: RunningServer) -> None:
 
 def test_without_drafts_nothing_is_added(server: RunningServer) -> None:
     assert "completion_tokens_details" not in server.complete(**BODY)["usage"]
+    body = {**BODY, "return_token_ids": True, "return_drafted_token_ids": True}
+    assert server.complete(**body)["choices"][0]["drafted_token_ids"] is None
     assert not [name for name in server.samples() if "spec_decode" in name]
     assert (
         server.complete(**BODY, seed=3, speculative=False)["choices"]

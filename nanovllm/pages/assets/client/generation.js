@@ -6,18 +6,20 @@
  *
  * @typedef {{id: number, logprob: number}} Alternative
  * @typedef {{id: number, logprob: number | null, rank: number | null, alternatives: Alternative[],
- *   origin: "prompt" | "kept" | "chosen" | "sampled"}} Token `rank` is null below the alternatives
+ *   draft: number | null, origin: "prompt" | "kept" | "chosen" | "sampled"}} Token `rank` is null
+ *   below the alternatives; `draft` is the token that was drafted in its place
  * @typedef {{promptIndex: number, index: number, promptIds: number[], tokens: Token[],
  *   firstNewToken: number, status: "waiting" | "running" | "done" | "stopped" | "failed",
  *   finishReason: string | null, stopReason: string | number | null, error: string | null,
  *   text: string, startedMs: number, firstTokenMs: number | null, lastTokenMs: number | null,
- *   numFirst: number,
+ *   numFirst: number, hasDrafts: boolean,
  *   request: import("./request_ids.js").PromptOfRequest | null}} Choice
  *   `text` is what the server has decoded; `numFirst` tokens arrived together with the first;
+ *   `hasDrafts` is whether the server drafts tokens;
  *   `request` is the last one of the choice
  */
 
-import { readableText } from "../elements/format.js";
+import { formatThings, readableText } from "../elements/format.js";
 import { newRequestId } from "./request_ids.js";
 
 const KEPT = /** @type {const} */ ("kept");
@@ -44,6 +46,7 @@ export function newChoice(promptIndex, index) {
     firstTokenMs: null,
     lastTokenMs: null,
     numFirst: 0,
+    hasDrafts: false,
     request: null,
   };
 }
@@ -71,6 +74,7 @@ export async function generate({ api, vocabulary }, body, choices, { signal, onc
     ...named(body, choices, onchange),
     stream: true,
     return_token_ids: true,
+    return_drafted_token_ids: true,
     ...(body.logprobs == null ? {} : { return_tokens_as_token_ids: true }),
   };
   const path = "messages" in body ? "v1/chat/completions" : "v1/completions";
@@ -172,8 +176,11 @@ function toId(name) {
  */
 function addPiece(choice, piece, arrivedMs) {
   if (piece.prompt_token_ids && !choice.tokens.length) choice.promptIds = piece.prompt_token_ids;
+  const drafts = piece.drafted_token_ids;
+  if (drafts) choice.hasDrafts = true;
   (piece.token_ids ?? []).forEach((/** @type {number} */ id, /** @type {number} */ index) => {
-    choice.tokens.push(sampledToken(id, ...logprobsAt(piece.logprobs, index)));
+    const token = sampledToken(id, ...logprobsAt(piece.logprobs, index));
+    choice.tokens.push({ ...token, draft: drafts?.[index] ?? null });
     choice.firstTokenMs ??= arrivedMs;
     choice.lastTokenMs = arrivedMs;
     if (arrivedMs === choice.firstTokenMs) choice.numFirst += 1;
@@ -213,7 +220,7 @@ function logprobsAt(logprobs, index) {
 function sampledToken(id, logprob, top) {
   const entries = Object.entries(top ?? {}).map(([name, value]) => [toId(name), value]);
   const alternatives = sorted(entries.map(([other, value]) => ({ id: other, logprob: value })));
-  return { id, logprob, rank: null, alternatives, origin: "sampled" };
+  return { id, logprob, rank: null, alternatives, draft: null, origin: "sampled" };
 }
 
 /**
@@ -230,6 +237,7 @@ function scoredToken(id, entries) {
     logprob: own?.logprob ?? null,
     rank: own?.rank ?? null,
     alternatives: sorted(alternatives),
+    draft: null,
     origin: "prompt",
   };
 }
@@ -252,8 +260,9 @@ export function branchAt(choice, position, id) {
     .slice(0, position)
     .map((each) => (each.origin === "prompt" ? each : { ...each, origin: KEPT }));
   const chosen = replaced.alternatives.find((other) => other.id === id);
+  const logprob = chosen?.logprob ?? null;
   /** @type {Token} */
-  const token = { ...replaced, id, logprob: chosen?.logprob ?? null, rank: null, origin: "chosen" };
+  const token = { ...replaced, id, logprob, rank: null, draft: null, origin: "chosen" };
   return {
     ...newChoice(choice.promptIndex, choice.index),
     promptIds: choice.promptIds,
@@ -315,6 +324,20 @@ export function speed(choice) {
   const isKnown = seconds > 0 && (!isWhole || (count > 1 && choice.status !== "running"));
   const tokensPerS = isKnown ? numTimed / seconds : null;
   return { count, ttftS: (firstTokenMs - startedMs) / 1000, tokensPerS, isWhole };
+}
+
+/**
+ * Return how many new tokens came as drafts and what that saved, or null if the server drafts none.
+ *
+ * Each step gives the drafted tokens that it accepts and one more, unless the text ends before it.
+ * @param {Choice} choice
+ */
+export function draftsText({ hasDrafts, tokens, firstNewToken }) {
+  if (!hasDrafts) return null;
+  const areAccepted = tokens.slice(firstNewToken).map(({ id, draft }) => id === draft);
+  const count = areAccepted.filter(Boolean).length;
+  const saved = formatThings(count - Number(areAccepted.at(-1) ?? false), "step");
+  return `${count} of ${formatThings(areAccepted.length, "token")} came as drafts, ${saved} saved`;
 }
 
 /** Return why a choice ended, in words. @param {Choice} choice */

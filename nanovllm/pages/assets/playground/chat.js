@@ -195,12 +195,12 @@ export function chatView(context) {
   function draw() {
     const page = document.documentElement;
     const isAtEnd = innerHeight + scrollY >= page.scrollHeight - END_PX;
-    views.at(-1)?.update(coloring.value());
+    views.at(-1)?.update(coloring);
     if (isAtEnd) scrollTo(0, page.scrollHeight);
   }
 
   function update() {
-    for (const view of views) view.update(coloring.value());
+    for (const view of views) view.update(coloring);
   }
 
   /** Show the turns; those that are shown keep their elements. */

@@ -1,6 +1,6 @@
 /** One message of a chat: the user's text, or the tokens of an answer. */
 
-import { endText, isOpen } from "../client/generation.js";
+import { draftsText, endText, isOpen } from "../client/generation.js";
 import { button, copyText } from "../elements/components.js";
 import { h, replace } from "../elements/dom.js";
 import { tokenText } from "./token_text.js";
@@ -9,7 +9,7 @@ import { tokenText } from "./token_text.js";
  * @import { Choice } from "../client/generation.js"
  * @import { Vocabulary } from "../client/vocabulary.js"
  * @import { Turn } from "./chat.js"
- * @import { Coloring } from "./token_text.js"
+ * @import { coloringControl } from "./coloring.js"
  * @typedef {ReturnType<typeof chatTurn>} ChatTurn
  */
 
@@ -31,6 +31,7 @@ export function chatTurn(turn, { vocabulary, onedit, onretry, onbranch }) {
     button("Copy", { icon: "copy", ...quiet }, copied),
   ]);
   const answer = choice && tokenText({ vocabulary, label: "Tokens of the answer", onbranch });
+  const drafts = h("p", { class: "secondary small-text" });
   const name = choice ? "Model" : "You";
   const classes = `card stack chat-turn ${turn.role} choice`;
   const element = h("article", { class: classes, "aria-label": name }, [
@@ -38,7 +39,7 @@ export function chatTurn(turn, { vocabulary, onedit, onretry, onbranch }) {
       h("div", { class: "row" }, h("h3", { text: name }), end),
       actions,
     ]),
-    answer ? answer.element : h("p", { class: "chat-text", text: turn.text }),
+    answer ? [answer.element, drafts] : h("p", { class: "chat-text", text: turn.text }),
   ]);
 
   return {
@@ -46,7 +47,7 @@ export function chatTurn(turn, { vocabulary, onedit, onretry, onbranch }) {
     turn,
     /** Move the focus to a token of an answer. @param {number} position */
     focus: (position) => answer?.focus(position),
-    /** Show the tokens that have come since. @param {Coloring} coloring */
+    /** Show the tokens since. @param {ReturnType<typeof coloringControl>} coloring */
     update(coloring) {
       if (!choice) return;
       const isRunning = isOpen(choice);
@@ -54,7 +55,9 @@ export function chatTurn(turn, { vocabulary, onedit, onretry, onbranch }) {
       actions.hidden = isRunning;
       replace(end, isRunning ? "answering" : endText(choice));
       const tokens = isRunning ? choice.tokens : answerTokens(choice, vocabulary);
-      answer?.update({ tokens, promptText: "", coloring, numAlternatives });
+      answer?.update({ tokens, promptText: "", coloring: coloring.value(choice), numAlternatives });
+      drafts.textContent = draftsText(choice);
+      drafts.hidden = !choice.hasDrafts;
     },
   };
 }

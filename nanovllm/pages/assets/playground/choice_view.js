@@ -1,7 +1,7 @@
 /** One choice of a run: its text, figures and chart. */
 
 import { probabilityChart } from "../charts/probability_chart.js";
-import { endText, isOpen, speed } from "../client/generation.js";
+import { draftsText, endText, isOpen, speed } from "../client/generation.js";
 import { shortId } from "../client/request_ids.js";
 import { button, copyText, tokenInWord } from "../elements/components.js";
 import { append, h, replace } from "../elements/dom.js";
@@ -128,11 +128,13 @@ export function choiceView(options) {
 /** @param {Choice} choice @returns {[string, any][]} */
 function speedFigures(choice) {
   const { count, ttftS, tokensPerS, isWhole } = speed(choice);
+  const drafts = draftsText(choice);
   const range = isWhole ? ", with the time to the first token" : "";
   return [
     ["Tokens", choice.firstNewToken ? `${count} new, ${choice.tokens.length} in all` : `${count}`],
     ["Time to first token, browser", ttftS === null ? "–" : formatDuration(ttftS)],
     ["Speed", tokensPerS === null ? "–" : `${formatNumber(tokensPerS)}\u202Ftokens/s${range}`],
+    ...(drafts ? [/** @type {[string, string]} */ (["Speculative decoding", drafts])] : []),
   ];
 }
 

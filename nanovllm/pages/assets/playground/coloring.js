@@ -1,11 +1,11 @@
-/** The choice of what colours tokens, with its legend. */
+/** The choice of what colours tokens, with its legend. Drafts are one where the server drafts. */
 
 import { segmented } from "../elements/components.js";
 import { h, replace } from "../elements/dom.js";
 import { legend } from "./token_text.js";
 
 /**
- * Return the control. `value` returns the chosen colouring.
+ * Return the control. `value` returns the chosen colouring of a text.
  * @param {{onchange: () => void}} options
  */
 export function coloringControl({ onchange }) {
@@ -17,6 +17,7 @@ export function coloringControl({ onchange }) {
     options: [
       { value: "probability", label: "Probability" },
       { value: "entropy", label: "Entropy" },
+      { value: "drafts", label: "Drafts" },
       { value: "none", label: "None" },
     ],
     value,
@@ -26,5 +27,14 @@ export function coloringControl({ onchange }) {
       onchange();
     },
   });
-  return { element: h("div", { class: "row toolbar" }, colors, scale), value: () => value };
+  const drafts = colors.children[2];
+  drafts.toggleAttribute("hidden", true);
+  return {
+    element: h("div", { class: "row toolbar" }, colors, scale),
+    /** @param {import("../client/generation.js").Choice | null} choice */
+    value(choice) {
+      if (choice?.hasDrafts) drafts.removeAttribute("hidden");
+      return value;
+    },
+  };
 }

@@ -207,7 +207,7 @@ export function playgroundView(context) {
       ?.update(choice, {
         promptText: isScored || mode === "score" ? "" : prompts[choice.promptIndex],
         isScore: mode === "score",
-        coloring: coloring.value(),
+        coloring: coloring.value(choice),
         numAlternatives,
       });
   }

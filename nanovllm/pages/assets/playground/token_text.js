@@ -11,7 +11,7 @@ import { hideTooltip, openPopover, showTooltip } from "../elements/overlays.js";
 /**
  * @import { Alternative, Token } from "../client/generation.js"
  * @import { Vocabulary } from "../client/vocabulary.js"
- * @typedef {"probability" | "entropy" | "none"} Coloring
+ * @typedef {"probability" | "entropy" | "drafts" | "none"} Coloring
  * @typedef {ReturnType<typeof tokenText>} TokenText
  */
 
@@ -33,9 +33,22 @@ function colorIndex(token, coloring, count) {
   return nats === null ? null : ENTROPY_STEPS.filter((step) => nats <= step).length;
 }
 
+/** Return the class of a token that had a draft, or null. @param {Token} token */
+function draftClass({ id, draft }) {
+  if (draft == null) return null;
+  return id === draft ? "draft-accepted" : "draft-rejected";
+}
+
 /** Return the legend of a colouring. @param {Coloring} coloring */
 export function legend(coloring) {
   if (coloring === "none") return h("div");
+  if (coloring === "drafts") {
+    return h("ul", { class: "row scale-legend secondary small-text" }, [
+      h("li", { class: "draft-accepted", text: "accepted draft" }),
+      h("li", { class: "draft-rejected", text: "another token was drafted" }),
+      h("li", { text: "no draft" }),
+    ]);
+  }
   const isProbability = coloring === "probability";
   const title = isProbability ? "Probability of the token" : "Entropy, at least";
   const labels = isProbability
@@ -70,7 +83,8 @@ export function tokenText({ vocabulary, label, onbranch, onpoint = () => {} }) {
     const bytes = vocabulary.bytes(token.id);
     const text = decode(bytes);
     const color = colorIndex(token, coloring, numAlternatives);
-    const classes = ["token", color === null ? "plain" : `seq-${color}`];
+    const draft = coloring === "drafts" ? draftClass(token) : null;
+    const classes = ["token", color === null ? (draft ?? "plain") : `seq-${color}`];
     if (token.origin === "chosen") classes.push("chosen");
     if (text === null) classes.push("bytes");
     else if (text.includes("\n")) classes.push("newline");
@@ -81,7 +95,7 @@ export function tokenText({ vocabulary, label, onbranch, onpoint = () => {} }) {
       tabindex: "-1",
       dataset: { position },
       "aria-haspopup": "dialog",
-      "aria-label": `${vocabulary.label(token.id)}${chance}`,
+      "aria-label": `${vocabulary.label(token.id)}${chance}${draft ? `, draft ${draftText(token)}` : ""}`,
     };
     if (text !== null) {
       openBytes = [];
@@ -125,6 +139,11 @@ export function tokenText({ vocabulary, label, onbranch, onpoint = () => {} }) {
     onpoint(null);
   }
 
+  /** @param {Token} token */
+  function draftText({ id, draft }) {
+    return id === draft ? "accepted" : `${vocabulary.label(Number(draft))}, rejected`;
+  }
+
   /** Return a token's figures, for a tooltip. @param {Token} token */
   function details(token) {
     const nats = entropyNats(token, numAlternatives);
@@ -137,6 +156,7 @@ export function tokenText({ vocabulary, label, onbranch, onpoint = () => {} }) {
         ["Rank", rankText(token, numAlternatives)],
       );
     }
+    if (draftClass(token)) facts.push(["Draft", draftText(token)]);
     const note = "The first token has no probability.";
     return h("div", { class: "stack tight" }, [
       h("code", { class: "token-name", text: vocabulary.label(token.id) }),

@@ -3,14 +3,19 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nanovllm.engine.speculation.ngram import NgramIndex
+from nanovllm.engine.ngram import NgramIndex
 
 
-def found_by_search(tokens: list[int], shortest: int, longest: int, count: int) -> tuple[int, ...]:
-    """Return what followed the longest n-gram at the end, where it last occurred before."""
+def found_by_search(
+    tokens: list[int], shortest: int, longest: int, count: int, num_guessed: int = 0
+) -> tuple[int, ...]:
+    """Return what followed the longest n-gram at the end, where it last occurred before.
+
+    The last `num_guessed` tokens are no occurrence.
+    """
     for length in range(longest, shortest - 1, -1):
         ngram = tokens[-length:]
-        for start in range(len(tokens) - length - 1, -1, -1):
+        for start in range(len(tokens) - length - max(num_guessed, 1), -1, -1):
             if len(ngram) == length and tokens[start : start + length] == ngram:
                 period = tokens[start + length :]
                 return tuple((period * count)[:count])
@@ -23,16 +28,17 @@ def found_by_search(tokens: list[int], shortest: int, longest: int, count: int) 
     extra=st.integers(0, 2),
     count=st.integers(1, 6),
     step=st.integers(1, 4),
+    guessed=st.lists(st.integers(0, 3), max_size=3),
 )
 def test_the_index_finds_what_a_search_finds(
-    tokens: list[int], shortest: int, extra: int, count: int, step: int
+    tokens: list[int], shortest: int, extra: int, count: int, step: int, guessed: list[int]
 ) -> None:
     """Up to 8 earlier positions, which texts of 12 tokens rarely exceed, are compared."""
     index = NgramIndex(shortest, shortest + extra)
     for end in range(1, len(tokens) + 1, step):
-        known = tokens[:end]
-        expected = found_by_search(known, shortest, shortest + extra, count)
-        drafted = index.draft(known, count)
+        known = [*tokens[:end], *guessed]
+        expected = found_by_search(known, shortest, shortest + extra, count, len(guessed))
+        drafted = index.draft(known, count, len(guessed))
         if sum(known[i : i + shortest] == known[-shortest:] for i in range(end)) <= 8:
             assert drafted == expected
 

@@ -22,15 +22,17 @@ class NgramIndex:
         self._latest: dict[tuple[int, ...], int] = {}  # of each n-gram, by the end of it
         self._earlier = array("q")  # for each position the end of the same n-gram before, or -1
 
-    def draft(self, tokens: Sequence[int], count: int) -> tuple[int, ...]:
+    def draft(self, tokens: Sequence[int], count: int, num_guessed: int = 0) -> tuple[int, ...]:
         """Return at most `count` tokens that may follow `tokens`; none if nothing is found.
 
-        `tokens` are those of the last call, and perhaps more. The longest n-gram counts, and of
-        equally long ones the latest.
+        `tokens` are those of the last call, and perhaps more; the last `num_guessed` are not added.
+        The longest n-gram counts, and of equally long ones the latest.
         """
-        self._add(tokens)
+        self._add(tokens, len(tokens) - num_guessed)
         best, best_length = -1, 0
-        end = self._earlier[-1] if self._earlier else -1
+        end = self._latest.get(tuple(tokens[-self._shortest :]), -1)
+        if end == len(tokens) - 1:
+            end = self._earlier[end] if tokens else -1
         for _ in range(_MAX_CANDIDATES):
             if end < 0 or best_length == self._longest:
                 break
@@ -44,10 +46,10 @@ class NgramIndex:
             drafted.append(tokens[best] if best < len(tokens) else drafted[best - len(tokens)])
         return tuple(drafted)
 
-    def _add(self, tokens: Sequence[int]) -> None:
-        """Add the tokens that are new."""
+    def _add(self, tokens: Sequence[int], count: int) -> None:
+        """Add those of the first `count` tokens that are new."""
         size, earlier, latest = self._shortest, self._earlier, self._latest
-        for end in range(len(earlier), len(tokens)):
+        for end in range(len(earlier), count):
             if end + 1 < size:
                 earlier.append(-1)
                 continue
