@@ -35,8 +35,9 @@ install: $(RUN)  ## install nanovllm into .venv
 serve: $(RUN)  ## serve a model; HOST=127.0.0.1 PORT=8000 MODEL=folder-or-name ARGS="more flags"
 	@exec $(BIN)/nanovllm serve $(if $(MODEL),"$(MODEL)") --host "$(HOST)" --port "$(PORT)" $(ARGS)
 
+# Hundreds of processes that the tests start read the bytecode that the first one writes.
 test: $(TEST)  ## run the tests on all cores; ARGS="tests/engine -k preempt" for a part of them
-	@$(BIN)/python -m pytest $(or $(ARGS),-n auto)
+	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest $(or $(ARGS),-n auto)
 
 test-fast: $(TEST)  ## run the tests that need neither a server nor kernels, in under a minute
 	@$(BIN)/python -m pytest -n auto -m "not slow" $(FAST)

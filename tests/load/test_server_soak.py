@@ -23,7 +23,7 @@ from tests.load.verdict import judge, table
 from tests.load.watch import Sample, Watch, gauge
 from tests.load.wire import Answer, parse
 
-SOAK_MINUTES = 1 / 5
+SOAK_MINUTES = 1 / 8
 
 
 @pytest.mark.slow(30)

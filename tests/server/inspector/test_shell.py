@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 TABS = ["Playground", "Chat", "Engine", "Attention", "Logit lens", "Embeddings"]
 KEY = "a secret key"
 VIOLATIONS = {"resultTypes": ["violations"]}
+CONTRAST = {**VIOLATIONS, "runOnly": ["color-contrast"]}
 
 
 @pytest.fixture(scope="module")
@@ -131,14 +132,12 @@ def test_a_declined_key_is_asked_for_again_only_by_the_reader(
         button.wait_for()
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_no_serious_fault_in_any_tab(
-    browser: "Browser", server: RunningServer, scheme: str
-) -> None:
+def test_axe_finds_no_serious_fault_in_any_tab(browser: "Browser", server: RunningServer) -> None:
+    """By all rules in the light theme; the dark one differs in colours only."""
     from axe_playwright_python.sync_playwright import Axe
 
     axe = Axe()
-    with open_page(browser, server.url, color_scheme=scheme) as page:
+    with open_page(browser, server.url, color_scheme="light") as page:
         page.locator(".prompt-input").fill("the end")
         page.locator("[name=max_tokens]").fill("12")
         page.get_by_role("button", name="Generate").click()
@@ -148,6 +147,11 @@ def test_axe_finds_no_serious_fault_in_any_tab(
             page.get_by_role("tab", name=tab).click()
             page.locator("[role=tabpanel]:visible > *").first.wait_for()
             faults[tab] = serious(axe.run(page, options=VIOLATIONS).response)
+        page.get_by_role("button", name="Use the dark theme").click()
+        for tab in TABS:
+            page.get_by_role("tab", name=tab).click()
+            page.locator("[role=tabpanel]:visible > *").first.wait_for()
+            faults[tab] += serious(axe.run(page, options=CONTRAST).response)
         assert faults == {tab: [] for tab in TABS}
 
 
