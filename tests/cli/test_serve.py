@@ -53,10 +53,10 @@ def test_it_prints_the_model_and_where_it_is(bundled: Serving, backend: str) -> 
         if line.startswith("  ")
     }
     assert rows["vocabulary"] == "2,048 tokens"
-    assert rows["hidden size"] == "192"
-    assert rows["layers"] == "4"
-    assert rows["heads"] == "4 of 48"
-    assert rows["parameters"] == "2,271,360"
+    assert rows["hidden size"] == "288"
+    assert rows["layers"] == "6"
+    assert rows["heads"] == "6 of 48"
+    assert rows["parameters"] == "6,732,288"
     assert rows["context"] == "512 tokens"
     assert "tokens in" in rows["KV cache"]
     assert rows["computes in"] == f"float32 (cache float32), backend {backend}, 1 thread"

@@ -11,6 +11,7 @@ from nanovllm.model.config import GPT2Config
 from nanovllm.training.config import read_toml
 from scripts.bundled_model.convert import convert, on_grid
 from scripts.bundled_model.prepare_books import clean, write_books
+from scripts.bundled_model.write_target_text import prompts_of, write
 
 SETTINGS = Path(__file__).parents[2] / "scripts" / "bundled_model"
 BOOK = """The Sea, by Nobody 1900
@@ -57,7 +58,7 @@ def test_the_held_out_books_are_the_last(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "vocab", "largest"), [("tiny-books", 2048, 8_000_000), ("tiny-books-draft", 2048, 1e6)]
+    ("name", "vocab", "largest"), [("tiny-books", 2048, 14e6), ("tiny-books-draft", 2048, 2e6)]
 )
 def test_the_settings_give_a_model_that_is_small_enough(
     name: str, vocab: int, largest: float
@@ -112,3 +113,21 @@ def test_weights_are_converted_to_float16(tiny_model: Path, tmp_path: Path) -> N
     save_file(weights, run / "model.safetensors")
     with pytest.raises(ValueError, match=rf"{name} is not finite in float16"):
         convert(run, output, 7)
+
+
+def test_a_model_writes_text_for_its_draft_model(tiny_model: Path, tmp_path: Path) -> None:
+    books = tmp_path / "books"
+    books.mkdir()
+    paragraphs = [f"{i} the cat in the hall and the cat in the hat of the hall" for i in range(3)]
+    (books / "train-a.txt").write_text("\n\n".join([*paragraphs, "Short."]), encoding="utf-8")
+    prompts = prompts_of(sorted(books.iterdir()), 4, seed=0)
+    starts = {" ".join(paragraph.split()[:12]) for paragraph in paragraphs}
+    assert (set(prompts), prompts[3]) == (starts, prompts[0])
+    output = tmp_path / "output"
+    tokens = write(str(tiny_model), sorted(books.iterdir()), output, 2)
+    texts = {file.name: file.read_text(encoding="utf-8") for file in output.iterdir()}
+    assert sorted(texts) == ["temperature-0.8.txt", "temperature-1.0.txt"]
+    assert all(text.startswith(tuple(starts)) for text in texts.values())
+    assert tokens > 0
+    with pytest.raises(FileExistsError):
+        write(str(tiny_model), sorted(books.iterdir()), output, 2)
