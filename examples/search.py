@@ -33,4 +33,4 @@ def main(query: str) -> None:
 
 
 if __name__ == "__main__":
-    main(" ".join(sys.argv[1:]) or "the crime was solved")
+    main(" ".join(sys.argv[1:]) or "the murderer was found")

@@ -46,7 +46,7 @@ def test_the_index_lists_every_program() -> None:
         ("batch.py", ["She smiled and said", "The old man looked", "[length]"]),
         ("streaming.py", ["'The old man': 40 tokens", "'In the garden': 40 tokens"]),
         ("chat.py", ["You: How are you this morning?\nModel: ", "You: And what did the old man"]),
-        ("forward.py", ["attention_scores: 'He' -1.", "weights: 'He' 0.", "opened the door"]),
+        ("forward.py", ["attention_scores: 'He' 1.", "weights: 'He' 0.", "opened the door"]),
         ("log_training.py", ["51 lines;", "'train_loss': ", "'val_loss': "]),
         ("training_loop.py", ["step 14  loss 0.00", "' a red bicycle and rode it to the sea."]),
         ("structured_output.py", ["The story has a ", "The year was 1", "{'name': "]),
@@ -117,7 +117,7 @@ def test_openais_client(
 ) -> None:
     monkeypatch.setenv("OPENAI_BASE_URL", f"{server.url}/v1")
     run("openai_client.py", monkeypatch)
-    assert "2 vectors of 192 numbers" in capsys.readouterr().out
+    assert "2 vectors of 288 numbers" in capsys.readouterr().out
 
 
 def test_langchains_client(
