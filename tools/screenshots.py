@@ -42,7 +42,7 @@ ANIMATION_SIZE, ANIMATION_WIDTH = (1120, 780), 840
 MAX_ANIMATION_BYTES = 1_500_000
 REPORT_SIZE = (1100, 960)
 _SERVER_SETTINGS = (
-    "--num-threads", "1", "--kv-cache-memory", "5MiB", "--max-num-seqs", "8", "--block-size", "16",
+    "--num-threads", "1", "--kv-cache-memory", "11MiB", "--max-num-seqs", "8", "--block-size", "16",
     "--inspector-shows-prompts",
 )  # fmt: skip
 _PROMPTS = (
@@ -126,7 +126,7 @@ def take_report(browser: Browser, run: Path, folder: Path) -> Path:
 
 
 def _prepare_playground(page: Page) -> None:
-    _fill_settings(page, seed="3", temperature="0.6", max_tokens="48")
+    _fill_settings(page, seed="24", temperature="0.8", max_tokens="48")
     _generate(page)
     token = page.locator(".choice .token").nth(6)
     token.hover()
@@ -134,7 +134,7 @@ def _prepare_playground(page: Page) -> None:
 
 
 def _prepare_chat(page: Page) -> None:
-    _fill_settings(page, seed="3", temperature="0.6", max_tokens="48")
+    _fill_settings(page, seed="24", temperature="0.8", max_tokens="48")
     for number, message in enumerate(_MESSAGES):
         page.locator("[name=message]").fill(message)
         page.keyboard.press("Enter")
@@ -251,7 +251,7 @@ def record_playground(recording: Recording, url: str) -> None:
     page = recording.page
     page.set_default_timeout(_ACTION_TIMEOUT_MS)
     page.goto(url)
-    _fill_settings(page, seed="3", temperature="0.6", max_tokens="40")
+    _fill_settings(page, seed="24", temperature="0.8", max_tokens="40")
     recording.take()
     page.get_by_role("button", name="Generate", exact=True).click()
     recording.take_for(2.5)
