@@ -25,10 +25,10 @@ PICTURE = ROOT / "docs" / "images" / "terminal.svg"
 COMMANDS = (
     (
         "curl -s localhost:8000/v1/completions -H 'Content-Type: application/json' \\\n"
-        """     -d '{"prompt": "She smiled and said", "max_tokens": 40, "seed": 76}' \\\n"""
+        """     -d '{"prompt": "She smiled and said", "max_tokens": 25, "seed": 24}' \\\n"""
         "     | jq .choices[0].text"
     ),
-    'nanovllm generate "The old man looked at her and" --max-tokens 38 --seed 3',
+    'nanovllm generate "The old man looked at her and" --temperature 0.7 --seed 43 --max-tokens 40',
 )
 _COLUMNS = 98
 _PAUSE_S, _LONGEST_PAUSE_S, _TYPING_S = 0.8, 1.0, 0.5
