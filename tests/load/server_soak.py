@@ -233,8 +233,10 @@ async def _run_load(load: Load, watch: Watch, parsed: argparse.Namespace) -> Non
         [*running, *watching], timeout=60 * parsed.minutes, return_when=asyncio.FIRST_COMPLETED
     )  # the first where something is wrong
     load.is_over.set()
-    for task in watching:
-        task.cancel()
+    while pending := [task for task in watching if not task.done()]:
+        for task in pending:  # again and again: wait_for can lose a cancellation before Python 3.12
+            task.cancel()
+        await asyncio.wait(pending, timeout=1)
     for outcome in await asyncio.gather(*watching, return_exceptions=True):
         if isinstance(outcome, Exception):
             raise outcome
