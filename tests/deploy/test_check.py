@@ -92,7 +92,7 @@ def test_the_replicas_of_one_machine_share_its_memory() -> None:
     check_models(read_settings({"models": [model]}), limit)
     settings = read_settings({"models": [{**model, "max_replicas": 4}]})
     check_models(settings, None)  # on several machines
-    with pytest.raises(ValueError, match=r"need 8\.3 GiB of memory together, but memory\.max is 8"):
+    with pytest.raises(ValueError, match=r"need 8\.4 GiB of memory together, but memory\.max is 8"):
         check_models(settings, limit)
 
 
@@ -100,9 +100,9 @@ def test_the_replicas_of_one_machine_share_its_memory() -> None:
     ("model", "applications", "message"),
     [
         ({"options": {"kv-cache-memory": "900GiB"}}, 1, "the KV cache 900 GiB, but "),
-        ({"options": {"kv-cache-memory": "2GiB"}}, 2, "need 4.1 GiB of memory together, but"),
-        ({}, 2, "need 2.1 GiB of memory together, but"),
-        ({"replicas": 2}, 1, "need 2.1 GiB of memory together, but"),
+        ({"options": {"kv-cache-memory": "2GiB"}}, 2, "need 4.2 GiB of memory together, but"),
+        ({}, 2, "need 2.2 GiB of memory together, but"),
+        ({"replicas": 2}, 1, "need 2.2 GiB of memory together, but"),
         ({}, 1, None),  # the KV cache shrinks
     ],
 )
