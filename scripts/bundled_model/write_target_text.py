@@ -4,7 +4,7 @@ Run: python scripts/bundled_model/write_target_text.py MODEL BOOKS OUTPUT
 
 A draft model guesses what its target will write, so it learns from that, beside the books. Each
 text begins with the first words of a paragraph and goes on to the end of the model's context, in
-one file at temperature 1 and in another at 0.8.
+a file for each of the temperatures 1, 0.8 and 0.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from pathlib import Path
 from nanovllm import LLM, SamplingParams
 
 _PROMPT_WORDS = 12
-_TEMPERATURES = (1.0, 0.8)
+_TEMPERATURES = (1.0, 0.8, 0.0)
 
 
 def prompts_of(books: Sequence[Path], count: int, seed: int) -> list[str]:

@@ -126,7 +126,7 @@ def test_a_model_writes_text_for_its_draft_model(tiny_model: Path, tmp_path: Pat
     output = tmp_path / "output"
     tokens = write(str(tiny_model), sorted(books.iterdir()), output, 2)
     texts = {file.name: file.read_text(encoding="utf-8") for file in output.iterdir()}
-    assert sorted(texts) == ["temperature-0.8.txt", "temperature-1.0.txt"]
+    assert sorted(texts) == [f"temperature-{each}.txt" for each in ("0.0", "0.8", "1.0")]
     assert all(text.startswith(tuple(starts)) for text in texts.values())
     assert tokens > 0
     with pytest.raises(FileExistsError):
