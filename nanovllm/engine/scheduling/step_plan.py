@@ -118,8 +118,8 @@ class StepPlan:
         return sum(sequence.count for sequence in self.sequences)
 
 
-class StepDraft:
-    """A step while it is being planned.
+class StepBuilder:
+    """Builder of a `StepPlan`: a step while it is being planned.
 
     Attributes:
         sequences: what is planned so far, by request id.

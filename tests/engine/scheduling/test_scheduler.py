@@ -8,7 +8,7 @@ from nanovllm.engine.scheduling.block_manager import BlockManager, hash_block, h
 from nanovllm.engine.scheduling.observer import PreemptionCause
 from nanovllm.engine.scheduling.request import FinishReason, Request, RequestState
 from nanovllm.engine.scheduling.scheduler import Scheduler
-from nanovllm.engine.scheduling.step_plan import SequenceUpdate, StepDraft
+from nanovllm.engine.scheduling.step_plan import SequenceUpdate, StepBuilder
 from nanovllm.errors import InvalidRequestError
 from nanovllm.model.sampling import TokenLogprobs
 from tests.support.scheduling import (
@@ -228,13 +228,13 @@ def test_whoever_shares_a_block_that_will_not_be_filled_is_set_back_too() -> Non
     scheduler.add(first)
     scheduler.add(second)
     plan = scheduler.schedule()
-    draft = StepDraft(0, 0)
+    builder = StepBuilder(0, 0)
     for sequence in plan.sequences:
-        draft.put(sequence)
+        builder.put(sequence)
     cause = PreemptionCause.NO_FREE_BLOCK
-    scheduler._preempt(first, draft, cause)  # noqa: SLF001 - no schedule leads here
-    assert not draft.sequences
-    assert draft.tokens_left == 0, "the budget is whole again"
+    scheduler._preempt(first, builder, cause)  # noqa: SLF001 - no schedule leads here
+    assert not builder.sequences
+    assert builder.tokens_left == 0, "the budget is whole again"
     assert {first.state, second.state} == {RequestState.WAITING}
     scheduler.check_integrity()
     while scheduler.has_work:
