@@ -162,7 +162,9 @@ REFUSED: dict[str, tuple[int, str, str, dict[str, Any]]] = {
     "another method": (405, "DELETE", "/v1/completions", {}),
     "a large body": (413, "POST", "/v1/completions", {"content": b" " * (LIMIT + 1)}),
     "a large body in pieces": (413, "POST", "/v1/completions", {"content": [b" " * LIMIT] * 2}),
-    "more than fits": (400, "POST", "/v1/completions", {"json": {"prompt": "a", "max_tokens": 500}}),
+    "more than fits": (
+        400, "POST", "/v1/completions", {"json": {"prompt": "a", "max_tokens": 500}},
+    ),
     "too many at once": (
         400, "POST", "/v1/completions", {"json": {"prompt": ["a"] * 20, "n": 100}},
     ),
