@@ -3,7 +3,7 @@
 import time
 from dataclasses import dataclass
 
-from nanovllm.errors import RequestTimeoutError
+from nanovllm.errors import RequestTimeoutError, counted
 
 
 @dataclass(slots=True, eq=False)
@@ -30,12 +30,11 @@ class Deadline:
     def error(self, *, tokens: int, retry_after_s: int) -> RequestTimeoutError:
         """Return the error of a request that exceeds its deadline after `tokens` tokens."""
         self.has_passed = True
-        progress = (
-            f"{tokens} tokens of its answer were generated" if tokens else "it was being worked on"
-        )
+        generated = f"{counted(tokens, 'token')} of its answer came in time"
+        begun = generated if tokens else "it was being worked on"
         return RequestTimeoutError(
             f"the request was given {self.timeout_s:g} s and is not answered; "
-            f"{progress if self.has_begun else 'it was still waiting for its turn'}; "
+            f"{begun if self.has_begun else 'it was still waiting for its turn'}; "
             "give it more time, or ask for less",
             has_begun=self.has_begun,
             retry_after_s=retry_after_s,

@@ -129,6 +129,11 @@ def printable(text: str, limit: int = 200) -> str:
     return escaped if len(escaped) <= limit else f"{escaped[:limit]}..."
 
 
+def counted(count: int, noun: str) -> str:
+    """Return a number of things for a message, such as "1 token"."""
+    return f"{count:,} {noun}" + "s" * (count != 1)
+
+
 def describe_value(value: object) -> str:
     """Return an invalid value for a message: its repr where that is short, otherwise its type."""
     text = repr(value) if isinstance(value, str | int | float | None) else ""

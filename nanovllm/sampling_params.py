@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 from annotated_types import Interval
 
 from nanovllm.checked_fields import check_fields, short_repr, to_python
-from nanovllm.errors import InvalidRequestError, listed, setting
+from nanovllm.errors import InvalidRequestError, counted, listed, setting
 from nanovllm.structured_outputs import StructuredOutputs
 from nanovllm.vllm_settings import suggests_fields
 
@@ -243,8 +243,8 @@ def list_params(
         )
     if len(listed) != num_prompts:
         raise InvalidRequestError(
-            f"there are {num_prompts} prompts but {len(listed)} sampling_params; pass one for all, "
-            "or one for each"
+            f"there are {len(listed)} sampling_params for {counted(num_prompts, 'prompt')}; pass "
+            "one for all, or one for each"
         )
     return listed
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nanovllm.errors import ContextLengthError, InvalidRequestError, printable, setting
+from nanovllm.errors import ContextLengthError, InvalidRequestError, counted, printable, setting
 
 
 @pytest.mark.parametrize(
@@ -48,3 +48,11 @@ def test_an_interface_has_names_of_its_own_for_settings() -> None:
     assert str(renamed) == "prompt 3: limit is 9, not the word max_tokens; lower limit"
     assert (type(renamed), renamed.param) == (ContextLengthError, "limit")
     assert InvalidRequestError("a").named({"max_tokens": "limit"}).param is None
+
+
+def test_one_thing_is_not_in_the_plural() -> None:
+    assert [counted(count, "token") for count in (0, 1, 1200)] == [
+        "0 tokens",
+        "1 token",
+        "1,200 tokens",
+    ]

@@ -27,6 +27,7 @@ from nanovllm.cli.options import (
 from nanovllm.cli.parser import set_up
 from nanovllm.cli.table import finite_or_null, print_table
 from nanovllm.config import Positive
+from nanovllm.errors import counted
 
 if TYPE_CHECKING:
     from nanovllm.evaluation import AblatedLoss, AblationResult
@@ -125,8 +126,8 @@ def _write(parsed: argparse.Namespace, result: AblationResult) -> None:
 
 def _print_report(model: str, options: AblateOptions, result: AblationResult) -> None:
     print(
-        f"{model}: {result.tokens:,} tokens of {result.bytes:,} bytes in {result.texts:,} "
-        f"text{'s' * (result.texts != 1)}, context {result.context:,}\n"
+        f"{model}: {result.tokens:,} tokens of {result.bytes:,} bytes in "
+        f"{counted(result.texts, 'text')}, context {result.context:,}\n"
         f"whole model: {result.loss:.4f} nats per token, {result.bits_per_byte:.4f} bits per byte\n"
         "\nRise of the loss without each part; ## is the largest. Heads have their own scale:\n"
     )

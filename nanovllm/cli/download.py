@@ -13,7 +13,7 @@ from nanovllm.cli.interrupts import ended_by_interrupts
 from nanovllm.cli.options import add_model
 from nanovllm.cli.parser import set_up
 from nanovllm.config import BUNDLED_MODELS
-from nanovllm.errors import NanovllmError, printable
+from nanovllm.errors import NanovllmError, counted, printable
 
 DEFAULT_MODEL = "gpt2"
 _COMMAND = "nanovllm download"
@@ -72,8 +72,9 @@ def _print_summary(output: Path, info: Mapping[str, Any]) -> None:
     print(f"\n{printable(str(info['repo']))}, revision {printable(str(info['revision'])[:12])}")
     print(f"  parameters  {info['parameters']:,}")
     print(
-        f"  network     {info['layers']} layers, {info['heads']} heads, d_model {info['d_model']}"
+        f"  network     {counted(info['layers'], 'layer')}, {counted(info['heads'], 'head')}, "
+        f"d_model {info['d_model']}"
     )
     print(f"  tokens      vocab {info['vocab']:,}, context {info['context_length']:,}")
-    print(f"  size        {size_bytes / 1e6:,.1f} MB in {len(files)} files\n")
+    print(f"  size        {size_bytes / 1e6:,.1f} MB in {counted(len(files), 'file')}\n")
     print(f"Serve it with:  nanovllm serve {shlex.quote(str(output))}")

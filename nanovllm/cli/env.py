@@ -14,7 +14,7 @@ from nanovllm.cli.interrupts import ended_by_interrupts
 from nanovllm.cli.parser import set_up
 from nanovllm.cli.table import print_rows
 from nanovllm.config import format_bytes
-from nanovllm.errors import printable
+from nanovllm.errors import counted, printable
 
 _DESCRIPTION = """
 Show what a bug report needs: versions, processor, memory, folders and environment variables. Keys
@@ -61,7 +61,7 @@ def _machine() -> dict[str, str]:
         "system": machine["os"],
         "processor": f"{machine['cpu']} ({host_cpu().name})",
         "instructions": ", ".join(instructions),
-        "processors": f"{usable_cpus()} usable, {default_threads()} threads by default",
+        "processors": f"{usable_cpus()} usable, {counted(default_threads(), 'thread')} by default",
         "memory": _memory(),
     }
 
@@ -90,7 +90,8 @@ def _folders() -> dict[str, str]:
     kernels, files = user_cache().folder, kernel_files()
     size_bytes = sum(path.stat().st_size for path in files)
     return {
-        "kernels": f"{kernels}, {_access(kernels)}, {len(files)} files, {format_bytes(size_bytes)}",
+        "kernels": f"{kernels}, {_access(kernels)}, {counted(len(files), 'file')}, "
+        f"{format_bytes(size_bytes)}",
         "hub cache": f"{constants.HF_HUB_CACHE}, {_access(Path(constants.HF_HUB_CACHE))}",
     }
 

@@ -26,6 +26,7 @@ from nanovllm.cli.options import (
 from nanovllm.cli.parser import set_up
 from nanovllm.cli.table import finite_or_null, print_table
 from nanovllm.config import PRECISIONS, EngineConfig, Positive
+from nanovllm.errors import counted
 
 if TYPE_CHECKING:
     from nanovllm.evaluation import EvaluationResult
@@ -150,9 +151,9 @@ def _figures(result: EvaluationResult, reference: EvaluationResult | None) -> di
 def _print_report(model: str, first: EvaluationResult, rows: list[dict[str, Any]]) -> None:
     print(
         f"{model}: {first.tokens:,} tokens of {first.bytes:,} bytes in "
-        f"{first.texts:,} text{'s' * (first.texts != 1)}, context {first.context:,}, "
-        f"stride {first.stride:,}, backend {first.backend}, {first.num_threads} "
-        f"thread{'s' * (first.num_threads != 1)}\n"
+        f"{counted(first.texts, 'text')}, context {first.context:,}, "
+        f"stride {first.stride:,}, backend {first.backend}, "
+        f"{counted(first.num_threads, 'thread')}\n"
     )
     table = [("precision", "KV cache", *(title for title, _, _ in _COLUMNS))]
     for row in rows:

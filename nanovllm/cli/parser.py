@@ -205,7 +205,9 @@ class CommandParser(argparse.ArgumentParser):
         """Return the error for the first unknown argument."""
         first = rest[0].partition("=")[0]
         if not first.startswith("-"):
-            return f"unexpected argument {rest[0]!r}; put a text with spaces in quotes"
+            taken = [action.metavar for action in self._get_positional_actions() if action.type]
+            advice = f"it takes one {taken[-1]}" if taken else "put a text with spaces in quotes"
+            return f"unexpected argument {rest[0]!r}; {advice}"
         near = suggest(first, self._option_string_actions)
         hint = f"did you mean {near}?" if near else f"{self.prog} --help lists the options"
         return f"unrecognized option {first}; {hint}"

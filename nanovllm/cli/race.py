@@ -11,6 +11,7 @@ from nanovllm.cli.lessons import require_folder
 from nanovllm.cli.table import print_table
 from nanovllm.config import BUNDLED_MODEL, EngineConfig
 from nanovllm.engine.engine import Engine
+from nanovllm.errors import counted
 from nanovllm.hub import resolve_model
 from nanovllm.learn.engine import engine_parts_of
 from nanovllm.learn.parts import Parts, load_parts
@@ -53,7 +54,7 @@ def run_race(parsed: argparse.Namespace) -> int:
         "functions": [asdict(one) for one in times],
         "matmul_gflops": matmul,
     }
-    about = {"settings": f"{BUNDLED_MODEL}, float32, {parsed.rounds} rounds, medians"}
+    about = {"settings": f"{BUNDLED_MODEL}, float32, {counted(parsed.rounds, 'round')}, medians"}
     ratios = {
         f"yours / numpy, {title}": f"{figures[_YOURS] / figures['numpy']:.2f}"
         for title, figures in rates.items()

@@ -16,7 +16,7 @@ from nanovllm.cli.environment import HISTORY_VARIABLE
 from nanovllm.cli.options import SAMPLING_OPTIONS
 from nanovllm.cli.table import print_rows
 from nanovllm.cli.writer import Writer
-from nanovllm.errors import InvalidRequestError
+from nanovllm.errors import InvalidRequestError, counted
 from nanovllm.model.kernels.build.object_cache import user_cache_folder
 from nanovllm.sampling_params import SamplingParams
 from nanovllm.suggestions import suggest
@@ -132,7 +132,7 @@ class Repl:
             print()
         tokens, duration_s = self._writer.num_tokens, self._writer.duration_s
         speed = f", {tokens / duration_s:,.0f} tokens/s" if duration_s else ""
-        print(f"[{tokens:,} tokens in {duration_s:.2f} s{speed}]", file=sys.stderr)
+        print(f"[{counted(tokens, 'token')} in {duration_s:.2f} s{speed}]", file=sys.stderr)
 
 
 def _typed_lines() -> Iterator[str]:

@@ -27,6 +27,7 @@ from nanovllm.cli.options import (
 )
 from nanovllm.cli.parser import set_up
 from nanovllm.cli.serve_options import ServeOptions
+from nanovllm.errors import counted
 from nanovllm.stop_signal import StopSignal
 
 if TYPE_CHECKING:
@@ -118,7 +119,9 @@ def run(parsed: argparse.Namespace) -> int:
     if number is None or not left:
         return 0
     if parsed.output == STANDARD_STREAM:
-        print_message(f"ended by {signal.Signals(number).name}; {left:,} requests are not answered")
+        print_message(
+            f"ended by {signal.Signals(number).name}; {counted(left, 'request')} not answered"
+        )
         return 128 + number
     again = "the same command without --overwrite" if parsed.overwrite else "the same command again"
     print_message(
@@ -238,11 +241,11 @@ class _Run:
             if self.failed
             else ""
         )
-        done = f"{self.done:,} request{'' if self.done == 1 else 's'}"
         speed = (
-            f"{self.tokens:,} tokens in {self.duration_s:.1f} s, {self._tokens_per_s:.0f} tokens/s"
+            f"{counted(self.tokens, 'token')} in {self.duration_s:.1f} s, "
+            f"{self._tokens_per_s:.0f} tokens/s"
         )
-        return f"{done} answered{errors}{failed}, {speed}"
+        return f"{counted(self.done, 'request')} answered{errors}{failed}, {speed}"
 
     @property
     def _tokens_per_s(self) -> float:

@@ -37,7 +37,7 @@ from nanovllm.engine.async_engine import AsyncEngine, EngineState
 from nanovllm.engine.engine import Engine
 from nanovllm.engine.engine_parts import PartOwner
 from nanovllm.engine.memory import MemoryPlan
-from nanovllm.errors import EngineFaultError
+from nanovllm.errors import EngineFaultError, counted
 from nanovllm.hub import resolve_models
 from nanovllm.model.machine import PHYSICAL_MEMORY
 from nanovllm.server.app import create_app
@@ -211,7 +211,7 @@ def describe(engine: Engine, name: str) -> str:
     """Return the startup summary: the model's configuration and the KV cache."""
     model, blocks = engine.model, engine.blocks
     backend = engine.runner.backend
-    threads = "1 thread" if backend.num_threads == 1 else f"{backend.num_threads} threads"
+    threads = counted(backend.num_threads, "thread")
     rows = {
         "vocabulary": f"{model.vocab:,} tokens",
         "hidden size": f"{model.d_model:,}",

@@ -13,6 +13,7 @@ from nanovllm.cli.environment import MODEL_VARIABLES
 from nanovllm.cli.interrupts import ended_by_interrupts
 from nanovllm.cli.options import add_model_flag
 from nanovllm.cli.parser import set_up
+from nanovllm.errors import counted
 
 if TYPE_CHECKING:
     from nanovllm.inspection.attention import HeadStatistics
@@ -75,8 +76,8 @@ def _report(
     """Yield the lines of the text."""
     config = model.config
     yield (
-        f"{model.name}: {config.layers} layers, {config.heads} heads, d_model {config.d_model}, "
-        f"vocabulary {config.vocab:,}"
+        f"{model.name}: {counted(config.layers, 'layer')}, {counted(config.heads, 'head')}, "
+        f"d_model {config.d_model}, vocabulary {config.vocab:,}"
     )
     yield from _wrap("prompt", [_quoted(model, token_id) for token_id in token_ids], len(token_ids))
     yield ""
@@ -103,7 +104,7 @@ def _report(
 
 def _wrap(name: str, texts: Sequence[str], count: int) -> Iterator[str]:
     """Yield texts in lines of at most _COLUMNS, after a name and a count."""
-    line = f"{name}: {count} {'token' if count == 1 else 'tokens'} "
+    line = f"{name}: {counted(count, 'token')} "
     for text in texts:
         if len(line) + len(text) + 1 > _COLUMNS:
             yield line.rstrip()

@@ -14,7 +14,7 @@ from nanovllm.checked_fields import CheckedField, checked_fields
 from nanovllm.cli.argument_types import print_message
 from nanovllm.cli.interrupts import ended_by_interrupts
 from nanovllm.cli.parser import flag_of, set_up
-from nanovllm.errors import TrainingError, printable
+from nanovllm.errors import TrainingError, counted, printable
 
 if TYPE_CHECKING:
     from nanovllm.trainer import Trainer
@@ -134,15 +134,15 @@ def _introduce(trainer: Trainer) -> None:
         print_message(notice)
     files = setup.data.files
     if len(files) > 1 or any(path.is_dir() for path in trainer.config.data_paths):
-        print(f"{_count(len(files), 'file')}, {_size(files)}")
+        print(f"{counted(len(files), 'file')}, {_size(files)}")
     print(
-        f"{model.num_parameters:,} parameters: {_count(model.layers, 'layer')}, "
-        f"{_count(model.heads, 'head')}, width {model.d_model}, context {setup.context}, "
+        f"{model.num_parameters:,} parameters: {counted(model.layers, 'layer')}, "
+        f"{counted(model.heads, 'head')}, width {model.d_model}, context {setup.context}, "
         f"vocabulary {model.vocab:,}"
     )
     print(
         f"{len(setup.train.tokens):,} training and {len(setup.validation.tokens):,} validation "
-        f"tokens; {_count(trainer.steps, 'step')} of {_count(setup.tokens_per_step, 'token')}"
+        f"tokens; {counted(trainer.steps, 'step')} of {counted(setup.tokens_per_step, 'token')}"
     )
     if setup.train.has_loss is not None:
         train, validation = setup.train.num_targets, setup.validation.num_targets
@@ -160,10 +160,6 @@ def _introduce(trainer: Trainer) -> None:
     elif trainer.resumes:
         print(f"continues at step {trainer.step:,} of {trainer.steps:,}")
     sys.stdout.flush()
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}" + "s" * (number != 1)
 
 
 def _size(files: Sequence[Path]) -> str:

@@ -24,7 +24,7 @@ from nanovllm.cli.options import (
 from nanovllm.cli.parser import set_up
 from nanovllm.cli.table import print_table
 from nanovllm.config import Positive
-from nanovllm.errors import EngineFaultError, NanovllmError
+from nanovllm.errors import EngineFaultError, NanovllmError, counted
 
 if TYPE_CHECKING:
     from nanovllm.cli.verify_comparison import Bound, Comparison
@@ -123,9 +123,10 @@ def _report(
         )
     different = [one.prompt for one in comparisons if not one.agrees(bound)]
     verdict = (
-        f"DIFFERENT in {len(different)} of {len(comparisons)} prompts: {', '.join(different)}"
+        f"DIFFERENT in {len(different)} of {counted(len(comparisons), 'prompt')}: "
+        f"{', '.join(different)}"
         if different
-        else f"All {len(comparisons)} prompts agree"
+        else f"Agreement in all of {counted(len(comparisons), 'prompt')}"
     )
     print(f"\n{verdict} ({bound}).\n")
     record = {

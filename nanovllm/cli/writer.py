@@ -5,11 +5,13 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
+from nanovllm.cli.argument_types import print_message
 from nanovllm.engine.chat.prompts import ChatPrompts
 from nanovllm.engine.chat.template import ChatTemplate
 from nanovllm.engine.engine import Engine
 from nanovllm.engine.generation_request import GenerationRequest
 from nanovllm.engine.prompt_request import PromptRequest
+from nanovllm.engine.scheduling.request import FinishReason
 from nanovllm.errors import ContextLengthError, EngineFaultError, InvalidRequestError
 from nanovllm.prompts import Prompt
 from nanovllm.sampling_params import SamplingParams
@@ -74,6 +76,11 @@ class Writer:
             self.duration_s = time.perf_counter() - start_s
         if prepared.error is not None:
             raise EngineFaultError(prepared.error)
+        limit = prepared.requests[0].max_new_tokens
+        wanted = SamplingParams(**self.settings).max_tokens
+        if prepared.ended(0) == (FinishReason.LENGTH, limit) and wanted != limit:
+            context = self.engine.max_model_len
+            print_message(f"the text ends at the model's context of {context:,} tokens")
 
 
 @dataclass(slots=True, kw_only=True)

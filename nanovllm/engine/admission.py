@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from nanovllm.engine.metrics import AdmissionStats
-from nanovllm.errors import InvalidRequestError, QueueFullError, setting
+from nanovllm.errors import InvalidRequestError, QueueFullError, counted, setting
 from nanovllm.shares import Shares
 
 MAX_QUEUED_REQUESTS = 1024
@@ -136,8 +136,8 @@ class Admission:
         if choices:
             kind = "requests"
             reason = (
-                f"{self.choices.total} requests are unfinished and {size.choices} more would pass "
-                f"{self.choices.described(client)} (max_queued_requests)"
+                f"{counted(self.choices.total, 'unfinished request')} and {size.choices} more "
+                f"would pass {self.choices.described(client)} (max_queued_requests)"
             )
         elif tokens:
             kind = "tokens"

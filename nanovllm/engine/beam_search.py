@@ -21,7 +21,7 @@ from nanovllm.engine.input_processor import InputProcessor
 from nanovllm.engine.prompt_request import PromptRequest
 from nanovllm.engine.request_limits import Limits
 from nanovllm.engine.tokenizer import Tokenizer
-from nanovllm.errors import ContextLengthError, InvalidRequestError, setting
+from nanovllm.errors import ContextLengthError, InvalidRequestError, counted, setting
 from nanovllm.outputs import CompletionOutput, PositionLogprobs, RequestOutput
 
 
@@ -213,8 +213,8 @@ def _check_beams(prompt_tokens: int, params: BeamSearchParams, limits: Limits) -
     num_tokens = prompt_tokens + params.max_tokens
     if num_tokens > max_len:
         raise ContextLengthError(
-            f"the prompt has {prompt_tokens} tokens and {setting('max_tokens')} is "
-            f"{params.max_tokens}, together {num_tokens}, more than the limit of {max_len}; lower "
-            f"{setting('max_tokens')}",
+            f"the prompt has {counted(prompt_tokens, 'token')} and {setting('max_tokens')} is "
+            f"{params.max_tokens:,}, together {num_tokens:,}, more than the limit of "
+            f"{max_len:,}; lower {setting('max_tokens')}",
             param="max_tokens",
         )

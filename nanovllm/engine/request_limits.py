@@ -2,7 +2,13 @@
 
 from dataclasses import dataclass
 
-from nanovllm.errors import ContextLengthError, InvalidRequestError, describe_value, setting
+from nanovllm.errors import (
+    ContextLengthError,
+    InvalidRequestError,
+    counted,
+    describe_value,
+    setting,
+)
 from nanovllm.sampling_params import SamplingParams
 
 
@@ -52,9 +58,9 @@ class Limits:
         total = num_prompt_tokens + (max_tokens or 0)
         if must_fit and total > limit:
             raise ContextLengthError(
-                f"the prompt has {num_prompt_tokens} tokens and {setting('max_tokens')} is "
-                f"{max_tokens}, together {total}, more than the context of {limit}; shorten the "
-                f"prompt or lower {setting('max_tokens')}",
+                f"the prompt has {counted(num_prompt_tokens, 'token')} and "
+                f"{setting('max_tokens')} is {max_tokens:,}, together {total:,}, more than "
+                f"the context of {limit:,}; shorten the prompt or lower {setting('max_tokens')}",
                 param="max_tokens",
             )
         if max_tokens is None:
@@ -64,9 +70,9 @@ class Limits:
         needed = num_prompt_tokens + max(max_new_tokens - 1, 0)
         if needed > self.cache_tokens:
             raise ContextLengthError(
-                f"a prompt of {num_prompt_tokens} tokens and an answer of up to {max_new_tokens} "
-                f"need {needed} tokens of KV cache, which has {self.cache_tokens}; ask for less, "
-                "or serve with a larger kv_cache_memory",
+                f"a prompt of {counted(num_prompt_tokens, 'token')} and an answer of up to "
+                f"{max_new_tokens:,} need {needed:,} tokens of KV cache, which has "
+                f"{self.cache_tokens:,}; ask for less, or serve with a larger kv_cache_memory",
                 param="max_tokens",
             )
         return max_new_tokens

@@ -36,7 +36,7 @@ from numpy.typing import NDArray
 from nanovllm.config import BackendName, DType, EngineConfig, KVCacheDType, Quantization
 from nanovllm.engine.engine import Engine
 from nanovllm.engine.tokenizer import Tokenizer
-from nanovllm.errors import TrainingError
+from nanovllm.errors import TrainingError, counted
 from nanovllm.evaluation.scoring import cut_windows, score_windows
 from nanovllm.hub import resolve_model
 from nanovllm.model.config import GPT2Config
@@ -258,8 +258,8 @@ def encode_texts(
             break
     if sum(num_bytes for _, num_bytes in encoded) == 0:
         raise TrainingError(
-            f"the longest text has {longest} tokens; at least 2 are needed, because the first is "
-            "not predicted; give more text, or add the beginning-of-text token"
+            f"the longest text has {counted(longest, 'token')}; at least 2 are needed, because "
+            "the first is not predicted; give more text, or add the beginning-of-text token"
         )
     return encoded
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32
 
-from nanovllm.errors import InvalidRequestError
+from nanovllm.errors import InvalidRequestError, counted
 from nanovllm.inspection import responses
 from nanovllm.inspection.attention import HeadStatistics
 from nanovllm.inspection.observe import InspectedModel
@@ -129,7 +129,7 @@ def _render(kind: str, name: str, config: GPT2Config, data: dict[str, Any], intr
     return render_page(
         title=f"{_TITLES[kind]} · {name}",
         heading=_TITLES[kind],
-        subtitle=f"{name}: {config.layers} layers, {config.heads} heads, "
+        subtitle=f"{name}: {counted(config.layers, 'layer')}, {counted(config.heads, 'head')}, "
         f"{config.d_model} dimensions",
         script="inspection/file.js",
         styles=_STYLES,

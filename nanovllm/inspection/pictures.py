@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Float64
 
-from nanovllm.errors import InvalidRequestError, NanovllmError
+from nanovllm.errors import InvalidRequestError, NanovllmError, counted
 from nanovllm.inspection.attention import HeadStatistics
 from nanovllm.inspection.embeddings import Projection
 from nanovllm.inspection.observe import JSON, InspectedModel
@@ -108,7 +108,7 @@ def _draw_grid(
             axes.set_title(f"head {head.head}", fontsize=8)
     for axes, layer in zip(grid[:, 0], layers, strict=True):
         axes.set_ylabel(f"layer {layer}", fontsize=8)
-    figure.suptitle(f"{model.name}: attention of {count} tokens", fontsize=11)
+    figure.suptitle(f"{model.name}: attention of {counted(count, 'token')}", fontsize=11)
     figure.supxlabel("position of the key (token that is read)", fontsize=9)
     figure.supylabel("position of the query (token that reads)", fontsize=9)
     bar = figure.colorbar(

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from nanovllm.errors import counted
 from nanovllm.learn.readers_lines import readers_lines
 
 RELATIVE, ABSOLUTE = 1e-4, 1e-5
@@ -277,7 +278,7 @@ def _article(value: object) -> str:
 
 
 def _items(values: "list[Any] | tuple[Any, ...]") -> str:
-    return f"{len(values)} item{'' if len(values) == 1 else 's'}"
+    return counted(len(values), "item")
 
 
 def _short(value: object) -> str:

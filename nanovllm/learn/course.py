@@ -80,7 +80,7 @@ STEPS = (
     Step(7, "step07_kv_cache", "the KV cache", 60, ("nanovllm.model.kv_cache:KVCache",)),
     Step(8, "step08_blocks", "paged blocks, reference counts and prefix sharing", 90,
          ("nanovllm.engine.scheduling.block_manager:BlockManager",)),
-    Step(9, "step09_scheduler", "continuous batching, chunked prefill and preemption", 120,
+    Step(9, "step09_scheduler", "continuous batching, chunked prefill and preemption", 90,
          ("nanovllm.engine.scheduling.scheduler:Scheduler",)),
     Step(10, "step10_streaming", "streaming text and stop strings", 45,
          ("nanovllm.engine.detokenizer:IncrementalDecoder",

@@ -7,7 +7,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from nanovllm.errors import InvalidRequestError
+from nanovllm.errors import InvalidRequestError, counted
 from nanovllm.learn.course import STEPS, Step, is_about
 from nanovllm.learn.stubs import names_to_write, readers_source, stub_names, stub_of
 
@@ -122,7 +122,7 @@ class CourseFolder:
         if len(unwritten) == count:
             return "not written"
         if unwritten:
-            return f"{count - len(unwritten)} of {count} parts written"
+            return f"{count - len(unwritten)} of {counted(count, 'part')} written"
         return "changed since it passed" if step.number in self.passed else "written, not checked"
 
     def note_check(self, step: Step, *, has_passed: bool, functions: Iterable[str] = ()) -> None:

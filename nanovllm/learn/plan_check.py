@@ -12,6 +12,7 @@ import numpy as np
 
 from nanovllm.engine.scheduling.block_manager import BlockManager, hash_block
 from nanovllm.engine.scheduling.request import Request
+from nanovllm.errors import counted
 from nanovllm.learn.guard import wrong
 
 _MAX_STEPS = 256
@@ -57,7 +58,8 @@ class PlanCheck:
             raise wrong(self._schedule, f"it returned a {type(chunks).__name__}, expected a list")
         if not chunks:
             raise wrong(
-                self._schedule, f"it planned nothing, and {len(pairs)} sequences are unfinished"
+                self._schedule,
+                f"it planned nothing, and {counted(len(pairs), 'sequence')} left unfinished",
             )
         running = self._check_lists(pairs)
         self._check_chunks(chunks, running, pairs)
@@ -116,7 +118,7 @@ class PlanCheck:
                 text = f"the chunk of {name} begins at {start}, and {sequence.num_computed} tokens"
                 raise wrong(self._schedule, f"{text} are computed")
             if count < 1 or start + count > len(sequence.tokens):
-                text = f"the chunk of {name} has {count} tokens from {start}"
+                text = f"the chunk of {name} has {counted(count, 'token')} from {start}"
                 raise wrong(self._schedule, f"{text}, and there are {len(sequence.tokens)}")
             seen.add(key)
             total += count

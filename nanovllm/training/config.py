@@ -16,7 +16,7 @@ from annotated_types import Interval
 
 from nanovllm.checked_fields import checked_fields
 from nanovllm.config import BACKENDS
-from nanovllm.errors import InvalidRequestError, TrainingError
+from nanovllm.errors import InvalidRequestError, TrainingError, counted
 from nanovllm.model.activation import ACTIVATIONS
 from nanovllm.model.config import ABLATIONS, POSITIONS
 from nanovllm.suggestions import suggest
@@ -252,7 +252,7 @@ class TrainingConfig:
         elif (stable := self.learning_rates(steps)).decay_steps + stable.warmup_steps > steps:
             problems.append(
                 f"decay_steps is {stable.decay_steps}, which with {stable.warmup_steps} "
-                f"warmup_steps are more than the {steps} steps"
+                f"warmup_steps are more than the {counted(steps, 'step')}"
             )
         if self.stop_after is not None and self.stop_after > steps:
             problems.append(_step_problem("stop_after", self.stop_after, "at most", steps))
@@ -385,7 +385,7 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def _step_problem(name: str, value: int, limit: str, steps: int) -> str:
-    return f"{name} is {value:,} but must be {limit} the {steps:,} steps of the run"
+    return f"{name} is {value:,} but must be {limit} the {counted(steps, 'step')} of the run"
 
 
 def _is_text(value: object) -> bool:

@@ -122,6 +122,23 @@ def test_the_last_completion_is_repeated_and_continued(
     engine.close()
 
 
+def test_it_says_that_the_context_ends_the_text(
+    capsys: pytest.CaptureFixture[str], tiny_model: Path
+) -> None:
+    engine = Engine.load(tiny_model, EngineConfig(backend="numpy"))
+    settings = {"temperature": 0, "ignore_eos": True}
+    message = "nanovllm: the text ends at the model's context of 128 tokens\n"
+    room = 128 - len(engine.tokenizer.encode("the"))
+    for max_tokens, expected in ((room - 1, ""), (room, ""), (room + 1, message), (10**6, message)):
+        Writer(engine, {**settings, "max_tokens": max_tokens}).answer("the")
+        assert capsys.readouterr().err == expected
+    stop = Writer(engine, {**settings, "max_tokens": 10**6})
+    stop.answer("the")
+    Writer(engine, {**stop.settings, "stop": [stop.text[-1]]}).answer("the")
+    assert capsys.readouterr().err == message, "a stop string ends the second text"
+    engine.close()
+
+
 def test_messages_are_answered_by_the_template(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tiny_model: Path
 ) -> None:

@@ -100,7 +100,7 @@ def test_the_same_model_agrees(
     backend: str,
 ) -> None:
     record, out = run(capsys, tiny_model, "--max-tokens", 8, "--backend", backend, code=0)
-    assert "All 8 prompts agree" in out
+    assert "Agreement in all of 8 prompts" in out
     assert 0 < record["max_logprob_difference"] < 1e-5
     assert 0 < record["max_target_difference"] < 1e-5
     assert {prompt["prompt"]: prompt["tokens"] for prompt in record["prompts"]}[

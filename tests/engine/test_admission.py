@@ -35,7 +35,7 @@ def test_both_limits_hold_to_the_last_token() -> None:
     admission = Admission(3, 100)
     reserve(admission, (2, 60))
     with pytest.raises(
-        QueueFullError, match="2 requests are unfinished and 2 more would pass the limit of 3"
+        QueueFullError, match="2 unfinished requests and 2 more would pass the limit of 3"
     ):
         reserve(admission, (2, 1))
     with pytest.raises(
@@ -79,7 +79,7 @@ def test_before_the_engine_is_loaded_only_choices_count() -> None:
 def test_a_newcomer_finds_room_beside_a_client_that_has_all_it_may() -> None:
     admission = Admission(40, 400, 400)
     held = reserve(admission, *[(1, 10, 10)] * 40, client="a")
-    with pytest.raises(QueueFullError, match=r"40 requests are unfinished and 1 more .* of 40 \("):
+    with pytest.raises(QueueFullError, match=r"40 unfinished requests and 1 more .* of 40 \("):
         reserve(admission, (1, 1), client="a")
     with pytest.raises(QueueFullError, match=r"may need 400 bytes and 1 more .* of 400 \("):
         reserve(admission, (0, 0, 1), client="a")

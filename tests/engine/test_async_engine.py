@@ -191,7 +191,7 @@ def test_all_prompts_of_a_request_are_queued_or_none(tiny_model: Path) -> None:
         async with started(loader(tiny_model, step_s=0.01), max_queued_requests=3) as engine:
             holding = submit(engine, "the", LONG)
             three = GenerationRequest(prompts=["a", "b", "c"], params=SHORT)
-            with pytest.raises(QueueFullError, match="1 requests are unfinished and 3 more"):
+            with pytest.raises(QueueFullError, match="1 unfinished request and 3 more"):
                 engine.generate(engine.prepare(three))
             with pytest.raises(QueueFullError):
                 engine.admission.check(RequestSize(3))
@@ -202,7 +202,7 @@ def test_all_prompts_of_a_request_are_queued_or_none(tiny_model: Path) -> None:
                 SamplingParams(best_of=3),
                 SamplingParams(best_of=3, temperature=0),
             ):
-                with pytest.raises(QueueFullError, match="1 requests are unfinished and 3 more"):
+                with pytest.raises(QueueFullError, match="1 unfinished request and 3 more"):
                     submit(engine, "a", params)
             engine.admission.check(RequestSize(2))
             assert engine.engine.scheduler.num_waiting <= 1

@@ -44,6 +44,14 @@ def test_links_of_the_door_name_what_exists() -> None:
     assert len(symbols_of(ROOT / "LEARNING.md")) > 10
 
 
+def test_the_door_has_the_minutes_of_each_step() -> None:
+    text = (ROOT / "LEARNING.md").read_text(encoding="utf-8")
+    rows = re.findall(r"(?m)^\| \[(\d+)\]\(.*\| (\d+) \|[^|]*\|$", text)
+    assert rows == [(str(step.number), str(step.minutes)) for step in STEPS]
+    assert all(20 <= step.minutes <= 90 for step in STEPS)
+    assert f"about {sum(step.minutes for step in STEPS) / 60:.0f} hours" in text
+
+
 def symbols_of(page: Path) -> list[str]:
     """Return the symbols that a page links to; each must be defined in the file of its link."""
     symbols = []

@@ -1,7 +1,7 @@
 """Lengths of prompts and outputs that fit the context of a model."""
 
 from nanovllm.cli.argument_types import print_message
-from nanovllm.errors import ContextLengthError
+from nanovllm.errors import ContextLengthError, counted
 
 
 def fit_lengths(
@@ -46,7 +46,7 @@ def check_fits(name: str, input_len: int, output_len: int, max_model_len: int) -
     """Raise ContextLengthError unless a prompt and its output fit the context."""
     if input_len + output_len > max_model_len:
         raise ContextLengthError(
-            f"{name} of {input_len} tokens and an output of {output_len} are "
+            f"{name} of {counted(input_len, 'token')} and an output of {output_len} are "
             f"{input_len + output_len} together, more than the context of {max_model_len}; "
             "shorten one of them"
         )

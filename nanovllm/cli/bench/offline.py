@@ -26,7 +26,7 @@ from nanovllm.config import EngineConfig
 from nanovllm.engine.engine import Engine
 from nanovllm.engine.generation_request import GenerationRequest
 from nanovllm.engine.prompt_request import PromptRequest
-from nanovllm.errors import EngineFaultError, InvalidRequestError
+from nanovllm.errors import EngineFaultError, InvalidRequestError, counted
 from nanovllm.hub import resolve_model, resolve_models
 from nanovllm.model.config import GPT2Config
 from nanovllm.prompts import Prompt
@@ -150,8 +150,8 @@ def run_latency(parsed: argparse.Namespace) -> int:
     }
     about = {
         **_about(options, bench.engine),
-        "work": f"a batch of {options.batch_size}, each {input_len} tokens in and {output_len} "
-        f"out, {options.num_iters} times after {options.num_iters_warmup} to warm up",
+        "work": f"a batch of {options.batch_size}, each {counted(input_len, 'token')} in and "
+        f"{output_len} out, {options.num_iters} times after {options.num_iters_warmup} to warm up",
     }
     table = {
         label.removesuffix("_s").replace("_", " "): shown(time_s, "s", 4)
@@ -186,7 +186,7 @@ def run_throughput(parsed: argparse.Namespace) -> int:
         source = f"from {options.dataset}"
     else:
         input_len, output_len = _fit_lengths(options, config, _THROUGHPUT_LENGTHS)
-        source = f"random, {input_len} tokens in and {output_len} out each"
+        source = f"random, {counted(input_len, 'token')} in and {output_len} out each"
     bench = Bench.load(options.model, config, options.temperature)
     if input_len is not None and output_len is not None:
         count = options.num_prompts or _NUM_PROMPTS
@@ -203,8 +203,8 @@ def run_throughput(parsed: argparse.Namespace) -> int:
     }
     about = {
         **_about(options, bench.engine),
-        "work": f"{len(jobs)} prompts at once, {source}: {total.input_tokens:,} tokens in and "
-        f"{total.output_tokens:,} out",
+        "work": f"{counted(len(jobs), 'prompt')} at once, {source}: "
+        f"{total.input_tokens:,} tokens in and {total.output_tokens:,} out",
     }
     table = {
         "duration": shown(figures["duration_s"], "s"),

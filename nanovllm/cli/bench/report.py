@@ -12,6 +12,7 @@ from threadpoolctl import threadpool_info
 
 from nanovllm import __version__
 from nanovllm.cli.table import print_rows
+from nanovllm.errors import counted
 from nanovllm.model.machine import cpu_name
 
 
@@ -45,10 +46,10 @@ def publish(
     threads = (
         "its own threads"
         if machine["blas_threads"] is None
-        else f"{machine['blas_threads']} threads"
+        else counted(machine["blas_threads"], "thread")
     )
     lines = {
-        "machine": f"{machine['cpu']}, {machine['cores']} cores, {machine['os']}",
+        "machine": f"{machine['cpu']}, {counted(machine['cores'], 'core')}, {machine['os']}",
         "software": f"nanovllm {__version__}, Python {machine['python']}, "
         f"NumPy {machine['numpy']}, {machine['blas']} with {threads}",
         **about,

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from nanovllm.cli.bench.report import shown
 from nanovllm.engine.engine import Engine
 from nanovllm.engine.metrics import StepStats
+from nanovllm.errors import counted
 from nanovllm.model.config import GPT2Config
 
 WEIGHT_BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
@@ -163,7 +164,7 @@ class Limits:
             if self.peak
             else f"have no {self.kind} instruction whose peak could be measured"
         )
-        return f"{self.threads} threads read {self.bandwidth / 1e9:,.1f} GB/s, {peak}"
+        return f"{counted(self.threads, 'thread')} read {self.bandwidth / 1e9:,.1f} GB/s, {peak}"
 
     @classmethod
     def mean(cls, readings: Sequence["Limits"]) -> "Limits":

@@ -27,6 +27,7 @@ from nanovllm.cli.bench.options import LoadOptions
 from nanovllm.cli.bench.report import publish, shown
 from nanovllm.cli.options import options_of
 from nanovllm.cli.security_options import keys_in_environment
+from nanovllm.errors import counted
 
 _LENGTHS = (128, 64)  # of prompts and outputs, if they fit the context
 _TIMES = {
@@ -129,12 +130,14 @@ def run(parsed: argparse.Namespace) -> int:
     errors = [trace.error for trace in traces if trace.error is not None]
     about = {
         "server": f"{server.url}, model {options.model}; the machine above is the client's",
-        "work": f"{options.num_prompts} requests, {options.random_input_len} random tokens in and "
+        "work": f"{counted(options.num_prompts, 'request')}, "
+        f"{options.random_input_len} random tokens in and "
         f"up to {options.random_output_len} out, {arrivals}, "
         f"{'no concurrency limit' if most is None else f'at most {most} concurrent'}",
         "settings": f"temperature {options.temperature:g}{eos}, seed {seed}; "
         f"{figures['total_cached_tokens']:,} tokens came from a prefix cache",
-        "errors": f"{len(errors)} of {len(traces)} requests failed, the first with: {errors[0]}"
+        "errors": f"{len(errors)} of {counted(len(traces), 'request')} failed, the first with: "
+        f"{errors[0]}"
         if errors
         else "",
     }

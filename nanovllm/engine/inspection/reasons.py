@@ -9,6 +9,7 @@ from nanovllm.engine.scheduling.observer import PreemptionCause
 from nanovllm.engine.scheduling.request import Request
 from nanovllm.engine.scheduling.scheduler import Scheduler
 from nanovllm.engine.scheduling.step_plan import MaskStates
+from nanovllm.errors import counted
 
 WAITS_FOR_MASK = "waits for its grammar's mask"
 
@@ -23,7 +24,7 @@ def first_reason(first: Request, scheduler: Scheduler, *, is_paused: bool = Fals
     free = scheduler.kv_cache.blocks.num_free
     if needed > free - reserved:
         return (
-            f"needs {needed} block{'' if needed == 1 else 's'}; {free} can be used (free or "
+            f"needs {counted(needed, 'block')}; {free} can be used (free or "
             f"cached), of which {reserved} {'is' if reserved == 1 else 'are'} reserved for running "
             "requests"
         )

@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel
 
-from nanovllm.errors import InvalidRequestError
+from nanovllm.errors import InvalidRequestError, counted
 from nanovllm.server.http.bounded_model import fields_by_name
 from nanovllm.server.http.errors import MAX_INPUT_CHARACTERS, shorten
 from nanovllm.suggestions import suggest
@@ -61,7 +61,7 @@ def quote(value: object) -> str:
     if isinstance(value, list):
         return f"a list of {len(value)}"
     if isinstance(value, dict):
-        return f"an object of {len(value)} field{'' if len(value) == 1 else 's'}"
+        return f"an object of {counted(len(value), 'field')}"
     if isinstance(value, int) and value.bit_length() > 1024:
         return "a number of more than 300 digits"
     return json.dumps(value)

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Integer
 from tokenizers import Tokenizer
 
-from nanovllm.errors import TrainingError
+from nanovllm.errors import TrainingError, counted
 from nanovllm.model.tokenizer_files import END_OF_TEXT
 from nanovllm.training.config import TrainingConfig
 from nanovllm.training.data import examples
@@ -254,15 +254,15 @@ def _check_lengths(
     """Return a warning if there are few validation tokens; raise TrainingError for no window."""
     if len(train) <= context:
         raise TrainingError(
-            f"the training text has {len(train):,} tokens, but a context of {context:,} needs at "
-            f"least {context + 1:,}: give more text, or lower the context (--context)"
+            f"the training text has {counted(len(train), 'token')}, but a context of {context:,} "
+            f"needs at least {context + 1:,}: give more text, or lower the context (--context)"
         )
     if len(validation) < 2:
         raise TrainingError(
-            f"the validation text has {len(validation)} tokens, but needs at least 2: give more "
-            "text, or raise the part that is held out (--validation-fraction)"
+            f"the validation text has {counted(len(validation), 'token')}, but needs at least 2: "
+            "give more text, or raise the part that is held out (--validation-fraction)"
         )
     if len(validation) < _FEW_VALIDATION_TOKENS:
         few = f"a loss of fewer than {_FEW_VALIDATION_TOKENS} is mostly chance"
-        return (f"the validation text has {len(validation)} tokens; {few}",)
+        return (f"the validation text has {counted(len(validation), 'token')}; {few}",)
     return ()

@@ -12,7 +12,7 @@ from itertools import compress
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
 
-from nanovllm.errors import TrainingError
+from nanovllm.errors import TrainingError, counted
 from nanovllm.progress import progress_bar
 
 _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
@@ -79,7 +79,7 @@ def read_documents(paths: Sequence[Path], pattern: str = "*.txt") -> Corpus:
                     skipped.append(error)
             if skipped:
                 warnings.append(
-                    f"{path}: skipped {len(skipped):,} of {len(files):,} files that match "
+                    f"{path}: skipped {len(skipped):,} of {counted(len(files), 'file')} that match "
                     f"{pattern!r}; the first: {skipped[0]}"
                 )
     with_text = tuple(document for document in documents.values() if document.text)

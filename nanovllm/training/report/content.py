@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any, TypeVar
 
+from nanovllm.errors import counted
 from nanovllm.training.commands import model_argument, resume_command
 from nanovllm.training.metrics import Evaluation, Record, Update
 from nanovllm.training.report.run import Run
@@ -61,7 +62,9 @@ def describe_run(run: Run, name: str) -> dict[str, Any]:
         "bits_per_byte_factor": run.bits_per_byte_factor,
         "validation_bytes": run.number("data", "validation_bytes"),
         "parameters": run.number("model", "parameters"),
-        "sizes": "" if layers is None or width is None else f"{layers:g} layers, {width:g} wide",
+        "sizes": ""
+        if layers is None or width is None
+        else f"{counted(int(layers), 'layer')}, {width:g} wide",
         "evaluations": _columns(run.evaluations, Evaluation, _MAX_EVALUATIONS),
         "num_evaluations": len(run.evaluations),
         "updates": _columns(run.updates, Update, _MAX_UPDATES),

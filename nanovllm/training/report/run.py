@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast, get_args
 
-from nanovllm.errors import TrainingError
+from nanovllm.errors import TrainingError, counted
 from nanovllm.training.metrics import (
     RUN_FILE,
     Evaluation,
@@ -186,8 +186,7 @@ def _read_rows(folder: Path, kind: type[_R], notices: list[str]) -> Iterator[_R]
             last_step = row.step
             yield row
     if unreadable:
-        lines = "1 line" if unreadable == 1 else f"{unreadable:,} lines"
-        notices.append(f"{path.name}: {lines} could not be read.")
+        notices.append(f"{path.name}: {counted(unreadable, 'line')} could not be read.")
 
 
 def _read_lines(path: Path, notices: list[str]) -> Iterator[bytes]:

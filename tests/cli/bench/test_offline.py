@@ -219,7 +219,7 @@ def test_lengths_beyond_the_context_are_an_error_with_the_numbers(
     )
     file = tmp_path / "prompts.jsonl"
     file.write_text('{"prompt": "a"}\n{"prompt": "a", "max_tokens": 128}', encoding="utf-8")
-    assert "line 2: a prompt of 1 tokens and an output of 128 are 129" in refused(
+    assert "line 2: a prompt of 1 token and an output of 128 are 129" in refused(
         capsys, "throughput", tiny_model, "--dataset", file
     )
     file.write_text('{"prompt": 7}', encoding="utf-8")
@@ -303,7 +303,7 @@ def test_latency_tells_the_share_of_the_machines_limits(
     assert (limits["threads"], limits["kind"]) == (1, "float32")
     for share in ("prefill, of float32 peak", "decode, of"):
         assert re.search(rf"^{share}.* %$", out, re.MULTILINE), share
-    assert f"1 threads read {limits['bandwidth'] / 1e9:,.1f} GB/s" in out
+    assert f"1 thread read {limits['bandwidth'] / 1e9:,.1f} GB/s" in out
     model = GPT2Config.load(tiny_model)
     matrices = 2 * 12 * 32**2 + model.vocab * 32
     weights_bytes = 4 * (matrices + 2 * 13 * 32 + 2 * 32)

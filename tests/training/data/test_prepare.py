@@ -82,7 +82,7 @@ def test_a_token_file_becomes_two_datasets(
         ([0, 1, 3, 0, 1], "", "has token 3, but the tokenizer .* has tokens 0 to 2"),
         ([0, -1, 0, 0, 0], "", "has token -1"),
         ([0, 1, 0, 1], "", "the training text has 3 tokens, but a context of 3 needs at least 4"),
-        ([0, 1, 0, 1, 1], "", "validation text has 1 tokens, but needs at least 2"),
+        ([0, 1, 0, 1, 1], "", "validation text has 1 token, but needs at least 2"),
         ([0, 1, 0], "char", "no char tokenizer can be made"),
         ([0.5], "", "is float64"),
         ([[1]], "", "must be one dimension of integers"),

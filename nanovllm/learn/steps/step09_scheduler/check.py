@@ -1,6 +1,5 @@
 """What step 9 must do."""
 
-from contextlib import suppress
 from random import Random
 from types import ModuleType
 from typing import Any
@@ -16,31 +15,6 @@ from nanovllm.learn.steps.step09_scheduler.classroom import (
 from nanovllm.learn.steps.step09_scheduler.mistakes import MISTAKES
 
 __all__ = ("CASES", "MISTAKES")
-
-
-def _adds(module: ModuleType) -> object:
-    room = Classroom(module)
-    room.put("x", 40, 39)
-    sizes = (5, 4), (90, 10), (100, 28), (100, 29), (129, 1), (100, 60)
-    for name, (length, new) in zip("abcdef", sizes, strict=True):
-        result = "ValueError"
-        with suppress(ValueError):
-            room.add(name, length, new)
-            result = "no error"
-        room.note(f"add({name}, with {length} tokens and {new} to generate)", result)
-    return room.calls
-
-
-def _finishes(module: ModuleType) -> object:
-    room = Classroom(module)
-    sequences = [room.put("a", 20, 8), room.put("b", 9, 8), room.new("c", 5)]
-    room.scheduler.waiting.append(sequences[2])
-    for sequence in (sequences[0], sequences[2], sequences[1]):
-        text = f"finish({sequence.name})"
-        room.scheduler.finish(sequence)
-        room.note(text, None)
-        room.note_sequence(sequence, f"after {text}")
-    return room.calls
 
 
 def _admits(module: ModuleType) -> object:
@@ -73,32 +47,6 @@ def _does_not_admit(module: ModuleType) -> object:
     room.scheduler.waiting += [sequence, room.new("c", 1)]
     room.call("admit() with b as the first", "admit")
     room.note_sequence(sequence, "after admit()")
-    return room.calls
-
-
-def _plans(module: ModuleType) -> object:
-    room = Classroom(module)
-    sequence = room.put("a", 40, 0)
-    for count in (12, 16, 1):
-        text = f"plan(a, {count})"
-        chunk = room.scheduler.plan(sequence, count)
-        room.note(text, [chunk.sequence.name, chunk.start, chunk.count])
-        room.note_sequence(sequence, f"after {text}")
-        found = room.blocks.find_prefix(sequence.tokens)
-        room.calls.add(f"cached blocks after {text}", len(found))
-        sequence.num_computed += count
-    return room.calls
-
-
-def _preempts(module: ModuleType) -> object:
-    room = Classroom(module)
-    sequences = [room.put("a", 20, 19), room.put("b", 20, 19)]
-    room.scheduler.waiting += [room.new("c", 5)]
-    for sequence in reversed(sequences):
-        text = f"preempt({sequence.name})"
-        room.scheduler.preempt(sequence)
-        room.note(text, None)
-        room.note_sequence(sequence, f"after {text}")
     return room.calls
 
 
@@ -294,16 +242,6 @@ def _require_limits(room: Classroom, chunks: list[Any], step: int) -> None:
 
 CASES = (
     Case(
-        "a sequence waits, unless it may need more blocks than there are",
-        _adds,
-        lesson="There are 16 blocks of 8 tokens. x runs and holds five of them.",
-    ),
-    Case(
-        "a sequence that is finished or given up leaves nothing behind",
-        _finishes,
-        lesson="a and b run, c waits.",
-    ),
-    Case(
         "an admitted sequence has blocks for its tokens and shares the known ones",
         _admits,
         lesson="The first 24 tokens of a and b are in three free, cached blocks of 8; c begins "
@@ -314,16 +252,6 @@ CASES = (
         _does_not_admit,
         lesson="b has 50 tokens, which need seven blocks. Six are free, and three of these are "
         "cached with its first 24 tokens.",
-    ),
-    Case(
-        "chunks follow each other, and the blocks they fill are registered",
-        _plans,
-        lesson="After 12 tokens one block of 8 is full, after 28 tokens three.",
-    ),
-    Case(
-        "a preempted sequence keeps its tokens and waits in front",
-        _preempts,
-        lesson="a and b have generated one token each; c waits.",
     ),
     Case(
         "a block is added when the next token needs it",

@@ -121,7 +121,7 @@ class Scheduler:
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
 
-    def add(self, sequence: Sequence) -> None:
+    def add(self, sequence: Sequence) -> None:  # given
         """Queue a sequence.
 
         Raises ValueError if len(prompt) + max_new_tokens tokens need more blocks than there are
@@ -135,7 +135,7 @@ class Scheduler:
             )
         self.waiting.append(sequence)
 
-    def finish(self, sequence: Sequence) -> None:
+    def finish(self, sequence: Sequence) -> None:  # given
         """Take a sequence out of its list, waiting or running, and free its blocks.
 
         `commit` does it for those that have ended. A sequence may also be given up, between a
@@ -166,7 +166,7 @@ class Scheduler:
         self.running.append(self.waiting.pop(0))
         return True
 
-    def plan(self, sequence: Sequence, count: int) -> Chunk:
+    def plan(self, sequence: Sequence, count: int) -> Chunk:  # given
         """Return the chunk of a sequence's next `count` tokens, and register the blocks it fills.
 
         The chunk starts at `num_computed`. The sequence is not changed: `commit` adds `count` to
@@ -177,7 +177,7 @@ class Scheduler:
         self.blocks.register_prefix(sequence.block_ids, sequence.tokens[:end])
         return Chunk(sequence, sequence.num_computed, count)
 
-    def preempt(self, sequence: Sequence) -> None:
+    def preempt(self, sequence: Sequence) -> None:  # given
         """Take the blocks of a running sequence away and make it the first that waits.
 
         It keeps its tokens, also the generated ones, and is computed again from the first token.

@@ -1,7 +1,7 @@
 /** The chart of the probability of each token along a text, with a logarithmic axis. */
 
 import { h, replace, s } from "../elements/dom.js";
-import { formatPercent } from "../elements/format.js";
+import { formatPercent, formatThings } from "../elements/format.js";
 import { hideTooltip, showTooltip } from "../elements/overlays.js";
 import { ticks } from "./scales.js";
 
@@ -99,7 +99,7 @@ export function probabilityChart({ details, onselect, onpoint = () => {}, hasNam
     svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
     svg.setAttribute(
       "aria-label",
-      `Probability of ${text.logprobs.length} tokens. The lowest is ` +
+      `Probability of ${formatThings(text.logprobs.length, "token")}. The lowest is ` +
         `${formatPercent(Math.exp(low.logprob))} at position ` +
         `${text.firstPosition + low.index} (from 0), ${text.nameOf(low.index)}.`,
     );

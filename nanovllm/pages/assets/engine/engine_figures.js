@@ -2,7 +2,7 @@
 
 import { sparkline } from "../charts/histogram.js";
 import { h } from "../elements/dom.js";
-import { formatCount, formatPercent } from "../elements/format.js";
+import { formatCount, formatPercent, formatThings } from "../elements/format.js";
 
 /** @import { State } from "./replay.js" */
 
@@ -61,7 +61,7 @@ const FIGURES = [
     top: () => 1,
     note: (state) =>
       `${formatCount(state.totals.prefix_cache_hits)} of ` +
-      `${formatCount(state.totals.prefix_cache_queries)} tokens`,
+      `${formatThings(state.totals.prefix_cache_queries, "token")}`,
   },
   {
     name: "preemptions",

@@ -9,7 +9,7 @@ import { timeHistogram } from "../charts/histogram.js";
 import { sampleLengths } from "../client/lengths.js";
 import { button, card, emptyState, errorMessage, toast } from "../elements/components.js";
 import { h, keyMove, replace, targetOf } from "../elements/dom.js";
-import { formatCount } from "../elements/format.js";
+import { formatCount, formatThings } from "../elements/format.js";
 import { blockGrid } from "./block_grid.js";
 import { codeTable } from "./code_table.js";
 import { controlBar } from "./control_bar.js";
@@ -277,7 +277,7 @@ export function engineView({ api, store, announce }) {
     noWaiting.hidden = !waiting.element.hidden;
     noWaiting.textContent = noWaitingText(state.config);
     omitted.hidden = !state.requests_omitted;
-    omitted.textContent = `${state.requests_omitted} more requests wait.`;
+    omitted.textContent = `${formatThings(state.requests_omitted, "more request")} in the queue.`;
     lookup.finish(state);
   }
 
@@ -329,7 +329,7 @@ export function engineView({ api, store, announce }) {
 /** @param {Record<string, number>} config */
 function noWaitingText({ max_num_seqs: sequences, max_num_batched_tokens: tokens }) {
   return (
-    `No request waits. One would if ${formatCount(sequences)} sequences ran, if it needed more ` +
+    `No request waits. One would if ${formatThings(sequences, "sequence")} ran, if it needed more ` +
     `blocks than are free, or if the ${formatCount(tokens)} tokens of a step were used up.`
   );
 }

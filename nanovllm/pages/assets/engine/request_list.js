@@ -3,7 +3,7 @@
 import { shortId } from "../client/request_ids.js";
 import { button as actionButton } from "../elements/components.js";
 import { h } from "../elements/dom.js";
-import { formatCount, formatDuration } from "../elements/format.js";
+import { formatCount, formatDuration, formatThings } from "../elements/format.js";
 
 /** @import { Names, Request } from "./replay.js" */
 
@@ -141,7 +141,7 @@ function requestRow(names, { id, choice, prompt: text }, onSelect, inspect) {
       const again = request.preemptions ? ` ×${request.preemptions}` : "";
       set(phase, (PHASE_TEXTS[request.phase] ?? request.phase) + again);
       phase.className = `badge v-phase-${request.phase}`;
-      phase.title = again && `preempted ${request.preemptions} times`;
+      phase.title = again && `preempted ${formatThings(request.preemptions, "time")}`;
       for (const [index, text] of textsOf(request).entries()) set(cells[index], text);
       setProgress(parts, bar, request);
       reason.hidden = !request.reason;

@@ -9,6 +9,7 @@ import {
   formatCount,
   formatNumber,
   formatPercent,
+  formatThings,
   tokenLabel,
   wordAround,
 } from "../elements/format.js";
@@ -180,7 +181,7 @@ function summary(lens, onChoose) {
         "The line shows the probability that the model gave to each token of " +
         "the prompt, given the tokens before it. It drops where the prompt becomes unlikely. " +
         `Perplexity ${formatNumber(Math.exp(-sum / probabilities.length))} over ` +
-        `${formatCount(probabilities.length)} tokens.`,
+        `${formatThings(probabilities.length, "token")}.`,
     }),
     h("p", { class: "row v-surprises" }, h("span", { text: "Least expected:" }), surprises),
   ]);

@@ -3,6 +3,7 @@
 import { allIds, branchAt, generate, newChoice, score } from "../client/generation.js";
 import { button, copyText, emptyState, toast } from "../elements/components.js";
 import { h, replace } from "../elements/dom.js";
+import { formatThings } from "../elements/format.js";
 import { hideTooltip } from "../elements/overlays.js";
 import { choiceView } from "./choice_view.js";
 import { coloringControl } from "./coloring.js";
@@ -180,7 +181,9 @@ export function playgroundView(context) {
       changed.add(choice);
     };
     const error = await action(context, body, choices, { signal, onchange });
-    announce(error ? error.message : `Finished with ${countTokens(choices)} tokens.`);
+    announce(
+      error ? error.message : `Finished with ${formatThings(countTokens(choices), "token")}.`,
+    );
     if (stop.isCurrent(signal)) {
       if (hasFailedEmpty(sentRun) && shownBefore) show(shownBefore);
       resultGrid.hidden = hasFailedEmpty(run);

@@ -3,6 +3,7 @@
 import { ended } from "../client/generation.js";
 import { button } from "../elements/components.js";
 import { h, replace } from "../elements/dom.js";
+import { formatThings } from "../elements/format.js";
 import { forget, load, MAX_CHARACTERS, store, write } from "../elements/saved.js";
 
 /**
@@ -39,7 +40,7 @@ export function runHistory({ onselect }) {
   function item(run) {
     const { choices, mode, note, prompts, sent, started } = run;
     const hasFailed = choices.some(({ status }) => status === "failed");
-    const end = hasFailed ? "failed" : `${countTokens(choices)} tokens`;
+    const end = hasFailed ? "failed" : formatThings(countTokens(choices), "token");
     const named = (/** @type {string} */ name) => name in sent && `${name} ${sent[name]}`;
     const which = [started.toLocaleTimeString(), named("seed"), named("temperature")];
     const attributes = { class: "bare history-item", onclick: () => onselect(run) };

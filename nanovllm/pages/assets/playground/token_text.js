@@ -5,7 +5,13 @@ import { entropyNats, rankText } from "../client/generation.js";
 import { decode } from "../client/vocabulary.js";
 import { button } from "../elements/components.js";
 import { h, replace, rovingFocus, targetOf } from "../elements/dom.js";
-import { escapeControls, escapedBytes, formatNumber, formatPercent } from "../elements/format.js";
+import {
+  escapeControls,
+  escapedBytes,
+  formatNumber,
+  formatPercent,
+  formatThings,
+} from "../elements/format.js";
 import { hideTooltip, openPopover, showTooltip } from "../elements/overlays.js";
 
 /**
@@ -197,7 +203,9 @@ export function tokenText({ vocabulary, label, onbranch, onpoint = () => {} }) {
       };
       return h("li", {}, h("button", attributes, bar(token, other)));
     });
-    const title = count ? `Continue from one of ${count} tokens` : "No alternatives";
+    const title = count
+      ? `Continue from one of ${formatThings(count, "token")}`
+      : "No alternatives";
     const none = "The request asked for none: “Alternatives” in the settings is their number.";
     const bars = h("ol", { class: "stack bars choices" }, choices);
     rovingFocus(bars, ".bar-button");
