@@ -208,12 +208,12 @@ def load(case: Case, pair: Pair, parsed: argparse.Namespace) -> Engine:
     }
     settings = {
         "num_threads": parsed.threads,
-        "enable_prefix_caching": False,
         "max_num_seqs": max(parsed.streams),
         "max_num_batched_tokens": _MAX_BATCHED_TOKENS,
         "speculative_config": methods[case.method],
         **OUR_OPTIONS[case.type],
         **parsed.ours,
+        "enable_prefix_caching": False,  # else one run's text in the cache drafts the next run's
     }
     return Engine.load(pair.target, EngineConfig(**settings))
 
