@@ -16,9 +16,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.contenders import OUR_OPTIONS
 from benchmarks.options import finish, in_turns, new_parser, spread, tell
 from benchmarks.speculation_work import (
+    PAIRS,
     WORKLOADS,
     Pair,
     Prompts,
@@ -60,6 +62,11 @@ class Case:
     workload: str
     streams: int
     temperature: float
+
+    @property
+    def pair(self) -> str:
+        """Return the name of its models."""
+        return pair_of(self.workload)
 
     def __str__(self) -> str:
         kind = f"temperature {self.temperature:g}" if self.temperature else "greedy"
@@ -177,26 +184,26 @@ def _measure_all(pairs: dict[str, Pair], parsed: argparse.Namespace) -> Iterator
         Case(kind, method, workload, streams, temperature)
         for kind in parsed.classes
         for method in parsed.methods
-        for workload in sorted(parsed.workloads, key=pair_of)
+        for workload in sorted(parsed.workloads, key=lambda name: PAIRS.index(pair_of(name)))
         for streams in parsed.streams
         if streams <= _MOST_STREAMS.get(workload, _MOST_STREAMS_ELSEWHERE)
         for temperature in TEMPERATURES
     ]
-    engine, loaded = None, None
     with progress_bar(total=len(cases), desc="Cases", unit="case") as progress:
+        for (_, _, name), group in groupby(cases, lambda case: (case.type, case.method, case.pair)):
+            for case, result in _measure_group(list(group), pairs[name], parsed):
+                progress.write(_line(case, result))
+                progress.update()
+                yield result
+
+
+def _measure_group(
+    cases: Sequence[Case], pair: Pair, parsed: argparse.Namespace
+) -> Iterator[tuple[Case, dict[str, Any]]]:
+    """Measure the cases of one engine, which is freed at the end."""
+    with closing(load(cases[0], pair, parsed)) as engine:
         for case in cases:
-            wanted = case.type, case.method, pair_of(case.workload)
-            if engine is None or wanted != loaded:
-                if engine is not None:
-                    engine.close()
-                engine = None  # frees its memory before the next one is loaded
-                engine, loaded = load(case, pairs[wanted[2]], parsed), wanted
-            result = measure(engine, case, parsed)
-            progress.write(_line(case, result))
-            progress.update()
-            yield result
-    if engine is not None:
-        engine.close()
+            yield case, measure(engine, case, parsed)
 
 
 def load(case: Case, pair: Pair, parsed: argparse.Namespace) -> Engine:

@@ -27,6 +27,7 @@ from nanovllm.sampling_params import SamplingParams
 from nanovllm.structured_outputs import StructuredOutputs
 
 WORKLOADS = ("prose", "repeats", "json", "random")
+PAIRS = ("trained", "repeats", "random")
 TEXT = ROOT / "tests" / "data" / "held_out" / "peter-rabbit.txt"
 SCHEMA: Mapping[str, Any] = {
     "type": "array", "minItems": 3, "maxItems": 3,
@@ -65,8 +66,8 @@ class Pair:
 
 
 def pair_of(workload: str) -> str:
-    """Return the name of the models that a workload runs on: the workload's, or "trained"."""
-    return workload if workload in ("repeats", "random") else "trained"
+    """Return the name of the models that a workload runs on, one of PAIRS."""
+    return workload if workload in PAIRS else "trained"
 
 
 def make_pairs(sources: Mapping[str, str | Path], factors: tuple[int, int], draft: str | Path,
