@@ -166,14 +166,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         pairs = make_pairs(
             sources, tuple(parsed.factors), parsed.draft_model, Path(folder), seed=parsed.seed
         )
-        results = list(_measure_all(pairs, parsed))
-    record = {
-        "benchmark": "speculation",
-        "rounds": parsed.rounds,
-        "factors": parsed.factors,
-        "models": {name: pair.record() for name, pair in pairs.items()},
-        "results": results,
-    }
+        record = {
+            "benchmark": "speculation",
+            "rounds": parsed.rounds,
+            "factors": parsed.factors,
+            "models": {name: pair.record() for name, pair in pairs.items()},
+            "results": list(_measure_all(pairs, parsed)),
+        }
     finish(record, parsed)
     return 0
 

@@ -1,6 +1,7 @@
 """The benchmark of speculative decoding runs each workload on tiny models; its table is right."""
 
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,18 @@ def test_each_workload_runs_with_and_without_a_draft_model(
     assert found["both", "prose", 1, 0.0]["drafted"] > 0
     lines = [line for line in printed.splitlines() if "drafted tokens accepted" in line]
     assert len(lines) == len(found)
+
+
+def test_without_a_folder_the_wide_models_are_removed(
+    flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    place = flags.index("--models")
+    arguments = [*flags[:place], *flags[place + 2 :], "--workloads", "prose", "--methods", "ngram"]
+    file = tmp_path / "figures.json"
+    assert speculation.main([*arguments, "--streams", "1", "--json", str(file)]) == 0
+    assert json.loads(file.read_text(encoding="utf-8"))["results"]
+    assert list(tmp_path.iterdir()) == [file]
 
 
 def test_wide_models_are_kept_and_made_again_when_the_weights_change(
