@@ -9,6 +9,7 @@ of a benchmark is between <!-- compare: begin --> and <!-- compare: end -->, and
 import argparse
 import json
 import re
+import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -50,6 +51,7 @@ def markdown(record: Record) -> str:
         "http_cost": _http_cost,
         "training": _training,
         "nanogpt": _nanogpt,
+        "speculation": _speculation,
         "replicas": _replicas,
         "routing": _routing,
         "simulate": _simulation,
@@ -170,6 +172,31 @@ def _nanogpt(record: Record) -> list[str]:
         losses = {one["step"]: one["val_loss"] for one in evaluations}
         lines.append(_row(name, *(f"{losses[step]:.4f}" for step in chosen)))
     return lines
+
+
+def _speculation(record: Record) -> list[str]:
+    """Return ratios to no drafts by workload and method, with accepted and drafted tokens."""
+    rows: dict[str, dict[str, Record]] = {}
+    for found in record["results"]:
+        temperature, streams = found["temperature"], found["streams"]
+        draw = f"temperature {temperature:g}" if temperature else "greedy"
+        label = f"{found['type']}, {found['workload']}, {streams} at once, {draw}"
+        rows.setdefault(label, {})[found["method"]] = found
+    methods = list(dict.fromkeys(found["method"] for found in record["results"]))
+    lines = _header("", "tokens/s without drafts", *methods)
+    for label, by_method in rows.items():
+        plain = statistics.median(found["plain_tokens_per_s"] for found in by_method.values())
+        cells = (_ratio(by_method.get(method)) for method in methods)
+        lines.append(_row(label, f"{plain:,.0f}", *cells))
+    return lines
+
+
+def _ratio(found: Record | None) -> str:
+    if found is None:
+        return "-"
+    drafted = found["drafted"]
+    share = f"{found['accepted'] / drafted:.0%} of {drafted:,}" if drafted else "no drafts"
+    return f"**{found['ratio']['median']:.2f}** ({share})"
 
 
 def _replicas(record: Record) -> list[str]:
