@@ -95,6 +95,16 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_model(tmp_path_factory.mktemp("tiny-model"))
 
 
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    """Return a file with the text that small training runs learn."""
+    from tests.support.training_runs import TEXT
+
+    path = tmp_path / "text.txt"
+    path.write_text(TEXT, encoding="utf-8")
+    return path
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator["Browser"]:
     """Chromium, until the end of the file: other files may call asyncio.run."""

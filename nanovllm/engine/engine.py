@@ -95,8 +95,8 @@ class Engine:
             config, backends, self.max_model_len, memory_limit or process_memory_limit()
         )
         num_blocks = allocate_cache(self.memory.num_blocks, config.block_size, backends)
-        self.speculator = make_speculator(config, runner, draft)
         self.scheduler = parts.make_scheduler(config, num_blocks)
+        self.speculator = make_speculator(config, runner, draft, self.scheduler.kv_cache)
         self.blocks = self.scheduler.kv_cache.blocks
         limits = Limits(
             self.max_model_len,

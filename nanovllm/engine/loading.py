@@ -9,6 +9,7 @@ import numpy as np
 
 from nanovllm.config import EngineConfig
 from nanovllm.engine.memory import max_sampled_rows
+from nanovllm.engine.scheduling.kv_cache_manager import KVCacheManager
 from nanovllm.engine.speculation.cost_model import StepTimes
 from nanovllm.engine.speculation.draft_model import DraftModel
 from nanovllm.engine.speculation.speculator import Speculator
@@ -101,7 +102,10 @@ def load_draft_model(config: EngineConfig) -> NativeModelRunner | None:
 
 
 def make_speculator(
-    config: EngineConfig, runner: NativeModelRunner, draft: NativeModelRunner | None
+    config: EngineConfig,
+    runner: NativeModelRunner,
+    draft: NativeModelRunner | None,
+    kv_cache: KVCacheManager,
 ) -> Speculator | None:
     """Return what drafts tokens, after measuring steps; None if the settings do not ask for it.
 
@@ -113,10 +117,10 @@ def make_speculator(
     most = max_sampled_rows(config)
     times = StepTimes.measure(_timed_step(runner.backend), most)
     if draft is None:
-        return Speculator(speculative, times)
+        return Speculator(speculative, times, kv_cache.continuation)
     draft_times = StepTimes.measure(_timed_step(draft.backend), config.max_num_seqs)
     model = DraftModel(draft, config.block_size, config.max_num_batched_tokens)
-    return Speculator(speculative, times, model, draft_times)
+    return Speculator(speculative, times, kv_cache.continuation, model, draft_times)
 
 
 def _timed_step(backend: Backend) -> Callable[[int], float]:

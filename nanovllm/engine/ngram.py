@@ -14,11 +14,16 @@ _MAX_CANDIDATES = 8
 
 
 class NgramIndex:
-    """Positions of the n-grams of one sequence."""
+    """Positions of the n-grams of one sequence.
+
+    Attributes:
+        matched: length of the n-gram that the last draft follows.
+    """
 
     def __init__(self, shortest: int, longest: int) -> None:
         """Look up the last `shortest` to `longest` tokens."""
         self._shortest, self._longest = shortest, longest
+        self.matched = 0
         self._latest: dict[tuple[int, ...], int] = {}  # of each n-gram, by the end of it
         self._earlier = array("q")  # for each position the end of the same n-gram before, or -1
 
@@ -40,6 +45,7 @@ class NgramIndex:
             if length > best_length:
                 best, best_length = end, length
             end = self._earlier[end]
+        self.matched = best_length
         drafted: list[int] = []
         while best >= 0 and len(drafted) < count:  # a text that repeats goes on with the draft
             best += 1

@@ -84,8 +84,9 @@ class SequenceOutput:
         if update.drafted:
             self.num_drafted += len(update.drafted)
             self.num_accepted += update.num_accepted(len(self.token_ids) - before)
+            shown = update.drafted[: update.num_accepted() if update.hides_rejected else None]
             places = range(before, len(self.token_ids))
-            self.drafted.update(zip(places, update.drafted, strict=False))
+            self.drafted.update(zip(places, shown, strict=False))
         return found_stop
 
     def _add_tokens(self, update: SequenceUpdate) -> bool:

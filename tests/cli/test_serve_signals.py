@@ -75,26 +75,16 @@ def check_drain(serving: Serving) -> None:
         assert (response.status, response.getheader("connection")) == (200, "close")
     begun, received = threading.Event(), list[bytes]()
 
-    def stream() -> None:
-        body = b'{"prompt": "the", "stream": true, "ignore_eos": true, "max_tokens": 100}'
-        with closing(
-            http.client.HTTPConnection("127.0.0.1", serving.port, timeout=TIMEOUT_S)
-        ) as connection:
-            headers = {"Content-Type": "application/json", **key}
-            connection.request("POST", "/v1/completions", body, headers)
-            with closing(connection.getresponse()) as response:
-                received.append(response.readline())
-                begun.set()
-                received.append(response.read())
-
-    reader = threading.Thread(target=stream)
+    reader = threading.Thread(
+        target=lambda: received.append(serving.read_stream(begun, {"max_tokens": 100}, **key))
+    )
     reader.start()
     assert begun.wait(TIMEOUT_S)
     code, errors = serving.end(signal.SIGTERM)
     reader.join(TIMEOUT_S)
     assert code == 0, errors
     assert "Traceback" not in errors
-    assert received[-1].endswith(b"data: [DONE]\n\n")
+    assert received[0].endswith(b"data: [DONE]\n\n")
 
 
 HANGUP_DURING_IMPORTS = """

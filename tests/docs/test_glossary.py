@@ -26,5 +26,6 @@ def test_what_beginners_ask_is_answered() -> None:
     asked = {
         "Q, K, V", "logits", "residual stream", "sqrt(head_dim)", "perplexity", "bits per byte",
         "prefill", "decode", "preemption", "prefix cache", "slot", "block table", "acceptance rate",
+        "acceptance", "draft model", "drafted token", "forced token", "n-gram", "verification",
     }  # fmt: skip
     assert asked <= ENTRIES.keys()

@@ -46,6 +46,7 @@ def test_the_index_finds_what_a_search_finds(
 def test_the_longest_match_counts_and_of_equal_ones_the_latest() -> None:
     index = NgramIndex(1, 3)
     assert index.draft([1, 2, 3, 9, 5, 3, 8, 1, 2, 3], 2) == (9, 5)
+    assert index.matched == 3
     assert NgramIndex(1, 1).draft([1, 2, 3, 9, 5, 3, 8, 1, 2, 3], 2) == (8, 1)
 
 

@@ -112,9 +112,8 @@ def test_a_moved_repository_is_followed(
     hub.moved["oldname"] = "new/name"
     info = read_model_info(download("oldname", tmp_path / "models" / "oldname", endpoint=hub.url))
     assert (info["repo"], info["asked_for"]) == ("new/name", "oldname")
-    assert (
-        resolve_model("oldname", models_dir=tmp_path / "models") == tmp_path / "models" / "oldname"
-    )
+    models = tmp_path / "models"
+    assert resolve_model("oldname", models_dir=models) == models / "oldname"
 
 
 def test_a_second_run_fetches_nothing_that_is_there(
@@ -125,10 +124,8 @@ def test_a_second_run_fetches_nothing_that_is_there(
     (tmp_path / "tokenizer.json").write_bytes(gpt2_files["tokenizer.json"].replace(b"a", b"b"))
     hub.seen.clear()
     download("gpt2", tmp_path, endpoint=hub.url)
-    assert hub.fetched() == [
-        "config.json",
-        "tokenizer.json",
-    ]  # the first to see what it is, the second since it was changed
+    # The first is fetched to see what it is, the second because it was changed.
+    assert hub.fetched() == ["config.json", "tokenizer.json"]
     assert contents(tmp_path)["tokenizer.json"] == gpt2_files["tokenizer.json"]
 
 

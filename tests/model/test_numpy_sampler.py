@@ -10,7 +10,8 @@ from hypothesis import given, reject
 from hypothesis import strategies as st
 
 from nanovllm.model.numpy_sampler import draw_token, sample
-from tests.support.sampling import Row, make_sampling, noise_of, rows_of
+from tests.support.sampling import EVERY_KIND, Row, make_sampling, rows_of
+from tests.support.slow_sampler import RoundingDecidesError, edited, filtered, slow_token
 
 VOCAB = 12
 INF = math.inf
@@ -18,10 +19,6 @@ LOGITS = st.lists(
     st.integers(-24, 24).map(lambda quarter: quarter / 4), min_size=VOCAB, max_size=VOCAB
 )  # coarse, so that many are equal
 ROWS = rows_of(VOCAB, max_tokens=6, max_bias=4)
-
-
-class RoundingDecidesError(Exception):
-    """A sum is so close to a threshold that the last bit says on which side it is."""
 
 
 def run(
@@ -44,68 +41,6 @@ def possible(logits: Sequence[float], row: Row, *, draws: int = 300) -> set[int 
     return set(
         run([logits] * draws, [replace(row, position=position) for position in range(draws)])[0]
     )
-
-
-def edited(logits: Sequence[float], row: Row) -> list[float]:
-    """Logits after allowed tokens, biases and penalties, rounded to float32 at each step."""
-    scores = [
-        np.float32(value) if row.allowed is None or token in row.allowed else np.float32(-INF)
-        for token, value in enumerate(logits)
-    ]
-    for token, value in row.bias.items():
-        scores[token] = scores[token] + np.float32(value)
-    for token in {*row.prompt, *row.output} if row.has_penalties else ():
-        score, count = scores[token], list(row.output).count(token)
-        score = (
-            score / np.float32(row.repetition) if score > 0 else score * np.float32(row.repetition)
-        )
-        score = score - np.float32(row.frequency) * np.float32(count)
-        scores[token] = score - np.float32(row.presence) * np.float32(count > 0)
-    return [float(score) for score in scores]
-
-
-def filtered(scores: list[float], row: Row) -> list[float]:
-    """Probabilities after temperature, min_p, top_k and top_p."""
-    scores = [float(np.float32(score) / np.float32(row.temperature)) for score in scores]
-    if row.min_p > 0:
-        least = float(np.float32(max(scores)) + np.float32(math.log(np.float32(row.min_p))))
-        scores = [score if score >= least else -INF for score in scores]
-    if 0 < row.top_k < len(scores):
-        least = sorted(scores, reverse=True)[row.top_k - 1]
-        scores = [score if score >= least else -INF for score in scores]
-    best = max(scores)
-    weights = [math.exp(score - best) for score in scores]
-    if row.top_p < 1:
-        goal = float(np.float32(row.top_p)) * sum(weights)
-        reached, least = 0.0, best
-        for score in sorted(scores, reverse=True):
-            if reached < goal:
-                least = score
-                reached += math.exp(score - best)
-                _refuse_if_close(reached, goal)
-        weights = [
-            weight if score >= least else 0.0 for weight, score in zip(weights, scores, strict=True)
-        ]
-    return [weight / sum(weights) for weight in weights]
-
-
-def slow_token(logits: Sequence[float], row: Row) -> int | None:
-    """The sampler's documented order in plain Python, for one row."""
-    scores = edited(logits, row)
-    if not math.isfinite(max(scores)):
-        return None
-    if row.temperature == 0:
-        return scores.index(max(scores))
-    noise = noise_of(row, len(logits)).tolist()
-    race = [p / number for p, number in zip(filtered(scores, row), noise, strict=True)]
-    first, second = sorted(race, reverse=True)[:2]
-    _refuse_if_close(second, first)
-    return race.index(first)
-
-
-def _refuse_if_close(reached: float, goal: float) -> None:
-    if abs(reached - goal) < 1e-6 * goal:
-        raise RoundingDecidesError
 
 
 @given(cases=st.lists(st.tuples(LOGITS, ROWS), min_size=1, max_size=6))
@@ -349,23 +284,11 @@ def test_where_everything_is_forbidden_there_is_no_token(
 @pytest.mark.parametrize(
     "bad",
     [
-        [math.nan] * 4,
-        [0.0, math.nan, 0.0, 0.0],
-        [0.0, INF, 0.0, 0.0],
-        [-INF] * 4,
+        *([math.nan] * 4, [0.0, math.nan, 0.0, 0.0], [0.0, INF, 0.0, 0.0], [-INF] * 4),
         [INF, -INF, 0.0, math.nan],
     ],
 )
-@pytest.mark.parametrize(
-    "row",
-    [
-        Row(),
-        Row(temperature=0.0),
-        Row(top_k=2, top_p=0.5, min_p=0.1),
-        Row(repetition=2.0, output=[0, 1]),
-        Row(bias={1: -INF}),
-    ],
-)
+@pytest.mark.parametrize("row", EVERY_KIND)
 def test_a_row_of_a_network_that_overflowed_has_no_token_and_the_others_theirs(
     bad: list[float], row: Row
 ) -> None:
@@ -377,50 +300,28 @@ def test_a_row_of_a_network_that_overflowed_has_no_token_and_the_others_theirs(
 # Penalties ----------------------------------------------------------------------------------------
 
 
-def scores_after(logits: Sequence[float], row: Row) -> list[float]:
-    return [
-        round(value, 4) for value in run([logits], [replace(row, temperature=0.0)])[1][0].tolist()
-    ]
+SIGNED = [2.0, -2.0, 2.0, -2.0, 0.0]
 
 
-def test_a_repetition_penalty_makes_every_token_seen_less_likely() -> None:
-    logits = [2.0, -2.0, 2.0, -2.0, 0.0]
-    assert scores_after(logits, Row(repetition=2.0, prompt=[0], output=[1])) == [
-        1.0,
-        -4.0,
-        2.0,
-        -2.0,
-        0.0,
-    ]
-    assert scores_after(logits, Row(repetition=0.5, prompt=[0, 4], output=[1, 1])) == [
-        4.0,
-        -1.0,
-        2.0,
-        -2.0,
-        0.0,
-    ]
-
-
-def test_presence_and_frequency_count_the_answer_and_not_the_prompt() -> None:
-    logits = [1.0] * 4
-    assert scores_after(logits, Row(presence=0.5, prompt=[0, 1], output=[1, 2, 2, 2])) == [
-        1.0,
-        0.5,
-        0.5,
-        1.0,
-    ]
-    assert scores_after(logits, Row(frequency=0.5, prompt=[0, 0, 1], output=[1, 2, 2, 2])) == [
-        1.0,
-        0.5,
-        -0.5,
-        1.0,
-    ]
-    assert scores_after(logits, Row(frequency=-0.5, presence=0.25, output=[2, 2])) == [
-        1.0,
-        1.0,
-        1.75,
-        1.0,
-    ]
+@pytest.mark.parametrize(
+    ("logits", "row", "expected"),
+    [
+        (SIGNED, Row(repetition=2.0, prompt=[0], output=[1]), [1.0, -4.0, 2.0, -2.0, 0.0]),
+        (SIGNED, Row(repetition=0.5, prompt=[0, 4], output=[1, 1]), [4.0, -1.0, 2.0, -2.0, 0.0]),
+        ([1.0] * 4, Row(presence=0.5, prompt=[0, 1], output=[1, 2, 2, 2]), [1.0, 0.5, 0.5, 1.0]),
+        (
+            [1.0] * 4, Row(frequency=0.5, prompt=[0, 0, 1], output=[1, 2, 2, 2]),
+            [1.0, 0.5, -0.5, 1.0],
+        ),
+        ([1.0] * 4, Row(frequency=-0.5, presence=0.25, output=[2, 2]), [1.0, 1.0, 1.75, 1.0]),
+    ],
+)  # fmt: skip
+def test_penalties_change_the_logits_of_tokens_seen(
+    logits: list[float], row: Row, expected: list[float]
+) -> None:
+    """A repetition makes a token less likely; presence and frequency count the answer only."""
+    changed = run([logits], [replace(row, temperature=0.0)])[1][0]
+    assert [round(value, 4) for value in changed.tolist()] == expected
 
 
 def test_a_forbidden_token_stays_forbidden_under_penalties() -> None:
@@ -436,9 +337,7 @@ def test_a_draw_depends_on_seed_choice_and_position() -> None:
     row = Row(seed=5, choice=1, position=9)
     assert token_of(logits, row) == token_of(logits, row)
     others = [
-        replace(row, seed=6),
-        replace(row, choice=2),
-        replace(row, position=10),
+        *(replace(row, seed=6), replace(row, choice=2), replace(row, position=10)),
         replace(row, seed=5 + 2**32),
     ]
     assert len({token_of(logits, other) for other in [row, *others]}) == 5

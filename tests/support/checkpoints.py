@@ -9,7 +9,7 @@ cannot write bfloat16 without torch, tensors at odd addresses, or headers that a
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,9 @@ import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from nanovllm.learn.tiny_model import draw_tensors
+from nanovllm.model.checkpoint import load_weights
+from nanovllm.model.config import GPT2Config
+from nanovllm.model.weights import GPT2Weights
 
 OUTLIER_CHANNELS = {5: 1100.0, 21: -700.0, 50: -400.0}
 """{residual channel: its size from the first block on} with `outliers`; the mean stays small."""
@@ -247,3 +250,20 @@ def _encode(array: np.ndarray, dtype: str) -> tuple[str, np.ndarray]:
     return dtype, (
         (whole + np.uint64(0x7FFF) + ((whole >> np.uint64(16)) & np.uint64(1))) >> np.uint64(16)
     ).astype(np.uint16)
+
+
+def load(folder: Path) -> GPT2Weights:
+    """Return the weights of a checkpoint."""
+    return load_weights(folder, GPT2Config.load(folder))
+
+
+def rewrite(folder: Path, change: Callable[[dict[str, np.ndarray]], object]) -> Path:
+    """Write a plain checkpoint whose tensors were changed on the way into the file."""
+    write_checkpoint(folder)
+    tensors = tiny_tensors(tiny_config())
+    del tensors["lm_head.weight"]
+    change(tensors)
+    write_safetensors(
+        folder / "model.safetensors", {name: with_dtype(array) for name, array in tensors.items()}
+    )
+    return folder

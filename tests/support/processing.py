@@ -1,13 +1,19 @@
-"""Prompts for an engine, one at a time."""
+"""Prompts for an engine or an input processor, one at a time."""
 
 from typing import Any
 
 from nanovllm.engine.generation_request import GenerationRequest, PoolingParams
 from nanovllm.engine.input_processor import InputProcessor
 from nanovllm.engine.prompt_request import PromptRequest
+from nanovllm.engine.request_limits import Limits
+from nanovllm.engine.tokenizer import Tokenizer
+from nanovllm.model.config import GPT2Config
 from nanovllm.prompts import Prompt
 from nanovllm.sampling_params import SamplingParams
 
+CONTEXT = 16
+MAX_LOGPROBS = 5
+"""Limits of `make_input_processor`."""
 _OPTIONS = ("priority", "cache_salt", "client")
 
 
@@ -34,3 +40,26 @@ def embed(
     """Check and tokenize one prompt to embed; `settings` are of PoolingParams or the request."""
     options = {name: settings.pop(name) for name in _OPTIONS if name in settings}
     return process(processor, request_id, prompt, PoolingParams(**settings), **options)
+
+
+def make_input_processor(
+    tokenizer: Tokenizer,
+    *,
+    vocab: int | None = None,
+    cache_tokens: int = 1000,
+    seed: int | None = None,
+    has_priorities: bool = False,
+) -> InputProcessor:
+    """Return an input processor of a model whose last token is the end of text."""
+    vocab = vocab or tokenizer.vocab
+    model = GPT2Config(
+        vocab=vocab, max_positions=CONTEXT, d_model=8, layers=1, heads=1, d_ff=8,
+        eos_token_ids=(vocab - 1,),
+    )  # fmt: skip
+    limits = Limits(CONTEXT, cache_tokens, MAX_LOGPROBS, has_priorities=has_priorities)
+    return InputProcessor(model, tokenizer, limits, seed=seed)
+
+
+def submit(input_processor: InputProcessor, prompt: Any = "hi", **settings: Any) -> PromptRequest:
+    """Check and tokenize one prompt with the settings of SamplingParams."""
+    return process(input_processor, "r", prompt, SamplingParams(**settings))

@@ -47,6 +47,16 @@ class Row:
         return (self.repetition, self.presence, self.frequency) != (1.0, 0.0, 0.0)
 
 
+EVERY_KIND = [
+    Row(),
+    Row(temperature=0.0),
+    Row(top_k=2, top_p=0.5, min_p=0.1),
+    Row(repetition=2.0, output=[0, 1]),
+    Row(bias={1: -math.inf}),
+]
+"""A row of each kind of settings."""
+
+
 def rows_of(
     vocab: int, *, max_tokens: int, max_bias: int, **more: Sequence[float | None]
 ) -> st.SearchStrategy[Row]:

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import closing
 from typing import Any
 
 TIMEOUT_S = 60.0
@@ -80,6 +81,18 @@ class Serving:
         answer = response.read()
         connection.close()
         return response.status, json.loads(answer)
+
+    def read_stream(self, begun: threading.Event, body: Mapping[str, Any], **headers: str) -> bytes:
+        """Return a streamed completion as it came; `begun` is set after its first line."""
+        content = {"prompt": "Once upon a time", "stream": True, "ignore_eos": True, **body}
+        headers = {"Content-Type": "application/json", **headers}
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=TIMEOUT_S)
+        with closing(connection):
+            connection.request("POST", "/v1/completions", json.dumps(content), headers)
+            with closing(connection.getresponse()) as response:
+                received = response.readline()
+                begun.set()
+                return received + response.read()
 
     def end(self, number: signal.Signals) -> tuple[int, str]:
         """Send a signal; return the exit code and standard error."""

@@ -8,6 +8,17 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file
 
+from nanovllm.trainer import Trainer
+from nanovllm.training.config import TrainingConfig
+from nanovllm.training.metrics import TrainingResult
+
+TEXT = "she sells sea shells on the sea shore. " * 60
+SMALL: Mapping[str, Any] = {
+    "layers": 2, "heads": 2, "width": 16, "context": 16, "batch_size": 4, "steps": 12,
+    "eval_every": 4, "lr": 1e-2, "warmup_steps": 2, "tokenizer": "char", "sample_tokens": 6,
+    "backend": "numpy",
+}  # fmt: skip
+"""Settings of a run on TEXT that takes a moment."""
 INFO: Mapping[str, Any] = {
     "config": {"steps": 40, "lr": 1e-3, "tokenizer": "char"},
     "model": {"layers": 2, "width": 32, "parameters": 123_456},
@@ -63,3 +74,18 @@ def assert_same_weights(first: Path, second: Path) -> None:
     expected = weights(first)
     for name, array in weights(second).items():
         np.testing.assert_array_equal(array, expected[name])
+
+
+def config(text: Path, output: Path, **changes: Any) -> TrainingConfig:
+    """Return the settings of a small run."""
+    return TrainingConfig.from_dict({"data": text, "output": output, **SMALL, **changes})
+
+
+def train(text: Path, output: Path, **changes: Any) -> TrainingResult:
+    """Run it."""
+    return Trainer(config(text, output, **changes)).train()
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    """Return the objects of a file of JSON lines."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

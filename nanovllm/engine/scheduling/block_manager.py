@@ -14,10 +14,12 @@ from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, KeysView, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
+from itertools import islice
 
 # A collision would give a request the keys and values of another. With 128 bits, an attacker cannot
 # construct one.
 _HASH_BYTES = 16
+_MAX_CANDIDATES = 8
 
 
 def hash_block(parent: bytes, tokens: Sequence[int]) -> bytes:
@@ -36,6 +38,7 @@ class _CachedBlock:
 
     Attributes:
         block_hash, parent: hash of this block, and of the block before it.
+        tokens: what it holds.
         writer: name of the request that computes the block (`Request.writer`).
         is_finite: attention over the block has given finite outputs.
     """
@@ -43,6 +46,7 @@ class _CachedBlock:
     block_hash: bytes
     parent: bytes
     writer: str
+    tokens: Sequence[int]
     is_finite: bool = False
 
 
@@ -61,6 +65,8 @@ class BlockManager:
         self._references = [0] * num_blocks
         self._cached: dict[int, _CachedBlock] = {}
         self._block_of: dict[bytes, int] = {}
+        # By the parent's hash, in the order in which they were registered.
+        self._children: defaultdict[bytes, dict[int, None]] = defaultdict(dict)
         self._num_cached = 0
 
     @property
@@ -138,13 +144,19 @@ class BlockManager:
                     self._free.move_to_end(block, last=False)
 
     def register(
-        self, block: int, block_hash: bytes, parent: bytes = b"", writer: str = ""
+        self,
+        block: int,
+        block_hash: bytes,
+        parent: bytes = b"",
+        writer: str = "",
+        tokens: Sequence[int] = (),
     ) -> None:
         """Add a full block to the prefix cache, unless it has a block with that hash.
 
         Args:
             parent: hash of the block before it.
             writer: name of the request that computes the block.
+            tokens: what the block holds, for `continuation`.
         """
         if (
             self.enable_prefix_caching
@@ -152,7 +164,8 @@ class BlockManager:
             and block not in self._cached
         ):
             self._block_of[block_hash] = block
-            self._cached[block] = _CachedBlock(block_hash, parent, writer)
+            self._cached[block] = _CachedBlock(block_hash, parent, writer, tokens)
+            self._children[parent][block] = None
 
     def unregister(self, block: int, block_hash: bytes) -> None:
         """Remove the block from the prefix cache, if it is cached under that hash."""
@@ -176,16 +189,13 @@ class BlockManager:
         roots |= {
             block for block in held if block in self._cached and not self._cached[block].is_finite
         }
-        children: dict[bytes, list[int]] = defaultdict(list)
-        for block, cached in self._cached.items():
-            children[cached.parent].append(block)
         dropped: set[int] = set()
         pending = list(roots)
         while pending:
             block = pending.pop()
             if block not in dropped:
                 dropped.add(block)
-                pending += children.get(self._cached[block].block_hash, ())
+                pending += self._children.get(self._cached[block].block_hash, ())
         for block in dropped:
             self._uncache(block)
             if block in self._free:
@@ -196,10 +206,28 @@ class BlockManager:
         """Return the cached block with that hash, held or free; None if there is none."""
         return self._block_of.get(block_hash)
 
+    def continuation(self, parent: bytes, known: Sequence[int], count: int) -> tuple[int, ...]:
+        """Return at most `count` tokens that follow `known` after the block with hash `parent`.
+
+        Of several cached blocks the latest counts, of the last few that were registered.
+        """
+        tokens: list[int] = []
+        while len(tokens) < count:
+            for block in islice(reversed(self._children.get(parent, {})), _MAX_CANDIDATES):
+                cached = self._cached[block]
+                if list(cached.tokens[: len(known)]) == list(known):
+                    break
+            else:
+                break
+            tokens += cached.tokens[len(known) :]
+            parent, known = cached.block_hash, ()
+        return tuple(tokens[:count])
+
     def reset_prefix_cache(self) -> None:
         """Remove every block from the prefix cache."""
         self._block_of.clear()
         self._cached.clear()
+        self._children.clear()
         self._num_cached = 0
 
     def check_integrity(self, held: Iterable[Sequence[int]]) -> None:
@@ -218,6 +246,9 @@ class BlockManager:
         assert {
             cached.block_hash: block for block, cached in self._cached.items()
         } == self._block_of, "a block is not found by its own hash"
+        assert {block: parent for parent, each in self._children.items() for block in each} == {
+            block: cached.parent for block, cached in self._cached.items()
+        }, "a block is not found by its parent's hash"
         assert self._num_cached == sum(block in self._free for block in self._cached), (
             "the number of cached free blocks is wrong"
         )
@@ -227,4 +258,7 @@ class BlockManager:
         cached = self._cached.pop(block, None)
         if cached is not None:
             del self._block_of[cached.block_hash]
+            del self._children[cached.parent][block]
+            if not self._children[cached.parent]:
+                del self._children[cached.parent]
             self._num_cached -= self._references[block] == 0

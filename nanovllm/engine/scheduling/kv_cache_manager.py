@@ -150,10 +150,22 @@ class KVCacheManager:
             return
         for index in range(request.num_registered_blocks, num_full):
             block_hash = self._block_hash(request, index)
-            parent = request.block_hashes[index - 1] if index else b""
-            self.blocks.register(request.block_ids[index], block_hash, parent, request.writer)
+            parent = self._parent_hash(request, index)
+            tokens = request.tokens[index * self._block_size : (index + 1) * self._block_size]
+            self.blocks.register(
+                request.block_ids[index], block_hash, parent, request.writer, tokens
+            )
             self._filled_from[request.block_ids[index]] = request.num_computed_tokens
         request.num_registered_blocks = num_full
+
+    def continuation(self, request: Request, count: int) -> tuple[int, ...]:
+        """Return at most `count` tokens that follow a request's known tokens in the prefix cache.
+
+        They are text of requests that began with the same tokens; empty if there is none.
+        """
+        index = len(request.tokens) // self._block_size
+        known = request.tokens[index * self._block_size :]
+        return self.blocks.continuation(self._parent_hash(request, index), known, count)
 
     def uncache_blocks(self, request: Request, start: int) -> set[int]:
         """Undo `cache_blocks` from position `start` on; return the removed blocks."""
@@ -230,6 +242,10 @@ class KVCacheManager:
             index += 1
             request.num_computed_tokens = index * self._block_size
             request.num_registered_blocks = index
+
+    def _parent_hash(self, request: Request, index: int) -> bytes:
+        """Return the hash of the block before a request's block `index`."""
+        return self._block_hash(request, index - 1) if index else hash_salt(request.cache_salt)
 
     def _block_hash(self, request: Request, index: int) -> bytes:
         """Return the hash of a request's block `index`; hashes are computed once and kept."""

@@ -35,7 +35,7 @@ from nanovllm.engine.scheduling.step_plan import (
     MaskStates,
     PlannedSequence,
     SequenceUpdate,
-    StepDraft,
+    StepBuilder,
     StepPlan,
 )
 from nanovllm.errors import InvalidRequestError
@@ -127,27 +127,27 @@ class Scheduler:
         in_order = sorted(self.running, key=self.queues.key)
         decoding = [request for request in in_order if request.is_decoding]
         prompts = [request for request in in_order if not request.is_decoding]
-        draft = StepDraft(self.max_num_batched_tokens, len(prompts))
+        step = StepBuilder(self.max_num_batched_tokens, len(prompts))
         self.kv_cache.begin_step()
-        self._take_place(in_order, waiting, draft)
+        self._take_place(in_order, waiting, step)
         for request in decoding:
-            if request.request_id not in masks.blocked and self._allocate_slots(request, 1, draft):
-                self._plan(request, 1, draft)
+            if request.request_id not in masks.blocked and self._allocate_slots(request, 1, step):
+                self._plan(request, 1, step)
         for request in prompts:
             if request.request_id not in masks.blocked and request.state is RequestState.RUNNING:
-                self._admit(waiting, draft, before=request)
-                self._continue_prompt(request, draft)
-        self._admit(waiting, draft)
-        self._preempt_late(in_order, waiting, draft, masks)
-        self.has_spent_budget = waiting.head is not None and draft.tokens_left == 0
-        extend_chunks(draft, self.kv_cache)
-        verify_drafted(draft, self.kv_cache)
-        forks = self.siblings.forks(draft.sequences)
-        plan = StepPlan((*draft.sequences.values(), *forks), self.kv_cache.copies)
+                self._admit(waiting, step, before=request)
+                self._continue_prompt(request, step)
+        self._admit(waiting, step)
+        self._preempt_late(in_order, waiting, step, masks)
+        self.has_spent_budget = waiting.head is not None and step.tokens_left == 0
+        extend_chunks(step, self.kv_cache)
+        verify_drafted(step, self.kv_cache)
+        forks = self.siblings.forks(step.sequences)
+        plan = StepPlan((*step.sequences.values(), *forks), self.kv_cache.copies)
         assert plan.sequences or not self._requests or masks.blocked, (
             "requests are unfinished, but none can run"
         )
-        for request, cost in (*draft.debts, *((s.request, cost_of(s)) for s in plan.sequences)):
+        for request, cost in (*step.debts, *((s.request, cost_of(s)) for s in plan.sequences)):
             self.queues.charge(request, cost)
         return plan
 
@@ -225,7 +225,7 @@ class Scheduler:
             assert request.state is not RequestState.FINISHED
             assert request.state is RequestState.RUNNING or not request.block_ids
 
-    def _continue_prompt(self, request: Request, draft: StepDraft) -> None:
+    def _continue_prompt(self, request: Request, step: StepBuilder) -> None:
         """Plan the next chunk of a running request's prompt."""
         if self.siblings.must_wait(request):
             return
@@ -236,25 +236,25 @@ class Scheduler:
         if self.observer is not None and num_reused_tokens:
             self.observer.on_reused(request, num_reused_tokens)
         self.siblings.update(request)
-        count = draft.chunk_size(request, self.num_waiting)
-        if count > 0 and self._allocate_slots(request, count, draft):
-            self._plan(request, count, draft)
+        count = step.chunk_size(request, self.num_waiting)
+        if count > 0 and self._allocate_slots(request, count, step):
+            self._plan(request, count, step)
 
-    def _plan(self, request: Request, count: int, draft: StepDraft) -> None:
+    def _plan(self, request: Request, count: int, step: StepBuilder) -> None:
         """Add a request with allocated blocks to the plan."""
-        draft.put(PlannedSequence.of(request, count))
+        step.put(PlannedSequence.of(request, count))
         self.kv_cache.cache_blocks(request, request.num_computed_tokens + count)
 
     def _admit(
-        self, waiting: WaitingOrder, draft: StepDraft, before: Request | None = None
+        self, waiting: WaitingOrder, step: StepBuilder, before: Request | None = None
     ) -> None:
         """Admit waiting requests, strictly in order, while slots, budget and blocks suffice.
 
         Only those that come before `before` in the order, if it is given.
         """
         num_reserved = -1
-        while (request := waiting.head) is not None and not draft.is_full:
-            if draft.tokens_left == 0 or len(self.running) >= self.max_num_seqs:
+        while (request := waiting.head) is not None and not step.is_full:
+            if step.tokens_left == 0 or len(self.running) >= self.max_num_seqs:
                 return
             if before is not None and self.queues.key(before) < self.queues.key(request):
                 return
@@ -267,11 +267,11 @@ class Scheduler:
                 needed = self.kv_cache.blocks_needed(request)
             if needed > self.kv_cache.blocks.num_free - num_reserved:
                 self.kv_cache.free(request)
-                draft.is_full = True
+                step.is_full = True
                 return
             waiting.take()
             self.queues.remove(request)
-            count = 0 if must_wait else draft.chunk_size(request, self.num_waiting)
+            count = 0 if must_wait else step.chunk_size(request, self.num_waiting)
             request.move_to(RequestState.RUNNING)
             self.running.append(request)
             self.siblings.add(request)
@@ -281,7 +281,7 @@ class Scheduler:
                 self.kv_cache.count_prefix_hits(request)
                 has_slots = self.kv_cache.allocate_slots(request, count)
                 assert has_slots, "the blocks of all known tokens were counted before"
-                self._plan(request, count, draft)
+                self._plan(request, count, step)
                 needed = self.kv_cache.blocks_needed(request)
             num_reserved += needed + 1
 
@@ -289,20 +289,20 @@ class Scheduler:
         self,
         in_order: Sequence[Request],
         waiting: WaitingOrder,
-        draft: StepDraft,
+        step: StepBuilder,
         masks: MaskStates,
     ) -> None:
         """Preempt running requests whose mask is late, the last first, while others wait."""
         for request in reversed(in_order):
-            if waiting.head is None or draft.tokens_left == 0 or draft.has_evicted:
+            if waiting.head is None or step.tokens_left == 0 or step.has_evicted:
                 return
             if request.request_id in masks.late and request.state is RequestState.RUNNING:
-                self._preempt(request, draft, PreemptionCause.LATE_MASK)
-                draft.is_full = False
-                self._admit(waiting, draft)
+                self._preempt(request, step, PreemptionCause.LATE_MASK)
+                step.is_full = False
+                self._admit(waiting, step)
 
     def _take_place(
-        self, in_order: Sequence[Request], waiting: WaitingOrder, draft: StepDraft
+        self, in_order: Sequence[Request], waiting: WaitingOrder, step: StepBuilder
     ) -> None:
         """Preempt a running request of a client far ahead for the first waiting one, if it needs.
 
@@ -320,8 +320,8 @@ class Scheduler:
             in_order, head, lead, needs_slot=needs_slot, num_blocks=0 if has_blocks else needed
         )
         if victim is not None:
-            draft.debts.append((head, recompute_cost(victim)))
-            self._preempt(victim, draft, PreemptionCause.FAIR_SHARE, head)
+            step.debts.append((head, recompute_cost(victim)))
+            self._preempt(victim, step, PreemptionCause.FAIR_SHARE, head)
 
     def blocks_to_admit(self, request: Request) -> int:
         """Return how many free blocks the admission of a waiting request needs now."""
@@ -329,7 +329,7 @@ class Scheduler:
             return 1
         return self.kv_cache.free_blocks_needed(request, self.siblings.readers(request))
 
-    def _allocate_slots(self, request: Request, count: int, draft: StepDraft) -> bool:
+    def _allocate_slots(self, request: Request, count: int, step: StepBuilder) -> bool:
         """Allocate blocks for `count` tokens, preempting the last requests in order if necessary.
 
         Returns False if the request itself was preempted.
@@ -337,26 +337,26 @@ class Scheduler:
         while request.state is RequestState.RUNNING:
             if self.kv_cache.allocate_slots(request, count):
                 return True
-            draft.is_full = draft.has_evicted = True
+            step.is_full = step.has_evicted = True
             last = max(self.running, key=self.queues.key)
-            self._preempt(last, draft, PreemptionCause.NO_FREE_BLOCK, request)
+            self._preempt(last, step, PreemptionCause.NO_FREE_BLOCK, request)
         return False
 
     def _preempt(
         self,
         request: Request,
-        draft: StepDraft | None,
+        step: StepBuilder | None,
         cause: PreemptionCause,
         other: Request | None = None,
     ) -> None:
         """Free a request's blocks and queue it again; `cause` and `other` are for the observer.
 
         Other requests that share a block which this request would have filled in this step are
-        preempted too. `draft` is the step that is being planned, if any.
+        preempted too. `step` is the one that is being planned, if any.
         """
         if self.observer is not None:
             self.observer.on_preempted(request, cause, other)
-        sequence = None if draft is None else draft.remove(request)
+        sequence = None if step is None else step.remove(request)
         start = None if sequence is None else sequence.start
         never_filled = set() if start is None else self.kv_cache.uncache_blocks(request, start)
         self.running.remove(request)
@@ -370,7 +370,7 @@ class Scheduler:
         for reader in list(self.running) if never_filled else ():
             is_running = reader.state is RequestState.RUNNING
             if is_running and not never_filled.isdisjoint(reader.block_ids):
-                self._preempt(reader, draft, PreemptionCause.UNFILLED_BLOCK, request)
+                self._preempt(reader, step, PreemptionCause.UNFILLED_BLOCK, request)
 
     def _preempt_readers(self, source: Request, blocks: set[int]) -> None:
         """Preempt the requests that hold any of `blocks`, and the siblings of `source`."""

@@ -118,8 +118,8 @@ class StepPlan:
         return sum(sequence.count for sequence in self.sequences)
 
 
-class StepDraft:
-    """A step while it is being planned.
+class StepBuilder:
+    """Builder of a `StepPlan`: a step while it is being planned.
 
     Attributes:
         sequences: what is planned so far, by request id.
@@ -174,6 +174,8 @@ class SequenceUpdate:
             sampled.
         logprobs: an entry for each new token, or empty if none are requested.
         drafted: the tokens that were expected; those of them that were drawn begin `token_ids`.
+        hides_rejected: whether only accepted ones of `drafted` may be shown, because they are
+            text of other requests.
         prompt_logprobs: an entry for each planned prompt position.
         hidden: final hidden states [hidden_positions, d_model]; None without such positions.
         is_finite: whether the network's output is finite. If not, all blocks that the request
@@ -194,6 +196,7 @@ class SequenceUpdate:
     is_finite: bool = True
     cause: Exception | None = None
     drafted: tuple[int, ...] = ()
+    hides_rejected: bool = False
 
     finish_reason: FinishReason | None = None
     stop_reason: int | None = None

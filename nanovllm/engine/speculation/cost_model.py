@@ -86,16 +86,19 @@ class Slowness:
 
 def best_counts(
     offers: Mapping[str, Offer], num_sequences: int, times: StepTimes
-) -> dict[str, int]:
-    """Return how many drafted tokens to verify of each sequence; without those that get none.
+) -> tuple[dict[str, int], float]:
+    """Return how many drafted tokens to verify of each sequence, and the gain.
 
-    Of `num_sequences` sequences, each with one row, those in `offers` may have more. Rows are added
-    in the order of their probability, and the number with the most expected tokens a second counts.
+    Sequences that get none are left out. The gain is the expected number of tokens a second in
+    proportion to that without drafts; 1.0 if there are none. Of `num_sequences` sequences, each
+    with one row, those in `offers` may have more. Rows are added in the order of their probability,
+    and the number with the most expected tokens a second counts.
     """
     heap = [(-offer.chance(0), name, 1) for name, offer in offers.items() if offer.count]
     heapq.heapify(heap)
     tokens, rows = float(num_sequences), num_sequences
-    best_rate, best_size = MARGIN * tokens / times.of(rows), 0
+    plain_rate = tokens / times.of(rows)
+    best_rate, best_size = MARGIN * plain_rate, 0
     added: list[str] = []
     while heap:
         negative, name, number = heap[0]
@@ -112,7 +115,7 @@ def best_counts(
     counts: dict[str, int] = {}
     for name in added[:best_size]:
         counts[name] = counts.get(name, 0) + 1
-    return counts
+    return counts, best_rate / plain_rate if counts else 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +138,7 @@ def best_depth(
     deepest: int,
     times: Callable[[int], float],
     costs: ModelCosts,
+    least_gain: float = 1.0,
 ) -> int:
     """Return how many tokens a draft model should draft for each sequence; 0 for none.
 
@@ -143,10 +147,11 @@ def best_depth(
         deepest: most tokens to draft.
         times: time of a step of the model by its rows, in seconds.
         costs: of the draft model.
+        least_gain: the gain without the draft model, which it must exceed; see `best_counts`.
     """
     num_sequences = len(acceptances)
     plain_rate = num_sequences / times(num_sequences)
-    best_rate, best = MARGIN * plain_rate, 0
+    best_rate, best = max(least_gain, MARGIN) * plain_rate, 0
     tokens, chances = float(num_sequences), list(acceptances)
     for depth in range(1, deepest + 1):
         tokens += sum(chances)

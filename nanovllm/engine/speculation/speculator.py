@@ -9,12 +9,13 @@ the same as without drafts, to the last bit.
 """
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from nanovllm.engine.ngram import NgramIndex
 from nanovllm.engine.scheduling.request import Request
 from nanovllm.engine.scheduling.step_plan import SequenceUpdate, StepPlan
+from nanovllm.engine.speculation.acceptance import Acceptances
 from nanovllm.engine.speculation.cost_model import (
     ModelCosts,
     Offer,
@@ -26,12 +27,6 @@ from nanovllm.engine.speculation.cost_model import (
 from nanovllm.engine.speculation.draft_model import UNKNOWN, DraftModel
 from nanovllm.speculative_config import SpeculativeConfig
 
-_FIRST_GUESS = 0.6
-"""Assumed probability that a drafted token is accepted, before the first is verified."""
-_FIRST_GUESS_FORCED = 0.9
-"""The same of tokens that spell what a grammar forces."""
-_WEIGHT = 0.1
-"""Weight of a drafted token in the running mean."""
 _MAX_PAUSE = 256
 """Maximum steps between two trials of a draft model that did not pay."""
 _MAX_PATH_TOKENS = 256
@@ -54,34 +49,41 @@ class SpeculationCounts:
     accepted: int = 0
 
 
-@dataclass(slots=True)
-class _Acceptance:
-    """Running mean of the probability that a drafted token is accepted if those before it are."""
-
-    mean: float
-
-    def add(self, num_accepted: int, num_drafted: int) -> None:
-        for index in range(min(num_accepted + 1, num_drafted)):
-            self.mean += _WEIGHT * ((index < num_accepted) - self.mean)
-
-
 @dataclass(slots=True, eq=False)
 class _Sequence:
     """What is known of a sequence.
 
     Attributes:
+        acceptances: of its drafts.
         ngrams: its n-grams; None if they are not looked up, or with the paths of its grammar.
-        found: what the n-grams or the grammar expect next.
-        num_forced: how many of the first tokens of `found` spell what the grammar forces.
-        by_ngram, by_grammar, by_model: acceptance of the kinds of drafts.
+        found: the tokens that each source expects next; those of a grammar are "forced".
+        num_forced: how many of the first tokens of a grammar's draft spell what it forces.
+        source: the source that drafts in this step.
     """
 
+    acceptances: Acceptances
     ngrams: NgramIndex | None
-    by_ngram: _Acceptance
-    by_grammar: _Acceptance
-    by_model: _Acceptance
-    found: tuple[int, ...] = ()
+    found: dict[str, tuple[int, ...]] = field(default_factory=dict)
     num_forced: int = 0
+    source: str = ""
+
+    def offer(self) -> Offer:
+        """Choose the source with the highest acceptance, and return what it offers."""
+        of = self.acceptances.of
+        self.source = max(self.found, key=of, default="")
+        after = "after forced" if self.source == "forced" else self.source
+        num_forced = self.num_forced if self.source == "forced" else 0
+        return Offer(of(after), len(self.found.get(self.source, ())), num_forced, of("forced"))
+
+    def learn(self, token_ids: Sequence[int]) -> None:
+        """Compare what the sources expected with the tokens that came; forget it."""
+        for source, expected in self.found.items():
+            pairs = list(zip(expected, token_ids, strict=False))
+            accepted = next((i for i, (a, b) in enumerate(pairs) if a != b), len(pairs))
+            forced = min(self.num_forced, len(pairs)) if source == "forced" else len(pairs)
+            self.acceptances.add(source, accepted, forced)
+            self.acceptances.add("after forced", accepted - forced, len(pairs) - forced)
+        self.found = {}
 
 
 @dataclass(slots=True, eq=False)
@@ -91,17 +93,17 @@ class Speculator:
     Attributes:
         times: time of a step of the model by its rows.
         draft_model: None without one; `draft_times` are those of its steps.
+        continuation: `KVCacheManager.continuation`.
     """
 
     config: SpeculativeConfig
     times: StepTimes
+    continuation: Callable[[Request, int], tuple[int, ...]]
     draft_model: DraftModel | None = None
     draft_times: StepTimes | None = None
     counts: SpeculationCounts = field(init=False)
     _sequences: dict[str, _Sequence] = field(default_factory=dict)
-    _by_ngram: _Acceptance = field(default_factory=lambda: _Acceptance(_FIRST_GUESS))
-    _by_grammar: _Acceptance = field(default_factory=lambda: _Acceptance(_FIRST_GUESS_FORCED))
-    _by_model: _Acceptance = field(default_factory=lambda: _Acceptance(_FIRST_GUESS))
+    _acceptances: Acceptances = field(default_factory=Acceptances)
     _slowness: Slowness = field(default_factory=Slowness)
     _draft_slowness: Slowness = field(default_factory=Slowness)
     _gains: dict[int, bool] = field(default_factory=dict)  # by the number of sequences
@@ -123,14 +125,14 @@ class Speculator:
             for request in decoding
             if request.request_id in rooms
         }
-        counts = best_counts(offers, len(decoding), self.times)
+        counts, gain = best_counts(offers, len(decoding), self.times)
         for request in decoding:
-            count = counts.get(request.request_id, 0)
-            request.drafted = self._sequence(request).found[:count] if count else ()
-        if self.draft_model is not None and not counts:
+            sequence, count = self._sequence(request), counts.get(request.request_id, 0)
+            request.drafted = sequence.found[sequence.source][:count] if count else ()
+        if self.draft_model is not None:
             # Each token that the model drafts would have to wait for a mask of a grammar.
             free = [each for each in decoding if each.grammar is None]
-            self._choose_model([each for each in free if each.request_id in rooms], rooms)
+            self._choose_model([each for each in free if each.request_id in rooms], rooms, gain)
 
     def draft(self, plan: StepPlan) -> StepPlan:
         """Return a plan with the tokens of the draft model."""
@@ -157,16 +159,11 @@ class Speculator:
             if state is None or not update.token_ids:
                 continue
             if update.drafted:
-                accepted = update.num_accepted()
-                self._count(accepted, len(update.drafted))
-                if update.drafted == state.found[: len(update.drafted)]:
-                    self._learn(state, accepted, len(update.drafted))
-                else:
-                    for mean in (state.by_model, self._by_model):
-                        mean.add(accepted, len(update.drafted))
-            elif state.found:  # what would have been accepted is known without any cost
-                self._learn(state, int(state.found[0] == update.token_ids[0]), 1)
-            state.found = ()
+                self._count(update.num_accepted(), len(update.drafted))
+                update.hides_rejected = state.source == "cached"
+                if state.source == "model":
+                    state.found["model"] = update.drafted
+            state.learn(update.token_ids)
         sampled = [each.request for each in plan.sequences if each.samples]
         self._request_paths([each for each in sampled if each.finish_reason is None])
 
@@ -182,23 +179,18 @@ class Speculator:
         return min(self.config.num_speculative_tokens, left) if request.sampling.speculative else 0
 
     def _look_up(self, request: Request, room: int) -> Offer:
-        """Find what the grammar or the n-grams of a request expect next."""
+        """Find what the grammar, the n-grams or the prefix cache expect next."""
         sequence = self._sequence(request)
+        found: dict[str, tuple[int, ...]] = {}
         if request.grammar is not None:
-            sequence.found = request.grammar.draft(room)
+            found["forced"] = request.grammar.draft(room)
             sequence.num_forced = request.grammar.num_forced
         elif sequence.ngrams is not None:
-            sequence.found = sequence.ngrams.draft(request.tokens, room)
-        means = sequence.by_ngram.mean, sequence.by_grammar.mean
-        return Offer(means[0], len(sequence.found), sequence.num_forced, means[1])
-
-    def _learn(self, sequence: _Sequence, num_accepted: int, num_drafted: int) -> None:
-        """Add the fate of the first `num_drafted` tokens that were found."""
-        num_forced = sequence.num_forced
-        for mean in (sequence.by_grammar, self._by_grammar):
-            mean.add(num_accepted, min(num_drafted, num_forced))
-        for mean in (sequence.by_ngram, self._by_ngram):
-            mean.add(num_accepted - num_forced, num_drafted - num_forced)
+            found["cached"] = self.continuation(request, room)
+            drafted = sequence.ngrams.draft(request.tokens, room)
+            found[f"{sequence.ngrams.matched}-gram"] = drafted
+        sequence.found = {source: tokens for source, tokens in found.items() if tokens}
+        return sequence.offer()
 
     def _request_paths(self, requests: Sequence[Request]) -> None:
         """Have the grammars find what may be drafted for requests that have a new token."""
@@ -214,11 +206,13 @@ class Speculator:
         if num_sequences not in self._gains:
             every = Offer(1.0, self.config.num_speculative_tokens)
             offers = {str(number): every for number in range(num_sequences)}
-            self._gains[num_sequences] = bool(best_counts(offers, num_sequences, self.times))
+            self._gains[num_sequences] = bool(best_counts(offers, num_sequences, self.times)[0])
         return self._gains[num_sequences]
 
-    def _choose_model(self, requests: Sequence[Request], rooms: dict[str, int]) -> None:
-        """Let the draft model draft for all of `requests`, if that pays."""
+    def _choose_model(
+        self, requests: Sequence[Request], rooms: dict[str, int], least_gain: float
+    ) -> None:
+        """Let the draft model draft for all of `requests`, if that gains more than `least_gain`."""
         assert self.draft_model is not None
         assert self.draft_times is not None
         if not requests:
@@ -232,10 +226,11 @@ class Speculator:
             sum(request.max_new_tokens - request.num_output_tokens for request in requests),
         )
         depth = best_depth(
-            [self._sequence(request).by_model.mean for request in requests],
+            [self._sequence(request).acceptances.of("model") for request in requests],
             self.config.num_speculative_tokens,
             lambda rows: self._slowness.mean * self.times.of(rows),
             costs,
+            least_gain,
         )
         self._pause = max(self._pause - 1, 0)
         if depth:
@@ -243,7 +238,8 @@ class Speculator:
         elif self._pause == 0 and not any(missing):
             self._next_pause = self._pause = min(2 * self._next_pause, _MAX_PAUSE)
             depth = 1
-        for request in requests:
+        for request in requests if depth else ():
+            self._sequence(request).source = "model"
             request.drafted = (UNKNOWN,) * min(depth, rooms[request.request_id])
 
     def _sequence(self, request: Request) -> _Sequence:
@@ -255,11 +251,9 @@ class Speculator:
             if request.grammar is not None and uses_ngrams:
                 request.grammar.ngram = ngram
                 request.grammar.prompt = request.tokens[: request.num_prompt_tokens]
+            looks_up = uses_ngrams and request.grammar is None
             sequence = self._sequences[request.request_id] = _Sequence(
-                NgramIndex(*ngram) if uses_ngrams and request.grammar is None else None,
-                _Acceptance(self._by_ngram.mean),
-                _Acceptance(self._by_grammar.mean),
-                _Acceptance(self._by_model.mean),
+                Acceptances(self._acceptances), NgramIndex(*ngram) if looks_up else None
             )
         return sequence
 

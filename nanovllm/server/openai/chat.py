@@ -79,7 +79,7 @@ class ChatRenderer(ChoicesRenderer[ChatRequest]):
         self._begun: set[int] = set()
         self._texts: defaultdict[int, TokenTexts] = defaultdict(self._token_texts)
 
-    def prompt_fields(self, output: RequestOutput) -> types.ChatPrompt:
+    def prompt_fields(self, output: RequestOutput) -> types.PromptFields:
         """Return the fields about the prompt beside the choices; null if not requested."""
         has_logprobs = self.request.prompt_logprobs is not None
         return {

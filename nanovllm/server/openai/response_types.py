@@ -120,12 +120,10 @@ class CompletionTokensDetails(TypedDict):
     ]
 
 
-class Usage(TypedDict):
+class Usage(EmbeddingUsage):
     """Number of tokens: each prompt once, and every choice that was generated."""
 
-    prompt_tokens: Count
     completion_tokens: Count
-    total_tokens: Count
     prompt_tokens_details: PromptTokensDetails
     completion_tokens_details: NotRequired[CompletionTokensDetails]
 
@@ -160,17 +158,27 @@ class DraftedTokens(TypedDict):
     ]
 
 
-class CompletionChoice(DraftedTokens):
+class Choice(DraftedTokens):
+    """What a choice has at every endpoint."""
+
+    finish_reason: FinishReason | None
+    stop_reason: StopReason
+    token_ids: list[TokenId] | None
+
+
+class PromptFields(TypedDict):
+    """What a response says of its prompt; null if not requested."""
+
+    prompt_logprobs: list[dict[str, PromptLogprob] | None] | None
+    prompt_token_ids: list[TokenId] | None
+
+
+class CompletionChoice(Choice, PromptFields):
     """One choice, or in a stream what is new of it."""
 
     index: Annotated[int, Field(ge=0, description="prompt by prompt, n to each")]
     text: str
     logprobs: CompletionLogprobs | None
-    finish_reason: FinishReason | None
-    stop_reason: StopReason
-    prompt_logprobs: list[dict[str, PromptLogprob] | None] | None
-    prompt_token_ids: list[TokenId] | None
-    token_ids: list[TokenId] | None
 
 
 class Completion(ResponseHead):
@@ -227,25 +235,15 @@ class AssistantMessage(TypedDict):
     reasoning: None
 
 
-class ChatChoice(DraftedTokens):
+class ChatChoice(Choice):
     """One choice."""
 
     index: Count
     message: AssistantMessage
     logprobs: ChatLogprobs | None
-    finish_reason: FinishReason | None
-    stop_reason: StopReason
-    token_ids: list[TokenId] | None
 
 
-class ChatPrompt(TypedDict):
-    """The fields of a chat's response about the prompt; null if not requested."""
-
-    prompt_logprobs: list[dict[str, PromptLogprob] | None] | None
-    prompt_token_ids: list[TokenId] | None
-
-
-class ChatCompletion(ResponseHead, ChatPrompt):
+class ChatCompletion(ResponseHead, PromptFields):
     """The response of POST /v1/chat/completions."""
 
     object: Literal["chat.completion"]
@@ -262,15 +260,12 @@ class ChatDelta(TypedDict):
     content: NotRequired[str]
 
 
-class ChatChunkChoice(DraftedTokens):
+class ChatChunkChoice(Choice):
     """What is new of one choice."""
 
     index: Count
     delta: ChatDelta
     logprobs: ChatLogprobs | None
-    finish_reason: FinishReason | None
-    stop_reason: StopReason
-    token_ids: list[TokenId] | None
 
 
 class ChatCompletionChunk(ResponseHead):

@@ -94,6 +94,22 @@ def test_without_prefix_caching_nothing_is_found() -> None:
     assert manager.find(b"name") is None
 
 
+def test_a_continuation_follows_the_latest_children_that_begin_as_the_text_does() -> None:
+    manager = BlockManager(5, 3)
+    a, b, c, d = manager.allocate(4)
+    manager.register(a, b"a", b"", "", [1, 2, 3])
+    manager.register(b, b"b", b"a", "", [4, 5, 6])
+    manager.register(c, b"c", b"a", "", [4, 7, 8])
+    manager.register(d, b"d", b"b", "", [9, 9, 9])
+    assert manager.continuation(b"", [], 4) == (1, 2, 3, 4)
+    assert manager.continuation(b"", [1, 2], 5) == (3, 4, 7, 8)
+    assert manager.continuation(b"a", [4, 5], 9) == (6, 9, 9, 9)
+    assert manager.continuation(b"a", [5], 9) == manager.continuation(b"e", [], 9) == ()
+    manager.free([a, b, c, d])
+    manager.allocate(3)  # the free one, and the last blocks of the text: d and c
+    assert manager.continuation(b"a", [4], 9) == (5, 6)
+
+
 class BlockManagerMachine(RuleBasedStateMachine):
     """Any order of operations against a plain model: a list of holders and a map of names."""
 
@@ -126,7 +142,8 @@ class BlockManagerMachine(RuleBasedStateMachine):
         block = data.draw(st.sampled_from(data.draw(st.sampled_from(self.holders))))
         name = b"%d" % self.counter
         self.counter += 1
-        self.manager.register(block, name)
+        parent = data.draw(st.sampled_from([b"", *self.names.values()]))
+        self.manager.register(block, name, parent)
         self.names.setdefault(block, name)
 
     @precondition(lambda self: self.names)

@@ -350,12 +350,8 @@ def test_blocks_are_copied_as_they_were_before(config: EngineConfig, tiny_model:
     assert len(arrays) >= 2
     for array in arrays:
         if array.size:
-            assert [set(array[:, block].ravel().tolist()) for block in range(4)] == [
-                {0.0},
-                {0.0},
-                {1.0},
-                {0.0},
-            ]
+            held = [set(array[:, block].ravel().tolist()) for block in range(4)]
+            assert held == [{0.0}, {0.0}, {1.0}, {0.0}]
 
 
 def _cache_arrays(backend: object) -> list[np.ndarray]:

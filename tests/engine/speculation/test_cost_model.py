@@ -34,20 +34,20 @@ def test_the_shortest_round_counts_and_more_rows_never_take_less() -> None:
 
 
 def test_free_rows_are_used_and_dear_ones_are_not() -> None:
-    assert best_counts({"a": Offer(0.5, 5)}, 1, CHEAP) == {"a": 5}
+    assert best_counts({"a": Offer(0.5, 5)}, 1, CHEAP)[0] == {"a": 5}
     linear = StepTimes((1, 64), (1.0, 64.0))
-    assert best_counts({"a": Offer(0.9, 5)}, 1, linear) == {}
-    assert best_counts({"a": Offer(0.9, 5)}, 8, CHEAP) == {}
+    assert best_counts({"a": Offer(0.9, 5)}, 1, linear) == ({}, 1.0)
+    assert best_counts({"a": Offer(0.9, 5)}, 8, CHEAP) == ({}, 1.0)
 
 
 def test_a_draft_ends_after_its_forced_tokens_where_the_others_do_not_pay() -> None:
     rows = StepTimes((1, 64), (1.0, 10.0))
-    assert best_counts({"a": Offer(0.1, 5, 3, 0.99)}, 1, rows) == {"a": 3}
-    assert best_counts({"a": Offer(0.8, 5, 3, 0.99)}, 1, rows) == {"a": 5}
+    assert best_counts({"a": Offer(0.1, 5, 3, 0.99)}, 1, rows)[0] == {"a": 3}
+    assert best_counts({"a": Offer(0.8, 5, 3, 0.99)}, 1, rows)[0] == {"a": 5}
 
 
 def test_the_likelier_draft_gets_the_rows() -> None:
-    counts = best_counts({"a": Offer(0.9, 9), "b": Offer(0.7, 9), "c": Offer(0.5, 0)}, 3, CHEAP)
+    counts, _ = best_counts({"a": Offer(0.9, 9), "b": Offer(0.7, 9), "c": Offer(0.5, 0)}, 3, CHEAP)
     assert counts.keys() == {"a", "b"}
     assert counts["a"] > counts["b"]
     assert sum(counts.values()) == 5
@@ -80,14 +80,16 @@ def test_no_other_counts_give_more_tokens_a_second(
 
     every = product(*(range(offer.count + 1) for offer in offers))
     best = max(map(rate, every), default=0.0)
-    chosen = best_counts(named, size, times)
+    chosen, gain = best_counts(named, size, times)
     got = rate(tuple(chosen.get(str(number), 0) for number in range(len(offers))))
     plain = rate((0,) * len(offers))
     if chosen:
         assert got == pytest.approx(best)
         assert got > plain
+        assert gain == pytest.approx(got / plain)
     else:
         assert best <= MARGIN * plain * (1 + 1e-9)
+        assert gain == 1.0
 
 
 def test_a_draft_model_pays_for_its_own_steps() -> None:
@@ -96,6 +98,12 @@ def test_a_draft_model_pays_for_its_own_steps() -> None:
     assert best_depth([0.3], 5, CHEAP.of, ModelCosts(0.1)) in (1, 2)
     assert best_depth([0.0], 5, CHEAP.of, ModelCosts(0.1)) == 0
     assert best_depth([0.8] * 8, 5, CHEAP.of, ModelCosts(0.1)) == 0
+
+
+def test_a_draft_model_drafts_only_where_it_gains_more_than_other_drafts() -> None:
+    gain = sum(0.8**number for number in range(6)) / 1.5
+    assert best_depth([0.8], 5, CHEAP.of, ModelCosts(0.1), gain - 0.01) == 5
+    assert best_depth([0.8], 5, CHEAP.of, ModelCosts(0.1), gain + 0.01) == 0
 
 
 def test_a_draft_model_catches_up_only_for_enough_tokens() -> None:

@@ -61,6 +61,32 @@ def test_a_request_without_drafts_has_the_same_bits(engine: Engine) -> None:
     assert output.outputs == run(engine, PARAMS)[0].outputs
 
 
+def test_drafts_from_the_text_of_another_request_are_shown_only_where_they_are_accepted(
+    tiny_model: Path,
+) -> None:
+    config = EngineConfig(
+        backend="numpy", batch_invariant=True, kv_cache_memory="4MiB", block_size=8,
+        speculative_config={"method": "ngram", "prompt_lookup_min": 16, "prompt_lookup_max": 16},
+    )  # fmt: skip
+    engine = draft_always(Engine.load(tiny_model, config))
+    sampled = replace(PARAMS, temperature=1.0, seed=1)
+    first, steps = run(engine, sampled)
+    assert (first.num_drafted_tokens, len(steps)) == (0, 24)
+    again, steps = run(engine, sampled)
+    assert again.outputs == first.outputs
+    assert again.num_drafted_tokens == again.num_accepted_tokens > 10
+    assert len(steps) == 24 - again.num_accepted_tokens
+    others = [run(engine, replace(sampled, seed=seed))[0] for seed in range(2, 12)]
+    assert any(each.num_drafted_tokens > each.num_accepted_tokens for each in others)
+    for (output,) in (each.outputs for each in others):
+        pairs = zip(output.drafted_token_ids, output.token_ids, strict=True)
+        assert all(drafted in (None, token) for drafted, token in pairs)
+    salted = GenerationRequest(prompts=[PROMPT], params=sampled, request_id="s", cache_salt="x")
+    (prompt,) = engine.input_processor.process(salted)
+    list(engine.run([prompt]))
+    assert (prompt.output().num_drafted_tokens, prompt.output().outputs) == (0, first.outputs)
+
+
 def test_the_rate_of_decoding_is_that_of_tokens_not_of_rows() -> None:
     rates = TokenRates()
     rates.add(StepStats(5, 0, 3, 0.5))

@@ -14,12 +14,13 @@ from hypothesis import strategies as st
 from nanovllm.config import BACKENDS, EngineConfig
 from nanovllm.engine.engine import Engine
 from nanovllm.engine.speculation import speculator
-from nanovllm.engine.speculation.cost_model import Offer, StepTimes, best_counts
+from nanovllm.engine.speculation.cost_model import Offer, best_counts
 from nanovllm.sampling_params import SamplingParams
 from nanovllm.speculative_config import SpeculativeConfig
 from nanovllm.structured_outputs import StructuredOutputs
 from tests.support.grammars import children_of
 from tests.support.processing import process
+from tests.support.speculation import draft_always
 
 EXACT = EngineConfig(
     batch_invariant=True, block_size=8, num_blocks=96, max_num_batched_tokens=64, max_num_seqs=8,
@@ -108,11 +109,7 @@ def load(
             prompt_lookup_min=1,
         )
     )
-    engine = Engine.load(folder, replace(config, speculative_config=speculative))
-    if engine.speculator is not None:
-        engine.speculator.times = StepTimes((1, 512), (1.0, 1.0001))
-        engine.speculator.draft_times = StepTimes((1, 512), (1e-6, 1e-6))
-    return engine
+    return draft_always(Engine.load(folder, replace(config, speculative_config=speculative)))
 
 
 @pytest.fixture(scope="module", params=BACKENDS)
@@ -159,7 +156,7 @@ def test_forced_tokens_and_ngrams_after_them_have_their_own_acceptance(
 ) -> None:
     offers: list[Offer] = []
 
-    def spy(each: dict[str, Offer], *rest: Any) -> dict[str, int]:
+    def spy(each: dict[str, Offer], *rest: Any) -> tuple[dict[str, int], float]:
         offers.extend(each.values())
         return best_counts(each, *rest)
 

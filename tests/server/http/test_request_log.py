@@ -1,27 +1,25 @@
-"""Request ids, and the log line of each request."""
+"""The log line of each request."""
 
-import asyncio
 import io
 import json
 import logging
 import re
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from nanovllm.engine.chat.template import ChatTemplate
 from nanovllm.server.http.request_log import (
     MAX_PROMPT_CHARACTERS,
     MAX_PROMPTS,
-    RequestLogMiddleware,
     write_log_to,
 )
+from tests.support.log_lines import LogLines
 from tests.support.serving import RunningServer, loader, read_error, read_events, wait_until
 
 KEY = "do-not-log-me"
@@ -43,36 +41,6 @@ FIELDS = [
     "timed_out",
     "answer_id",
 ]
-
-
-class LogLines:
-    """The lines that the servers of this process have logged since the test began."""
-
-    def __init__(self, caplog: pytest.LogCaptureFixture) -> None:
-        caplog.set_level(logging.INFO, logger="nanovllm.requests")
-        self._caplog = caplog
-
-    def texts(self) -> list[str]:
-        """All of them, as they were written."""
-        return [
-            record.getMessage()
-            for record in self._caplog.records
-            if record.name == "nanovllm.requests"
-        ]
-
-    def about(self, request_id: str) -> dict[str, Any]:
-        """Wait for the only line about a request, which is written after the answer's last byte."""
-        wait_until(lambda: any(request_id in text for text in self.texts()))
-        (found,) = [
-            line for line in map(json.loads, self.texts()) if line["request_id"] == request_id
-        ]
-        return dict(found)
-
-
-@pytest.fixture
-def log(caplog: pytest.LogCaptureFixture) -> LogLines:
-    """What is logged during the test."""
-    return LogLines(caplog)
 
 
 @pytest.fixture(scope="module")
@@ -162,23 +130,6 @@ def test_tokens_of_every_kind_of_answer_are_logged(
     assert line["answer_id"] == answer["id"]
 
 
-@pytest.mark.parametrize("name", [name for name in OTHERS if name != "embeddings"])
-def test_an_early_disconnect_is_logged_with_the_generated_tokens(
-    logged: RunningServer, log: LogLines, name: str
-) -> None:
-    path, body, _ = OTHERS[name]
-    longer = {**body, "max_tokens": 100}
-    request_id = f"early-{name.replace(' ', '-')}"
-    content = json.dumps(longer)
-    with socket.create_connection(("127.0.0.1", logged.port), timeout=10) as connection:
-        connection.sendall((request_head(request_id, len(content), path) + content).encode())
-        wait_until(lambda: logged.samples()["num_requests_running"] > 0)
-    line = log.about(request_id)
-    assert line["client_gone"]
-    assert line["prompt_tokens"] > 0
-    assert 0 <= line["completion_tokens"] < 200
-
-
 def test_a_stream_is_logged_at_its_end(logged: RunningServer, log: LogLines) -> None:
     body = {"prompt": "the", "max_tokens": 30, "ignore_eos": True, "stream": True}
     with logged.http.stream("POST", "/v1/completions", json=body) as response:
@@ -199,116 +150,35 @@ def test_a_stream_is_logged_at_its_end(logged: RunningServer, log: LogLines) -> 
     assert line["answer_id"].encode() in rest
 
 
-def test_a_disconnected_stream_is_logged_with_its_tokens(
-    logged: RunningServer, log: LogLines
-) -> None:
-    body = {"prompt": "the", "max_tokens": 120, "ignore_eos": True, "stream": True}
-    with logged.http.stream("POST", "/v1/completions", json=body) as response:
-        name = response.headers["x-request-id"]
-        next(response.iter_raw())
-    line = log.about(name)
-    assert (line["status"], line["client_gone"]) == (200, True)
-    assert 1 <= line["completion_tokens"] < 120
-
-
-def request_head(request_id: str, length: int, path: str = "/v1/completions") -> str:
-    """The head of a request whose body is to come."""
-    lines = (
-        f"POST {path} HTTP/1.1",
-        "Host: x",
-        "Content-Type: application/json",
-        f"Authorization: Bearer {KEY}",
-    )
-    return "\r\n".join((*lines, f"X-Request-Id: {request_id}", f"Content-Length: {length}", "", ""))
-
-
-def test_a_client_that_does_not_wait_for_its_answer_is_logged(
-    logged: RunningServer, log: LogLines
-) -> None:
-    content = json.dumps({"prompt": "the", "max_tokens": 120, "ignore_eos": True})
-    with socket.create_connection(("127.0.0.1", logged.port), timeout=10) as connection:
-        connection.sendall((request_head("gone-1", len(content)) + content).encode())
-        wait_until(lambda: logged.samples()["num_requests_running"] == 1)
-    line = log.about("gone-1")
-    assert (line["status"], line["client_gone"], line["prompt_tokens"]) == (499, True, 1)
-    assert line["completion_tokens"] < 120
-
-
-def test_a_client_that_goes_before_its_body_is_complete_is_logged(
-    logged: RunningServer, log: LogLines
-) -> None:
-    with socket.create_connection(("127.0.0.1", logged.port), timeout=10) as connection:
-        connection.sendall((request_head("gone-2", 100) + "{").encode())
-        wait_until(lambda: logged.http.get("/health").status_code == 200)
-    line = log.about("gone-2")
-    assert (line["client_gone"], line["prompt_tokens"], line["completion_tokens"]) == (
-        True,
-        None,
-        None,
-    )
-
-
-REFUSED: dict[str, tuple[int, Callable[[httpx.Client, dict[str, str]], httpx.Response]]] = {
-    "a bad field": (
-        400,
-        lambda http, headers: http.post(
-            "/v1/completions", json={"prompt": "", "n": 0}, headers=headers
-        ),
-    ),
+REFUSED: dict[str, tuple[int, str, str, dict[str, Any]]] = {
+    "a bad field": (400, "POST", "/v1/completions", {"json": {"prompt": "", "n": 0}}),
     "no JSON": (
-        400,
-        lambda http, headers: http.post(
-            "/v1/completions", content=b"{", headers={**headers, "content-type": "application/json"}
-        ),
+        400, "POST", "/v1/completions",
+        {"content": b"{", "headers": {"content-type": "application/json"}},
     ),
-    "a wrong key": (
-        401,
-        lambda http, headers: http.get(
-            "/version", headers={**headers, "authorization": "Bearer no"}
-        ),
-    ),
-    "an unknown path": (404, lambda http, headers: http.get("/nope", headers=headers)),
-    "an unknown model": (
-        404,
-        lambda http, headers: http.post(
-            "/tokenize", json={"prompt": "a", "model": "x"}, headers=headers
-        ),
-    ),
-    "another method": (405, lambda http, headers: http.delete("/v1/completions", headers=headers)),
-    "a large body": (
-        413,
-        lambda http, headers: http.post(
-            "/v1/completions", content=b" " * (LIMIT + 1), headers=headers
-        ),
-    ),
-    "a large body in pieces": (
-        413,
-        lambda http, headers: http.post(
-            "/v1/completions", content=iter([b" " * LIMIT] * 2), headers=headers
-        ),
-    ),
+    "a wrong key": (401, "GET", "/version", {"headers": {"authorization": "Bearer no"}}),
+    "an unknown path": (404, "GET", "/nope", {}),
+    "an unknown model": (404, "POST", "/tokenize", {"json": {"prompt": "a", "model": "x"}}),
+    "another method": (405, "DELETE", "/v1/completions", {}),
+    "a large body": (413, "POST", "/v1/completions", {"content": b" " * (LIMIT + 1)}),
+    "a large body in pieces": (413, "POST", "/v1/completions", {"content": [b" " * LIMIT] * 2}),
     "more than fits": (
-        400,
-        lambda http, headers: http.post(
-            "/v1/completions", json={"prompt": "a", "max_tokens": 500}, headers=headers
-        ),
+        400, "POST", "/v1/completions", {"json": {"prompt": "a", "max_tokens": 500}},
     ),
     "too many at once": (
-        400,
-        lambda http, headers: http.post(
-            "/v1/completions", json={"prompt": ["a"] * 20, "n": 100}, headers=headers
-        ),
+        400, "POST", "/v1/completions", {"json": {"prompt": ["a"] * 20, "n": 100}},
     ),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_refused_requests_get_an_id_and_a_line(
     logged: RunningServer, log: LogLines, name: str
 ) -> None:
-    status, send = REFUSED[name]
+    status, method, path, options = REFUSED[name]
     request_id = f"refused-{name.replace(' ', '-')}"
-    response = send(logged.http, {"x-request-id": request_id})
+    headers = {**options.get("headers", {}), "x-request-id": request_id}
+    response = logged.http.request(method, path, **{**options, "headers": headers})
     read_error(response, status)
     assert response.headers.get_list("x-request-id") == [request_id]
     line = log.about(request_id)
@@ -414,113 +284,6 @@ def test_nothing_is_logged_by_default(server: RunningServer, log: LogLines) -> N
     assert not any(name in text for text in log.texts())
 
 
-VALID_IDS = ["a", "A-1_b.c:d", "x" * 128, "550e8400-e29b-41d4-a716-446655440000"]
-INVALID_IDS = [
-    b"",
-    b"a b",
-    b"x" * 129,
-    b"\xff",
-    "é".encode(),
-    b"a;b",
-    b'a"b',
-    b"<a>",
-    b"a/b",
-    b"%0a",
-]
-
-
-@pytest.mark.parametrize("given", VALID_IDS)
-def test_a_clients_own_name_comes_back(server: RunningServer, given: str) -> None:
-    headers = {"x-request-id": given}
-    for response in (
-        server.http.get("/health", headers=headers),
-        server.post({"prompt": "a", "max_tokens": 1}, **headers),
-        server.post({"prompt": "a", "max_tokens": 1, "stream": True}, **headers),
-        server.post({"prompt": ""}, **headers),
-    ):
-        assert response.headers.get_list("x-request-id") == [given]
-
-
-@pytest.mark.parametrize("given", INVALID_IDS)
-def test_a_name_that_is_not_fit_for_a_header_is_replaced(
-    server: RunningServer, given: bytes
-) -> None:
-    name = server.http.get("/health", headers={b"x-request-id": given}).headers["x-request-id"]
-    assert re.fullmatch(r"[0-9a-f]{32}", name)
-
-
-def test_two_names_are_none(server: RunningServer) -> None:
-    response = server.http.get("/health", headers=[("x-request-id", "a"), ("x-request-id", "b")])
-    assert re.fullmatch(r"[0-9a-f]{32}", response.headers["x-request-id"])
-
-
-def test_every_request_gets_another_name(server: RunningServer) -> None:
-    assert len({server.http.get("/health").headers["x-request-id"] for _ in range(5)}) == 5
-
-
-async def start(send: Send) -> None:
-    await send({"type": "http.response.start", "status": 200, "headers": []})
-
-
-async def answers(scope: Scope, receive: Receive, send: Send) -> None:
-    """Answers in two pieces and then receives, as servers report there that the client has left."""
-    await start(send)
-    await send({"type": "http.response.body", "body": b"a", "more_body": True})
-    await send({"type": "http.response.body", "body": b"b"})
-    await receive()
-
-
-async def gives_up(scope: Scope, receive: Receive, send: Send) -> None:
-    """Ends without having answered, as a stream does whose client reads nothing."""
-    await start(send)
-    await send({"type": "http.response.body", "body": b"a", "more_body": True})
-
-
-async def finds_nobody(scope: Scope, receive: Receive, send: Send) -> None:
-    await receive()
-    await start(send)
-    await send({"type": "http.response.body", "body": b""})
-
-
-async def breaks(scope: Scope, receive: Receive, send: Send) -> None:
-    await start(send)
-    raise LookupError("planted")
-
-
-@pytest.mark.parametrize(
-    ("app", "client_gone"),
-    [(answers, False), (gives_up, True), (finds_nobody, True), (breaks, False)],
-)
-def test_client_gone_depends_on_the_order_of_events(
-    log: LogLines, app: ASGIApp, *, client_gone: bool
-) -> None:
-    sent: list[Message] = []
-
-    async def receive() -> Message:
-        return {"type": "http.disconnect"}
-
-    async def send(message: Message) -> None:
-        sent.append(message)
-
-    async def run() -> None:
-        scope = {
-            "type": "http",
-            "method": "GET",
-            "path": "/",
-            "headers": [(b"x-request-id", b"order")],
-        }
-        await RequestLogMiddleware(app, log_requests=True)(scope, receive, send)
-
-    if app is breaks:
-        with pytest.raises(LookupError, match="planted"):
-            asyncio.run(run())
-    else:
-        asyncio.run(run())
-    line = log.about("order")
-    assert (line["status"], line["client_gone"]) == (200, client_gone)
-    assert sent[0]["headers"] == [(b"x-request-id", b"order")]
-
-
 @pytest.fixture
 def request_logger() -> Iterator[logging.Logger]:
     """The log's own logger, put back afterwards."""
@@ -537,3 +300,69 @@ def test_lines_are_written_as_they_are(request_logger: logging.Logger) -> None:
     request_logger.info('{"a": "%s"}')
     assert stream.getvalue() == '{"a": "%s"}\n'
     assert not request_logger.propagate
+
+
+@pytest.mark.parametrize("name", [name for name in OTHERS if name != "embeddings"])
+def test_an_early_disconnect_is_logged_with_the_generated_tokens(
+    logged: RunningServer, log: LogLines, name: str
+) -> None:
+    path, body, _ = OTHERS[name]
+    longer = {**body, "max_tokens": 100}
+    request_id = f"early-{name.replace(' ', '-')}"
+    content = json.dumps(longer)
+    with socket.create_connection(("127.0.0.1", logged.port), timeout=10) as connection:
+        connection.sendall((request_head(request_id, len(content), path) + content).encode())
+        wait_until(lambda: logged.samples()["num_requests_running"] > 0)
+    line = log.about(request_id)
+    assert line["client_gone"]
+    assert line["prompt_tokens"] > 0
+    assert 0 <= line["completion_tokens"] < 200
+
+
+def test_a_disconnected_stream_is_logged_with_its_tokens(
+    logged: RunningServer, log: LogLines
+) -> None:
+    body = {"prompt": "the", "max_tokens": 120, "ignore_eos": True, "stream": True}
+    with logged.http.stream("POST", "/v1/completions", json=body) as response:
+        name = response.headers["x-request-id"]
+        next(response.iter_raw())
+    line = log.about(name)
+    assert (line["status"], line["client_gone"]) == (200, True)
+    assert 1 <= line["completion_tokens"] < 120
+
+
+def request_head(request_id: str, length: int, path: str = "/v1/completions") -> str:
+    """The head of a request whose body is to come."""
+    lines = (
+        f"POST {path} HTTP/1.1",
+        "Host: x",
+        "Content-Type: application/json",
+        f"Authorization: Bearer {KEY}",
+    )
+    return "\r\n".join((*lines, f"X-Request-Id: {request_id}", f"Content-Length: {length}", "", ""))
+
+
+def test_a_client_that_does_not_wait_for_its_answer_is_logged(
+    logged: RunningServer, log: LogLines
+) -> None:
+    content = json.dumps({"prompt": "the", "max_tokens": 120, "ignore_eos": True})
+    with socket.create_connection(("127.0.0.1", logged.port), timeout=10) as connection:
+        connection.sendall((request_head("gone-1", len(content)) + content).encode())
+        wait_until(lambda: logged.samples()["num_requests_running"] == 1)
+    line = log.about("gone-1")
+    assert (line["status"], line["client_gone"], line["prompt_tokens"]) == (499, True, 1)
+    assert line["completion_tokens"] < 120
+
+
+def test_a_client_that_goes_before_its_body_is_complete_is_logged(
+    logged: RunningServer, log: LogLines
+) -> None:
+    with socket.create_connection(("127.0.0.1", logged.port), timeout=10) as connection:
+        connection.sendall((request_head("gone-2", 100) + "{").encode())
+        wait_until(lambda: logged.http.get("/health").status_code == 200)
+    line = log.about("gone-2")
+    assert (line["client_gone"], line["prompt_tokens"], line["completion_tokens"]) == (
+        True,
+        None,
+        None,
+    )

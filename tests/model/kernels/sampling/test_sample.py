@@ -15,7 +15,7 @@ from nanovllm.model.kernels.threads.pool import ThreadPool
 from nanovllm.model.logprobs import token_logprobs
 from nanovllm.model.numpy_sampler import apply_filters, sample
 from nanovllm.model.sampling import TokenLists, TokenLogprobs
-from tests.support.sampling import Row, make_sampling, noise_of, rows_of
+from tests.support.sampling import EVERY_KIND, Row, make_sampling, noise_of, rows_of
 from tests.support.targets import WHOLE_TARGETS, load_whole
 
 GREEDY = Row(temperature=0.0)
@@ -204,16 +204,7 @@ def test_any_number_of_threads_gives_the_same_bits(
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 @pytest.mark.parametrize("index", [0, 500, VOCAB - 1])
-@pytest.mark.parametrize(
-    "row",
-    [
-        Row(),
-        Row(temperature=0.0),
-        Row(top_k=2, top_p=0.5, min_p=0.1),
-        Row(repetition=2.0, output=[0, 1]),
-        Row(bias={1: -INF}),
-    ],
-)
+@pytest.mark.parametrize("row", EVERY_KIND)
 def test_a_row_that_is_not_finite_has_no_token_and_the_others_theirs(
     sampler: CompiledRowSampler, bad: float, index: int, row: Row
 ) -> None:
