@@ -2,7 +2,7 @@
 
 import importlib.util
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tests.load.wire import HOST_HEADER, head, post
@@ -29,6 +29,12 @@ class Ask:
     kind: str
     path: str
     body: dict[str, Any]
+
+    def without_drafts(self) -> "Ask":
+        """Return the same request without drafts, which must not change its answer."""
+        if self.path == EMBEDDINGS or "use_beam_search" in self.body:  # never drafted
+            return self
+        return replace(self, body={**self.body, "speculative": False})
 
 
 def words(draw: random.Random, least: int, most: int) -> str:

@@ -6,6 +6,9 @@ Clients read slowly, disconnect, stall, drip bytes and send malformed data. With
 attacker runs beside them: the attacks of attacks.py that fit any server, in turns, and
 bystanders that measure their effect.
 
+With --speculative-config, the server drafts tokens under load, and its responses are compared with
+those without drafts.
+
 It starts `nanovllm serve` with a short queue in its own process and drives it over sockets. The
 verdict has a line for each condition; the last line is JSON. The exit code is 1 if a condition
 fails. docs/reference/guarantees.md lists the promises.
@@ -56,7 +59,7 @@ def parse_flags(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", default=None, help="folder or name of a model (the bundled one)")
+    parser.add_argument("--model", help="folder or name of a model (the bundled one)")
     parser.add_argument(
         "--minutes",
         type=positive_number,
@@ -76,6 +79,11 @@ def parse_flags(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="the server's cache; a smaller one preempts (%(default)s)",
     )
     parser.add_argument(
+        "--speculative-config",
+        metavar="JSON",
+        help="speculative decoding of the server, which then must draft tokens (none)",
+    )
+    parser.add_argument(
         "--seed", type=not_negative, default=7, help="draws what the clients do (%(default)s)"
     )
     parser.add_argument(
@@ -85,10 +93,7 @@ def parse_flags(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="longest that /health may take (%(default)s)",
     )
     parser.add_argument(
-        "--num-threads",
-        type=positive,
-        default=None,
-        help="threads of the server (its own choice)",
+        "--num-threads", type=positive, help="threads of the server (its own choice)"
     )
     parser.add_argument(
         "--attacks",
@@ -109,11 +114,7 @@ def parse_flags(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="RLIMIT_DATA of an attacked server and of each of its processes (%(default)s)",
     )
     parser.add_argument(
-        "--json",
-        type=Path,
-        default=None,
-        metavar="FILE",
-        help="also write the figures to this file",
+        "--json", type=Path, metavar="FILE", help="also write the figures to this file"
     )
     return parser.parse_args(arguments)
 
@@ -127,6 +128,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     flags = [*FLAGS, "--kv-cache-memory", parsed.kv_cache_memory]
     flags += ["--max-body-bytes", str(body_bytes)]
     flags += ["--num-threads", str(parsed.num_threads)] if parsed.num_threads else []
+    if parsed.speculative_config is not None:
+        flags += ["--speculative-config", parsed.speculative_config]
     limits = {"RLIMIT_DATA": parse_bytes(parsed.memory_limit)} if parsed.attacks else {}
     with ServerProcess([*([parsed.model] if parsed.model else []), *flags], limits) as server:
         verdict = asyncio.run(soak(server, parsed))
@@ -152,7 +155,8 @@ async def soak(server: ServerProcess, parsed: argparse.Namespace) -> dict[str, A
     ledger = Ledger()
     tell("Asking alone what will be asked under load")
     known = [
-        (ask, await ask_once(server.port, ask)) for ask in known_asks(random.Random(parsed.seed), 3)
+        (ask, await ask_once(server.port, ask.without_drafts()))
+        for ask in known_asks(random.Random(parsed.seed), 3)
     ]
     files_before = open_files(server.pid)
     watch = Watch(server.port, server.pid)
@@ -176,6 +180,7 @@ async def soak(server: ServerProcess, parsed: argparse.Namespace) -> dict[str, A
         end,
         parsed.max_health_s,
         seen[0] if seen else None,
+        must_draft=parsed.speculative_config is not None,
     )
 
 

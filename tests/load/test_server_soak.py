@@ -38,6 +38,8 @@ def test_a_server_stands_a_soak(tmp_path: Path, capsys: pytest.CaptureFixture[st
             "96",
             "--max-health-s",
             "30",
+            "--speculative-config",
+            '{"model": "tiny-books-draft", "method": "ngram"}',
             "--json",
             str(report),
         ]
@@ -68,7 +70,8 @@ def test_a_server_stands_a_soak(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 
 def sample(at_s: float, mib: float, **changes: Any) -> Sample:
-    return replace(Sample(at_s, round(mib * 2**20), 0.0, 0.0, 0.0, 3.0, 1000.0), **changes)
+    taken = Sample(at_s, round(mib * 2**20), 0.0, 0.0, 0.0, 3.0, 1000.0, at_s, at_s / 2)
+    return replace(taken, **changes)
 
 
 def good() -> dict[str, Any]:
@@ -86,6 +89,7 @@ def good() -> dict[str, Any]:
         "refilled": True,
         "end": end,
         "max_health_s": 1.0,
+        "must_draft": True,
     }
 
 
@@ -93,6 +97,7 @@ def test_a_good_soak_holds() -> None:
     verdict = judge(**good())
     assert verdict["held"], verdict
     assert (verdict["requests"], verdict["answered"], verdict["refused"]) == (7, 5, 2)
+    assert (verdict["drafted_tokens"], verdict["accepted_tokens"]) == (610, 305)
     assert "ok    memory is flat" in table(verdict)
     json.dumps(verdict, allow_nan=False)
 
@@ -118,6 +123,7 @@ SPOILED: dict[str, Callable[[dict[str, Any]], object]] = {
     "streams": lambda found: found["end"].update(last_streams=(3, 4)),
     "the process": lambda found: found["end"].update(exit_code=1),
     "check_integrity": lambda found: found["end"].update(integrity="broken: block 7"),
+    "drafted tokens": lambda found: found.update(idle=sample(610, 100, drafted_tokens=0.0)),
     "the log": lambda found: found["end"].update(tracebacks=1),
 }
 

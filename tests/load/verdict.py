@@ -27,6 +27,7 @@ def judge(
     end: Mapping[str, Any],
     max_health_s: float,
     seen: "Seen | None" = None,
+    must_draft: bool = False,
 ) -> dict[str, Any]:
     """Return the figures and `conditions`: (name, held, detail).
 
@@ -34,13 +35,14 @@ def judge(
         files: open files before and after the load.
         refilled: a request that fills the queue was accepted after the load.
         seen: results of bystanders and attackers, if any.
+        must_draft: the server has a --speculative-config.
         end: the result of `ServerProcess.end`, and `last_streams`: (properly ended, all) streams
             of the moment of the signal.
     """
     memory = rss_figures(watch.samples, idle)
     max_growth = RSS_GROWTH if seen is None else ATTACKED_RSS_GROWTH
     health_ms = _milliseconds(watch.health_s)
-    gauges = ("running", "waiting", "kv_usage")
+    counts = _counts(watch.samples[0], idle)
     conditions = [
         ("every request was answered or refused", ledger.open + ledger.count(FAILED) == 0,
          f"{ledger.open} open, {ledger.count(FAILED)} failed"),
@@ -63,6 +65,7 @@ def judge(
         ("the process ends with 0", end["exit_code"] == 0, f"exit code {end['exit_code']}"),
         ("check_integrity() is clean", end["integrity"] == "clean", end["integrity"]),
         ("the log has no traceback", end["tracebacks"] == 0, f"{end['tracebacks']}"),
+        *(_draft_conditions(counts) if must_draft else ()),
         *(attack_conditions(seen) if seen is not None else ()),
     ]  # fmt: skip
     return {
@@ -72,15 +75,11 @@ def judge(
         "refused": ledger.count("refused"), "left": ledger.count(LEFT),
         "cut": ledger.count(CUT), "checked": ledger.checked,
         "generated_tokens": ledger.generated_tokens, "preemptions": idle.preemptions,
-        "computed_tokens": idle.computed_tokens - watch.samples[0].computed_tokens,
-        "seconds": watch.samples[-1].at_s,
+        **counts, "seconds": watch.samples[-1].at_s,
         "health_ms": health_ms, "rss": memory,
         "attacks": {} if seen is None else seen.outcomes,
         "bystanders": {} if seen is None else seen.figures,
-        "load": {
-            name: round(statistics.mean(getattr(sample, name) for sample in watch.samples), 3)
-            for name in gauges
-        },
+        "load": _mean_gauges(watch.samples),
     }  # fmt: skip
 
 
@@ -188,6 +187,25 @@ def table(verdict: Mapping[str, Any]) -> str:
     return "\n".join(
         [*rows, "", *conditions, *(f"      {failure}" for failure in verdict["failures"])]
     )
+
+
+def _counts(first: Sample, last: Sample) -> dict[str, float]:
+    """Return how much the counters grew between two samples."""
+    names = ("computed_tokens", "drafted_tokens", "accepted_tokens")
+    return {name: getattr(last, name) - getattr(first, name) for name in names}
+
+
+def _draft_conditions(counts: Mapping[str, float]) -> list[tuple[str, bool, str]]:
+    """Return the conditions of a soak with speculative decoding."""
+    text = "{drafted_tokens:,.0f} drafted, {accepted_tokens:,.0f} accepted".format(**counts)
+    return [("drafted tokens are verified", counts["drafted_tokens"] > 0, text)]
+
+
+def _mean_gauges(samples: Sequence[Sample]) -> dict[str, float]:
+    return {
+        name: round(statistics.mean(getattr(sample, name) for sample in samples), 3)
+        for name in ("running", "waiting", "kv_usage")
+    }
 
 
 def _are_few(files: tuple[int | None, int | None]) -> bool:

@@ -20,6 +20,10 @@ _GAUGES = {
     "waiting": "num_requests_waiting",
     "kv_usage": "kv_cache_usage_perc",
 }
+_DRAFTS = {
+    "drafted_tokens": "spec_decode_num_draft_tokens_total",
+    "accepted_tokens": "spec_decode_num_accepted_tokens_total",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +37,8 @@ class Sample:
     kv_usage: float
     preemptions: float
     computed_tokens: float
+    drafted_tokens: float = 0.0
+    accepted_tokens: float = 0.0
 
 
 @dataclass(slots=True)
@@ -64,7 +70,8 @@ class Watch:
     async def sample(self) -> Sample:
         """Take a sample."""
         page = must_be_whole(parse(await fetch(self.port, "/metrics"))).body.decode()
-        gauges = {name: gauge(page, metric) for name, metric in _GAUGES.items()}
+        metrics = _GAUGES | (_DRAFTS if "spec_decode" in page else {})
+        values = {name: gauge(page, metric) for name, metric in metrics.items()}
         computed = gauge(page, "prompt_tokens_computed_total") + gauge(
             page, "generation_tokens_total"
         )
@@ -72,7 +79,7 @@ class Watch:
         return Sample(
             time.monotonic() - self.started_s,
             resident_bytes(self.pid),
-            **gauges,
+            **values,
             preemptions=preemptions,
             computed_tokens=computed,
         )

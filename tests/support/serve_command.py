@@ -12,7 +12,6 @@ import threading
 import time
 from collections.abc import Mapping
 from contextlib import closing
-from types import TracebackType
 from typing import Any
 
 TIMEOUT_S = 60.0
@@ -58,12 +57,7 @@ class Serving:
                 self.startup_lines = [*self._errors]
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.process.kill()
         self.wait()
 

@@ -88,6 +88,9 @@ def test_runs_are_compared(browser: "Browser", tmp_path: Path) -> None:
         assert "lr" in rows
         assert "output" not in rows
         assert page.locator("article").count() == 3
+        page.set_viewport_size({"width": 390, "height": 800})
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        assert page.locator(".scroll").first.evaluate("box => box.scrollWidth > box.clientWidth")
 
 
 def test_a_run_without_values_is_shown(browser: "Browser", tmp_path: Path) -> None:
