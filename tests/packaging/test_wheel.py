@@ -189,6 +189,10 @@ def test_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     assert not [name for name in names if "tests" in name or "__pycache__" in name]
 
 
+def test_wheel_is_a_small_download(wheel: Path) -> None:
+    assert wheel.stat().st_size < 8e6
+
+
 def test_wheel_says_what_it_is(wheel: Path) -> None:
     metadata = metadata_of(wheel)
     with zipfile.ZipFile(wheel) as archive:
