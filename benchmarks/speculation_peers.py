@@ -140,7 +140,7 @@ def measure(
     parsed: argparse.Namespace,
     problems: dict[str, str],
 ) -> list[dict[str, Any]]:
-    """Run a case on every contender; one that fails is closed, and removed from `contenders`."""
+    """Run a case on every contender that can; one that fails is closed and removed."""
     prompts = make_prompts(
         case.workload,
         Tokenizer.load(pair.target),
@@ -148,8 +148,14 @@ def measure(
         scale=parsed.scale,
         file=parsed.repeats_prompts,
     )
+    able = []
+    for key, contender in contenders.items():
+        if case.temperature and "greedy_only" in contender.about:
+            problems[f"{key[0]}, temperature {case.temperature:g}"] = contender.about["greedy_only"]
+        else:
+            able.append(key)
     rounds: list[dict[Key, Answer]] = []
-    for number, ordered in in_turns(list(contenders), parsed.rounds):
+    for number, ordered in in_turns(able, parsed.rounds):
         chosen = choose_prompts(prompts, case.streams, number)
         rounds.append({})
         for key in ordered:

@@ -71,7 +71,23 @@ def load(model: Path, variant: str, threads: int) -> tuple[Any, dict[str, Any]]:
             "seconds": seconds, "tokens": tokens, "drafted": drafted, "accepted": accepted,
         }  # fmt: skip
 
-    return generate, {"versions": {"vllm": vllm.__version__}}
+    return generate, {"versions": {"vllm": vllm.__version__}, **_limits()}
+
+
+def _limits() -> dict[str, str]:
+    """Return why drafts are of no use at temperatures above 0, if so.
+
+    The CPU build 0.32 expands the temperatures of requests to their drafted tokens in a copy, which
+    it discards: the scores of drafted tokens are divided by what was in memory.
+    """
+    import torch  # noqa: PLC0415 - comes with vllm
+    from vllm.v1.sample.rejection_sampler import expand_batch_to_tokens  # noqa: PLC0415 - as above
+
+    temperatures = torch.tensor([0.5, 0.25])
+    ends = torch.tensor([1, 3], dtype=torch.int32)
+    if expand_batch_to_tokens(temperatures, ends, 3).tolist() == [0.5, 0.25, 0.25]:
+        return {}
+    return {"greedy_only": "its temperatures of drafted tokens are uninitialized memory"}
 
 
 def _is_counter(metric: Any) -> bool:

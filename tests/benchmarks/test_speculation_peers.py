@@ -74,6 +74,26 @@ def test_a_contender_that_fails_is_closed_and_left_out(
     assert f"{OURS} ngram" in closed
 
 
+def test_a_system_that_cannot_draft_at_a_temperature_is_left_out_there(
+    flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = speculation_peers.start
+
+    def start_limited(*args: Any) -> Contender | None:
+        contender = start(*args)
+        assert contender is not None
+        contender.about["greedy_only"] = "no temperatures"
+        return contender
+
+    monkeypatch.setattr(speculation_peers, "start", start_limited)
+    file = tmp_path / "figures.json"
+    some = ["--systems", OURS, "--workloads", "prose", "--streams", "1", "--json", str(file)]
+    speculation_peers.main([*flags, *some])
+    record = json.loads(file.read_text(encoding="utf-8"))
+    assert record["problems"] == {f"{OURS}, temperature 0.8": "no temperatures"}
+    assert [one["temperature"] for one in record["results"]] == [0.0]
+
+
 def answer(token_ids: list[list[int]], seconds: float = 1.0, **drafts: int) -> dict[str, Any]:
     tokens = sum(map(len, token_ids)) - len(token_ids)
     counts = {"drafted": 0, "accepted": 0, **drafts}
