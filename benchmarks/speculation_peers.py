@@ -25,6 +25,7 @@ from benchmarks.contenders import OURS, Contender, Entry, WorkerError
 from benchmarks.options import find_pythons, finish, in_turns, new_parser, tell
 from benchmarks.speculation import TEMPERATURES, Turn, figures_of, models_of, parse_options
 from benchmarks.speculation_work import (
+    PAIRS,
     Pair,
     Prompts,
     choose_prompts,
@@ -76,7 +77,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and report; return 1 if ours failed."""
     parsed = parse(arguments)
-    workloads = sorted(parsed.workloads, key=pair_of)
+    workloads = sorted(parsed.workloads, key=lambda name: PAIRS.index(pair_of(name)))
     results: list[dict[str, Any]] = []
     problems: dict[str, str] = {}
     abouts: dict[str, Any] = {}
