@@ -10,7 +10,6 @@ the report is JSON. docs/maintainers/measurements.md explains it.
 """
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,8 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.contenders import OURS, PEERS, Contender, Entry, WorkerError, entries
 from benchmarks.options import (
     MODEL,
-    PYTHON_VARIABLE,
     ensure_model,
+    find_pythons,
     finish,
     in_turns,
     new_parser,
@@ -42,19 +41,12 @@ _LEAST_EQUAL_TOKENS = 0.5
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = new_parser(__doc__, *MODEL, "classes", "rounds", "timeout-s")
+    parser = new_parser(__doc__, *MODEL, "classes", "rounds", "timeout-s", "peer-python")
     parser.add_argument(
         "--peers",
         type=_peers,
         default="auto",
         help=f"auto for all that are installed, none, or some of {','.join(PEERS)}",
-    )
-    python_help = (
-        f"their interpreter, or NAME=PATH for one of them; repeatable, or comma-separated in "
-        f"{PYTHON_VARIABLE}"
-    )
-    parser.add_argument(
-        "--peer-python", action="append", default=None, metavar="[NAME=]PATH", help=python_help
     )
     parser.add_argument(
         "--workloads",
@@ -69,11 +61,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="who needs longer for a run takes part in one round only (%(default)s)",
     )
     parsed = parser.parse_args(arguments)
-    parsed.pythons = find_pythons(
-        parser,
-        parsed.peer_python
-        or [part for part in os.environ.get(PYTHON_VARIABLE, "").split(",") if part],
-    )
+    parsed.pythons = find_pythons(parser, parsed.peer_python)
     return parsed
 
 
@@ -209,17 +197,6 @@ def _compare_answers(
                     f"only {agreement.equal_tokens:.0%} of its tokens in {workload.name} are ours: "
                     "it computes another model"
                 )
-
-
-def find_pythons(parser: argparse.ArgumentParser, values: Sequence[str]) -> dict[str, str]:
-    """Return each contender's interpreter from the values of --peer-python."""
-    pythons = {OURS: sys.executable, **dict.fromkeys(PEERS, sys.executable)}
-    for item in sorted(values, key=lambda item: "=" in item):  # defaults first
-        name, _, path = item.rpartition("=")
-        if name and name not in PEERS:
-            parser.error(f"--peer-python names {name!r}, but peers are {', '.join(PEERS)}")
-        pythons.update({name: path} if name else dict.fromkeys(PEERS, path))
-    return pythons
 
 
 def _peers(text: str) -> list[str]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from benchmarks.contenders import CLASSES, ROOT
+from benchmarks.contenders import CLASSES, OURS, PEERS, ROOT
 from benchmarks.make_model import make_model
 from benchmarks.table import markdown
 from benchmarks.workload import DEFAULT_SEED, Answer, Run
@@ -31,7 +31,8 @@ def new_parser(doc: str | None, *names: str, **defaults: Any) -> argparse.Argume
 
     Args:
         doc: docstring of the program, which its help begins with.
-        names: the other options: those of MODEL, classes, rounds, timeout-s, torch-python.
+        names: the other options: those of MODEL, classes, rounds, timeout-s, peer-python,
+            torch-python.
         defaults: of the options, instead of the usual ones.
     """
     parser = argparse.ArgumentParser(
@@ -80,6 +81,12 @@ def new_parser(doc: str | None, *names: str, **defaults: Any) -> argparse.Argume
             "default": 900.0,
             "help": "give up on a contender after this long (%(default)s)",
         },
+        "peer-python": {
+            "action": "append",
+            "metavar": "[NAME=]PATH",
+            "help": "the peers' interpreter, or NAME=PATH for one of them; repeatable, or "
+            f"comma-separated in {PYTHON_VARIABLE}",
+        },
         "torch-python": {
             "default": os.environ.get(PYTHON_VARIABLE),
             "metavar": "PATH",
@@ -90,6 +97,19 @@ def new_parser(doc: str | None, *names: str, **defaults: Any) -> argparse.Argume
         parser.add_argument(f"--{name}", **shared[name])
     parser.set_defaults(**defaults)
     return parser
+
+
+def find_pythons(parser: argparse.ArgumentParser, values: Sequence[str] | None) -> dict[str, str]:
+    """Return each contender's interpreter from the values of --peer-python, or the variable."""
+    if not values:
+        values = [part for part in os.environ.get(PYTHON_VARIABLE, "").split(",") if part]
+    pythons = {OURS: sys.executable, **dict.fromkeys(PEERS, sys.executable)}
+    for item in sorted(values, key=lambda item: "=" in item):  # defaults first
+        name, _, path = item.rpartition("=")
+        if name and name not in PEERS:
+            parser.error(f"--peer-python names {name!r}, but peers are {', '.join(PEERS)}")
+        pythons.update({name: path} if name else dict.fromkeys(PEERS, path))
+    return pythons
 
 
 def in_turns(contenders: Sequence[_T], rounds: int) -> Iterator[tuple[int, list[_T]]]:

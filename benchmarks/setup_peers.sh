@@ -57,4 +57,6 @@ done
 echo "Ready. Now run:"
 echo "  python benchmarks/compare.py --model $model --peer-python $folder/main/bin/python" \
   "--peer-python vllm=$folder/vllm/bin/python"
+echo "  python benchmarks/speculation_peers.py --peer-python $folder/main/bin/python" \
+  "--peer-python vllm=$folder/vllm/bin/python"
 echo "  python benchmarks/training.py --torch-python $folder/main/bin/python"

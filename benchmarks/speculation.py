@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from itertools import groupby
@@ -32,6 +32,7 @@ from benchmarks.speculation_work import (
     WORKLOADS,
     Pair,
     Prompts,
+    choose_prompts,
     make_pairs,
     make_params,
     make_prompts,
@@ -50,7 +51,7 @@ METHODS = ("ngram", "draft", "both")
 TEMPERATURES = (0.0, 0.8)
 _MOST_STREAMS = {"prose": 1 << 10}
 _MOST_STREAMS_ELSEWHERE = 4
-_MAX_BATCHED_TOKENS = 2048  # all prompts in one step
+MAX_BATCHED_TOKENS = 2048  # all prompts in one step
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +92,23 @@ class Turn:
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line."""
     parser = new_parser(__doc__, "scale", "ours", "classes", "rounds", rounds=5)
+    return parse_options(
+        parser, arguments, workloads=WORKLOADS, methods=METHODS, streams=[1, 4, 32]
+    )
+
+
+def parse_options(
+    parser: argparse.ArgumentParser,
+    arguments: Sequence[str] | None,
+    *,
+    workloads: Sequence[str],
+    methods: Sequence[str],
+    streams: list[int],
+) -> argparse.Namespace:
+    """Add the options of the models and cases to a parser, and parse the command line.
+
+    `workloads`, `methods` and `streams` are the defaults.
+    """
     parser.add_argument(
         "--model", default="tiny-books", help="trained model, by folder or name (%(default)s)"
     )
@@ -119,7 +137,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar="FILE",
         help="its prompts, as JSON Lines with a prompt each (passages that begin again)",
     )
-    for name, known in (("workloads", WORKLOADS), ("methods", METHODS)):
+    for name, known in (("workloads", workloads), ("methods", methods)):
         parser.add_argument(
             f"--{name}",
             type=names_of(known),
@@ -129,8 +147,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--streams",
         type=_numbers,
-        default=[1, 4, 32],
-        help="requests at once; above 4 in prose only (1,4,32)",
+        default=streams,
+        help=f"requests at once; above 4 in prose only ({','.join(map(str, streams))})",
     )
     parsed = parser.parse_args(arguments)
     if len(parsed.factors) != 2:
@@ -157,15 +175,7 @@ def _missing(parsed: argparse.Namespace) -> dict[str, str]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and report."""
     parsed = parse(arguments)
-    sources = {
-        pair_of(name): parsed.repeats_model if name == "repeats" else parsed.model
-        for name in parsed.workloads
-    }
-    keeps = parsed.models is not None
-    with nullcontext(parsed.models) if keeps else tempfile.TemporaryDirectory() as folder:
-        pairs = make_pairs(
-            sources, tuple(parsed.factors), parsed.draft_model, Path(folder), seed=parsed.seed
-        )
+    with models_of(parsed) as pairs:
         record = {
             "benchmark": "speculation",
             "rounds": parsed.rounds,
@@ -175,6 +185,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         }
     finish(record, parsed)
     return 0
+
+
+@contextmanager
+def models_of(parsed: argparse.Namespace) -> Iterator[dict[str, Pair]]:
+    """Make the models of the workloads, and remove them after use unless --models keeps them."""
+    sources = {
+        pair_of(name): parsed.repeats_model if name == "repeats" else parsed.model
+        for name in parsed.workloads
+    }
+    keeps = parsed.models is not None
+    with nullcontext(parsed.models) if keeps else tempfile.TemporaryDirectory() as folder:
+        yield make_pairs(
+            sources, tuple(parsed.factors), parsed.draft_model, Path(folder), seed=parsed.seed
+        )
 
 
 def _measure_all(pairs: dict[str, Pair], parsed: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -215,7 +239,7 @@ def load(case: Case, pair: Pair, parsed: argparse.Namespace) -> Engine:
     settings = {
         "num_threads": parsed.threads,
         "max_num_seqs": max(parsed.streams),
-        "max_num_batched_tokens": _MAX_BATCHED_TOKENS,
+        "max_num_batched_tokens": MAX_BATCHED_TOKENS,
         "speculative_config": methods[case.method],
         **OUR_OPTIONS[case.type],
         **parsed.ours,
@@ -235,8 +259,7 @@ def measure(engine: Engine, case: Case, parsed: argparse.Namespace) -> dict[str,
     )
 
     def turn(number: int, *, drafts: bool, **more: Any) -> tuple[Turn, list[Any]]:
-        first = number * case.streams
-        chosen = [prompts[(first + index) % len(prompts)] for index in range(case.streams)]
+        chosen = choose_prompts(prompts, case.streams, number)
         params = make_params(
             case.workload, case.temperature, seed=parsed.seed + number, scale=parsed.scale
         )

@@ -151,6 +151,12 @@ def make_prompts(
     return [window + end(window) for window in windows]
 
 
+def choose_prompts(prompts: Prompts, streams: int, number: int) -> Prompts:
+    """Return the prompts of a round, whose number counts from 0."""
+    first = number * streams
+    return [prompts[(first + index) % len(prompts)] for index in range(streams)]
+
+
 def _read_prompts(file: Path, tokenizer: Tokenizer) -> Prompts:
     """Read the prompts of a JSON Lines file; raise ValueError for one that is no text."""
     prompts = []

@@ -52,6 +52,7 @@ def markdown(record: Record) -> str:
         "training": _training,
         "nanogpt": _nanogpt,
         "speculation": _speculation,
+        "speculation-peers": _speculation_peers,
         "replicas": _replicas,
         "routing": _routing,
         "simulate": _simulation,
@@ -178,10 +179,7 @@ def _speculation(record: Record) -> list[str]:
     """Return ratios to no drafts by workload and method, with accepted and drafted tokens."""
     rows: dict[str, dict[str, Record]] = {}
     for found in record["results"]:
-        temperature, streams = found["temperature"], found["streams"]
-        draw = f"temperature {temperature:g}" if temperature else "greedy"
-        label = f"{found['type']}, {found['workload']}, {streams} at once, {draw}"
-        rows.setdefault(label, {})[found["method"]] = found
+        rows.setdefault(_case_label(found), {})[found["method"]] = found
     methods = list(dict.fromkeys(found["method"] for found in record["results"]))
     lines = _header("", "tokens/s without drafts", *methods)
     for label, by_method in rows.items():
@@ -197,6 +195,53 @@ def _ratio(found: Record | None) -> str:
     drafted = found["drafted"]
     share = f"{found['accepted'] / drafted:.0%} of {drafted:,}" if drafted else "no drafts"
     return f"**{found['ratio']['median']:.2f}** ({share})"
+
+
+def _case_label(found: Record) -> str:
+    temperature, streams = found["temperature"], found["streams"]
+    draw = f"temperature {temperature:g}" if temperature else "greedy"
+    return f"{found['type']}, {found['workload']}, {streams} at once, {draw}"
+
+
+def _speculation_peers(record: Record) -> list[str]:
+    """Return ratios by workload and system; what each accepted and changed; what failed."""
+    results = record["results"]
+    columns = list(dict.fromkeys((found["system"], found["method"]) for found in results))
+    rows: dict[str, dict[tuple[str, str], Record]] = {}
+    for found in results:
+        rows.setdefault(_case_label(found), {})[found["system"], found["method"]] = found
+    lines = _header("", *map(", ".join, columns))
+    for label, by_column in rows.items():
+        cells = (_ratio_and_speed(by_column.get(column)) for column in columns)
+        lines.append(_row(label, *cells))
+    shares = [
+        (f"accepted, {name}", "accepted", "drafted", "workload", name)
+        for name in dict.fromkeys(found["workload"] for found in results)
+    ] + [
+        (f"changed outputs, {'drawn' if value else 'greedy'}", "changed", "outputs", "temperature",
+         value)
+        for value in dict.fromkeys(found["temperature"] for found in results)
+    ]  # fmt: skip
+    lines += ["", *_header("", *(title for title, *_ in shares))]
+    for column in columns:
+        own = [found for found in results if (found["system"], found["method"]) == column]
+        cells = (
+            _share(part, whole, [found for found in own if found[key] == value])
+            for _, part, whole, key, value in shares
+        )
+        lines.append(_row(", ".join(column), *cells))
+    return lines + [f"\n{name}: {reason}" for name, reason in record["problems"].items()]
+
+
+def _ratio_and_speed(found: Record | None) -> str:
+    if found is None:
+        return "-"
+    return f"**{found['ratio']['median']:.2f}** ({found['tokens_per_s']:,.0f})"
+
+
+def _share(part: str, whole: str, results: Sequence[Record]) -> str:
+    total = sum(found[whole] for found in results)
+    return f"{sum(found[part] for found in results) / total:.0%} of {total:,}" if total else "-"
 
 
 def _replicas(record: Record) -> list[str]:

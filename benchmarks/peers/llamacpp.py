@@ -4,6 +4,7 @@ A variant names a GGUF file.
 """
 
 import ctypes
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,15 @@ _CONTEXT = 512  # tokens a slot
 _BATCH = 8192
 
 
-class Slots:
-    """Continuous batching: a free slot takes the next prompt, all others decode a token."""
+Item = tuple[int, int, int, bool]
+"""A token, its position, its slot, and whether its logits are wanted."""
 
-    def __init__(self, library: Any, model: Any, slots: int, threads: int, log: Any) -> None:
+
+class Context:
+    """A llama_context over a model, whose cache has room for a number of slots."""
+
+    def __init__(self, library: Any, model: Any, slots: int, threads: int) -> None:
         self._library = library
-        self._log = log  # llama.cpp calls it as long as it runs
-        self._slots = slots
         params = library.llama_context_default_params()
         params.n_ctx, params.n_batch, params.n_ubatch, params.n_seq_max = (
             _CONTEXT * slots + _CONTEXT,
@@ -36,16 +39,50 @@ class Slots:
         self._memory = library.llama_get_memory(self._context)
         self._vocab = library.llama_vocab_n_tokens(library.llama_model_get_vocab(model))
 
+    def clear(self) -> None:
+        """Empty the cache."""
+        self._library.llama_memory_clear(self._memory, True)
+
+    def cut(self, slot: int, position: int) -> None:
+        """Remove a slot's tokens from a position on from the cache."""
+        self._library.llama_memory_seq_rm(self._memory, slot, position, -1)
+
+    def decode(self, items: list[Item]) -> None:
+        """Compute tokens."""
+        batch = self._library.llama_batch_init(len(items), 0, 1)
+        batch.n_tokens = len(items)
+        for index, (token, position, slot, is_wanted) in enumerate(items):
+            batch.token[index], batch.pos[index], batch.n_seq_id[index], batch.logits[index] = (
+                token,
+                position,
+                1,
+                is_wanted,
+            )
+            batch.seq_id[index][0] = slot
+        assert self._library.llama_decode(self._context, batch) == 0
+        self._library.llama_batch_free(batch)
+
+    def logits(self, place: int) -> Any:
+        """Return the logits of the item at an index of the last batch, valid until the next."""
+        logits = self._library.llama_get_logits_ith(self._context, place)
+        return np.ctypeslib.as_array(logits, (self._vocab,))
+
+
+class Slots:
+    """Continuous batching: a free slot takes the next prompt, all others decode a token."""
+
+    def __init__(self, context: Context, slots: int) -> None:
+        self._context = context
+        self._slots = slots
+
     def generate(self, prompts: list[list[int]], lengths: list[int]) -> list[list[int]]:
         """Complete all prompts."""
-        self._library.llama_memory_clear(self._memory, True)
+        self._context.clear()
         answers: list[list[int]] = [[] for _ in prompts]
         owners: list[int | None] = [None] * self._slots
         waiting = list(range(len(prompts)))
         while waiting or any(owner is not None for owner in owners):
-            items: list[
-                tuple[int, int, int, bool]
-            ] = []  # token, position, slot, whether its logits are wanted
+            items: list[Item] = []
             places = {}
             for slot in range(self._slots):
                 owner = owners[slot]
@@ -62,59 +99,53 @@ class Slots:
                         for position, token in enumerate(prompt)
                     ]
                 places[slot] = len(items) - 1
-            self._decode(items)
+            self._context.decode(items)
             for slot, place in places.items():
                 owner = owners[slot]
                 assert owner is not None
-                answers[owner].append(self._most_likely(place))
+                answers[owner].append(int(self._context.logits(place).argmax()))
                 if len(answers[owner]) == lengths[owner]:
-                    self._library.llama_memory_seq_rm(self._memory, slot, -1, -1)
+                    self._context.cut(slot, 0)
                     owners[slot] = None
         return answers
 
-    def _decode(self, items: list[tuple[int, int, int, bool]]) -> None:
-        batch = self._library.llama_batch_init(len(items), 0, 1)
-        batch.n_tokens = len(items)
-        for index, (token, position, slot, is_wanted) in enumerate(items):
-            batch.token[index], batch.pos[index], batch.n_seq_id[index], batch.logits[index] = (
-                token,
-                position,
-                1,
-                is_wanted,
-            )
-            batch.seq_id[index][0] = slot
-        assert self._library.llama_decode(self._context, batch) == 0
-        self._library.llama_batch_free(batch)
 
-    def _most_likely(self, place: int) -> int:
-        logits = self._library.llama_get_logits_ith(self._context, place)
-        return int(np.ctypeslib.as_array(logits, (self._vocab,)).argmax())
+def open_library() -> Any:
+    """Import llama_cpp, and silence its log."""
+    import llama_cpp  # noqa: PLC0415 - tells that it is missing
+
+    llama_cpp.llama_backend_init()
+    llama_cpp.llama_log_set(_silence(llama_cpp), ctypes.c_void_p(0))
+    return llama_cpp
+
+
+@cache
+def _silence(library: Any) -> Any:
+    """Return a log callback, which is kept because llama.cpp calls it as long as it runs."""
+    return library.llama_log_callback(lambda *_: None)
+
+
+def open_model(library: Any, file: Path) -> Any:
+    """Load a GGUF file."""
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"{file} is missing; python -m benchmarks.peers.make_gguf {file.parent} makes it"
+        )
+    params = library.llama_model_default_params()
+    params.n_gpu_layers = 0
+    return library.llama_model_load_from_file(str(file).encode(), params)
 
 
 def load(model: Path, variant: str, threads: int) -> tuple[Any, dict[str, Any]]:
     """Create contexts for one and for many sequences over the variant's GGUF file."""
-    import llama_cpp  # noqa: PLC0415 - tells that it is missing
-
-    llama_cpp.llama_backend_init()
-    silence = llama_cpp.llama_log_callback(lambda *_: None)
-    llama_cpp.llama_log_set(silence, ctypes.c_void_p(0))
-    params = llama_cpp.llama_model_default_params()
-    params.n_gpu_layers = 0
-    file = model / f"{variant}.gguf"
-    if not file.is_file():
-        raise FileNotFoundError(
-            f"{file} is missing; python -m benchmarks.peers.make_gguf {model} makes it"
-        )
-    loaded = llama_cpp.llama_model_load_from_file(str(file).encode(), params)
-    one, many = (
-        Slots(llama_cpp, loaded, 1, threads, silence),
-        Slots(llama_cpp, loaded, _SLOTS, threads, silence),
-    )
+    library = open_library()
+    loaded = open_model(library, model / f"{variant}.gguf")
+    one, many = (Slots(Context(library, loaded, n, threads), n) for n in (1, _SLOTS))
 
     def generate(prompts: list[list[int]], lengths: list[int]) -> list[list[int]]:
         return (one if len(prompts) == 1 else many).generate(prompts, lengths)
 
-    return generate, {"versions": {"llama-cpp-python": llama_cpp.__version__}}
+    return generate, {"versions": {"llama-cpp-python": library.__version__}}
 
 
 if __name__ == "__main__":

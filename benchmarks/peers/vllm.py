@@ -9,15 +9,15 @@ from benchmarks.worker import serve
 _CACHE_GB = 4
 
 
-def load(model: Path, variant: str, threads: int) -> tuple[Any, dict[str, Any]]:
-    """Load an LLM in this process."""
+def open_llm(model: Path, dtype: str, threads: int, *, cache_gb: int, **more: Any) -> Any:
+    """Load an LLM in this process; `more` are its further options."""
     usable = (
         sorted(os.sched_getaffinity(0))
         if hasattr(os, "sched_getaffinity")
         else list(range(threads))
     )
     os.environ.update(
-        VLLM_CPU_KVCACHE_SPACE=str(_CACHE_GB),
+        VLLM_CPU_KVCACHE_SPACE=str(cache_gb),
         VLLM_CPU_OMP_THREADS_BIND=",".join(map(str, usable[:threads])),
         VLLM_ENABLE_V1_MULTIPROCESSING="0",
         VLLM_NO_USAGE_STATS="1",
@@ -25,14 +25,15 @@ def load(model: Path, variant: str, threads: int) -> tuple[Any, dict[str, Any]]:
     )
     import vllm  # noqa: PLC0415 - reads the environment, and tells that it is missing
 
-    llm = vllm.LLM(
-        str(model),
-        dtype=variant,
-        enable_prefix_caching=False,
-        max_model_len=1024,
-        max_num_seqs=32,
-        disable_log_stats=True,
+    return vllm.LLM(str(model), dtype=dtype, enable_prefix_caching=False, max_num_seqs=32, **more)
+
+
+def load(model: Path, variant: str, threads: int) -> tuple[Any, dict[str, Any]]:
+    """Load an LLM without drafts."""
+    llm = open_llm(
+        model, variant, threads, cache_gb=_CACHE_GB, max_model_len=1024, disable_log_stats=True
     )
+    import vllm  # noqa: PLC0415 - after its environment
 
     def generate(prompts: list[list[int]], lengths: list[int]) -> list[list[int]]:
         asked = [{"prompt_token_ids": prompt} for prompt in prompts]
