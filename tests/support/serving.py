@@ -112,8 +112,12 @@ class RunningServer:
         self.http = httpx.Client(
             base_url=self.url, timeout=TIMEOUT_S, limits=httpx.Limits(keepalive_expiry=kept_s)
         )
-        if self._wait_until_ready:
-            self.on_loop(self.engine.wait_until_ready, START_TIMEOUT_S)
+        try:
+            if self._wait_until_ready:
+                self.on_loop(self.engine.wait_until_ready, START_TIMEOUT_S)
+        except BaseException:
+            self.__exit__()  # else its thread would keep the tests from ending
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -60,3 +60,9 @@ def load_whole(target: KernelTarget) -> Library:
             if user_cache().load(cache_key(spec, host_cpu())) is None:
                 subprocess.run([sys.executable, "-c", _COMPILE], check=True, env=os.environ)
         return load_library(spec)
+
+
+def name_of(target: KernelTarget) -> str:
+    """Return a short name of a target."""
+    dots = f"{'-dot' * target.bfloat16_dot}{'-bytes' * target.int8_dot}"
+    return f"{target.lanes}{'-x86' * target.is_x86}{dots}"

@@ -22,10 +22,11 @@ from nanovllm.model.kernels.step_record import (
     STEP_RECORD,
 )
 from nanovllm.model.weights import LayerNorm
-from tests.model.kernels.forward.test_kernels import call, finish, name_of, numbers
+from tests.model.kernels.forward.test_kernels import call, finish
+from tests.support.arrays import numbers
 from tests.support.batches import make_batch
 from tests.support.kernel_entries import attention_kernel
-from tests.support.targets import HOST, WIDTHS
+from tests.support.targets import HOST
 
 NAN, INF = np.float32(np.nan), np.float32(np.inf)
 BITS = np.array(
@@ -34,13 +35,6 @@ BITS = np.array(
 )
 """NaN of either sign and several payloads, as in overwritten files."""
 SPECIAL = np.array([NAN, INF, -INF, 1e38, -1e38, 1e20, -1e20, 89, -89, 9, -9], dtype=np.float32)
-
-
-@pytest.fixture(scope="module", params=WIDTHS, ids=name_of)
-def target(request: pytest.FixtureRequest) -> KernelTarget:
-    kernel_target = request.param
-    assert isinstance(kernel_target, KernelTarget)
-    return kernel_target
 
 
 def kinds_of(values: np.ndarray) -> np.ndarray:
