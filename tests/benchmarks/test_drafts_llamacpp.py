@@ -66,7 +66,7 @@ def test_a_draft_model_leaves_the_tokens_as_they_are(mistakes: int, temperature:
 
 
 def test_drafts_end_where_the_text_must_end() -> None:
-    room = []
+    room: list[int] = []
 
     def propose(texts: list[Text]) -> list[list[int]]:
         room.extend(text.room for text in texts)
