@@ -109,6 +109,33 @@ def parse_options(
 
     `workloads`, `methods` and `streams` are the defaults.
     """
+    _add_models(parser)
+    for name, known in (("workloads", workloads), ("methods", methods)):
+        parser.add_argument(
+            f"--{name}",
+            type=names_of(known),
+            default=",".join(known),
+            help=f"some of the {name} (%(default)s)",
+        )
+    parser.add_argument(
+        "--streams",
+        type=_numbers,
+        default=streams,
+        help=f"requests at once; above 4 in prose only ({','.join(map(str, streams))})",
+    )
+    parsed = parser.parse_args(arguments)
+    if len(parsed.factors) != 2:
+        parser.error("--factors takes two numbers, such as 4,5")
+    missing = _missing(parsed)
+    for name in missing:
+        tell(f"{name} is skipped: {missing[name]}")
+    parsed.workloads = [name for name in parsed.workloads if name not in missing]
+    if not parsed.workloads:
+        parser.error("no workload is left")
+    return parsed
+
+
+def _add_models(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model", default="tiny-books", help="trained model, by folder or name (%(default)s)"
     )
@@ -137,29 +164,6 @@ def parse_options(
         metavar="FILE",
         help="its prompts, as JSON Lines with a prompt each (passages that begin again)",
     )
-    for name, known in (("workloads", workloads), ("methods", methods)):
-        parser.add_argument(
-            f"--{name}",
-            type=names_of(known),
-            default=",".join(known),
-            help=f"some of the {name} (%(default)s)",
-        )
-    parser.add_argument(
-        "--streams",
-        type=_numbers,
-        default=streams,
-        help=f"requests at once; above 4 in prose only ({','.join(map(str, streams))})",
-    )
-    parsed = parser.parse_args(arguments)
-    if len(parsed.factors) != 2:
-        parser.error("--factors takes two numbers, such as 4,5")
-    missing = _missing(parsed)
-    for name in missing:
-        tell(f"{name} is skipped: {missing[name]}")
-    parsed.workloads = [name for name in parsed.workloads if name not in missing]
-    if not parsed.workloads:
-        parser.error("no workload is left")
-    return parsed
 
 
 def _missing(parsed: argparse.Namespace) -> dict[str, str]:
