@@ -24,7 +24,7 @@ class SpeculativeConfig:
     Attributes:
         method: "ngram" repeats what followed the last tokens where they occurred before,
             "draft_model" asks a smaller model. None for a draft model where `model` names one, and
-            else n-grams. "ngram" with a `model` asks the model where no n-gram is found.
+            else n-grams. "ngram" with a `model` takes the drafts that should gain more.
         model: folder or name of the draft model, which has the vocabulary of the model; None for
             none.
         num_speculative_tokens: maximum tokens that are drafted for a sequence in a step; fewer are

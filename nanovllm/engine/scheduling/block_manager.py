@@ -38,7 +38,7 @@ class _CachedBlock:
 
     Attributes:
         block_hash, parent: hash of this block, and of the block before it.
-        tokens: what it holds.
+        tokens, client: what it holds, and who has sent it.
         writer: name of the request that computes the block (`Request.writer`).
         is_finite: attention over the block has given finite outputs.
     """
@@ -47,6 +47,7 @@ class _CachedBlock:
     parent: bytes
     writer: str
     tokens: Sequence[int]
+    client: str
     is_finite: bool = False
 
 
@@ -150,13 +151,14 @@ class BlockManager:
         parent: bytes = b"",
         writer: str = "",
         tokens: Sequence[int] = (),
+        client: str = "",
     ) -> None:
         """Add a full block to the prefix cache, unless it has a block with that hash.
 
         Args:
             parent: hash of the block before it.
             writer: name of the request that computes the block.
-            tokens: what the block holds, for `continuation`.
+            tokens, client: what the block holds and who has sent it, for `continuation`.
         """
         if (
             self.enable_prefix_caching
@@ -164,7 +166,7 @@ class BlockManager:
             and block not in self._cached
         ):
             self._block_of[block_hash] = block
-            self._cached[block] = _CachedBlock(block_hash, parent, writer, tokens)
+            self._cached[block] = _CachedBlock(block_hash, parent, writer, tokens, client)
             self._children[parent][block] = None
 
     def unregister(self, block: int, block_hash: bytes) -> None:
@@ -206,16 +208,20 @@ class BlockManager:
         """Return the cached block with that hash, held or free; None if there is none."""
         return self._block_of.get(block_hash)
 
-    def continuation(self, parent: bytes, known: Sequence[int], count: int) -> tuple[int, ...]:
+    def continuation(
+        self, parent: bytes, known: Sequence[int], count: int, client: str = ""
+    ) -> tuple[int, ...]:
         """Return at most `count` tokens that follow `known` after the block with hash `parent`.
 
-        Of several cached blocks the latest counts, of the last few that were registered.
+        They are text of the same client: what a draft gains would tell others token by token
+        whether they have guessed the text. Of several cached blocks the latest counts, of the last
+        few that were registered.
         """
         tokens: list[int] = []
         while len(tokens) < count:
             for block in islice(reversed(self._children.get(parent, {})), _MAX_CANDIDATES):
                 cached = self._cached[block]
-                if list(cached.tokens[: len(known)]) == list(known):
+                if cached.client == client and list(cached.tokens[: len(known)]) == list(known):
                     break
             else:
                 break

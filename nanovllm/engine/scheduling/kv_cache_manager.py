@@ -153,7 +153,7 @@ class KVCacheManager:
             parent = self._parent_hash(request, index)
             tokens = request.tokens[index * self._block_size : (index + 1) * self._block_size]
             self.blocks.register(
-                request.block_ids[index], block_hash, parent, request.writer, tokens
+                request.block_ids[index], block_hash, parent, request.writer, tokens, request.client
             )
             self._filled_from[request.block_ids[index]] = request.num_computed_tokens
         request.num_registered_blocks = num_full
@@ -161,11 +161,12 @@ class KVCacheManager:
     def continuation(self, request: Request, count: int) -> tuple[int, ...]:
         """Return at most `count` tokens that follow a request's known tokens in the prefix cache.
 
-        They are text of requests that began with the same tokens; empty if there is none.
+        They are text of the client's other requests with the same beginning and salt.
         """
         index = len(request.tokens) // self._block_size
         known = request.tokens[index * self._block_size :]
-        return self.blocks.continuation(self._parent_hash(request, index), known, count)
+        parent = self._parent_hash(request, index)
+        return self.blocks.continuation(parent, known, count, request.client)
 
     def uncache_blocks(self, request: Request, start: int) -> set[int]:
         """Undo `cache_blocks` from position `start` on; return the removed blocks."""

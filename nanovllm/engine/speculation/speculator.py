@@ -94,6 +94,7 @@ class Speculator:
         times: time of a step of the model by its rows.
         draft_model: None without one; `draft_times` are those of its steps.
         continuation: `KVCacheManager.continuation`.
+        acceptances: of all sequences.
     """
 
     config: SpeculativeConfig
@@ -102,14 +103,15 @@ class Speculator:
     draft_model: DraftModel | None = None
     draft_times: StepTimes | None = None
     counts: SpeculationCounts = field(init=False)
+    acceptances: Acceptances = field(default_factory=Acceptances)
     _sequences: dict[str, _Sequence] = field(default_factory=dict)
-    _acceptances: Acceptances = field(default_factory=Acceptances)
     _slowness: Slowness = field(default_factory=Slowness)
     _draft_slowness: Slowness = field(default_factory=Slowness)
     _gains: dict[int, bool] = field(default_factory=dict)  # by the number of sequences
     _pause: int = 0
     _next_pause: int = 1
     _planned_s: float = 0.0
+    _catch_up_s: float = 0.0  # expected in this step
 
     def __post_init__(self) -> None:
         self.counts = SpeculationCounts([0] * self.config.num_speculative_tokens)
@@ -145,7 +147,7 @@ class Speculator:
             plan = model.draft(plan)
             assert self.draft_times is not None
             self._planned_s = time.perf_counter()
-            expected_s = max(sizes) * self.draft_times.of(len(sizes))
+            expected_s = max(sizes) * self.draft_times.of(len(sizes)) + self._catch_up_s
             self._draft_slowness.add(self._planned_s - started_s, expected_s)
         return plan
 
@@ -220,22 +222,27 @@ class Speculator:
         missing = [self.draft_model.num_missing(request) - 1 for request in requests]
         longest = self.draft_times.rows[-1]
         pass_s = self._draft_slowness.mean * self.draft_times.of(len(requests))
+        self._catch_up_s = self.draft_times.of(longest) * sum(missing) / longest
         costs = ModelCosts(
             pass_s,
-            self._draft_slowness.mean * self.draft_times.of(longest) * sum(missing) / longest,
+            self._draft_slowness.mean * self._catch_up_s,
             sum(request.max_new_tokens - request.num_output_tokens for request in requests),
         )
+
+        def seconds(rows: int) -> float:
+            return self._slowness.mean * self.times.of(rows)
+
         depth = best_depth(
             [self._sequence(request).acceptances.of("model") for request in requests],
             self.config.num_speculative_tokens,
-            lambda rows: self._slowness.mean * self.times.of(rows),
+            seconds,
             costs,
             least_gain,
         )
         self._pause = max(self._pause - 1, 0)
         if depth:
             self._next_pause = 1
-        elif self._pause == 0 and not any(missing):
+        elif self._pause == 0 and costs.catch_up_s < seconds(len(requests)):
             self._next_pause = self._pause = min(2 * self._next_pause, _MAX_PAUSE)
             depth = 1
         for request in requests if depth else ():
@@ -253,7 +260,7 @@ class Speculator:
                 request.grammar.prompt = request.tokens[: request.num_prompt_tokens]
             looks_up = uses_ngrams and request.grammar is None
             sequence = self._sequences[request.request_id] = _Sequence(
-                Acceptances(self._acceptances), NgramIndex(*ngram) if looks_up else None
+                Acceptances(self.acceptances), NgramIndex(*ngram) if looks_up else None
             )
         return sequence
 

@@ -105,6 +105,7 @@ def test_a_continuation_follows_the_latest_children_that_begin_as_the_text_does(
     assert manager.continuation(b"", [1, 2], 5) == (3, 4, 7, 8)
     assert manager.continuation(b"a", [4, 5], 9) == (6, 9, 9, 9)
     assert manager.continuation(b"a", [5], 9) == manager.continuation(b"e", [], 9) == ()
+    assert manager.continuation(b"", [], 4, "another client") == ()
     manager.free([a, b, c, d])
     manager.allocate(3)  # the free one, and the last blocks of the text: d and c
     assert manager.continuation(b"a", [4], 9) == (5, 6)
