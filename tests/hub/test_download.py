@@ -47,12 +47,11 @@ def test_model_info_describes_the_download(
 ) -> None:
     hub.add("openai-community/gpt2", gpt2_files)
     before = datetime.now(timezone.utc).replace(microsecond=0)
-    info = json.loads(
-        (download("gpt2", tmp_path / "out", endpoint=hub.url) / "model_info.json").read_text()
-    )
+    folder = download("gpt2", tmp_path / "out", endpoint=hub.url)
+    info = json.loads((folder / "model_info.json").read_text())
     downloaded_at = datetime.fromisoformat(info.pop("downloaded_at"))
     assert before <= downloaded_at <= datetime.now(timezone.utc)
-    config = GPT2Config.load(tmp_path / "out")
+    config = GPT2Config.load(folder)
     assert info == {
         "repo": "openai-community/gpt2",
         "asked_for": "openai-community/gpt2",
@@ -110,10 +109,10 @@ def test_a_moved_repository_is_followed(
 ) -> None:
     hub.add("new/name", gpt2_files)
     hub.moved["oldname"] = "new/name"
-    info = read_model_info(download("oldname", tmp_path / "models" / "oldname", endpoint=hub.url))
+    folder = tmp_path / "models" / "oldname"
+    info = read_model_info(download("oldname", folder, endpoint=hub.url))
     assert (info["repo"], info["asked_for"]) == ("new/name", "oldname")
-    models = tmp_path / "models"
-    assert resolve_model("oldname", models_dir=models) == models / "oldname"
+    assert resolve_model("oldname", models_dir=folder.parent) == folder
 
 
 def test_a_second_run_fetches_nothing_that_is_there(

@@ -1,7 +1,6 @@
 """The server before its model is loaded, when loading or a step fails, and when it ends."""
 
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -74,9 +73,7 @@ def test_a_server_that_still_loads_ends_at_once(late: LateLoader) -> None:
     before = engine_threads()
     with RunningServer(late, wait_until_ready=False):
         (thread,) = engine_threads() - before
-        started = time.monotonic()
-    assert time.monotonic() - started < 20, "it waited for the loader, which waits for 30 s"
-    assert thread.is_alive()
+    assert thread.is_alive(), "it waited for the loader, which gives up after 30 s"
     late.may_go_on.set()
     thread.join(10)
     assert not thread.is_alive()

@@ -3,7 +3,6 @@
 import json
 import socket
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -71,11 +70,9 @@ def test_a_mask_over_its_budget_is_a_400_and_an_event(limited: RunningServer) ->
 
 
 def test_a_deadline_holds_while_a_grammar_is_compiled(limited: RunningServer) -> None:
-    started_s = time.monotonic()
     body = {"prompt": "the", "structured_outputs": ENDLESS_MULTIPLE}
     error = limited.error(body, 503, **{"x-request-timeout-s": "0.2"})
     assert "0.2 s" in error["message"]
-    assert time.monotonic() - started_s < TIMEOUT_S
     wait_until(lambda: not is_compiling(limited))
 
 
@@ -114,10 +111,9 @@ def test_stopping_ends_a_compilation(tiny_model: Path) -> None:
         asking = threading.Thread(target=ask)
         asking.start()
         wait_until(lambda: is_compiling(running))
-        started_s = time.monotonic()
         running.on_loop(running.engine.stop)
         asking.join(TIMEOUT_S)
-        assert time.monotonic() - started_s < TIMEOUT_S
+        assert not asking.is_alive()
         assert "stopped" in read_error(answers[0], 503)["message"]
 
 
