@@ -194,7 +194,7 @@ def test_settings_each_prompt_has_of_its_own(llm: LLM) -> None:
     ]
     outputs = llm.generate(["the", "the"], params, use_tqdm=False)
     assert [len(output.outputs[0].token_ids) for output in outputs] == [3, 7]
-    with pytest.raises(InvalidRequestError, match="2 prompts but 1 sampling_params"):
+    with pytest.raises(InvalidRequestError, match="1 sampling_params for 2 prompts"):
         llm.generate(["a", "b"], params[:1])
 
 

@@ -244,7 +244,7 @@ def test_drafted_tokens_change_no_bit(
     assert engine.speculator is not None
     counts = engine.speculator.counts
     assert counts.drafted > 0
-    assert 0 < counts.accepted < counts.drafted or drafts == "the model"
+    assert 0 < counts.accepted < counts.drafted or drafts in ("the model", "both")
     if drafts == "the model":  # the last token that it drafts is often beyond the end
         assert counts.accepted > 0.9 * counts.drafted
         assert engine.num_steps < 12

@@ -28,7 +28,7 @@ FAULTS = [
     ("step06_sampling", "    return int(logits.argmax())", "    return logits.size",
      r"step06_sampling.py, line \d+, in greedy: it returned \d+, expected 0 to \d+"),
     (SCHEDULER, "        chunks: list[Chunk] = []", "        return []",
-     "in Scheduler.schedule: it planned nothing, and 2 sequences are unfinished"),
+     "in Scheduler.schedule: it planned nothing, and 2 sequences left unfinished"),
     (SCHEDULER, "        chunks: list[Chunk] = []", "        while True:\n            left = 1",
      r"step09_scheduler.py, line \d+, in schedule: it did not end within 0.2 s"),
     (SCHEDULER, "count = min(sequence.num_uncomputed, left)", "count = sequence.num_uncomputed",

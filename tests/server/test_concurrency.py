@@ -132,9 +132,9 @@ def test_every_answer_of_a_request_counts_and_none_is_taken_without_the_others(
             == 6
         )
     )
-    assert "6 requests" in small.error({"prompt": "the", "n": 3, **body}, 429)["message"]
+    assert "6 unfinished requests" in small.error({"prompt": "the", "n": 3, **body}, 429)["message"]
     assert (
-        "6 requests"
+        "6 unfinished requests"
         in small.error({"prompt": ["a", "b", "c"], "stream": True, **body}, 429)["message"]
     )
     assert len(small.complete("the", n=2, max_tokens=1)["choices"]) == 2

@@ -108,7 +108,8 @@ class Speculator:
     _slowness: Slowness = field(default_factory=Slowness)
     _draft_slowness: Slowness = field(default_factory=Slowness)
     _gains: dict[int, bool] = field(default_factory=dict)  # by the number of sequences
-    _pause: int = 0
+    _pause: int = 0  # steps of `_num_paused` sequences without the draft model
+    _num_paused: int = 0
     _next_pause: int = 1
     _planned_s: float = 0.0
     _catch_up_s: float = 0.0  # expected in this step
@@ -217,7 +218,8 @@ class Speculator:
         """Let the draft model draft for all of `requests`, if that gains more than `least_gain`."""
         assert self.draft_model is not None
         assert self.draft_times is not None
-        if not requests:
+        self._pause = max(self._pause - 1, 0)
+        if not requests or (self._pause and len(requests) == self._num_paused):
             return
         missing = [self.draft_model.num_missing(request) - 1 for request in requests]
         longest = self.draft_times.rows[-1]
@@ -239,12 +241,12 @@ class Speculator:
             costs,
             least_gain,
         )
-        self._pause = max(self._pause - 1, 0)
+        self._num_paused = len(requests)
         if depth:
-            self._next_pause = 1
-        elif self._pause == 0 and costs.catch_up_s < seconds(len(requests)):
+            self._next_pause, self._pause = 1, 0
+        elif self._pause == 0:
             self._next_pause = self._pause = min(2 * self._next_pause, _MAX_PAUSE)
-            depth = 1
+            depth = int(costs.catch_up_s < seconds(len(requests)))  # a trial
         for request in requests if depth else ():
             self._sequence(request).source = "model"
             request.drafted = (UNKNOWN,) * min(depth, rooms[request.request_id])

@@ -148,7 +148,7 @@ def test_a_failed_response_has_the_code_of_its_error(llm: LLM, error: Exception,
             "input_image",
         ),
         ({"text": {"format": {"type": "json_schema"}}}, "text", "add it"),
-        ({"max_output_tokens": 4000}, "max_output_tokens", "max_output_tokens is 4000"),
+        ({"max_output_tokens": 4000}, "max_output_tokens", "max_output_tokens is 4,000"),
     ],
 )
 def test_what_is_left_out_is_refused_by_name(
