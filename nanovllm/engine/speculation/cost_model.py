@@ -14,7 +14,7 @@ MARGIN = 1.02
 """Smallest gain that is taken: measured times are not exact."""
 MEASURED_ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 32, 64)
 _ROUNDS = 3
-_SLOWNESS_WEIGHT = 0.05
+_SLOWNESS_WEIGHT = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,36 +68,45 @@ class Offer:
         return self.forced_acceptance if index < self.num_forced else self.acceptance
 
 
-@dataclass(slots=True)
 class Slowness:
-    """Running mean of how much longer steps take than `StepTimes` says.
+    """Running means of how much longer steps take than `StepTimes` says, by their rows.
 
     Attention over long texts, sampling and what surrounds the network are not in measured steps,
-    nor is what other programs do meanwhile.
+    nor is what other programs do meanwhile. Where a measured time was wrong, this corrects it.
     """
 
-    mean: float = 1.0
+    def __init__(self) -> None:
+        """Begin with steps that take as long as expected."""
+        self._means: dict[int, float] = {}
 
-    def add(self, duration_s: float, expected_s: float) -> None:
+    def of(self, rows: int) -> float:
+        """Return the mean of steps of `rows` rows, or of the nearest number that has one."""
+        nearest = min(self._means, key=lambda each: abs(each - rows), default=None)
+        return 1.0 if nearest is None else self._means[nearest]
+
+    def add(self, rows: int, duration_s: float, expected_s: float) -> None:
         """Add a step. One that took several times as long as expected counts as twice the mean."""
-        ratio = min(duration_s / expected_s, 2 * self.mean)
-        self.mean += _SLOWNESS_WEIGHT * (ratio - self.mean)
+        mean = self.of(rows)
+        self._means[rows] = mean + _SLOWNESS_WEIGHT * (
+            min(duration_s / expected_s, 2 * mean) - mean
+        )
 
 
 def best_counts(
-    offers: Mapping[str, Offer], num_sequences: int, times: StepTimes
+    offers: Mapping[str, Offer], num_sequences: int, times: Callable[[int], float]
 ) -> tuple[dict[str, int], float]:
     """Return how many drafted tokens to verify of each sequence, and the gain.
 
     Sequences that get none are left out. The gain is the expected number of tokens a second in
     proportion to that without drafts; 1.0 if there are none. Of `num_sequences` sequences, each
-    with one row, those in `offers` may have more. Rows are added in the order of their probability,
+    with one row, those in `offers` may have more; `times` gives the time of a step by its rows.
+    Rows are added in the order of their probability,
     and the number with the most expected tokens a second counts.
     """
     heap = [(-offer.chance(0), name, 1) for name, offer in offers.items() if offer.count]
     heapq.heapify(heap)
     tokens, rows = float(num_sequences), num_sequences
-    plain_rate = tokens / times.of(rows)
+    plain_rate = tokens / times(rows)
     best_rate, best_size = MARGIN * plain_rate, 0
     added: list[str] = []
     while heap:
@@ -105,7 +114,7 @@ def best_counts(
         offer = offers[name]
         added.append(name)
         tokens, rows = tokens - negative, rows + 1
-        rate = tokens / times.of(rows)
+        rate = tokens / times(rows)
         if rate > best_rate:
             best_rate, best_size = rate, len(added)
         if number < offer.count:

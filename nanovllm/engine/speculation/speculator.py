@@ -95,6 +95,7 @@ class Speculator:
         draft_model: None without one; `draft_times` are those of its steps.
         continuation: `KVCacheManager.continuation`.
         acceptances: of all sequences.
+        slowness, draft_slowness: of the steps of both models.
     """
 
     config: SpeculativeConfig
@@ -104,9 +105,9 @@ class Speculator:
     draft_times: StepTimes | None = None
     counts: SpeculationCounts = field(init=False)
     acceptances: Acceptances = field(default_factory=Acceptances)
+    slowness: Slowness = field(default_factory=Slowness)
+    draft_slowness: Slowness = field(default_factory=Slowness)
     _sequences: dict[str, _Sequence] = field(default_factory=dict)
-    _slowness: Slowness = field(default_factory=Slowness)
-    _draft_slowness: Slowness = field(default_factory=Slowness)
     _gains: dict[int, bool] = field(default_factory=dict)  # by the number of sequences
     _pause: int = 0  # steps of `_num_paused` sequences without the draft model
     _num_paused: int = 0
@@ -128,7 +129,7 @@ class Speculator:
             for request in decoding
             if request.request_id in rooms
         }
-        counts, gain = best_counts(offers, len(decoding), self.times)
+        counts, gain = best_counts(offers, len(decoding), self._seconds)
         for request in decoding:
             sequence, count = self._sequence(request), counts.get(request.request_id, 0)
             request.drafted = sequence.found[sequence.source][:count] if count else ()
@@ -149,14 +150,14 @@ class Speculator:
             assert self.draft_times is not None
             self._planned_s = time.perf_counter()
             expected_s = max(sizes) * self.draft_times.of(len(sizes)) + self._catch_up_s
-            self._draft_slowness.add(self._planned_s - started_s, expected_s)
+            self.draft_slowness.add(len(sizes), self._planned_s - started_s, expected_s)
         return plan
 
     def observe(self, plan: StepPlan, updates: Sequence[SequenceUpdate]) -> None:
         """Count the accepted tokens of a step, whose `updates` were committed."""
         rows = sum(1 + len(sequence.drafted) for sequence in plan.sequences)
         if rows == plan.num_tokens:  # the step only decodes
-            self._slowness.add(time.perf_counter() - self._planned_s, self.times.of(rows))
+            self.slowness.add(rows, time.perf_counter() - self._planned_s, self.times.of(rows))
         for update in updates:
             state = self._sequences.get(update.request_id)
             if state is None or not update.token_ids:
@@ -175,6 +176,10 @@ class Speculator:
         self._sequences.pop(request_id, None)
         if self.draft_model is not None:
             self.draft_model.forget(request_id)
+
+    def _seconds(self, rows: int) -> float:
+        """Return the time of a step of `rows` rows."""
+        return self.slowness.of(rows) * self.times.of(rows)
 
     def _room(self, request: Request) -> int:
         """Return how many tokens may be drafted for a request."""
@@ -209,7 +214,7 @@ class Speculator:
         if num_sequences not in self._gains:
             every = Offer(1.0, self.config.num_speculative_tokens)
             offers = {str(number): every for number in range(num_sequences)}
-            self._gains[num_sequences] = bool(best_counts(offers, num_sequences, self.times)[0])
+            self._gains[num_sequences] = bool(best_counts(offers, num_sequences, self.times.of)[0])
         return self._gains[num_sequences]
 
     def _choose_model(
@@ -223,21 +228,17 @@ class Speculator:
             return
         missing = [self.draft_model.num_missing(request) - 1 for request in requests]
         longest = self.draft_times.rows[-1]
-        pass_s = self._draft_slowness.mean * self.draft_times.of(len(requests))
+        slowness = self.draft_slowness.of(len(requests))
         self._catch_up_s = self.draft_times.of(longest) * sum(missing) / longest
         costs = ModelCosts(
-            pass_s,
-            self._draft_slowness.mean * self._catch_up_s,
+            slowness * self.draft_times.of(len(requests)),
+            slowness * self._catch_up_s,
             sum(request.max_new_tokens - request.num_output_tokens for request in requests),
         )
-
-        def seconds(rows: int) -> float:
-            return self._slowness.mean * self.times.of(rows)
-
         depth = best_depth(
             [self._sequence(request).acceptances.of("model") for request in requests],
             self.config.num_speculative_tokens,
-            seconds,
+            self._seconds,
             costs,
             least_gain,
         )
@@ -246,7 +247,7 @@ class Speculator:
             self._next_pause, self._pause = 1, 0
         elif self._pause == 0:
             self._next_pause = self._pause = min(2 * self._next_pause, _MAX_PAUSE)
-            depth = int(costs.catch_up_s < seconds(len(requests)))  # a trial
+            depth = int(costs.catch_up_s < self._seconds(len(requests)))  # a trial
         for request in requests if depth else ():
             self._sequence(request).source = "model"
             request.drafted = (UNKNOWN,) * min(depth, rooms[request.request_id])

@@ -34,20 +34,22 @@ def test_the_shortest_round_counts_and_more_rows_never_take_less() -> None:
 
 
 def test_free_rows_are_used_and_dear_ones_are_not() -> None:
-    assert best_counts({"a": Offer(0.5, 5)}, 1, CHEAP)[0] == {"a": 5}
+    assert best_counts({"a": Offer(0.5, 5)}, 1, CHEAP.of)[0] == {"a": 5}
     linear = StepTimes((1, 64), (1.0, 64.0))
-    assert best_counts({"a": Offer(0.9, 5)}, 1, linear) == ({}, 1.0)
-    assert best_counts({"a": Offer(0.9, 5)}, 8, CHEAP) == ({}, 1.0)
+    assert best_counts({"a": Offer(0.9, 5)}, 1, linear.of) == ({}, 1.0)
+    assert best_counts({"a": Offer(0.9, 5)}, 8, CHEAP.of) == ({}, 1.0)
 
 
 def test_a_draft_ends_after_its_forced_tokens_where_the_others_do_not_pay() -> None:
     rows = StepTimes((1, 64), (1.0, 10.0))
-    assert best_counts({"a": Offer(0.1, 5, 3, 0.99)}, 1, rows)[0] == {"a": 3}
-    assert best_counts({"a": Offer(0.8, 5, 3, 0.99)}, 1, rows)[0] == {"a": 5}
+    assert best_counts({"a": Offer(0.1, 5, 3, 0.99)}, 1, rows.of)[0] == {"a": 3}
+    assert best_counts({"a": Offer(0.8, 5, 3, 0.99)}, 1, rows.of)[0] == {"a": 5}
 
 
 def test_the_likelier_draft_gets_the_rows() -> None:
-    counts, _ = best_counts({"a": Offer(0.9, 9), "b": Offer(0.7, 9), "c": Offer(0.5, 0)}, 3, CHEAP)
+    counts, _ = best_counts(
+        {"a": Offer(0.9, 9), "b": Offer(0.7, 9), "c": Offer(0.5, 0)}, 3, CHEAP.of
+    )
     assert counts.keys() == {"a", "b"}
     assert counts["a"] > counts["b"]
     assert sum(counts.values()) == 5
@@ -80,7 +82,7 @@ def test_no_other_counts_give_more_tokens_a_second(
 
     every = product(*(range(offer.count + 1) for offer in offers))
     best = max(map(rate, every), default=0.0)
-    chosen, gain = best_counts(named, size, times)
+    chosen, gain = best_counts(named, size, times.of)
     got = rate(tuple(chosen.get(str(number), 0) for number in range(len(offers))))
     plain = rate((0,) * len(offers))
     if chosen:
@@ -113,8 +115,17 @@ def test_a_draft_model_catches_up_only_for_enough_tokens() -> None:
 
 def test_slowness_follows_the_steps_but_not_a_single_pause() -> None:
     slowness = Slowness()
-    slowness.add(1000.0, 1.0)
-    assert slowness.mean < 1.1
+    slowness.add(1, 1000.0, 1.0)
+    assert slowness.of(1) < 1.2
     for _ in range(200):
-        slowness.add(3.0, 1.0)
-    assert slowness.mean == pytest.approx(3.0, rel=0.01)
+        slowness.add(1, 3.0, 1.0)
+    assert slowness.of(1) == pytest.approx(3.0, rel=0.01)
+
+
+def test_slowness_of_other_rows_is_that_of_the_nearest() -> None:
+    slowness = Slowness()
+    assert slowness.of(5) == 1.0
+    for _ in range(200):
+        slowness.add(4, 2.0, 1.0)
+        slowness.add(8, 3.0, 1.0)
+    assert [round(slowness.of(rows)) for rows in (1, 4, 5, 7, 8, 99)] == [2, 2, 2, 3, 3, 3]
