@@ -15,7 +15,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
@@ -235,18 +235,26 @@ def _measure_group(
 
 def load(case: Case, pair: Pair, parsed: argparse.Namespace) -> Engine:
     """Load the engine of a case."""
-    methods: dict[str, dict[str, Any]] = {
+    more = {"max_num_seqs": max(parsed.streams), **parsed.ours}
+    return load_pair(pair, case.type, case.method, parsed.threads, more)
+
+
+def load_pair(
+    pair: Pair, kind: str, method: str, threads: int | None, more: Mapping[str, Any]
+) -> Engine:
+    """Load an engine that drafts by a method, or "none"; `more` are settings of an engine."""
+    methods: dict[str, dict[str, Any] | None] = {
+        "none": None,
         "ngram": {"method": "ngram"},
         "draft": {"model": str(pair.draft)},
         "both": {"model": str(pair.draft), "method": "ngram"},
     }
     settings = {
-        "num_threads": parsed.threads,
-        "max_num_seqs": max(parsed.streams),
+        "num_threads": threads,
         "max_num_batched_tokens": MAX_BATCHED_TOKENS,
-        "speculative_config": methods[case.method],
-        **OUR_OPTIONS[case.type],
-        **parsed.ours,
+        "speculative_config": methods[method],
+        **OUR_OPTIONS[kind],
+        **more,
         "enable_prefix_caching": False,  # else one run's text in the cache drafts the next run's
     }
     return Engine.load(pair.target, EngineConfig(**settings))

@@ -10,27 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import nanovllm
-from benchmarks.contenders import OUR_OPTIONS
-from benchmarks.speculation import MAX_BATCHED_TOKENS, run
+from benchmarks.speculation import load_pair, run
+from benchmarks.speculation_work import Pair
 from benchmarks.worker import serve
 from nanovllm import SamplingParams
-from nanovllm.config import EngineConfig
-from nanovllm.engine.engine import Engine
 
 
 def load(model: Path, variant: str, threads: int) -> tuple[Any, dict[str, Any]]:
     """Load an engine whose requests all draft, or none."""
     options = json.loads(variant)
-    configs = {"none": None, "ngram": {"method": "ngram"}, "draft": {"model": options["draft"]}}
-    settings = {
-        "num_threads": threads,
-        "max_num_batched_tokens": MAX_BATCHED_TOKENS,
-        "speculative_config": configs[options["method"]],
-        **OUR_OPTIONS[options["type"]],
-        **options["ours"],
-        "enable_prefix_caching": False,
-    }
-    engine = Engine.load(model, EngineConfig(**settings))
+    pair = Pair(model, Path(options["draft"]))
+    engine = load_pair(pair, options["type"], options["method"], threads, options["ours"])
 
     def generate(
         prompts: list[list[int]], lengths: list[int], temperature: float, seed: int

@@ -244,8 +244,9 @@ def test_drafted_tokens_change_no_bit(
     assert engine.speculator is not None
     counts = engine.speculator.counts
     assert counts.drafted > 0
-    assert 0 < counts.accepted < counts.drafted or drafts in ("the model", "both")
-    if drafts == "the model":  # the last token that it drafts is often beyond the end
+    is_sure = drafts in ("the model", "both")  # the n-grams must not take the model's place
+    assert 0 < counts.accepted < counts.drafted or is_sure
+    if is_sure:  # the last token that it drafts is often beyond the end
         assert counts.accepted > 0.9 * counts.drafted
         assert engine.num_steps < 12
 

@@ -163,6 +163,8 @@ class KVCacheManager:
 
         They are text of the client's other requests with the same beginning and salt.
         """
+        if not self.blocks.enable_prefix_caching:
+            return ()  # without hashing the blocks
         index = len(request.tokens) // self._block_size
         known = request.tokens[index * self._block_size :]
         parent = self._parent_hash(request, index)

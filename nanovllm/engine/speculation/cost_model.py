@@ -6,7 +6,7 @@ a drafted token is worth the probability that it and all before it are accepted.
 """
 
 import heapq
-from bisect import bisect_left
+from bisect import bisect_left, insort
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -78,18 +78,23 @@ class Slowness:
     def __init__(self) -> None:
         """Begin with steps that take as long as expected."""
         self._means: dict[int, float] = {}
+        self._rows: list[int] = []  # the keys of `_means`, ascending
 
     def of(self, rows: int) -> float:
         """Return the mean of steps of `rows` rows, or of the nearest number that has one."""
-        nearest = min(self._means, key=lambda each: abs(each - rows), default=None)
-        return 1.0 if nearest is None else self._means[nearest]
+        index = bisect_left(self._rows, rows)
+        neighbours = self._rows[max(index - 1, 0) : index + 1]
+        if not neighbours:
+            return 1.0
+        return self._means[min(neighbours, key=lambda each: abs(each - rows))]
 
     def add(self, rows: int, duration_s: float, expected_s: float) -> None:
         """Add a step. One that took several times as long as expected counts as twice the mean."""
         mean = self.of(rows)
-        self._means[rows] = mean + _SLOWNESS_WEIGHT * (
-            min(duration_s / expected_s, 2 * mean) - mean
-        )
+        ratio = min(duration_s / expected_s, 2 * mean)
+        if rows not in self._means:
+            insort(self._rows, rows)
+        self._means[rows] = mean + _SLOWNESS_WEIGHT * (ratio - mean)
 
 
 def best_counts(

@@ -248,9 +248,10 @@ class Speculator:
         elif self._pause == 0:
             self._next_pause = self._pause = min(2 * self._next_pause, _MAX_PAUSE)
             depth = int(costs.catch_up_s < self._seconds(len(requests)))  # a trial
-        for request in requests if depth else ():
-            self._sequence(request).source = "model"
-            request.drafted = (UNKNOWN,) * min(depth, rooms[request.request_id])
+        if depth:
+            for request in requests:
+                self._sequence(request).source = "model"
+                request.drafted = (UNKNOWN,) * min(depth, rooms[request.request_id])
 
     def _sequence(self, request: Request) -> _Sequence:
         """Return what is known of a request."""

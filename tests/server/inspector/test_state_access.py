@@ -5,6 +5,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from starlette.types import ASGIApp
 
 from nanovllm.engine.async_engine import AsyncEngine
 from nanovllm.server.app import create_app
@@ -74,33 +75,29 @@ def test_a_command_must_be_json_and_known(controlled: RunningServer) -> None:
     assert not controlled.engine.inspector.is_paused
 
 
+def refuse_all(app: ASGIApp, status: int) -> str:
+    """Check that every path is refused with this status; return the OpenAPI document."""
+    documents = []
+
+    async def test() -> None:
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            for path in (STATE, EVENTS, STEPS):
+                read_error(await client.get(path), status)
+            read_error(await client.post(CONTROL, json={"action": "pause"}), status)
+            documents.append((await client.get("/openapi.json")).text)
+
+    run(test)
+    return documents[0]
+
+
 def test_without_the_inspector_the_paths_do_not_exist(tiny_model: Path) -> None:
     settings = ServerSettings(model_names=("tiny",), has_inspector=False)
     app = create_app(AsyncEngine(loader(tiny_model)), settings, ServerMetrics("tiny"))
-
-    async def test() -> None:
-        transport = httpx.ASGITransport(app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
-            for path in (STATE, EVENTS, STEPS):
-                read_error(await client.get(path), 404)
-            read_error(await client.post(CONTROL, json={"action": "pause"}), 404)
-            assert "/v1/engine" not in (await client.get("/openapi.json")).text
-
-    run(test)
+    assert "/v1/engine" not in refuse_all(app, 404)
 
 
 def test_before_the_engine_is_ready_it_is_a_503(tiny_model: Path) -> None:
-    app = create_app(
-        AsyncEngine(loader(tiny_model)),
-        ServerSettings(model_names=("tiny",), inspector_controls=True),
-        ServerMetrics("tiny"),
-    )
-
-    async def test() -> None:
-        transport = httpx.ASGITransport(app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
-            for path in (STATE, EVENTS, STEPS):
-                read_error(await client.get(path), 503)
-            read_error(await client.post(CONTROL, json={"action": "pause"}), 503)
-
-    run(test)
+    settings = ServerSettings(model_names=("tiny",), inspector_controls=True)
+    app = create_app(AsyncEngine(loader(tiny_model)), settings, ServerMetrics("tiny"))
+    assert "/v1/engine" in refuse_all(app, 503)
