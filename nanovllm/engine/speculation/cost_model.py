@@ -148,8 +148,7 @@ class ModelCosts:
 
 
 def best_depth(
-    acceptances: Sequence[float],
-    deepest: int,
+    offers: Sequence[Offer],
     times: Callable[[int], float],
     costs: ModelCosts,
     least_gain: float = 1.0,
@@ -157,20 +156,19 @@ def best_depth(
     """Return how many tokens a draft model should draft for each sequence; 0 for none.
 
     Args:
-        acceptances: probability of each sequence that a drafted token is accepted.
-        deepest: most tokens to draft.
+        offers: acceptance and most tokens of each sequence; a sequence with fewer ends earlier.
         times: time of a step of the model by its rows, in seconds.
         costs: of the draft model.
         least_gain: the gain without the draft model, which it must exceed; see `best_counts`.
     """
-    num_sequences = len(acceptances)
-    plain_rate = num_sequences / times(num_sequences)
+    tokens, rows = float(len(offers)), len(offers)
+    plain_rate = tokens / times(rows)
     best_rate, best = max(least_gain, MARGIN) * plain_rate, 0
-    tokens, chances = float(num_sequences), list(acceptances)
-    for depth in range(1, deepest + 1):
-        tokens += sum(chances)
-        chances = [chance * each for chance, each in zip(chances, acceptances, strict=True)]
-        seconds = times(num_sequences * (1 + depth)) + depth * costs.pass_s
+    for depth in range(1, max(offer.count for offer in offers) + 1):
+        drafting = [offer for offer in offers if offer.count >= depth]
+        tokens += sum(offer.acceptance**depth for offer in drafting)
+        rows += len(drafting)
+        seconds = times(rows) + depth * costs.pass_s
         seconds += costs.catch_up_s * tokens / max(costs.tokens_left, tokens)
         if tokens / seconds > best_rate:
             best_rate, best = tokens / seconds, depth

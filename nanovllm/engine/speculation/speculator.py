@@ -236,8 +236,10 @@ class Speculator:
             sum(request.max_new_tokens - request.num_output_tokens for request in requests),
         )
         depth = best_depth(
-            [self._sequence(request).acceptances.of("model") for request in requests],
-            self.config.num_speculative_tokens,
+            [
+                Offer(self._sequence(each).acceptances.of("model"), rooms[each.request_id])
+                for each in requests
+            ],
             self._seconds,
             costs,
             least_gain,

@@ -95,22 +95,30 @@ def test_no_other_counts_give_more_tokens_a_second(
 
 
 def test_a_draft_model_pays_for_its_own_steps() -> None:
-    assert best_depth([0.8], 5, CHEAP.of, ModelCosts(0.1)) == 5
-    assert best_depth([0.8], 5, CHEAP.of, ModelCosts(0.9)) == 0
-    assert best_depth([0.3], 5, CHEAP.of, ModelCosts(0.1)) in (1, 2)
-    assert best_depth([0.0], 5, CHEAP.of, ModelCosts(0.1)) == 0
-    assert best_depth([0.8] * 8, 5, CHEAP.of, ModelCosts(0.1)) == 0
+    assert best_depth([Offer(0.8, 5)], CHEAP.of, ModelCosts(0.1)) == 5
+    assert best_depth([Offer(0.8, 5)], CHEAP.of, ModelCosts(0.9)) == 0
+    assert best_depth([Offer(0.3, 5)], CHEAP.of, ModelCosts(0.1)) in (1, 2)
+    assert best_depth([Offer(0.0, 5)], CHEAP.of, ModelCosts(0.1)) == 0
+    assert best_depth([Offer(0.8, 5)] * 8, CHEAP.of, ModelCosts(0.1)) == 0
+
+
+def test_a_draft_model_drafts_no_more_than_a_sequence_has_left() -> None:
+    assert best_depth([Offer(0.8, 2)], CHEAP.of, ModelCosts(0.1)) == 2
+    # With four of five sequences at their last tokens, deeper drafts would be for one alone.
+    ending = [Offer(0.8, 5), *[Offer(0.8, 1)] * 4]
+    assert best_depth(ending[:1], CHEAP.of, ModelCosts(0.3)) > 1
+    assert best_depth(ending, CHEAP.of, ModelCosts(0.3)) == 1
 
 
 def test_a_draft_model_drafts_only_where_it_gains_more_than_other_drafts() -> None:
     gain = sum(0.8**number for number in range(6)) / 1.5
-    assert best_depth([0.8], 5, CHEAP.of, ModelCosts(0.1), gain - 0.01) == 5
-    assert best_depth([0.8], 5, CHEAP.of, ModelCosts(0.1), gain + 0.01) == 0
+    assert best_depth([Offer(0.8, 5)], CHEAP.of, ModelCosts(0.1), gain - 0.01) == 5
+    assert best_depth([Offer(0.8, 5)], CHEAP.of, ModelCosts(0.1), gain + 0.01) == 0
 
 
 def test_a_draft_model_catches_up_only_for_enough_tokens() -> None:
-    assert best_depth([0.8], 5, CHEAP.of, ModelCosts(0.1, catch_up_s=20.0, tokens_left=10)) == 0
-    assert best_depth([0.8], 5, CHEAP.of, ModelCosts(0.1, catch_up_s=20.0, tokens_left=500)) == 5
+    assert best_depth([Offer(0.8, 5)], CHEAP.of, ModelCosts(0.1, catch_up_s=20.0, tokens_left=10)) == 0
+    assert best_depth([Offer(0.8, 5)], CHEAP.of, ModelCosts(0.1, catch_up_s=20.0, tokens_left=500)) == 5
 
 
 def test_slowness_follows_the_steps_but_not_a_single_pause() -> None:
