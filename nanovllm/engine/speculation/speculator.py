@@ -27,8 +27,8 @@ from nanovllm.engine.speculation.cost_model import (
 from nanovllm.engine.speculation.draft_model import UNKNOWN, DraftModel
 from nanovllm.speculative_config import SpeculativeConfig
 
-_MAX_PAUSE = 256
-"""Maximum steps between two trials of a draft model that did not pay."""
+_MAX_PAUSE, _PAUSE_GROWTH = 256, 4
+"""Maximum steps between two trials of a draft model that did not pay, and their growth."""
 _MAX_PATH_TOKENS = 256
 """Maximum tokens of the paths of all grammars in a step; each has a mask of 6 KB for GPT-2."""
 
@@ -248,7 +248,7 @@ class Speculator:
         if depth:
             self._next_pause, self._pause = 1, 0
         elif self._pause == 0:
-            self._next_pause = self._pause = min(2 * self._next_pause, _MAX_PAUSE)
+            self._next_pause = self._pause = min(_PAUSE_GROWTH * self._next_pause, _MAX_PAUSE)
             depth = int(costs.catch_up_s < self._seconds(len(requests)))  # a trial
         if depth:
             for request in requests:
