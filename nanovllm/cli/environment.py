@@ -38,6 +38,10 @@ VARIABLES = {
     "LOCALAPPDATA": Variable("the user's cache folder on Windows", "set by Windows"),
     "NOTIFY_SOCKET": Variable("where a server reports that it is ready", "set by systemd"),
     "NANOVLLM_CHECK": Variable("1: check every address in the kernels, for developers", "0"),
+    "NANOVLLM_BFLOAT16": Variable(
+        "dot or float32: how the kernels multiply bfloat16 weights",
+        "the faster one, by measurement",
+    ),
     "NUMBA_CPU_NAME": Variable("compile the kernels for this CPU", "host"),
     "NUMBA_CPU_FEATURES": Variable("and with these features, such as +avx2,-fma", "the CPU's"),
 }

@@ -9,14 +9,15 @@ import pytest
 
 from nanovllm.model.kernels.build.codegen import Library, host_cpu
 from nanovllm.model.kernels.build.object_cache import user_cache
-from nanovllm.model.kernels.build.target import KernelTarget, Spec, host_target
+from nanovllm.model.kernels.build.target import KernelTarget, Spec, has_bfloat16_dot, host_target
 from nanovllm.model.kernels.library import cache_key, load_library
 
 HOST = host_target()
+_DOTS = replace(HOST, bfloat16_dot=has_bfloat16_dot())  # even where it is slower
 _PLAIN = replace(HOST, bfloat16_dot=False, int8_dot=False)
 _NARROWER = [replace(_PLAIN, lanes=lanes) for lanes in (16, 8, 4) if lanes <= HOST.lanes]
 
-TARGETS = list(dict.fromkeys([HOST, *_NARROWER, KernelTarget(lanes=4)]))
+TARGETS = list(dict.fromkeys([HOST, _DOTS, *_NARROWER, KernelTarget(lanes=4)]))
 """This CPU, then each of its vector widths without dot products, then the generic target."""
 
 WIDTHS = list({target.lanes: target for target in reversed(TARGETS)}.values())[::-1]

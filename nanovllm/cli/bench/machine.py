@@ -7,6 +7,7 @@ F operations takes at least max(B / bandwidth, F / peak).
     bandwidth   each thread reads its part of an array larger than all caches, in STREAMS streams at
                 once: one stream alone does not keep a core's outstanding reads busy
     peak        multiply-adds on registers, in as many independent chains as hide their latency
+                (kernels/build/peak.py)
 
 Bandwidth that is shared with other machines drifts within minutes, so it is measured beside the run
 that it is compared with.
@@ -24,6 +25,7 @@ from numba import types
 
 from nanovllm.model.kernels.build.compiler import compiled
 from nanovllm.model.kernels.build.layout import LINE_BYTES, WORD_BYTES
+from nanovllm.model.kernels.build.peak import measure_instruction
 from nanovllm.model.kernels.build.target import PER_WORD, KernelTarget, host_target
 from nanovllm.model.kernels.simd.kernel import kernel
 from nanovllm.model.kernels.simd.value import I64, Value
@@ -38,7 +40,6 @@ _CACHE_MULTIPLE = 10  # bytes to read, as a multiple of the cache
 _UNKNOWN_CACHE_BYTES = 32 << 20
 _READ_PASSES = 4  # over the array in one reading, so that waking the threads does not count
 _READINGS = 4
-_PEAK_S = 0.03
 _VECTORS_PER_STREAM = 2
 
 KINDS = tuple(PER_WORD)
@@ -101,34 +102,15 @@ def measure_peak(kind: str, threads: int, *, target: KernelTarget | None = None)
     """Return multiplications and additions a second; None without an instruction for the type.
 
     Args:
-        kind: "float32" for multiply-adds, "bfloat16" or "int8" for dot products.
+        kind: type of the weights, "float32", "bfloat16" or "int8".
         threads: threads that compute.
         target: what the code is compiled for; by default this CPU.
     """
     target = target or host_target()
-    if not has_instruction(kind, target):
+    inputs = target.input_type(kind)
+    if inputs == "int8" and not target.int8_dot:
         return None
-    lanes, chains, spin = target.lanes, _chains(target), make_peak(kind, target)
-    state = np.full((chains + 1) * lanes * threads, 1e-3, dtype=np.float32)
-    states = [state.ctypes.data + n * (chains + 1) * lanes * WORD_BYTES for n in range(threads)]
-    with ThreadPoolExecutor(threads) as pool:
-
-        def run(count: int) -> float:
-            started_s = time.perf_counter()
-            list(pool.map(lambda address: spin(address, count), states))
-            return time.perf_counter() - started_s
-
-        run(1)
-        count = 1000
-        while run(count) < _PEAK_S:
-            count *= 2
-        best_s = min(run(count) for _ in range(_READINGS))
-    return count * chains * lanes * 2 * PER_WORD[kind] * threads / best_s
-
-
-def has_instruction(kind: str, target: KernelTarget) -> bool:
-    """Return whether a target has one instruction for the multiply-adds of a type."""
-    return {"float32": True, "bfloat16": target.bfloat16_dot, "int8": target.int8_dot}[kind]
+    return measure_instruction(inputs, target.lanes, threads)
 
 
 def read_bytes() -> int:
@@ -183,43 +165,3 @@ def make_read(target: KernelTarget, streams: int) -> Callable[[int, int, int], i
         return total
 
     return read
-
-
-def make_peak(kind: str, target: KernelTarget) -> Callable[[int, int], None]:
-    """Make spin(state, count), which computes `count` multiply-adds in each of several chains.
-
-    Arguments of spin:
-        state: address of a vector of factors, then one vector of accumulators a chain.
-        count: multiply-adds of each chain.
-    """
-
-    def emit_spin(v: Vectors, state: Value, count: Value) -> None:
-        vector_bytes = v.lanes * WORD_BYTES
-        multiply_add = {"float32": v.fma, "bfloat16": v.dot_bfloat16, "int8": v.dot_int8}[kind]
-        factor = v.load(state) if kind == "float32" else v.load_words(state)
-        load = v.load_words if kind == "int8" else v.load
-        offsets = range(vector_bytes, (_chains(target) + 1) * vector_bytes, vector_bytes)
-
-        def step(_: Value, sums: list[Value]) -> list[Value]:
-            return [multiply_add(factor, factor, total) for total in sums]
-
-        sums = v.loop(count, 1, [load(state, offset) for offset in offsets], step)
-        for total, offset in zip(sums, offsets, strict=True):
-            v.store(total, state, offset)
-
-    spin_kernel = kernel(target, emit_spin)
-
-    @compiled
-    def spin(state: int, count: int) -> None:
-        spin_kernel(state, count)
-
-    return spin
-
-
-def _chains(target: KernelTarget) -> int:
-    """Return the number of independent chains.
-
-    Two units with a latency of four cycles need eight; AVX has registers for 12, AVX-512 and NEON
-    for 16.
-    """
-    return 12 if target.lanes == 8 else 16

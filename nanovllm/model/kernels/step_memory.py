@@ -7,11 +7,11 @@ import numpy as np
 from nanovllm.model.config import GPT2Config
 from nanovllm.model.kernels.build.layout import LINE_BYTES, WORD_BYTES
 from nanovllm.model.kernels.build.packing import aligned_zeros, panel_steps, round_up
-from nanovllm.model.kernels.build.target import PER_WORD, Spec
+from nanovllm.model.kernels.build.target import INPUTS_PER_WORD, PER_WORD, Spec
 from nanovllm.model.kernels.record import KernelMemory
 from nanovllm.model.kernels.step_record import (
+    PIECE_WORDS,
     PREFILL_QUERIES,
-    ROW_BLOCK,
     ROW_QUANT_BYTES,
     STEP_DTYPES,
     STEP_RECORD,
@@ -91,11 +91,13 @@ class StepMemory(KernelMemory):
         head_columns = round_up(config.head_dim, self._lanes)
         rows = max(PREFILL_QUERIES, config.heads)
         blocks = config.max_positions // block_size + 1
+        row_block = self._spec.target.row_block(self._spec.weights)
         words = {
             "scores": rows * blocks * round_up(block_size, self._lanes),
-            "scratch": max(ROW_BLOCK * self._width, (rows + 1) * head_columns),
+            "scratch": max(row_block * self._width, (rows + 1) * head_columns),
             "queries": rows * round_up(config.head_dim, _QUERY_COLUMNS),
             "row": max(round_up(config.d_model, self._width), head_columns),
+            "wide": PIECE_WORDS * self._width,
         }
         return {name: round_up(count, 16) for name, count in words.items()}
 
@@ -132,7 +134,7 @@ class StepMemory(KernelMemory):
 
     def _set_sizes(self) -> None:
         """Write the sizes of the model and the strides of its activations."""
-        config, per_word = self._config, PER_WORD[self._spec.weights]
+        config, per_word = self._config, INPUTS_PER_WORD[self._spec.inputs]
         d_in = max(config.d_model, config.d_ff if self._spec.weights == "int8" else 0)
         hidden, ffn, qkv, inputs, logits = (
             round_up(columns, self._width) * WORD_BYTES

@@ -19,7 +19,7 @@ _COUNTS = """
 """
 _BYTES = """
     hidden_stride qkv_stride ffn_hidden_stride inputs_stride logits_stride query_stride
-    embedding_stride key_block value_block scratch scores queries row
+    embedding_stride key_block value_block scratch scores queries row wide
 """
 _ARRAYS = """
     token_ids positions slots query_starts context_lens logit_rows block_tables
@@ -29,7 +29,7 @@ _ARRAYS = """
     linears
     keys values key_scales value_scales
     hidden qkv attn_out ffn_hidden inputs row_quant final logits best argmax_tokens
-    scratch scores queries row
+    scratch scores queries row wide
 """
 
 
@@ -47,9 +47,10 @@ STEP_RECORD = record_dtype(
 )
 """The record of a step.
 
-`scratch`, `scores`, `queries` and `row` are working memory; `*_bytes` is each thread's part of it.
-`inputs` are the input rows of a linear layer in the type of its weights, and `row_quant` is the
-quantization of these rows where they are int8 (convert.py). `best` is memory of head.py.
+`scratch`, `scores`, `queries`, `row` and `wide` are working memory; `*_bytes` is each thread's part
+of it. `wide` is a widened piece of a panel (matmul.py). `inputs` are the input rows of a linear
+layer, and `row_quant` is their quantization where they are int8 (convert.py). `best` is memory of
+head.py.
 """
 LINEAR_RECORD = record_dtype(
     """
@@ -93,8 +94,9 @@ ITEM_FIELDS = 4
 """Integers of an item of attention: sequence, first token, number of tokens, first position."""
 PREFILL_QUERIES = 24
 """Most queries in an item of prefill: their scores over a whole context fit a core's own cache."""
-ROW_BLOCK = 96
-"""Rows of a matmul taken together: they stay in a core's own cache while it walks down a panel."""
+PIECE_WORDS = 768
+"""Words of each column of a panel that a matmul multiplies before it goes on: 192 KiB with AVX-512,
+else 48 KiB, so that the rows and the next piece fit the second-level cache too."""
 MAX_PHASES_PER_LAYER = 10
 """Most phases (phase.py) of a block: one for each operation, int8 conversions among them."""
 MAX_PHASES_PER_STEP = 4

@@ -117,8 +117,13 @@ def test_a_draft_model_drafts_only_where_it_gains_more_than_other_drafts() -> No
 
 
 def test_a_draft_model_catches_up_only_for_enough_tokens() -> None:
-    assert best_depth([Offer(0.8, 5)], CHEAP.of, ModelCosts(0.1, catch_up_s=20.0, tokens_left=10)) == 0
-    assert best_depth([Offer(0.8, 5)], CHEAP.of, ModelCosts(0.1, catch_up_s=20.0, tokens_left=500)) == 5
+    assert (
+        best_depth([Offer(0.8, 5)], CHEAP.of, ModelCosts(0.1, catch_up_s=20.0, tokens_left=10)) == 0
+    )
+    assert (
+        best_depth([Offer(0.8, 5)], CHEAP.of, ModelCosts(0.1, catch_up_s=20.0, tokens_left=500))
+        == 5
+    )
 
 
 def test_slowness_follows_the_steps_but_not_a_single_pause() -> None:

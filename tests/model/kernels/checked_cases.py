@@ -21,7 +21,6 @@ from nanovllm.model.kernels.build.target import CHECKS_ADDRESSES, KernelTarget, 
 from nanovllm.model.kernels.simd.kernel import kernel
 from nanovllm.model.kernels.simd.value import Value
 from nanovllm.model.kernels.simd.vector import Vectors
-from nanovllm.model.kernels.step_record import ROW_BLOCK
 from nanovllm.model.numpy_backend import NumpyBackend
 from tests.support.batches import make_batch
 from tests.support.checkpoints import write_checkpoint
@@ -80,7 +79,7 @@ def steps(backend: NumbaBackend | NumpyBackend, block_size: int) -> list[np.ndar
         tokens, has_token = backend.greedy(hidden)
         assert has_token.all()
         np.testing.assert_array_equal(tokens, logits[-1].argmax(axis=1))
-    many = np.resize(hidden, (ROW_BLOCK + 1, config.d_model))
+    many = np.resize(hidden, (193, config.d_model))
     tokens, _ = backend.greedy(many)
     np.testing.assert_array_equal(tokens, backend.logits(many).argmax(axis=1))
     return logits

@@ -1,6 +1,7 @@
 """From source to machine code, and the memory layouts that both sides of a call agree on.
 
 target          the instruction set and data types that kernels are compiled for
+peak            multiply-adds a second by instruction, and the choice for bfloat16
 codegen         the host CPU as LLVM names it, and loading of object files
 compiler        decorators for compiled functions, and one object file for all entries
 object_cache    a folder that keeps object files between processes

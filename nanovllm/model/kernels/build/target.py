@@ -9,12 +9,15 @@ from dataclasses import dataclass
 from llvmlite import binding, ir
 
 from nanovllm.model.kernels.build.codegen import host_cpu
+from nanovllm.model.kernels.build.peak import uses_bfloat16_dot
 
 DTYPES = ("float32", "bfloat16")
 QUANTIZATIONS = ("int8",)
 CACHE_TYPES = ("float32", "bfloat16", "int8")
 PER_WORD = {"float32": 1, "bfloat16": 2, "int8": 4}
-"""Values of a type that a 32-bit word holds."""
+"""Values of a type of weights that a 32-bit word holds."""
+INPUTS_PER_WORD = {**PER_WORD, "int16": 2}
+"""Values of a type of input rows that a 32-bit word holds."""
 CHECKS_ADDRESSES = os.environ.get("NANOVLLM_CHECK", "") not in {"", "0"}
 """The default of `KernelTarget.check`. Read once at import: functions that all targets share are
 compiled with the check or without it."""
@@ -26,8 +29,8 @@ class KernelTarget:
 
     Attributes:
         lanes: float32 values in a vector register: 16, 8 or 4.
-        bfloat16_dot: has a dot product of bfloat16 pairs with float32 sums (AVX512_BF16).
-        int8_dot: has a dot product of four bytes with int32 sums (AVX512_VNNI, AVX_VNNI).
+        bfloat16_dot: uses a dot product of bfloat16 pairs with float32 sums (AVX512_BF16).
+        int8_dot: uses a dot product of four bytes with int32 sums (AVX512_VNNI, AVX_VNNI).
         is_x86: x86 intrinsics may be used.
         has_fma: has fused multiply-add. Without it a multiplication and an addition are emitted,
             because LLVM would call the C library's fmaf for each lane.
@@ -46,6 +49,25 @@ class KernelTarget:
     nontemporal: bool = False
     prefetch_next_block: bool = False
     check: bool = CHECKS_ADDRESSES
+
+    def input_type(self, kind: str) -> str:
+        """Return the type in which matmuls with weights of type `kind` take their input rows.
+
+        A dot product takes both in the same type. Where bfloat16 weights are widened to float32
+        instead, the input rows are float32 too, without rounding; where int8 weights are widened to
+        int16, so are the bytes of the input rows.
+        """
+        if kind == "bfloat16" and not self.bfloat16_dot:
+            return "float32"
+        return "int16" if kind == "int8" and self.is_x86 and not self.int8_dot else kind
+
+    def row_block(self, kind: str) -> int:
+        """Return how many rows of a matmul are taken together: they stay in a core's own cache.
+
+        Where panels are widened in memory, more rows share the work. CPUs with AVX-512 have a
+        cache for them.
+        """
+        return 192 if self.lanes == 16 and self.input_type(kind) != kind else 96
 
     @property
     def panel_vectors(self) -> int:
@@ -66,6 +88,16 @@ class Spec:
     weights: str = "float32"
     cache: str = "float32"
 
+    @property
+    def inputs(self) -> str:
+        """Type of the input rows of linear layers."""
+        return self.target.input_type(self.weights)
+
+    @property
+    def attention_inputs(self) -> str:
+        """Type of the queries and the attention weights; an int8 cache is widened to float32."""
+        return "float32" if self.cache == "int8" else self.target.input_type(self.cache)
+
 
 def host_target() -> KernelTarget:
     """Return the target of the CPU that `host_cpu` names."""
@@ -75,15 +107,21 @@ def host_target() -> KernelTarget:
         return KernelTarget(lanes=4, is_x86=is_x86, has_fma=not is_x86 or "fma" in features)
     if not {"avx512f", "avx512vl", "avx512bw", "avx512dq"} <= features:
         return KernelTarget(lanes=8, int8_dot="avxvnni" in features, is_x86=True)
-    is_zen5 = host_cpu().name == "znver5"
+    cpu = host_cpu()
+    is_zen5 = cpu.name == "znver5"
     return KernelTarget(
         lanes=16,
-        bfloat16_dot="avx512bf16" in features,
+        bfloat16_dot=has_bfloat16_dot() and uses_bfloat16_dot(cpu, 16),
         int8_dot="avx512vnni" in features,
         is_x86=True,
         nontemporal=is_zen5,
         prefetch_next_block=not is_zen5,
     )
+
+
+def has_bfloat16_dot() -> bool:
+    """Return whether the CPU has dot products of bfloat16, be they faster or not."""
+    return {"avx512bf16", "avx512vl"} <= _features()
 
 
 def _features() -> set[str]:

@@ -76,11 +76,12 @@ def make_attend(spec: Spec, *, is_decode: bool) -> Any:
     query_ptr  row of qkv of its query, or of the first one
     out_ptr    row of attn_out of that query
     """
-    target, is_bfloat16 = spec.target, spec.weights == "bfloat16"
+    target, is_bfloat16 = spec.target, spec.inputs == "bfloat16"
     compute_scores = _make_compute_scores(spec, is_decode=is_decode)
-    softmax = make_softmax(target, as_bfloat16=spec.cache == "bfloat16")
+    softmax = make_softmax(target, as_bfloat16=spec.attention_inputs == "bfloat16")
     weighted_sum = _make_weighted_sum(spec, is_decode=is_decode)
-    convert_query, multiply_row = make_convert_query(target, spec.cache), make_multiply_row(target)
+    convert_query = make_convert_query(target, spec.attention_inputs)
+    multiply_row = make_multiply_row(target)
     convert_output = make_round_row(target) if is_bfloat16 else make_copy(target)
     output_bytes = 2 if is_bfloat16 else WORD_BYTES
 
@@ -217,7 +218,7 @@ def _make_weighted_sum(spec: Spec, *, is_decode: bool) -> Any:
 
 def _weight_bytes(spec: Spec) -> int:
     """Return the bytes of an attention weight."""
-    return 2 if spec.cache == "bfloat16" else WORD_BYTES
+    return 2 if spec.attention_inputs == "bfloat16" else WORD_BYTES
 
 
 def _make_sum_by_query(spec: Spec) -> Any:

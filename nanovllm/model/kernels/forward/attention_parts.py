@@ -114,9 +114,9 @@ def make_all_finite(v: Vectors, values_ptr: Value, count: Value) -> Value:
 
 
 @cache
-def make_convert_query(target: KernelTarget, cache: str) -> Any:
+def make_convert_query(target: KernelTarget, inputs: str) -> Any:
     """Return convert_query(source_ptr, out_ptr, count), to the type that Q K^T takes."""
-    if cache != "bfloat16":
+    if inputs != "bfloat16":
         return make_copy(target)
     round_row = make_round_row(target)
 
@@ -137,7 +137,7 @@ def _make_shared_tiles(target: KernelTarget, panel_format: Format, vectors: int)
     def shared_tiles(
         inputs: Any, panel: Any, step_bytes: int, steps: int, out: Any, rows: int, _offset: int
     ) -> None:
-        tiles(inputs, rows_at(panel.ptr, step_bytes), steps, out, rows, panel.ptr)
+        tiles(inputs, rows_at(panel.ptr, step_bytes), steps, out, rows, panel.ptr, 0)
 
     return shared_tiles
 

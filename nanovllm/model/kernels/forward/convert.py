@@ -1,7 +1,8 @@
 """Conversion of float32 rows to the types that linear layers and the KV cache take.
 
     bfloat16       the upper half of a float32, rounded to nearest even
-    int8 inputs    round(x / scale) + zero_point, 0 to 255: asymmetric, over the row's range
+    int8 inputs    round(x / scale) + zero_point, 0 to 255: asymmetric, over the row's range; int16
+                   where there are no dot products of bytes (KernelTarget.input_type)
     int8 in cache  round(x / scale), -127 to 127: symmetric, over the row's largest magnitude
 
 Scale and zero point belong to one row, so a row's bytes do not depend on the rows beside it. Inputs
@@ -54,11 +55,11 @@ def make_quantize_row(
     v: Vectors, source_ptr: Value, factors_ptr: Value, out_ptr: Value, row_quant_ptr: Value,
     count: Value,
 ) -> None:  # fmt: skip
-    """Return quantize_row, which converts source * factors to unsigned bytes.
+    """Return quantize_row, which converts source * factors to numbers from 0 to 255.
 
     source_ptr     float32 [count]
     factors_ptr    float32 [count]
-    out_ptr        bytes [count]
+    out_ptr        bytes [count]; or int16 [count] in the order 0, 2, 1, 3 of each four
     row_quant_ptr  receives scale and zero point
     count          numbers in the row
 
@@ -89,7 +90,11 @@ def make_quantize_row(
     with v.range(count, v.lanes) as i:
         code = v.round_int32(value(i) * v.splat(inverse)) + zero_point
         code = v.minimum(v.maximum(code, 0), 255)
-        v.store(code.trunc(I8), out_ptr + i)
+        if v.target.input_type("int8") == "int16":
+            order = [lane ^ 3 if lane % 4 in (1, 2) else lane for lane in range(v.lanes)]
+            v.store(v.shuffle(code, code, order).trunc(I16), out_ptr + i * 2)
+        else:
+            v.store(code.trunc(I8), out_ptr + i)
 
 
 @kernel_maker()

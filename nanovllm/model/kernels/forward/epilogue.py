@@ -4,9 +4,9 @@
     an activation  out  = activation(x @ weight + bias)
     RESIDUAL       out += x @ weight + bias
 
-Results are float32, with one exception: where the weights are bfloat16, activated results are
-bfloat16, because they are the input rows of the next linear layer. Input rows of int8 are quantized
-by an operation of their own (forward.py).
+Results are float32, with one exception: where linear layers take bfloat16 inputs, activated results
+are bfloat16, because they are the input rows of the next linear layer. Input rows of int8 are
+quantized by an operation of their own (forward.py).
 
 Accumulators are x @ weight, unless the weights are int8. Then they are int32 sums of q * w, where
 the inputs x were quantized to q = round(x / row_scale) + zero_point (convert.py). Each sum is too
@@ -99,9 +99,8 @@ def make_epilogue(
                         lambda value, result_ptr: v.load(result_ptr) + value, as_bfloat16=False
                     )
                 else:
-                    emit_loops(
-                        _activation(v, ACTIVATION_NAMES[number]), as_bfloat16=weights == "bfloat16"
-                    )
+                    is_bfloat16 = target.input_type(weights) == "bfloat16"
+                    emit_loops(_activation(v, ACTIVATION_NAMES[number]), as_bfloat16=is_bfloat16)
 
     return kernel(target, finish_rows)
 
@@ -112,7 +111,7 @@ def make_prefetch_output(target: KernelTarget, weights: str) -> Any:
 
     It prefetches, for writing, what `epilogue` stores with the same arguments.
     """
-    result_bytes, width = make_result_bytes(weights), target.panel_width
+    result_bytes, width = make_result_bytes(target.input_type(weights)), target.panel_width
 
     def prefetch(v: Vectors, rows: Value, out: Rows, count_bytes: Value) -> None:
         with v.range(rows) as row, v.range(count_bytes, LINE_BYTES) as offset_bytes:
@@ -128,9 +127,9 @@ def make_prefetch_output(target: KernelTarget, weights: str) -> Any:
 
 
 @cache
-def make_result_bytes(weights: str) -> Any:
+def make_result_bytes(inputs: str) -> Any:
     """Return result_bytes(kind): the bytes of one result, 2 for bfloat16 and 4 for float32."""
-    activated_bytes = 2 if weights == "bfloat16" else WORD_BYTES
+    activated_bytes = 2 if inputs == "bfloat16" else WORD_BYTES
     activations = len(ACTIVATION_NAMES)
 
     @compiled

@@ -3,9 +3,9 @@
 All threads of a run call `forward`, each with its own index, and share the work of every operation
 (threads/phase.py). An operation takes the address of its phase and returns that of the next one.
 
-A linear layer takes its input rows in the type of its weights:
+A linear layer takes its input rows in the type of its weights (`KernelTarget.input_type`):
 
-    float32   the rows as they are
+    float32   the rows as they are; so do bfloat16 weights without dot products of bfloat16
     bfloat16  converted by the operation that computes the rows
     int8      quantized when the whole row is known, from which its scale follows: by layer_norm,
               where one thread computes a row, but by an operation of their own after attention and
@@ -150,13 +150,13 @@ def _make_layer_norm(spec: Spec) -> Any:
     """
     normalize_row = make_normalize_row(spec.target)
     convert_row = make_convert_row(spec.target, spec.weights)
-    is_float32 = spec.weights == "float32"
+    is_float32 = spec.inputs == "float32"
 
     @compiled
     def layer_norm(
         record: Any, thread: int, token: int, gain_ptr: int, bias_ptr: int, index: int
     ) -> None:
-        """inputs = layer_norm(hidden), in the type of the linear layer's weights."""
+        """inputs = layer_norm(hidden), in the type that the linear layer takes."""
         hidden_ptr = record.hidden_ptr + token * record.hidden_stride_bytes
         inputs_ptr = record.inputs_ptr + token * record.inputs_stride_bytes
         # Normalized in float32; for other types in the thread's own row, then converted.

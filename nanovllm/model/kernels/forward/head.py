@@ -21,7 +21,7 @@ from nanovllm.model.kernels.forward.epilogue import make_epilogue
 from nanovllm.model.kernels.forward.forward import make_convert_inputs
 from nanovllm.model.kernels.forward.matmul import (
     LINEAR_BYTES,
-    group_rows,
+    make_group_rows,
     make_linear,
     make_panel_accumulate,
 )
@@ -53,7 +53,7 @@ def make_logits(spec: Spec) -> Any:
     """Return logits(record_ptr, thread): logits = final @ token_embedding^T, of `rows` rows."""
     linear = make_linear(spec.target, spec.weights)
     convert_inputs = make_convert_inputs(spec)
-    is_float32 = spec.weights == "float32"
+    is_float32 = spec.inputs == "float32"
 
     @compiled
     def logits(record_ptr: int, thread: int) -> None:
@@ -78,7 +78,7 @@ def make_greedy(spec: Spec) -> Any:
     convert_inputs = make_convert_inputs(spec)
     clear_rows, argmax_panels = _make_clear_rows(spec), _make_argmax_panels(spec)
     choose_rows = _make_choose_rows(spec)
-    is_float32 = spec.weights == "float32"
+    is_float32 = spec.inputs == "float32"
 
     @compiled
     def greedy(record_ptr: int, thread: int) -> None:
@@ -115,6 +115,7 @@ def _make_argmax_panels(spec: Spec) -> Any:
     """
     target, width = spec.target, spec.target.panel_width
     panel_accumulate = make_panel_accumulate(target, spec.weights)
+    group_rows = make_group_rows(target, spec.weights)
     epilogue = make_epilogue(target, spec.weights, kinds=(STORE,))
     update_best = make_update_best(target)
     row_bytes, width_bytes = best_bytes(target.lanes), width * WORD_BYTES
@@ -135,10 +136,11 @@ def _make_argmax_panels(spec: Spec) -> Any:
         accumulators_ptr = record.scratch_ptr + thread * record.scratch_bytes
         logits = rows_at(accumulators_ptr, width_bytes)  # they take the accumulators' place
         column, all_rows = panel * width, record.rows
+        wide_ptr = record.wide_ptr + thread * record.wide_bytes
         first = 0
         while first < all_rows:
-            rows = group_rows(head, all_rows - first)
-            panel_accumulate(head, panel, inputs, first, rows, all_rows, logits, next_ptr)
+            rows = group_rows(head, all_rows, first)
+            panel_accumulate(head, panel, inputs, first, rows, all_rows, logits, next_ptr, wide_ptr)
             row_quant_ptr = record.row_quant_ptr + first * ROW_QUANT_BYTES
             epilogue(STORE, logits, rows, head, column, row_quant_ptr, logits)
             best_ptr = record.best_ptr + (thread * all_rows + first) * row_bytes

@@ -45,10 +45,11 @@ def make_tiles(
     out           rows of accumulators, float32 or int32
     rows          number of rows; tiles have up to 6
     prefetch_ptr  first cache line to prefetch
+    ahead_bytes   bytes to prefetch
 
     The panel is `vectors` vectors wide. Every step prefetches the next `prefetch_lines` lines. Each
-    tile continues to prefetch where the one before ended. Once as many bytes are prefetched as the
-    panel has, the next tile begins at `prefetch_ptr` again.
+    tile continues to prefetch where the one before ended. Once `ahead_bytes` are prefetched, the
+    next tile begins at `prefetch_ptr` again.
     """
 
     def emit_tile(
@@ -68,7 +69,10 @@ def make_tiles(
     tile = kernel(target, emit_tile)
 
     @compiled
-    def tiles(inputs: Any, panel: Any, steps: int, out: Any, rows: int, prefetch_ptr: int) -> None:
+    def tiles(
+        inputs: Any, panel: Any, steps: int, out: Any, rows: int, prefetch_ptr: int,
+        ahead_bytes: int,
+    ) -> None:  # fmt: skip
         prefetched_bytes = 0
         while rows > 0:
             height = _tile_height(rows)
@@ -76,7 +80,7 @@ def make_tiles(
             inputs, out = rows_from(inputs, height), rows_from(out, height)
             rows -= height
             prefetched_bytes += steps * prefetch_lines * LINE_BYTES
-            if prefetched_bytes >= steps * panel.stride_bytes:
+            if prefetched_bytes >= ahead_bytes:
                 prefetched_bytes = 0
 
     return tiles

@@ -8,6 +8,10 @@ only the multiply-add differs.
 
 At each step `Format.widen` turns a vector of words into operands once for all rows of the tile,
 `inputs` makes the operands of one row, and `multiply_add` takes them in pairs.
+
+Where a format widens, every tile does so again. So many rows share a piece of the panel that is
+widened once, in memory: its steps, which are as many as a word has operands, are a panel of the
+format `widened`. The terms of a sum are the same and come in the same order.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,6 +33,9 @@ class Format:
         widen: widen(v, words) -> operands of the weights.
         inputs: inputs(v, address) -> as many operands of a row.
         multiply_add: multiply_add(v, input, weight, accumulator) -> the new accumulator.
+        widened: format of a panel of the operands that `widen` returns; None if many rows take the
+            panel as it is.
+        widened_steps: how many steps of it are one step of this format.
     """
 
     input_bytes: int
@@ -36,10 +43,12 @@ class Format:
     widen: Callable[[Vectors, Value], Sequence[Value]]
     inputs: Callable[[Vectors, Value], Sequence[Value]]
     multiply_add: Callable[[Vectors, Value, Value, Value], Value]
+    widened: "Format | None" = None
+    widened_steps: int = 1
 
 
 def weight_format(target: KernelTarget, kind: str) -> Format:
-    """Return the format of weights for inputs of the same type.
+    """Return the format of weights for inputs of the type `target.input_type(kind)`.
 
     Args:
         target: what the code is compiled for.
@@ -55,7 +64,7 @@ def weight_format(target: KernelTarget, kind: str) -> Format:
 
 
 def cache_format(target: KernelTarget, kind: str) -> Format:
-    """Return the format of keys and values; inputs are float32 but for a bfloat16 cache."""
+    """Return the format of keys and values; see `Spec.attention_inputs`."""
     return _INT8_WIDENED if kind == "int8" else weight_format(target, kind)
 
 
@@ -75,11 +84,6 @@ def _sign_extend_to_int16(v: Vectors, words: Value) -> list[Value]:
     """Return bytes 0 and 2 of each word as a pair of int16, and bytes 1 and 3."""
     pairs = words.bitcast(I16)
     return [(pairs << 8) >> 8, pairs >> 8]
-
-
-def _zero_extend_to_int16(v: Vectors, words: Value) -> list[Value]:
-    """Return bytes 0 and 2 of each word as a pair of int16, and bytes 1 and 3."""
-    return [words & 0x00FF00FF, words.lshr(8) & 0x00FF00FF]
 
 
 def _load_word(v: Vectors, address: Value) -> list[Value]:
@@ -104,11 +108,16 @@ _BFLOAT16_DOT = Format(
     inputs=_load_word,
     multiply_add=Vectors.dot_bfloat16,
 )
-_BFLOAT16_WIDENED = replace(
-    _BFLOAT16_DOT,
+_BFLOAT16_WIDENED = Format(  # inputs are float32
+    input_bytes=2 * WORD_BYTES,
+    accumulates_int32=False,
     widen=Vectors.widen_bfloat16,
-    inputs=lambda v, address: [v.splat(x) for x in v.widen_bfloat16(v.load_word(address))],
+    inputs=lambda v, address: [
+        v.splat(v.load_scalar(address, row * WORD_BYTES)) for row in range(2)
+    ],
     multiply_add=Vectors.fma,
+    widened=_FLOAT32,
+    widened_steps=2,
 )
 _INT8_DOT = Format(
     input_bytes=WORD_BYTES,
@@ -117,11 +126,16 @@ _INT8_DOT = Format(
     inputs=_load_word,
     multiply_add=Vectors.dot_int8,
 )
-_INT8_BY_INT16 = replace(  # bytes 0 and 2 of each word as int16 pairs, then bytes 1 and 3: exact
-    _INT8_DOT,
+_INT16 = replace(_INT8_DOT, multiply_add=Vectors.dot_int16)
+_INT8_BY_INT16 = replace(  # inputs are int16 in the order of the bytes 0, 2, 1, 3 of each word
+    _INT16,
+    input_bytes=2 * WORD_BYTES,
     widen=_sign_extend_to_int16,
-    inputs=lambda v, address: _zero_extend_to_int16(v, v.splat(v.load_word(address))),
-    multiply_add=Vectors.dot_int16,
+    inputs=lambda v, address: [
+        v.splat(v.load_word(address, pair * WORD_BYTES)) for pair in range(2)
+    ],
+    widened=_INT16,
+    widened_steps=2,
 )
 _INT8_BY_INT32 = replace(
     _INT8_DOT,

@@ -20,6 +20,7 @@ from nanovllm.model.kernels.build.target import PER_WORD, KernelTarget
 from nanovllm.model.kernels.step_record import (
     ACTIVATION_NAMES,
     LINEAR_RECORD,
+    PIECE_WORDS,
     RESIDUAL,
     ROW_QUANT_BYTES,
     ROW_QUANT_OUTLIERS,
@@ -27,7 +28,7 @@ from nanovllm.model.kernels.step_record import (
     STORE,
 )
 from nanovllm.model.kernels.threads.os_wait import prepare_lock
-from tests.support.arrays import numbers, widened
+from tests.support.arrays import as_int16_inputs, numbers, widened
 from tests.support.kernel_entries import linear_kernel
 from tests.support.targets import TARGETS, name_of
 
@@ -63,9 +64,13 @@ class Product:
     ) -> np.ndarray:
         """Compute by `threads` threads; `extra` are arrays of the layer's record and `row_quant`.
 
+        The rows have the type of the weights, and are converted to what the layer takes.
         The outputs that the RESIDUAL epilogue adds to are all RESIDUAL_VALUE.
         """
         width = self.target.panel_width
+        inputs, block = self.target.input_type(self.kind), self.target.row_block(self.kind)
+        if inputs != self.kind:
+            rows = widened(rows) if inputs == "float32" else as_int16_inputs(rows)
         row_quant = extra.pop(
             "row_quant", np.zeros((rows.shape[0], ROW_QUANT_BYTES // 4), dtype=np.float32)
         )
@@ -75,7 +80,7 @@ class Product:
             aligned_zeros((JOB.itemsize + threads * THREAD_BYTES + PHASE_BYTES) // 4),
         )
         scratch, linear, record = (
-            aligned_zeros(threads * 96 * width),
+            aligned_zeros(threads * (block + PIECE_WORDS) * width),
             np.zeros(1, dtype=LINEAR_RECORD),
             np.zeros(1, dtype=STEP_RECORD),
         )
@@ -86,7 +91,9 @@ class Product:
         for name, array in extra.items():
             linear[f"{name}_ptr"] = array.ctypes.data
         record["threads"], record["scratch_ptr"] = threads, scratch.ctypes.data
-        record["scratch_bytes"] = 96 * width * WORD_BYTES
+        record["scratch_bytes"] = block * width * WORD_BYTES
+        record["wide_ptr"] = scratch.ctypes.data + threads * block * width * WORD_BYTES
+        record["wide_bytes"] = PIECE_WORDS * width * WORD_BYTES
         record["linears_ptr"], record["row_quant_ptr"] = linear.ctypes.data, row_quant.ctypes.data
         record["job_ptr"] = job.ctypes.data
         record["phases_ptr"] = job.ctypes.data + JOB.itemsize + threads * THREAD_BYTES
@@ -234,10 +241,10 @@ def test_rows_are_finished_as_their_layer_says(products: dict[str, Product], cou
         narrow = to_bfloat16(rows), to_bfloat16(weight)
         stored = products["bfloat16"](*narrow, bias)[:, :70]
         activated = products["bfloat16"](*narrow, bias, epilogue=ACTIVATION_NAMES.index("relu"))
-        np.testing.assert_array_equal(
-            np.ascontiguousarray(activated).view(np.uint16)[:, :70],
-            to_bfloat16(np.maximum(stored, 0)),
-        )
+        if products["bfloat16"].target.bfloat16_dot:
+            activated = widened(np.ascontiguousarray(activated).view(np.uint16))
+            stored = widened(to_bfloat16(stored))
+        np.testing.assert_array_equal(activated[:, :70], np.maximum(stored, 0))
 
 
 @pytest.mark.parametrize("d_in", [500, 3700])
@@ -245,7 +252,7 @@ def test_rows_are_finished_as_their_layer_says(products: dict[str, Product], cou
 def test_a_rows_bits_depend_on_nothing_but_the_row(
     products: dict[str, Product], kind: str, d_in: int
 ) -> None:
-    most = 130
+    most = 230  # more than a block of rows
     rows, weight, bias = numbers(most, d_in), numbers(d_in, 150, seed=1), numbers(150, seed=2)
     extra: dict[str, Any] = {}
     row_quant = np.zeros((most, ROW_QUANT_BYTES // 4), dtype=np.float32)
@@ -272,6 +279,6 @@ def test_a_rows_bits_depend_on_nothing_but_the_row(
 
     alone = np.concatenate([product(row, row + 1, 1) for row in range(most)])
     for count, threads in itertools.product(
-        (2, 6, 12, 13, 14, 24, 25, 61, 64, 65, 96, 97, most), (1, 2, 3, 7)
+        (2, 6, 12, 13, 14, 25, 48, 49, 64, 97, 192, 193, most), (1, 2, 3, 7)
     ):
         np.testing.assert_array_equal(product(0, count, threads), alone[:count])

@@ -126,7 +126,7 @@ def test_a_row_of_bytes_that_is_not_finite_has_nan_for_its_scale(
         source, ones = aligned_zeros(64), np.ones(64, dtype=np.float32)
         source[:37] = numbers(37)
         source[place] = bad
-        out, row_quant = np.zeros(64, dtype=np.uint8), np.zeros(32, dtype=np.float32)
+        out, row_quant = np.zeros(64, dtype=np.uint16), np.zeros(32, dtype=np.float32)
         addresses = [array.ctypes.data for array in (source, ones, out, row_quant)]
         call(target, "quantize_row", *addresses, 37)
         assert np.isnan(row_quant[0])

@@ -1,0 +1,179 @@
+"""Peak multiply-adds a second of this CPU's instructions, and the faster ones for bfloat16.
+
+A CPU may have dot products of bfloat16 that are slower than multiply-adds of float32: with those,
+an AMD Zen 4 computes twice as many operations a second as in float32, an Intel Emerald Rapids a
+third. So both are measured at the first start. The result is kept with the compiled kernels,
+because it decides the bits of the output.
+
+The measured loops are many independent chains of one instruction, in LLVM's language and without
+Numba.
+"""
+
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from hashlib import sha256
+from typing import NamedTuple
+
+from llvmlite import binding
+
+from nanovllm.model.kernels.build.codegen import (
+    PROTOTYPE,
+    LLVMCpu,
+    create_target_machine,
+    host_cpu,
+    load_object,
+)
+from nanovllm.model.kernels.build.object_cache import user_cache
+
+BFLOAT16_VARIABLE = "NANOVLLM_BFLOAT16"
+BFLOAT16_CHOICES = ("dot", "float32")
+"""Values of the variable: dot products, or multiply-adds of weights widened to float32."""
+_LEAST_GAIN = 1.2
+"""Dot products must be so much faster, so that noise does not decide."""
+_PEAK_S = 0.03
+_READINGS = 4
+
+
+class Instruction(NamedTuple):
+    """A multiply-add of vectors, in LLVM's language.
+
+    Attributes:
+        name: name of the intrinsic function.
+        total, factor: types of the vector that it adds to, and of its factors.
+        arguments: its arguments: a factor twice, and the total.
+        per_word: numbers of a factor in 32 bits.
+    """
+
+    name: str
+    total: str
+    factor: str
+    arguments: str
+    per_word: int
+
+
+def instruction(kind: str, lanes: int) -> Instruction:
+    """Return the multiply-add of a type: "float32", "bfloat16" or "int8"."""
+    bits, floats = 32 * lanes, f"<{lanes} x float>"
+    if kind == "float32":
+        return Instruction(
+            f"llvm.fma.v{lanes}f32", floats, floats, "{factor}, {factor}, {total}", 1
+        )
+    order = "{total}, {factor}, {factor}"
+    if kind == "bfloat16":
+        name = f"llvm.x86.avx512bf16.dpbf16ps.{bits}"
+        return Instruction(name, floats, f"<{2 * lanes} x bfloat>", order, 2)
+    name = f"llvm.x86.avx512.vpdpbusd.{bits}"
+    return Instruction(name, f"<{lanes} x i32>", f"<{4 * lanes} x i8>", order, 4)
+
+
+def _assembly(kind: str, lanes: int, chains: int) -> str:
+    """Return LLVM code of spin(count, word) -> the bits of a lane of the chains, all of them equal.
+
+    Each chain adds `count` products of a vector of words with itself.
+    """
+    name, total, factor, arguments, _ = instruction(kind, lanes)
+    words, numbers = f"<{lanes} x i32>", range(chains)
+    call = arguments.format(factor=f"{factor} %factor", total=f"{total} %total#")
+    lines = {
+        "totals": f"%total# = phi {total} [ zeroinitializer, %entry ], [ %new#, %loop ]",
+        "calls": f"%new# = call {total} @{name}({call})",
+        "bits": f"%bits# = bitcast {total} %new# to {words}",
+    }
+    every = {
+        key: "\n  ".join(line.replace("#", str(number)) for number in numbers)
+        for key, line in lines.items()
+    }
+    joined = "\n  ".join(
+        f"%all{number} = or {words} %{'all' if number > 1 else 'bits'}{number - 1}, %bits{number}"
+        for number in numbers[1:]
+    )
+    return f"""
+declare {total} @{name}({arguments.format(factor=factor, total=total)})
+define i32 @spin(i64 %count, i64 %word) {{
+entry:
+  %narrow = trunc i64 %word to i32
+  %first = insertelement {words} undef, i32 %narrow, i32 0
+  %words = shufflevector {words} %first, {words} undef, {words} zeroinitializer
+  %factor = bitcast {words} %words to {factor}
+  br label %loop
+loop:
+  %index = phi i64 [ 0, %entry ], [ %next, %loop ]
+  {every["totals"]}
+  {every["calls"]}
+  %next = add i64 %index, 1
+  %continues = icmp slt i64 %next, %count
+  br i1 %continues, label %loop, label %end
+end:
+  {every["bits"]}
+  {joined}
+  %result = extractelement {words} %all{chains - 1}, i32 0
+  ret i32 %result
+}}
+"""
+
+
+@cache
+def make_spin(kind: str, lanes: int) -> tuple[Callable[[int, int], int], int]:
+    """Return spin(count, word) and its number of chains; see `_assembly`.
+
+    Two units with a latency of four cycles need eight chains; AVX has registers for 12, AVX-512 and
+    NEON for 16.
+    """
+    chains = 12 if lanes == 8 else 16
+    module = binding.parse_assembly(_assembly(kind, lanes, chains))
+    image = bytes(create_target_machine(host_cpu()).emit_object(module))
+    return PROTOTYPE(load_object(image, ["spin"])["spin"]), chains
+
+
+def measure_instruction(kind: str, lanes: int, threads: int = 1) -> float:
+    """Return multiplications and additions a second of `threads` threads together."""
+    spin, chains = make_spin(kind, lanes)
+    with ThreadPoolExecutor(threads) as pool:
+
+        def run(count: int) -> float:
+            started_s = time.perf_counter()
+            list(pool.map(spin, [count] * threads, [0] * threads))
+            return time.perf_counter() - started_s
+
+        run(1)
+        count = 1000
+        while run(count) < _PEAK_S:
+            count *= 2
+        best_s = min(run(count) for _ in range(_READINGS))
+    return count * chains * lanes * 2 * instruction(kind, lanes).per_word * threads / best_s
+
+
+@cache
+def uses_bfloat16_dot(cpu: LLVMCpu, lanes: int) -> bool:
+    """Return whether a CPU that has dot products of bfloat16 should use them.
+
+    Raises ValueError if the environment variable NANOVLLM_BFLOAT16 is not one of BFLOAT16_CHOICES.
+    """
+    choice = os.environ.get(BFLOAT16_VARIABLE, "")
+    if choice and choice not in BFLOAT16_CHOICES:
+        known = " or ".join(BFLOAT16_CHOICES)
+        raise ValueError(f"{BFLOAT16_VARIABLE} is {choice!r}; set it to {known}, or unset it")
+    if choice:
+        return choice == "dot"
+    speeds = bfloat16_speeds(cpu, lanes)
+    return speeds["bfloat16"] >= _LEAST_GAIN * speeds["float32"]
+
+
+def bfloat16_speeds(cpu: LLVMCpu, lanes: int) -> Mapping[str, float]:
+    """Return operations a second of bfloat16 dot products and of float32 on one thread.
+
+    They are those of the first measurement.
+    """
+    store, key = user_cache(), sha256(repr(("bfloat16", cpu, lanes)).encode()).hexdigest()
+    with store.exclusive(key):
+        content = store.load(key)
+        if content is None:
+            speeds = {kind: measure_instruction(kind, lanes) for kind in ("bfloat16", "float32")}
+            content = json.dumps(speeds).encode()
+            store.save(key, content)
+    kept: dict[str, float] = json.loads(content)
+    return kept
