@@ -46,6 +46,7 @@ def markdown(record: Record) -> str:
     tables: dict[str, Callable[[Record], list[str]]] = {
         "compare": _compare,
         "roofline": _roofline,
+        "step_profile": _step_profile,
         "soak": _soak,
         "sizes": _sizes,
         "http_cost": _http_cost,
@@ -105,6 +106,26 @@ def _roofline(record: Record) -> list[str]:
                 f"{found['limit_per_s']['median'] / 1e9:,.0f} {unit}",
             ]
             lines.append(_row(f"{kind}, {workload}", *cells))
+    return lines
+
+
+def _step_profile(record: Record) -> list[str]:
+    lines = _header("", "ms", "of the step", "waiting", "of bandwidth", "of peak")
+    for result in record["results"]:
+        limits, operations = record["limits"][result["type"]], result["operations"]
+        total_s = sum(each["seconds"] for each in operations)
+        label = f"**{result['type']}, {result['step']}**"
+        lines.append(_row(label, f"{1e3 * total_s:.2f}", "", "", "", ""))
+        for each in operations:
+            seconds = each["seconds"]
+            shares = [
+                f"{each[amount] / seconds / limits[limit]:.0%}"
+                if amount in each and limits[limit]
+                else ""
+                for amount, limit in (("bytes", "bytes_per_s"), ("operations", "operations_per_s"))
+            ]
+            cells = f"{1e3 * seconds:.2f}", f"{seconds / total_s:.0%}"
+            lines.append(_row(each["name"], *cells, f"{1e3 * each['wait_s']:.2f}", *shares))
     return lines
 
 

@@ -52,7 +52,8 @@ class NumbaBackend:
 
     Attributes:
         config: sizes of the network.
-        weight_dtype: type of the weights in memory and in matmuls.
+        weight_dtype: type of the weights in memory.
+        input_dtype: type of the input rows of matmuls.
         cache_dtype: type of keys and values.
         num_threads: threads that compute a large step; one of them computes a small step.
         sampler: compiled sampling on the threads of the forward pass.
@@ -78,6 +79,7 @@ class NumbaBackend:
         self.config = config
         self._spec = spec or Spec(host_target())
         self.weight_dtype, self.cache_dtype = self._spec.weights, self._spec.cache
+        self.input_dtype = self._spec.inputs
         self._library = load_library(self._spec)
         phases = config.layers * MAX_PHASES_PER_LAYER + MAX_PHASES_PER_STEP
         self.num_threads = num_threads or default_threads()
@@ -234,6 +236,10 @@ class NumbaBackend:
             arrays[name][:, block_ids] = word
             arrays[f"{name[:-1]}_scales"][:, block_ids] = value
 
+    def time_phases(self, times: Int64[np.ndarray, "phases threads moments"] | None) -> None:
+        """Have each run write the times of its phases (build/layout.py); None for none."""
+        self._pool.times = times
+
     def close(self) -> None:
         """End the helper threads."""
         self._pool.close()
@@ -248,7 +254,8 @@ class NumbaBackend:
 
     def _run(self, function: str, multiply_adds: int) -> None:
         """Run a compiled function on as many threads as its work is worth."""
-        is_shared = multiply_adds >= _SHARED_MULTIPLY_ADDS
+        is_timed = self._pool.times is not None  # by all threads
+        is_shared = is_timed or multiply_adds >= _SHARED_MULTIPLY_ADDS
         threads = self._pool.choose_threads(function, multiply_adds) if is_shared else 1
         self.memory.set(threads=threads)
         with watch(self._spec.target, function, self._arrays()):

@@ -3,7 +3,8 @@
 A job is the memory through which the threads of a run communicate. Fields that several threads
 change lie on cache lines of their own:
 
-    | generation | abort | asleep | idle | stalled_ns | function argument threads spins idle_spins |
+    | generation | abort | asleep | idle | stalled_ns |
+    | function argument threads spins idle_spins times |
     | lock ... | condition ... | idle condition ... |
     | thread 0: active entered clock | thread 1: ... |
     | phase 0: next | phase 0: done | phase 1: next | ...
@@ -23,7 +24,7 @@ _LINES = ("generation", "abort", "asleep", "idle", "stalled_ns", "function")
 _JOB_OFFSETS = {name: line * LINE_BYTES for line, name in enumerate(_LINES)}
 _JOB_OFFSETS |= {
     name: _JOB_OFFSETS["function"] + INT_BYTES * index
-    for index, name in enumerate(("argument", "threads", "spins", "idle_spins"), start=1)
+    for index, name in enumerate(("argument", "threads", "spins", "idle_spins", "times"), start=1)
 }
 LOCK = len(_LINES) * LINE_BYTES
 CONDITION = LOCK + _PRIMITIVE_BYTES
@@ -50,10 +51,14 @@ function     address of the function that a run calls, as function(argument, thr
 threads      number of threads that may enter the run
 spins        polls at a barrier before a thread sleeps
 idle_spins   polls between two runs before a helper sleeps
+times        address of int64 [phases][threads][MOMENTS], which receive the nanoseconds at which a
+             thread began a phase, ended its last item, and passed the barrier; or 0
 """
-GENERATION, ABORT, ASLEEP, IDLE, STALLED_NS, FUNCTION, ARGUMENT, RUN_THREADS, SPINS, IDLE_SPINS = (
-    _JOB_OFFSETS.values()
-)
+MOMENTS = 3
+(
+    GENERATION, ABORT, ASLEEP, IDLE, STALLED_NS, FUNCTION, ARGUMENT, RUN_THREADS, SPINS, IDLE_SPINS,
+    TIMES,
+) = _JOB_OFFSETS.values()  # fmt: skip
 
 THREAD_BYTES = LINE_BYTES
 ACTIVE, ENTERED, CLOCK = 0, 8, 16

@@ -12,8 +12,18 @@ so a list of operations needs no tests in between.
 
 from typing import Any
 
-from nanovllm.model.kernels.build.compiler import compiled
-from nanovllm.model.kernels.build.layout import PHASE_BYTES
+from nanovllm.model.kernels.build.compiler import compiled, outlined
+from nanovllm.model.kernels.build.layout import (
+    CLOCK,
+    INT_BYTES,
+    MOMENTS,
+    PHASE_BYTES,
+    THREAD_BYTES,
+    THREADS,
+    TIMES,
+)
+from nanovllm.model.kernels.threads import os_wait
+from nanovllm.model.kernels.threads.atomics import atomic_load, atomic_store
 from nanovllm.model.kernels.threads.barrier import barrier, take_item
 
 ABORTED = 0
@@ -44,6 +54,7 @@ def make_phase(count_items: Any, compute: Any, *, is_last: bool = False) -> Any:
     def operation(record: Any, thread: int, phase: int, *arguments: Any) -> int:
         if phase == ABORTED:
             return ABORTED
+        note_time(record.job_ptr, record.phases_ptr, record.threads, thread, phase, 0)
         items = count_items(record, *arguments)
         done = 0
         item = take_item(phase)
@@ -51,7 +62,10 @@ def make_phase(count_items: Any, compute: Any, *, is_last: bool = False) -> Any:
             compute(record, thread, item, *arguments)
             done += 1
             item = take_item(phase)
-        return ABORTED if is_last else end_phase(record, thread, phase, done, items)
+        note_time(record.job_ptr, record.phases_ptr, record.threads, thread, phase, 1)
+        following = ABORTED if is_last else end_phase(record, thread, phase, done, items)
+        note_time(record.job_ptr, record.phases_ptr, record.threads, thread, phase, 2)
+        return following
 
     operation.__name__ = compute.__name__  # shown while it is compiled
     return compiled(operation)
@@ -80,6 +94,18 @@ def make_row_phase(count_rows: Any, compute_row: Any, *, is_last: bool = False) 
 
     compute_rows.__name__ = compute_row.__name__
     return make_phase(count_items, compiled(compute_rows), is_last=is_last)
+
+
+@outlined
+def note_time(
+    job: int, phases_ptr: int, threads: int, thread: int, phase: int, moment: int
+) -> None:
+    """Store the time at a moment of a phase, if the job asks for it (layout.py)."""
+    times_ptr = atomic_load(job + TIMES)
+    if times_ptr != 0:
+        index = (phase - phases_ptr) // PHASE_BYTES * threads + thread
+        now_ns = os_wait.now_ns(job + THREADS + thread * THREAD_BYTES + CLOCK)
+        atomic_store(times_ptr + (index * MOMENTS + moment) * INT_BYTES, now_ns)
 
 
 @compiled

@@ -16,6 +16,8 @@ import weakref
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from nanovllm.model.kernels.build.codegen import Library
 from nanovllm.model.kernels.build.layout import JOB, PHASE_BYTES, THREAD_BYTES, THREADS
 from nanovllm.model.kernels.build.packing import aligned_zeros
@@ -36,7 +38,12 @@ outside was interrupted, or its clock did not tick."""
 
 
 class ThreadPool:
-    """`threads` threads, including the caller's; for one caller at a time."""
+    """`threads` threads, including the caller's; for one caller at a time.
+
+    Attributes:
+        times: int64 [phases, threads, MOMENTS] that receives the times of each run (layout.py),
+            for which all threads are chosen; None to measure nothing.
+    """
 
     def __init__(self, threads: int, library: Library, *, phases: int = 1) -> None:
         """Start the helpers, for runs of up to `phases` phases.
@@ -45,6 +52,7 @@ class ThreadPool:
             RuntimeError: the operating system starts no more threads.
         """
         self.threads = threads
+        self.times: np.ndarray | None = None
         self._library = library
         lines_bytes = THREADS + threads * THREAD_BYTES
         self._memory = aligned_zeros((lines_bytes + phases * PHASE_BYTES) // 4)
@@ -68,7 +76,8 @@ class ThreadPool:
 
     def choose_threads(self, kind: str, work: int) -> int:
         """Return the number of threads for the next run; see ThreadCount.choose."""
-        return self._count.choose(kind, work)
+        threads = self._count.choose(kind, work)
+        return threads if self.times is None else self.threads
 
     def run(self, function: int, argument: int, threads: int) -> None:
         """Call function(argument, thread) on up to `threads` threads.
@@ -86,6 +95,7 @@ class ThreadPool:
             self._start()
         self._phases[:] = 0
         job["function"], job["argument"], job["stalled_ns"] = function, argument, 0
+        job["times"] = 0 if self.times is None else self.times.ctypes.data
         started_s = time.perf_counter()
         self._library.functions["run_job"](self._address, threads)
         if job["abort"]:
