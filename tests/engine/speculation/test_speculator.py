@@ -32,7 +32,7 @@ def decoding_request() -> Request:
 
 
 def steps_with_drafts(pass_s: float, acceptance_after_a_trial: bool) -> list[int]:
-    """Return the steps of 300 in which the model drafts, after it has been wrong for long."""
+    """Return the steps of 600 in which the model drafts, after it has been wrong for long."""
     model, request = LaggingModel(), decoding_request()
     speculator = Speculator(
         SpeculativeConfig(model="draft"),
@@ -45,7 +45,7 @@ def steps_with_drafts(pass_s: float, acceptance_after_a_trial: bool) -> list[int
     for _ in range(100):
         acceptances.add("model", 0, 5)
     drafts = []
-    for step in range(300):
+    for step in range(600):
         speculator.choose([request])
         if request.drafted:
             assert set(request.drafted) == {UNKNOWN}
