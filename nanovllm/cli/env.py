@@ -48,13 +48,15 @@ def _machine() -> dict[str, str]:
     with ended_by_interrupts():
         from nanovllm.cli.bench.report import describe_machine
         from nanovllm.model.kernels.build.codegen import host_cpu
+        from nanovllm.model.kernels.build.peak import BFLOAT16_VARIABLE, bfloat16_choice
         from nanovllm.model.kernels.build.target import has_bfloat16_dot, host_target
         from nanovllm.model.machine import default_threads, usable_cpus
 
     machine, target = describe_machine(), host_target()
     instructions = [f"vectors of {32 * target.lanes} bits"]
     if has_bfloat16_dot():
-        note = "" if target.bfloat16_dot else " (not used: float32 is faster)"
+        reason = "float32 is faster" if bfloat16_choice() is None else f"{BFLOAT16_VARIABLE} is set"
+        note = "" if target.bfloat16_dot else f" (not used: {reason})"
         instructions.append(f"bfloat16 dot products{note}")
     instructions += ["int8 dot products"] if target.int8_dot else []
     return {

@@ -99,7 +99,9 @@ def measure_bandwidth(threads: int) -> float:
 
 
 def measure_peak(kind: str, threads: int, *, target: KernelTarget | None = None) -> float | None:
-    """Return multiplications and additions a second; None without an instruction for the type.
+    """Return multiplications and additions a second of the instruction that kernels use for a type.
+
+    It is None where they use several for int8.
 
     Args:
         kind: type of the weights, "float32", "bfloat16" or "int8".
@@ -107,10 +109,9 @@ def measure_peak(kind: str, threads: int, *, target: KernelTarget | None = None)
         target: what the code is compiled for; by default this CPU.
     """
     target = target or host_target()
-    inputs = target.input_type(kind)
-    if inputs == "int8" and not target.int8_dot:
+    if kind == "int8" and not target.int8_dot:
         return None
-    return measure_instruction(inputs, target.lanes, threads)
+    return measure_instruction(target.input_type(kind), target.lanes, threads)
 
 
 def read_bytes() -> int:

@@ -53,7 +53,8 @@ def test_every_target_has_a_float32_peak(target: KernelTarget) -> None:
 
 
 def test_the_peak_of_a_type_is_that_of_the_instruction_that_its_kernels_use() -> None:
-    assert measure_peak("int8", 1, target=KernelTarget(lanes=4)) is None
+    for target in (KernelTarget(lanes=4), KernelTarget(lanes=4, is_x86=True)):
+        assert measure_peak("int8", 1, target=target) is None
     assert measure_peak("bfloat16", 1, target=KernelTarget(lanes=4)) is not None
     for kind in KINDS:
         assert (measure_peak(kind, 1) is None) == (kind == "int8" and not HOST.int8_dot)

@@ -9,7 +9,11 @@ from dataclasses import dataclass
 from llvmlite import binding, ir
 
 from nanovllm.model.kernels.build.codegen import host_cpu
-from nanovllm.model.kernels.build.peak import uses_bfloat16_dot
+from nanovllm.model.kernels.build.peak import (
+    BFLOAT16_VARIABLE,
+    bfloat16_choice,
+    is_bfloat16_dot_faster,
+)
 
 DTYPES = ("float32", "bfloat16")
 QUANTIZATIONS = ("int8",)
@@ -100,8 +104,17 @@ class Spec:
 
 
 def host_target() -> KernelTarget:
-    """Return the target of the CPU that `host_cpu` names."""
-    features = _features()
+    """Return the target of the CPU that `host_cpu` names.
+
+    Raises ValueError if NANOVLLM_BFLOAT16 is not valid, or asks for what the CPU lacks.
+    """
+    features, choice = _features(), bfloat16_choice()
+    has_dot = has_bfloat16_dot()
+    if choice == "dot" and not has_dot:
+        raise ValueError(
+            f"{BFLOAT16_VARIABLE} is dot, but this CPU has no dot products of bfloat16; unset it"
+        )
+    has_dot = has_dot and choice != "float32"
     is_x86 = binding.get_default_triple().startswith(("x86_64", "i686"))
     if not is_x86 or not {"avx2", "fma"} <= features:
         return KernelTarget(lanes=4, is_x86=is_x86, has_fma=not is_x86 or "fma" in features)
@@ -111,7 +124,7 @@ def host_target() -> KernelTarget:
     is_zen5 = cpu.name == "znver5"
     return KernelTarget(
         lanes=16,
-        bfloat16_dot=has_bfloat16_dot() and uses_bfloat16_dot(cpu, 16),
+        bfloat16_dot=has_dot and (choice == "dot" or is_bfloat16_dot_faster(cpu, 16)),
         int8_dot="avx512vnni" in features,
         is_x86=True,
         nontemporal=is_zen5,

@@ -1,13 +1,15 @@
 """The measured instructions: they compute what is counted, and the choice is kept."""
 
 import struct
+from dataclasses import replace
 
 import pytest
 
 from nanovllm.model.kernels.build import peak
-from nanovllm.model.kernels.build.codegen import LLVMCpu, host_cpu
+from nanovllm.model.kernels.build.codegen import LLVMCpu
 from nanovllm.model.kernels.build.object_cache import CACHE_VARIABLE
 from nanovllm.model.kernels.build.target import has_bfloat16_dot, host_target
+from tests.support.targets import set_cpu_name
 
 HOST = host_target()
 AVAILABLE = {"float32": True, "bfloat16": has_bfloat16_dot(), "int8": HOST.int8_dot}
@@ -28,31 +30,60 @@ def test_every_multiply_add_is_done(kind: str, word: int, products: int) -> None
     assert products == peak.instruction(kind, HOST.lanes).per_word
 
 
-def test_the_choice_is_measured_once(
-    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+@pytest.mark.parametrize("cpu", ["x86-64", "haswell"])
+def test_float32_needs_no_function_of_the_c_library(
+    monkeypatch: pytest.MonkeyPatch, cpu: str
 ) -> None:
+    """Without FMA, LLVM would call fmaf for each lane of a fused multiply-add."""
+    if not HOST.is_x86:
+        pytest.skip("x86 code")
+    set_cpu_name(monkeypatch, cpu)
+    assert b"fmaf" not in peak.emit_spin("float32", 4, 8)
+
+
+def test_another_type_is_refused() -> None:
+    with pytest.raises(ValueError, match="no multiply-add of int16 is known"):
+        peak.instruction("int16", 8)
+
+
+@pytest.fixture
+def speeds(
+    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, float]:
+    """Speeds that are measured, in an empty cache on a CPU with dot products."""
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path_factory.mktemp("cache")))
-    monkeypatch.delenv(peak.BFLOAT16_VARIABLE, raising=False)
+    monkeypatch.setattr(peak.binding, "get_host_cpu_features", lambda: {"avx512bf16": True})
     speeds = {"bfloat16": 1.3, "float32": 1.0}
-    measured: list[str] = []
+    monkeypatch.setattr(peak, "measure_instruction", lambda kind, _lanes: speeds[kind])
+    return speeds
 
-    def measure(kind: str, _lanes: int) -> float:
-        measured.append(kind)
-        return speeds[kind]
 
-    monkeypatch.setattr(peak, "measure_instruction", measure)
-    choose = peak.uses_bfloat16_dot.__wrapped__
-    cpu = host_cpu()
+def test_the_choice_is_measured_once(speeds: dict[str, float]) -> None:
+    choose = peak.is_bfloat16_dot_faster.__wrapped__
+    cpu = LLVMCpu("triple", "name", "+feature")
     assert choose(cpu, 16)
     speeds["bfloat16"] = 1.1
     assert choose(cpu, 16), "as it was measured first"
-    assert measured == ["bfloat16", "float32"]
-    other = LLVMCpu(cpu.triple, cpu.name, "+other")
-    assert not choose(other, 16), "too small a gain"
-    monkeypatch.setenv(peak.BFLOAT16_VARIABLE, "dot")
-    assert choose(other, 16)
+    assert not choose(replace(cpu, features="+other"), 16), "too small a gain"
+
+
+def test_code_that_this_cpu_cannot_run_is_not_measured(
+    speeds: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(peak.binding, "get_host_cpu_features", dict)
+    speeds.clear()
+    assert peak.is_bfloat16_dot_faster.__wrapped__(LLVMCpu("triple", "name", "+feature"), 16)
+
+
+def test_the_variable_overrides_the_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(peak.BFLOAT16_VARIABLE, "float32")
-    assert not choose(cpu, 16)
+    assert not host_target().bfloat16_dot
+    monkeypatch.setenv(peak.BFLOAT16_VARIABLE, "dot")
+    if has_bfloat16_dot():
+        assert host_target().bfloat16_dot
+    set_cpu_name(monkeypatch, "haswell")
+    with pytest.raises(ValueError, match="this CPU has no dot products of bfloat16; unset it"):
+        host_target()
     monkeypatch.setenv(peak.BFLOAT16_VARIABLE, "fast")
     with pytest.raises(ValueError, match="NANOVLLM_BFLOAT16 is 'fast'; set it to dot or float32"):
-        choose(cpu, 16)
+        host_target()
