@@ -4,6 +4,7 @@ import struct
 from dataclasses import replace
 
 import pytest
+from llvmlite import binding
 
 from nanovllm.model.kernels.build import peak
 from nanovllm.model.kernels.build.codegen import LLVMCpu
@@ -52,7 +53,7 @@ def speeds(
 ) -> dict[str, float]:
     """Speeds that are measured, in an empty cache on a CPU with dot products."""
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path_factory.mktemp("cache")))
-    monkeypatch.setattr(peak.binding, "get_host_cpu_features", lambda: {"avx512bf16": True})
+    monkeypatch.setattr(binding, "get_host_cpu_features", lambda: {"avx512bf16": True})
     speeds = {"bfloat16": 1.3, "float32": 1.0}
     monkeypatch.setattr(peak, "measure_instruction", lambda kind, _lanes: speeds[kind])
     return speeds
@@ -70,7 +71,7 @@ def test_the_choice_is_measured_once(speeds: dict[str, float]) -> None:
 def test_code_that_this_cpu_cannot_run_is_not_measured(
     speeds: dict[str, float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(peak.binding, "get_host_cpu_features", dict)
+    monkeypatch.setattr(binding, "get_host_cpu_features", dict)
     speeds.clear()
     assert peak.is_bfloat16_dot_faster.__wrapped__(LLVMCpu("triple", "name", "+feature"), 16)
 
