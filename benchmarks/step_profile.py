@@ -107,9 +107,8 @@ def profile(backend: NumbaBackend, batch: ForwardBatch, rounds: int) -> list[dic
         backend.time_phases(times[1])
         backend.greedy(hidden)
         backend.time_phases(None)
-        for name, phase in zip(
-            (*forward_names, *greedy_names), (*times[0], *times[1]), strict=True
-        ):
+        names, phases = (*forward_names, *greedy_names), np.concatenate(times)
+        for name, phase in zip(names, phases, strict=True):
             taken_s, wait_s = _of_phase(phase)
             before = step.get(name, (0.0, 0.0))
             step[name] = before[0] + taken_s, before[1] + wait_s
@@ -134,10 +133,10 @@ def names_of_phases(backend: NumbaBackend) -> tuple[list[str], list[str]]:
     convert = ["convert"] if backend.input_dtype != "float32" else []
     layer = ["layer norm", "qkv", "store", "attention", *quantize, "out", "layer norm", "up"]
     layer += [*quantize, "down"]
+    greedy = ["clear", *convert, "head", "choose"]
     assert len(layer) <= MAX_PHASES_PER_LAYER
-    assert len(["clear", *convert, "head", "choose"]) <= MAX_PHASES_PER_STEP
-    forward = ["embed", *layer * backend.config.layers, "final norm"]
-    return forward, ["clear", *convert, "head", "choose"]
+    assert len(greedy) <= MAX_PHASES_PER_STEP
+    return ["embed", *layer * backend.config.layers, "final norm"], greedy
 
 
 def work_of(backend: NumbaBackend, batch: ForwardBatch) -> dict[str, dict[str, float]]:

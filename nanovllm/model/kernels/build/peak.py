@@ -1,9 +1,9 @@
 """Peak multiply-adds a second of this CPU's instructions, and the faster ones for bfloat16.
 
 A CPU may have dot products of bfloat16 that are slower than multiply-adds of float32: with those,
-an AMD Zen 4 computes twice as many operations a second as in float32, an Intel Emerald Rapids a
-third. So both are measured at the first start. The result is kept with the compiled kernels,
-because it decides the bits of the output.
+an AMD Zen 4 computes twice as many operations a second as in float32, an Intel Emerald Rapids half
+as many or fewer. So both are measured at the first start. The result is kept with the compiled
+kernels, because it decides the bits of the output.
 
 The measured loops are many independent chains of one instruction, in LLVM's language and without
 Numba.
