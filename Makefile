@@ -23,7 +23,7 @@ DEV := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
 .PHONY: help install serve test test-fast fuzz check format bench compare compare-training charts
-.PHONY: soak attack clients notebooks docs screenshots ray image constraints wheel build clean
+.PHONY: soak attack clients notebooks docs screenshots ray image constraints wheel kernel-wheel build clean
 .NOTPARALLEL:
 
 help:  ## list the targets
@@ -105,6 +105,9 @@ constraints: $(RUN)  ## renew the versions of the packages in the image, deploy/
 
 wheel: $(TEST)  ## build the source archive and the wheel into dist/
 	@$(BIN)/python -m build --outdir dist .
+
+kernel-wheel: $(TEST)  ## build a wheel with compiled kernels into dist/; ARGS="--levels avx2,avx512"
+	@$(BIN)/python scripts/kernel_wheel.py $(ARGS)
 
 build: wheel
 

@@ -74,6 +74,10 @@ class CheckpointError(NanovllmError, ValueError):
     """A model folder cannot be loaded. The message lists all problems found."""
 
 
+class KernelError(NanovllmError, RuntimeError):
+    """There are no compiled kernels for this CPU, and they cannot be compiled."""
+
+
 class ModelNotFoundError(NanovllmError):
     """A model is neither on this machine nor on the hub."""
 

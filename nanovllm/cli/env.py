@@ -90,12 +90,14 @@ def _folders() -> dict[str, str]:
 
     from nanovllm.hub.inventory import kernel_files
     from nanovllm.model.kernels.build.object_cache import user_cache
+    from nanovllm.model.kernels.build.shipped import FOLDER
 
+    shipped = len(list(FOLDER.glob("*.so")))
     kernels, files = user_cache().folder, kernel_files()
     size_bytes = sum(path.stat().st_size for path in files)
     return {
         "kernels": f"{kernels}, {_access(kernels)}, {counted(len(files), 'file')}, "
-        f"{format_bytes(size_bytes)}",
+        f"{format_bytes(size_bytes)}" + (f"; {shipped} in the installation" if shipped else ""),
         "hub cache": f"{constants.HF_HUB_CACHE}, {_access(Path(constants.HF_HUB_CACHE))}",
     }
 

@@ -42,6 +42,9 @@ VARIABLES = {
         "dot or float32: how the kernels multiply bfloat16 weights",
         "the faster one, by measurement",
     ),
+    "NANOVLLM_KERNELS": Variable(
+        "compile: compile kernels even where the installation has some for this CPU", "none"
+    ),
     "NUMBA_CPU_NAME": Variable("compile the kernels for this CPU", "host"),
     "NUMBA_CPU_FEATURES": Variable("and with these features, such as +avx2,-fma", "the CPU's"),
 }

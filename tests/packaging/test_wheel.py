@@ -1,6 +1,7 @@
-"""The archives contain the right files, and the wheel works in an empty environment.
+"""The archives contain the right files, and wheels work in an empty environment.
 
-There it generates with and serves the bundled model, in a folder outside of the repository.
+There they generate with and serve the bundled model, in a folder outside of the repository: one as
+built, and one with kernels and without Numba.
 """
 
 import json
@@ -29,6 +30,7 @@ import pytest
 from packaging.requirements import Requirement
 
 import nanovllm
+from nanovllm import LLM, SamplingParams
 from nanovllm.model.kernels.build.object_cache import user_cache
 from nanovllm.model.kernels.build.target import Spec, host_target
 from nanovllm.model.kernels.library import load_library
@@ -104,12 +106,37 @@ def required(requirements: Iterable[str], extra: str = "") -> Iterator[Distribut
 
 
 @pytest.fixture(scope="module")
+def kernel_wheel(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel with kernels for this CPU in float32."""
+    target = host_target()
+    if not target.is_x86 or target.lanes < 8 or sys.platform != "linux" or not shutil.which("cc"):
+        pytest.skip("needs Linux on an x86 CPU with AVX2, and a linker")
+    level = {8: "avx2", 16: "zen5" if target.nontemporal else "avx512"}[target.lanes]
+    folder = tmp_path_factory.mktemp("kernel-wheel")
+    types = ("--levels", level, "--weights", "float32", "--caches", "float32")
+    script = ROOT / "scripts/kernel_wheel.py"
+    run(sys.executable, script, "--wheel", wheel, *types, "--dest", folder, cwd=ROOT)
+    [path] = folder.iterdir()
+    return path
+
+
+@pytest.fixture(scope="module")
 def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder of programs of a new environment with the wheel and its dependencies.
+    """Return the folder of programs of a new environment with the wheel."""
+    return install(wheel, tmp_path_factory.mktemp("environment"))
+
+
+@pytest.fixture(scope="module")
+def small_environment(kernel_wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with the wheel that has kernels."""
+    return install(kernel_wheel, tmp_path_factory.mktemp("small-environment"))
+
+
+def install(wheel: Path, folder: Path) -> Path:
+    """Make an environment with a wheel and its dependencies; return its folder of programs.
 
     The dependencies are links to those of this environment, which `pip install` got from the index.
     """
-    folder = tmp_path_factory.mktemp("environment")
     venv.create(folder, with_pip=False, symlinks=os.name != "nt")
     programs = folder / ("Scripts" if os.name == "nt" else "bin")
     python = programs / "python"
@@ -148,6 +175,12 @@ def machine_code(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with suppress(FileNotFoundError):  # nothing could be kept
         shutil.copytree(user_cache().folder, folder / "kernels")
     return folder
+
+
+@pytest.fixture
+def new_env(env: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """`env` of a machine that has compiled nothing yet."""
+    return {**env, "NANOVLLM_CACHE_DIR": str(tmp_path_factory.mktemp("cache"))}
 
 
 @pytest.fixture
@@ -301,9 +334,61 @@ def test_generate_prints_text(environment: Path, elsewhere: Path, env: dict[str,
     assert len(text.replace("Once upon a time", "").split()) >= 3
 
 
+def test_a_wheel_with_kernels_says_what_it_needs(kernel_wheel: Path) -> None:
+    assert re.search(r"-py3-none-manylinux_2_\d+_x86_64\.whl$", kernel_wheel.name)
+    metadata = metadata_of(kernel_wheel)
+    [numba] = [line for line in metadata.get_all("Requires-Dist", []) if line.startswith("numba")]
+    assert re.search(r"^numba[<>=.,0-9]+; extra == 'compile'$", numba)
+    assert "compile" in metadata.get_all("Provides-Extra", [])
+    assert kernel_wheel.stat().st_size < 12e6
+
+
+_TRAIN = """
+import sys
+from nanovllm import LLM, SamplingParams, TrainableModel
+from nanovllm.model.kernels.build.shipped import FOLDER
+llm = LLM(dtype="float32", kv_cache_memory="4MiB")
+greedy = SamplingParams(temperature=0, max_tokens=8)
+print(llm.generate("Once upon a time", greedy, use_tqdm=False)[0].outputs[0].token_ids)
+model = TrainableModel.load("tiny-books")
+print(len(list(FOLDER.glob("*.so"))), *sorted({"numba", "llvmlite"} & {*sys.modules}))
+"""
+
+
+def test_a_wheel_with_kernels_starts_without_numba(
+    small_environment: Path, elsewhere: Path, new_env: dict[str, str]
+) -> None:
+    lines = run(small_environment / "python", "-c", _TRAIN, cwd=elsewhere, env=new_env).split("\n")
+    expected = LLM(backend="numpy", kv_cache_memory="4MiB").generate(
+        "Once upon a time", SamplingParams(temperature=0, max_tokens=8), use_tqdm=False
+    )
+    assert lines[0] == str(expected[0].outputs[0].token_ids)
+    assert int(lines[1]) >= 4, "shared objects, and neither Numba nor LLVM"
+
+
+def test_what_has_no_kernels_is_an_error_with_a_remedy(
+    small_environment: Path, elsewhere: Path, new_env: dict[str, str]
+) -> None:
+    for arguments, env in (
+        (("--quantization", "int8"), new_env),
+        ((), {**new_env, "NANOVLLM_KERNELS": "compile"}),
+        ((), {**new_env, "NUMBA_CPU_NAME": "haswell"}),
+    ):
+        done = subprocess.run(
+            [small_environment / "nanovllm", "generate", "Once", "--max-tokens", "2", *arguments],
+            cwd=elsewhere, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+            timeout=120, check=False,
+        )  # fmt: skip
+        assert done.returncode == 1
+        assert re.search(r"pip install 'numba<[0-9.]+,>=[0-9.]+'", done.stderr)
+        assert "Traceback" not in done.stderr
+
+
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGTERM to catch")
-def test_server_answers_and_stops(environment: Path, elsewhere: Path, env: dict[str, str]) -> None:
-    with serving(environment, elsewhere, env) as (server, url):
+def test_server_answers_and_stops(
+    small_environment: Path, elsewhere: Path, new_env: dict[str, str]
+) -> None:
+    with serving(small_environment, elsewhere, new_env) as (server, url):
         answer = post(
             f"{url}/v1/completions",
             {

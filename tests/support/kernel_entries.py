@@ -86,7 +86,7 @@ def _load(make_entries: Callable[[Spec], Entries], spec: Spec) -> Library:
         return Library(compile_entries(entries, host_cpu()), names)
     sources = digest_of_sources(_COMPILED_IN)
     key = cache_key(
-        spec, host_cpu(), EntryPoints(make_entries.__name__, names, _COMPILED_IN, sources)
+        spec, host_cpu(), EntryPoints(make_entries.__name__, "tests", names, _COMPILED_IN, sources)
     )
     with store.exclusive(key):
         image = store.load(key)

@@ -4,8 +4,8 @@ No kernel can be faster than the slower of the two. This is the roofline model (
 and Patterson 2009, https://doi.org/10.1145/1498765.1498785): a step that reads B bytes and computes
 F operations takes at least max(B / bandwidth, F / peak).
 
-    bandwidth   each thread reads its part of an array larger than all caches, in STREAMS streams at
-                once: one stream alone does not keep a core's outstanding reads busy
+    bandwidth   each thread reads its part of an array larger than all caches, in STREAMS
+                streams at once: one stream alone does not keep a core's outstanding reads busy
     peak        multiply-adds on registers, in as many independent chains as hide their latency
                 (kernels/build/peak.py)
 
@@ -13,25 +13,18 @@ Bandwidth that is shared with other machines drifts within minutes, so it is mea
 that it is compared with.
 """
 
-import functools
-import operator
 import time
-from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from numba import types
 
-from nanovllm.model.kernels.build.compiler import compiled
-from nanovllm.model.kernels.build.layout import LINE_BYTES, WORD_BYTES
+from nanovllm.model.kernels.bandwidth import STREAMS, VECTORS
+from nanovllm.model.kernels.build.layout import LINE_BYTES
 from nanovllm.model.kernels.build.peak import measure_instruction
-from nanovllm.model.kernels.build.target import PER_WORD, KernelTarget, host_target
-from nanovllm.model.kernels.simd.kernel import kernel
-from nanovllm.model.kernels.simd.value import I64, Value
-from nanovllm.model.kernels.simd.vector import Vectors
+from nanovllm.model.kernels.build.target import PER_WORD, KernelTarget, host_spec, host_target
+from nanovllm.model.kernels.library import BANDWIDTH, load_library
 
-STREAMS = 4
 MIN_READ_BYTES = 256 << 20
 MAX_READ_BYTES = 1 << 30
 """Enough even where caches reach gigabytes: a process seldom has more than a share of them."""
@@ -40,7 +33,6 @@ _CACHE_MULTIPLE = 10  # bytes to read, as a multiple of the cache
 _UNKNOWN_CACHE_BYTES = 32 << 20
 _READ_PASSES = 4  # over the array in one reading, so that waking the threads does not count
 _READINGS = 4
-_VECTORS_PER_STREAM = 2
 
 KINDS = tuple(PER_WORD)
 
@@ -48,22 +40,18 @@ KINDS = tuple(PER_WORD)
 class MemoryReader:
     """An array much larger than the caches, and threads to read it."""
 
-    def __init__(
-        self, threads: int, *, size_bytes: int | None = None, streams: int = STREAMS
-    ) -> None:
-        """Allocate the array and compile.
+    def __init__(self, threads: int, *, size_bytes: int | None = None) -> None:
+        """Allocate the array, and load the kernels or compile them.
 
         Args:
             threads: threads that read, as many as the run that the bandwidth is compared with.
             size_bytes: bytes of the array; by default ten times the cache, at least 256 MiB.
-            streams: positions at which each thread reads at once.
         """
-        step_bytes = threads * streams * _VECTORS_PER_STREAM * LINE_BYTES
-        self._streams = streams
+        step_bytes = threads * STREAMS * VECTORS * LINE_BYTES
         self._thread_bytes = (size_bytes or read_bytes()) // step_bytes * step_bytes // threads
         array_bytes = threads * self._thread_bytes + LINE_BYTES
         self._array = np.ones(array_bytes // 4, dtype=np.int32)  # zeros would all share one page
-        self._read = make_read(host_target(), streams)
+        self._read = load_library(host_spec(), BANDWIDTH).functions["read"]
         self._threads = threads
         self._pool = ThreadPoolExecutor(threads)
         self._run(1)
@@ -82,7 +70,8 @@ class MemoryReader:
 
         def read_part(thread: int) -> None:
             part = start + thread * self._thread_bytes
-            self._read(part, self._thread_bytes // self._streams, passes)
+            arguments = np.array([part, self._thread_bytes // STREAMS, passes, 0])
+            self._read(arguments.ctypes.data, 0)
 
         started_s = time.perf_counter()
         list(self._pool.map(read_part, range(self._threads)))
@@ -127,42 +116,3 @@ def cache_bytes() -> int:
         if text.endswith("K") and text[:-1].isdigit():
             sizes.append(int(text[:-1]) << 10)
     return max(sizes, default=_UNKNOWN_CACHE_BYTES)
-
-
-def make_read(target: KernelTarget, streams: int) -> Callable[[int, int, int], int]:
-    """Make read(start, stream_bytes, passes) -> the sum of the int32 that it reads.
-
-    Arguments of read:
-        start: address of `streams` neighbouring streams, which are read side by side.
-        stream_bytes: bytes of a stream.
-        passes: how often the streams are read.
-    """
-
-    def add_up(v: Vectors, start: Value, stream_bytes: Value) -> Value:
-        vector_bytes = v.lanes * WORD_BYTES
-
-        def step(i: Value, sums: list[Value]) -> Sequence[Value]:
-            updated = []
-            for number, total in enumerate(sums):
-                stream, vector = divmod(number, _VECTORS_PER_STREAM)
-                stream_ptr = start + i + stream_bytes * stream
-                updated.append(total + v.load_words(stream_ptr + vector * vector_bytes))
-            return updated
-
-        zeros = [v.integers(0)] * streams * _VECTORS_PER_STREAM
-        sums = v.loop(stream_bytes, _VECTORS_PER_STREAM * vector_bytes, zeros, step)
-        total = functools.reduce(operator.add, sums)
-        return functools.reduce(
-            operator.add, [total.lane(lane).sext(I64) for lane in range(v.lanes)]
-        )
-
-    read_once = kernel(target, add_up, types.int64)
-
-    @compiled
-    def read(start: int, stream_bytes: int, passes: int) -> int:
-        total = 0
-        for _ in range(passes):
-            total += read_once(start, stream_bytes)
-        return total
-
-    return read

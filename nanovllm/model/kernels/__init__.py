@@ -9,6 +9,7 @@ Each line imports only from lines below it (the contract in pyproject.toml):
     record          writes the addresses of NumPy arrays to records
     library         loads all compiled functions from the cache, or compiles them
     entries         the functions that Python calls
+    bandwidth       the read of memory by which bandwidth is measured
 
     forward         the operations of nanovllm/model/gpt2.py, in the same order
     sampling        the twin of nanovllm/model/numpy_sampler.py: from rows of logits to tokens

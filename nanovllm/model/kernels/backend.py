@@ -23,7 +23,7 @@ from nanovllm.model.kernels.build.target import (
     DTYPES,
     QUANTIZATIONS,
     Spec,
-    host_target,
+    host_spec,
 )
 from nanovllm.model.kernels.library import load_library
 from nanovllm.model.kernels.packed_weights import PackedWeights
@@ -77,7 +77,7 @@ class NumbaBackend:
             num_threads: the default is one for each core that this process may use.
         """
         self.config = config
-        self._spec = spec or Spec(host_target())
+        self._spec = spec or host_spec()
         self.weight_dtype, self.cache_dtype = self._spec.weights, self._spec.cache
         self.input_dtype = self._spec.inputs
         self._library = load_library(self._spec)
@@ -124,7 +124,7 @@ class NumbaBackend:
         backend = cls(
             config,
             without(open_weights(folder, config), config, options.without),
-            spec=Spec(host_target(), weights, _AUTO_CACHE[weights] if cache == "auto" else cache),
+            spec=host_spec(weights, _AUTO_CACHE[weights] if cache == "auto" else cache),
             narrow_embedding=options.dtype == "bfloat16",
             num_threads=options.num_threads,
         )

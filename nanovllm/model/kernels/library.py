@@ -11,19 +11,18 @@ import os
 import platform
 import sys
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache
 from importlib import import_module
 from importlib.abc import Traversable
 from importlib.metadata import version
 from importlib.resources import files
 
-import llvmlite
 import numpy as np
-from llvmlite import binding
 
-from nanovllm.model.kernels.build.codegen import Library, LLVMCpu, host_cpu
+from nanovllm.model.kernels.build.codegen import Library, LLVMCpu, host_cpu, llvm
 from nanovllm.model.kernels.build.object_cache import CACHE_VARIABLE, ObjectCache, user_cache
+from nanovllm.model.kernels.build.shipped import find_shipped
 from nanovllm.model.kernels.build.target import CHECKS_ADDRESSES, Spec
 from nanovllm.progress import shows_progress
 
@@ -31,6 +30,7 @@ POOL_ENTRIES = ("prepare_job", "run_job", "help_job", "wake_helpers", "spin")
 """The functions of ThreadPool, a part of each library."""
 ENTRIES = ("prepare_attention", "forward", "logits", "greedy", "sample_rows", *POOL_ENTRIES)
 """Functions that Python calls, as function(record_ptr, thread) -> status, 0 for success."""
+_DIGEST_DIGITS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +39,14 @@ class EntryPoints:
 
     Attributes:
         package: its module `entries` has make_entries(spec), which returns the functions.
+        purpose: what they are for, shown while they are compiled.
         names: names of the functions.
         compiled_in: packages and modules that the machine code depends on.
         sources: digest of their sources when the package was imported.
     """
 
     package: str
+    purpose: str
     names: tuple[str, ...]
     compiled_in: tuple[str, ...]
     sources: str
@@ -77,21 +79,36 @@ def _sources(
 
 COMPILED_IN = (__package__, "nanovllm.model.sampling")
 """The kernels, and the layout of the sampler's settings."""
-INFERENCE = EntryPoints(__package__, ENTRIES, COMPILED_IN, digest_of_sources(COMPILED_IN))
+_SOURCES = digest_of_sources(COMPILED_IN)
+INFERENCE = EntryPoints(__package__, "inference", ENTRIES, COMPILED_IN, _SOURCES)
+BANDWIDTH = EntryPoints(
+    f"{__package__}.bandwidth", "measuring bandwidth", ("read",), COMPILED_IN, _SOURCES
+)
 
 
 @cache
 def load_library(spec: Spec, entry_points: EntryPoints = INFERENCE) -> Library:
     """Return the functions for these types on this CPU; they are loaded once in a process."""
-    return Library(load_image(spec, user_cache(), entry_points), entry_points.names)
+    image = find_shipped(shared_name(spec, entry_points))
+    return Library(image or load_image(spec, user_cache(), entry_points), entry_points.names)
+
+
+def shared_name(spec: Spec, entry_points: EntryPoints = INFERENCE) -> str:
+    """Return the name of a library's shared object (shipped.py)."""
+    target = spec.essential.target
+    flags = [field.name for field in fields(target) if getattr(target, field.name) is True]
+    package = entry_points.package.removeprefix("nanovllm.")
+    sources = entry_points.sources[:_DIGEST_DIGITS]
+    return "-".join((package, spec.weights, spec.cache, str(target.lanes), *flags, sources))
 
 
 def load_image(spec: Spec, store: ObjectCache, entry_points: EntryPoints = INFERENCE) -> bytes:
     """Return the object file of these functions, from `store` or compiled and stored there."""
+    llvm()  # without it, there is an explanation
     cpu = host_cpu()
     if spec.target.check or CHECKS_ADDRESSES:
         # the code has an address of this process in it (bounds.py)
-        return _compile(spec, cpu, entry_points)
+        return compile_library(spec, cpu, entry_points)
     key = cache_key(spec, cpu, entry_points)
     image = store.load(key)
     if image is None:
@@ -99,7 +116,7 @@ def load_image(spec: Spec, store: ObjectCache, entry_points: EntryPoints = INFER
             image = store.load(key)  # another process may have compiled it meanwhile
             if image is None:
                 _announce_compilation(store, spec, entry_points)
-                image = _compile(spec, cpu, entry_points)
+                image = compile_library(spec, cpu, entry_points)
                 if _is_unchanged(entry_points) and not store.save(key, image):
                     _warn_about_cache(store)
     return image
@@ -112,8 +129,8 @@ def _is_unchanged(entry_points: EntryPoints) -> bool:
 
 def _announce_compilation(store: ObjectCache, spec: Spec, entry_points: EntryPoints) -> None:
     """Explain the slow start where no progress bar does, as in a log or a pipe."""
-    if not shows_progress():
-        purpose = "training"
+    if entry_points != BANDWIDTH and not shows_progress():  # that takes a second
+        purpose = entry_points.purpose
         if entry_points == INFERENCE:
             purpose = f"{spec.weights} weights, {spec.cache} KV cache"
         kept = f" and happens once; they are kept in {store.folder}" if store.is_usable() else ""
@@ -134,25 +151,27 @@ def _warn_about_cache(store: ObjectCache) -> None:
     )
 
 
-def _compile(spec: Spec, cpu: LLVMCpu, entry_points: EntryPoints) -> bytes:
+def compile_library(
+    spec: Spec, cpu: LLVMCpu, entry_points: EntryPoints, *, is_shared: bool = False
+) -> bytes:
+    """Return the object file of these functions; `is_shared` as in create_target_machine."""
     # Numba is imported only to compile.
     from nanovllm.model.kernels.build.compiler import compile_entries  # noqa: PLC0415
 
     module = import_module(f"{entry_points.package}.entries")
-    return compile_entries(module.make_entries(spec), cpu)
+    return compile_entries(module.make_entries(spec.essential), cpu, is_shared=is_shared)
 
 
 def cache_key(spec: Spec, cpu: LLVMCpu, entry_points: EntryPoints = INFERENCE) -> str:
     """Return a digest of all that the machine code depends on."""
     numba_settings = sorted(item for item in os.environ.items() if item[0].startswith("NUMBA_"))
-    llvm = ".".join(map(str, binding.llvm_version_info))
     versions = (
         version("numba"),
-        llvmlite.__version__,
-        llvm,
+        version("llvmlite"),
+        ".".join(map(str, llvm().llvm_version_info)),
         np.__version__,
         platform.python_implementation(),
         platform.python_version(),
     )
-    parts = (entry_points, versions, cpu, numba_settings, spec)
+    parts = (entry_points, versions, cpu, numba_settings, spec.essential)
     return hashlib.sha256(repr(parts).encode()).hexdigest()

@@ -13,7 +13,11 @@ from nanovllm.training.kernels.records import RECORDS
 
 _COMPILED_IN = (*COMPILED_IN, __package__, "nanovllm.training.network.dropout")
 TRAINING = EntryPoints(
-    __package__, (*RECORDS, *POOL_ENTRIES), _COMPILED_IN, digest_of_sources(_COMPILED_IN)
+    __package__,
+    "training",
+    (*RECORDS, *POOL_ENTRIES),
+    _COMPILED_IN,
+    digest_of_sources(_COMPILED_IN),
 )
 
 

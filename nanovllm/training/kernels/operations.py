@@ -7,7 +7,7 @@ import numpy as np
 from nanovllm.model.activation import ACTIVATIONS
 from nanovllm.model.kernels.build.layout import WORD_BYTES
 from nanovllm.model.kernels.build.packing import aligned_zeros, round_up
-from nanovllm.model.kernels.build.target import KernelTarget, host_target
+from nanovllm.model.kernels.build.target import KernelTarget, host_spec
 from nanovllm.model.machine import default_threads
 from nanovllm.training.kernels.attention.layout import (
     backward_memory,
@@ -56,7 +56,9 @@ class CompiledOperations:
             num_threads: the default is one for each core that this process may use.
             target: what to compile for; the default is this CPU.
         """
-        self._runner = OperationRunner(num_threads or default_threads(), target or host_target())
+        self._runner = OperationRunner(
+            num_threads or default_threads(), target or host_spec().target
+        )
         self._empty, self._run = self._runner.empty, self._runner.run
 
     @property

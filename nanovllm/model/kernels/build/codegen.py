@@ -1,16 +1,28 @@
 """The CPU that machine code is generated for, and loading of machine code into this process.
 
 Both need LLVM only. Numba is imported only to compile, because its import takes longer than loading
-a model.
+a model. Shared objects of a wheel (shipped.py) are loaded without LLVM, which may be missing then.
 """
 
 import os
+import platform
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from ctypes import CFUNCTYPE, c_int32, c_int64
-from dataclasses import dataclass
+from contextlib import suppress
+from ctypes import CDLL, CFUNCTYPE, c_int32, c_int64, c_void_p, cast
+from dataclasses import dataclass, replace
+from functools import cache
+from importlib.metadata import requires
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
-from llvmlite import binding
+from nanovllm.errors import KernelError
+
+CPU_INFO = Path("/proc/cpuinfo")
+_ZEN5_FAMILY = "26"
+_LLVM_NAMES = {"asimddp": "dotprod"}
+"""What LLVM calls an instruction set, where that is not Linux's name without underscores."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,25 +40,81 @@ class LLVMCpu:
     features: str
 
 
+@cache
+def has_compiler() -> bool:
+    """Return whether Numba, and with it LLVM, is installed."""
+    return all(map(find_spec, ("llvmlite", "numba")))
+
+
+def llvm() -> Any:
+    """Import LLVM; raise KernelError if it is not installed."""
+    if not has_compiler():
+        needed = [line for line in requires("nanovllm") or [] if line.startswith("numba")]
+        numba = needed[0].partition(";")[0] if needed else "numba"
+        raise KernelError(
+            "the installed kernels are not for this CPU or setting, and Numba, which compiles "
+            f"others, is missing: pip install '{numba}', or choose the backend numpy"
+        )
+    from llvmlite import binding  # noqa: PLC0415 - may be missing
+
+    return binding
+
+
 def host_cpu() -> LLVMCpu:
-    """Return this machine's CPU, or the one that NUMBA_CPU_NAME and NUMBA_CPU_FEATURES name."""
-    triple = binding.get_process_triple()
-    name, features = os.environ.get("NUMBA_CPU_NAME", "host"), os.environ.get("NUMBA_CPU_FEATURES")
-    if name != "host":
+    """Return the CPU that NUMBA_CPU_NAME and NUMBA_CPU_FEATURES name, by default this machine's."""
+    name, features = os.environ.get("NUMBA_CPU_NAME"), os.environ.get("NUMBA_CPU_FEATURES")
+    if name is None and features is None:
+        return this_cpu()
+    triple = llvm().get_process_triple()
+    if name not in {None, "host"}:
         return LLVMCpu(triple, name, features or "")
+    cpu = this_cpu()
+    return cpu if features is None else replace(cpu, features=features)
+
+
+def this_cpu() -> LLVMCpu:
+    """Return this machine's CPU; without LLVM, as far as shared objects of a wheel need it."""
+    if not has_compiler():
+        return cpu_of_linux()
+    binding = llvm()
     return LLVMCpu(
-        triple,
+        binding.get_process_triple(),
         binding.get_host_cpu_name(),
-        binding.get_host_cpu_features().flatten() if features is None else features,
+        binding.get_host_cpu_features().flatten(),
     )
 
 
-def create_target_machine(cpu: LLVMCpu) -> Any:
-    """Return LLVM's code generator for code that is loaded into this process."""
+@cache
+def cpu_of_linux() -> LLVMCpu:
+    """Return the CPU that Linux describes in /proc/cpuinfo; without features elsewhere."""
+    fields: dict[str, str] = {}
+    with suppress(OSError):
+        for line in CPU_INFO.read_text(encoding="ascii", errors="replace").splitlines():
+            name, _, value = line.partition(":")
+            fields.setdefault(name.strip(), value.strip())
+    is_zen5 = (fields.get("vendor_id"), fields.get("cpu family")) == ("AuthenticAMD", _ZEN5_FAMILY)
+    names = fields.get("flags", fields.get("Features", "")).split()
+    features = [f"+{_LLVM_NAMES.get(name, name.replace('_', ''))}" for name in names]
+    triple = f"{platform.machine()}-unknown-{sys.platform}"
+    return LLVMCpu(triple, "znver5" if is_zen5 else "generic", ",".join(sorted(features)))
+
+
+def create_target_machine(cpu: LLVMCpu, *, is_shared: bool = False) -> Any:
+    """Return LLVM's code generator for code that is loaded into this process.
+
+    Args:
+        cpu: what the code is for.
+        is_shared: for a shared object, which a linker makes and any process can load.
+    """
+    binding = llvm()
     binding.initialize_native_target()
     binding.initialize_native_asmprinter()
     target = binding.Target.from_triple(cpu.triple)
     relocation = "static" if target.name.startswith("x86") else "default"
+    if is_shared:
+        return target.create_target_machine(
+            cpu=cpu.name, features=cpu.features, opt=3, reloc="pic", codemodel="small"
+        )
     return target.create_target_machine(
         cpu=cpu.name,
         features=cpu.features,
@@ -62,6 +130,7 @@ def load_object(image: bytes, names: Iterable[str]) -> dict[str, int]:
 
     The code stays loaded until the process ends: a thread may still be about to return from it.
     """
+    binding = llvm()
     engine = binding.create_mcjit_compiler(
         binding.parse_assembly(""), create_target_machine(host_cpu())
     )
@@ -72,6 +141,15 @@ def load_object(image: bytes, names: Iterable[str]) -> dict[str, int]:
     return addresses
 
 
+def load_shared_object(path: Path, names: Iterable[str]) -> dict[str, int]:
+    """Load a shared object into this process and return the addresses of its functions `names`.
+
+    Raises OSError if it cannot be loaded.
+    """
+    loaded = CDLL(str(path))
+    return {name: cast(loaded[name], c_void_p).value or 0 for name in names}
+
+
 PROTOTYPE = CFUNCTYPE(c_int32, c_int64, c_int64)
 """A compiled entry as ctypes calls it, without the GIL: function(address, thread) -> status."""
 
@@ -79,9 +157,13 @@ PROTOTYPE = CFUNCTYPE(c_int32, c_int64, c_int64)
 class Library:
     """Machine code that is loaded until the process ends."""
 
-    def __init__(self, image: bytes, names: Sequence[str]) -> None:
-        """Load an object file that defines the functions `names`."""
-        self.addresses: Mapping[str, int] = load_object(image, names)
+    def __init__(self, image: bytes | Path, names: Sequence[str]) -> None:
+        """Load an object file, or a shared object at a path, that defines the functions `names`."""
+        self.addresses: Mapping[str, int] = (
+            load_shared_object(image, names)
+            if isinstance(image, Path)
+            else load_object(image, names)
+        )
         self.functions: Mapping[str, Callable[[int, int], int]] = {
             name: PROTOTYPE(address) for name, address in self.addresses.items()
         }

@@ -150,9 +150,9 @@ def link(functions: Mapping[str, Any], machine: Any) -> Any:
     return module
 
 
-def emit_object(functions: Mapping[str, Any], cpu: LLVMCpu) -> bytes:
-    """Return the object file of `link` for a CPU."""
-    machine = create_target_machine(cpu)
+def emit_object(functions: Mapping[str, Any], cpu: LLVMCpu, *, is_shared: bool = False) -> bytes:
+    """Return the object file of `link` for a CPU; `is_shared` as in create_target_machine."""
+    machine = create_target_machine(cpu, is_shared=is_shared)
     return bytes(machine.emit_object(link(functions, machine)))
 
 
@@ -171,7 +171,7 @@ def _exported(name: str, function: Any) -> ir.Module:
     return module
 
 
-def compile_entries(entries: Mapping[str, Any], cpu: LLVMCpu) -> bytes:
+def compile_entries(entries: Mapping[str, Any], cpu: LLVMCpu, *, is_shared: bool = False) -> bytes:
     """Compile functions, by name, to an object file; show a progress bar."""
     line = progress_bar(
         total=len(entries),
@@ -184,7 +184,7 @@ def compile_entries(entries: Mapping[str, Any], cpu: LLVMCpu) -> bytes:
             function.compile(ARGUMENTS)
             line.update()
         line.set_description("machine code")
-        return emit_object(entries, cpu)
+        return emit_object(entries, cpu, is_shared=is_shared)
 
 
 class _Tell(event.Listener):

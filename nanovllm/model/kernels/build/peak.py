@@ -18,16 +18,18 @@ from functools import cache
 from hashlib import sha256
 from typing import NamedTuple
 
-from llvmlite import binding
-
 from nanovllm.model.kernels.build.codegen import (
     PROTOTYPE,
     LLVMCpu,
     create_target_machine,
     host_cpu,
+    llvm,
     load_object,
+    load_shared_object,
+    this_cpu,
 )
 from nanovllm.model.kernels.build.object_cache import user_cache
+from nanovllm.model.kernels.build.shipped import find_shipped
 
 BFLOAT16_VARIABLE = "NANOVLLM_BFLOAT16"
 BFLOAT16_CHOICES = ("dot", "float32")
@@ -75,13 +77,13 @@ def instruction(kind: str, lanes: int) -> Instruction:
     return Instruction(name, f"<{lanes} x i32>", f"<{4 * lanes} x i8>", order, 4)
 
 
-def _assembly(kind: str, lanes: int, chains: int) -> str:
+def _assembly(kind: str, lanes: int) -> str:
     """Return LLVM code of spin(count, word) -> the bits of a lane of the chains, all of them equal.
 
     Each chain adds `count` products of a vector of words with itself.
     """
     name, total, factor, arguments, _ = instruction(kind, lanes)
-    words, numbers = f"<{lanes} x i32>", range(chains)
+    words, numbers = f"<{lanes} x i32>", range(_chains(lanes))
     call = arguments.format(factor=f"{factor} %factor", total=f"{total} %total#")
     lines = {
         "totals": f"%total# = phi {total} [ zeroinitializer, %entry ], [ %new#, %loop ]",
@@ -115,7 +117,7 @@ loop:
 end:
   {every["bits"]}
   {joined}
-  %result = extractelement {words} %all{chains - 1}, i32 0
+  %result = extractelement {words} %all{numbers[-1]}, i32 0
   ret i32 %result
 }}
 """
@@ -123,20 +125,32 @@ end:
 
 @cache
 def make_spin(kind: str, lanes: int) -> tuple[Callable[[int, int], int], int]:
-    """Return spin(count, word) and its number of chains; see `_assembly`.
+    """Return spin(count, word) and its number of chains; see `_assembly`."""
+    if path := find_shipped(peak_name(kind, lanes)):
+        addresses = load_shared_object(path, ["spin"])
+    else:
+        addresses = load_object(emit_spin(kind, lanes), ["spin"])
+    return PROTOTYPE(addresses["spin"]), _chains(lanes)
+
+
+def _chains(lanes: int) -> int:
+    """Return how many instructions are under way at once.
 
     Two units with a latency of four cycles need eight chains; AVX has registers for 12, AVX-512 and
     NEON for 16.
     """
-    chains = 12 if lanes == 8 else 16
-    image = emit_spin(kind, lanes, chains)
-    return PROTOTYPE(load_object(image, ["spin"])["spin"]), chains
+    return 12 if lanes == 8 else 16
 
 
-def emit_spin(kind: str, lanes: int, chains: int) -> bytes:
+def peak_name(kind: str, lanes: int) -> str:
+    """Return the name of the shared object of `spin` (shipped.py)."""
+    return f"peak-{kind}-{lanes}"
+
+
+def emit_spin(kind: str, lanes: int, *, is_shared: bool = False) -> bytes:
     """Return the object file of `spin` for the CPU that `host_cpu` names."""
-    module = binding.parse_assembly(_assembly(kind, lanes, chains))
-    return bytes(create_target_machine(host_cpu()).emit_object(module))
+    module = llvm().parse_assembly(_assembly(kind, lanes))
+    return bytes(create_target_machine(host_cpu(), is_shared=is_shared).emit_object(module))
 
 
 def measure_instruction(kind: str, lanes: int, threads: int = 1) -> float:
@@ -175,7 +189,7 @@ def is_bfloat16_dot_faster(cpu: LLVMCpu, lanes: int) -> bool:
 
     Another CPU's code, which this one cannot run, is not measured and uses them.
     """
-    if not binding.get_host_cpu_features().get("avx512bf16"):
+    if "+avx512bf16" not in this_cpu().features.split(","):
         return True
     speeds = bfloat16_speeds(cpu, lanes)
     return speeds["bfloat16"] >= _LEAST_GAIN * speeds["float32"]

@@ -4,11 +4,9 @@ One compilation serves every model, because all sizes are run-time arguments.
 """
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from llvmlite import binding, ir
-
-from nanovllm.model.kernels.build.codegen import host_cpu
+from nanovllm.model.kernels.build.codegen import host_cpu, llvm
 from nanovllm.model.kernels.build.peak import (
     BFLOAT16_VARIABLE,
     bfloat16_choice,
@@ -102,9 +100,32 @@ class Spec:
         """Type of the queries and the attention weights; an int8 cache is widened to float32."""
         return "float32" if self.cache == "int8" else self.target.input_type(self.cache)
 
+    @property
+    def essential(self) -> "Spec":
+        """The same compilation, without the instructions that its types do not use."""
+        types = {self.weights, self.cache}
+        target = replace(
+            self.target,
+            bfloat16_dot=self.target.bfloat16_dot and "bfloat16" in types,
+            int8_dot=self.target.int8_dot and self.weights == "int8",
+        )
+        return replace(self, target=target)
 
-def host_target() -> KernelTarget:
+
+def host_spec(weights: str = "float32", cache: str = "float32") -> Spec:
+    """Return what is compiled for these types on the CPU that `host_cpu` names.
+
+    Raises ValueError as `host_target` does.
+    """
+    return Spec(host_target(measures="bfloat16" in {weights, cache}), weights, cache).essential
+
+
+def host_target(*, measures: bool = True) -> KernelTarget:
     """Return the target of the CPU that `host_cpu` names.
+
+    Args:
+        measures: at the first start, find the faster instructions for bfloat16; else they stay
+            unknown, as if there were no dot products.
 
     Raises ValueError if NANOVLLM_BFLOAT16 is not valid, or asks for what the CPU lacks.
     """
@@ -115,7 +136,7 @@ def host_target() -> KernelTarget:
             f"{BFLOAT16_VARIABLE} is dot, but this CPU has no dot products of bfloat16; unset it"
         )
     has_dot = has_dot and choice != "float32"
-    is_x86 = binding.get_default_triple().startswith(("x86_64", "i686"))
+    is_x86 = host_cpu().triple.startswith(("x86_64", "i686"))
     if not is_x86 or not {"avx2", "fma"} <= features:
         return KernelTarget(lanes=4, is_x86=is_x86, has_fma=not is_x86 or "fma" in features)
     if not {"avx512f", "avx512vl", "avx512bw", "avx512dq"} <= features:
@@ -124,7 +145,7 @@ def host_target() -> KernelTarget:
     is_zen5 = cpu.name == "znver5"
     return KernelTarget(
         lanes=16,
-        bfloat16_dot=has_dot and (choice == "dot" or is_bfloat16_dot_faster(cpu, 16)),
+        bfloat16_dot=measures and has_dot and (choice == "dot" or is_bfloat16_dot_faster(cpu, 16)),
         int8_dot="avx512vnni" in features,
         is_x86=True,
         nontemporal=is_zen5,
@@ -146,11 +167,12 @@ def _features() -> set[str]:
 
 def _features_of(cpu_name: str) -> set[str]:
     """Return the vector features of a named CPU, inferred from the code that LLVM emits for it."""
+    binding = llvm()
     binding.initialize_native_target()
     binding.initialize_native_asmprinter()
     machine = binding.Target.from_default_triple().create_target_machine(cpu=cpu_name, features="")
     features: set[str] = set()
-    code = machine.emit_assembly(binding.parse_assembly(str(_multiply_add(16))))
+    code = machine.emit_assembly(binding.parse_assembly(_MULTIPLY_ADD))
     if "vfmadd" in code:
         features |= {"avx2", "fma"}
     if "zmm" in code:
@@ -158,15 +180,13 @@ def _features_of(cpu_name: str) -> set[str]:
     return features
 
 
-def _multiply_add(lanes: int) -> ir.Module:
-    module = ir.Module(name="probe")
-    module.triple = binding.get_default_triple()
-    kind = ir.VectorType(ir.FloatType(), lanes)
-    pointer = kind.as_pointer()
-    function = ir.Function(module, ir.FunctionType(ir.VoidType(), [pointer]), "probe")
-    builder = ir.IRBuilder(function.append_basic_block())
-    value = builder.load(function.args[0])
-    fma = ir.Function(module, ir.FunctionType(kind, [kind] * 3), f"llvm.fma.v{lanes}f32")
-    builder.store(builder.call(fma, [value, value, value]), function.args[0])
-    builder.ret_void()
-    return module
+_MULTIPLY_ADD = """
+declare <16 x float> @llvm.fma.v16f32(<16 x float>, <16 x float>, <16 x float>)
+define void @probe(<16 x float>* %at) {
+  %value = load <16 x float>, <16 x float>* %at
+  %sum = call <16 x float> @llvm.fma.v16f32(
+    <16 x float> %value, <16 x float> %value, <16 x float> %value)
+  store <16 x float> %sum, <16 x float>* %at
+  ret void
+}
+"""

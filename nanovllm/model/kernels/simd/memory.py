@@ -14,7 +14,7 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 
-from nanovllm.model.kernels.build.bounds import checked, size_of
+from nanovllm.model.kernels.build.check_code import checked, size_of
 from nanovllm.model.kernels.build.target import CHECKS_ADDRESSES
 from nanovllm.model.kernels.simd.elements import map_elements
 from nanovllm.model.kernels.simd.kernel import Float, emitted, kernel_maker

@@ -15,7 +15,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from nanovllm.model.kernels.build.bounds import size_of
+from nanovllm.model.kernels.build.check_code import size_of
 
 F32, F64 = ir.FloatType(), ir.DoubleType()
 I8, I16, I32, I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))

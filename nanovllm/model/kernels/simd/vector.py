@@ -25,7 +25,7 @@ from typing import Any
 from llvmlite import ir
 from numba.core import cgutils
 
-from nanovllm.model.kernels.build.bounds import checked, size_of
+from nanovllm.model.kernels.build.check_code import checked, size_of
 from nanovllm.model.kernels.build.layout import WORD_BYTES
 from nanovllm.model.kernels.build.target import KernelTarget
 from nanovllm.model.kernels.simd.value import F32, I8, I16, I32, I64, Value, constant

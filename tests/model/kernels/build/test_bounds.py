@@ -10,7 +10,8 @@ import pytest
 from llvmlite import ir
 from numba import types
 
-from nanovllm.model.kernels.build.bounds import checked, size_of, watch
+from nanovllm.model.kernels.build.bounds import watch
+from nanovllm.model.kernels.build.check_code import checked, size_of
 from nanovllm.model.kernels.build.codegen import host_cpu
 from nanovllm.model.kernels.build.compiler import compiled, intrinsic
 from nanovllm.model.kernels.build.object_cache import ObjectCache
@@ -44,7 +45,7 @@ def test_the_environment_asks_for_the_check(tmp_path: Path, value: str, expected
 def test_code_that_checks_is_neither_kept_nor_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nanovllm.model.kernels.library._compile", lambda *_: b"compiled")
+    monkeypatch.setattr("nanovllm.model.kernels.library.compile_library", lambda *_: b"compiled")
     store, spec = ObjectCache(tmp_path / "kernels"), Spec(TARGET)
     assert load_image(spec, store) == b"compiled"
     assert not store.folder.exists()
