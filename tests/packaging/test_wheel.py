@@ -4,65 +4,32 @@ There they generate with and serve the bundled model, in a folder outside of the
 built, and one with kernels and without Numba.
 """
 
-import json
 import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tarfile
-import time
-import venv
 import zipfile
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
-from email.message import Message
-from email.parser import HeaderParser
-from importlib.metadata import Distribution, distribution
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
-from typing import Any
-from urllib.error import HTTPError, URLError
-from urllib.request import Request, urlopen
 
 import pytest
-from packaging.requirements import Requirement
 
 import nanovllm
 from nanovllm import LLM, SamplingParams
 from nanovllm.model.kernels.build.object_cache import user_cache
 from nanovllm.model.kernels.build.target import Spec, host_target
 from nanovllm.model.kernels.library import load_library
+from tests.support.wheels import install, metadata_of, post, run, served_model, serving
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = {"cli", "server", "engine", "runner", "model", "bundled"}
 MODEL_FILES = {"README.md", "config.json", "model.safetensors", "tokenizer.json"}
-START_TIMEOUT_S = 180.0  # the first start compiles
 STOP_TIMEOUT_S = 30.0
 
 pytestmark = pytest.mark.network
-
-
-def run(
-    *command: str | Path, cwd: Path, env: dict[str, str] | None = None, timeout_s: float = 300.0
-) -> str:
-    """Standard output of a command that must succeed."""
-    done = subprocess.run(
-        [str(part) for part in command],
-        cwd=cwd,
-        env=env,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=timeout_s,
-        check=False,
-    )
-    assert done.returncode == 0, (
-        f"{' '.join(map(str, command))} gave {done.returncode}\n"
-        f"{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
-    )
-    return done.stdout
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -94,26 +61,24 @@ def wheel(dist: Path) -> Path:
     return path
 
 
-def required(requirements: Iterable[str], extra: str = "") -> Iterator[Distribution]:
-    """Yield the installed distributions that these requirements name, and all that those need."""
-    for requirement in map(Requirement, requirements):
-        if requirement.marker is None or requirement.marker.evaluate({"extra": extra}):
-            found = distribution(requirement.name)
-            assert requirement.specifier.contains(found.version, prereleases=True), requirement
-            yield found
-            for name in ("", *requirement.extras):
-                yield from required(found.requires or [], name)
+def level_of_this_cpu() -> str | None:
+    """Return the level of a wheel with kernels that fits; None where the test cannot build it."""
+    target = host_target()
+    if not target.is_x86 or target.lanes < 8 or sys.platform != "linux" or not shutil.which("cc"):
+        return None
+    return {8: "avx2", 16: "zen5" if target.nontemporal else "avx512"}[target.lanes]
+
+
+LEVEL = level_of_this_cpu()
 
 
 @pytest.fixture(scope="module")
 def kernel_wheel(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel with kernels for this CPU in float32."""
-    target = host_target()
-    if not target.is_x86 or target.lanes < 8 or sys.platform != "linux" or not shutil.which("cc"):
+    if LEVEL is None:
         pytest.skip("needs Linux on an x86 CPU with AVX2, and a linker")
-    level = {8: "avx2", 16: "zen5" if target.nontemporal else "avx512"}[target.lanes]
     folder = tmp_path_factory.mktemp("kernel-wheel")
-    types = ("--levels", level, "--weights", "float32", "--caches", "float32")
+    types = ("--levels", LEVEL, "--weights", "float32", "--caches", "float32")
     script = ROOT / "scripts/kernel_wheel.py"
     run(sys.executable, script, "--wheel", wheel, *types, "--dest", folder, cwd=ROOT)
     [path] = folder.iterdir()
@@ -130,33 +95,6 @@ def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def small_environment(kernel_wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same with the wheel that has kernels."""
     return install(kernel_wheel, tmp_path_factory.mktemp("small-environment"))
-
-
-def install(wheel: Path, folder: Path) -> Path:
-    """Make an environment with a wheel and its dependencies; return its folder of programs.
-
-    The dependencies are links to those of this environment, which `pip install` got from the index.
-    """
-    venv.create(folder, with_pip=False, symlinks=os.name != "nt")
-    programs = folder / ("Scripts" if os.name == "nt" else "bin")
-    python = programs / "python"
-    print_folder = "import sysconfig; print(sysconfig.get_path('purelib'), end='')"
-    packages = Path(run(python, "-c", print_folder, cwd=folder))
-    for found in required(metadata_of(wheel).get_all("Requires-Dist", [])):
-        for name in {file.parts[0] for file in found.files or []} - {"..", "__pycache__"}:
-            if not (packages / name).exists():
-                (packages / name).symlink_to(str(found.locate_file(name)))
-    options = ("--quiet", "--disable-pip-version-check", "--no-index", "--no-deps", "--no-compile")
-    pip = (sys.executable, "-m", "pip", "--python", python)
-    run(*pip, "install", *options, wheel, cwd=folder)
-    return programs
-
-
-def metadata_of(wheel: Path) -> Message:
-    """Return the fields of the wheel's METADATA."""
-    with zipfile.ZipFile(wheel) as archive:
-        info = f"nanovllm-{nanovllm.__version__}.dist-info"
-        return HeaderParser().parsestr(archive.read(f"{info}/METADATA").decode())
 
 
 @pytest.fixture
@@ -386,9 +324,10 @@ def test_what_has_no_kernels_is_an_error_with_a_remedy(
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGTERM to catch")
 def test_server_answers_and_stops(
-    small_environment: Path, elsewhere: Path, new_env: dict[str, str]
+    request: pytest.FixtureRequest, elsewhere: Path, env: dict[str, str]
 ) -> None:
-    with serving(small_environment, elsewhere, new_env) as (server, url):
+    environment = request.getfixturevalue("small_environment" if LEVEL else "environment")
+    with serving(environment, elsewhere, env) as (server, url):
         answer = post(
             f"{url}/v1/completions",
             {
@@ -403,61 +342,3 @@ def test_server_answers_and_stops(
         assert answer["usage"]["completion_tokens"] == 8
         server.send_signal(signal.SIGTERM)
         assert server.wait(STOP_TIMEOUT_S) == 0
-
-
-@contextmanager
-def serving(
-    environment: Path, folder: Path, env: dict[str, str]
-) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
-    """`nanovllm serve` with no model named, ready to answer, and its address."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    url = f"http://127.0.0.1:{port}"
-    log = folder / "server.log"
-    with log.open("wb") as output:
-        server = subprocess.Popen(
-            [environment / "nanovllm", "serve", "--port", str(port)],
-            cwd=folder,
-            env=env,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-        )
-    try:
-        deadline_s = time.monotonic() + START_TIMEOUT_S
-        while not is_ready(url):
-            assert server.poll() is None, (
-                f"the server ended with {server.returncode}:\n{log.read_text()}"
-            )
-            assert time.monotonic() < deadline_s, (
-                f"the server is not ready after {START_TIMEOUT_S:.0f} s:\n{log.read_text()}"
-            )
-            time.sleep(0.1)
-        yield server, url
-    finally:
-        server.kill()
-        server.wait()
-
-
-def is_ready(url: str) -> bool:
-    try:
-        with urlopen(f"{url}/health", timeout=5) as response:
-            return bool(response.status == 200)
-    except HTTPError as error:  # 503 while the model is being loaded
-        error.close()
-        return False
-    except (URLError, ConnectionError):
-        return False
-
-
-def served_model(url: str) -> str:
-    with urlopen(f"{url}/v1/models", timeout=5) as response:
-        return str(json.load(response)["data"][0]["id"])
-
-
-def post(url: str, body: dict[str, Any]) -> dict[str, Any]:
-    request = Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
-    with urlopen(request, timeout=30) as response:
-        answer: dict[str, Any] = json.load(response)
-    return answer
