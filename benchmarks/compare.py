@@ -29,7 +29,7 @@ from benchmarks.options import (
 from benchmarks.results import ClassResults, Sample, compare_outputs
 from benchmarks.workload import WORKLOADS, Answer, Workload, make_workloads
 from nanovllm.cli.argument_types import names_of, positive_number
-from nanovllm.cli.bench.machine import MemoryReader, measure_peak
+from nanovllm.cli.bench.machine import MemoryReader, measure_peak, peak_type
 from nanovllm.cli.bench.roofline import Costs
 from nanovllm.model.config import GPT2Config
 
@@ -113,6 +113,7 @@ def run_class(results: ClassResults, parsed: argparse.Namespace, reader: MemoryR
     peaks.append(measure_peak(results.kind, parsed.threads))
     known = [peak for peak in peaks if peak is not None]
     results.peak = sum(known) / len(known) if known else None
+    results.peak_type = peak_type(results.kind)
 
 
 def start(entry: Entry, results: ClassResults, parsed: argparse.Namespace) -> Contender | None:

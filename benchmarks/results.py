@@ -43,7 +43,10 @@ class Sample:
 
 @dataclass(slots=True)
 class ClassResults:
-    """The measurements of a class; `problems` names missing or invalid contenders."""
+    """The measurements of a class; `problems` names missing or invalid contenders.
+
+    `peak_type` is the type whose multiply-adds are the peak: that in which our kernels compute.
+    """
 
     kind: str
     peak: float | None
@@ -52,6 +55,7 @@ class ClassResults:
     samples: list[Sample] = field(default_factory=list)
     abouts: dict[str, dict[str, Any]] = field(default_factory=dict)
     problems: dict[str, str] = field(default_factory=dict)
+    peak_type: str | None = None
     agreements: dict[str, dict[str, Agreement]] = field(default_factory=dict)
 
     def speeds(self, contender: str, workload: str) -> dict[int, float]:
@@ -113,6 +117,7 @@ class ClassResults:
         return {
             "bandwidth_bytes_per_s": spread(bandwidths) if bandwidths else None,
             "peak_operations_per_s": self.peak,
+            "peak_type": self.peak_type,
             "contenders": {
                 name: {
                     **about,

@@ -51,6 +51,7 @@ def markdown(record: Record) -> str:
         "sizes": _sizes,
         "http_cost": _http_cost,
         "training": _training,
+        "training_profile": _training_profile,
         "nanogpt": _nanogpt,
         "speculation": _speculation,
         "speculation-peers": _speculation_peers,
@@ -83,7 +84,7 @@ def _compare(record: Record) -> list[str]:
     lines = _header("", *workloads)
     for kind, found in record["classes"].items():
         for name, contender in found["contenders"].items():
-            label = f"**{kind}**: {name}" if name == "nanovllm" else name
+            label = f"**{kind}**{_peak_note(kind, found)}: {name}" if name == "nanovllm" else name
             note = f" ({contender['note']})" if "note" in contender else ""
             speeds = (_speed(contender["workloads"].get(workload)) for workload in workloads)
             lines.append(_row(label + note, *speeds))
@@ -91,6 +92,12 @@ def _compare(record: Record) -> list[str]:
         ratios = ("-" if best is None else f"**{best[1]:.2f}** by {best[0]}" for best in bests)
         lines.append(_row(f"ratio, {kind}", *ratios))
     return lines
+
+
+def _peak_note(kind: str, found: Mapping[str, Any]) -> str:
+    """Return of which type's peak the shares are, where it is another type."""
+    peak_type = found.get("peak_type") or kind
+    return "" if peak_type == kind else f" (of {peak_type}'s peak)"
 
 
 def _roofline(record: Record) -> list[str]:
@@ -176,11 +183,26 @@ def _training(record: Record) -> list[str]:
             cells = [
                 f"{contender['tokens_per_s']:,.0f}",
                 f"{contender['step_s']['median'] * 1e3:,.1f}",
-                "-" if share is None else f"{share:.0%}",
+                "-" if share is None else f"{share:.0%}{_peak_note(contender['dtype'], contender)}",
                 "-" if ratio is None else f"{ratio:.2f}",
                 "-" if memory is None else f"{memory / 1e6:,.0f} MB",
             ]
             lines.append(_row(f"**{found['setting']}**: {name}" if number == 0 else name, *cells))
+    return lines
+
+
+def _training_profile(record: Record) -> list[str]:
+    """Return the operations that take at least half a percent of a step."""
+    lines = _header("", "ms", "of the step", "waiting", "of peak")
+    for result in record["results"]:
+        total_s, peak = result["step_s"], result["peak_operations_per_s"]
+        lines.append(_row(f"**{result['setting']}**", f"{1e3 * total_s:.2f}", "", "", ""))
+        for each in result["operations"]:
+            seconds, work = each["seconds"], each["operations"]
+            if seconds >= 0.005 * total_s:
+                share = f"{work / seconds / peak:.0%}" if work and peak else ""
+                cells = f"{1e3 * seconds:.2f}", f"{seconds / total_s:.1%}"
+                lines.append(_row(each["name"], *cells, f"{1e3 * each['wait_s']:.2f}", share))
     return lines
 
 

@@ -74,7 +74,7 @@ def test_compare_without_peers(run: Run) -> None:
     found = record["classes"]["float32"]
     assert found["problems"] == {}
     assert found["bandwidth_bytes_per_s"]["min"] > 0
-    assert found["peak_operations_per_s"] > 0
+    assert (found["peak_operations_per_s"] > 0, found["peak_type"]) == (True, "float32")
     works = found["contenders"]["nanovllm"]["workloads"]
     assert set(works) == {"decode1", "prefill512", "serve32"}
     assert all(

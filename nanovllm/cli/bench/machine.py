@@ -100,7 +100,16 @@ def measure_peak(kind: str, threads: int, *, target: KernelTarget | None = None)
     target = target or host_target()
     if kind == "int8" and not target.int8_dot:
         return None
-    return measure_instruction(target.input_type(kind), target.lanes, threads)
+    return measure_instruction(peak_type(kind, target=target), target.lanes, threads)
+
+
+def peak_type(kind: str, *, target: KernelTarget | None = None) -> str:
+    """Return the type whose multiply-adds are the peak of a type of weights.
+
+    It is float32 for bfloat16 weights where kernels widen them, because the CPU has no dot products
+    of bfloat16 or slower ones.
+    """
+    return (target or host_target()).input_type(kind)
 
 
 def read_bytes() -> int:

@@ -141,26 +141,29 @@ class Limits:
         threads: threads of the measurement.
         kind: type of the weights.
         bandwidth: bytes per second.
-        peak: operations per second in `kind`; None without an instruction for it.
+        peak: operations per second in `peak_type`; None without an instruction for it.
+        peak_type: type that kernels compute in: float32 for bfloat16 weights that they widen.
     """
 
     threads: int
     kind: str
     bandwidth: float
     peak: float | None
+    peak_type: str
 
     @classmethod
     def measure(cls, engine: Engine) -> "Limits":
         """Measure the limits for an engine's threads and type of weights."""
         # Numba is slow to import.
-        from nanovllm.cli.bench.machine import measure_bandwidth, measure_peak
+        from nanovllm.cli.bench.machine import measure_bandwidth, measure_peak, peak_type
 
         threads, kind = engine.runner.backend.num_threads, engine.runner.backend.weight_dtype
-        return cls(threads, kind, measure_bandwidth(threads), measure_peak(kind, threads))
+        peak = measure_peak(kind, threads)
+        return cls(threads, kind, measure_bandwidth(threads), peak, peak_type(kind))
 
     def __str__(self) -> str:
         peak = (
-            f"{self.peak / 1e9:,.0f} GFLOPS in {self.kind}"
+            f"{self.peak / 1e9:,.0f} GFLOPS in {self.peak_type}"
             if self.peak
             else f"have no {self.kind} instruction whose peak could be measured"
         )
@@ -176,6 +179,7 @@ class Limits:
             readings[0].kind,
             bandwidth,
             sum(peaks) / len(peaks) if peaks else None,
+            readings[0].peak_type,
         )
 
 
@@ -197,10 +201,11 @@ def fractions(costs: Costs, limits: Limits, phases: Phases) -> dict[str, float |
 def shown_fractions(reached: dict[str, float | None], limits: Limits) -> dict[str, str]:
     """Return the fractions as lines of the report; for decode, that of the nearer limit."""
     bandwidth, peak = reached["decode_bandwidth_fraction"], reached["decode_peak_fraction"]
+    name = limits.kind if limits.peak is None else limits.peak_type
     is_computing = bandwidth is not None and peak is not None and peak > bandwidth
     return {
-        f"prefill, of {limits.kind} peak": _percent(reached["prefill_peak_fraction"]),
-        f"decode, of {limits.kind} peak" if is_computing else "decode, of bandwidth": _percent(
+        f"prefill, of {name} peak": _percent(reached["prefill_peak_fraction"]),
+        f"decode, of {name} peak" if is_computing else "decode, of bandwidth": _percent(
             peak if is_computing else bandwidth
         ),
     }

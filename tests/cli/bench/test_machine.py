@@ -10,6 +10,7 @@ from nanovllm.cli.bench.machine import (
     MemoryReader,
     cache_bytes,
     measure_peak,
+    peak_type,
     read_bytes,
 )
 from nanovllm.model.kernels.bandwidth import STREAMS
@@ -56,6 +57,8 @@ def test_every_target_has_a_float32_peak(target: KernelTarget) -> None:
 def test_the_peak_of_a_type_is_that_of_the_instruction_that_its_kernels_use() -> None:
     for target in (KernelTarget(lanes=4), KernelTarget(lanes=4, is_x86=True)):
         assert measure_peak("int8", 1, target=target) is None
-    assert measure_peak("bfloat16", 1, target=KernelTarget(lanes=4)) is not None
+    without_dot = KernelTarget(lanes=4)
+    assert measure_peak("bfloat16", 1, target=without_dot) is not None
+    assert peak_type("bfloat16", target=without_dot) == "float32"
     for kind in KINDS:
         assert (measure_peak(kind, 1) is None) == (kind == "int8" and not HOST.int8_dot)

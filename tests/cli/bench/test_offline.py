@@ -343,13 +343,21 @@ def test_chunks_of_a_prompt_and_decodes_beside_them_are_all_counted(tiny_model: 
 
 
 def test_a_missing_peak_is_reported() -> None:
-    limits = Limits(2, "int8", 5e10, None)
+    limits = Limits(2, "int8", 5e10, None, "int16")
     phases = Phases(Phase(8, 0.5, 1, 8, 36, 1, 8), Phase(4, 0.5, 4, 4, 42, 4, 42))
     reached = fractions(Costs(1000, 8.0, 10, 10, 10), limits, phases)
     assert reached["prefill_peak_fraction"] is None
     assert reached["decode_bandwidth_fraction"] == pytest.approx((4 * 1000 + 42 * 8) / 0.5 / 5e10)
     assert shown_fractions(reached, limits)["prefill, of int8 peak"] == "-"
     assert "no int8 instruction" in str(limits)
+
+
+def test_the_peak_of_widened_weights_is_called_that_of_float32() -> None:
+    limits = Limits(2, "bfloat16", 5e10, 3.4e11, "float32")
+    assert "340 GFLOPS in float32" in str(Limits.mean([limits, limits]))
+    reached = dict.fromkeys(("prefill_peak_fraction", "decode_peak_fraction"), 0.5)
+    shown = shown_fractions({**reached, "decode_bandwidth_fraction": 0.4}, limits)
+    assert shown == {"prefill, of float32 peak": "50 %", "decode, of float32 peak": "50 %"}
 
 
 def test_the_script_runs_from_anywhere(tiny_model: Path, tmp_path: Path) -> None:
