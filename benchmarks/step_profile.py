@@ -109,7 +109,7 @@ def profile(backend: NumbaBackend, batch: ForwardBatch, rounds: int) -> list[dic
         backend.time_phases(None)
         names, phases = (*forward_names, *greedy_names), np.concatenate(times)
         for name, phase in zip(names, phases, strict=True):
-            taken_s, wait_s = _of_phase(phase)
+            taken_s, wait_s = seconds_of_phase(phase)
             before = step.get(name, (0.0, 0.0))
             step[name] = before[0] + taken_s, before[1] + wait_s
         if number >= _WARM_UP:
@@ -153,7 +153,7 @@ def work_of(backend: NumbaBackend, batch: ForwardBatch) -> dict[str, dict[str, f
     }
 
 
-def _of_phase(phase: np.ndarray) -> tuple[float, float]:
+def seconds_of_phase(phase: np.ndarray) -> tuple[float, float]:
     """Return the seconds of a phase on thread 0, and the threads' mean wait at its barrier.
 
     Thread 0 is the caller's: its phases follow one another, while others may come and leave late.

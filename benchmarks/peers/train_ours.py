@@ -15,6 +15,7 @@ from benchmarks.training_worker import (
     LEARNING_RATE,
     WEIGHT_DECAY,
     Setting,
+    Step,
     serve,
 )
 from nanovllm.model.checkpoint import expected_shapes
@@ -31,14 +32,14 @@ def load(
 ) -> tuple[Any, dict[str, Any]]:
     """Return a function that takes a step."""
     operations = make_operations(options.get("backend", "numba"), threads)
-    config = GPT2Config(
-        vocab=setting.vocab,
-        max_positions=setting.context,
-        d_model=setting.width,
-        layers=setting.layers,
-        heads=setting.heads,
-        d_ff=4 * setting.width,
-    )
+    about = {"versions": {"nanovllm": nanovllm.__version__}}
+    parameters = config_of(setting).num_parameters
+    return make_step(setting, operations, seed), {**about, "parameters": parameters}
+
+
+def make_step(setting: Setting, operations: Operations, seed: int) -> Step:
+    """Return a function that takes a step of a new network; see training_worker.Step."""
+    config = config_of(setting)
     parameters = Parameters(expected_shapes(config))
     initialize(parameters, config, seed)
     optimizer = AdamW(
@@ -61,8 +62,19 @@ def load(
         optimizer.update(LEARNING_RATE)
         return time.perf_counter() - started_s, loss * scale
 
-    about = {"versions": {"nanovllm": nanovllm.__version__}}
-    return step, {**about, "parameters": config.num_parameters}
+    return step
+
+
+def config_of(setting: Setting) -> GPT2Config:
+    """Return the network of a setting."""
+    return GPT2Config(
+        vocab=setting.vocab,
+        max_positions=setting.context,
+        d_model=setting.width,
+        layers=setting.layers,
+        heads=setting.heads,
+        d_ff=4 * setting.width,
+    )
 
 
 def make_operations(backend: str, threads: int) -> Operations:

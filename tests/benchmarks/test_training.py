@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from benchmarks import nanogpt, table, training
+from benchmarks import nanogpt, table, training, training_profile
 from benchmarks.contenders import Contender, Entry, WorkerError
 from benchmarks.options import PYTHON_VARIABLE
 from benchmarks.peers import train_ours
@@ -110,6 +110,26 @@ def test_torch_trains_by_the_same_recipe(capsys: pytest.CaptureFixture[str]) -> 
     assert first["val_loss"] > second["val_loss"] > third["val_loss"]
 
 
+def test_the_profile_has_all_the_time_of_a_step() -> None:
+    found = training_profile.profile(TINY, threads=2, seed=1, rounds=1)
+    seconds = {each["name"]: each["seconds"] for each in found["operations"]}
+    assert sum(seconds.values()) == pytest.approx(found["step_s"])
+    assert min(seconds.values()) > 0
+    names = {"linear 8, 24: pack", "linear backward 32, 8: matmuls", "attention", "adamw"}
+    assert {*names, "cross entropy: gradients", "launch", "Python"} <= seconds.keys()
+    work = {each["name"]: each["operations"] for each in found["operations"]}
+    assert work["linear 8, 32: matmul"] == 2 * (2 * TINY.tokens * 8 * 32)  # of two layers
+    record = {"benchmark": "training_profile", "results": [
+        {"setting": "tiny", "peak_operations_per_s": 1e9, **found}
+    ]}  # fmt: skip
+    machine = {"cpu": "a CPU", "nanovllm": "0"}
+    shown = table.markdown(
+        {**record, "date": "2026-01-01", "machine": machine, "threads": 2, "seed": 1}
+    )
+    assert "| **tiny** |" in shown
+    assert "| launch |" in shown
+
+
 class FakeContender:
     """Answers with the turns above; it has no process."""
 
@@ -139,8 +159,9 @@ def record(
 
     monkeypatch.setattr(Contender, "start", start)
     monkeypatch.setattr(training, "make_operations", lambda *_: SimpleNamespace(close=lambda: None))
-    peaks = {"float32": 100e9, "bfloat16": None}
+    peaks = {"float32": 100e9, "bfloat16": 100e9}
     monkeypatch.setattr(training, "measure_peak", lambda dtype, _: peaks[dtype])
+    monkeypatch.setattr(training, "peak_type", lambda _: "float32")
     file = tmp_path / "training.json"
     flags = ["--torch-python", "python", "--compile", "--bfloat16", "--json", str(file)]
     assert training.main([*flags, "--settings", "small,bpe"]) == 0
@@ -159,7 +180,8 @@ def test_training_compares_within_rounds(record: dict[str, Any]) -> None:
     assert ours["tokens_per_s"] == pytest.approx(12 * 256 / 0.02)
     assert ours["share_of_peak"] == pytest.approx(SETTINGS["small"].operations / 0.02 / 100e9)
     assert (torch["ratio_to_torch"], torch["peak_bytes"]) == (1.0, 400 << 20)
-    assert bfloat16["share_of_peak"] is None
+    assert bfloat16["share_of_peak"] == pytest.approx(SETTINGS["small"].operations / 0.1 / 100e9)
+    assert bfloat16["peak_type"] == "float32"
 
 
 def test_training_has_a_table(record: dict[str, Any]) -> None:
@@ -167,7 +189,7 @@ def test_training_has_a_table(record: dict[str, Any]) -> None:
     assert "| **small**: nanovllm | 153,600 | 20.0 |" in lines[2]
     assert lines[2].endswith("| 3.00 | 105 MB |")
     assert lines[4].startswith("| torch bfloat16 | ")
-    assert lines[4].endswith(" | - | 0.30 | - |")
+    assert lines[4].endswith("% (of float32's peak) | 0.30 | - |")
     assert lines[-1].startswith(record["date"][:10])
 
 

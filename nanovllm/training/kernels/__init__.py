@@ -5,10 +5,10 @@ They are compiled as the forward pass of nanovllm/model/kernels is, to a library
 line imports only from lines below it (the contract in pyproject.toml):
 
     operations            CompiledOperations
-    runner                calls a compiled operation with its arguments on the threads
-    plan                  the operations and the memory of a pass
+    runner                calls compiled operations with their arguments on the threads
+    plan                  the operations, the runs of the threads and the memory of a pass
     library               loads the compiled operations from the cache, or compiles them
-    entries               the functions that Python calls
+    entries               the functions that Python calls: run_calls, and those of the pool
 
     attention             causal self-attention and its gradients
     layer_norm            layer normalization and its gradients
@@ -18,7 +18,7 @@ line imports only from lines below it (the contract in pyproject.toml):
     optimizer             AdamW, and the sum of squares that clipping needs
 
     matmul                C = A @ B, A @ B^T and A^T @ B
-    phases                entries: items of work that the threads share
+    phases                operations: items of work that the threads share; run_calls
     dropout               dropout masks in vectors
     records               the arguments of each operation
 """

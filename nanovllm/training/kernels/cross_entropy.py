@@ -16,7 +16,7 @@ from nanovllm.model.kernels.simd.value import I64, Value
 from nanovllm.model.kernels.simd.vector import Vectors
 from nanovllm.training.kernels.matmul.matmul import matmul_work, plain_matmul
 from nanovllm.training.kernels.matmul.pack import pack_work, panels_of
-from nanovllm.training.kernels.phases import Work, item_rows, make_entry, split
+from nanovllm.training.kernels.phases import Work, item_rows, make_operation, split
 
 _ROWS_PER_ITEM = 8
 
@@ -30,7 +30,9 @@ _HIDDEN = panels_of("hidden_ptr", steps="rows", columns="d_model", panels="hidde
 
 def make_pack_head(target: KernelTarget) -> Any:
     """Return the entry pack_head; without `panels_ptr` it packs the transpose alone."""
-    return make_entry("pack_head", [pack_work(target, _TRANSPOSED_HEAD), pack_work(target, _HEAD)])
+    return make_operation(
+        "pack_head", [pack_work(target, _TRANSPOSED_HEAD), pack_work(target, _HEAD)]
+    )
 
 
 def make_cross_entropy(target: KernelTarget) -> Any:
@@ -46,7 +48,7 @@ def make_cross_entropy(target: KernelTarget) -> Any:
     )
     hidden_gradient = plain_matmul("logits_ptr", _HEAD, "grad_hidden_ptr", rows="rows")
     softmax = Work(split("rows", _ROWS_PER_ITEM), kernel(target, _softmax))
-    return make_entry(
+    return make_operation(
         "cross_entropy",
         [matmul_work(target, logits)],
         [softmax, pack_work(target, _HIDDEN)],

@@ -7,7 +7,7 @@ from nanovllm.model.kernels.simd.elements import Elements, for_elements
 from nanovllm.model.kernels.simd.kernel import Record, kernel
 from nanovllm.model.kernels.simd.value import I64, Value
 from nanovllm.model.kernels.simd.vector import Vectors
-from nanovllm.training.kernels.phases import Work, item_elements, make_entry, split
+from nanovllm.training.kernels.phases import Work, item_elements, make_operation, split
 from nanovllm.training.kernels.records import ITEM_ELEMENTS
 from nanovllm.training.network.dropout import LAST_SHIFT, SHIFTS_AND_MULTIPLIERS
 
@@ -47,7 +47,7 @@ def _mix(words: Value) -> Value:
 
 def make_dropout(target: KernelTarget) -> Any:
     """Return the entry of NumpyOperations.dropout; `residual_ptr` may be 0."""
-    return make_entry("dropout", [Work(split("count", ITEM_ELEMENTS), kernel(target, _drop))])
+    return make_operation("dropout", [Work(split("count", ITEM_ELEMENTS), kernel(target, _drop))])
 
 
 def _drop(v: Vectors, record: Record, _thread: Value, item: Value) -> None:

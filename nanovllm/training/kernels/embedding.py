@@ -10,7 +10,7 @@ from nanovllm.model.kernels.build.compiler import compiled
 from nanovllm.model.kernels.build.layout import WORD_BYTES
 from nanovllm.model.kernels.build.target import KernelTarget
 from nanovllm.model.kernels.simd.memory import load_int, make_add, make_copy
-from nanovllm.training.kernels.phases import Work, make_entry, split
+from nanovllm.training.kernels.phases import Work, make_operation, split
 from nanovllm.training.kernels.records import ITEM_ROWS, STRIP
 
 
@@ -28,7 +28,7 @@ def make_embed(target: KernelTarget) -> Any:
             copy(record.token_embedding_ptr + token * row_bytes, out_ptr, record.d_model)
             add(position_ptr, out_ptr, record.d_model)
 
-    return make_entry("embed", [Work(split("rows", ITEM_ROWS), compute)])
+    return make_operation("embed", [Work(split("rows", ITEM_ROWS), compute)])
 
 
 def make_embed_backward(target: KernelTarget) -> Any:
@@ -53,4 +53,4 @@ def make_embed_backward(target: KernelTarget) -> Any:
                 position_ptr = record.grad_position_embedding_ptr + position_bytes
                 add(grad_ptr, position_ptr, count)
 
-    return make_entry("embed_backward", [Work(split("d_model", STRIP), compute)])
+    return make_operation("embed_backward", [Work(split("d_model", STRIP), compute)])

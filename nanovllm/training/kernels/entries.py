@@ -12,12 +12,14 @@ from nanovllm.training.kernels.embedding import make_embed, make_embed_backward
 from nanovllm.training.kernels.layer_norm import make_layer_norm, make_layer_norm_backward
 from nanovllm.training.kernels.linear import make_linear, make_linear_backward
 from nanovllm.training.kernels.optimizer import make_adamw, make_sum_of_squares
+from nanovllm.training.kernels.phases import make_run_calls
+from nanovllm.training.kernels.records import RUN_CALLS
 
 
 def make_entries(spec: Spec) -> dict[str, Any]:
     """Return the functions of library.TRAINING, not yet compiled."""
     target = spec.target
-    return {
+    operations = {
         "adamw": make_adamw(target),
         "sum_of_squares": make_sum_of_squares(target),
         "dropout": make_dropout(target),
@@ -31,5 +33,5 @@ def make_entries(spec: Spec) -> dict[str, Any]:
         "linear_backward": make_linear_backward(target),
         "pack_head": make_pack_head(target),
         "cross_entropy": make_cross_entropy(target),
-        **POOL_FUNCTIONS,
     }
+    return {RUN_CALLS: make_run_calls(operations), **POOL_FUNCTIONS}

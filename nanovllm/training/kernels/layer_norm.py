@@ -13,13 +13,15 @@ from nanovllm.model.kernels.simd.elements import map_elements, sum_elements
 from nanovllm.model.kernels.simd.kernel import Record, kernel
 from nanovllm.model.kernels.simd.value import Value
 from nanovllm.model.kernels.simd.vector import Vectors
-from nanovllm.training.kernels.phases import Work, item_rows, make_entry, split
+from nanovllm.training.kernels.phases import Work, item_rows, make_operation, split
 from nanovllm.training.kernels.records import ITEM_ROWS, STRIP
 
 
 def make_layer_norm(target: KernelTarget) -> Any:
     """Return the entry of NumpyOperations.layer_norm."""
-    return make_entry("layer_norm", [Work(split("rows", ITEM_ROWS), kernel(target, _normalize))])
+    return make_operation(
+        "layer_norm", [Work(split("rows", ITEM_ROWS), kernel(target, _normalize))]
+    )
 
 
 def _normalize(v: Vectors, record: Record, _thread: Value, item: Value) -> None:
@@ -61,7 +63,7 @@ def make_layer_norm_backward(target: KernelTarget) -> Any:
     bias.
     """
     differentiate, add_sums = kernel(target, _differentiate), kernel(target, _add_sums)
-    return make_entry(
+    return make_operation(
         "layer_norm_backward",
         [Work(split("rows", ITEM_ROWS), differentiate)],
         [Work(split("d_model", STRIP), add_sums)],

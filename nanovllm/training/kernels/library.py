@@ -9,13 +9,13 @@ from nanovllm.model.kernels.library import (
     digest_of_sources,
     load_library,
 )
-from nanovllm.training.kernels.records import RECORDS
+from nanovllm.training.kernels.records import RUN_CALLS
 
 _COMPILED_IN = (*COMPILED_IN, __package__, "nanovllm.training.network.dropout")
 TRAINING = EntryPoints(
     __package__,
     "training",
-    (*RECORDS, *POOL_ENTRIES),
+    (RUN_CALLS, *POOL_ENTRIES),
     _COMPILED_IN,
     digest_of_sources(_COMPILED_IN),
 )

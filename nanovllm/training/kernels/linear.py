@@ -7,7 +7,8 @@ linear_backward  grad_z = grad_out * slope, packed, with the sums of each block 
                  grad_weight += x^T @ grad_z; grad_x = grad_z @ weight^T; grad_bias += sums
 """
 
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from nanovllm.model.kernels.build.compiler import compiled
@@ -20,7 +21,7 @@ from nanovllm.model.kernels.simd.value import Value
 from nanovllm.model.kernels.simd.vector import Vectors
 from nanovllm.training.kernels.matmul.matmul import Matmul, matmul_work, plain_matmul
 from nanovllm.training.kernels.matmul.pack import pack_work, panels_of
-from nanovllm.training.kernels.phases import Work, make_entry, split
+from nanovllm.training.kernels.phases import Work, make_operation, split
 from nanovllm.training.kernels.records import GRADIENT_ROWS, STRIP
 
 _WEIGHT = panels_of("weight_ptr", steps="d_in", columns="d_out", panels="panels_ptr")
@@ -47,7 +48,7 @@ def make_linear(target: KernelTarget) -> Any:
             addend_ptr=record.residual_ptr,
         )
 
-    return make_entry("linear", [pack_work(target, _WEIGHT)], [matmul_work(target, outputs)])
+    return make_operation("linear", [pack_work(target, _WEIGHT)], [matmul_work(target, outputs)])
 
 
 def make_linear_backward(target: KernelTarget) -> Any:
@@ -57,7 +58,7 @@ def make_linear_backward(target: KernelTarget) -> Any:
     )
     input_gradient = plain_matmul("grad_out_ptr", _TRANSPOSED_WEIGHT, "grad_x_ptr", rows="rows")
     pack_gradient = Work(split("rows", GRADIENT_ROWS), kernel(target, _pack_gradient))
-    return make_entry(
+    return make_operation(
         "linear_backward",
         [pack_gradient, pack_work(target, _TRANSPOSED_WEIGHT)],
         [
@@ -81,29 +82,49 @@ def _pack_gradient(v: Vectors, record: Record, _thread: Value, block: Value) -> 
     panels_ptr = record.grad_panels_ptr + first * width_bytes
     sums_ptr = _block_sums(v, record, block)
 
-    def pack_columns(columns: Elements, *, multiplies: bool) -> None:
-        panel = columns.index // v.target.panel_width
+    def pack_columns(columns: Sequence[Elements], *, multiplies: bool) -> None:
+        """Pack adjacent columns of a panel, a row of them at a time."""
+        panel = columns[0].index // v.target.panel_width
         # From the panel's first column on, because `columns` adds its index.
         panel_ptr = panels_ptr + panel * (panel_bytes - width_bytes)
 
-        def add_row(row: Value, total: Value) -> Value:
-            value = columns.load(source.row(row))
+        def add_row(row: Value, totals: list[Value]) -> list[Value]:
+            values = [part.load(source.row(row)) for part in columns]
             if multiplies:
-                value = value * columns.load(factors.row(row))
-                columns.store(value, source.row(row))
-            columns.store(value, panel_ptr + row * width_bytes)
-            return total + value
+                values = [
+                    value * part.load(factors.row(row))
+                    for value, part in zip(values, columns, strict=True)
+                ]
+            for value, part in zip(values, columns, strict=True):
+                if multiplies:
+                    part.store(value, source.row(row))
+                part.store(value, panel_ptr + row * width_bytes)
+            return [total + value for total, value in zip(totals, values, strict=True)]
 
-        columns.store(v.fold(rows, 1, v.constant(0.0), add_row), sums_ptr)
+        totals = v.loop(rows, 1, [v.constant(0.0)] * len(columns), add_row)
+        for total, part in zip(totals, columns, strict=True):
+            part.store(total, sums_ptr)
+
+    def pack_all(*, multiplies: bool) -> None:
+        width = v.target.panel_width
+        whole = d_out // width * width
+        with v.range(whole, width) as i:
+            vectors = [Elements(v, i + at, is_single=False) for at in range(0, width, v.lanes)]
+            pack_columns(vectors, multiplies=multiplies)
+
+        def pack_rest(part: Elements) -> None:
+            pack_columns([replace(part, index=whole + part.index)], multiplies=multiplies)
+
+        for_elements(v, d_out - whole, pack_rest)
 
     last_panel_ptr = panels_ptr + (d_out - 1) // v.target.panel_width * panel_bytes
     with v.range(rows) as row, v.range(v.scalar(v.target.panel_width), v.lanes) as i:
         v.store(v.constant(0.0), v.element(last_panel_ptr + row * width_bytes, i))  # the padding
     with v.when_else(record.slope_ptr != 0) as (multiplies, copies):
         with multiplies:
-            for_elements(v, d_out, partial(pack_columns, multiplies=True))
+            pack_all(multiplies=True)
         with copies:
-            for_elements(v, d_out, partial(pack_columns, multiplies=False))
+            pack_all(multiplies=False)
 
 
 def _block_sums(v: Vectors, record: Record, block: Value) -> Value:

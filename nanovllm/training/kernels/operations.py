@@ -9,11 +9,7 @@ from nanovllm.model.kernels.build.layout import WORD_BYTES
 from nanovllm.model.kernels.build.packing import aligned_zeros, round_up
 from nanovllm.model.kernels.build.target import KernelTarget, host_spec
 from nanovllm.model.machine import default_threads
-from nanovllm.training.kernels.attention.layout import (
-    backward_memory,
-    forward_memory,
-    panel_width,
-)
+from nanovllm.training.kernels.attention.layout import backward_memory, forward_memory, panel_width
 from nanovllm.training.kernels.records import (
     GRADIENT_ROWS,
     IDENTITY,
@@ -24,7 +20,7 @@ from nanovllm.training.kernels.records import (
     MAX_PIECE,
     SCRATCH_FLOATS,
 )
-from nanovllm.training.kernels.runner import Argument, OperationRunner
+from nanovllm.training.kernels.runner import Argument, Observer, OperationRunner
 from nanovllm.training.network.dropout import Key, threshold
 from nanovllm.training.network.operations import (
     IGNORED,
@@ -69,6 +65,10 @@ class CompiledOperations:
     def close(self) -> None:
         """End the helper threads, and release the plans of passes."""
         self._runner.close()
+
+    def time_runs(self, observer: Observer | None) -> None:
+        """Call observer(run, seconds, times) after each run from now on, or nothing if None."""
+        self._runner.time_runs(observer)
 
     def run_pass(self, key: Hashable, compute: Pass, *inputs: np.ndarray) -> float:
         """Return compute(*inputs), by a plan for this key and the shapes of the inputs."""

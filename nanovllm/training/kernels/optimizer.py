@@ -7,7 +7,7 @@ from nanovllm.model.kernels.simd.elements import map_elements
 from nanovllm.model.kernels.simd.kernel import Record, kernel
 from nanovllm.model.kernels.simd.value import F64, Value
 from nanovllm.model.kernels.simd.vector import Vectors
-from nanovllm.training.kernels.phases import Work, item_elements, make_entry, split
+from nanovllm.training.kernels.phases import Work, item_elements, make_operation, split
 from nanovllm.training.kernels.records import ITEM_ELEMENTS
 
 _SUM_BYTES = 8
@@ -15,7 +15,7 @@ _SUM_BYTES = 8
 
 def make_adamw(target: KernelTarget) -> Any:
     """Return the entry of NumpyOperations.adamw."""
-    return make_entry("adamw", [Work(split("count", ITEM_ELEMENTS), kernel(target, _update))])
+    return make_operation("adamw", [Work(split("count", ITEM_ELEMENTS), kernel(target, _update))])
 
 
 def _update(v: Vectors, record: Record, _thread: Value, item: Value) -> None:
@@ -46,7 +46,7 @@ def make_sum_of_squares(target: KernelTarget) -> Any:
     So neither the number of threads nor their order changes a bit of the sum of these.
     """
     work = Work(split("count", ITEM_ELEMENTS), kernel(target, _sum_squares))
-    return make_entry("sum_of_squares", [work])
+    return make_operation("sum_of_squares", [work])
 
 
 def _sum_squares(v: Vectors, record: Record, _thread: Value, item: Value) -> None:

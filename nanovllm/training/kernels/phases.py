@@ -1,21 +1,27 @@
-"""Entries of operations: phases that the threads go through together, each with items to share.
+"""Operations: phases that the threads go through together, each with items to share.
 
 A phase (threads/phase.py) ends when all its items are computed. Its items may be of several kinds
 of work, one after another; those that others wait for come first.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import reduce
 from typing import Any, NamedTuple
 
-from nanovllm.model.kernels.build.compiler import compiled
+from nanovllm.model.kernels.build.compiler import compiled, outlined
 from nanovllm.model.kernels.simd.kernel import Record
-from nanovllm.model.kernels.simd.memory import record_at
+from nanovllm.model.kernels.simd.memory import load_int, record_at
 from nanovllm.model.kernels.simd.value import Value
 from nanovllm.model.kernels.simd.vector import Vectors
 from nanovllm.model.kernels.threads.phase import make_phase
-from nanovllm.training.kernels.records import ITEM_ELEMENTS, RECORDS
+from nanovllm.training.kernels.records import (
+    ITEM_ELEMENTS,
+    MAX_PHASES,
+    OPERATIONS,
+    RECORDS,
+    RUN_CALLS,
+)
 
 
 class Work(NamedTuple):
@@ -29,23 +35,41 @@ class Work(NamedTuple):
     compute: Any
 
 
-def make_entry(name: str, *phases: Sequence[Work]) -> Any:
-    """Return entry(record_ptr, thread), which Python calls to run an operation.
+def make_operation(name: str, *phases: Sequence[Work]) -> Any:
+    """Return operation(record_ptr, thread, phase) -> next phase, as in threads/phase.py.
 
     name    name of the operation and of its record
-    phases  kinds of work of each phase
+    phases  kinds of work of each phase, up to MAX_PHASES
     """
+    assert len(phases) <= MAX_PHASES
     record_of = record_at(RECORDS[name])
-    works = [reduce(_join, kinds) for kinds in phases]
-    operations = [make_phase(*work, is_last=work is works[-1]) for work in works]
-    run = reduce(_chain, operations)
+    run_phases = reduce(_chain, [make_phase(*reduce(_join, kinds)) for kinds in phases])
+
+    def operation(record_ptr: int, thread: int, phase: int) -> int:
+        return int(run_phases(record_of(record_ptr), thread, phase))
+
+    operation.__name__ = f"run_{name}"  # `outlined` knows functions by their names
+    return outlined(operation)
+
+
+def make_run_calls(operations: Mapping[str, Any]) -> Any:
+    """Return the entry run_calls(record_ptr, thread), which Python calls.
+
+    The threads go through the calls together, as through the phases of one operation.
+    """
+    record_of = record_at(RECORDS[RUN_CALLS])
+    listed = [operations[name] for name in OPERATIONS]
+    run_operation = reduce(_or_else, enumerate(listed[1:], start=1), listed[0])
 
     @compiled
-    def entry(record_ptr: int, thread: int) -> None:
+    def run_calls(record_ptr: int, thread: int) -> None:
         record = record_of(record_ptr)
-        run(record, thread, record.phases_ptr)
+        phase = record.phases_ptr
+        for call in range(record.count):
+            number = load_int(record.calls_ptr, 2 * call)
+            phase = run_operation(number, load_int(record.calls_ptr, 2 * call + 1), thread, phase)
 
-    return entry
+    return run_calls
 
 
 def split(field: str, size: int) -> Any:
@@ -93,6 +117,26 @@ def _join(first: Work, second: Work) -> Work:
             compute_second(record, thread, item - items)
 
     return Work(count, compute)
+
+
+def _or_else(others: Any, numbered: tuple[int, Any]) -> Any:
+    """Return the function that runs the operation of a number, or else one of the others."""
+    number, operation = numbered
+    is_first = number == 1  # `others` is a single operation
+
+    @compiled
+    def run_last(wanted: int, record_ptr: int, thread: int, phase: int) -> int:
+        if wanted == number:
+            return int(operation(record_ptr, thread, phase))
+        return int(others(record_ptr, thread, phase))
+
+    @compiled
+    def run(wanted: int, record_ptr: int, thread: int, phase: int) -> int:
+        if wanted == number:
+            return int(operation(record_ptr, thread, phase))
+        return int(others(wanted, record_ptr, thread, phase))
+
+    return run_last if is_first else run
 
 
 def _chain(first: Any, second: Any) -> Any:

@@ -2,7 +2,8 @@
 
 A pass is traced once for each shape of a batch: the tape calls its operations, and none of them
 runs. From then on, passes run the operations of the plan, without the Python of the tape, as a
-graph of CUDA operations does (https://developer.nvidia.com/blog/cuda-graphs/).
+graph of CUDA operations does (https://developer.nvidia.com/blog/cuda-graphs/). The threads go
+through many operations in one run, without returning to Python in between.
 
 An array lives from the first operation that has it as an argument to the last one. Arrays whose
 lives do not overlap may share memory. One pass runs at a time, so all plans share one block.
@@ -18,6 +19,16 @@ import numpy as np
 from nanovllm.model.kernels.build.layout import LINE_BYTES, WORD_BYTES
 from nanovllm.model.kernels.build.packing import aligned_zeros, round_up
 from nanovllm.model.kernels.record import KernelMemory
+from nanovllm.training.kernels.records import (
+    CALLS_PER_RUN,
+    DTYPES,
+    OPERATIONS,
+    RECORDS,
+    RUN_CALLS,
+)
+
+RUN_WORK = 4_000_000_000
+"""Arithmetic operations after which a run ends: some 10 ms."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,14 +37,48 @@ class OperationCall:
 
     Attributes:
         work: about how many arithmetic operations it has.
-        entry: address of the compiled function.
         memory: its record, and the arrays to which the record refers.
     """
 
     name: str
     work: int
-    entry: int
     memory: KernelMemory
+
+
+class Run:
+    """Calls that the threads go through together, without returning to Python.
+
+    Attributes:
+        calls: in their order, at most CALLS_PER_RUN.
+        work: of all calls.
+        memory: record of the entry.
+    """
+
+    def __init__(self, calls: Sequence[OperationCall]) -> None:
+        """List the calls for the entry."""
+        self.calls, self.work = calls, sum(call.work for call in calls)
+        rows = [(OPERATIONS.index(call.name), call.memory.address) for call in calls]
+        self.memory = KernelMemory(RECORDS[RUN_CALLS], DTYPES)
+        self.memory.bind(calls=np.array(rows, dtype=np.int64))
+        first = calls[0].memory
+        self.memory.set(
+            count=len(calls), **{name: first[name] for name in ("job", "phases", "threads")}
+        )
+
+
+def runs_of(calls: Sequence[OperationCall]) -> list[Run]:
+    """Divide the calls of a pass into runs.
+
+    A run of more than RUN_WORK ends, because the number of threads is chosen anew for each run.
+    """
+    runs: list[Run] = []
+    waiting: list[OperationCall] = []
+    for call in calls:
+        waiting.append(call)
+        if len(waiting) == CALLS_PER_RUN or sum(each.work for each in waiting) >= RUN_WORK:
+            runs.append(Run(waiting))
+            waiting = []
+    return [*runs, Run(waiting)] if waiting else runs
 
 
 class Block:
@@ -89,13 +134,14 @@ class Plan:
     def __init__(self, trace: Trace, inputs: Sequence[np.ndarray], block: Block) -> None:
         """Give every array its place; `inputs` receive those of each pass."""
         self._inputs, self._block, self._block_address = inputs, block, 0
-        self._calls, self._checks, self._results = trace.calls, trace.checks, trace.results
+        self._checks, self._results = trace.checks, trace.results
+        self._runs = runs_of(trace.calls)
         arrays = sorted(trace.arrays, key=lambda array: int(array.ctypes.data))
         starts = [int(array.ctypes.data) for array in arrays]
         sizes = [round_up(array.nbytes, LINE_BYTES) + LINE_BYTES for array in arrays]
-        first, last = [len(self._calls)] * len(arrays), [-1] * len(arrays)
+        first, last = [len(trace.calls)] * len(arrays), [-1] * len(arrays)
         uses: list[tuple[KernelMemory, str, int, int]] = []
-        for number, call in enumerate(self._calls):
+        for number, call in enumerate(trace.calls):
             for name in call.memory.arrays:
                 index = bisect_right(starts, call.memory[name]) - 1
                 offset = call.memory[name] - starts[index]
@@ -107,7 +153,7 @@ class Plan:
             (memory, name, int(places[index]) + offset) for memory, name, index, offset in uses
         ]
 
-    def run(self, launch: Callable[[OperationCall], None], inputs: Sequence[np.ndarray]) -> float:
+    def run(self, launch: Callable[[Run], None], inputs: Sequence[np.ndarray]) -> float:
         """Run the pass on other inputs and return its loss."""
         for array, values in zip(self._inputs, inputs, strict=True):
             array[...] = values
@@ -118,8 +164,8 @@ class Plan:
             self._block_address = self._block.address
             for memory, name, offset in self._pointers:
                 memory.point(name, self._block_address + offset)
-        for call in self._calls:
-            launch(call)
+        for run in self._runs:
+            launch(run)
         return sum(result() for result in self._results)
 
 

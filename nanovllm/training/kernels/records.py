@@ -56,6 +56,7 @@ _OPERATIONS = {
         grad_weight[d_in,d_out] grad_bias[d_out] grad_x[rows,d_in]
         grad_panels_ptr weight_panels_ptr bias_sums_ptr scratch_ptr
     """,
+    "run_calls": "calls_ptr count",
     "pack_head": "head[vocab,d_model] transposed_panels_ptr panels_ptr",
     "cross_entropy": """
         head[vocab,d_model] hidden[rows,d_model] targets[rows] transposed_panels_ptr panels_ptr
@@ -94,11 +95,18 @@ DTYPES: Mapping[str, tuple[np.dtype, ...]] = {
     "partial_sums": (np.dtype(np.float64),),
     "token_ids": INT64,
     "targets": INT64,
+    "calls": INT64,
     "key": (np.dtype(np.uint64),),
 }
 """Types of the arrays by name."""
 
-MAX_PHASES = 16
+RUN_CALLS = "run_calls"
+"""The entry, whose record has the calls [count, 2]: the number of an operation in OPERATIONS, and
+the address of its record."""
+OPERATIONS = tuple(name for name in RECORDS if name != RUN_CALLS)
+CALLS_PER_RUN = 64
+"""Most calls of a run of the threads."""
+MAX_PHASES = 3
 """Most phases (threads/phase.py) of an operation."""
 ITEM_ELEMENTS = 1 << 14
 """Elements of a flat array that a thread takes at a time."""

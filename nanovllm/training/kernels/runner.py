@@ -1,28 +1,41 @@
 """Calls of compiled operations: on the pool of threads, at once or in a plan."""
 
 import math
+import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
 
 from nanovllm.model.kernels.build.bounds import watch
-from nanovllm.model.kernels.build.layout import WORD_BYTES
+from nanovllm.model.kernels.build.layout import MOMENTS, WORD_BYTES
 from nanovllm.model.kernels.build.packing import aligned_zeros
 from nanovllm.model.kernels.build.target import KernelTarget
 from nanovllm.model.kernels.record import KernelMemory
 from nanovllm.model.kernels.threads.pool import ThreadPool
 from nanovllm.training.kernels.library import load_operations
-from nanovllm.training.kernels.plan import Block, OperationCall, Plan, Trace
-from nanovllm.training.kernels.records import COMMON_FIELDS, DTYPES, MAX_PHASES, RECORDS, SHAPES
+from nanovllm.training.kernels.plan import Block, OperationCall, Plan, Run, Trace
+from nanovllm.training.kernels.records import (
+    CALLS_PER_RUN,
+    COMMON_FIELDS,
+    DTYPES,
+    MAX_PHASES,
+    RECORDS,
+    RUN_CALLS,
+    SHAPES,
+)
 from nanovllm.training.network.operations import Pass
 
 _SHARED_WORK = 500_000
 """Arithmetic operations below which one thread is faster than several."""
 _MAX_PLANS = 16  # shapes of batches, in training and in evaluation
+_PHASES = CALLS_PER_RUN * MAX_PHASES
 _FLOAT32 = np.dtype(np.float32)
 
 Argument = np.ndarray | float | None
+Observer = Callable[[Run, float, np.ndarray], None]
+"""Takes a run, its seconds, and the moments of its phases (model/kernels/build/layout.py)."""
 
 
 class OperationRunner:
@@ -36,9 +49,10 @@ class OperationRunner:
         """Load or compile the operations, and start the threads."""
         self.target = target
         self._library = load_operations(target)
-        self._pool = ThreadPool(num_threads, self._library, phases=MAX_PHASES)
+        self._pool = ThreadPool(num_threads, self._library, phases=_PHASES)
         self._block = Block()
         self._trace: Trace | None = None
+        self._observer: Observer | None = None
         self._plans: dict[Hashable, Plan] = {}  # in the order of their last use
 
     @property
@@ -67,13 +81,14 @@ class OperationRunner:
             ValueError: arrays disagree about a size.
         """
         memory = _write_record(name, arguments)
-        memory.set(job=self._pool.job, phases=self._pool.phases)
-        call = OperationCall(name, work, self._library.addresses[name], memory)
+        memory.set(job=self._pool.job, phases=self._pool.phases, threads=self.threads)
+        call = OperationCall(name, work, memory)
         if self._trace is not None:
             self._trace.calls.append(call)
             return
-        with watch(self.target, name, memory.all_arrays()):
-            self._launch(call)
+        run = Run([call])
+        with watch(self.target, name, chain(memory.all_arrays(), run.memory.all_arrays())):
+            self._launch(run)
 
     def check(self, function: Callable[[], None]) -> None:
         """Check the inputs of an operation; `function` raises if they are wrong."""
@@ -100,6 +115,12 @@ class OperationRunner:
             del self._plans[next(iter(self._plans))]
         return plan.run(self._launch, inputs)
 
+    def time_runs(self, observer: Observer | None) -> None:
+        """Call observer(run, seconds, times) after each run from now on, or nothing if None."""
+        self._observer = observer
+        shape = (_PHASES, self.threads, MOMENTS)
+        self._pool.times = None if observer is None else np.zeros(shape, dtype=np.int64)
+
     def close(self) -> None:
         """End the helper threads, and release all plans and their networks."""
         self._plans.clear()
@@ -115,12 +136,17 @@ class OperationRunner:
             self._trace = None
         return Plan(trace, inputs, self._block)
 
-    def _launch(self, call: OperationCall) -> None:
+    def _launch(self, run: Run) -> None:
+        times = self._pool.times
+        if times is not None:
+            times[:] = 0
         threads = 1
-        if call.work >= _SHARED_WORK:
-            threads = self._pool.choose_threads(call.name, call.work)
-        call.memory.set(threads=threads)
-        self._pool.run(call.entry, call.memory.address, threads)
+        if run.work >= _SHARED_WORK or times is not None:
+            threads = self._pool.choose_threads(run.calls[0].name, run.work)
+        started_s = time.perf_counter()
+        self._pool.run(self._library.addresses[RUN_CALLS], run.memory.address, threads)
+        if self._observer is not None and times is not None:
+            self._observer(run, time.perf_counter() - started_s, times)
 
 
 def _write_record(name: str, arguments: Mapping[str, Argument]) -> KernelMemory:

@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 
 from nanovllm.model.checkpoint import expected_shapes
 from nanovllm.model.config import GPT2Config
+from nanovllm.model.kernels.record import KernelMemory
 from nanovllm.training.kernels.operations import CompiledOperations
-from nanovllm.training.kernels.plan import place
+from nanovllm.training.kernels.plan import RUN_WORK, OperationCall, place, runs_of
+from nanovllm.training.kernels.records import CALLS_PER_RUN, DTYPES, OPERATIONS, RECORDS
 from nanovllm.training.network import model
 from nanovllm.training.network.autograd import Tape
 from nanovllm.training.network.model import Dropout, batch_loss
@@ -41,6 +43,21 @@ def test_memory_is_used_again_after_the_last_use() -> None:
     offsets, total = place(sizes, first, last)
     assert total == 10
     assert sorted(offsets[[0, 2, 3]].tolist()) == [0, 0, 3]
+
+
+def test_a_run_ends_after_so_many_calls_or_so_much_work() -> None:
+    def calls_of(*works: int) -> list[OperationCall]:
+        memory = KernelMemory(RECORDS["dropout"], DTYPES)
+        return [OperationCall("dropout", work, memory) for work in works]
+
+    many = calls_of(*[1] * (2 * CALLS_PER_RUN + 1))
+    assert [len(run.calls) for run in runs_of(many)] == [CALLS_PER_RUN, CALLS_PER_RUN, 1]
+    large = calls_of(1, RUN_WORK, 2, RUN_WORK - 2, 3)
+    assert [run.work for run in runs_of(large)] == [RUN_WORK + 1, RUN_WORK, 3]
+    run = runs_of(large)[1]
+    number, address = run.memory.arrays["calls"][1]
+    assert (OPERATIONS[number], address) == ("dropout", large[3].memory.address)
+    assert runs_of([]) == []
 
 
 class Unplanned(CompiledOperations):
@@ -103,7 +120,7 @@ def make_batch(config: GPT2Config, *shape: int, seed: int) -> tuple[np.ndarray, 
     [
         ({}, 1024, 0.0),
         ({}, 60, 0.2),  # groups of 2, 3 and 2 sequences
-        ({"tied_head": False, "activation": "relu"}, 1024, 0.0),
+        ({"tied_head": False, "activation": "relu", "layers": 5}, 1024, 0.0),  # two runs
         ({"activation": "silu", "positions": "sinusoidal"}, 1024, 0.1),
     ],
 )

@@ -27,7 +27,7 @@ from nanovllm.training.kernels.attention.layout import KEYS, count_heads, panel_
 from nanovllm.training.kernels.attention.tiles import make_matmul
 from nanovllm.training.kernels.dropout import Mask
 from nanovllm.training.kernels.matmul.pack import Panels, make_pack_panels
-from nanovllm.training.kernels.phases import Work, make_entry
+from nanovllm.training.kernels.phases import Work, make_operation
 
 
 class Head(NamedTuple):
@@ -66,7 +66,7 @@ def make_attention_backward(target: KernelTarget) -> Any:
         write_rows(grads, context, head_dim, rows_at(grad_ptr, 3 * row_bytes))
 
     work = Work(compiled(count_heads), differentiate_head)
-    return make_entry("attention_backward", [work])
+    return make_operation("attention_backward", [work])
 
 
 def _make_write_rows(target: KernelTarget) -> Any:

@@ -29,7 +29,7 @@ from nanovllm.training.kernels.attention.layout import QUERIES, count_heads, pan
 from nanovllm.training.kernels.attention.tiles import make_matmul
 from nanovllm.training.kernels.dropout import Mask
 from nanovllm.training.kernels.matmul.pack import Panels, make_pack_panels
-from nanovllm.training.kernels.phases import Work, make_entry
+from nanovllm.training.kernels.phases import Work, make_operation
 
 
 def make_attention(target: KernelTarget) -> Any:
@@ -80,7 +80,7 @@ def make_attention(target: KernelTarget) -> Any:
                     out_ptr + (first + query) * row_bytes, head_dim,
                 )  # fmt: skip
 
-    return make_entry("attention", [Work(compiled(count_heads), attend_head)])
+    return make_operation("attention", [Work(compiled(count_heads), attend_head)])
 
 
 def _make_softmax_row(target: KernelTarget) -> Any:

@@ -9,10 +9,11 @@ B is packed into panels before (pack.py). The loops, from the outermost to the i
     tile   6 rows of the block, with all sums in registers (simd/tile.py)
     step   one element of each row of A, and a row of the panel
 
-The part of A that an item needs in a piece stays in the second-level cache, and is packed where A
-is transposed. A piece of a panel stays in the first-level cache. A sum takes its terms in the order
-of the steps: those of a piece from 0, and then the sums of the pieces one after another. How many
-steps a piece has depends only on the number of steps.
+Each tile prefetches the rows of A of the next one, its share of the next panel, and the rows that
+it will write: they may be in the other cores' caches, or in none. The part of A that an item needs
+in a piece stays in the second-level cache, and is packed where A is transposed. A sum takes its
+terms in the order of the steps: those of a piece from 0, and then the sums of the pieces one after
+another. How many steps a piece has depends only on the number of steps.
 """
 
 from functools import cache
@@ -26,13 +27,13 @@ from nanovllm.model.kernels.simd.rows import rows_at
 from nanovllm.model.kernels.simd.tile import TILE_ROWS, TileInput
 from nanovllm.training.kernels.matmul.epilogue import make_epilogue
 from nanovllm.training.kernels.matmul.pack import SLIVER_STEP_BYTES, Panels, make_pack_slivers
-from nanovllm.training.kernels.matmul.tile import TileResult, make_tile
+from nanovllm.training.kernels.matmul.tile import GROUP_STEPS, TileResult, make_tile
 from nanovllm.training.kernels.phases import Work
 from nanovllm.training.kernels.records import BLOCK_ROWS, IDENTITY, MAX_PIECE, SCRATCH_FLOATS
 
 _ITEMS_PER_THREAD = 12  # so that no thread waits long for the last item
 _TRANSPOSED_ITEMS_PER_THREAD = 2  # each packs its rows of A; other items follow
-_TILE_FLOATS = TILE_ROWS * 64
+_TILE_BYTES = TILE_ROWS * 64 * WORD_BYTES
 _SCRATCH_BYTES = SCRATCH_FLOATS * WORD_BYTES
 
 
@@ -160,8 +161,7 @@ def _make_multiply(target: KernelTarget) -> Any:
         block_offset_bytes = first_row * row_bytes
         row_stride, step_stride = (1, product.rows) if product.is_transposed else (steps, 1)
         sums_ptr = scratch_ptr  # of a tile
-        start_ptr = sums_ptr + _TILE_FLOATS * WORD_BYTES
-        slivers_ptr = start_ptr + _TILE_FLOATS * WORD_BYTES
+        start_ptr, slivers_ptr = sums_ptr + _TILE_BYTES, sums_ptr + 2 * _TILE_BYTES
         addend_ptr = product.addend_ptr
         piece_steps = _piece_steps(steps)
         for first_step in range(0, steps, piece_steps):
@@ -173,6 +173,7 @@ def _make_multiply(target: KernelTarget) -> Any:
                 pack_slivers(a_ptr, a_step_bytes, height, count, slivers_ptr)
                 a_ptr, a_row_bytes, a_step_bytes = slivers_ptr, WORD_BYTES, SLIVER_STEP_BYTES
                 tile_a_bytes = count * SLIVER_STEP_BYTES
+            ahead_bytes = count // GROUP_STEPS * width_bytes  # of the next panel, in a tile
             bias_ptr = product.bias_ptr
             if first_step > 0:  # the sums so far have the addend and the bias
                 addend_ptr, bias_ptr = product.slope_ptr, 0
@@ -197,6 +198,8 @@ def _make_multiply(target: KernelTarget) -> Any:
                     tile(
                         tile_rows, TileInput(tile_a_ptr, a_row_bytes, a_step_bytes), panel_ptr,
                         count, first_ptr, result, rows_at(slope_ptr, row_bytes),
+                        product.out_ptr + offset_bytes,
+                        panel_ptr + steps * width_bytes + row // TILE_ROWS * ahead_bytes,
                     )  # fmt: skip
                     if not is_direct:
                         epilogue(

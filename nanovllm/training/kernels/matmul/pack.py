@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from llvmlite import ir
 
 from nanovllm.model.kernels.build.compiler import compiled, outlined
-from nanovllm.model.kernels.build.layout import WORD_BYTES
+from nanovllm.model.kernels.build.layout import LINE_BYTES, WORD_BYTES
 from nanovllm.model.kernels.build.target import KernelTarget
 from nanovllm.model.kernels.simd.kernel import kernel
 from nanovllm.model.kernels.simd.memory import (
@@ -157,6 +157,7 @@ def make_pack_slivers(target: KernelTarget) -> Any:
         with v.range(steps) as k:
             from_ptr = source_ptr + k * step_bytes
             to_ptr = out_ptr + k * SLIVER_STEP_BYTES
+            v.prefetch(from_ptr, LINE_BYTES)  # the rows are too far apart for the hardware
             for kind, offset_bytes in ((four, 0), (pair, 4 * WORD_BYTES)):
                 v.store(v.load_as(kind, from_ptr, offset_bytes), to_ptr, offset_bytes)
 
