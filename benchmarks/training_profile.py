@@ -45,16 +45,25 @@ Figures = dict[str, dict[str, float]]
 
 
 class Recorder:
-    """Adds up the times of a step's operations, by phase."""
+    """Keeps the times of a step's runs, and adds them up by phase afterwards."""
 
     def __init__(self) -> None:
         """Begin with nothing."""
         self.figures: Figures = {}
-        self.seconds = 0.0
+        self.runs: list[tuple[Run, float, np.ndarray]] = []
 
     def __call__(self, run: Run, seconds: float, times: np.ndarray) -> None:
-        """Add a run: its time, and the moments of its phases [phases, threads, MOMENTS]."""
-        self.seconds += seconds
+        """Keep a run: its time, and the moments of its phases [phases, threads, MOMENTS]."""
+        self.runs.append((run, seconds, times.copy()))
+
+    def figures_of(self, step_s: float) -> Figures:
+        """Return the time, wait and arithmetic of each operation of a step of so many seconds."""
+        for run in self.runs:
+            self._add_run(*run)
+        self._add("Python", step_s - sum(seconds for _, seconds, _ in self.runs), 0.0, 0.0)
+        return self.figures
+
+    def _add_run(self, run: Run, seconds: float, times: np.ndarray) -> None:
         launch_s, phases = seconds, iter(times)
         for call in run.calls:
             for name in PHASES.get(call.name, ("",)):
@@ -106,9 +115,7 @@ def profile(setting: Setting, threads: int, seed: int, rounds: int) -> dict[str,
             operations.time_runs(recorder)
             step_s, _ = step()
             if number >= _WARM_UP:
-                rest = (step_s - recorder.seconds, 0.0, 0.0)
-                python = dict(zip(_FIGURES, rest, strict=True))
-                steps.append({**recorder.figures, "Python": python})
+                steps.append(recorder.figures_of(step_s))
                 times.append(step_s)
     finally:
         operations.close()
