@@ -52,9 +52,8 @@ class CompiledOperations:
             num_threads: the default is one for each core that this process may use.
             target: what to compile for; the default is this CPU.
         """
-        self._runner = OperationRunner(
-            num_threads or default_threads(), target or host_spec().target
-        )
+        target = target or host_spec().target
+        self._runner = OperationRunner(num_threads or default_threads(), target)
         self._empty, self._run = self._runner.empty, self._runner.run
 
     @property
