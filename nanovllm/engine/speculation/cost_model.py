@@ -14,6 +14,8 @@ MARGIN = 1.02
 """Smallest gain that is taken: measured times are not exact."""
 MEASURED_ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 32, 64)
 _ROUNDS = 3
+_SHORTEST_S = 1e-9
+"""Least time of a step, because rates divide by it: a coarse clock may measure none."""
 _SLOWNESS_WEIGHT = 0.1
 
 
@@ -29,15 +31,17 @@ class StepTimes:
         """Measure steps by `run`, which takes a number of rows and returns its time in seconds.
 
         Of several rounds the shortest time counts. Other programs only lengthen times, and more
-        rows never take less, so a number of rows takes no longer than a larger one did.
+        rows never take less, so a number of rows takes no longer than a larger one did. Times are
+        positive.
         """
         rows = tuple(count for count in MEASURED_ROWS if count <= max_rows)
         rounds = [[run(count) for count in rows] for _ in range(_ROUNDS)]
-        shortest = [min(times) for times in zip(*rounds, strict=True)]
+        shortest = [max(min(times), _SHORTEST_S) for times in zip(*rounds, strict=True)]
         return cls(rows, tuple(min(shortest[index:]) for index in range(len(rows))))
 
     def of(self, rows: int) -> float:
-        """Return the time of a step of `rows` rows."""
+        """Return the time of a step of `rows` rows, which has at least one."""
+        assert rows > 0
         index = min(max(bisect_left(self.rows, rows), 1), len(self.rows) - 1)
         if index == 0:
             return self.seconds[0] * rows

@@ -108,7 +108,7 @@ class Speculator:
     slowness: Slowness = field(default_factory=Slowness)
     draft_slowness: Slowness = field(default_factory=Slowness)
     _sequences: dict[str, _Sequence] = field(default_factory=dict)
-    _gains: dict[int, bool] = field(default_factory=dict)  # by the number of sequences
+    _gains: dict[int, bool] = field(default_factory=lambda: {0: False})  # by number of sequences
     _pause: int = 0  # steps of `_num_paused` sequences without the draft model
     _num_paused: int = 0
     _next_pause: int = 1
@@ -202,7 +202,7 @@ class Speculator:
 
     def _request_paths(self, requests: Sequence[Request]) -> None:
         """Have the grammars find what may be drafted for requests that have a new token."""
-        may_gain = self._may_gain(len(requests)) if requests else False
+        may_gain = self._may_gain(len(requests))
         for request in requests:
             if request.grammar is not None:
                 self._sequence(request)

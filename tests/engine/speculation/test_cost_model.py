@@ -33,6 +33,12 @@ def test_the_shortest_round_counts_and_more_rows_never_take_less() -> None:
     assert StepTimes.measure(lambda _: next(durations), 3).seconds == (1.0, 1.0, 4.0)
 
 
+def test_a_clock_that_measures_nothing_gives_positive_times() -> None:
+    times = StepTimes.measure(lambda _: 0.0, 3)
+    assert times.of(1) > 0
+    assert best_counts({"a": Offer(0.5, 5)}, 1, times.of)[0] == {"a": 5}
+
+
 def test_free_rows_are_used_and_dear_ones_are_not() -> None:
     assert best_counts({"a": Offer(0.5, 5)}, 1, CHEAP.of)[0] == {"a": 5}
     linear = StepTimes((1, 64), (1.0, 64.0))

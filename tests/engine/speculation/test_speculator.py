@@ -3,6 +3,8 @@
 from itertools import pairwise
 from typing import cast
 
+import pytest
+
 from nanovllm.engine.scheduling.request import Request
 from nanovllm.engine.speculation.cost_model import StepTimes
 from nanovllm.engine.speculation.draft_model import UNKNOWN, DraftModel
@@ -56,6 +58,15 @@ def steps_with_drafts(pass_s: float, acceptance_after_a_trial: bool) -> list[int
         request.tokens.append(1)
         request.num_computed_tokens += 1
     return drafts
+
+
+@pytest.mark.parametrize("times", [StepTimes((1,), (1.0,)), StepTimes((1, 2), (1.0, 2.0))])
+def test_nothing_is_chosen_while_prompts_are_computed(times: StepTimes) -> None:
+    """Times of no rows would be 0 or negative, and rates divide by them."""
+    speculator = Speculator(SpeculativeConfig(), times, lambda *_: ())
+    request = make_request("r", 5, 1000)
+    speculator.choose([request])
+    assert request.drafted == ()
 
 
 def test_a_draft_model_that_did_not_pay_is_tried_again_ever_more_rarely() -> None:
