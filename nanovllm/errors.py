@@ -14,7 +14,8 @@ NanovllmError
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import islice
 
 from typing_extensions import Self
@@ -80,6 +81,15 @@ class KernelError(NanovllmError, RuntimeError):
 
 class ModelNotFoundError(NanovllmError):
     """A model is neither on this machine nor on the hub."""
+
+
+@contextmanager
+def about_draft_model() -> Iterator[None]:
+    """Have errors of a model say that it is the draft model, not the one that is served."""
+    try:
+        yield
+    except (CheckpointError, ModelNotFoundError) as error:
+        raise type(error)(f"the draft model in speculative_config: {error}") from error
 
 
 class TrainingError(NanovllmError, ValueError):

@@ -14,6 +14,7 @@ from nanovllm.engine.speculation.cost_model import StepTimes
 from nanovllm.engine.speculation.draft_model import DraftModel
 from nanovllm.engine.speculation.speculator import Speculator
 from nanovllm.engine.tokenizer import Tokenizer
+from nanovllm.errors import about_draft_model
 from nanovllm.model.backend import Backend, LoadOptions
 from nanovllm.model.batch import ForwardBatch
 from nanovllm.model.checkpoint import stored_dtype
@@ -74,9 +75,9 @@ def check_draft_model(
     if found is None:
         return None
     settings, name = found
-    draft = GPT2Config.load(name)
-    vocabularies = Tokenizer.load(name).vocabulary, Tokenizer.load(folder).vocabulary
-    if draft.vocab != model.vocab or vocabularies[0] != vocabularies[1]:
+    with about_draft_model():
+        draft, vocabulary = GPT2Config.load(name), Tokenizer.load(name).vocabulary
+    if draft.vocab != model.vocab or vocabulary != Tokenizer.load(folder).vocabulary:
         raise ValueError(
             f"the draft model {name} has another vocabulary than the model ({draft.vocab:,} and "
             f"{model.vocab:,} tokens); choose one with the same tokenizer"
@@ -97,8 +98,9 @@ def load_draft_model(config: EngineConfig) -> NativeModelRunner | None:
     if found is None:
         return None
     settings, folder = found
-    settings = with_stored_dtype(settings, folder)
-    return NativeModelRunner.load(folder, settings.backend, load_options(settings))
+    with about_draft_model():
+        settings = with_stored_dtype(settings, folder)
+        return NativeModelRunner.load(folder, settings.backend, load_options(settings))
 
 
 def make_speculator(

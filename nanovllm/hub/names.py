@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from nanovllm.config import BUNDLED_MODEL, BUNDLED_MODELS, EngineConfig
-from nanovllm.errors import CheckpointError, ModelNotFoundError
+from nanovllm.errors import CheckpointError, ModelNotFoundError, about_draft_model
 from nanovllm.hub.downloads import MODEL_INFO, SHORT_NAMES, full_name, read_model_info
 from nanovllm.suggestions import suggest
 
@@ -56,12 +56,13 @@ def resolve_model(
 def resolve_models(name: str | os.PathLike[str], config: EngineConfig) -> tuple[Path, EngineConfig]:
     """Return the folder of the model `name`, and the settings with that of their draft model.
 
-    Raises as `resolve_model`.
+    Raises as `resolve_model`; the message says which of the two models it is about.
     """
     folder, speculation = resolve_model(name), config.speculation
     if speculation is None or speculation.model is None:
         return folder, config
-    draft = os.fspath(resolve_model(speculation.model))
+    with about_draft_model():
+        draft = os.fspath(resolve_model(speculation.model))
     return folder, replace(config, speculative_config=replace(speculation, model=draft))
 
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from nanovllm import LLM, EngineConfig, ModelNotFoundError
+from nanovllm import LLM, CheckpointError, EngineConfig, ModelNotFoundError
 from nanovllm.engine.engine import Engine
 from nanovllm.engine.memory import check_sizes, plan_memory
-from nanovllm.hub import resolve_models
+from nanovllm.hub import repo, resolve_models
 from nanovllm.hub.names import bundled_folder
 from nanovllm.model.config import GPT2Config
 from nanovllm.model.machine import MemoryLimit
@@ -86,5 +86,39 @@ def test_names_are_resolved_in_one_place(tiny_model: Path) -> None:
     assert found.speculation.model == str(bundled_folder("tiny-books-draft"))
     plain = EngineConfig()
     assert resolve_models(tiny_model, plain) == (tiny_model, plain)
-    with pytest.raises(ModelNotFoundError, match=r"\./missing does not exist"):
-        LLM(tiny_model, speculative_config={"model": "./missing"})
+
+
+ABOUT = "^the draft model in speculative_config: "
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("", "the model's name is empty"),
+        ("./missing", r"\./missing does not exist"),
+        ("gpt2", "there is no folder gpt2 here, and it could not be fetched"),
+    ],
+)
+def test_what_is_wrong_with_the_draft_model_names_it(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, name: str, message: str
+) -> None:
+    def offline(_: str) -> None:
+        raise ModelNotFoundError("no connection")
+
+    monkeypatch.setattr(repo, "cached_snapshot", lambda _: None)
+    monkeypatch.setattr(repo, "fetch_snapshot", offline)
+    with pytest.raises(ModelNotFoundError, match=ABOUT + message):
+        LLM(tiny_model, speculative_config={"model": name})
+    with pytest.raises(ModelNotFoundError, match=f"^{message}"):
+        LLM(name)
+
+
+def test_invalid_files_of_the_draft_model_name_it(tiny_model: Path, tmp_path: Path) -> None:
+    other = write_tiny_model(tmp_path / "other")
+    weights = other / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(CheckpointError, match=ABOUT):
+        Engine.load(tiny_model, config(other))
+    (other / "config.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(CheckpointError, match=ABOUT):
+        Engine.check(tiny_model, config(other))
