@@ -29,7 +29,7 @@ from nanovllm.engine.engine import Engine
 from nanovllm.engine.engine_thread import EngineThread
 from nanovllm.engine.generation_request import GenerationRequest
 from nanovllm.engine.inspection.inspector import Inspector
-from nanovllm.engine.metrics import EngineSnapshot, StepStats
+from nanovllm.engine.metrics import DraftCounts, EngineSnapshot, StepStats
 from nanovllm.engine.prompt_request import PromptRequest
 from nanovllm.engine.request_handle import RequestHandle
 from nanovllm.engine.step_output import StepOutput
@@ -101,7 +101,7 @@ class AsyncEngine:
         self._engine: Engine | None = None
         self._state = EngineState.LOADING
         self._failure: BaseException | None = None
-        self._generation_tokens = 0
+        self._generation_tokens, self._drafts = 0, DraftCounts.begin(None)
         self._router: UpdateRouter[RequestHandle] = UpdateRouter(self._thread.finish)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._changed = asyncio.Event()
@@ -159,7 +159,11 @@ class AsyncEngine:
         Raises EngineNotReadyError unless it is ready.
         """
         self._check_ready()
-        return replace(self._thread.snapshot, generation_tokens=self._generation_tokens)
+        return replace(
+            self._thread.snapshot,
+            generation_tokens=self._generation_tokens,
+            **self._drafts.fields(),
+        )
 
     @property
     def timeouts(self) -> dict[str, int]:
@@ -292,6 +296,8 @@ class AsyncEngine:
                 handle.deadline.has_begun = True
             handle.notify(prompt)
         self._generation_tokens += output.stats.num_generated_tokens
+        for num_drafted, num_accepted in output.stats.drafts:
+            self._drafts.add(num_drafted, num_accepted)
         if self._on_step is not None:
             self._on_step(output.stats)
 
@@ -299,6 +305,7 @@ class AsyncEngine:
         """Set the state READY when the model is loaded; runs on the event loop."""
         if self._state is EngineState.LOADING:
             self._engine, self._state = engine, EngineState.READY
+            self._drafts = DraftCounts.begin(engine.config.speculation)
             if self.admission.tokens.limit is None:
                 self.admission.tokens.limit = QUEUED_CACHES * engine.cache_tokens
             if engine.memory.free_bytes is not None:

@@ -26,7 +26,7 @@ from nanovllm.engine.loading import (
     with_stored_dtype,
 )
 from nanovllm.engine.memory import allocate_cache, check_sizes, plan_memory
-from nanovllm.engine.metrics import EngineSnapshot, StepStats, TokenCounts
+from nanovllm.engine.metrics import DraftCounts, EngineSnapshot, StepStats, TokenCounts
 from nanovllm.engine.prompt_request import PromptRequest
 from nanovllm.engine.request_limits import Limits
 from nanovllm.engine.scheduling import batching
@@ -37,7 +37,6 @@ from nanovllm.engine.scheduling.step_plan import (
     SequenceUpdate,
     StepPlan,
 )
-from nanovllm.engine.speculation.speculator import SpeculationCounts
 from nanovllm.engine.step_output import StepOutput, step_stats
 from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.engine.update_router import UpdateRouter
@@ -55,7 +54,7 @@ _BLOCKED_WAIT_S = 0.002
 _MASK_GRACE = 0.25
 """Maximum wait of a step for masks in progress, as a fraction of the last step's time."""
 _MIN_MASK_GRACE_S, _MAX_MASK_GRACE_S = 0.0003, 0.002
-_NO_DRAFTS = SpeculationCounts([])
+_NO_DRAFTS = DraftCounts.begin(None)
 _STEP_FAILED = "a step of the engine failed; the log has the reason"
 _ALL_FORBIDDEN = (
     "every token is forbidden by the request's settings together, so none can come next; "
@@ -178,10 +177,7 @@ class Engine:
             num_preemptions=scheduler.num_preemptions,
             prefix_cache_queries=scheduler.kv_cache.prefix_cache_queries,
             prefix_cache_hits=scheduler.kv_cache.prefix_cache_hits,
-            num_drafts=drafts.drafts,
-            num_draft_tokens=drafts.drafted,
-            num_accepted_tokens=drafts.accepted,
-            num_accepted_tokens_per_pos=tuple(drafts.accepted_by_position),
+            **drafts.fields(),
         )
 
     def add_request(

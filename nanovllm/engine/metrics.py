@@ -4,8 +4,10 @@ Times are in seconds of `time.monotonic()`, measured on the engine's thread betw
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from nanovllm.outputs import RequestMetrics
+from nanovllm.speculative_config import SpeculativeConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +28,8 @@ class EngineSnapshot:
             recomputation after preemption.
         prefix_cache_queries, prefix_cache_hits: prompt tokens looked up, and found.
         num_drafts, num_draft_tokens: drafts that were verified, and their tokens.
-        num_accepted_tokens: drafted tokens that were drawn too.
+        num_accepted_tokens: drafted tokens that were drawn too. Like `generation_tokens`, those of
+            a server exclude what was computed after a stop string.
         num_accepted_tokens_per_pos: the same by their index in the draft; empty without
             speculative decoding.
     """
@@ -61,6 +64,44 @@ class TokenCounts:
         """Count a prompt that has been computed to its end for the first time."""
         self.prompt += num_tokens
         self.prompt_cached += num_reused
+
+
+@dataclass(slots=True)
+class DraftCounts:
+    """The counters of drafts of EngineSnapshot, as they are added up.
+
+    Attributes:
+        accepted_by_position: accepted tokens by their index in the draft.
+        drafts: sequences of drafted tokens that were verified.
+        drafted, accepted: tokens.
+    """
+
+    accepted_by_position: list[int]
+    drafts: int = 0
+    drafted: int = 0
+    accepted: int = 0
+
+    @classmethod
+    def begin(cls, config: SpeculativeConfig | None) -> "DraftCounts":
+        """Return counters of nothing."""
+        return cls([0] * (0 if config is None else config.num_speculative_tokens))
+
+    def add(self, num_drafted: int, num_accepted: int) -> None:
+        """Count a draft that was verified."""
+        self.drafts += 1
+        self.drafted += num_drafted
+        self.accepted += num_accepted
+        for index in range(num_accepted):
+            self.accepted_by_position[index] += 1
+
+    def fields(self) -> dict[str, Any]:
+        """Return the counters by their names in EngineSnapshot."""
+        return {
+            "num_drafts": self.drafts,
+            "num_draft_tokens": self.drafted,
+            "num_accepted_tokens": self.accepted,
+            "num_accepted_tokens_per_pos": tuple(self.accepted_by_position),
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +162,7 @@ class StepStats:
         num_tokens: tokens that the step computed, drafted ones included.
         num_prompt_tokens: those of prompts, and those that preempted sequences recomputed.
         num_decode_tokens: tokens that decoding sequences got; one each without drafts.
+        drafts: drafted and accepted tokens of each draft that was verified.
     """
 
     num_tokens: int
@@ -129,6 +171,7 @@ class StepStats:
     duration_s: float
     times_to_first_token_s: list[float] = field(default_factory=list)
     inter_token_latencies_s: list[float] = field(default_factory=list)
+    drafts: list[tuple[int, int]] = field(default_factory=list)
     finished: list[FinishedRequest] = field(default_factory=list)
     finished_prompts: list[FinishedPrompt] = field(default_factory=list)
 

@@ -104,6 +104,8 @@ def _count(stats: StepStats, prompt: PromptRequest, update: SequenceUpdate, befo
     """
     request = update.request
     count, latency_s = prompt.num_tokens(request.choice_index) - before, 0.0
+    if update.drafted:
+        stats.drafts.append((len(update.drafted), update.num_accepted(count)))
     if count and update.inter_token_latency_s is None:
         stats.times_to_first_token_s.append(update.time_s - request.times.arrival_s)
         count -= 1

@@ -94,7 +94,7 @@ _COUNTERS: dict[str, tuple[str, ...]] = {
 DRAFT_COUNTERS: dict[str, tuple[str, ...]] = {
     "spec_decode_num_drafts": ("Drafts that were verified.",),
     "spec_decode_num_draft_tokens": ("Tokens of these drafts.",),
-    "spec_decode_num_accepted_tokens": ("Drafted tokens that were drawn too.",),
+    "spec_decode_num_accepted_tokens": ("Drafted tokens that are in the output.",),
     "spec_decode_num_accepted_tokens_per_pos": (
         "Accepted tokens by their index in the draft.",
         "position",

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
+from nanovllm.engine.metrics import DraftCounts
 from nanovllm.engine.ngram import NgramIndex
 from nanovllm.engine.scheduling.request import Request
 from nanovllm.engine.scheduling.step_plan import SequenceUpdate, StepPlan
@@ -31,22 +32,6 @@ _MAX_PAUSE, _PAUSE_GROWTH = 256, 4
 """Maximum steps between two trials of a draft model that did not pay, and their growth."""
 _MAX_PATH_TOKENS = 256
 """Maximum tokens of the paths of all grammars in a step; each has a mask of 6 KB for GPT-2."""
-
-
-@dataclass(slots=True)
-class SpeculationCounts:
-    """Drafted and accepted tokens so far.
-
-    Attributes:
-        drafts: sequences of drafted tokens that were verified.
-        drafted, accepted: tokens.
-        accepted_by_position: accepted tokens by their index in the draft.
-    """
-
-    accepted_by_position: list[int]
-    drafts: int = 0
-    drafted: int = 0
-    accepted: int = 0
 
 
 @dataclass(slots=True, eq=False)
@@ -103,7 +88,7 @@ class Speculator:
     continuation: Callable[[Request, int], tuple[int, ...]]
     draft_model: DraftModel | None = None
     draft_times: StepTimes | None = None
-    counts: SpeculationCounts = field(init=False)
+    counts: DraftCounts = field(init=False)
     acceptances: Acceptances = field(default_factory=Acceptances)
     slowness: Slowness = field(default_factory=Slowness)
     draft_slowness: Slowness = field(default_factory=Slowness)
@@ -116,7 +101,7 @@ class Speculator:
     _catch_up_s: float = 0.0  # expected in this step
 
     def __post_init__(self) -> None:
-        self.counts = SpeculationCounts([0] * self.config.num_speculative_tokens)
+        self.counts = DraftCounts.begin(self.config)
 
     def choose(self, running: Iterable[Request]) -> None:
         """Set the drafted tokens of the running requests for the next step."""
@@ -163,7 +148,7 @@ class Speculator:
             if state is None or not update.token_ids:
                 continue
             if update.drafted:
-                self._count(update.num_accepted(), len(update.drafted))
+                self.counts.add(len(update.drafted), update.num_accepted())
                 update.hides_rejected = state.source == "cached"
                 if state.source == "model":
                     state.found["model"] = update.drafted
@@ -269,11 +254,3 @@ class Speculator:
                 Acceptances(self.acceptances), NgramIndex(*ngram) if looks_up else None
             )
         return sequence
-
-    def _count(self, accepted: int, drafted: int) -> None:
-        counts = self.counts
-        counts.drafts += 1
-        counts.drafted += drafted
-        counts.accepted += accepted
-        for index in range(accepted):
-            counts.accepted_by_position[index] += 1

@@ -33,6 +33,12 @@ def run(engine: Engine, params: SamplingParams) -> tuple[RequestOutput, list[Ste
     return prompt.output(), steps
 
 
+def delivered(steps: list[StepStats]) -> tuple[int, int]:
+    """Return drafted and accepted tokens, as a server's metrics count them."""
+    drafts = [draft for stats in steps for draft in stats.drafts]
+    return sum(drafted for drafted, _ in drafts), sum(accepted for _, accepted in drafts)
+
+
 def test_all_counts_agree(engine: Engine) -> None:
     before = engine.stats()
     output, steps = run(engine, PARAMS)
@@ -51,6 +57,14 @@ def test_all_counts_agree(engine: Engine) -> None:
     assert sum(stats.num_tokens - stats.num_prompt_tokens for stats in steps) == (
         len(steps) - 1 + drafted
     )
+    assert delivered(steps) == (drafted, accepted)
+
+
+def test_drafted_tokens_after_a_stop_string_are_not_accepted(engine: Engine) -> None:
+    text = run(engine, PARAMS)[0].outputs[0].text
+    output, steps = run(engine, replace(PARAMS, stop=text[2:4]))  # of the first draft's middle
+    assert len(output.outputs[0].token_ids) == 4
+    assert (output.num_drafted_tokens, output.num_accepted_tokens) == delivered(steps) == (4, 3)
 
 
 def test_a_request_without_drafts_has_the_same_bits(engine: Engine) -> None:

@@ -76,9 +76,14 @@ def test_drafted_tokens_are_beside_the_tokens(drafting: RunningServer) -> None:
     assert answer["drafted_token_ids"] != [None] * 20
 
 
-def test_metrics_have_the_names_of_vllm(drafting: RunningServer) -> None:
+@pytest.mark.parametrize("stops", [False, True])
+def test_metrics_have_the_names_of_vllm(drafting: RunningServer, stops: bool) -> None:
+    """Drafted tokens after a stop string are accepted by neither usage nor metrics."""
+    text = drafting.complete(**BODY, temperature=0)["choices"][0]["text"]
     before = drafting.samples()
-    details = details_of(drafting.complete(**BODY, temperature=0))
+    # The first draft is for the second to fifth token, each of a character.
+    answer = drafting.complete(**BODY, temperature=0, stop=text[2:4] if stops else None)
+    details, size = details_of(answer), answer["usage"]["completion_tokens"]
     now = drafting.samples()
     counted = {
         name.removeprefix("spec_decode_num_"): int(value - before[name])
@@ -98,7 +103,10 @@ def test_metrics_have_the_names_of_vllm(drafting: RunningServer) -> None:
     assert counted["drafts_total"] >= by_position[0] >= by_position[3]
     tokens = now["generation_tokens_total"] - before["generation_tokens_total"]
     gaps = "inter_token_latency_seconds_count"
-    assert (tokens, now[gaps] - before[gaps]) == (20, 19)
+    assert (tokens, now[gaps] - before[gaps]) == (size, size - 1)
+    assert size == (4 if stops else 20)
+    if stops:
+        assert details == {"accepted_prediction_tokens": 3, "rejected_prediction_tokens": 1}
 
 
 def test_without_drafts_nothing_is_added(server: RunningServer) -> None:
