@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from nanovllm.config import BACKENDS, EngineConfig
 from nanovllm.engine.engine import Engine
+from nanovllm.engine.scheduling.request import FinishReason
 from nanovllm.outputs import RequestOutput
 from nanovllm.sampling_params import SamplingParams
 from nanovllm.speculative_config import SpeculativeConfig
@@ -28,8 +29,17 @@ class Job:
     params: SamplingParams
 
 
-def run(engine: Engine, jobs: Sequence[Job], *, poison: bool = False) -> list[RequestOutput]:
-    """Run all jobs at once; with `poison`, fill free uncached blocks with NaN before every step."""
+def run(
+    engine: Engine,
+    jobs: Sequence[Job],
+    *,
+    poison: bool = False,
+    aborts: dict[int, int] | None = None,
+) -> list[RequestOutput]:
+    """Run all jobs at once; with `poison`, fill free uncached blocks with NaN before every step.
+
+    `aborts` are numbers of steps, and the indices of the jobs that are aborted before them.
+    """
     prepared_requests = [
         process(engine.input_processor, f"job{i}", job.prompt, job.params)
         for i, job in enumerate(jobs)
@@ -46,6 +56,9 @@ def run(engine: Engine, jobs: Sequence[Job], *, poison: bool = False) -> list[Re
     if engine.speculator is not None and engine.speculator.draft_model is not None:
         backends.append(engine.speculator.draft_model.runner.backend)
     while engine.has_work:
+        aborted = (aborts or {}).get(engine.num_steps)
+        for request in [] if aborted is None else prepared_requests[aborted].requests:
+            engine.finish_request(request.request_id, FinishReason.ABORT)
         if poison:
             for backend in backends:
                 backend.fill_blocks(uncached_free_blocks(engine.blocks), np.nan)
@@ -275,7 +288,7 @@ def test_bits_in_any_schedule(
     max_drafted: int,
     another_model: Path,
 ) -> None:
-    """In any batch, order, block size, budget, pool and with any drafts: the bits of a lone run."""
+    """In any batch, order, block size, budget, pool, with any drafts and beside aborted jobs."""
     if exact.backend == "numba":
         # The kernels sum the softmax of a block lane by lane: another block size is another order.
         block_size = 8
@@ -291,8 +304,11 @@ def test_bits_in_any_schedule(
     )
     engine = Engine.load(tiny_model, config)
     draft_always(engine)
-    outputs = run(engine, [jobs[i] for i in chosen], poison=True)
-    assert [bits(output) for output in outputs] == [alone[i] for i in chosen]
+    indices = st.integers(0, len(chosen) - 1)
+    aborts = data.draw(st.dictionaries(st.integers(0, 20), indices, max_size=2))
+    outputs = run(engine, [jobs[i] for i in chosen], poison=True, aborts=aborts)
+    for index, (output, job) in enumerate(zip(outputs, chosen, strict=True)):
+        assert bits(output) == alone[job] or index in aborts.values()
 
 
 def test_a_seed_gives_the_same_answer_and_another_seed_another(

@@ -55,6 +55,38 @@ def test_streams_end_with_the_counts(drafting: RunningServer) -> None:
     assert details_of(read_events(response.content)[-1])["accepted_prediction_tokens"] > 8
 
 
+@pytest.mark.parametrize("chat", [False, True])
+def test_streams_are_those_without_drafts(drafting: RunningServer, chat: bool) -> None:
+    """Text, tokens, log-probabilities and the end, put together from the chunks."""
+    body = {"temperature": 1, "seed": 5, "return_token_ids": True, "stream": True, **USAGE}
+    more = {"logprobs": True, "top_logprobs": 2} if chat else {"logprobs": 2}
+
+    def streamed(*, speculative: bool) -> tuple[dict[str, list[Any]], int]:
+        settings = {**BODY, **body, **more, "speculative": speculative}
+        if chat:
+            del settings["prompt"]
+            events = read_events(post(drafting, **settings).content)
+        else:
+            events = drafting.stream(**settings)
+        accepted = details_of(events[-1])["accepted_prediction_tokens"]
+        pieces = [choice for event in events for choice in event["choices"]]
+        whole: dict[str, list[Any]] = {"end": [piece["finish_reason"] for piece in pieces[-1:]]}
+        whole["usage"] = [events[-1]["usage"]]
+        for piece in pieces:
+            text = piece["delta"].get("content") if chat else piece["text"]
+            whole.setdefault("text", []).extend(text or "")
+            whole.setdefault("ids", []).extend(piece.get("token_ids") or [])
+            for name, values in (piece.get("logprobs") or {}).items():
+                whole.setdefault(name, []).extend(values or [])
+        return whole, accepted
+
+    (drafted, accepted), (plain, none) = (streamed(speculative=on) for on in (True, False))
+    assert accepted > 8 > none == 0
+    assert drafted == plain
+    assert len(plain["ids"]) == 20
+    assert {"content"} <= plain.keys() if chat else {"token_logprobs"} <= plain.keys()
+
+
 def test_drafted_tokens_are_beside_the_tokens(drafting: RunningServer) -> None:
     body = {"return_token_ids": True, "return_drafted_token_ids": True, "temperature": 0}
     whole = drafting.complete(**BODY, **body)
