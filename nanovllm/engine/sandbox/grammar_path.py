@@ -117,7 +117,12 @@ class PathFinder:
             return path
         if len(expected) > size and expected[:size] == path:
             return expected
-        return [*path, *self._ngrams.draft([*self.tokens, *path], limit - size, size)]
+        num_known = len(self.tokens)
+        self.tokens.extend(path)  # a copy of all would make long texts slow
+        try:
+            return [*path, *self._ngrams.draft(self.tokens, limit - size, size)]
+        finally:
+            del self.tokens[num_known:]
 
 
 def _guess(mask: bytes, forced: bytes, tokenizer: Any) -> int:

@@ -2,6 +2,8 @@
 
 import itertools
 import json
+from array import array
+from collections.abc import Iterator
 from typing import Any
 
 import llguidance
@@ -100,6 +102,22 @@ def test_accepted_tokens_are_looked_up_after_the_prompt(library: Any) -> None:
         path = finder.find(matcher, matcher.compute_bitmask(), library, request)
         paths.append(text_of(library, path.tokens))
     assert paths == ["Bob", "obb", "bby"]
+
+
+class Uncopied(array):  # type: ignore[type-arg]
+    """Tokens that nothing copies as a whole."""
+
+    def __iter__(self) -> Iterator[int]:
+        raise AssertionError("all tokens were copied")
+
+
+def test_a_look_up_copies_no_tokens_and_keeps_the_path_out_of_them(library: Any) -> None:
+    matcher, finder = matcher_of(library, SCHEMA), PathFinder()
+    finder.tokens = Uncopied("q")
+    request = PathRequest(30, (3, 4), library.tokenize_str('{"name":"Bo","age":41}'))
+    path = finder.find(matcher, matcher.compute_bitmask(), library, request)
+    assert text_of(library, path.tokens) == '{"name":"Bo","age":41}'
+    assert len(finder.tokens) == len(request.prompt)
 
 
 def test_a_path_does_not_count_its_digits(library: Any) -> None:
