@@ -98,7 +98,8 @@ class EngineConfig:
         scheduling_policy: order of requests: by arrival, priority or equal shares of clients. With
             "priority" any client may choose its priority.
         speculative_config: how tokens are drafted for speculative decoding, which changes no bit of
-            an output; None for no drafts. A mapping has the fields of SpeculativeConfig.
+            an output (with numpy, if batch_invariant is set); None for no drafts. A mapping has the
+            fields of SpeculativeConfig.
     """
 
     dtype: DType = "float32"
