@@ -79,7 +79,7 @@ class Speculator:
         times: time of a step of the model by its rows.
         draft_model: None without one; `draft_times` are those of its steps.
         continuation: `KVCacheManager.continuation`.
-        acceptances: of all sequences.
+        acceptances: of all greedy sequences (True), and of all others, which are harder to guess.
         slowness, draft_slowness: of the steps of both models.
     """
 
@@ -89,7 +89,9 @@ class Speculator:
     draft_model: DraftModel | None = None
     draft_times: StepTimes | None = None
     counts: DraftCounts = field(init=False)
-    acceptances: Acceptances = field(default_factory=Acceptances)
+    acceptances: dict[bool, Acceptances] = field(
+        default_factory=lambda: {is_greedy: Acceptances() for is_greedy in (True, False)}
+    )
     slowness: Slowness = field(default_factory=Slowness)
     draft_slowness: Slowness = field(default_factory=Slowness)
     _sequences: dict[str, _Sequence] = field(default_factory=dict)
@@ -250,7 +252,8 @@ class Speculator:
                 request.grammar.ngram = ngram
                 request.grammar.prompt = request.tokens[: request.num_prompt_tokens]
             looks_up = uses_ngrams and request.grammar is None
+            every = self.acceptances[request.sampling.is_greedy]
             sequence = self._sequences[request.request_id] = _Sequence(
-                Acceptances(self.acceptances), NgramIndex(*ngram) if looks_up else None
+                Acceptances(every), NgramIndex(*ngram) if looks_up else None
             )
         return sequence

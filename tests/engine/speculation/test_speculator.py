@@ -43,7 +43,7 @@ def steps_with_drafts(pass_s: float, acceptance_after_a_trial: bool) -> list[int
         cast("DraftModel", model),
         StepTimes((1, 64), (pass_s, 2 * pass_s)),
     )
-    acceptances = speculator.acceptances
+    acceptances = speculator.acceptances[request.sampling.is_greedy]
     for _ in range(100):
         acceptances.add("model", 0, 5)
     drafts = []
@@ -67,6 +67,22 @@ def test_nothing_is_chosen_while_prompts_are_computed(times: StepTimes) -> None:
     request = make_request("r", 5, 1000)
     speculator.choose([request])
     assert request.drafted == ()
+
+
+def test_what_was_accepted_of_sampled_requests_says_nothing_of_greedy_ones() -> None:
+    speculator = Speculator(SpeculativeConfig(), ROWS_ARE_CHEAP, lambda *_: ())
+    sampled, greedy = (
+        make_request(name, (7, 8, 9) * 4, 100, temperature=temperature)
+        for name, temperature in (("sampled", 0.8), ("greedy", 0.0))
+    )
+    for request in (sampled, greedy):
+        request.tokens.append(7)
+        request.num_computed_tokens = 12
+    for _ in range(100):
+        speculator.acceptances[sampled.sampling.is_greedy].add("4-gram", 0, 5)
+    speculator.choose([sampled])
+    speculator.choose([greedy])
+    assert (sampled.drafted, greedy.drafted) == ((), (8, 9, 7, 8, 9))
 
 
 def test_a_draft_model_that_did_not_pay_is_tried_again_ever_more_rarely() -> None:
