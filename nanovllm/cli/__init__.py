@@ -19,7 +19,7 @@ listening           connection limits and sockets of the server
 security_options    API keys, hosts, origins and TLS of the server
 reload              API keys and TLS read again at SIGHUP
 service_manager     messages to systemd, and the controlling terminal
-numa                a warning for processors on several NUMA nodes
+numa                NUMA nodes: a warning if processors are on several, and a description
 generate            `nanovllm generate`
 writer              prints completions and answers
 repl                the interactive prompt of `generate`

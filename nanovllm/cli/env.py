@@ -47,6 +47,7 @@ def run(parsed: argparse.Namespace) -> int:
 def _machine() -> dict[str, str]:
     with ended_by_interrupts():
         from nanovllm.cli.bench.report import describe_machine
+        from nanovllm.cli.numa import describe_nodes
         from nanovllm.model.kernels.build.codegen import host_cpu
         from nanovllm.model.kernels.build.peak import BFLOAT16_VARIABLE, bfloat16_choice
         from nanovllm.model.kernels.build.target import has_bfloat16_dot, host_target
@@ -66,6 +67,7 @@ def _machine() -> dict[str, str]:
         "processor": f"{machine['cpu']} ({host_cpu().name})",
         "instructions": ", ".join(instructions),
         "processors": f"{usable_cpus()} usable, {counted(default_threads(), 'thread')} by default",
+        "NUMA nodes": describe_nodes(),
         "memory": _memory(),
     }
 

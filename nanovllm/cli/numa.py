@@ -1,46 +1,45 @@
-"""NUMA nodes of the processors that this process may use."""
+"""What the commands say about the NUMA nodes of the processors that this process may use."""
 
-import contextlib
-import os
-import re
+from collections.abc import Collection
 from pathlib import Path
 
-_NODES = Path("/sys/devices/system/node")
+from nanovllm.model.machine import numa_nodes, usable_nodes
 
 
-def numa_nodes(cpus: set[int], nodes: Path = _NODES) -> list[int]:
-    """Return the numbers of the nodes that have one of `cpus`; none where the system has no list.
+def numa_warning(command: str, root: Path = Path("/")) -> str | None:
+    """Return a warning if the processors of this process are on several nodes, or None.
 
-    `nodes` has a folder node0, node1, ... for each node, with a file `cpulist` such as 0-3,8-11.
+    Args:
+        command: what the remedy starts, such as "nanovllm serve".
+        root: folder that holds `sys`.
     """
-    found = []
-    for folder in nodes.glob("node[0-9]*"):
-        with contextlib.suppress(OSError, ValueError):
-            if cpus & _read_list((folder / "cpulist").read_text(encoding="ascii")):
-                found.append(int(re.sub(r"\D", "", folder.name)))
-    return sorted(found)
-
-
-def numa_warning(nodes: Path = _NODES) -> str | None:
-    """Return a warning if the processors of this process are on several nodes, or None."""
-    if not hasattr(os, "sched_getaffinity"):
+    nodes = list(usable_nodes(root))
+    if len(nodes) < 2:
         return None
-    found = numa_nodes(os.sched_getaffinity(0), nodes)
-    if len(found) < 2:
-        return None
-    names = f"{', '.join(map(str, found[:-1]))} and {found[-1]}"
+    names = f"{', '.join(map(str, nodes[:-1]))} and {nodes[-1]}"
     return (
         f"warning: this process may use the processors of the NUMA nodes {names}, and reads the "
-        "weights from the memory of one of them; run a server on each node: "
-        f"numactl -N {found[0]} -m {found[0]} nanovllm serve"
+        "weights from the memory of one of them; run one process on each node, behind a balancer "
+        f"or as replicas: numactl --cpunodebind={nodes[0]} --membind={nodes[0]} {command}"
     )
 
 
-def _read_list(text: str) -> set[int]:
-    """Return the numbers of a list of ranges; raises ValueError."""
-    numbers: set[int] = set()
-    for part in text.strip().split(","):
-        if part:
-            first, _, last = part.partition("-")
-            numbers.update(range(int(first), int(last or first) + 1))
-    return numbers
+def describe_nodes(root: Path = Path("/")) -> str:
+    """Return the nodes and their processors, such as "0: 0-3,8-11; 1: 4-7 (none usable)"."""
+    usable = usable_nodes(root)
+    parts = []
+    for node, cpus in numa_nodes(root).items():
+        mine = usable.get(node, set())
+        note = "" if mine == cpus else f" ({_ranges(mine) or 'none'} usable)"
+        parts.append(f"{node}: {_ranges(cpus) or 'memory only'}{note}")
+    return "; ".join(parts)
+
+
+def _ranges(numbers: Collection[int]) -> str:
+    """Return numbers as Linux lists them, such as "0-3,8"."""
+    firsts = sorted(number for number in numbers if number - 1 not in numbers)
+    lasts = sorted(number for number in numbers if number + 1 not in numbers)
+    return ",".join(
+        f"{first}" if first == last else f"{first}-{last}"
+        for first, last in zip(firsts, lasts, strict=True)
+    )

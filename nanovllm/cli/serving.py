@@ -129,7 +129,7 @@ def serve(options: ServeOptions) -> int:
             f"warning: {options.host} can be reached from other machines and there are no API "
             f"keys, so anybody may use this server; set {API_KEY_VARIABLE}, or leave --host out"
         )
-    if warning := numa_warning():
+    if warning := numa_warning("nanovllm serve"):
         print_message(warning)
     sockets = bind(options.host, options.port)
     server = GracefulServer(http, engine, loaded.control, options)

@@ -15,6 +15,9 @@ Memory has these limits:
     the machine      physical memory
 
 What other processes of a control group use is not counted.
+
+Memory of a machine with several sockets is divided into NUMA nodes, each close to the processors of
+one socket (https://docs.kernel.org/admin-guide/mm/numaperf.html).
 """
 
 import ctypes
@@ -61,6 +64,40 @@ def default_threads() -> int:
 def usable_cpus() -> int:
     """Return the logical CPUs that this process may run on."""
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+def numa_nodes(root: Path = Path("/")) -> dict[int, set[int]]:
+    """Return the logical CPUs of each NUMA node; none for a node of memory alone.
+
+    It is empty where the system tells of no nodes, as on all but Linux.
+
+    Args:
+        root: folder that holds `sys`.
+    """
+    nodes = {}
+    for folder in (root / "sys/devices/system/node").glob("node[0-9]*"):
+        with suppress(OSError, ValueError):
+            nodes[int(folder.name.removeprefix("node"))] = read_ranges(
+                (folder / "cpulist").read_text(encoding="ascii")
+            )
+    return dict(sorted(nodes.items()))
+
+
+def usable_nodes(root: Path = Path("/")) -> dict[int, set[int]]:
+    """Return those CPUs of each NUMA node that this process may run on, without nodes of none."""
+    if sys.platform != "linux":
+        return {}
+    mask = os.sched_getaffinity(0)
+    return {node: cpus & mask for node, cpus in numa_nodes(root).items() if cpus & mask}
+
+
+def read_ranges(text: str) -> set[int]:
+    """Return the numbers in a list such as "0-3,8"; raises ValueError."""
+    numbers: set[int] = set()
+    for part in filter(None, text.strip().split(",")):
+        first, _, last = part.partition("-")
+        numbers.update(range(int(first), int(last or first) + 1))
+    return numbers
 
 
 def linux_threads(cpus: Iterable[int], root: Path) -> int:

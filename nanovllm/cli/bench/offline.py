@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from nanovllm.cli.argument_types import read_lines
+from nanovllm.cli.argument_types import print_message, read_lines
 from nanovllm.cli.bench.drafts import Drafts
 from nanovllm.cli.bench.lengths import check_fits, fit_lengths
 from nanovllm.cli.bench.options import LatencyOptions, ThroughputOptions
 from nanovllm.cli.bench.report import publish, rate, shown
 from nanovllm.cli.bench.roofline import Costs, Limits, Phases, fractions, shown_fractions
+from nanovllm.cli.numa import numa_warning
 from nanovllm.cli.options import engine_config, options_of
 from nanovllm.config import EngineConfig
 from nanovllm.engine.engine import Engine
@@ -67,9 +68,11 @@ class Bench:
 
     @classmethod
     def load(cls, model: str, config: EngineConfig, temperature: float) -> "Bench":
-        """Check the temperature, then load the model."""
+        """Check the temperature, warn of several NUMA nodes, then load the model."""
         folder, config = resolve_models(model, config)
         SamplingParams(temperature=temperature)
+        if warning := numa_warning("nanovllm bench"):
+            print_message(warning)
         return cls(Engine.load(folder, config), temperature)
 
     def run(self, jobs: Sequence[Job], on_finish: Callable[[], object] = lambda: None) -> Totals:
