@@ -5,6 +5,7 @@ In reading order:
 command      the parsers of its kinds
 options      their options
 offline      latency and throughput of an engine in this process
+threads      speed by the number of threads
 serve        load generator for a running server
 lengths      lengths of prompts and outputs that fit the context
 drafts       what speculative decoding has drafted, and how much was accepted

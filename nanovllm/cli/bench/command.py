@@ -1,9 +1,15 @@
-"""`nanovllm bench latency|throughput|serve`: measure speed."""
+"""`nanovllm bench latency|throughput|threads|serve`: measure speed."""
 
 import argparse
+from collections.abc import Collection
 
 from nanovllm.checked_fields import checked_fields
-from nanovllm.cli.bench.options import LatencyOptions, LoadOptions, ThroughputOptions
+from nanovllm.cli.bench.options import (
+    LatencyOptions,
+    LoadOptions,
+    ThreadsOptions,
+    ThroughputOptions,
+)
 from nanovllm.cli.environment import API_KEY_VARIABLE, ENGINE_VARIABLES
 from nanovllm.cli.options import add_engine_options, add_model, add_options
 from nanovllm.cli.parser import add_commands, imported, set_up
@@ -17,6 +23,11 @@ _LATENCY = f"Measure the time of a batch of random prompts: prefill and decode t
 _THROUGHPUT = (
     f"Measure requests/s and tokens/s when all prompts are submitted at the start. {_PHASES}"
 )
+_THREADS = (
+    "Measure the tokens/s of decoding one sequence, of decoding a batch and of prefill with 1, 2, "
+    "3, 4, 6, 8, 12, ... threads, beside the bandwidth of the memory, and name the best number. "
+    f"The model is loaded for each number. {_PHASES}"
+)
 _SERVE = """
 Send random prompts to a running server and measure latency as its clients see it: time to first
 token (TTFT), time per output token after the first (TPOT), inter-token latency (ITL) and end-to-end
@@ -26,38 +37,47 @@ streams. The exit code is 1 if a request failed.
 
 
 def define(parser: argparse.ArgumentParser) -> None:
-    """Define the three kinds."""
+    """Define the kinds."""
     parser.usage = "%(prog)s KIND [options]"
     parser.description = _DESCRIPTION
     kinds = {
         "latency": ("time of a batch", _define_latency),
         "throughput": ("tokens per second of many prompts at once", _define_throughput),
+        "threads": ("speed by the number of threads", _define_threads),
         "serve": ("latency and throughput of a running server", _define_serve),
     }
     add_commands(parser, "kind", kinds)
 
 
 def _define_latency(parser: argparse.ArgumentParser) -> None:
-    _define_offline(parser, "run_latency", _LATENCY, LatencyOptions)
+    _define_offline(parser, "offline:run_latency", _LATENCY, LatencyOptions)
 
 
 def _define_throughput(parser: argparse.ArgumentParser) -> None:
-    _define_offline(parser, "run_throughput", _THROUGHPUT, ThroughputOptions)
+    _define_offline(parser, "offline:run_throughput", _THROUGHPUT, ThroughputOptions)
+
+
+def _define_threads(parser: argparse.ArgumentParser) -> None:
+    _define_offline(parser, "threads:run_threads", _THREADS, ThreadsOptions, ("num_threads",))
 
 
 def _define_offline(
-    parser: argparse.ArgumentParser, function: str, description: str, options: type
+    parser: argparse.ArgumentParser,
+    function: str,
+    description: str,
+    options: type,
+    omitted: Collection[str] = (),
 ) -> None:
     set_up(
         parser,
-        imported(f"nanovllm.cli.bench.offline:{function}"),
+        imported(f"nanovllm.cli.bench.{function}"),
         "[MODEL] [options]",
         description,
         ENGINE_VARIABLES,
     )
     add_model(parser)
     _add_workload(parser, options, set())
-    add_engine_options(parser, seed=0, enable_prefix_caching=False)
+    add_engine_options(parser, omitted, seed=0, enable_prefix_caching=False)
 
 
 def _define_serve(parser: argparse.ArgumentParser) -> None:

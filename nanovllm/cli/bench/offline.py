@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from tqdm import tqdm
@@ -18,7 +18,7 @@ from tqdm import tqdm
 from nanovllm.cli.argument_types import print_message, read_lines
 from nanovllm.cli.bench.drafts import Drafts
 from nanovllm.cli.bench.lengths import check_fits, fit_lengths
-from nanovllm.cli.bench.options import LatencyOptions, ThroughputOptions
+from nanovllm.cli.bench.options import LatencyOptions, OfflineOptions, ThroughputOptions
 from nanovllm.cli.bench.report import publish, rate, shown
 from nanovllm.cli.bench.roofline import Costs, Limits, Phases, fractions, shown_fractions
 from nanovllm.cli.numa import numa_warning
@@ -36,6 +36,7 @@ from nanovllm.sampling_params import SamplingParams
 PERCENTILES = (10, 25, 50, 75, 90, 99)
 _LATENCY_LENGTHS, _THROUGHPUT_LENGTHS = (32, 128), (128, 64)
 _NUM_PROMPTS = 32
+AnyOptions = TypeVar("AnyOptions", bound=OfflineOptions)
 _EXAMPLE_LINE = '{"prompt": "Once upon a time", "max_tokens": 64}'
 
 
@@ -68,11 +69,9 @@ class Bench:
 
     @classmethod
     def load(cls, model: str, config: EngineConfig, temperature: float) -> "Bench":
-        """Check the temperature, warn of several NUMA nodes, then load the model."""
+        """Check the temperature, then load the model."""
         folder, config = resolve_models(model, config)
         SamplingParams(temperature=temperature)
-        if warning := numa_warning("nanovllm bench"):
-            print_message(warning)
         return cls(Engine.load(folder, config), temperature)
 
     def run(self, jobs: Sequence[Job], on_finish: Callable[[], object] = lambda: None) -> Totals:
@@ -126,17 +125,31 @@ class Bench:
         return processed
 
 
-def run_latency(parsed: argparse.Namespace) -> int:
-    """Measure the latency of a batch, repeatedly."""
-    config, options = engine_config(parsed), options_of(parsed, LatencyOptions)
-    if options.batch_size > config.max_num_seqs:
+def read_options(
+    parsed: argparse.Namespace, kind: type[AnyOptions]
+) -> tuple[EngineConfig, AnyOptions]:
+    """Return the settings of the engine and the options of a benchmark; warn of NUMA nodes.
+
+    Raises ValueError for a batch that does not run in one step.
+    """
+    config, options = engine_config(parsed), options_of(parsed, kind)
+    batch_size = getattr(options, "batch_size", 1)
+    if batch_size > config.max_num_seqs:
         raise ValueError(
-            f"--batch-size is {options.batch_size}, but only {config.max_num_seqs} sequences run "
+            f"--batch-size is {batch_size}, but only {config.max_num_seqs} sequences run "
             "in one step; lower it or raise --max-num-seqs"
         )
-    input_len, output_len = _fit_lengths(options, config, _LATENCY_LENGTHS)
+    if warning := numa_warning("nanovllm bench"):
+        print_message(warning)
+    return config, options
+
+
+def run_latency(parsed: argparse.Namespace) -> int:
+    """Measure the latency of a batch, repeatedly."""
+    config, options = read_options(parsed, LatencyOptions)
+    input_len, output_len = lengths_of(options, config, _LATENCY_LENGTHS)
     bench = Bench.load(options.model, config, options.temperature)
-    jobs = _random_jobs(bench.engine, options.batch_size, input_len, output_len)
+    jobs = random_jobs(bench.engine, options.batch_size, input_len, output_len)
     for _ in _batches(options.num_iters_warmup, "Warm-up", leave=False):
         bench.run(jobs)
     measured, before = (
@@ -152,7 +165,7 @@ def run_latency(parsed: argparse.Namespace) -> int:
         f"p{percent}_latency_s": float(np.percentile(latencies, percent)) for percent in PERCENTILES
     }
     about = {
-        **_about(options, bench.engine),
+        **about_engine(options.model, bench),
         "work": f"a batch of {options.batch_size}, each {counted(input_len, 'token')} in and "
         f"{output_len} out, {options.num_iters} times after {options.num_iters_warmup} to warm up",
     }
@@ -174,26 +187,26 @@ def run_latency(parsed: argparse.Namespace) -> int:
         about["limits"] = str(limit)
         table |= shown_fractions(reached, limit)
         record |= {**reached, "limits": asdict(limit)}
-    record |= {"latencies_s": latencies.tolist(), **_record(options, bench.engine)}
+    record |= {"latencies_s": latencies.tolist(), **record_engine(options.model, bench)}
     publish(about, table, record, options.json)
     return 0
 
 
 def run_throughput(parsed: argparse.Namespace) -> int:
     """Measure the throughput of prompts that are all submitted at the start."""
-    config, options = engine_config(parsed), options_of(parsed, ThroughputOptions)
+    config, options = read_options(parsed, ThroughputOptions)
     jobs, input_len, output_len = [], None, None
     if options.dataset is not None:
         default_len = options.output_len or _THROUGHPUT_LENGTHS[1]
         jobs = read_dataset(options.dataset, options.num_prompts, default_len)
         source = f"from {options.dataset}"
     else:
-        input_len, output_len = _fit_lengths(options, config, _THROUGHPUT_LENGTHS)
+        input_len, output_len = lengths_of(options, config, _THROUGHPUT_LENGTHS)
         source = f"random, {counted(input_len, 'token')} in and {output_len} out each"
     bench = Bench.load(options.model, config, options.temperature)
     if input_len is not None and output_len is not None:
         count = options.num_prompts or _NUM_PROMPTS
-        jobs = _random_jobs(bench.engine, count, input_len, output_len)
+        jobs = random_jobs(bench.engine, count, input_len, output_len)
     bench.engine.warm_up()
     with tqdm(total=len(jobs), desc="Prompts", unit="prompt", disable=None) as progress:
         total = bench.run(jobs, progress.update)
@@ -205,7 +218,7 @@ def run_throughput(parsed: argparse.Namespace) -> int:
         "output_tokens_per_s": rate(total.output_tokens, total.duration_s),
     }
     about = {
-        **_about(options, bench.engine),
+        **about_engine(options.model, bench),
         "work": f"{counted(len(jobs), 'prompt')} at once, {source}: "
         f"{total.input_tokens:,} tokens in and {total.output_tokens:,} out",
     }
@@ -222,7 +235,7 @@ def run_throughput(parsed: argparse.Namespace) -> int:
         "dataset": None if options.dataset is None else str(options.dataset),
         "input_len": input_len, "output_len": output_len,
         **_token_totals([total]), **figures, **bench.phases.figures(), **drafts.figures(),
-        **_record(options, bench.engine),
+        **record_engine(options.model, bench),
     }  # fmt: skip
     publish(about, table, record, options.json)
     return 0
@@ -268,8 +281,8 @@ def read_dataset(path: Path, limit: int | None, output_len: int) -> list[Job]:
     return jobs
 
 
-def _fit_lengths(
-    options: LatencyOptions | ThroughputOptions, config: EngineConfig, defaults: tuple[int, int]
+def lengths_of(
+    options: OfflineOptions, config: EngineConfig, defaults: tuple[int, int]
 ) -> tuple[int, int]:
     """Return the lengths of prompts and outputs, which fit the context."""
     context = GPT2Config.load(resolve_model(options.model)).max_positions
@@ -277,24 +290,27 @@ def _fit_lengths(
     return fit_lengths(options.input_len, options.output_len, defaults, max_model_len)
 
 
-def _random_jobs(engine: Engine, count: int, input_len: int, output_len: int) -> list[Job]:
+def random_jobs(engine: Engine, count: int, input_len: int, output_len: int) -> list[Job]:
+    """Return prompts of random tokens, the same for the same seed of the engine."""
     random = np.random.default_rng(engine.config.seed)
     prompts = random.integers(0, engine.model.vocab, (count, input_len), dtype=np.int64).tolist()
     return [Job(f"prompt {index}", prompt, output_len) for index, prompt in enumerate(prompts)]
 
 
-def _about(options: LatencyOptions | ThroughputOptions, engine: Engine) -> dict[str, str]:
+def about_engine(name: str, bench: Bench) -> dict[str, str]:
+    """Return the lines of a report that describe the model and its settings."""
+    engine = bench.engine
     model, config = engine.model, engine.config
     caching = "on" if config.enable_prefix_caching else "off"
     exact = ", batch_invariant" if config.batch_invariant else ""
     return {
-        "model": f"{options.model}, {model.num_parameters:,} parameters, {model.layers} layers, "
+        "model": f"{name}, {model.num_parameters:,} parameters, {model.layers} layers, "
         f"d_model {model.d_model}, vocabulary {model.vocab:,}, context {engine.max_model_len:,}",
         "settings": f"{engine.runner.backend.weight_dtype}, KV cache "
         f"{engine.runner.backend.cache_dtype}, backend {config.backend}, max_num_seqs "
         f"{config.max_num_seqs}, max_num_batched_tokens {config.max_num_batched_tokens}, "
         f"block_size {config.block_size}, prefix caching {caching}, temperature "
-        f"{options.temperature:g}{exact}",
+        f"{bench.temperature:g}{exact}",
     }
 
 
@@ -306,10 +322,12 @@ def _token_totals(runs: Sequence[Totals]) -> dict[str, int]:
     }
 
 
-def _record(options: LatencyOptions | ThroughputOptions, engine: Engine) -> dict[str, Any]:
+def record_engine(name: str, bench: Bench) -> dict[str, Any]:
+    """Return what the JSON of a report says about the model and its settings."""
+    engine = bench.engine
     return {
-        "model": options.model, "parameters": engine.model.num_parameters,
-        "temperature": options.temperature,
+        "model": name, "parameters": engine.model.num_parameters,
+        "temperature": bench.temperature,
         "prefix_caching": engine.config.enable_prefix_caching,
         "num_preemptions": engine.stats().num_preemptions,
         "settings": asdict(engine.config),

@@ -63,6 +63,33 @@ class ThroughputOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ThreadsOptions:
+    """The options of `bench threads`, without those of the engine.
+
+    Attributes:
+        model: folder or name.
+        json: also write the JSON report to this file; None for none.
+        max_threads: largest number of threads; None for the usable processors.
+        input_len: tokens of the random prompt of each sequence; None for 128, fewer in a shorter
+            context.
+        output_len: tokens to generate for each prompt; None for 32, fewer in a shorter context.
+        batch_size: prompts in the larger batch; the smaller one has a single prompt.
+        num_iters: measured iterations of both batches for each number of threads.
+    """
+
+    model: str
+    json: Path | None = None
+    max_threads: Positive | None = None
+    input_len: Positive | None = None
+    output_len: Annotated[int, Interval(ge=2)] | None = None
+    batch_size: Positive = 32
+    num_iters: Positive = 2
+
+
+OfflineOptions = LatencyOptions | ThroughputOptions | ThreadsOptions
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LoadOptions:
     """The options of `bench serve`.
 
