@@ -138,16 +138,20 @@ def test_a_sequences_bits_depend_on_nothing_else(
             np.testing.assert_array_equal(np.concatenate(rows), expected)
 
 
-@pytest.mark.parametrize("threads", [2, 3, 5])
+@pytest.mark.parametrize("kind", [("float32", None, "auto"), *NARROW])
 def test_bits_do_not_depend_on_the_number_of_threads(
-    tmp_path: Path, threads: int, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, kind: tuple[str, str | None, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Also with more threads than processors, and than items of most phases."""
     monkeypatch.setattr("nanovllm.model.kernels.backend._SHARED_MULTIPLY_ADDS", 0)
     folder = write_checkpoint(tmp_path)
-    np.testing.assert_array_equal(
-        logits_of(NumbaBackend.load(folder, LoadOptions(num_threads=threads))),
-        logits_of(NumbaBackend.load(folder, LoadOptions(num_threads=1))),
-    )
+    expected = logits_of(load_narrow(folder, kind, num_threads=1))
+    last = np.cumsum([len(seq) for seq in SEQS]) - 1
+    for threads in (2, 5, 8, 16):
+        backend = load_narrow(folder, kind, num_threads=threads)
+        np.testing.assert_array_equal(logits_of(backend), expected)
+        tokens, _ = backend.greedy(backend.forward(make_batch(SEQS, block_size=BLOCK_SIZE)))
+        np.testing.assert_array_equal(tokens, expected[last].argmax(axis=1))
 
 
 BAD_TOKEN, PLACE = 49, 30
