@@ -1,4 +1,7 @@
-"""The read of memory by which its bandwidth is measured (nanovllm/cli/bench/machine.py)."""
+"""The read of memory by which its bandwidth is measured (nanovllm/cli/bench/machine.py).
+
+entries   the compiled function
+"""
 
 STREAMS = 4
 """Neighbouring parts of memory that are read side by side."""
