@@ -48,6 +48,7 @@ def _machine() -> dict[str, str]:
     with ended_by_interrupts():
         from nanovllm.cli.bench.report import describe_machine
         from nanovllm.cli.numa import describe_nodes
+        from nanovllm.model.kernels.build.amx import tile_refusals
         from nanovllm.model.kernels.build.codegen import host_cpu
         from nanovllm.model.kernels.build.peak import BFLOAT16_VARIABLE, bfloat16_choice
         from nanovllm.model.kernels.build.target import has_bfloat16_dot, host_target
@@ -60,6 +61,8 @@ def _machine() -> dict[str, str]:
         note = "" if target.bfloat16_dot else f" (not used: {reason})"
         instructions.append(f"bfloat16 dot products{note}")
     instructions += ["int8 dot products"] if target.int8_dot else []
+    for kind, refusal in tile_refusals(host_cpu()).items():
+        instructions.append(f"AMX tiles of {kind}" + (f" (not used: {refusal})" if refusal else ""))
     return {
         "nanovllm": f"{machine['nanovllm']}, {Path(__file__).parents[1]}",
         "Python": f"{machine['python']}, {sys.executable}",

@@ -45,6 +45,10 @@ VARIABLES = {
     "NANOVLLM_KERNELS": Variable(
         "compile: compile kernels even where the installation has some for this CPU", "none"
     ),
+    "NANOVLLM_AMX": Variable(
+        "0: never use the tile unit of Intel CPUs (AMX); 1: use it even where it is not faster",
+        "where its bits are right and it is faster, by measurement",
+    ),
     "NUMBA_CPU_NAME": Variable("compile the kernels for this CPU", "host"),
     "NUMBA_CPU_FEATURES": Variable("and with these features, such as +avx2,-fma", "the CPU's"),
 }

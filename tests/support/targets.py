@@ -14,11 +14,15 @@ from nanovllm.model.kernels.library import cache_key, load_library
 
 HOST = host_target()
 _DOTS = replace(HOST, bfloat16_dot=has_bfloat16_dot())  # even where it is slower
+TILES = replace(HOST, bfloat16_tiles=True, int8_tiles=True, emulates_tiles=True)
 _PLAIN = replace(HOST, bfloat16_dot=False, int8_dot=False)
 _NARROWER = [replace(_PLAIN, lanes=lanes) for lanes in (16, 8, 4) if lanes <= HOST.lanes]
 
 TARGETS = list(dict.fromkeys([HOST, _DOTS, *_NARROWER, KernelTarget(lanes=4)]))
 """This CPU, then each of its vector widths without dot products, then the generic target."""
+
+TILE_TARGETS = [TILES, *([HOST] if HOST.uses_tiles("int8") and HOST.uses_tiles("bfloat16") else [])]
+"""Targets whose linear layers use the tile unit: an emulated one, and this CPU's if it is used."""
 
 WIDTHS = list({target.lanes: target for target in reversed(TARGETS)}.values())[::-1]
 """Each vector width once: targets of one width differ only in matmuls of bfloat16 and int8."""
@@ -66,4 +70,5 @@ def load_whole(target: KernelTarget) -> Library:
 def name_of(target: KernelTarget) -> str:
     """Return a short name of a target."""
     dots = f"{'-dot' * target.bfloat16_dot}{'-bytes' * target.int8_dot}"
+    dots += "-tiles" * target.emulates_tiles
     return f"{target.lanes}{'-x86' * target.is_x86}{dots}"

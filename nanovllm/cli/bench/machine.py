@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from nanovllm.model.kernels.bandwidth import STREAMS, VECTORS
+from nanovllm.model.kernels.build.amx import measure_tiles
 from nanovllm.model.kernels.build.layout import LINE_BYTES
 from nanovllm.model.kernels.build.peak import measure_instruction
 from nanovllm.model.kernels.build.target import PER_WORD, KernelTarget, host_spec, host_target
@@ -98,6 +99,8 @@ def measure_peak(kind: str, threads: int, *, target: KernelTarget | None = None)
         target: what the code is compiled for; by default this CPU.
     """
     target = target or host_target()
+    if target.uses_tiles(kind) and not target.emulates_tiles:
+        return measure_tiles(kind, threads)
     if kind == "int8" and not target.int8_dot:
         return None
     return measure_instruction(peak_type(kind, target=target), target.lanes, threads)

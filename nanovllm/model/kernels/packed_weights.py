@@ -15,11 +15,10 @@ from nanovllm.model.kernels.build.packing import (
     aligned_zeros,
     pack_panels,
     pack_rows,
-    panel_steps,
     round_up,
     to_bfloat16,
 )
-from nanovllm.model.kernels.build.target import PER_WORD, Spec
+from nanovllm.model.kernels.build.target import Spec
 from nanovllm.model.kernels.step_record import (
     ACTIVATION_NAMES,
     LINEAR_RECORD,
@@ -97,10 +96,11 @@ class PackedWeights:
         else:
             weight = linear.weight
         d_in, d_out = weight.shape
-        record["steps"] = panel_steps(d_in, PER_WORD[self._spec.weights])
+        record["steps"] = steps = self._spec.target.panel_steps(self._spec.weights, d_in)
         record["panels"] = round_up(d_out, self._width) // self._width
         is_bfloat16 = self._spec.weights == "bfloat16"
-        self._hold(record, "weight", pack_panels(weight, self._width, narrow=is_bfloat16))
+        panels = pack_panels(weight, self._width, narrow=is_bfloat16, steps=steps)
+        self._hold(record, "weight", panels)
         self._hold(record, "bias", pack_rows([linear.bias], self._width))
 
     def _pack_scales(self, record: Any, linear: QuantizedLinear) -> None:

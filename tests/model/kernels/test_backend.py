@@ -17,7 +17,7 @@ from nanovllm.model.kernels.library import load_library
 from nanovllm.model.numpy_backend import NumpyBackend
 from tests.support.batches import make_batch
 from tests.support.checkpoints import write_checkpoint
-from tests.support.targets import HOST, WHOLE_TARGETS, load_whole
+from tests.support.targets import HOST, TILES, WHOLE_TARGETS, load_whole
 
 BLOCK_SIZE = 8
 SEQS = [list(range(1, 41)), [7], [9, 8, 7], list(range(90, 30, -1))]
@@ -154,12 +154,41 @@ def test_bits_do_not_depend_on_the_number_of_threads(
         np.testing.assert_array_equal(tokens, expected[last].argmax(axis=1))
 
 
+@pytest.mark.slow(25)
+@pytest.mark.parametrize("weights", ["bfloat16", "int8"])
+@pytest.mark.parametrize("config", SHAPES)
+def test_a_pass_by_the_tile_unit_has_the_bits_of_each_sequence_alone(
+    tmp_path: Path, weights: str, config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With int8, they are also those of the dot products."""
+    monkeypatch.setattr("nanovllm.model.kernels.backend._SHARED_MULTIPLY_ADDS", 0)
+    folder = write_checkpoint(tmp_path, config=config)
+    read = GPT2Config.load(folder)
+
+    def load(target: KernelTarget, threads: int) -> NumbaBackend:
+        spec = Spec(target, weights, "bfloat16")
+        return NumbaBackend(read, load_weights(folder, read), spec=spec, num_threads=threads)
+
+    together, vectors = logits_of(load(TILES, 3)), logits_of(load(HOST.without_tiles, 2))
+    if weights == "int8":
+        np.testing.assert_array_equal(together, vectors)
+    assert np.abs(together - vectors).max() < 0.05 * np.abs(vectors).max()
+    tiles, done = load(TILES, 1), 0
+    for seq in SEQS:
+        tiles.allocate_cache(40, BLOCK_SIZE)
+        batch = make_batch([seq], block_size=BLOCK_SIZE, all_rows=True)
+        alone = tiles.logits(tiles.forward(batch))
+        np.testing.assert_array_equal(alone, together[done : done + len(seq)])
+        done += len(seq)
+
+
 BAD_TOKEN, PLACE = 49, 30
 KINDS = [
     *(Spec(target) for target in WHOLE_TARGETS),
     Spec(HOST, "bfloat16", "bfloat16"),
     Spec(HOST, "int8", "bfloat16"),
     Spec(HOST, "int8", "int8"),
+    Spec(TILES, "bfloat16", "bfloat16"),
 ]
 
 

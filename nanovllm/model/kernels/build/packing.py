@@ -51,15 +51,17 @@ def pack_panels(
     width: int,
     *,
     narrow: bool = False,
+    steps: int | None = None,
 ) -> UInt32[np.ndarray, "panels steps width"]:
     """Pack a weight into zero-padded panels of `width` columns; see simd/formats.py for the layout.
 
     `narrow` rounds float32 to bfloat16, panel by panel, so that no second copy is in memory.
+    `steps` are the words down a panel, those behind the weight zeros; by default as many as needed.
     """
     d_in, d_out = weight.shape
     dtype = np.dtype(np.uint16) if narrow else weight.dtype
     per_word = WORD_BYTES // dtype.itemsize
-    panels, steps = round_up(d_out, width) // width, panel_steps(d_in, per_word)
+    panels, steps = round_up(d_out, width) // width, steps or panel_steps(d_in, per_word)
     packed = (
         aligned_zeros(panels * steps * width).view(dtype).reshape(panels, steps, width, per_word)
     )

@@ -12,11 +12,11 @@ Numba.
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, partial
 from hashlib import sha256
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from nanovllm.model.kernels.build.codegen import (
     PROTOTYPE,
@@ -34,8 +34,8 @@ from nanovllm.model.kernels.build.shipped import find_shipped
 BFLOAT16_VARIABLE = "NANOVLLM_BFLOAT16"
 BFLOAT16_CHOICES = ("dot", "float32")
 """Values of the variable: dot products, or multiply-adds of weights widened to float32."""
-_LEAST_GAIN = 1.2
-"""Dot products must be so much faster, so that noise does not decide."""
+LEAST_GAIN = 1.2
+"""A special instruction must be so much faster, so that noise does not decide."""
 _PEAK_S = 0.03
 _READINGS, _ROUNDS = 4, 3
 _WORD = 0x3F803F80
@@ -156,6 +156,12 @@ def emit_spin(kind: str, lanes: int, *, is_shared: bool = False) -> bytes:
 def measure_instruction(kind: str, lanes: int, threads: int = 1) -> float:
     """Return multiplications and additions a second of `threads` threads together."""
     spin, chains = make_spin(kind, lanes)
+    operations = chains * lanes * 2 * instruction(kind, lanes).per_word
+    return measure_spin(spin, operations, threads)
+
+
+def measure_spin(spin: Callable[[int, int], int], operations: int, threads: int) -> float:
+    """Return operations a second of threads that call spin(count, word): `operations` a count."""
     with ThreadPoolExecutor(threads) as pool:
 
         def run(count: int) -> float:
@@ -168,7 +174,7 @@ def measure_instruction(kind: str, lanes: int, threads: int = 1) -> float:
         while run(count) < _PEAK_S:
             count *= 2
         best_s = min(run(count) for _ in range(_READINGS))
-    return count * chains * lanes * 2 * instruction(kind, lanes).per_word * threads / best_s
+    return count * operations * threads / best_s
 
 
 def bfloat16_choice() -> str | None:
@@ -192,7 +198,7 @@ def is_bfloat16_dot_faster(cpu: LLVMCpu, lanes: int) -> bool:
     if "+avx512bf16" not in this_cpu().features.split(","):
         return True
     speeds = bfloat16_speeds(cpu, lanes)
-    return speeds["bfloat16"] >= _LEAST_GAIN * speeds["float32"]
+    return speeds["bfloat16"] >= LEAST_GAIN * speeds["float32"]
 
 
 def bfloat16_speeds(cpu: LLVMCpu, lanes: int) -> Mapping[str, float]:
@@ -200,21 +206,34 @@ def bfloat16_speeds(cpu: LLVMCpu, lanes: int) -> Mapping[str, float]:
 
     They are those of the first measurement, if they could be kept.
     """
+    kinds = ("bfloat16", "float32")
+    return keep_findings(("bfloat16 speeds", cpu, lanes), lambda: measure_by_turns(kinds, lanes))
+
+
+def keep_findings(
+    about: tuple[Any, ...], find: Callable[[], Mapping[str, Any]]
+) -> Mapping[str, Any]:
+    """Return what `find` returned when it was first called for `about`, if it could be kept."""
     store = user_cache()
-    key = sha256(repr((_FORMAT, "bfloat16 speeds", cpu, lanes)).encode()).hexdigest()
+    key = sha256(repr((_FORMAT, *about)).encode()).hexdigest()
     content = store.load(key)
     if content is None:
         with store.exclusive(key):
             content = store.load(key)
             if content is None:
-                content = json.dumps(_measure_both(lanes)).encode()
+                content = json.dumps(find()).encode()
                 store.save(key, content)
-    kept: dict[str, float] = json.loads(content)
+    kept: dict[str, Any] = json.loads(content)
     return kept
 
 
-def _measure_both(lanes: int) -> dict[str, float]:
-    """Measure by turns, because another program may slow one turn; the best of each counts."""
-    kinds = ("bfloat16", "float32")
-    rounds = [{kind: measure_instruction(kind, lanes) for kind in kinds} for _ in range(_ROUNDS)]
-    return {kind: max(speeds[kind] for speeds in rounds) for kind in kinds}
+def measure_by_turns(
+    kinds: Sequence[str], lanes: int, **others: Callable[[], float]
+) -> dict[str, float]:
+    """Return operations a second of instructions on one thread, and what the others measure.
+
+    They take turns, because another program may slow one turn; the best of each counts.
+    """
+    measures = {kind: partial(measure_instruction, kind, lanes) for kind in kinds} | others
+    rounds = [{name: measure() for name, measure in measures.items()} for _ in range(_ROUNDS)]
+    return {name: max(speeds[name] for speeds in rounds) for name in measures}

@@ -6,7 +6,9 @@ One compilation serves every model, because all sizes are run-time arguments.
 import os
 from dataclasses import dataclass, replace
 
+from nanovllm.model.kernels.build.amx import usable_tiles
 from nanovllm.model.kernels.build.codegen import host_cpu, llvm
+from nanovllm.model.kernels.build.packing import panel_steps, round_up
 from nanovllm.model.kernels.build.peak import (
     BFLOAT16_VARIABLE,
     bfloat16_choice,
@@ -20,6 +22,8 @@ PER_WORD = {"float32": 1, "bfloat16": 2, "int8": 4}
 """Values of a type of weights that a 32-bit word holds."""
 INPUTS_PER_WORD = {**PER_WORD, "int16": 2}
 """Values of a type of input rows that a 32-bit word holds."""
+UNIT_STEPS = 16
+"""Steps of a panel that one instruction of the tile unit takes (simd/tile_unit.py)."""
 CHECKS_ADDRESSES = os.environ.get("NANOVLLM_CHECK", "") not in {"", "0"}
 """The default of `KernelTarget.check`. Read once at import: functions that all targets share are
 compiled with the check or without it."""
@@ -33,6 +37,9 @@ class KernelTarget:
         lanes: float32 values in a vector register: 16, 8 or 4.
         bfloat16_dot: uses a dot product of bfloat16 pairs with float32 sums (AVX512_BF16).
         int8_dot: uses a dot product of four bytes with int32 sums (AVX512_VNNI, AVX_VNNI).
+        bfloat16_tiles: linear layers with bfloat16 weights use the tile unit (AMX_BF16).
+        int8_tiles: linear layers with int8 weights use it (AMX_INT8).
+        emulates_tiles: emulate the tile unit by vectors, to the same bits: for tests.
         is_x86: x86 intrinsics may be used.
         has_fma: has fused multiply-add. Without it a multiplication and an addition are emitted,
             because LLVM would call the C library's fmaf for each lane.
@@ -46,6 +53,9 @@ class KernelTarget:
     lanes: int
     bfloat16_dot: bool = False
     int8_dot: bool = False
+    bfloat16_tiles: bool = False
+    int8_tiles: bool = False
+    emulates_tiles: bool = False
     is_x86: bool = False
     has_fma: bool = True
     nontemporal: bool = False
@@ -55,21 +65,38 @@ class KernelTarget:
     def input_type(self, kind: str) -> str:
         """Return the type in which matmuls with weights of type `kind` take their input rows.
 
-        A dot product takes both in the same type. Where bfloat16 weights are widened to float32
-        instead, the input rows are float32 too, without rounding; where int8 weights are widened to
-        int16, so are the bytes of the input rows.
+        A dot product and the tile unit take both in the same type. Where bfloat16 weights are
+        widened to float32 instead, the input rows are float32 too, without rounding; where int8
+        weights are widened to int16, so are the bytes of the input rows.
         """
+        if self.uses_tiles(kind):
+            return kind
         if kind == "bfloat16" and not self.bfloat16_dot:
             return "float32"
         return "int16" if kind == "int8" and self.is_x86 and not self.int8_dot else kind
 
+    def uses_tiles(self, kind: str) -> bool:
+        """Return whether linear layers with weights of type `kind` use the tile unit."""
+        return {"bfloat16": self.bfloat16_tiles, "int8": self.int8_tiles}.get(kind, False)
+
+    @property
+    def without_tiles(self) -> "KernelTarget":
+        """The same target without the tile unit, as attention uses it."""
+        return replace(self, bfloat16_tiles=False, int8_tiles=False)
+
+    def panel_steps(self, kind: str, d_in: int) -> int:
+        """Return the words down a panel of weights of type `kind`: whole tiles for the unit."""
+        steps = panel_steps(d_in, PER_WORD[kind])
+        return round_up(steps, UNIT_STEPS) if self.uses_tiles(kind) else steps
+
     def row_block(self, kind: str) -> int:
         """Return how many rows of a matmul are taken together: they stay in a core's own cache.
 
-        Where panels are widened in memory, more rows share the work. CPUs with AVX-512 have a
-        cache for them.
+        Where panels are widened in memory, more rows share the work; the tile unit is so fast that
+        few rows would wait for their panel. CPUs with AVX-512 have a cache for them.
         """
-        return 192 if self.lanes == 16 and self.input_type(kind) != kind else 96
+        shares = self.input_type(kind) != kind or self.uses_tiles(kind)
+        return 192 if self.lanes == 16 and shares else 96
 
     @property
     def panel_vectors(self) -> int:
@@ -98,7 +125,9 @@ class Spec:
     @property
     def attention_inputs(self) -> str:
         """Type of the queries and the attention weights; an int8 cache is widened to float32."""
-        return "float32" if self.cache == "int8" else self.target.input_type(self.cache)
+        if self.cache == "int8":
+            return "float32"
+        return self.target.without_tiles.input_type(self.cache)
 
     @property
     def essential(self) -> "Spec":
@@ -108,6 +137,8 @@ class Spec:
             self.target,
             bfloat16_dot=self.target.bfloat16_dot and "bfloat16" in types,
             int8_dot=self.target.int8_dot and self.weights == "int8",
+            bfloat16_tiles=self.target.bfloat16_tiles and self.weights == "bfloat16",
+            int8_tiles=self.target.int8_tiles and self.weights == "int8",
         )
         return replace(self, target=target)
 
@@ -127,9 +158,10 @@ def host_target(*, measures: bool = True) -> KernelTarget:
         measures: at the first start, find the faster instructions for bfloat16; else they stay
             unknown, as if there were no dot products.
 
-    Raises ValueError if NANOVLLM_BFLOAT16 is not valid, or asks for what the CPU lacks.
+    Raises ValueError if NANOVLLM_BFLOAT16 or NANOVLLM_AMX is not valid, or asks for what the CPU
+    lacks.
     """
-    features, choice = _features(), bfloat16_choice()
+    features, choice, tiles = _features(), bfloat16_choice(), usable_tiles(host_cpu())
     has_dot = has_bfloat16_dot()
     if choice == "dot" and not has_dot:
         raise ValueError(
@@ -147,6 +179,8 @@ def host_target(*, measures: bool = True) -> KernelTarget:
         lanes=16,
         bfloat16_dot=measures and has_dot and (choice == "dot" or is_bfloat16_dot_faster(cpu, 16)),
         int8_dot="avx512vnni" in features,
+        bfloat16_tiles="bfloat16" in tiles,
+        int8_tiles="int8" in tiles,
         is_x86=True,
         nontemporal=is_zen5,
         prefetch_next_block=not is_zen5,

@@ -11,7 +11,8 @@ The loops, from the outermost to the innermost:
     item   one panel and a block of rows (KernelTarget.row_block); threads take one item at a time
     group  rows of the item that go through the epilogue together
     piece  up to PIECE_WORDS words of each column of the panel, fewer if the rows are few
-    tile   up to 6 rows of the group, with all accumulators in registers (simd/tile.py)
+    tile   up to 6 rows of the group, with all accumulators in registers (simd/tile.py); 16 rows
+           where the CPU's tile unit multiplies (unit_tiles.py)
     step   a row of words of the panel, times one word of each input row
 
 All tiles of a group walk down one piece, while it is in the second-level cache, before they walk
@@ -40,18 +41,21 @@ from typing import Any
 
 from nanovllm.model.kernels.build.compiler import compiled
 from nanovllm.model.kernels.build.layout import LINE_BYTES, WORD_BYTES
-from nanovllm.model.kernels.build.target import KernelTarget
+from nanovllm.model.kernels.build.packing import round_up
+from nanovllm.model.kernels.build.target import UNIT_STEPS, KernelTarget
 from nanovllm.model.kernels.forward.epilogue import (
     make_epilogue,
     make_prefetch_output,
     make_result_bytes,
 )
 from nanovllm.model.kernels.forward.tiles import make_tiles
+from nanovllm.model.kernels.forward.unit_tiles import make_unit_tiles
 from nanovllm.model.kernels.simd.formats import Format, weight_format
 from nanovllm.model.kernels.simd.kernel import kernel
 from nanovllm.model.kernels.simd.memory import linear_at, make_clear
 from nanovllm.model.kernels.simd.rows import Rows, rows_at, rows_from
 from nanovllm.model.kernels.simd.tile import TILE_ROWS
+from nanovllm.model.kernels.simd.tile_unit import UNIT_ROWS
 from nanovllm.model.kernels.simd.value import Value
 from nanovllm.model.kernels.simd.vector import Vectors
 from nanovllm.model.kernels.step_record import (
@@ -65,14 +69,14 @@ from nanovllm.model.kernels.threads.phase import make_phase
 LINEAR_BYTES = LINEAR_RECORD.itemsize
 _GROUP_ROWS = 2 * TILE_ROWS  # their accumulators stay in the first-level cache until the epilogue
 _STREAM_BYTES = 6144  # what a core reads from memory in some 130 ns
-# The tiles of an item together prefetch a whole panel, whose steps are 4 cache lines with AVX-512:
-# two or three tiles 2 lines a step each, more tiles 1.
-_THREE_TILES_ROWS = 3 * TILE_ROWS
 # Up to so many rows, whose accumulators fit the first-level cache, take short pieces (16 KiB with
 # AVX-512), which stay there too. Else each tile would read its piece from the second-level cache,
 # through the same few buffers as the prefetches from memory.
 _FEW_ROWS = 48
 _SHORT_WORDS = 64
+# The tile unit loads its weights from the first-level cache as fast as it multiplies, but not from
+# the second. So with more than one tile it takes pieces of 24 KiB, however many rows there are.
+_UNIT_WORDS = 96
 
 
 @cache
@@ -81,17 +85,32 @@ def make_group_rows(target: KernelTarget, weights: str) -> Any:
 
     A panel of several pieces takes all rows of the item, which share each piece. A panel of one
     piece takes two tiles; a last one or two rows join them, because a tile of their own is slow.
+    The tile unit takes all rows: its pieces are short.
     """
+    uses_unit = target.uses_tiles(weights)
     piece_steps = PIECE_WORDS // weight_format(target, weights).widened_steps
     row_block = target.row_block(weights)
 
     @compiled
     def group_rows(linear: Any, all_rows: int, first: int) -> int:
         rows_left = min(all_rows - first, row_block)
+        if uses_unit:
+            return rows_left
         is_one_piece = all_rows > _FEW_ROWS and linear.steps <= piece_steps
         return _GROUP_ROWS if is_one_piece and rows_left > _GROUP_ROWS + 2 else rows_left
 
     return group_rows
+
+
+def _tile_rows(target: KernelTarget, weights: str) -> int:
+    """Return the most rows of a tile."""
+    return UNIT_ROWS if target.uses_tiles(weights) else TILE_ROWS
+
+
+def _stream_bytes(target: KernelTarget, weights: str) -> int:
+    """Return how far ahead a stream prefetches: whole tiles where the tile unit multiplies."""
+    tile_bytes = UNIT_STEPS * target.panel_width * WORD_BYTES
+    return round_up(_STREAM_BYTES, tile_bytes if target.uses_tiles(weights) else 1)
 
 
 def make_widen_piece(target: KernelTarget, panel_format: Format) -> Any:
@@ -116,19 +135,23 @@ def make_widen_piece(target: KernelTarget, panel_format: Format) -> Any:
 def _make_count_steps(target: KernelTarget, weights: str) -> Any:
     """Return count_steps(steps_left, rows) -> steps of the next piece of a panel, of those left.
 
-    `rows` are those of the item. The last _STREAM_BYTES of a streamed panel are a piece of their
-    own: nothing is ahead of them but the next panel.
+    `rows` are those of the item. The last `_stream_bytes` of a streamed panel are a piece of their
+    own: nothing is ahead of them but the next panel. Pieces are whole tiles of the tile unit, where
+    it multiplies.
     """
+    uses_unit, tile_rows = target.uses_tiles(weights), _tile_rows(target, weights)
     widened_steps = weight_format(target, weights).widened_steps
     piece_steps, short_steps = (words // widened_steps for words in (PIECE_WORDS, _SHORT_WORDS))
-    stream_steps = _STREAM_BYTES // (target.panel_width * WORD_BYTES)
+    stream_steps = _stream_bytes(target, weights) // (target.panel_width * WORD_BYTES)
+    if uses_unit:
+        short_steps = _UNIT_WORDS
 
     @compiled
     def count_steps(steps_left: int, rows: int) -> int:
-        if TILE_ROWS < rows <= _FEW_ROWS:
+        if tile_rows < rows and (uses_unit or rows <= _FEW_ROWS):
             return min(short_steps, steps_left)
         steps = min(piece_steps, steps_left)
-        if rows <= TILE_ROWS and steps_left > stream_steps:
+        if rows <= tile_rows and steps_left > stream_steps:
             steps = min(steps, steps_left - stream_steps)
         return steps
 
@@ -153,19 +176,22 @@ def make_panel_accumulate(target: KernelTarget, weights: str) -> Any:
     width = target.panel_width
     width_bytes = width * WORD_BYTES
     panel_format = weight_format(target, weights)
-    vectors = target.panel_vectors
-    one_tile = make_tiles(
-        target,
-        panel_format,
-        vectors,
-        prefetch_lines=width_bytes // LINE_BYTES,
-        nontemporal=target.nontemporal,
-    )
     widened, widened_steps = panel_format.widened, panel_format.widened_steps
-    piece_format = widened or panel_format
-    lines = 2 // widened_steps  # a step that is widened is two steps of a tile
-    up_to_three_tiles = make_tiles(target, piece_format, vectors, prefetch_lines=lines)
-    more_tiles = make_tiles(target, piece_format, vectors, prefetch_lines=1)
+
+    def tiles(piece_format: Format, lines: int, *, nontemporal: bool = False) -> Any:
+        if target.uses_tiles(weights):
+            return make_unit_tiles(target, weights, lines, nontemporal=nontemporal)
+        return make_tiles(
+            target, piece_format, target.panel_vectors, lines, nontemporal=nontemporal
+        )
+
+    # The tiles of an item together prefetch a whole panel, whose steps are 4 cache lines with
+    # AVX-512: two or three tiles 2 lines a step each, more tiles 1. A step that is widened is two
+    # steps of a tile.
+    one_tile = tiles(panel_format, width_bytes // LINE_BYTES, nontemporal=target.nontemporal)
+    up_to_three_tiles = tiles(widened or panel_format, 2 // widened_steps)
+    more_tiles = tiles(widened or panel_format, 1)
+    tile_rows, stream_bytes = _tile_rows(target, weights), _stream_bytes(target, weights)
     widen_piece = make_widen_piece(target, panel_format)
     is_narrow, row_block = widened is not None, target.row_block(weights)
     clear = make_clear(target)
@@ -179,17 +205,17 @@ def make_panel_accumulate(target: KernelTarget, weights: str) -> Any:
         steps_left = linear.steps
         panel_bytes = steps_left * width_bytes
         piece = rows_at(linear.weight_ptr + panel * panel_bytes, width_bytes)
-        is_stream = all_rows <= TILE_ROWS
+        is_stream = all_rows <= tile_rows
         inputs = rows_from(inputs, first)
         # Each tile of the groups before has prefetched one line a step: continue where they ended.
         tile_bytes = steps_left * widened_steps * LINE_BYTES
-        prefetched_bytes = first // TILE_ROWS * tile_bytes % panel_bytes
+        prefetched_bytes = first // tile_rows * tile_bytes % panel_bytes
         clear(accumulators.ptr, rows * width)
         while steps_left > 0:
             steps = count_steps(steps_left, all_rows)
             steps_left -= steps
             size_bytes = steps * width_bytes
-            ahead_bytes = _STREAM_BYTES if is_stream else size_bytes
+            ahead_bytes = stream_bytes if is_stream else size_bytes
             prefetch_ptr = piece.ptr + ahead_bytes if steps_left > 0 else next_ptr
             tiled, tile_steps = piece, steps * widened_steps
             if is_narrow and not is_stream:
@@ -198,7 +224,7 @@ def make_panel_accumulate(target: KernelTarget, weights: str) -> Any:
                     widen_piece(piece, steps, tiled)
             if is_stream:
                 one_tile(inputs, piece, steps, accumulators, rows, prefetch_ptr, size_bytes)
-            elif all_rows <= _THREE_TILES_ROWS:
+            elif all_rows <= 3 * tile_rows:
                 up_to_three_tiles(
                     inputs, tiled, tile_steps, accumulators, rows, prefetch_ptr, size_bytes
                 )

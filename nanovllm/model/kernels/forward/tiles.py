@@ -33,8 +33,8 @@ def make_tiles(
     target: KernelTarget,
     panel_format: Format,
     vectors: int,
-    *,
     prefetch_lines: int,
+    *,
     nontemporal: bool = False,
 ) -> Any:
     """Return tiles: out[rows, columns] += inputs[rows, steps] @ panel[steps, columns].

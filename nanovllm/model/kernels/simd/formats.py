@@ -50,6 +50,8 @@ class Format:
 def weight_format(target: KernelTarget, kind: str) -> Format:
     """Return the format of weights for inputs of the type `target.input_type(kind)`.
 
+    The tile unit multiplies by instructions of its own (tile_unit.py).
+
     Args:
         target: what the code is compiled for.
         kind: "float32", "bfloat16", or "int8" for unsigned inputs and signed weights.
@@ -57,15 +59,15 @@ def weight_format(target: KernelTarget, kind: str) -> Format:
     if kind == "float32":
         return _FLOAT32
     if kind == "bfloat16":
-        return _BFLOAT16_DOT if target.bfloat16_dot else _BFLOAT16_WIDENED
-    if target.int8_dot:
+        return _BFLOAT16_WIDENED if target.input_type(kind) == "float32" else _BFLOAT16_DOT
+    if target.int8_dot or target.int8_tiles:
         return _INT8_DOT
     return _INT8_BY_INT16 if target.is_x86 else _INT8_BY_INT32
 
 
 def cache_format(target: KernelTarget, kind: str) -> Format:
     """Return the format of keys and values; see `Spec.attention_inputs`."""
-    return _INT8_WIDENED if kind == "int8" else weight_format(target, kind)
+    return _INT8_WIDENED if kind == "int8" else weight_format(target.without_tiles, kind)
 
 
 def _sign_extend_to_int32(_: Vectors, words: Value) -> list[Value]:

@@ -138,6 +138,10 @@ class Value:
         """Emit the float64 of a float32."""
         return Value(self.builder, self.builder.fpext(self.ir, self._shaped(F64)))
 
+    def to_single(self) -> "Value":
+        """Emit the float32 of a float64, rounded to nearest even."""
+        return Value(self.builder, self.builder.fptrunc(self.ir, self._shaped(F32)))
+
     def lane(self, index: int) -> "Value":
         """Emit one lane of a vector."""
         return Value(self.builder, self.builder.extract_element(self.ir, I32(index)))

@@ -20,6 +20,7 @@ bfloat16 is the upper half of a float32, so a shift widens it.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from typing import Any
 
 from llvmlite import ir
@@ -65,6 +66,11 @@ class Vectors:
         self.lanes = target.lanes
         self.f32s = ir.VectorType(F32, self.lanes)
         self.i32s = ir.VectorType(I32, self.lanes)
+
+    @property
+    def unchecked(self) -> "Vectors":
+        """The same without checks of addresses, for memory of the function itself."""
+        return Vectors(self.builder, replace(self.target, check=False))
 
     def constant(self, number: float, element: Any = F32) -> Value:
         """Return a constant in every lane, of float32 or another type."""
