@@ -184,6 +184,8 @@ def test_env_has_versions_and_no_secrets(
 ) -> None:
     monkeypatch.setenv("NANOVLLM_API_KEY", "secret-1")
     monkeypatch.setenv("HF_TOKEN", "secret-2")
+    refusals = {"bfloat16": "vectors are as fast", "int8": ""}
+    monkeypatch.setattr("nanovllm.model.kernels.build.amx.tile_refusals", lambda _cpu: refusals)
     assert main(["env"]) == 0
     out = capsys.readouterr().out
     for label in (
@@ -199,6 +201,7 @@ def test_env_has_versions_and_no_secrets(
     assert f"{machine / 'cache' / 'kernels'}, can be written, 2 files, 4.0 KiB" in out
     assert "NANOVLLM_API_KEY=(set, not shown)" in out
     assert "secret" not in out
+    assert "AMX tiles of bfloat16 (not used: vectors are as fast), AMX tiles of int8\n" in out
 
 
 def test_only_values_that_are_known_to_be_public_are_shown() -> None:

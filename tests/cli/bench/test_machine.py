@@ -54,7 +54,11 @@ def test_every_target_has_a_float32_peak(target: KernelTarget) -> None:
     assert 1e6 < peak < 1e15
 
 
-def test_the_peak_of_a_type_is_that_of_the_instruction_that_its_kernels_use() -> None:
+def test_the_peak_of_a_type_is_that_of_the_instruction_that_its_kernels_use(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("nanovllm.cli.bench.machine.measure_tiles", lambda kind, threads: 7.0)
+    assert measure_peak("int8", 1, target=KernelTarget(lanes=16, int8_tiles=True)) == 7.0
     for target in (KernelTarget(lanes=4), KernelTarget(lanes=4, is_x86=True)):
         assert measure_peak("int8", 1, target=target) is None
     without_dot = KernelTarget(lanes=4)

@@ -104,6 +104,7 @@ def request_permission() -> bool:
     if sys.platform != "linux":
         return False
     system_call = ctypes.CDLL(None).syscall
+    system_call.argtypes = [ctypes.c_long] * 3
     return bool(system_call(_ARCH_PRCTL, _REQUEST_PERMISSION, _TILE_DATA) == 0)
 
 

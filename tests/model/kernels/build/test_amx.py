@@ -10,7 +10,7 @@ from nanovllm.model.kernels.build import amx
 from nanovllm.model.kernels.build.codegen import LLVMCpu, host_cpu
 from nanovllm.model.kernels.build.object_cache import CACHE_VARIABLE
 from nanovllm.model.kernels.build.peak import BFLOAT16_VARIABLE
-from nanovllm.model.kernels.build.target import KernelTarget
+from nanovllm.model.kernels.build.target import KernelTarget, host_target
 from nanovllm.model.kernels.build.tile_twin import multiply_add
 
 CPU = LLVMCpu("triple", "name", "+amx-tile,+amx-bf16,+amx-int8,-avx10.1")
@@ -123,6 +123,13 @@ def test_the_variable_of_bfloat16_decides_about_its_tiles_too(
     monkeypatch.setenv(BFLOAT16_VARIABLE, "float32")
     assert amx.usable_tiles(CPU) == {"int8"}
     assert amx.tile_refusals(CPU)["bfloat16"] == "NANOVLLM_BFLOAT16 is set"
+
+
+def test_the_target_of_this_machine_uses_what_is_usable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nanovllm.model.kernels.build.target.usable_tiles", lambda _cpu: {"int8"})
+    target = host_target()
+    assert (target.bfloat16_tiles, target.int8_tiles) == (False, target.lanes == 16)
+    assert not target.emulates_tiles
 
 
 def test_a_target_with_tiles_takes_inputs_in_the_type_of_the_weights() -> None:
