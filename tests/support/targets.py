@@ -7,22 +7,25 @@ from dataclasses import replace
 
 import pytest
 
+from nanovllm.model.kernels.build.amx import request_permission, tile_refusals
 from nanovllm.model.kernels.build.codegen import Library, host_cpu
 from nanovllm.model.kernels.build.object_cache import user_cache
 from nanovllm.model.kernels.build.target import KernelTarget, Spec, has_bfloat16_dot, host_target
 from nanovllm.model.kernels.library import cache_key, load_library
 
 HOST = host_target()
-_DOTS = replace(HOST, bfloat16_dot=has_bfloat16_dot())  # even where it is slower
+_DOTS = replace(HOST.without_tiles, bfloat16_dot=has_bfloat16_dot())  # even where it is slower
 TILES = replace(HOST, bfloat16_tiles=True, int8_tiles=True, emulates_tiles=True)
-_PLAIN = replace(HOST, bfloat16_dot=False, int8_dot=False)
+_PLAIN = replace(HOST.without_tiles, bfloat16_dot=False, int8_dot=False)
 _NARROWER = [replace(_PLAIN, lanes=lanes) for lanes in (16, 8, 4) if lanes <= HOST.lanes]
 
 TARGETS = list(dict.fromkeys([HOST, _DOTS, *_NARROWER, KernelTarget(lanes=4)]))
 """This CPU, then each of its vector widths without dot products, then the generic target."""
 
-TILE_TARGETS = [TILES, *([HOST] if HOST.uses_tiles("int8") and HOST.uses_tiles("bfloat16") else [])]
-"""Targets whose linear layers use the tile unit: an emulated one, and this CPU's if it is used."""
+_SHOWN = tile_refusals(host_cpu()) if request_permission() else {}
+_UNIT = replace(HOST, bfloat16_tiles="bfloat16" in _SHOWN, int8_tiles="int8" in _SHOWN)
+TILE_TARGETS = [TILES, _UNIT]
+"""Linear layers on an emulated tile unit, and on that of this CPU, if it shows one."""
 
 WIDTHS = list({target.lanes: target for target in reversed(TARGETS)}.values())[::-1]
 """Each vector width once: targets of one width differ only in matmuls of bfloat16 and int8."""
@@ -70,5 +73,4 @@ def load_whole(target: KernelTarget) -> Library:
 def name_of(target: KernelTarget) -> str:
     """Return a short name of a target."""
     dots = f"{'-dot' * target.bfloat16_dot}{'-bytes' * target.int8_dot}"
-    dots += "-tiles" * target.emulates_tiles
     return f"{target.lanes}{'-x86' * target.is_x86}{dots}"

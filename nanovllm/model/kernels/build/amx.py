@@ -10,6 +10,7 @@ Like peak.py, this needs LLVM but not Numba.
 
 import ctypes
 import os
+import platform
 import sys
 from collections.abc import Mapping
 from functools import cache
@@ -101,7 +102,7 @@ def _choice() -> str:
 @cache
 def request_permission() -> bool:
     """Ask Linux for the unit's registers, for all threads and children of this process."""
-    if sys.platform != "linux":
+    if sys.platform != "linux" or platform.machine() != "x86_64":
         return False
     system_call = ctypes.CDLL(None).syscall
     system_call.argtypes = [ctypes.c_long] * 3

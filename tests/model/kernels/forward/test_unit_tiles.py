@@ -18,7 +18,7 @@ from nanovllm.model.kernels.simd.rows import rows_at
 from nanovllm.model.kernels.step_record import ROW_QUANT_BYTES
 from tests.support.arrays import numbers, widened
 from tests.support.products import products_of
-from tests.support.targets import HOST, TILE_TARGETS, name_of
+from tests.support.targets import HOST, TILE_TARGETS
 
 pytestmark = pytest.mark.slow(8)
 
@@ -46,11 +46,17 @@ def twin(rows: np.ndarray, weight: np.ndarray) -> np.ndarray:
     return accumulators.view(np.float32)
 
 
-@pytest.mark.parametrize("target", TILE_TARGETS, ids=name_of)
+def skip_without_unit(target: KernelTarget, kind: str) -> None:
+    if not target.uses_tiles(kind):
+        pytest.skip(f"this CPU, or its hypervisor, shows no AMX tiles of {kind}")
+
+
+@pytest.mark.parametrize("target", TILE_TARGETS, ids=["emulated", "AMX"])
 @pytest.mark.parametrize(("d_in", "d_out"), SHAPES)
 def test_bfloat16_has_the_bits_of_the_twin_in_any_batch(
     target: KernelTarget, d_in: int, d_out: int
 ) -> None:
+    skip_without_unit(target, "bfloat16")
     rows, weight = to_bfloat16(numbers(MOST, d_in)), to_bfloat16(numbers(d_in, d_out, seed=1))
     rows[3, ::5] = 1  # denormal
     bias, product = numbers(d_out, seed=2), products_of(target)["bfloat16"]
@@ -66,9 +72,10 @@ def test_bfloat16_has_the_bits_of_the_twin_in_any_batch(
         np.testing.assert_array_equal(alone, expected[row])
 
 
-@pytest.mark.parametrize("target", TILE_TARGETS, ids=name_of)
+@pytest.mark.parametrize("target", TILE_TARGETS, ids=["emulated", "AMX"])
 @pytest.mark.parametrize(("d_in", "d_out"), SHAPES)
 def test_int8_has_the_bits_of_the_dot_products(target: KernelTarget, d_in: int, d_out: int) -> None:
+    skip_without_unit(target, "int8")
     random, width = np.random.default_rng(3), target.panel_width
     rows = random.integers(0, 256, (MOST, d_in), dtype=np.uint8)
     weight = random.integers(-127, 128, (d_in, d_out), dtype=np.int8)
