@@ -10,7 +10,7 @@ from nanovllm.model.kernels.build import amx
 from nanovllm.model.kernels.build.codegen import LLVMCpu, host_cpu
 from nanovllm.model.kernels.build.object_cache import CACHE_VARIABLE
 from nanovllm.model.kernels.build.peak import BFLOAT16_VARIABLE
-from nanovllm.model.kernels.build.target import KernelTarget, host_target
+from nanovllm.model.kernels.build.target import KernelTarget, Spec, host_target
 from nanovllm.model.kernels.build.tile_twin import multiply_add
 
 CPU = LLVMCpu("triple", "name", "+amx-tile,+amx-bf16,+amx-int8,-avx10.1")
@@ -130,6 +130,17 @@ def test_the_target_of_this_machine_uses_what_is_usable(monkeypatch: pytest.Monk
     target = host_target()
     assert (target.bfloat16_tiles, target.int8_tiles) == (False, target.lanes == 16)
     assert not target.emulates_tiles
+
+
+def test_a_compilation_keeps_the_tiles_of_its_weights_only() -> None:
+    both = KernelTarget(lanes=16, is_x86=True, bfloat16_tiles=True, int8_tiles=True)
+    kept = {
+        weights: Spec(both, weights, "bfloat16").essential.target
+        for weights in ("float32", "bfloat16", "int8")
+    }
+    assert kept["float32"] == both.without_tiles
+    assert kept["bfloat16"] == replace(both, int8_tiles=False)
+    assert kept["int8"] == replace(both, bfloat16_tiles=False)
 
 
 def test_a_target_with_tiles_takes_inputs_in_the_type_of_the_weights() -> None:
