@@ -60,7 +60,10 @@ class Product:
             rows = widened(rows) if inputs == "float32" else as_int16_inputs(rows)
         row_quant = extra.pop(
             "row_quant", np.zeros((rows.shape[0], ROW_QUANT_BYTES // 4), dtype=np.float32)
-        )
+        ).copy()
+        if self.kind == "int8":
+            rows = rows - rows.dtype.type(self.target.int8_offset)
+            row_quant.view(np.int32)[:, 1] -= self.target.int8_offset
         panels, biases, job = (
             self._panels(weight),
             pack_rows([bias], width),

@@ -9,7 +9,7 @@ import platform
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from ctypes import CDLL, CFUNCTYPE, c_int32, c_int64, c_void_p, cast
+from ctypes import CDLL, CFUNCTYPE, c_int32, c_int64, c_ulong, c_void_p, cast
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import requires
@@ -23,6 +23,8 @@ CPU_INFO = Path("/proc/cpuinfo")
 _ZEN5_FAMILY = "26"
 _LLVM_NAMES = {"asimddp": "dotprod"}
 """What LLVM calls an instruction set, where that is not Linux's name without underscores."""
+_ARM_BITS = {"dotprod": (16, 20), "bf16": (26, 14)}
+"""Where Linux lists features of ARM: the key of getauxval, and the number of the bit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,15 +75,20 @@ def host_cpu() -> LLVMCpu:
 
 
 def this_cpu() -> LLVMCpu:
-    """Return this machine's CPU; without LLVM, as far as shared objects of a wheel need it."""
+    """Return this machine's CPU; without LLVM, as far as shared objects of a wheel need it.
+
+    LLVM infers dot products of ARM from the name of the CPU alone, which it may not know.
+    """
     if not has_compiler():
         return cpu_of_linux()
     binding = llvm()
-    return LLVMCpu(
-        binding.get_process_triple(),
-        binding.get_host_cpu_name(),
-        binding.get_host_cpu_features().flatten(),
-    )
+    triple, features = binding.get_process_triple(), binding.get_host_cpu_features().flatten()
+    if triple.startswith("aarch64") and sys.platform == "linux":
+        look_up = CDLL(None).getauxval
+        look_up.argtypes, look_up.restype = [c_ulong], c_ulong
+        for feature, (key, bit) in _ARM_BITS.items():
+            features += f",{'+' if look_up(key) >> bit & 1 else '-'}{feature}"
+    return LLVMCpu(triple, binding.get_host_cpu_name(), features.strip(","))
 
 
 @cache

@@ -62,18 +62,24 @@ class Instruction(NamedTuple):
 
 
 def instruction(kind: str, lanes: int) -> Instruction:
-    """Return the multiply-add of a type: "float32", "bfloat16" or "int8"."""
+    """Return the multiply-add of a type: "float32", "bfloat16" or "int8".
+
+    Dot products in vectors of 4 lanes are ARM's. They multiply signed by signed bytes, those of x86
+    unsigned by signed ones.
+    """
     bits, floats = 32 * lanes, f"<{lanes} x float>"
     if kind == "float32":  # without FMA, this is a multiplication and an addition
         name = f"llvm.fmuladd.v{lanes}f32"
         return Instruction(name, floats, floats, "{factor}, {factor}, {total}", 1)
     order = "{total}, {factor}, {factor}"
     if kind == "bfloat16":
-        name = f"llvm.x86.avx512bf16.dpbf16ps.{bits}"
+        x86 = f"llvm.x86.avx512bf16.dpbf16ps.{bits}"
+        name = "llvm.aarch64.neon.bfdot.v4f32.v8bf16" if lanes == 4 else x86
         return Instruction(name, floats, f"<{2 * lanes} x bfloat>", order, 2)
     if kind != "int8":
         raise ValueError(f"no multiply-add of {kind} is known; give float32, bfloat16 or int8")
-    name = f"llvm.x86.avx512.vpdpbusd.{bits}"
+    x86 = f"llvm.x86.avx512.vpdpbusd.{bits}"
+    name = "llvm.aarch64.neon.sdot.v4i32.v16i8" if lanes == 4 else x86
     return Instruction(name, f"<{lanes} x i32>", f"<{4 * lanes} x i8>", order, 4)
 
 
@@ -195,7 +201,8 @@ def is_bfloat16_dot_faster(cpu: LLVMCpu, lanes: int) -> bool:
 
     Another CPU's code, which this one cannot run, is not measured and uses them.
     """
-    if "+avx512bf16" not in this_cpu().features.split(","):
+    this = this_cpu()
+    if "+avx512bf16" not in this.features.split(",") and cpu != this:
         return True
     speeds = bfloat16_speeds(cpu, lanes)
     return speeds["bfloat16"] >= LEAST_GAIN * speeds["float32"]

@@ -5,9 +5,10 @@ One compilation serves every model, because all sizes are run-time arguments.
 
 import os
 from dataclasses import dataclass, replace
+from functools import cache
 
 from nanovllm.model.kernels.build.amx import usable_tiles
-from nanovllm.model.kernels.build.codegen import host_cpu, llvm
+from nanovllm.model.kernels.build.codegen import LLVMCpu, has_compiler, host_cpu, llvm
 from nanovllm.model.kernels.build.packing import panel_steps, round_up
 from nanovllm.model.kernels.build.peak import (
     BFLOAT16_VARIABLE,
@@ -35,8 +36,10 @@ class KernelTarget:
 
     Attributes:
         lanes: float32 values in a vector register: 16, 8 or 4.
-        bfloat16_dot: uses a dot product of bfloat16 pairs with float32 sums (AVX512_BF16).
-        int8_dot: uses a dot product of four bytes with int32 sums (AVX512_VNNI, AVX_VNNI).
+        bfloat16_dot: uses a dot product of bfloat16 pairs with float32 sums (AVX512_BF16,
+            bfdot of ARM).
+        int8_dot: uses a dot product of four bytes with int32 sums (AVX512_VNNI, AVX_VNNI, sdot of
+            ARM).
         bfloat16_tiles: linear layers with bfloat16 weights use the tile unit (AMX_BF16).
         int8_tiles: linear layers with int8 weights use it (AMX_INT8).
         emulates_tiles: emulate the tile unit by vectors, to the same bits: for tests.
@@ -74,6 +77,16 @@ class KernelTarget:
         if kind == "bfloat16" and not self.bfloat16_dot:
             return "float32"
         return "int16" if kind == "int8" and self.is_x86 and not self.int8_dot else kind
+
+    @property
+    def int8_offset(self) -> int:
+        """What is subtracted from the bytes of input rows and from their zero points.
+
+        They are unsigned, except for the dot product of ARM, which multiplies signed bytes. Where
+        both are smaller by the same number, their differences are the same.
+        """
+        is_signed = self.int8_dot and not self.is_x86 and not self.uses_tiles("int8")
+        return 128 if is_signed else 0
 
     def uses_tiles(self, kind: str) -> bool:
         """Return whether linear layers with weights of type `kind` use the tile unit."""
@@ -168,16 +181,21 @@ def host_target(*, measures: bool = True) -> KernelTarget:
             f"{BFLOAT16_VARIABLE} is dot, but this CPU has no dot products of bfloat16; unset it"
         )
     has_dot = has_dot and choice != "float32"
-    is_x86 = host_cpu().triple.startswith(("x86_64", "i686"))
-    if not is_x86 or not {"avx2", "fma"} <= features:
-        return KernelTarget(lanes=4, is_x86=is_x86, has_fma=not is_x86 or "fma" in features)
+    cpu = host_cpu()
+
+    def uses_dot(lanes: int) -> bool:
+        return measures and has_dot and (choice == "dot" or is_bfloat16_dot_faster(cpu, lanes))
+
+    if not cpu.triple.startswith(("x86_64", "i686")):
+        return KernelTarget(lanes=4, bfloat16_dot=uses_dot(4), int8_dot="dotprod" in features)
+    if not {"avx2", "fma"} <= features:
+        return KernelTarget(lanes=4, is_x86=True, has_fma="fma" in features)
     if not {"avx512f", "avx512vl", "avx512bw", "avx512dq"} <= features:
         return KernelTarget(lanes=8, int8_dot="avxvnni" in features, is_x86=True)
-    cpu = host_cpu()
     is_zen5 = cpu.name == "znver5"
     return KernelTarget(
         lanes=16,
-        bfloat16_dot=measures and has_dot and (choice == "dot" or is_bfloat16_dot_faster(cpu, 16)),
+        bfloat16_dot=uses_dot(16),
         int8_dot="avx512vnni" in features,
         bfloat16_tiles="bfloat16" in tiles,
         int8_tiles="int8" in tiles,
@@ -189,38 +207,54 @@ def host_target(*, measures: bool = True) -> KernelTarget:
 
 def has_bfloat16_dot() -> bool:
     """Return whether the CPU has dot products of bfloat16, be they faster or not."""
-    return {"avx512bf16", "avx512vl"} <= _features()
+    features = _features()
+    return {"avx512bf16", "avx512vl"} <= features or "bf16" in features
 
 
-def _features() -> set[str]:
+def _features() -> frozenset[str]:
     cpu = host_cpu()
-    if not cpu.features:
-        return _features_of(cpu.name)
-    return {feature[1:] for feature in cpu.features.split(",") if feature.startswith("+")}
+    is_arm = cpu.triple.startswith(("aarch64", "arm64"))
+    if not cpu.features or (is_arm and has_compiler()):
+        return features_of(cpu)
+    return frozenset(name[1:] for name in cpu.features.split(",") if name.startswith("+"))
 
 
-def _features_of(cpu_name: str) -> set[str]:
-    """Return the vector features of a named CPU, inferred from the code that LLVM emits for it."""
+_PROBE = """
+declare <16 x float> @llvm.fma.v16f32(<16 x float>, <16 x float>, <16 x float>)
+declare i32 @llvm.vector.reduce.add.v16i32(<16 x i32>)
+define <16 x float> @multiply_add(<16 x float> %a) {
+  %sum = call <16 x float> @llvm.fma.v16f32(<16 x float> %a, <16 x float> %a, <16 x float> %a)
+  ret <16 x float> %sum
+}
+define i32 @dot(<16 x i8> %a, <16 x i8> %b) {
+  %wide_a = sext <16 x i8> %a to <16 x i32>
+  %wide_b = sext <16 x i8> %b to <16 x i32>
+  %products = mul <16 x i32> %wide_a, %wide_b
+  %sum = call i32 @llvm.vector.reduce.add.v16i32(<16 x i32> %products)
+  ret i32 %sum
+}
+define <4 x bfloat> @round(<4 x float> %a) {
+  %rounded = fptrunc <4 x float> %a to <4 x bfloat>
+  ret <4 x bfloat> %rounded
+}
+"""
+_FEATURES = {
+    "vfmadd": {"avx2", "fma"},
+    "zmm": {"avx512f", "avx512vl", "avx512bw", "avx512dq"},
+    "sdot": {"dotprod"},
+    "bfcvtn": {"bf16"},
+}
+"""Features by what they put into the assembly of _PROBE."""
+
+
+@cache
+def features_of(cpu: LLVMCpu) -> frozenset[str]:
+    """Return the vector features of a CPU, inferred from the code that LLVM emits for it."""
     binding = llvm()
     binding.initialize_native_target()
     binding.initialize_native_asmprinter()
-    machine = binding.Target.from_default_triple().create_target_machine(cpu=cpu_name, features="")
-    features: set[str] = set()
-    code = machine.emit_assembly(binding.parse_assembly(_MULTIPLY_ADD))
-    if "vfmadd" in code:
-        features |= {"avx2", "fma"}
-    if "zmm" in code:
-        features |= {"avx512f", "avx512vl", "avx512bw", "avx512dq"}
-    return features
-
-
-_MULTIPLY_ADD = """
-declare <16 x float> @llvm.fma.v16f32(<16 x float>, <16 x float>, <16 x float>)
-define void @probe(<16 x float>* %at) {
-  %value = load <16 x float>, <16 x float>* %at
-  %sum = call <16 x float> @llvm.fma.v16f32(
-    <16 x float> %value, <16 x float> %value, <16 x float> %value)
-  store <16 x float> %sum, <16 x float>* %at
-  ret void
-}
-"""
+    machine = binding.Target.from_triple(cpu.triple).create_target_machine(
+        cpu=cpu.name, features=cpu.features
+    )
+    code = machine.emit_assembly(binding.parse_assembly(_PROBE))
+    return frozenset[str]().union(*(names for word, names in _FEATURES.items() if word in code))

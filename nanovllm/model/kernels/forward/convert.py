@@ -2,14 +2,14 @@
 
     bfloat16       the upper half of a float32, rounded to nearest even
     int8 inputs    round(x / scale) + zero_point, 0 to 255: asymmetric, over the row's range; int16
-                   where there are no dot products of bytes (KernelTarget.input_type)
+                   where x86 has no dot products of bytes (KernelTarget.input_type)
     int8 in cache  round(x / scale), -127 to 127: symmetric, over the row's largest magnitude
 
 Scale and zero point belong to one row, so a row's bytes do not depend on the rows beside it. Inputs
-are unsigned because x86 dot products multiply unsigned by signed bytes. The outliers, a few input
-channels that are always large, are taken out of the row and stay float32;
-nanovllm/model/quantization.py chooses them once. The quantization of a row, its row_quant, is 32
-words:
+are unsigned because x86 dot products multiply unsigned by signed bytes. For those of ARM, inputs
+and zero point are smaller by 128 (KernelTarget.int8_offset). The outliers, a few input channels
+that are always large, are taken out of the row and stay float32; nanovllm/model/quantization.py
+chooses them once. The quantization of a row, its row_quant, is 32 words:
 
     scale (float32) | zero point (int32) | 14 unused | up to 16 outliers (float32)
 
@@ -57,6 +57,8 @@ def make_quantize_row(
 ) -> None:  # fmt: skip
     """Return quantize_row, which converts source * factors to numbers from 0 to 255.
 
+    They and the zero point are stored less KernelTarget.int8_offset.
+
     source_ptr     float32 [count]
     factors_ptr    float32 [count]
     out_ptr        bytes [count]; or int16 [count] in the order 0, 2, 1, 3 of each four
@@ -86,7 +88,8 @@ def make_quantize_row(
     zero_point = v.round_int32(v.splat(-(low * inverse)))
     scale = extent / 255.0 + v.sum(zero_or_nan)
     v.store(scale, row_quant_ptr)
-    v.store(zero_point.lane(0), row_quant_ptr, WORD_BYTES)
+    offset = v.target.int8_offset
+    v.store(zero_point.lane(0) - offset, row_quant_ptr, WORD_BYTES)
     with v.range(count, v.lanes) as i:
         code = v.round_int32(value(i) * v.splat(inverse)) + zero_point
         code = v.minimum(v.maximum(code, 0), 255)
@@ -94,7 +97,7 @@ def make_quantize_row(
             order = [lane ^ 3 if lane % 4 in (1, 2) else lane for lane in range(v.lanes)]
             v.store(v.shuffle(code, code, order).trunc(I16), out_ptr + i * 2)
         else:
-            v.store(code.trunc(I8), out_ptr + i)
+            v.store((code - offset).trunc(I8), out_ptr + i)
 
 
 @kernel_maker()

@@ -54,7 +54,7 @@ def weight_format(target: KernelTarget, kind: str) -> Format:
 
     Args:
         target: what the code is compiled for.
-        kind: "float32", "bfloat16", or "int8" for unsigned inputs and signed weights.
+        kind: "float32", "bfloat16", or "int8" for signed weights.
     """
     if kind == "float32":
         return _FLOAT32

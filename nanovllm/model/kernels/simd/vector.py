@@ -28,6 +28,7 @@ from numba.core import cgutils
 
 from nanovllm.model.kernels.build.check_code import checked, size_of
 from nanovllm.model.kernels.build.layout import WORD_BYTES
+from nanovllm.model.kernels.build.peak import instruction
 from nanovllm.model.kernels.build.target import KernelTarget
 from nanovllm.model.kernels.simd.value import F32, I8, I16, I32, I64, Value, constant
 
@@ -160,17 +161,18 @@ class Vectors:
         return self._call(f"llvm.fma.v{self.lanes}f32", self.f32s, *self._alike(a, b, c))
 
     def dot_bfloat16(self, a: Value, b: Value, c: Value) -> Value:
-        """Return c + the dot product of the bfloat16 pairs of each word, rounded as AVX512_BF16."""
+        """Return c + the dot product of the bfloat16 pairs of each word, rounded by the CPU."""
         kind = ir.VectorType(_Bfloat16(), 2 * self.lanes)
         pairs = (self.builder.bitcast(words.ir, kind) for words in (a, b))
-        return self._call(
-            f"llvm.x86.avx512bf16.dpbf16ps.{32 * self.lanes}", self.f32s, c.ir, *pairs
-        )
+        return self._call(instruction("bfloat16", self.lanes).name, self.f32s, c.ir, *pairs)
 
     def dot_int8(self, a: Value, b: Value, c: Value) -> Value:
-        """Return c + the dot product of each word's bytes, unsigned in `a` and signed in `b`."""
+        """Return c + the dot product of each word's bytes, signed in `b`.
+
+        In `a` they are unsigned on x86, signed on ARM (KernelTarget.int8_offset).
+        """
         parts = (words.bitcast(I8).ir for words in (a, b))
-        return self._call(f"llvm.x86.avx512.vpdpbusd.{32 * self.lanes}", self.i32s, c.ir, *parts)
+        return self._call(instruction("int8", self.lanes).name, self.i32s, c.ir, *parts)
 
     def dot_int16(self, a: Value, b: Value, c: Value) -> Value:
         """Return c + the dot product of the int16 pairs of each word."""
