@@ -16,14 +16,24 @@ FAST := tests/engine/scheduling tests/training/data tests/training/report \
 	$(filter-out tests/model/test_parity.py tests/model/test_quantization.py, \
 	$(wildcard tests/test_[ceps]*.py tests/cli/test_[cln]*.py tests/deploy/test_[acps]*.py \
 	tests/model/test_*.py tests/training/test_c*.py))
+# The tests of `make test-arm`: what differs on ARM, and one path through all layers.
+KERNELS := tests/model/kernels
+ARM := $(addprefix tests/engine/test_engine.py::test_bits_do_not_depend_on_,the_batch preemption) \
+	$(addprefix tests/server/openai/test_completions.py::test_,the_official_client_gets_a_completion \
+	the_official_client_streams settings_are_each_requests_own_in_a_mixed_batch) \
+	$(addprefix $(KERNELS)/,test_backend.py::test_narrow_types_are_near_float32 \
+	build/test_arm.py build/test_peak.py forward/test_kernels.py \
+	$(addprefix forward/test_matmul.py::test_product_,is_numpys \
+	of_bfloat16_is_that_of_the_rounded_numbers of_bytes_is_exact_but_for_its_scales))
 # One stamp file per set of extras; a larger set includes the smaller ones.
 RUN := $(VENV)/.installed-run
 TEST := $(VENV)/.installed-test
 DEV := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test test-fast fuzz check format bench compare compare-training charts
-.PHONY: soak attack clients notebooks docs screenshots ray image constraints wheel kernel-wheel build clean
+.PHONY: help install serve test test-fast test-arm fuzz check format bench compare
+.PHONY: compare-training charts soak attack clients notebooks docs screenshots ray image
+.PHONY: constraints wheel kernel-wheel build clean
 .NOTPARALLEL:
 
 help:  ## list the targets
@@ -41,6 +51,10 @@ test: $(TEST)  ## run the tests on all cores; ARGS="tests/engine -k preempt" for
 
 test-fast: $(TEST)  ## run the tests that need neither a server nor kernels, in under a minute
 	@$(BIN)/python -m pytest -n auto -m "not slow" $(FAST)
+
+test-arm: | $(BIN)/python  ## run a part of the tests on an emulated ARM (ten minutes, on Debian)
+	@PYTHON=$(BIN)/python scripts/arm_python.sh .arm
+	@.arm/bin/python -m pytest $(or $(ARGS),-n auto --dist worksteal $(ARM))
 
 fuzz: $(TEST)  ## send valid and invalid requests to a server; ARGS="--seconds 3600 --seed 7"
 	@$(BIN)/python -m tests.support.fuzz_grammars --seconds 60
@@ -112,7 +126,7 @@ kernel-wheel: $(TEST)  ## build a wheel with compiled kernels into dist/; ARGS="
 build: wheel
 
 clean:  ## remove .venv, caches and build results
-	rm -rf $(VENV) .clients dist build site tools/javascript/node_modules
+	rm -rf $(VENV) .arm .clients dist build site tools/javascript/node_modules
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

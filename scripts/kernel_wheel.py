@@ -83,7 +83,11 @@ LEVELS = {
         "zen5": Level("znver5", _BFLOAT16, "dot"),
         "zen5-float32": Level("znver5", _BFLOAT16, "float32"),
     },
-    "aarch64": {"neon": Level("generic", "+neon")},
+    "aarch64": {
+        "neon": Level("generic", "+neon"),
+        "neon-dotprod": Level("generic", "+neon,+dotprod"),
+        "neon-bfloat16": Level("generic", "+neon,+dotprod,+bf16", "dot"),
+    },
 }
 """By architecture, in an order in which a level comes after those whose kernels it shares."""
 

@@ -21,8 +21,6 @@ from nanovllm.errors import KernelError
 
 CPU_INFO = Path("/proc/cpuinfo")
 _ZEN5_FAMILY = "26"
-_LLVM_NAMES = {"asimddp": "dotprod"}
-"""What LLVM calls an instruction set, where that is not Linux's name without underscores."""
 _ARM_BITS = {"dotprod": (16, 20), "bf16": (26, 14)}
 """Where Linux lists features of ARM: the key of getauxval, and the number of the bit."""
 
@@ -84,25 +82,32 @@ def this_cpu() -> LLVMCpu:
     binding = llvm()
     triple, features = binding.get_process_triple(), binding.get_host_cpu_features().flatten()
     if triple.startswith("aarch64") and sys.platform == "linux":
-        look_up = CDLL(None).getauxval
-        look_up.argtypes, look_up.restype = [c_ulong], c_ulong
-        for feature, (key, bit) in _ARM_BITS.items():
-            features += f",{'+' if look_up(key) >> bit & 1 else '-'}{feature}"
-    return LLVMCpu(triple, binding.get_host_cpu_name(), features.strip(","))
+        features = f"{features},{_arm_features()}".strip(",")
+    return LLVMCpu(triple, binding.get_host_cpu_name(), features)
+
+
+def _arm_features() -> str:
+    look_up = CDLL(None).getauxval
+    look_up.argtypes, look_up.restype = [c_ulong], c_ulong
+    signs = {
+        name: "+" if look_up(key) >> bit & 1 else "-" for name, (key, bit) in _ARM_BITS.items()
+    }
+    return ",".join(sign + name for name, sign in signs.items())
 
 
 @cache
 def cpu_of_linux() -> LLVMCpu:
-    """Return the CPU that Linux describes in /proc/cpuinfo; without features elsewhere."""
+    """Return the CPU that Linux describes; without features elsewhere, so that LLVM is needed."""
+    triple = f"{platform.machine()}-unknown-{sys.platform}"
+    if triple.startswith("aarch64-unknown-linux"):
+        return LLVMCpu(triple, "generic", f"+neon,{_arm_features()}")
     fields: dict[str, str] = {}
     with suppress(OSError):
         for line in CPU_INFO.read_text(encoding="ascii", errors="replace").splitlines():
             name, _, value = line.partition(":")
             fields.setdefault(name.strip(), value.strip())
     is_zen5 = (fields.get("vendor_id"), fields.get("cpu family")) == ("AuthenticAMD", _ZEN5_FAMILY)
-    names = fields.get("flags", fields.get("Features", "")).split()
-    features = [f"+{_LLVM_NAMES.get(name, name.replace('_', ''))}" for name in names]
-    triple = f"{platform.machine()}-unknown-{sys.platform}"
+    features = [f"+{name.replace('_', '')}" for name in fields.get("flags", "").split()]
     return LLVMCpu(triple, "znver5" if is_zen5 else "generic", ",".join(sorted(features)))
 
 

@@ -72,7 +72,7 @@ def test_rows_of_bytes_are_numpys(target: KernelTarget, count: int, shift: float
     offset = target.int8_offset
     assert row_quant[1:2].view(np.int32) == zero_point - offset
     codes = (as_int16_inputs(out) if is_wide else out)[:count]  # the order is its own inverse
-    codes = codes + codes.dtype.type(offset)
+    codes = np.add(codes, offset, dtype=codes.dtype)
     np.testing.assert_array_equal(codes, expected)
     np.testing.assert_allclose(
         (codes - zero_point) * row_quant[0], values, rtol=0, atol=0.51 * float(extent) / 255
