@@ -14,7 +14,7 @@ from nanovllm.model.kernels.simd.kernel import Record
 from nanovllm.model.kernels.simd.memory import load_int, record_at
 from nanovllm.model.kernels.simd.value import Value
 from nanovllm.model.kernels.simd.vector import Vectors
-from nanovllm.model.kernels.threads.phase import make_phase
+from nanovllm.model.kernels.threads.phase import ABORTED, make_phase
 from nanovllm.training.kernels.records import (
     ITEM_ELEMENTS,
     MAX_PHASES,
@@ -55,7 +55,8 @@ def make_operation(name: str, *phases: Sequence[Work]) -> Any:
 def make_run_calls(operations: Mapping[str, Any]) -> Any:
     """Return the entry run_calls(record_ptr, thread), which Python calls.
 
-    The threads go through the calls together, as through the phases of one operation.
+    The threads go through the calls together, as through the phases of one operation. A helper that
+    finds the run closed reads no more of its memory, which may be gone.
     """
     record_of = record_at(RECORDS[RUN_CALLS])
     listed = [operations[name] for name in OPERATIONS]
@@ -66,6 +67,8 @@ def make_run_calls(operations: Mapping[str, Any]) -> Any:
         record = record_of(record_ptr)
         phase = record.phases_ptr
         for call in range(record.count):
+            if phase == ABORTED:
+                return
             number = load_int(record.calls_ptr, 2 * call)
             phase = run_operation(number, load_int(record.calls_ptr, 2 * call + 1), thread, phase)
 
