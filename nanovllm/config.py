@@ -97,9 +97,9 @@ class EngineConfig:
         max_logprobs: maximum log-probabilities per position that a request may ask for.
         scheduling_policy: order of requests: by arrival, priority or equal shares of clients. With
             "priority" any client may choose its priority.
-        speculative_config: how tokens are drafted for speculative decoding, which changes no bit of
-            an output (with numpy, if batch_invariant is set); None for no drafts. A mapping has the
-            fields of SpeculativeConfig.
+        speculative_config: how tokens are drafted, which changes no bit (with numpy, if
+            batch_invariant is set); None for no drafts. A mapping has the fields of
+            SpeculativeConfig.
     """
 
     dtype: DType = "float32"

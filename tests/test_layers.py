@@ -183,6 +183,7 @@ def test_exported_names_are_there() -> None:
         "EngineNotReadyError",
         "EvaluationResult",
         "InvalidRequestError",
+        "KernelError",
         "LLM",
         "Logprob",
         "ModelNotFoundError",

@@ -2,6 +2,8 @@
 
 target          the instruction set and data types that kernels are compiled for
 peak            multiply-adds a second by instruction, and the choice for bfloat16
+amx             whether linear layers use the CPU's tile unit
+tile_twin       that unit in NumPy
 codegen         the host CPU as LLVM names it, and loading of object files
 compiler        decorators for compiled functions, and one object file for all entries
 object_cache    a folder that keeps object files between processes

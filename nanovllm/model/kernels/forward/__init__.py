@@ -5,6 +5,7 @@ head             the output head: logits, or the argmax of each row without stor
 prepare          checks a batch and divides its attention into items
 matmul           linear layers: packed matmuls with an epilogue
 tiles            tiles of rows that share a panel, or have one each
+unit_tiles       the same on the CPU's tile unit (Intel AMX)
 epilogue         bias, activation and residual, applied before a result is stored
 attention        attention over the paged KV cache
 attend           one query in several heads, or several queries in one head
