@@ -2,10 +2,10 @@
 
 Run: python scripts/kernel_wheel.py
 
-Each level has a process of its own, which Numba's variables tell the CPU, so that the code is for
-exactly the instructions that are checked at run time. A linker (cc, or that of the variable CC)
-makes shared objects. The wheel needs Linux, this architecture, and the C library's version that the
-shared objects name. Numba is an extra of it, `compile`.
+Each level has a process of its own, which Numba's variables tell the CPU. A library is compiled for
+no more instructions than its name says, because they are what is checked at run time. A linker (cc,
+or that of the variable CC) makes shared objects. The wheel needs Linux, this architecture, and the
+C library's version that the shared objects name. Numba is an extra of it, `compile`.
 """
 
 import argparse
@@ -24,16 +24,16 @@ from platform import machine
 from typing import NamedTuple
 
 import nanovllm
-from nanovllm.model.kernels.build.codegen import host_cpu
+from nanovllm.model.kernels.build.codegen import LLVMCpu, llvm
 from nanovllm.model.kernels.build.peak import BFLOAT16_VARIABLE, emit_spin, peak_name
 from nanovllm.model.kernels.build.shipped import CPU_VARIABLES, FOLDER
 from nanovllm.model.kernels.build.target import (
     CACHE_TYPES,
     DTYPES,
     QUANTIZATIONS,
+    KernelTarget,
     Spec,
     host_spec,
-    host_target,
 )
 from nanovllm.model.kernels.library import (
     BANDWIDTH,
@@ -89,7 +89,7 @@ LEVELS = {
         "neon-bfloat16": Level("generic", "+neon,+dotprod,+bf16", "dot"),
     },
 }
-"""By architecture, in an order in which a level comes after those whose kernels it shares."""
+"""By architecture. Levels share the kernels of types that use none of the further instructions."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -105,6 +105,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = parser.parse_args(arguments)
     if sys.platform != "linux" or not levels:
         parser.error(f"there are no levels for {sys.platform} on {machine()}")
+    if shutil.which(_linker()[0]) is None:
+        parser.error(f"the linker {_linker()[0]} is missing; install gcc, or set CC to another one")
     if parsed.compile:
         compile_level(parsed.compile, product(parsed.weights, parsed.caches))
         return 0
@@ -135,8 +137,10 @@ def make_wheel(parsed: argparse.Namespace) -> Path:
     with tempfile.TemporaryDirectory() as scratch:
         _run("wheel", "unpack", parsed.wheel, "--dest", scratch)
         [folder] = Path(scratch).iterdir()
+        _check_sources(folder)
         kernels = folder / FOLDER.relative_to(Path(nanovllm.__file__).parents[1])
         kernels.mkdir()
+        _write_peaks(kernels)
         for level in parsed.levels:
             before = len(list(kernels.iterdir()))
             _compile_in_process(level, kernels, parsed)
@@ -155,10 +159,26 @@ def _run(*arguments: str | Path) -> None:
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
 
+def _check_sources(folder: Path) -> None:
+    """Raise SystemExit if an unpacked wheel has other code than what is compiled here."""
+    root = Path(nanovllm.__file__).parents[1]
+    for path in (folder / "nanovllm").rglob("*.py"):
+        source = root / path.relative_to(folder)
+        if not source.is_file() or source.read_bytes() != path.read_bytes():
+            sys.exit(f"the wheel was built from another state: {source} differs; build it again")
+    if (folder / FOLDER.relative_to(root)).exists():
+        sys.exit("the wheel has kernels already")
+
+
 def _compile_in_process(level: str, folder: Path, parsed: argparse.Namespace) -> None:
     options = ("--weights", ",".join(parsed.weights), "--caches", ",".join(parsed.caches))
     command = [sys.executable, __file__, "--compile", str(folder), *options]
-    environment = {**os.environ, **LEVELS[machine()][level].variables()}
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("NANOVLLM_", "NUMBA_"))
+    }
+    environment = {**kept, **LEVELS[machine()][level].variables()}
     subprocess.run(command, check=True, env=environment)
 
 
@@ -183,16 +203,10 @@ def _least_glibc(folder: Path) -> int:
 
 def compile_level(folder: Path, types: Iterable[tuple[str, str]]) -> None:
     """Compile what `folder` lacks for the CPU that Numba's variables name."""
-    target = host_target()
     with ProcessPoolExecutor(usable_cpus()) as pool:
         jobs = [pool.submit(_write_library, folder, *library) for library in libraries(types)]
         for job in jobs:
             job.result()
-    kinds = {"float32": True, "bfloat16": target.bfloat16_dot, "int8": target.int8_dot}
-    for kind in (kind for kind, has in kinds.items() if has):
-        path = folder / f"{peak_name(kind, target.lanes)}.so"
-        if not path.exists():
-            _link(emit_spin(kind, target.lanes, is_shared=True), path)
 
 
 def libraries(types: Iterable[tuple[str, str]]) -> Iterator[tuple[Spec, EntryPoints]]:
@@ -210,7 +224,33 @@ def libraries(types: Iterable[tuple[str, str]]) -> Iterator[tuple[Spec, EntryPoi
 def _write_library(folder: Path, spec: Spec, entry_points: EntryPoints) -> None:
     path = folder / f"{shared_name(spec, entry_points)}.so"
     if not path.exists():
-        _link(compile_library(spec, host_cpu(), entry_points, is_shared=True), path)
+        cpu = cpu_of(spec.essential.target)
+        _link(compile_library(spec, cpu, entry_points, is_shared=True), path)
+
+
+def _write_peaks(folder: Path) -> None:
+    """Compile what measures instructions, even those that no chosen level uses."""
+    is_x86 = machine() == "x86_64"
+    for kind, lanes in product(WEIGHTS, (8, 16) if is_x86 else (4,)):
+        dots = {"bfloat16_dot": kind == "bfloat16", "int8_dot": kind == "int8"}
+        if kind == "bfloat16" and lanes == 8:  # no CPU has AVX-VNNI's twin for bfloat16
+            continue
+        cpu = cpu_of(KernelTarget(lanes=lanes, is_x86=is_x86, **dots))
+        _link(emit_spin(kind, lanes, cpu, is_shared=True), folder / f"{peak_name(kind, lanes)}.so")
+
+
+def cpu_of(target: KernelTarget) -> LLVMCpu:
+    """Return the least CPU that has the instructions of a target."""
+    triple = llvm().get_process_triple()
+    if not target.is_x86:
+        features = ["+neon", *["+dotprod"] * target.int8_dot, *["+bf16"] * target.bfloat16_dot]
+        return LLVMCpu(triple, "generic", ",".join(features))
+    features = [_AVX512 if target.lanes == 16 else _AVX2]
+    if target.int8_dot:
+        features.append("+avx512vnni" if target.lanes == 16 else "+avxvnni")
+    if target.bfloat16_dot:
+        features.append("+avx512bf16")
+    return LLVMCpu(triple, "x86-64", ",".join(features))
 
 
 def _link(image: bytes, path: Path) -> None:
@@ -218,8 +258,12 @@ def _link(image: bytes, path: Path) -> None:
     with tempfile.NamedTemporaryFile(suffix=".o") as file:
         file.write(image)
         file.flush()
-        linker = shlex.split(os.environ.get("CC", "cc"))
-        subprocess.run([*linker, *_LINK, "-o", str(path), file.name, *_LIBRARIES], check=True)
+        command = [*_linker(), *_LINK, "-o", str(path), file.name, *_LIBRARIES]
+        subprocess.run(command, check=True)
+
+
+def _linker() -> list[str]:
+    return shlex.split(os.environ.get("CC", "")) or ["cc"]
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from nanovllm.cli.interrupts import ended_by_interrupts
 from nanovllm.cli.parser import set_up
 from nanovllm.cli.table import print_rows
 from nanovllm.config import format_bytes
-from nanovllm.errors import counted, printable
+from nanovllm.errors import KernelError, counted, printable
 
 _DESCRIPTION = """
 Show what a bug report needs: versions, processor, memory, folders and environment variables. Keys
@@ -48,13 +48,34 @@ def _machine() -> dict[str, str]:
     with ended_by_interrupts():
         from nanovllm.cli.bench.report import describe_machine
         from nanovllm.cli.numa import describe_nodes
-        from nanovllm.model.kernels.build.amx import tile_refusals
         from nanovllm.model.kernels.build.codegen import host_cpu
-        from nanovllm.model.kernels.build.peak import BFLOAT16_VARIABLE, bfloat16_choice
-        from nanovllm.model.kernels.build.target import has_bfloat16_dot, host_target
         from nanovllm.model.machine import default_threads, usable_cpus
 
-    machine, target = describe_machine(), host_target()
+    machine = describe_machine()
+    try:
+        cpu, instructions = f" ({host_cpu().name})", _instructions()
+    except (KernelError, ValueError) as error:
+        cpu, instructions = "", str(error)
+    return {
+        "nanovllm": f"{machine['nanovllm']}, {Path(__file__).parents[1]}",
+        "Python": f"{machine['python']}, {sys.executable}",
+        "system": machine["os"],
+        "processor": f"{machine['cpu']}{cpu}",
+        "instructions": instructions,
+        "processors": f"{usable_cpus()} usable, {counted(default_threads(), 'thread')} by default",
+        "NUMA nodes": describe_nodes(),
+        "memory": _memory(),
+    }
+
+
+def _instructions() -> str:
+    """Return the instructions that kernels use, and why they do not use others."""
+    from nanovllm.model.kernels.build.amx import tile_refusals
+    from nanovllm.model.kernels.build.codegen import host_cpu
+    from nanovllm.model.kernels.build.peak import BFLOAT16_VARIABLE, bfloat16_choice
+    from nanovllm.model.kernels.build.target import has_bfloat16_dot, host_target
+
+    target = host_target()
     instructions = [f"vectors of {32 * target.lanes} bits"]
     if has_bfloat16_dot():
         reason = "float32 is faster" if bfloat16_choice() is None else f"{BFLOAT16_VARIABLE} is set"
@@ -63,16 +84,7 @@ def _machine() -> dict[str, str]:
     instructions += ["int8 dot products"] if target.int8_dot else []
     for kind, refusal in tile_refusals(host_cpu()).items():
         instructions.append(f"AMX tiles of {kind}" + (f" (not used: {refusal})" if refusal else ""))
-    return {
-        "nanovllm": f"{machine['nanovllm']}, {Path(__file__).parents[1]}",
-        "Python": f"{machine['python']}, {sys.executable}",
-        "system": machine["os"],
-        "processor": f"{machine['cpu']} ({host_cpu().name})",
-        "instructions": ", ".join(instructions),
-        "processors": f"{usable_cpus()} usable, {counted(default_threads(), 'thread')} by default",
-        "NUMA nodes": describe_nodes(),
-        "memory": _memory(),
-    }
+    return ", ".join(instructions)
 
 
 def _memory() -> str:

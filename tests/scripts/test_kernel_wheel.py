@@ -30,6 +30,7 @@ CPUS = {
     "Sapphire Rapids": ("GenuineIntel", 6, f"{_ZEN_4} avx_vnni amx_bf16 amx_tile amx_int8"),
     "Zen 4": ("AuthenticAMD", 25, _ZEN_4),
     "Zen 5": ("AuthenticAMD", 26, f"{_ZEN_4} avx_vnni"),
+    "Zen 5 with hidden instructions": ("AuthenticAMD", 26, f"{_SKYLAKE} avx512_vnni"),
 }
 TYPES = list(product(kernel_wheel.WEIGHTS, CACHE_TYPES))
 
@@ -50,6 +51,21 @@ def compiled() -> set[str]:
                 patch.setenv(name, value)
             found |= {*names()}
     return found
+
+
+@pytest.mark.parametrize("level", kernel_wheel.LEVELS["x86_64"])
+def test_code_is_for_the_instructions_in_its_name_alone(
+    level: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in kernel_wheel.LEVELS["x86_64"][level].variables().items():
+        monkeypatch.setenv(name, value)
+    for spec, entry_points in kernel_wheel.libraries(TYPES):
+        cpu = kernel_wheel.cpu_of(spec.essential.target)
+        name = shared_name(spec, entry_points)
+        assert cpu.name == "x86-64"
+        assert ("avx512f" in cpu.features) == ("-16-" in name)
+        assert ("vnni" in cpu.features) == ("int8_dot" in name)
+        assert ("avx512bf16" in cpu.features) == ("bfloat16_dot" in name)
 
 
 @pytest.fixture

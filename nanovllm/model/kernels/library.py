@@ -11,6 +11,7 @@ import os
 import platform
 import sys
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from functools import cache
 from importlib import import_module
@@ -89,8 +90,11 @@ BANDWIDTH = EntryPoints(
 @cache
 def load_library(spec: Spec, entry_points: EntryPoints = INFERENCE) -> Library:
     """Return the functions for these types on this CPU; they are loaded once in a process."""
-    image = find_shipped(shared_name(spec, entry_points))
-    return Library(image or load_image(spec, user_cache(), entry_points), entry_points.names)
+    shipped = find_shipped(shared_name(spec, entry_points))
+    if shipped is not None and not (spec.target.check or CHECKS_ADDRESSES):
+        with suppress(OSError):  # as where programs may not be run from this file system
+            return Library(shipped, entry_points.names)
+    return Library(load_image(spec, user_cache(), entry_points), entry_points.names)
 
 
 def shared_name(spec: Spec, entry_points: EntryPoints = INFERENCE) -> str:

@@ -22,6 +22,7 @@ from nanovllm.model.kernels.build.codegen import (
     PROTOTYPE,
     LLVMCpu,
     create_target_machine,
+    has_compiler,
     host_cpu,
     llvm,
     load_object,
@@ -38,15 +39,20 @@ from nanovllm.model.kernels.build.peak import (
 from nanovllm.model.kernels.build.tile_twin import TILE_BYTES, configuration, multiply_add
 
 AMX_VARIABLE = "NANOVLLM_AMX"
-FEATURES = {"bfloat16": "amx-bf16", "int8": "amx-int8"}
-"""The CPU's feature for tiles of each type of weights, by LLVM's name."""
+_AVX512 = ("avx512f", "avx512vl", "avx512bw", "avx512dq")
+FEATURES = {
+    "bfloat16": {"amx-tile", "amx-bf16", "avx512bf16", *_AVX512},
+    "int8": {"amx-tile", "amx-int8", "avx512vnni", *_AVX512},
+}
+"""What a CPU has that uses tiles of each type of weights, by LLVM's names. Every CPU with the unit
+has the vector instructions too, but a hypervisor may hide them."""
 INSTRUCTIONS = {"bfloat16": "tdpbf16ps", "int8": "tdpbusd"}
 _ACCUMULATORS = 4
 _OPERATIONS = 2 * 16 * 16 * 16  # of an instruction on whole tiles, for each number in a word
 _PER_WORD = {"bfloat16": 2, "int8": 4}
 _HEIGHTS, _TRIALS = (16, 7, 1), 8
 _VECTORS = {"bfloat16": ("bfloat16", "float32"), "int8": ("int8",)}
-_LANES = 16  # every CPU with the unit has AVX-512 with dot products
+_LANES = 16
 _ARCH_PRCTL, _REQUEST_PERMISSION, _TILE_DATA = 158, 0x1023, 18  # Linux on x86-64
 
 
@@ -68,10 +74,13 @@ def usable_tiles(cpu: LLVMCpu) -> frozenset[str]:
 def tile_refusals(cpu: LLVMCpu) -> Mapping[str, str]:
     """Return the types of which this CPU has tiles, each with why they are not used, or ""."""
     # Another CPU's code, which this one cannot run, has shown no bits.
-    features = set(cpu.features.split(",")) & set(this_cpu().features.split(","))
-    kinds = [kind for kind, feature in FEATURES.items() if {"+amx-tile", f"+{feature}"} <= features]
+    both = set(cpu.features.split(",")) & set(this_cpu().features.split(","))
+    features = {feature.removeprefix("+") for feature in both}
+    kinds = [kind for kind, needed in FEATURES.items() if needed <= features]
     if not kinds:
         return {}
+    if not has_compiler():
+        return dict.fromkeys(kinds, "Numba, which compiles them, is not installed")
     if _choice() == "0":
         return dict.fromkeys(kinds, f"{AMX_VARIABLE} is 0")
     if not request_permission():

@@ -12,7 +12,7 @@ from contextlib import suppress
 from ctypes import CDLL, CFUNCTYPE, c_int32, c_int64, c_ulong, c_void_p, cast
 from dataclasses import dataclass, replace
 from functools import cache
-from importlib.metadata import requires
+from importlib.metadata import PackageNotFoundError, requires
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -49,8 +49,10 @@ def has_compiler() -> bool:
 def llvm() -> Any:
     """Import LLVM; raise KernelError if it is not installed."""
     if not has_compiler():
-        needed = [line for line in requires("nanovllm") or [] if line.startswith("numba")]
-        numba = needed[0].partition(";")[0] if needed else "numba"
+        numba = "numba"
+        with suppress(PackageNotFoundError):  # the source tree is on the path
+            lines = requires("nanovllm") or []
+            numba = next(line for line in lines if line.startswith("numba")).partition(";")[0]
         raise KernelError(
             "the installed kernels are not for this CPU or setting, and Numba, which compiles "
             f"others, is missing: pip install '{numba}', or choose the backend numpy"
@@ -107,7 +109,10 @@ def cpu_of_linux() -> LLVMCpu:
             name, _, value = line.partition(":")
             fields.setdefault(name.strip(), value.strip())
     is_zen5 = (fields.get("vendor_id"), fields.get("cpu family")) == ("AuthenticAMD", _ZEN5_FAMILY)
-    features = [f"+{name.replace('_', '')}" for name in fields.get("flags", "").split()]
+    features = [
+        f"+{name.replace('amx_', 'amx-').replace('_', '')}"
+        for name in fields.get("flags", "").split()
+    ]
     return LLVMCpu(triple, "znver5" if is_zen5 else "generic", ",".join(sorted(features)))
 
 

@@ -153,10 +153,13 @@ def peak_name(kind: str, lanes: int) -> str:
     return f"peak-{kind}-{lanes}"
 
 
-def emit_spin(kind: str, lanes: int, *, is_shared: bool = False) -> bytes:
-    """Return the object file of `spin` for the CPU that `host_cpu` names."""
+def emit_spin(
+    kind: str, lanes: int, cpu: LLVMCpu | None = None, *, is_shared: bool = False
+) -> bytes:
+    """Return the object file of `spin` for a CPU, by default the one that `host_cpu` names."""
     module = llvm().parse_assembly(_assembly(kind, lanes))
-    return bytes(create_target_machine(host_cpu(), is_shared=is_shared).emit_object(module))
+    machine = create_target_machine(cpu or host_cpu(), is_shared=is_shared)
+    return bytes(machine.emit_object(module))
 
 
 def measure_instruction(kind: str, lanes: int, threads: int = 1) -> float:

@@ -13,7 +13,11 @@ from nanovllm.model.kernels.build.peak import BFLOAT16_VARIABLE
 from nanovllm.model.kernels.build.target import KernelTarget, Spec, host_target
 from nanovllm.model.kernels.build.tile_twin import multiply_add
 
-CPU = LLVMCpu("triple", "name", "+amx-tile,+amx-bf16,+amx-int8,-avx10.1")
+CPU = LLVMCpu(
+    "triple",
+    "name",
+    ",".join(f"+{name}" for name in sorted(set().union(*amx.FEATURES.values()))) + ",-avx10.1",
+)
 SPEEDS = {"tiles": 9e12, "vectors": 1e12}
 _ALL = frozenset({"bfloat16", "int8"})
 
@@ -69,6 +73,29 @@ def test_each_type_is_refused_for_itself(
     machine.found["bfloat16"] = found
     assert amx.usable_tiles(CPU) == {"int8"}
     assert amx.tile_refusals(CPU) == {"bfloat16": reason, "int8": ""}
+
+
+@pytest.mark.parametrize("hidden", ["avx512bf16", "avx512vl"])
+def test_a_unit_without_vector_instructions_is_left_alone(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, hidden: str
+) -> None:
+    """A hypervisor may hide them, and measuring them would end the process."""
+    cpu = replace(CPU, features=CPU.features.replace(f"+{hidden}", f"-{hidden}"))
+    monkeypatch.setattr(amx, "this_cpu", lambda: cpu)
+    assert amx.usable_tiles(cpu) == ({"int8"} if hidden == "avx512bf16" else set())
+    assert machine.finds == len(amx.usable_tiles(cpu))
+
+
+def test_without_a_compiler_the_reason_is_told(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(amx, "has_compiler", lambda: False)
+    assert not amx.usable_tiles(CPU)
+    assert all("Numba" in reason for reason in amx.tile_refusals(CPU).values())
+    monkeypatch.setenv(amx.AMX_VARIABLE, "1")
+    with pytest.raises(ValueError, match="Numba, which compiles them, is not installed"):
+        amx.usable_tiles(CPU)
+    assert machine.finds == 0
 
 
 def test_the_system_may_refuse_it(machine: Machine) -> None:
@@ -166,7 +193,8 @@ def test_random_tiles_reach_what_the_unit_does_to_denormals() -> None:
 @pytest.mark.skipif(host_cpu().triple[:6] != "x86_64", reason="x86 code")
 @pytest.mark.parametrize("kind", amx.FEATURES)
 def test_the_checked_code_can_be_compiled_anywhere(kind: str) -> None:
-    cpu = LLVMCpu(host_cpu().triple, "sapphirerapids", f"+amx-tile,+{amx.FEATURES[kind]}")
+    features = ",".join(f"+{name}" for name in amx.FEATURES[kind])
+    cpu = LLVMCpu(host_cpu().triple, "sapphirerapids", features)
     assert amx.emit_tiles(kind, cpu)
 
 

@@ -114,7 +114,8 @@ def test_the_unit_is_configured_loaded_multiplied_stored_and_released(kind: str)
         tiles(inputs, panel, load_int(p, 3), out, load_int(p, 4), load_int(p, 5), load_int(p, 6))
 
     run.compile(ARGUMENTS)  # type: ignore[attr-defined]
-    cpu = LLVMCpu(host_cpu().triple, "sapphirerapids", f"+amx-tile,+{FEATURES[kind]}")
+    features = ",".join(f"+{name}" for name in FEATURES[kind])
+    cpu = LLVMCpu(host_cpu().triple, "sapphirerapids", features)
     machine = create_target_machine(cpu)
     lines = machine.emit_assembly(link({"run": run}, machine)).splitlines()
     names, product = ("ldtilecfg", "tileloadd", "tilestored", "tilerelease"), INSTRUCTIONS[kind]
