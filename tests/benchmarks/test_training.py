@@ -29,16 +29,8 @@ MEMORY = {"nanovllm": 100 << 20, "torch": 400 << 20, "torch bfloat16": None}
 
 def test_operations_are_three_times_those_of_the_forward_pass() -> None:
     for setting in (TINY, *SETTINGS.values()):
-        config = GPT2Config(
-            vocab=setting.vocab,
-            max_positions=setting.context,
-            d_model=setting.width,
-            layers=setting.layers,
-            heads=setting.heads,
-            d_ff=4 * setting.width,
-        )
         pairs = setting.batch * setting.context * (setting.context + 1) // 2
-        costs = Costs.of(config, "float32", 0.0)
+        costs = Costs.of(train_ours.config_of(setting), "float32", 0.0)
         forward = costs.operations(setting.tokens, pairs, setting.tokens)
         assert setting.operations == 3 * forward
 
