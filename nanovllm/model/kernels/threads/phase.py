@@ -7,7 +7,8 @@ next operation reads what this one wrote. Which thread computes an item changes 
     operation(record, thread, phase, *arguments) -> next phase
 
 A phase is the address of its counters. An operation that is called with ABORTED returns it at once,
-so a list of operations needs no tests in between.
+so a list of operations needs no tests in between, as long as the run's memory outlives the helpers.
+Nothing of a run that has ended without this thread may be read otherwise: it may be gone.
 """
 
 from typing import Any
@@ -64,7 +65,8 @@ def make_phase(count_items: Any, compute: Any, *, is_last: bool = False) -> Any:
             item = take_item(phase)
         note_time(record.job_ptr, record.phases_ptr, record.threads, thread, phase, 1)
         following = ABORTED if is_last else end_phase(record, thread, phase, done, items)
-        note_time(record.job_ptr, record.phases_ptr, record.threads, thread, phase, 2)
+        if is_last or following != ABORTED:  # else the record may be gone
+            note_time(record.job_ptr, record.phases_ptr, record.threads, thread, phase, 2)
         return following
 
     operation.__name__ = compute.__name__  # shown while it is compiled
