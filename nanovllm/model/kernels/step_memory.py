@@ -153,7 +153,7 @@ class StepMemory(KernelMemory):
             # all rows would fall into a single set of the first-level cache.
             qkv_stride_bytes=qkv + LINE_BYTES,
             ffn_hidden_stride_bytes=ffn + LINE_BYTES,
-            inputs_stride_bytes=inputs // per_word,
+            inputs_stride_bytes=round_up(inputs // per_word, LINE_BYTES),  # a row of a tile
             logits_stride_bytes=logits,
         )
         scales = [config.attention_scale(layer) for layer in range(config.layers)]
