@@ -31,7 +31,7 @@ from benchmarks.workload import WORKLOADS, Answer, Workload, make_workloads
 from nanovllm.cli.argument_types import names_of, positive_number
 from nanovllm.cli.bench.machine import MemoryReader, measure_peak, peak_type
 from nanovllm.cli.bench.roofline import Costs
-from nanovllm.model.config import GPT2Config
+from nanovllm.model.families.registry import load_config
 
 _READINGS = 2
 _WARM_UP_TOKENS = 32  # of each answer: enough to touch the memory and to load what is loaded late
@@ -136,7 +136,7 @@ def start(entry: Entry, results: ClassResults, parsed: argparse.Namespace) -> Co
     results.abouts[entry.name] = {"variant": entry.variant, **contender.about}
     if entry.name == OURS:
         results.costs = Costs.of(
-            GPT2Config.load(parsed.model), results.kind, contender.about["pair_bytes"]
+            load_config(parsed.model), results.kind, contender.about["pair_bytes"]
         )
     return contender
 

@@ -17,7 +17,8 @@ from benchmarks.table import markdown
 from benchmarks.workload import DEFAULT_SEED, Answer, Run
 from nanovllm.cli.argument_types import names_of, not_negative, positive, positive_number
 from nanovllm.cli.bench.report import describe_machine
-from nanovllm.model.config import GPT2Config
+from nanovllm.model.config import ModelConfig
+from nanovllm.model.families.registry import load_config
 from nanovllm.model.machine import default_threads
 
 PYTHON_VARIABLE = "NANOVLLM_PEER_PYTHON"
@@ -133,12 +134,12 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
     }
 
 
-def ensure_model(folder: Path, size: str = "gpt2") -> GPT2Config:
+def ensure_model(folder: Path, size: str = "gpt2") -> ModelConfig:
     """Return the config of a folder's model, made with random weights if missing."""
     if not (folder / "config.json").is_file():
         tell(f"Making a {size} with random weights in {folder}")
         make_model(folder, size)
-    return GPT2Config.load(folder)
+    return load_config(folder)
 
 
 def finish(record: Mapping[str, Any], parsed: argparse.Namespace) -> None:

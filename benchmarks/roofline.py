@@ -30,7 +30,7 @@ from benchmarks.workload import Workload, make_workloads
 from nanovllm.cli.argument_types import positive
 from nanovllm.cli.bench.machine import MemoryReader, measure_peak
 from nanovllm.cli.bench.roofline import Costs
-from nanovllm.model.config import GPT2Config
+from nanovllm.model.config import ModelConfig
 
 _READINGS = 2
 
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def measure_class(
-    kind: str, model: GPT2Config, workloads: dict[str, Workload], parsed: argparse.Namespace
+    kind: str, model: ModelConfig, workloads: dict[str, Workload], parsed: argparse.Namespace
 ) -> dict[str, dict[str, Any]]:
     """Measure decode1 and prefill512 of a class beside the machine's limits."""
     generate, about = load(

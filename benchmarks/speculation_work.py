@@ -22,7 +22,7 @@ from benchmarks.widen import widen
 from nanovllm.cli.bench.offline import read_dataset
 from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.hub import resolve_model
-from nanovllm.model.config import GPT2Config
+from nanovllm.model.families.registry import load_config
 from nanovllm.sampling_params import SamplingParams
 from nanovllm.structured_outputs import StructuredOutputs
 
@@ -60,7 +60,7 @@ class Pair:
     def record(self) -> dict[str, Any]:
         """Return names and numbers of parameters as JSON."""
         return {
-            name: {"name": folder.name, "parameters": GPT2Config.load(folder).num_parameters}
+            name: {"name": folder.name, "parameters": load_config(folder).num_parameters}
             for name, folder in (("target", self.target), ("draft", self.draft))
         }
 
@@ -116,7 +116,7 @@ def _ensure_random(like: Path, seed: int) -> Path:
     output = like.with_name(f"{like.name}-random-{seed}")
     if not (output / "config.json").is_file():
         tell(f"Making {output}")
-        config = GPT2Config.load(like)
+        config = load_config(like)
         make_model(
             output, seed=seed, n_embd=config.d_model, n_layer=config.layers, n_head=config.heads,
             vocab_size=config.vocab, n_positions=config.max_positions,

@@ -25,7 +25,7 @@ from nanovllm.cli.bench.machine import measure_bandwidth, measure_peak
 from nanovllm.cli.bench.roofline import WEIGHT_BYTES
 from nanovllm.model.backend import LoadOptions
 from nanovllm.model.batch import ForwardBatch
-from nanovllm.model.config import GPT2Config
+from nanovllm.model.config import ModelConfig
 from nanovllm.model.kernels.backend import NumbaBackend
 from nanovllm.model.kernels.build.layout import MOMENTS
 from nanovllm.model.kernels.step_record import MAX_PHASES_PER_LAYER, MAX_PHASES_PER_STEP
@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def make_batch(name: str, context: int, model: GPT2Config, seed: int) -> ForwardBatch:
+def make_batch(name: str, context: int, model: ModelConfig, seed: int) -> ForwardBatch:
     """Return the batch of a step: a number of sequences, or p and the tokens of a prompt."""
     is_prompt, count = name.startswith("p"), int(name.lstrip("p"))
     seqs, queries = (1, count) if is_prompt else (count, 1)

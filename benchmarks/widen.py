@@ -26,7 +26,8 @@ from nanovllm.cli.argument_types import positive
 from nanovllm.errors import NanovllmError
 from nanovllm.hub import resolve_model
 from nanovllm.model.checkpoint import load_arrays
-from nanovllm.model.config import GPT2Config, read_json
+from nanovllm.model.config import read_json
+from nanovllm.model.families.registry import load_config
 
 _NOT_COPIED = ("*.safetensors*", "*.bin", "*.h5", "*.msgpack", ".*", "README.md")
 """Weights of the original, and what describes it."""
@@ -45,7 +46,7 @@ def widen(model: str | os.PathLike[str], factor: int, output: Path) -> Path:
     if output.exists():
         raise FileExistsError(f"{output} exists; give a new folder, or remove it first")
     folder = resolve_model(model)
-    config = GPT2Config.load(folder)
+    config = load_config(folder)
     raw = read_json(folder / "config.json")
     raw |= {name: factor * raw[name] for name in ("n_embd", "n_head")} | {"dtype": "float32"}
     raw.pop("torch_dtype", None)

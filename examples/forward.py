@@ -1,4 +1,4 @@
-"""Run the forward pass of nanovllm/model/gpt2.py, hand-written in NumPy, and print the next token.
+"""Run GPT-2's forward pass, hand-written in NumPy, and print the next token.
 
 An observer receives every intermediate; this one prints how a head reads the prompt.
 
@@ -9,11 +9,12 @@ import numpy as np
 
 from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.hub import resolve_model
-from nanovllm.model import gpt2
 from nanovllm.model.batch import ForwardBatch
 from nanovllm.model.checkpoint import load_weights
-from nanovllm.model.config import GPT2Config
+from nanovllm.model.families.gpt2 import network as gpt2
+from nanovllm.model.families.registry import load_config
 from nanovllm.model.kv_cache import KVCache
+from nanovllm.model.layers import logits
 
 PROMPT = "He opened the"
 LAYER, HEAD = 1, 3
@@ -21,7 +22,7 @@ LAYER, HEAD = 1, 3
 
 def main() -> None:
     folder = resolve_model("tiny-books")
-    config, tokenizer = GPT2Config.load(folder), Tokenizer.load(folder)
+    config, tokenizer = load_config(folder), Tokenizer.load(folder)
     weights = load_weights(folder, config)
     cache = KVCache.allocate(config, blocks=1, block_size=config.max_positions)
     batch = ForwardBatch.single(tokenizer.encode(PROMPT))  # one sequence, in block 0 of the cache
@@ -36,7 +37,7 @@ def main() -> None:
 
     # [1, d_model]: the last token's
     hidden = gpt2.forward(config, weights, batch, cache, observe)
-    scores = gpt2.logits(weights, hidden)  # [1, vocab]
+    scores = logits(weights, hidden)  # [1, vocab]
     print(PROMPT + tokenizer.decode([int(scores[0].argmax())]))
 
 

@@ -18,7 +18,7 @@ from typing_extensions import Self
 
 from nanovllm.errors import TrainingError
 from nanovllm.hub import resolve_model
-from nanovllm.model.config import GPT2Config
+from nanovllm.model.config import ModelConfig
 from nanovllm.training.config import wrong_values
 from nanovllm.training.data.tokenizer import load_tokenizer
 from nanovllm.training.network.model import batch_loss
@@ -26,7 +26,12 @@ from nanovllm.training.network.operations import IGNORED, Operations, TokenIds
 from nanovllm.training.network.optimizer import AdamW
 from nanovllm.training.network.parameters import Parameters
 from nanovllm.training.run.checkpoint import save_weights
-from nanovllm.training.setup import load_parameters, make_operations, save_model_files
+from nanovllm.training.setup import (
+    load_parameters,
+    load_trainable,
+    make_operations,
+    save_model_files,
+)
 
 
 class TrainableModel:
@@ -45,13 +50,13 @@ class TrainableModel:
         gradients: of the same names and shapes; a constant position embedding has none.
     """
 
-    config: GPT2Config
+    config: ModelConfig
     weights: Mapping[str, np.ndarray]
     gradients: Mapping[str, np.ndarray]
 
     def __init__(
         self,
-        config: GPT2Config,
+        config: ModelConfig,
         parameters: Parameters,
         operations: Operations,
         save_files: Callable[[Path], None],
@@ -83,7 +88,7 @@ class TrainableModel:
         """
         _check_settings(backend=backend, num_threads=num_threads)
         folder = Path(resolve_model(str(model)))
-        config = GPT2Config.load(folder)
+        config = load_trainable(folder)
         operations = make_operations(backend, num_threads)
         save_files = partial(_save_copies, folder, config)
         return cls(config, load_parameters(config, folder), operations, save_files)
@@ -243,7 +248,7 @@ def _check_settings(**settings: Any) -> None:
         raise TrainingError("; ".join(problems.values()))
 
 
-def _save_copies(source: Path, config: GPT2Config, folder: Path) -> None:
+def _save_copies(source: Path, config: ModelConfig, folder: Path) -> None:
     """Write the files of a checkpoint that was loaded from `source`, apart from the weights."""
     tokenizer = load_tokenizer(source)
     save_model_files(folder, config, tokenizer, checkpoint=source, tokenizer_source=source)

@@ -15,7 +15,7 @@ from threadpoolctl import ThreadpoolController
 from nanovllm import trainer as trainer_module
 from nanovllm.errors import TrainingError
 from nanovllm.llm import LLM
-from nanovllm.model.config import GPT2Config
+from nanovllm.model.families.registry import load_config
 from nanovllm.model.machine import cpu_name
 from nanovllm.sampling_params import SamplingParams
 from nanovllm.trainer import Trainer
@@ -271,7 +271,7 @@ def test_sinusoidal_positions_are_saved_and_stay(text: Path, tmp_path: Path) -> 
     train(text, folder, positions="sinusoidal", stop_after=4)
     with Trainer.resume(folder) as resumed:
         resumed.train()
-    assert GPT2Config.load(folder).positions == "sinusoidal"
+    assert load_config(folder).positions == "sinusoidal"
     settings = TrainingConfig(
         data=text, init_from=folder, output=tmp_path / "tuned", steps=3, lr=1e-2, backend="numpy"
     )

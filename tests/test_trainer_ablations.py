@@ -8,7 +8,8 @@ import pytest
 
 from nanovllm.errors import CheckpointError, TrainingError
 from nanovllm.llm import LLM
-from nanovllm.model.config import ABLATIONS, GPT2Config
+from nanovllm.model.config import ABLATIONS
+from nanovllm.model.families.registry import load_config
 from nanovllm.sampling_params import SamplingParams
 from nanovllm.trainer import Trainer
 from nanovllm.training.config import TrainingConfig
@@ -58,7 +59,7 @@ def test_a_run_without_a_part(tmp_path: Path, part: str) -> None:
         return
     assert not commands
     assert raw["model_type"] == "ablated-gpt2"
-    for load in (LLM, GPT2Config.load):
+    for load in (LLM, load_config):
         with pytest.raises(CheckpointError, match=rf"trained without its {part} \(nanovllm train"):
             load(whole)
     with pytest.raises(CheckpointError, match=f"trained without its {part}"):

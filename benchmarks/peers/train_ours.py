@@ -19,7 +19,7 @@ from benchmarks.training_worker import (
     serve,
 )
 from nanovllm.model.checkpoint import expected_shapes
-from nanovllm.model.config import GPT2Config
+from nanovllm.model.config import ModelConfig
 from nanovllm.training.network.model import batch_loss
 from nanovllm.training.network.numpy_operations import NumpyOperations
 from nanovllm.training.network.operations import Operations
@@ -65,9 +65,9 @@ def make_step(setting: Setting, operations: Operations, seed: int) -> Step:
     return step
 
 
-def config_of(setting: Setting) -> GPT2Config:
+def config_of(setting: Setting) -> ModelConfig:
     """Return the network of a setting."""
-    return GPT2Config(
+    return ModelConfig(
         vocab=setting.vocab,
         max_positions=setting.context,
         d_model=setting.width,

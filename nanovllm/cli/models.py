@@ -16,6 +16,7 @@ from nanovllm.cli.parser import set_up
 from nanovllm.cli.table import print_rows, print_table
 from nanovllm.config import DRAFT_MODEL, format_bytes
 from nanovllm.errors import CheckpointError, ModelNotFoundError, printable
+from nanovllm.model.families.registry import load_config
 
 if TYPE_CHECKING:
     from nanovllm.hub.inventory import StoredItem
@@ -79,13 +80,13 @@ def run_show(parsed: argparse.Namespace) -> int:
     with ended_by_interrupts():
         from nanovllm.hub import read_model_info, resolve_model
         from nanovllm.hub.inventory import KERNELS, kernel_files
-        from nanovllm.model.config import GPT2Config, load_generation_config
+        from nanovllm.model.config import load_generation_config
         from nanovllm.sampling_params import MODEL_DEFAULTS
     if parsed.model == KERNELS and not Path(KERNELS).exists():
         _print_files(kernel_files())
         return 0
     folder = resolve_model(parsed.model, may_fetch=False)
-    config = GPT2Config.load(folder)
+    config = load_config(folder)
     info = read_model_info(folder)
     defaults = load_generation_config(folder)
     rows = {

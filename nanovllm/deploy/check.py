@@ -26,7 +26,7 @@ from nanovllm.engine.loading import check_draft_model
 from nanovllm.engine.memory import RESERVE_BYTES, weights_bytes
 from nanovllm.errors import NanovllmError
 from nanovllm.hub import resolve_models
-from nanovllm.model.config import GPT2Config
+from nanovllm.model.families.registry import load_config
 from nanovllm.model.machine import MemoryLimit, memory_limit, usable_cpus
 
 BUILDER = "nanovllm.deploy.ray_serve:build"
@@ -106,7 +106,7 @@ def check_models(
         names_of_model = server_settings(options).model_names
         folder, config = resolve_models(model.model, options.engine)
         Engine.check(folder, config, is_local=limit is not None)
-        network = GPT2Config.load(folder)
+        network = load_config(folder)
         draft = check_draft_model(config, network, folder)
         load_chat_template(folder, options.chat_template)
         for name in names_of_model:

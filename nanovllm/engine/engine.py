@@ -41,7 +41,7 @@ from nanovllm.engine.step_output import StepOutput, step_stats
 from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.engine.update_router import UpdateRouter
 from nanovllm.errors import EngineFaultError, InvalidRequestError, NanovllmError
-from nanovllm.model.config import GPT2Config
+from nanovllm.model.families.registry import load_config
 from nanovllm.model.machine import MemoryLimit
 from nanovllm.model.machine import memory_limit as process_memory_limit
 from nanovllm.runner.native_model_runner import NativeModelRunner
@@ -140,7 +140,7 @@ class Engine:
 
         The memory of this process counts only if the engine `is_local`, to be loaded here.
         """
-        model = GPT2Config.load(folder)
+        model = load_config(folder)
         max_model_len(config, model)
         draft = check_draft_model(config, model, folder)
         if is_local:

@@ -26,7 +26,7 @@ from nanovllm.engine.scheduling.token_rules import TokenRules
 from nanovllm.engine.sequence_output import SequenceOutput
 from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.errors import InvalidRequestError, describe_value
-from nanovllm.model.config import GPT2Config
+from nanovllm.model.config import ModelConfig
 from nanovllm.prompts import Prompt
 from nanovllm.sampling_params import SamplingParams
 
@@ -49,7 +49,7 @@ class InputProcessor:
     """Checks requests and draws their seeds. May be used from any thread."""
 
     def __init__(
-        self, model: GPT2Config, tokenizer: Tokenizer, limits: Limits, *, seed: int | None = None
+        self, model: ModelConfig, tokenizer: Tokenizer, limits: Limits, *, seed: int | None = None
     ) -> None:
         """Create an input processor; `seed` seeds the seeds of requests that have none."""
         self.model = model

@@ -18,7 +18,8 @@ from nanovllm.errors import about_draft_model
 from nanovllm.model.backend import Backend, LoadOptions
 from nanovllm.model.batch import ForwardBatch
 from nanovllm.model.checkpoint import stored_dtype
-from nanovllm.model.config import GPT2Config
+from nanovllm.model.config import ModelConfig
+from nanovllm.model.families.registry import load_config
 from nanovllm.runner.native_model_runner import NativeModelRunner
 
 
@@ -36,7 +37,7 @@ def load_options(config: EngineConfig) -> LoadOptions:
     return LoadOptions(**{name: getattr(config, name) for name in names})
 
 
-def max_model_len(config: EngineConfig, model: GPT2Config) -> int:
+def max_model_len(config: EngineConfig, model: ModelConfig) -> int:
     """Return the maximum tokens of a request; raises ValueError if the model supports fewer."""
     if config.max_model_len is None:
         return model.max_positions
@@ -64,8 +65,8 @@ def _draft_model(config: EngineConfig) -> tuple[EngineConfig, Path] | None:
 
 
 def check_draft_model(
-    config: EngineConfig, model: GPT2Config, folder: Path
-) -> tuple[EngineConfig, GPT2Config] | None:
+    config: EngineConfig, model: ModelConfig, folder: Path
+) -> tuple[EngineConfig, ModelConfig] | None:
     """Return the settings and the shape of the draft model of the model in `folder`; None without.
 
     This needs no weights. Raises CheckpointError if its folder is not valid, and ValueError unless
@@ -76,7 +77,7 @@ def check_draft_model(
         return None
     settings, name = found
     with about_draft_model():
-        draft, vocabulary = GPT2Config.load(name), Tokenizer.load(name).vocabulary
+        draft, vocabulary = load_config(name), Tokenizer.load(name).vocabulary
     if draft.vocab != model.vocab or vocabulary != Tokenizer.load(folder).vocabulary:
         raise ValueError(
             f"the draft model {name} has another vocabulary than the model ({draft.vocab:,} and "

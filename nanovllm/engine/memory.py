@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from nanovllm.config import EngineConfig, format_bytes
 from nanovllm.model.backend import Backend
-from nanovllm.model.config import GPT2Config
+from nanovllm.model.config import ModelConfig
 from nanovllm.model.machine import MemoryLimit
 
 logger = logging.getLogger(__name__)
@@ -53,16 +53,16 @@ class MemoryPlan:
         return self.limit.num_bytes - self.other_bytes - self.cache_bytes
 
 
-def weights_bytes(config: EngineConfig, model: GPT2Config) -> int:
+def weights_bytes(config: EngineConfig, model: ModelConfig) -> int:
     """Return the memory of the weights."""
     return _WEIGHT_BYTES[config.quantization or config.dtype] * model.num_parameters
 
 
 def check_sizes(
     config: EngineConfig,
-    model: GPT2Config,
+    model: ModelConfig,
     limit: MemoryLimit | None,
-    draft: tuple[EngineConfig, GPT2Config] | None = None,
+    draft: tuple[EngineConfig, ModelConfig] | None = None,
 ) -> None:
     """Raise ValueError if the weights, or they and a KV cache of a set size, exceed the limit.
 

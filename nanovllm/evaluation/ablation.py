@@ -32,7 +32,8 @@ from nanovllm.evaluation.perplexity import (
 from nanovllm.evaluation.scoring import cut_windows, score_windows
 from nanovllm.hub import resolve_model
 from nanovllm.model.ablation import PART_KINDS, Part, PartKind, parts_of
-from nanovllm.model.config import GPT2Config
+from nanovllm.model.config import ModelConfig
+from nanovllm.model.families.registry import load_config
 from nanovllm.progress import progress_bar
 from nanovllm.runner.native_model_runner import NativeModelRunner
 
@@ -68,7 +69,7 @@ class AblationResult:
         parts: of each part, layer by layer.
     """
 
-    model: GPT2Config
+    model: ModelConfig
     context: int
     texts: int
     tokens: int
@@ -109,7 +110,7 @@ def ablate(
     config = with_stored_dtype(EngineConfig(**precision), folder)
     context, stride = check_windows(folder, context, None)
     encoded = encode_texts(Tokenizer.load(folder), texts, None, max_tokens)
-    network = GPT2Config.load(folder)
+    network = load_config(folder)
     parts = parts_of(network, kinds)
     losses: dict[Part, np.ndarray] = {}
     options = load_options(config)

@@ -39,7 +39,8 @@ from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.errors import TrainingError, counted
 from nanovllm.evaluation.scoring import cut_windows, score_windows
 from nanovllm.hub import resolve_model
-from nanovllm.model.config import GPT2Config
+from nanovllm.model.config import ModelConfig
+from nanovllm.model.families.registry import load_config
 from nanovllm.progress import progress_bar
 from nanovllm.training.data.text import pieces, read_documents
 
@@ -206,7 +207,7 @@ def bits_per_byte(losses: NDArray[np.float64], num_bytes: int) -> float:
 
 def check_windows(folder: Path, context: int | None, stride: int | None) -> tuple[int, int]:
     """Return context and stride with their defaults; raise ValueError if the model has fewer."""
-    positions = GPT2Config.load(folder).max_positions
+    positions = load_config(folder).max_positions
     context = positions if context is None else context
     if not 1 <= context <= positions:
         raise ValueError(
@@ -289,7 +290,7 @@ def _encode(
     return np.array(ids, dtype=np.int64), ends[np.array(character_ends, dtype=np.int64)]
 
 
-def _bos_token(model: GPT2Config) -> int:
+def _bos_token(model: ModelConfig) -> int:
     if not model.eos_token_ids:
         raise ValueError(
             "the model has no end-of-text token to begin a text with; leave add_bos_token out"

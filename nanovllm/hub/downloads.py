@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nanovllm.errors import CheckpointError, ModelNotFoundError, printable
-from nanovllm.model.config import GPT2Config, read_json
+from nanovllm.model.config import ModelConfig, read_json
 
 if TYPE_CHECKING:
     from nanovllm.hub.repo import HubFile, HubRepo
@@ -155,7 +155,7 @@ def _incomplete_bytes(output: Path, file: "HubFile") -> int:
     return size_bytes if size_bytes <= file.size_bytes else 0
 
 
-def _fetch(hub: "HubRepo", file: "HubFile", output: Path, config: GPT2Config) -> str:
+def _fetch(hub: "HubRepo", file: "HubFile", output: Path, config: ModelConfig) -> str:
     """Download the rest of a file, verify and move it; return its SHA-256."""
     incomplete = _incomplete_path(output, file)
     try:
@@ -175,7 +175,7 @@ def _fetch(hub: "HubRepo", file: "HubFile", output: Path, config: GPT2Config) ->
     return sha256
 
 
-def _limit_bytes(file: "HubFile", config: GPT2Config) -> int:
+def _limit_bytes(file: "HubFile", config: ModelConfig) -> int:
     """Return a file's size limit: for weights, the declared size or a bound from the config."""
     if not file.name.endswith(".safetensors"):
         return _MAX_COMPANION_BYTES
@@ -203,7 +203,7 @@ def _sha256_if_intact(path: Path, file: "HubFile") -> str | None:
 
 
 def _write_model_info(
-    output: Path, hub: "HubRepo", config: GPT2Config, sha256s: Mapping[str, str]
+    output: Path, hub: "HubRepo", config: ModelConfig, sha256s: Mapping[str, str]
 ) -> None:
     info = {
         "repo": hub.repo,

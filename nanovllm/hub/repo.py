@@ -29,7 +29,8 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationErr
 
 from nanovllm.errors import CheckpointError, ModelNotFoundError, printable
 from nanovllm.hub import transfer
-from nanovllm.model.config import GPT2Config
+from nanovllm.model.config import ModelConfig
+from nanovllm.model.families.registry import read_config
 from nanovllm.progress import shows_progress
 
 WEIGHTS = "model.safetensors"
@@ -172,7 +173,7 @@ class HubRepo:
                     "it may have; it was not kept"
                 ) from None
 
-    def config(self) -> GPT2Config:
+    def config(self) -> ModelConfig:
         """Return the repository's config.json; raises CheckpointError if it is unsupported."""
         if "config.json" not in self.files:
             raise CheckpointError(
@@ -188,7 +189,7 @@ class HubRepo:
                 f"config.json of {self.repo} holds a {kind} but must hold an object"
             )
         try:
-            return GPT2Config.from_dict(raw)
+            return read_config(raw)
         except CheckpointError as error:
             raise CheckpointError(f"{self.repo}: {error}") from None
 

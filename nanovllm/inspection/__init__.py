@@ -1,7 +1,7 @@
 """Inspection: the intermediates of one prompt's forward pass, as data and as pictures.
 
-The observing forward pass is model/gpt2.py in float32 NumPy. The package takes a model folder and
-uses neither the engine nor a running server.
+The observing forward pass is the one in NumPy (model/families). The package takes a model folder
+and uses neither the engine nor a running server.
 
 In reading order:
 

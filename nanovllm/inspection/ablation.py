@@ -21,10 +21,10 @@ from nanovllm.inspection.logit_lens import (
     predictions,
 )
 from nanovllm.inspection.observe import JSON, InspectedModel, check_finite, rounded
-from nanovllm.model import gpt2
 from nanovllm.model.ablation import Part, block_without, parts_of, without
 from nanovllm.model.batch import ForwardBatch
-from nanovllm.model.config import GPT2Config
+from nanovllm.model.config import ModelConfig
+from nanovllm.model.families.registry import family_of
 from nanovllm.model.kv_cache import KVCache
 from nanovllm.model.observer import ignore
 
@@ -35,7 +35,7 @@ MAX_MULTIPLICATIONS = 2_500_000_000_000
 
 
 def read_part(
-    config: GPT2Config, index: int, layer: int, kind: Any, head: int | None = None
+    config: ModelConfig, index: int, layer: int, kind: Any, head: int | None = None
 ) -> Part:
     """Return the part at an index of `off`; raises InvalidRequestError if there is no such part."""
     entry = f"off.{index}"
@@ -91,15 +91,15 @@ def losses_without_each(
     return whole, {part: loss for part, loss in losses.items() if part is not None}
 
 
-def check_work(config: GPT2Config, tokens: int) -> None:
+def check_work(config: ModelConfig, tokens: int) -> None:
     """Raise InvalidRequestError if a prompt is too long for the loss without each part in turn."""
     num_parts = len(parts_of(config))
     # The streams of a layer: the whole network, and one for each part up to this layer.
     num_blocks = config.layers + num_parts * (config.layers + 1) // 2
-    block_weights = 4 * config.d_model**2 + 2 * config.d_model * config.d_ff
+    block_weights = config.block_weights
 
     def multiplications(tokens: int) -> int:
-        per_block = block_weights + 2 * tokens * config.d_model
+        per_block = block_weights + 2 * tokens * config.queries_width
         return tokens * (num_blocks * per_block + (num_parts + 1) * config.vocab * config.d_model)
 
     if multiplications(tokens) > MAX_MULTIPLICATIONS:
@@ -123,16 +123,17 @@ def streams_without_each(
     config, weights = model.config, model.weights
     cache = KVCache.allocate(config, blocks=1, block_size=len(token_ids))
     batch = ForwardBatch.single(token_ids, all_rows=True)
-    whole = gpt2.embed(weights, batch.token_ids, batch.positions)
+    network = family_of(config).network
+    whole = network.embed(weights, batch.token_ids, batch.positions)
     streams: dict[Part | None, np.ndarray] = {None: whole}
     for layer, block in enumerate(weights.layers):
         whole = streams[None]
         for part, hidden in streams.items():
-            streams[part] = gpt2.block(config, block, layer, hidden, batch, cache, ignore)
+            streams[part] = network.block(config, block, layer, hidden, batch, cache, ignore)
         for part in parts:
             if part.layer == layer:
                 used = block_without(block, config, [part])
-                streams[part] = gpt2.block(config, used, layer, whole, batch, cache, ignore)
+                streams[part] = network.block(config, used, layer, whole, batch, cache, ignore)
     return streams
 
 

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float32
 
 from nanovllm.errors import InvalidRequestError, describe_value
 from nanovllm.inspection.observe import InspectedModel, rounded
-from nanovllm.model.config import GPT2Config
+from nanovllm.model.config import ModelConfig
 
 MAX_WEIGHTS_BYTES = 64 << 20
 MIN_KIND_TOKENS = 4  # minimum prompt length for the kinds of head
@@ -158,7 +158,7 @@ def attention_weights(
     return packed
 
 
-def packed_weights_bytes(config: GPT2Config, tokens: int, layers: int) -> int:
+def packed_weights_bytes(config: ModelConfig, tokens: int, layers: int) -> int:
     """Return the size of the result of `attention_weights`."""
     return layers * config.heads * tokens * (tokens + 1) // 2 * np.dtype(np.float32).itemsize
 

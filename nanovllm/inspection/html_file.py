@@ -17,7 +17,7 @@ from nanovllm.errors import InvalidRequestError, counted
 from nanovllm.inspection import responses
 from nanovllm.inspection.attention import HeadStatistics
 from nanovllm.inspection.observe import InspectedModel
-from nanovllm.model.config import GPT2Config
+from nanovllm.model.config import ModelConfig
 from nanovllm.pages import render_page
 
 MAX_FILE_BYTES = 3_000_000
@@ -86,7 +86,7 @@ def embeddings_page(
     return _checked(_render_prompt("embeddings", model, token_ids, data), "lower --limit")
 
 
-def ablation_page(name: str, config: GPT2Config, entry: dict[str, Any], intro: str) -> str:
+def ablation_page(name: str, config: ModelConfig, entry: dict[str, Any], intro: str) -> str:
     """Return the page of the losses without each part; raises as `attention_page`.
 
     `entry` is that of `responses.ablation_entry`; `intro` says of which text.
@@ -125,7 +125,7 @@ def _render_prompt(
     return _render(kind, model.name, model.config, data, prompt)
 
 
-def _render(kind: str, name: str, config: GPT2Config, data: dict[str, Any], intro: str) -> str:
+def _render(kind: str, name: str, config: ModelConfig, data: dict[str, Any], intro: str) -> str:
     return render_page(
         title=f"{_TITLES[kind]} · {name}",
         heading=_TITLES[kind],

@@ -15,7 +15,7 @@ from jaxtyping import Float32
 
 from nanovllm.errors import InvalidRequestError
 from nanovllm.inspection.observe import JSON, InspectedModel, rounded
-from nanovllm.model import gpt2
+from nanovllm.model.layers import logits, normalize
 
 MAX_TOP = 20
 DEFAULT_TOP = 5
@@ -73,13 +73,13 @@ def predictions(
 def lens_logprobs(
     model: InspectedModel, hidden: Float32[np.ndarray, "tokens d_model"]
 ) -> Float32[np.ndarray, "tokens vocab"]:
-    """Return log softmax(head(layer_norm(hidden))) with the final layer norm."""
+    """Return log softmax(head(norm(hidden))) with the final norm."""
     weights = model.weights
-    logits = gpt2.logits(weights, gpt2.layer_norm(hidden, weights.final_norm, model.config.epsilon))
-    logits -= logits.max(axis=1, keepdims=True)
-    sums = np.exp(logits).sum(axis=1, keepdims=True, dtype=np.float64)
-    logits -= np.log(sums).astype(np.float32)
-    return logits
+    scores = logits(weights, normalize(model.config, hidden, weights.final_norm))
+    scores -= scores.max(axis=1, keepdims=True)
+    sums = np.exp(scores).sum(axis=1, keepdims=True, dtype=np.float64)
+    scores -= np.log(sums).astype(np.float32)
+    return scores
 
 
 def _describe(

@@ -14,7 +14,8 @@ from nanovllm.inspection.embeddings import DEFAULT_POINTS
 from nanovllm.inspection.logit_lens import CHUNK_ROWS, DEFAULT_TOP
 from nanovllm.model.ablation import parts_of
 from nanovllm.model.checkpoint import expected_shapes
-from nanovllm.model.config import GPT2Config
+from nanovllm.model.config import ModelConfig
+from nanovllm.model.families.registry import family_of
 
 MAX_MEMORY_BYTES = 1 << 30
 """Maximum memory of a request. `neighbors` needs less with the largest vocabulary."""
@@ -35,7 +36,7 @@ _REMEDIES = {
 
 
 def check_memory(
-    config: GPT2Config, name: str, arguments: Mapping[str, Any], max_bytes: int
+    config: ModelConfig, name: str, arguments: Mapping[str, Any], max_bytes: int
 ) -> None:
     """Raise InvalidRequestError if a call of `responses.run` needs more than `max_bytes`.
 
@@ -50,7 +51,7 @@ def check_memory(
         )
 
 
-def request_bytes(config: GPT2Config, name: str, arguments: Mapping[str, Any]) -> int:
+def request_bytes(config: ModelConfig, name: str, arguments: Mapping[str, Any]) -> int:
     """Return the memory of a call of `responses.run`; 0 for `neighbors`, which is not limited."""
     if name == "neighbors":
         return 0
@@ -79,22 +80,22 @@ def request_bytes(config: GPT2Config, name: str, arguments: Mapping[str, Any]) -
     return num_bytes + logits_bytes + cells * cell_bytes
 
 
-def layers_bytes(config: GPT2Config) -> int:
+def layers_bytes(config: ModelConfig) -> int:
     """Return the memory of layers during a forward pass: one in use, the next being read."""
-    shapes = expected_shapes(config)
-    sizes = [4 * prod(shape) for name, shape in shapes.items() if name.startswith("h.0.")]
+    shapes, first = expected_shapes(config), f"{family_of(config).tensors.LAYERS}0."
+    sizes = [4 * prod(shape) for name, shape in shapes.items() if name.startswith(first)]
     return 2 * sum(sizes) + max(sizes)  # a tensor of another type is converted to float32
 
 
-def _forward_bytes(config: GPT2Config, tokens: int) -> int:
+def _forward_bytes(config: ModelConfig, tokens: int) -> int:
     """Return the memory of keys, values and other arrays of a forward pass, in float32."""
-    kv_cache = 2 * config.layers * tokens * config.d_model
-    hidden = tokens * (16 * config.d_model + 6 * config.d_ff)
+    kv_cache = 2 * config.layers * tokens * config.keys_width
+    hidden = tokens * (8 * config.d_model + 8 * config.queries_width + 6 * config.up_width)
     scores = (2 * config.heads + 2) * tokens**2  # weights and masks
     return 4 * (kv_cache + hidden + scores)
 
 
-def _projection_bytes(config: GPT2Config, limit: int, *, is_tsne: bool) -> int:
+def _projection_bytes(config: ModelConfig, limit: int, *, is_tsne: bool) -> int:
     """Return the memory of the singular value decomposition, of t-SNE, and of the points."""
     rows, columns = min(limit, config.vocab), config.d_model
     rank = min(rows, columns)

@@ -19,13 +19,13 @@ from nanovllm.errors import (
     InvalidRequestError,
     describe_value,
 )
-from nanovllm.model import gpt2
 from nanovllm.model.batch import ForwardBatch
 from nanovllm.model.checkpoint import open_weights
-from nanovllm.model.config import GPT2Config
+from nanovllm.model.config import ModelConfig
+from nanovllm.model.families.registry import family_of, load_config
 from nanovllm.model.kv_cache import KVCache
 from nanovllm.model.observer import Observer
-from nanovllm.model.weights import GPT2Weights
+from nanovllm.model.weights import ModelWeights
 
 MAX_PROMPT_TOKENS = 512
 MAX_PROMPT_CHARACTERS = 1 << 16
@@ -49,14 +49,14 @@ class InspectedModel:
     """
 
     name: str
-    config: GPT2Config
-    weights: GPT2Weights
+    config: ModelConfig
+    weights: ModelWeights
     tokenizer: Tokenizer
 
     @classmethod
     def load(cls, folder: Path) -> "InspectedModel":
         """Open a model folder; raises CheckpointError if it is not valid."""
-        config = GPT2Config.load(folder)
+        config = load_config(folder)
         return cls(folder.name, config, open_weights(folder, config), Tokenizer.load(folder))
 
     def encode(self, prompt: str | Sequence[int], max_tokens: int = MAX_PROMPT_TOKENS) -> list[int]:
@@ -119,7 +119,8 @@ class InspectedModel:
         """
         cache = KVCache.allocate(self.config, blocks=1, block_size=len(token_ids))
         batch = ForwardBatch.single(token_ids, all_rows=True)
-        hidden = gpt2.forward(self.config, self.weights, batch, cache, observe)
+        network = family_of(self.config).network
+        hidden: np.ndarray = network.forward(self.config, self.weights, batch, cache, observe)
         check_finite(hidden)
         return hidden
 

@@ -17,7 +17,7 @@ from nanovllm.inspection.attention import HeadStatistics
 from nanovllm.inspection.embeddings import Projection
 from nanovllm.inspection.observe import JSON, InspectedModel
 from nanovllm.model.ablation import Part
-from nanovllm.model.config import GPT2Config
+from nanovllm.model.config import ModelConfig
 
 MAX_LENS_TOKENS = 40
 MAX_LABELLED_TOKENS = 128
@@ -198,7 +198,9 @@ def draw_embeddings(
     _save(figure, path)
 
 
-def draw_ablation(name: str, config: GPT2Config, changes: Mapping[Part, float], path: Path) -> None:
+def draw_ablation(
+    name: str, config: ModelConfig, changes: Mapping[Part, float], path: Path
+) -> None:
     """Draw the change of the loss, in nats per token, without each part: layers by heads, and
     layers by sublayers and blocks, which have a scale of their own.
     """

@@ -30,7 +30,7 @@ from nanovllm.inspection.logit_lens import DEFAULT_TOP, logit_lens
 from nanovllm.inspection.memory import MAX_MEMORY_BYTES, check_memory
 from nanovllm.inspection.observe import JSON, InspectedModel, rounded
 from nanovllm.model.ablation import Part
-from nanovllm.model.config import GPT2Config
+from nanovllm.model.config import ModelConfig
 
 LAYOUT = "lower-triangular rows, [layer, head, query, key<=query]"
 
@@ -124,7 +124,7 @@ def _ablation_map(model: InspectedModel, prompt: Sequence[int]) -> JSON:
 
 
 def ablation_entry(
-    config: GPT2Config, loss: float | None, losses: Mapping[Part, float | None]
+    config: ModelConfig, loss: float | None, losses: Mapping[Part, float | None]
 ) -> JSON:
     """Return the loss of the whole network and without each part, in nats per token."""
     return {

@@ -1,6 +1,6 @@
 """Trace: every operation of a forward pass with its shapes, statistics and prediction so far.
 
-The operations are those that model/gpt2.py hands to its observer, in their order.
+The operations are those that model/families/gpt2/network.py hands to its observer, in their order.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ import numpy as np
 from nanovllm.inspection.attention import HeadStatistics, describe_heads
 from nanovllm.inspection.logit_lens import check_top, predictions
 from nanovllm.inspection.observe import JSON, InspectedModel
-from nanovllm.model import gpt2
+from nanovllm.model.layers import logits
 
 _OPERATIONS = {
     "embeddings": "token embedding + position embedding",
@@ -84,8 +84,8 @@ def trace(model: InspectedModel, token_ids: Sequence[int], top: int = 5) -> list
         steps.append(_step(model, name, layer, array, tuple(heads), prediction))
 
     hidden = model.forward(token_ids, observe)
-    logits = gpt2.logits(model.weights, hidden[-1:])
-    steps.append(_step(model, "logits", None, logits, (), last))
+    scores = logits(model.weights, hidden[-1:])
+    steps.append(_step(model, "logits", None, scores, (), last))
     return steps
 
 

@@ -1,5 +1,6 @@
-"""The network and the sampler of backend="learn:DIR": the reader's functions where model/gpt2.py
-has its own, on the same arrays in the same order.
+"""The network and the sampler of backend="learn:DIR": the reader's functions instead of our own.
+
+They take the same arrays in the same order.
 
     step 2  embed, logits          step 5  linear, gelu, feed_forward
     step 3  layer_norm             step 6  greedy, sample
@@ -18,24 +19,33 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float32, Int64
 
+from nanovllm.errors import CheckpointError
 from nanovllm.learn.guard import STEP_S, Guard, check_array, check_int
 from nanovllm.learn.parts import Parts
 from nanovllm.model.activation import ACTIVATIONS
 from nanovllm.model.batch import ForwardBatch
-from nanovllm.model.config import GPT2Config
+from nanovllm.model.config import ModelConfig
 from nanovllm.model.kv_cache import KVCache
 from nanovllm.model.numpy_backend import NumpyBackend
 from nanovllm.model.numpy_sampler import NumpySampler, RowSampling, apply_filters
-from nanovllm.model.weights import GPT2Weights, Layer, LayerNorm, Linear
+from nanovllm.model.weights import Layer, LayerNorm, Linear, ModelWeights
 
 
 class LearnBackend(NumpyBackend):
     """Weights and KV cache of backend="numpy", and the reader's functions."""
 
     def __init__(
-        self, config: GPT2Config, weights: GPT2Weights, *, parts: Parts, guard: Guard, **others: Any
+        self,
+        config: ModelConfig,
+        weights: ModelWeights,
+        *,
+        parts: Parts,
+        guard: Guard,
+        **others: Any,
     ) -> None:
         """Wrap loaded weights; `others` are arguments of NumpyBackend."""
+        if config.family != "gpt2":
+            raise CheckpointError(f"the course computes GPT-2, not a {config.family} model")
         super().__init__(config, weights, **others)
         self._network = Network(config, weights, parts, guard)
         self._guard = guard
@@ -96,7 +106,7 @@ class Network:
     """GPT-2's forward pass over a paged KV cache, in the reader's functions."""
 
     def __init__(
-        self, config: GPT2Config, weights: GPT2Weights, parts: Parts, guard: Guard
+        self, config: ModelConfig, weights: ModelWeights, parts: Parts, guard: Guard
     ) -> None:
         """Compute with `weights`; the shapes of results are checked.
 
@@ -209,6 +219,8 @@ class Network:
 
 def _is_finite(node: Any) -> bool:
     """Return whether all numbers of a tree of weights are finite."""
+    if node is None:  # GPT-2 lacks some of the tree's arrays
+        return True
     if isinstance(node, np.ndarray):
         return bool(np.isfinite(node).all())
     is_list = isinstance(node, Sequence)

@@ -15,7 +15,7 @@ from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.errors import InvalidRequestError
 from nanovllm.learn.guard import TEXT_S, Guard, check_text, wrong
 from nanovllm.learn.parts import Parts
-from nanovllm.model.config import GPT2Config
+from nanovllm.model.config import ModelConfig
 from nanovllm.sampling_params import SamplingParams
 
 
@@ -26,7 +26,7 @@ class CourseInputProcessor(InputProcessor):
         self,
         parts: Parts,
         guard: Guard,
-        model: GPT2Config,
+        model: ModelConfig,
         tokenizer: Tokenizer,
         limits: Limits,
         *,

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from nanovllm.model.checkpoint import build_tree
-from nanovllm.model.config import GPT2Config
-from nanovllm.model.weights import GPT2Weights
+from nanovllm.model.config import ModelConfig
+from nanovllm.model.weights import ModelWeights
 
-TINY_CONFIG = GPT2Config(
+TINY_CONFIG = ModelConfig(
     vocab=97,
     max_positions=128,
     d_model=32,
@@ -45,7 +45,7 @@ GREEDY = (
 
 
 @cache
-def tiny_weights() -> GPT2Weights:
+def tiny_weights() -> ModelWeights:
     """Return the weights of the network of TINY_CONFIG; they must not be changed."""
     config = {"vocab_size": 97, "n_positions": 128, "n_embd": 32, "n_layer": 2, "n_inner": None}
     return build_tree(draw_tensors(config, _SEED), TINY_CONFIG)
@@ -59,7 +59,7 @@ def draw_tensors(config: Mapping[str, Any], seed: int) -> dict[str, np.ndarray]:
     """
     bits = np.random.PCG64(seed)
     return {
-        name: mean + np.float32(spread) * _bell(bits, shape)
+        name: mean + np.float32(spread) * bell(bits, shape)
         for name, shape, mean, spread in _shapes(config)
     }
 
@@ -87,8 +87,8 @@ def _shapes(config: Mapping[str, Any]) -> Iterator[tuple[str, tuple[int, ...], f
     yield "lm_head.weight", (config["vocab_size"], d_model), 0.0, word_spread
 
 
-def _bell(bits: np.random.PCG64, shape: tuple[int, ...]) -> np.ndarray:
-    """Bell-shaped float32 numbers, mean 0, variance 1: sums of four 16-bit parts of a draw."""
+def bell(bits: np.random.PCG64, shape: tuple[int, ...]) -> np.ndarray:
+    """Return bell-shaped numbers, mean 0, variance 1: sums of four 16-bit parts of a draw."""
     raw = np.asarray(bits.random_raw(int(np.prod(shape))), dtype=np.uint64)
     total = sum((raw >> np.uint64(shift)) & np.uint64(0xFFFF) for shift in (0, 16, 32, 48))
     centred = np.asarray(total, dtype=np.float32) - np.float32(2 * 0xFFFF)

@@ -2,13 +2,15 @@
 
 The modules in reading order:
 
-gpt2             the forward pass: embed, layer_norm, self_attention, feed_forward, linear, logits
+families         GPT-2 and Llama: config.json, tensors, and the forward pass of each
+layers           layers that families share: linear, layer_norm, rms_norm, logits
+rotary           positions that turn queries and keys
 attention        causal attention over the paged KV cache
-activation       the activation functions of GPT-2 checkpoints
+activation       the activation functions of checkpoints
 kv_cache         keys and values of all computed tokens, in blocks
 batch            ForwardBatch, the input of a forward pass
 observer         what an observer of the forward pass receives
-config           GPT2Config, the sizes and options of a network
+config           ModelConfig, the sizes and options of a network
 weights          the tree of a network's weights
 ablation         a network with parts switched off
 tokenizer_files  the tokenizer of a model folder
@@ -19,7 +21,7 @@ numpy_sampler    the sampler in NumPy: edits, penalties, temperature, filters, d
 philox           random numbers as a function of seed, choice, position and token
 logprobs         log-probabilities of tokens
 backend          the protocol of a backend, and LoadOptions
-numpy_backend    backend="numpy": gpt2.py behind that protocol
+numpy_backend    backend="numpy": a family behind that protocol
 quantization     int8 weights: scales, multipliers, outliers
 kernels          backend="numba": the compiled forward pass and sampler
 machine          the processor, and the cores and the memory that this process may use

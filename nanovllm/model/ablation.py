@@ -12,8 +12,8 @@ from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 
-from nanovllm.model.config import GPT2Config
-from nanovllm.model.weights import GPT2Weights, Layer, Linear
+from nanovllm.model.config import ModelConfig
+from nanovllm.model.weights import Layer, Linear, ModelWeights
 
 PartKind: TypeAlias = Literal["head", "attention", "ffn", "block"]
 PART_KINDS: tuple[PartKind, ...] = get_args(PartKind)
@@ -34,7 +34,7 @@ class Part:
     head: int | None = None
 
 
-def parts_of(config: GPT2Config, kinds: Collection[PartKind] = PART_KINDS) -> list[Part]:
+def parts_of(config: ModelConfig, kinds: Collection[PartKind] = PART_KINDS) -> list[Part]:
     """Return the parts of these kinds, layer by layer, in the order of PART_KINDS."""
     parts = []
     for layer in range(config.layers):
@@ -43,7 +43,7 @@ def parts_of(config: GPT2Config, kinds: Collection[PartKind] = PART_KINDS) -> li
     return [part for part in parts if part.kind in kinds]
 
 
-def without(weights: GPT2Weights, config: GPT2Config, parts: Collection[Part]) -> GPT2Weights:
+def without(weights: ModelWeights, config: ModelConfig, parts: Collection[Part]) -> ModelWeights:
     """Return the network with these parts switched off; unchanged arrays are shared.
 
     Blocks that are read from a file at each access still are. A block without some of its parts is
@@ -58,7 +58,7 @@ class _AblatedLayers(Sequence[Layer[Linear]]):
     """The blocks of a network without some parts, each made when it is accessed."""
 
     def __init__(
-        self, layers: Sequence[Layer[Linear]], config: GPT2Config, parts: Collection[Part]
+        self, layers: Sequence[Layer[Linear]], config: ModelConfig, parts: Collection[Part]
     ) -> None:
         self._layers, self._config, self._parts = layers, config, parts
 
@@ -70,7 +70,9 @@ class _AblatedLayers(Sequence[Layer[Linear]]):
         return block_without(self._layers[index], self._config, parts)
 
 
-def block_without(block: Layer[Linear], config: GPT2Config, parts: Iterable[Part]) -> Layer[Linear]:
+def block_without(
+    block: Layer[Linear], config: ModelConfig, parts: Iterable[Part]
+) -> Layer[Linear]:
     """Return a block without some of its parts."""
     for part in parts:
         if part.head is not None:

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float32, Int64
 
 from nanovllm.model.ablation import Part
 from nanovllm.model.batch import ForwardBatch
-from nanovllm.model.config import GPT2Config
+from nanovllm.model.config import ModelConfig
 from nanovllm.model.sampling import Sampler
 
 
@@ -53,7 +53,7 @@ class Backend(Protocol):
     """A loaded network with its KV cache; for one thread at a time."""
 
     @property
-    def config(self) -> GPT2Config:
+    def config(self) -> ModelConfig:
         """Sizes of the network."""
         ...
 

@@ -1,15 +1,14 @@
-"""Safetensors checkpoints in Hugging Face's GPT-2 format, read strictly.
+"""Safetensors checkpoints in Hugging Face's format, read strictly.
 
 The safetensors library checks the file (header, offsets, size). Tensors are then read one by one,
 because the library's NumPy interface cannot read BF16. No file stays memory-mapped: overwriting it
 in place would change the weights of a running server, and truncating it would end the process.
-Names may have the `transformer.` prefix; tensors are in one file or in the shards that
+Names may have their family's prefix; tensors are in one file or in the shards that
 model.safetensors.index.json lists. One error names every missing, unexpected or misshapen tensor.
 """
 
 import json
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,17 +19,11 @@ from jaxtyping import Float32, UInt8
 from safetensors import SafetensorError, safe_open
 
 from nanovllm.errors import CheckpointError, printable
-from nanovllm.model.config import GPT2Config, read_json
-from nanovllm.model.weights import (
-    GPT2Weights,
-    Layer,
-    LayerNorm,
-    Linear,
-)
+from nanovllm.model.config import ModelConfig, read_json
+from nanovllm.model.families.registry import family_of, short_name
+from nanovllm.model.weights import Layer, Linear, ModelWeights
 from nanovllm.progress import progress_bar
 
-_PREFIX = "transformer."
-_BUFFERS = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")  # causal masks in older checkpoints
 _STORED_DTYPES: dict[str, np.dtype[Any]] = {
     "F32": np.dtype("<f4"),
     "F16": np.dtype("<f2"),
@@ -87,7 +80,7 @@ class StoredTensor:
 class StoredLayers(Sequence[Layer[Linear]]):
     """The transformer blocks of a checkpoint, each read at every access and not kept."""
 
-    def __init__(self, config: GPT2Config, stored: Mapping[str, StoredTensor]) -> None:
+    def __init__(self, config: ModelConfig, stored: Mapping[str, StoredTensor]) -> None:
         """Take the tensors of a checked checkpoint."""
         self._config = config
         self._stored = stored
@@ -100,11 +93,13 @@ class StoredLayers(Sequence[Layer[Linear]]):
         """Read a block; slices are not supported."""
         if not 0 <= index < len(self):
             raise IndexError(index)
-        names = [name for name in self._stored if name.startswith(f"h.{index}.")]
-        return _build_layer({name: self._stored[name].read() for name in names}, index)
+        tensors = family_of(self._config).tensors
+        names = [name for name in self._stored if name.startswith(f"{tensors.LAYERS}{index}.")]
+        arrays = {name: self._stored[name].read() for name in names}
+        return tensors.build_layer(arrays, self._config, index)
 
 
-def load_weights(folder: Path, config: GPT2Config) -> GPT2Weights:
+def load_weights(folder: Path, config: ModelConfig) -> ModelWeights:
     """Read all weights of a folder as float32.
 
     Raises:
@@ -114,7 +109,7 @@ def load_weights(folder: Path, config: GPT2Config) -> GPT2Weights:
     return build_tree(load_arrays(folder, config), config)
 
 
-def load_arrays(folder: Path, config: GPT2Config) -> dict[str, Float32[np.ndarray, "..."]]:
+def load_arrays(folder: Path, config: ModelConfig) -> dict[str, Float32[np.ndarray, "..."]]:
     """Read all weights of a folder as float32, by their names in `expected_shapes`.
 
     Raises:
@@ -132,37 +127,40 @@ def load_arrays(folder: Path, config: GPT2Config) -> dict[str, Float32[np.ndarra
     return arrays
 
 
-def open_weights(folder: Path, config: GPT2Config) -> GPT2Weights:
+def open_weights(folder: Path, config: ModelConfig) -> ModelWeights:
     """Read the weights as `load_weights` does, but each block only when it is accessed.
 
     The blocks are then never in memory as float32 all at once, twice the size of a 16-bit file.
     """
     stored = _read_checked(folder, config)
-    arrays = {name: tensor.read() for name, tensor in stored.items() if not name.startswith("h.")}
+    layers = family_of(config).tensors.LAYERS
+    arrays = {name: tensor.read() for name, tensor in stored.items() if not name.startswith(layers)}
     return build_tree(arrays, config, StoredLayers(config, stored))
 
 
-def _read_checked(folder: Path, config: GPT2Config) -> dict[str, StoredTensor]:
+def _read_checked(folder: Path, config: ModelConfig) -> dict[str, StoredTensor]:
     """Return the network's tensors after checking the whole folder."""
+    tensors = family_of(config).tensors
     stored = read_tensors(folder)
     shapes = expected_shapes(config)
-    _check_tensors(stored, shapes, tied_head=config.tied_head, folder=folder)
+    _check_tensors(stored, shapes, tensors.EMBEDDING if config.tied_head else "", folder)
     return {name: stored[name] for name in shapes}
 
 
 def read_tensors(folder: Path) -> dict[str, StoredTensor]:
-    """Return the folder's tensors as stored, by name without the prefix, without causal masks."""
+    """Return the folder's tensors as stored, by name without the prefix, without buffers."""
     tensors: dict[str, StoredTensor] = {}
     for path in _checkpoint_files(folder):
         for name, tensor in _read_header(path):
-            short = name.removeprefix(_PREFIX)
+            short = short_name(name)
+            if short is None:
+                continue
             if short in tensors:
                 raise CheckpointError(
                     f"{folder}: {printable(short)} is there twice, in {tensors[short].path.name} "
                     f"and in {tensor.path.name}"
                 )
-            if not _BUFFERS.fullmatch(short):
-                tensors[short] = tensor
+            tensors[short] = tensor
     return tensors
 
 
@@ -175,55 +173,23 @@ def stored_dtype(folder: Path) -> Literal["float32", "bfloat16"]:
     return "bfloat16" if dtypes == {"BF16"} else "float32"
 
 
-def expected_shapes(config: GPT2Config) -> dict[str, tuple[int, ...]]:
+def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Return the name and shape of every tensor of a checkpoint with this config."""
-    d_model, d_ff = config.d_model, config.d_ff
-    shapes: dict[str, tuple[int, ...]] = {
-        "wte.weight": (config.vocab, d_model),
-        "wpe.weight": (config.max_positions, d_model),
-    }
-    block: dict[str, tuple[int, ...]] = {
-        "attn.c_attn": (d_model, 3 * d_model),
-        "attn.c_proj": (d_model, d_model),
-        "mlp.c_fc": (d_model, d_ff),
-        "mlp.c_proj": (d_ff, d_model),
-        "ln_1": (d_model,),
-        "ln_2": (d_model,),
-    }
-    for layer in range(config.layers):
-        for name, shape in block.items():
-            shapes |= {f"h.{layer}.{name}.weight": shape, f"h.{layer}.{name}.bias": shape[-1:]}
-    shapes |= {"ln_f.weight": (d_model,), "ln_f.bias": (d_model,)}
-    if not config.tied_head:
-        shapes["lm_head.weight"] = (config.vocab, d_model)
+    shapes: dict[str, tuple[int, ...]] = family_of(config).tensors.expected_shapes(config)
     return shapes
 
 
 def build_tree(
     arrays: Mapping[str, Float32[np.ndarray, "..."]],
-    config: GPT2Config,
+    config: ModelConfig,
     layers: Sequence[Layer[Linear]] | None = None,
-) -> GPT2Weights:
+) -> ModelWeights:
     """Return the weight tree of a network; without `layers` its blocks are in the arrays too."""
+    tensors = family_of(config).tensors
     if layers is None:
-        layers = tuple(_build_layer(arrays, index) for index in range(config.layers))
-    head = arrays["wte.weight"] if config.tied_head else arrays["lm_head.weight"]
-    final_norm = LayerNorm(arrays["ln_f.weight"], arrays["ln_f.bias"])
-    return GPT2Weights(arrays["wte.weight"], arrays["wpe.weight"], layers, final_norm, head)
-
-
-def _build_layer(arrays: Mapping[str, Float32[np.ndarray, "..."]], index: int) -> Layer[Linear]:
-    def pair(name: str) -> tuple[np.ndarray, np.ndarray]:
-        return arrays[f"h.{index}.{name}.weight"], arrays[f"h.{index}.{name}.bias"]
-
-    return Layer(
-        attention_norm=LayerNorm(*pair("ln_1")),
-        qkv=Linear(*pair("attn.c_attn")),
-        out=Linear(*pair("attn.c_proj")),
-        ffn_norm=LayerNorm(*pair("ln_2")),
-        up=Linear(*pair("mlp.c_fc")),
-        down=Linear(*pair("mlp.c_proj")),
-    )
+        layers = tuple(tensors.build_layer(arrays, config, i) for i in range(config.layers))
+    tree: ModelWeights = tensors.build_tree(arrays, config, layers)
+    return tree
 
 
 def _checkpoint_files(folder: Path) -> list[Path]:
@@ -318,20 +284,23 @@ def _identity(file: BinaryIO) -> tuple[int, ...]:
 def _check_tensors(
     stored: dict[str, StoredTensor],
     shapes: dict[str, tuple[int, ...]],
-    *,
-    tied_head: bool,
+    tied: str,
     folder: Path,
 ) -> None:
+    """Raise CheckpointError unless the tensors are the expected ones.
+
+    `tied` is the embedding that is the head too; "" if the head has weights of its own.
+    """
     problems = [
         f"missing: {name} {list(shape)}" for name, shape in shapes.items() if name not in stored
     ]
     for name, tensor in stored.items():
         shown = printable(name, _NAME_CHARACTERS)
-        if name == "lm_head.weight" and tied_head:  # some checkpoints store the tied head twice
-            if "wte.weight" in stored and not tensor.is_equal(stored["wte.weight"]):
+        if name == "lm_head.weight" and tied:  # some checkpoints store the tied head twice
+            if tied in stored and not tensor.is_equal(stored[tied]):
                 problems.append(
-                    "left over: lm_head.weight, which is not wte.weight; if the model has a head "
-                    "of its own, config.json needs tie_word_embeddings false"
+                    f"left over: lm_head.weight, which is not {tied}; if the model has a head of "
+                    "its own, config.json needs tie_word_embeddings false"
                 )
         elif name not in shapes:
             problems.append(f"left over: {shown}")

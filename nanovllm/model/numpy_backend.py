@@ -1,4 +1,4 @@
-"""backend="numpy": the forward pass of gpt2.py behind the protocol of backend.py."""
+"""backend="numpy": a family's forward pass in NumPy, behind the protocol of backend.py."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -9,16 +9,17 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int64
 from threadpoolctl import ThreadpoolController
 
-from nanovllm.model import gpt2
 from nanovllm.model.ablation import without
 from nanovllm.model.backend import LoadOptions
 from nanovllm.model.batch import ForwardBatch
 from nanovllm.model.checkpoint import load_weights
-from nanovllm.model.config import GPT2Config
+from nanovllm.model.config import ModelConfig
+from nanovllm.model.families.registry import family_of, load_config
 from nanovllm.model.kv_cache import KVCache
+from nanovllm.model.layers import logits
 from nanovllm.model.machine import return_freed_memory
 from nanovllm.model.numpy_sampler import NumpySampler
-from nanovllm.model.weights import GPT2Weights
+from nanovllm.model.weights import ModelWeights
 
 
 class NumpyBackend:
@@ -38,8 +39,8 @@ class NumpyBackend:
 
     def __init__(
         self,
-        config: GPT2Config,
-        weights: GPT2Weights,
+        config: ModelConfig,
+        weights: ModelWeights,
         *,
         batch_invariant: bool = False,
         num_threads: int | None = None,
@@ -67,7 +68,7 @@ class NumpyBackend:
                 f"backend='numpy' computes in float32 only; it cannot use "
                 f"{options.describe_types()}; use backend='numba'"
             )
-        config = GPT2Config.load(folder)
+        config = load_config(folder)
         weights = without(load_weights(folder, config), config, options.without)
         return cls(
             config,
@@ -85,7 +86,7 @@ class NumpyBackend:
 
     def block_bytes(self, block_size: int) -> int:
         """Return the bytes of one block: keys and values of every layer in float32."""
-        return 2 * 4 * self.config.layers * block_size * self.config.d_model
+        return 2 * 4 * self.config.layers * block_size * self.config.keys_width
 
     def working_bytes(self, max_tokens: int, max_rows: int, block_size: int) -> int:
         """Return the bytes of a step's arrays: rows of tokens, attention scores, logits."""
@@ -116,7 +117,9 @@ class NumpyBackend:
         return final_hidden
 
     def _compute(self, batch: ForwardBatch) -> Float32[np.ndarray, "rows d_model"]:
-        return gpt2.forward(self.config, self._weights, batch, self._cache)
+        network = family_of(self.config).network
+        hidden: np.ndarray = network.forward(self.config, self._weights, batch, self._cache)
+        return hidden
 
     def unscale_hidden(
         self, hidden: Float32[np.ndarray, "rows d_model"]
@@ -138,7 +141,7 @@ class NumpyBackend:
     def _project(
         self, hidden: Float32[np.ndarray, "rows d_model"]
     ) -> Float32[np.ndarray, "rows vocab"]:
-        return gpt2.logits(self._weights, hidden)
+        return logits(self._weights, hidden)
 
     def greedy(
         self, hidden: Float32[np.ndarray, "rows d_model"]

@@ -35,10 +35,10 @@ from jaxtyping import Float32, Int8, Int64
 
 from nanovllm.errors import CheckpointError
 from nanovllm.model.batch import ForwardBatch
-from nanovllm.model.config import GPT2Config
-from nanovllm.model.gpt2 import forward
+from nanovllm.model.config import ModelConfig
+from nanovllm.model.families.registry import family_of
 from nanovllm.model.kv_cache import KVCache
-from nanovllm.model.weights import GPT2Weights, Layer, LayerNorm, Linear
+from nanovllm.model.weights import Layer, LayerNorm, Linear, ModelWeights
 
 LARGEST_CODE = 127
 LARGEST_ROW_CODE = 255
@@ -83,7 +83,7 @@ class LayerPeaks:
     """The largest magnitude of each input channel of a block's four matmuls."""
 
     qkv: Float32[np.ndarray, " d_model"]
-    out: Float32[np.ndarray, " d_model"]
+    out: Float32[np.ndarray, " queries_width"]
     up: Float32[np.ndarray, " d_model"]
     down: Float32[np.ndarray, " d_ff"]
 
@@ -96,7 +96,7 @@ class Calibration:
     head: Peaks
 
 
-def calibrate(config: GPT2Config, weights: GPT2Weights) -> Calibration:
+def calibrate(config: ModelConfig, weights: ModelWeights) -> Calibration:
     """Run the float32 model over a fixed sequence and measure every matmul's input."""
     peaks: dict[tuple[str, int | None], Peaks] = {}
 
@@ -107,7 +107,7 @@ def calibrate(config: GPT2Config, weights: GPT2Weights) -> Calibration:
     tokens = min(CALIBRATION_TOKENS, config.max_positions)
     cache = KVCache.allocate(config, blocks=1, block_size=tokens)
     batch = ForwardBatch.single(_calibration_ids(config.vocab, tokens), all_rows=True)
-    forward(config, weights, batch, cache, measure)
+    family_of(config).network.forward(config, weights, batch, cache, measure)
     *of_layer, head = _MATMUL_INPUTS
     layers = (
         LayerPeaks(*(peaks[name, layer] for name in of_layer)) for layer in range(config.layers)
@@ -115,8 +115,12 @@ def calibrate(config: GPT2Config, weights: GPT2Weights) -> Calibration:
     return Calibration(tuple(layers), peaks[head, None])
 
 
-def quantize_layer(layer: Layer[Linear], peaks: LayerPeaks) -> Layer[QuantizedLinear]:
+def quantize_layer(
+    layer: Layer[Linear], peaks: LayerPeaks, head_dim: int
+) -> Layer[QuantizedLinear]:
     """Round a block; the multipliers but for those of `down` are folded into the layers before.
+
+    Query heads that share a head of values share its multipliers, which are the root mean squares.
 
     Raises:
         CheckpointError: weights are not finite, or too many for int32 sums.
@@ -125,22 +129,31 @@ def quantize_layer(layer: Layer[Linear], peaks: LayerPeaks) -> Layer[QuantizedLi
     qkv_multipliers, out_multipliers, up_multipliers, down_multipliers = (
         row_lengths(linear.weight) for linear in (qkv, out, up, down)
     )
-    before_values = np.ones(qkv.bias.shape[0] - out_multipliers.shape[0], dtype=np.float32)
+    values_width = (qkv.bias.size - out_multipliers.size) // 2
+    before_values = np.ones(qkv.bias.size - values_width, dtype=np.float32)
+    value_multipliers = out_multipliers
+    if values_width < out_multipliers.size:
+        by_head = out_multipliers.reshape(values_width // head_dim, -1, head_dim)
+        shared = np.sqrt(np.square(by_head).mean(axis=1, keepdims=True))
+        value_multipliers = shared.ravel()
+        out_multipliers = np.broadcast_to(shared, by_head.shape).reshape(-1)
     quantized_down = quantize_linear(down.weight, down.bias, down_multipliers, peaks.down)
     return Layer(
         attention_norm=_scale_norm(layer.attention_norm, qkv_multipliers),
         qkv=scale_columns(
             quantize_linear(qkv.weight, qkv.bias, qkv_multipliers, peaks.qkv),
-            np.concatenate([before_values, out_multipliers]),
+            np.concatenate([before_values, value_multipliers]),
         ),
         out=quantize_linear(out.weight, out.bias, out_multipliers, peaks.out),
         ffn_norm=_scale_norm(layer.ffn_norm, up_multipliers),
         up=quantize_linear(up.weight, up.bias, up_multipliers, peaks.up),
         down=replace(quantized_down, input_factors=down_multipliers),
+        query_gain=layer.query_gain,
+        key_gain=layer.key_gain,
     )
 
 
-def quantize_head(weights: GPT2Weights, peaks: Peaks) -> tuple[LayerNorm, QuantizedLinear]:
+def quantize_head(weights: ModelWeights, peaks: Peaks) -> tuple[LayerNorm, QuantizedLinear]:
     """Return the final norm with the head's multipliers, and the rounded head; its bias is zero."""
     norm, weight = weights.final_norm, weights.head.T
     sizes = np.hypot(norm.gain, norm.bias)  # of the norm's output: the normalized row's are 1

@@ -1,7 +1,8 @@
 """The weights of a network: a frozen tree of arrays, in the order of their use.
 
-GPT-2 stores its linear layers as [in, out] (the "Conv1D" of the original code), so a layer computes
-`rows @ weight`. Query, key and value are side by side in the columns of one matrix.
+A linear layer computes `rows @ weight + bias`. Queries, keys and values are side by side in the
+columns of one matrix, and so are the gate and the inputs of a gated feed-forward block. Where a
+family has no bias, it is zeros.
 """
 
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ class Linear:
 
 @dataclass(frozen=True, slots=True)
 class LayerNorm:
-    """A layer normalization."""
+    """A layer normalization; the bias of an RMS norm is zeros."""
 
     gain: Float32[np.ndarray, " d_model"]
     bias: Float32[np.ndarray, " d_model"]
@@ -36,10 +37,11 @@ class Layer(Generic[AnyLinear]):
     """A transformer block: norm, attention, norm, feed-forward; AnyLinear is a linear layer's type.
 
     Attributes:
-        qkv: from d_model to 3 d_model: queries, keys and values.
-        out: from d_model to d_model, after attention.
-        up: from d_model to d_ff.
+        qkv: from d_model to queries, keys and values.
+        out: from the queries' width to d_model, after attention.
+        up: from d_model to d_ff, or to 2 d_ff: a gate and what it multiplies.
         down: from d_ff to d_model.
+        query_gain, key_gain: of the RMS norms of each head's queries and keys; None without them.
     """
 
     attention_norm: LayerNorm
@@ -48,11 +50,16 @@ class Layer(Generic[AnyLinear]):
     ffn_norm: LayerNorm
     up: AnyLinear
     down: AnyLinear
+    query_gain: Float32[np.ndarray, " head_dim"] | None = None
+    key_gain: Float32[np.ndarray, " head_dim"] | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class GPT2Weights:
-    """The whole network; a tied `head` is the same array as `token_embedding`."""
+class ModelWeights:
+    """The whole network; a tied `head` is the same array as `token_embedding`.
+
+    With rotary positions, `position_embedding` has no rows.
+    """
 
     token_embedding: Float32[np.ndarray, "vocab d_model"]
     position_embedding: Float32[np.ndarray, "positions d_model"]

@@ -10,7 +10,7 @@ from jaxtyping import Float32, Int64
 
 from nanovllm.model.backend import Backend, BackendLoader, LoadOptions
 from nanovllm.model.batch import ForwardBatch
-from nanovllm.model.config import GPT2Config
+from nanovllm.model.config import ModelConfig
 from nanovllm.model.numpy_backend import NumpyBackend
 from nanovllm.model.sampling import SamplingSettings, TokenLogprobs
 from nanovllm.runner.logit_rows import LogitRows, PromptRows
@@ -71,7 +71,7 @@ class NativeModelRunner:
         return cls(_LOADERS[backend](folder, options or LoadOptions()))
 
     @property
-    def config(self) -> GPT2Config:
+    def config(self) -> ModelConfig:
         """Sizes of the network."""
         return self._backend.config
 

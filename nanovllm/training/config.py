@@ -18,7 +18,7 @@ from nanovllm.checked_fields import checked_fields
 from nanovllm.config import BACKENDS
 from nanovllm.errors import InvalidRequestError, TrainingError, counted
 from nanovllm.model.activation import ACTIVATIONS
-from nanovllm.model.config import ABLATIONS, POSITIONS
+from nanovllm.model.config import ABLATIONS, EMBEDDED_POSITIONS
 from nanovllm.suggestions import suggest
 from nanovllm.training.network.schedule import SCHEDULES, Schedule
 
@@ -59,7 +59,7 @@ PRESETS: Mapping[str, NetworkSettings] = {
 """Settings of the published models (Radford et al. 2019, table 2)."""
 _CHOICES: Mapping[str, Sequence[str]] = {
     "preset": tuple(PRESETS),
-    "positions": POSITIONS,
+    "positions": EMBEDDED_POSITIONS,
     "backend": BACKENDS,
     "activation": tuple(ACTIVATIONS),
     "schedule": SCHEDULES,

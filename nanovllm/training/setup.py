@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from nanovllm.errors import TrainingError
+from nanovllm.errors import CheckpointError, TrainingError
 from nanovllm.model.checkpoint import expected_shapes, load_arrays, read_tensors
-from nanovllm.model.config import GPT2Config, load_generation_config, read_json
+from nanovllm.model.config import ModelConfig, load_generation_config, read_json
+from nanovllm.model.families.registry import load_config
 from nanovllm.model.machine import cpu_name, default_threads
 from nanovllm.training.atomic_files import write_json
 from nanovllm.training.config import TrainingConfig
@@ -47,7 +48,7 @@ class Setup:
     """
 
     config: TrainingConfig
-    model: GPT2Config
+    model: ModelConfig
     context: int
     steps: int
     parameters: Parameters
@@ -137,7 +138,7 @@ def prepare(config: TrainingConfig, *, resumes: bool, load_chat: ChatLoader | No
     source = last or (None if config.init_from is None else Path(config.init_from))
     if last is not None and not (last / "config.json").exists():
         raise TrainingError(f"{last} is missing or incomplete; the run cannot be resumed")
-    pretrained = None if source is None else GPT2Config.load(source, may_be_ablated=resumes)
+    pretrained = None if source is None else load_trainable(source, may_be_ablated=resumes)
     context = config.network.context
     if pretrained is not None and config.context is None:
         context = pretrained.max_positions
@@ -198,7 +199,7 @@ def prepare(config: TrainingConfig, *, resumes: bool, load_chat: ChatLoader | No
 
 def save_model_files(
     folder: Path,
-    model: GPT2Config,
+    model: ModelConfig,
     tokenizer: Tokenizer,
     *,
     checkpoint: Path | None,
@@ -225,7 +226,17 @@ def save_model_files(
     save_tokenizer(tokenizer, folder, tokenizer_source)
 
 
-def load_parameters(model: GPT2Config, source: Path | None, *, seed: int = 0) -> Parameters:
+def load_trainable(folder: Path, *, may_be_ablated: bool = False) -> ModelConfig:
+    """Read a model folder's config.json; raise CheckpointError for a network of another family."""
+    config = load_config(folder, may_be_ablated=may_be_ablated)
+    if config.family != "gpt2":
+        raise CheckpointError(
+            f"{folder} is a {config.family} model; only networks in GPT-2's shape can be trained"
+        )
+    return config
+
+
+def load_parameters(model: ModelConfig, source: Path | None, *, seed: int = 0) -> Parameters:
     """Return the weights in `source`, or else initial weights."""
     parameters = Parameters(
         expected_shapes(model),
@@ -243,9 +254,9 @@ def _is_narrow(folder: Path) -> bool:
     return any(tensor.dtype != "F32" for tensor in read_tensors(folder).values())
 
 
-def _new_model(config: TrainingConfig, vocab: int, eos_token_id: int | None) -> GPT2Config:
+def _new_model(config: TrainingConfig, vocab: int, eos_token_id: int | None) -> ModelConfig:
     network = config.network
-    return GPT2Config(
+    return ModelConfig(
         vocab=vocab,
         max_positions=network.context,
         d_model=network.width,
@@ -280,7 +291,7 @@ def _digest(data: PreparedData) -> str:
 
 
 def _facts(
-    config: TrainingConfig, model: GPT2Config, data: PreparedData, context: int, steps: int
+    config: TrainingConfig, model: ModelConfig, data: PreparedData, context: int, steps: int
 ) -> dict[str, Any]:
     """Return what run.json says of the whole run: its settings in effect, sizes and machine."""
     threads = config.num_threads or default_threads()

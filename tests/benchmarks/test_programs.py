@@ -14,7 +14,7 @@ from benchmarks.contenders import OUR_OPTIONS
 from benchmarks.make_model import SIZES, make_model
 from nanovllm import LLM, SamplingParams
 from nanovllm.model.backend import LoadOptions
-from nanovllm.model.config import GPT2Config
+from nanovllm.model.families.registry import load_config, read_config
 from nanovllm.model.kernels.backend import NumbaBackend
 from tests.load import engine_soak
 
@@ -205,7 +205,7 @@ def test_step_profile_shows_shares_of_the_limits(
 def test_model_sizes_measures_memory_and_speed(model: Path) -> None:
     options = {"backend": "numpy", "num_threads": 1, "enable_prefix_caching": False}
     point = model_sizes.measure(model, options, seed=7, scale=8)
-    assert point["parameters"] == GPT2Config.load(model).num_parameters
+    assert point["parameters"] == load_config(model).num_parameters
     assert point["decode_tokens_per_s"] > 0
     assert point["prefill_tokens_per_s"] > 0
     machine = {"cpu": "a CPU", "nanovllm": "0"}
@@ -255,7 +255,7 @@ def test_a_made_model_answers_with_every_token(model: Path) -> None:
 
 def test_sizes_are_those_of_gpt2() -> None:
     def parameters(size: str) -> int:
-        return GPT2Config.from_dict(
+        return read_config(
             {"model_type": "gpt2", "vocab_size": 50257, **SIZES[size]}
         ).num_parameters
 

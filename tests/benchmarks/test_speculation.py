@@ -12,7 +12,7 @@ from benchmarks.speculation import Turn
 from benchmarks.speculation_work import Prompts
 from nanovllm.engine.engine import Engine
 from nanovllm.engine.tokenizer import Tokenizer
-from nanovllm.model.config import GPT2Config
+from nanovllm.model.families.registry import load_config
 from nanovllm.sampling_params import SamplingParams
 from tests.support.checkpoints import write_tiny_model
 from tests.support.speculation import draft_always
@@ -96,9 +96,9 @@ def test_wide_models_are_kept_and_made_again_when_the_weights_change(
     target, draft = folder / "target", folder / "draft"
     make = speculation_work.make_pairs
     first = make({"trained": target, "random": target}, (2, 3), draft, tmp_path, seed=7)
-    config, random = (GPT2Config.load(first[name].target) for name in ("trained", "random"))
+    config, random = (load_config(first[name].target) for name in ("trained", "random"))
     assert (config.d_model, random.d_model, random.heads) == (64, 64, config.heads)
-    assert GPT2Config.load(first["random"].draft).d_model == 48
+    assert load_config(first["random"].draft).d_model == 48
     made = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     assert make({"trained": target, "random": target}, (2, 3), draft, tmp_path, seed=7) == first
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == made

@@ -17,7 +17,7 @@ from benchmarks.peers import train_ours
 from benchmarks.training_worker import SETTINGS, Setting, measure
 from nanovllm import TrainingConfig
 from nanovllm.cli.bench.roofline import Costs
-from nanovllm.model.config import GPT2Config
+from nanovllm.model.config import ModelConfig
 from nanovllm.training.config import read_toml
 from nanovllm.training.network.schedule import Schedule
 from tools import loss_chart
@@ -64,7 +64,7 @@ def test_torch_computes_the_same_network() -> None:
     from nanovllm.training.network.numpy_operations import NumpyOperations
     from nanovllm.training.network.parameters import Parameters, initialize, is_decayed
 
-    config = GPT2Config(vocab=11, max_positions=4, d_model=8, layers=2, heads=2, d_ff=32)
+    config = ModelConfig(vocab=11, max_positions=4, d_model=8, layers=2, heads=2, d_ff=32)
     parameters = Parameters(expected_shapes(config))
     initialize(parameters, config, 3)
     names = {"qkv": "attn.c_attn", "attn_out": "attn.c_proj", "ffn_in": "mlp.c_fc"}

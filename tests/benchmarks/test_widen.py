@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks import widen
 from nanovllm.errors import CheckpointError
-from nanovllm.model.config import GPT2Config
+from nanovllm.model.families.registry import load_config
 from nanovllm.model.logprobs import log_softmax
 from nanovllm.model.numpy_backend import NumpyBackend
 from tests.support.batches import make_batch
@@ -40,7 +40,7 @@ def test_the_log_probabilities_are_equal(
 ) -> None:
     original = write_checkpoint(tmp_path / "original", **options)
     wide = widen.widen(original, factor, tmp_path / "wide")
-    before, after = GPT2Config.load(original), GPT2Config.load(wide)
+    before, after = load_config(original), load_config(wide)
     assert (after.d_model, after.heads, after.d_ff) == (
         factor * before.d_model,
         factor * before.heads,

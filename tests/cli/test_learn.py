@@ -126,7 +126,7 @@ def test_pages_and_differences_are_printed(
     (folder / "step03_layer_norm.py").write_text(WRONG_AXIS, encoding="utf-8")
     text = learn(capsys, "diff", "3")
     assert "-    centred = hidden - hidden.mean(axis=0)" in text
-    assert "nanovllm.model.gpt2.layer_norm" in text
+    assert "nanovllm.model.layers.layer_norm" in text
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from nanovllm.engine.engine import Engine
 from nanovllm.engine.memory import check_sizes, plan_memory
 from nanovllm.hub import repo, resolve_models
 from nanovllm.hub.names import bundled_folder
-from nanovllm.model.config import GPT2Config
+from nanovllm.model.config import ModelConfig
 from nanovllm.model.machine import MemoryLimit
 from nanovllm.model.numpy_backend import NumpyBackend
 from tests.support.checkpoints import write_tiny_model
@@ -54,7 +54,9 @@ def test_a_draft_with_fewer_positions_is_refused(tiny_model: Path, short: Path) 
 
 
 def test_a_draft_that_exceeds_the_memory_is_refused() -> None:
-    model = GPT2Config(vocab=50257, max_positions=1024, d_model=768, layers=12, heads=12, d_ff=3072)
+    model = ModelConfig(
+        vocab=50257, max_positions=1024, d_model=768, layers=12, heads=12, d_ff=3072
+    )
     limit = MemoryLimit("memory.max", 600 * MIB, 50 * MIB)
     check_sizes(EngineConfig(), model, limit)
     with pytest.raises(

@@ -11,7 +11,7 @@ from nanovllm.engine.input_processor import InputProcessor
 from nanovllm.engine.logprobs import ENTRY_BYTES, POSITION_BYTES, LogprobList
 from nanovllm.engine.request_limits import Limits
 from nanovllm.engine.tokenizer import Tokenizer
-from nanovllm.model.config import GPT2Config
+from nanovllm.model.families.registry import load_config
 from nanovllm.model.sampling import TokenLogprobs
 from nanovllm.outputs import Logprob
 from nanovllm.sampling_params import SamplingParams
@@ -45,7 +45,7 @@ def test_a_position_takes_no_more_than_admission_counts(count: int) -> None:
 
 
 def test_a_request_counts_every_position_that_it_reports(tiny_model: Path) -> None:
-    model, tokenizer = GPT2Config.load(tiny_model), Tokenizer.load(tiny_model)
+    model, tokenizer = load_config(tiny_model), Tokenizer.load(tiny_model)
     input_processor = InputProcessor(model, tokenizer, Limits(128, 1024, 20))
 
     def count(**settings: object) -> int:

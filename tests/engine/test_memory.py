@@ -19,7 +19,7 @@ from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.errors import InvalidRequestError
 from nanovllm.model.backend import Backend, LoadOptions
 from nanovllm.model.batch import ForwardBatch
-from nanovllm.model.config import GPT2Config
+from nanovllm.model.config import ModelConfig
 from nanovllm.model.kernels.backend import NumbaBackend
 from nanovllm.model.machine import MemoryLimit
 from nanovllm.model.numpy_backend import NumpyBackend
@@ -105,7 +105,9 @@ def test_a_start_without_room_for_one_request_is_refused(numpy_backend: NumpyBac
 
 
 def test_weights_above_the_limit_are_refused_before_they_are_read() -> None:
-    model = GPT2Config(vocab=50257, max_positions=1024, d_model=768, layers=12, heads=12, d_ff=3072)
+    model = ModelConfig(
+        vocab=50257, max_positions=1024, d_model=768, layers=12, heads=12, d_ff=3072
+    )
     limit = MemoryLimit("memory.max", 400 * MIB, 50 * MIB)
     with pytest.raises(
         ValueError, match=r"the weights need 475 MiB in float32, but memory\.max is 400 MiB, of wh"

@@ -10,21 +10,21 @@ from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.errors import TrainingError
 from nanovllm.evaluation import ablate, evaluate
 from nanovllm.evaluation.scoring import cross_entropy
-from nanovllm.model import gpt2
 from nanovllm.model.ablation import Part
 from nanovllm.model.checkpoint import load_weights
-from nanovllm.model.config import GPT2Config
+from nanovllm.model.families.registry import load_config
+from nanovllm.model.layers import logits
 from tests.support.ablation import forward_without
 
 TEXT = "the cat sat in the hall and the old man saw the cat, é"
 
 
 def losses_without(folder: Path, *off: Part) -> np.ndarray:
-    config = GPT2Config.load(folder)
+    config = load_config(folder)
     weights = load_weights(folder, config)
     token_ids = Tokenizer.load(folder).encode(TEXT)
     hidden = forward_without(config, weights, token_ids[:-1], off)
-    return cross_entropy(gpt2.logits(weights, hidden), np.array(token_ids[1:], dtype=np.int64))
+    return cross_entropy(logits(weights, hidden), np.array(token_ids[1:], dtype=np.int64))
 
 
 def test_the_losses_are_those_without_each_part(tiny_model: Path, backend: Any) -> None:

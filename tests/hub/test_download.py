@@ -14,7 +14,7 @@ import pytest
 
 from nanovllm.errors import CheckpointError, ModelNotFoundError
 from nanovllm.hub import download, read_model_info, resolve_model
-from nanovllm.model.config import GPT2Config
+from nanovllm.model.families.registry import load_config
 from tests.support.checkpoints import write_tiny_model
 from tests.support.fake_hub import COMMIT, FakeHub, Trouble
 
@@ -51,7 +51,7 @@ def test_model_info_describes_the_download(
     info = json.loads((folder / "model_info.json").read_text())
     downloaded_at = datetime.fromisoformat(info.pop("downloaded_at"))
     assert before <= downloaded_at <= datetime.now(timezone.utc)
-    config = GPT2Config.load(folder)
+    config = load_config(folder)
     assert info == {
         "repo": "openai-community/gpt2",
         "asked_for": "openai-community/gpt2",

@@ -12,7 +12,7 @@ import pytest
 import nanovllm.hub
 from nanovllm.errors import CheckpointError, ModelNotFoundError
 from nanovllm.hub import BUNDLED_MODEL, download, resolve_model
-from nanovllm.model.config import GPT2Config
+from nanovllm.model.families.registry import load_config
 from tests.support.checkpoints import write_tiny_model
 from tests.support.fake_hub import COMMIT, FakeHub
 
@@ -88,7 +88,7 @@ def test_the_bundled_model_is_part_of_the_package(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     folder = resolve_model("tiny-books")
-    assert GPT2Config.load(folder).layers > 0
+    assert load_config(folder).layers > 0
     assert {"model.safetensors", "tokenizer.json"} <= {path.name for path in folder.iterdir()}
 
 

@@ -14,9 +14,9 @@ from nanovllm.inspection.ablation import (
     read_part,
 )
 from nanovllm.inspection.observe import InspectedModel
-from nanovllm.model import gpt2
 from nanovllm.model.ablation import Part, parts_of
-from nanovllm.model.config import GPT2Config
+from nanovllm.model.config import ModelConfig
+from nanovllm.model.layers import logits
 from tests.support.ablation import forward_without
 
 TOKENS = list(range(60, 160))  # more than are computed at a time
@@ -24,8 +24,8 @@ TOKENS = list(range(60, 160))  # more than are computed at a time
 
 def probabilities_without(model: InspectedModel, *off: Part) -> np.ndarray:
     hidden = forward_without(model.config, model.weights, TOKENS, off)
-    logits = gpt2.logits(model.weights, hidden).astype(np.float64)
-    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
+    scores = logits(model.weights, hidden).astype(np.float64)
+    exponentials = np.exp(scores - scores.max(axis=1, keepdims=True))
     probabilities: np.ndarray = exponentials / exponentials.sum(axis=1, keepdims=True)
     return probabilities
 
@@ -78,7 +78,9 @@ def test_a_prompt_that_takes_too_long_is_refused_before(
 
 
 def test_the_limit_is_below_the_processor_time_of_a_request() -> None:
-    small = GPT2Config(vocab=50257, max_positions=1024, d_model=768, layers=12, heads=12, d_ff=3072)
+    small = ModelConfig(
+        vocab=50257, max_positions=1024, d_model=768, layers=12, heads=12, d_ff=3072
+    )
     check_work(small, 150)  # GPT-2 small needs 0.52 s a token
     with pytest.raises(InvalidRequestError, match="180 parts of this model"):
         check_work(small, 225)

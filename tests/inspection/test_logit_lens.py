@@ -6,7 +6,7 @@ import pytest
 from nanovllm.errors import InvalidRequestError
 from nanovllm.inspection.logit_lens import MAX_TOP, logit_lens
 from nanovllm.inspection.observe import InspectedModel
-from nanovllm.model import gpt2
+from nanovllm.model.layers import layer_norm, logits
 from nanovllm.model.observer import ignore
 
 TOKENS = list(range(70, 140))  # more than are computed at a time
@@ -21,9 +21,9 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 def test_the_last_row_is_the_prediction_of_the_model(model: InspectedModel) -> None:
     lens = logit_lens(model, TOKENS, top=3)
     assert lens["layers"] == ["embeddings", "after layer 0", "after layer 1 (output)"]
-    logits = gpt2.logits(model.weights, model.forward(TOKENS, ignore))
+    scores = logits(model.weights, model.forward(TOKENS, ignore))
     for position, prediction in enumerate(lens["cells"][-1]):
-        p = softmax(logits[position])
+        p = softmax(scores[position])
         best = np.argsort(-p)[:3]
         assert [token["id"] for token in prediction["top"]] == best.tolist()
         values = [token["p"] for token in prediction["top"]]
@@ -40,8 +40,8 @@ def test_the_last_row_is_the_prediction_of_the_model(model: InspectedModel) -> N
 def test_the_first_row_reads_the_embeddings(model: InspectedModel) -> None:
     weights = model.weights
     hidden = weights.token_embedding[TOKENS] + weights.position_embedding[: len(TOKENS)]
-    normed = gpt2.layer_norm(hidden, weights.final_norm, model.config.epsilon)
-    expected = gpt2.logits(weights, normed).argmax(axis=1)
+    normed = layer_norm(hidden, weights.final_norm, model.config.epsilon)
+    expected = logits(weights, normed).argmax(axis=1)
     row = logit_lens(model, TOKENS, top=1)["cells"][0]
     assert [prediction["top"][0]["id"] for prediction in row] == expected.tolist()
 

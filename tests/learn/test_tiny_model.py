@@ -6,7 +6,7 @@ import numpy as np
 
 from nanovllm.learn.tiny_model import GREEDY, LOGPROBS, PROMPT, TINY_CONFIG, tiny_weights
 from nanovllm.model.checkpoint import load_weights
-from nanovllm.model.config import GPT2Config
+from nanovllm.model.families.registry import load_config
 from tests.reference.cases import GREEDY_PROMPT, options_of, prompts_of
 from tests.support.checkpoints import write_checkpoint
 
@@ -15,7 +15,7 @@ REFERENCE = Path(__file__).parents[1] / "reference" / "recorded.npz"
 
 def test_the_weights_are_those_of_the_case(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, **options_of("untied"))
-    config = GPT2Config.load(tmp_path)
+    config = load_config(tmp_path)
     assert config == TINY_CONFIG
     stored, drawn = load_weights(tmp_path, config), tiny_weights()
     for name in ("token_embedding", "position_embedding", "head"):

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from nanovllm.model.config import GPT2Config
+from nanovllm.model.families.registry import load_config
 from tests.load import attack_server as program
 from tests.load import payloads, requests, watch
 from tests.load.attack import Attack, Target, ask, flood, outcome_of
@@ -94,7 +94,7 @@ def test_prepared_models_differ_from_the_bundled_one_in_one_file(name: str, tmp_
     assert prepare is not None
     path = Path(prepare(tmp_path)[-1])
     if path.is_dir():
-        assert GPT2Config.load(path).vocab == requests.VOCAB
+        assert load_config(path).vocab == requests.VOCAB
     else:
         assert path.read_text(encoding="utf-8") == payloads.SPECIAL_TOKEN_TEMPLATE
 

@@ -5,36 +5,39 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nanovllm.model import ablation, gpt2
+from nanovllm.model import ablation
 from nanovllm.model.ablation import Part, parts_of, without
 from nanovllm.model.backend import LoadOptions
 from nanovllm.model.batch import ForwardBatch
 from nanovllm.model.checkpoint import load_weights, open_weights
-from nanovllm.model.config import GPT2Config
+from nanovllm.model.config import ModelConfig
+from nanovllm.model.families.gpt2 import network as gpt2
+from nanovllm.model.families.registry import load_config
 from nanovllm.model.kv_cache import KVCache
+from nanovllm.model.layers import layer_norm
 from nanovllm.model.numpy_backend import NumpyBackend
-from nanovllm.model.weights import GPT2Weights
+from nanovllm.model.weights import ModelWeights
 from tests.support.ablation import forward_without
 
 TOKENS = np.array([3, 1, 4, 1, 5, 9, 2, 6], dtype=np.int64)
 
 
 @pytest.fixture(scope="module")
-def config(tiny_model: Path) -> GPT2Config:
-    return GPT2Config.load(tiny_model)
+def config(tiny_model: Path) -> ModelConfig:
+    return load_config(tiny_model)
 
 
 @pytest.fixture(scope="module")
-def weights(tiny_model: Path, config: GPT2Config) -> GPT2Weights:
+def weights(tiny_model: Path, config: ModelConfig) -> ModelWeights:
     return load_weights(tiny_model, config)
 
 
-def forward(config: GPT2Config, weights: GPT2Weights) -> np.ndarray:
+def forward(config: ModelConfig, weights: ModelWeights) -> np.ndarray:
     cache = KVCache.allocate(config, blocks=1, block_size=len(TOKENS))
     return gpt2.forward(config, weights, ForwardBatch.single(TOKENS, all_rows=True), cache)
 
 
-def test_the_parts_are_those_of_the_config(config: GPT2Config) -> None:
+def test_the_parts_are_those_of_the_config(config: ModelConfig) -> None:
     assert parts_of(config)[:7] == [
         *(Part(0, "head", head) for head in range(4)),
         Part(0, "attention"),
@@ -45,7 +48,9 @@ def test_the_parts_are_those_of_the_config(config: GPT2Config) -> None:
     assert parts_of(config, ["block"]) == [Part(0, "block"), Part(1, "block")]
 
 
-def test_a_part_that_is_switched_off_adds_nothing(config: GPT2Config, weights: GPT2Weights) -> None:
+def test_a_part_that_is_switched_off_adds_nothing(
+    config: ModelConfig, weights: ModelWeights
+) -> None:
     whole = forward(config, weights)
     for part in parts_of(config):
         ablated = forward(config, without(weights, config, [part]))
@@ -55,7 +60,7 @@ def test_a_part_that_is_switched_off_adds_nothing(config: GPT2Config, weights: G
         assert np.abs(ablated - whole).max() > 1e-3, part
 
 
-def test_parts_can_be_switched_off_together(config: GPT2Config, weights: GPT2Weights) -> None:
+def test_parts_can_be_switched_off_together(config: ModelConfig, weights: ModelWeights) -> None:
     off = [Part(0, "head", 1), Part(0, "head", 3), Part(0, "ffn"), Part(1, "attention")]
     ablated = forward(config, without(weights, config, off))
     np.testing.assert_allclose(
@@ -64,16 +69,16 @@ def test_parts_can_be_switched_off_together(config: GPT2Config, weights: GPT2Wei
 
 
 def test_a_network_without_all_blocks_is_its_embeddings(
-    config: GPT2Config, weights: GPT2Weights
+    config: ModelConfig, weights: ModelWeights
 ) -> None:
     ablated = forward(config, without(weights, config, parts_of(config, ["block"])))
     embedded = weights.token_embedding[TOKENS] + weights.position_embedding[: len(TOKENS)]
-    expected = gpt2.layer_norm(embedded, weights.final_norm, config.epsilon)
+    expected = layer_norm(embedded, weights.final_norm, config.epsilon)
     np.testing.assert_array_equal(ablated, expected)
 
 
 def test_the_weights_themselves_stay_as_they_are(
-    tiny_model: Path, config: GPT2Config, weights: GPT2Weights
+    tiny_model: Path, config: ModelConfig, weights: ModelWeights
 ) -> None:
     before = forward(config, weights)
     for part in parts_of(config):
@@ -85,7 +90,7 @@ def test_the_weights_themselves_stay_as_they_are(
 
 
 def test_the_numpy_backend_makes_no_block_in_a_forward_pass(
-    tiny_model: Path, config: GPT2Config, monkeypatch: pytest.MonkeyPatch
+    tiny_model: Path, config: ModelConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     off = (Part(1, "ffn"),)
     backend = NumpyBackend.load(tiny_model, LoadOptions(without=off))

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nanovllm.model.attention import attention_scores, paged_attention, softmax, weighted_sum
-from nanovllm.model.config import GPT2Config
+from nanovllm.model.config import ModelConfig
 from nanovllm.model.kv_cache import KVCache
 from nanovllm.model.observer import ignore
 from tests.support.batches import make_batch
@@ -16,7 +16,7 @@ from tests.support.float32_only import float32_only
 
 HEADS, HEAD_DIM, BLOCK_SIZE = 2, 5, 4
 SCALE = HEAD_DIM**-0.5
-CONFIG = GPT2Config(
+CONFIG = ModelConfig(
     vocab=1, max_positions=1, d_model=HEADS * HEAD_DIM, layers=2, heads=HEADS, d_ff=1
 )
 

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from nanovllm.errors import CheckpointError
 from nanovllm.model.checkpoint import open_weights, stored_dtype
-from nanovllm.model.config import GPT2Config
-from nanovllm.model.weights import GPT2Weights
+from nanovllm.model.families.registry import load_config
+from nanovllm.model.weights import ModelWeights
 from tests.support.checkpoints import (
     load,
     rewrite,
@@ -36,7 +36,7 @@ FORMS: dict[str, dict[str, Any]] = {
 }
 
 
-def by_name(weights: GPT2Weights) -> dict[str, np.ndarray]:
+def by_name(weights: ModelWeights) -> dict[str, np.ndarray]:
     """The loaded tree by the names of the file, written out a second time."""
     named = {
         "wte.weight": weights.token_embedding, "wpe.weight": weights.position_embedding,
@@ -144,7 +144,7 @@ def test_the_type_that_holds_the_stored_numbers(tmp_path: Path, stored: str, dty
 
 def test_blocks_can_be_read_one_at_a_time(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path, dtype="BF16", shards=2)
-    opened = open_weights(folder, GPT2Config.load(folder))
+    opened = open_weights(folder, load_config(folder))
     whole = by_name(load(folder))
     for name, array in by_name(opened).items():
         np.testing.assert_array_equal(array, whole[name], err_msg=name)
@@ -156,10 +156,10 @@ def test_blocks_can_be_read_one_at_a_time(tmp_path: Path) -> None:
 @pytest.mark.parametrize("change", ["overwritten", "cut short", "replaced"])
 def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path: Path, change: str) -> None:
     path = write_checkpoint(tmp_path) / "model.safetensors"
-    opened = open_weights(tmp_path, GPT2Config.load(tmp_path))
+    opened = open_weights(tmp_path, load_config(tmp_path))
     content = path.read_bytes()
     os.utime(path, ns=(0, 0))  # so that a change within the clock's resolution shows too
-    opened_before = open_weights(tmp_path, GPT2Config.load(tmp_path))
+    opened_before = open_weights(tmp_path, load_config(tmp_path))
     if change == "replaced":
         (tmp_path / "new").write_bytes(content)
         (tmp_path / "new").replace(path)

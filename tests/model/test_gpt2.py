@@ -8,15 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nanovllm.model import gpt2
 from nanovllm.model.activation import ACTIVATIONS
 from nanovllm.model.attention import softmax
 from nanovllm.model.batch import ForwardBatch
 from nanovllm.model.checkpoint import load_weights
-from nanovllm.model.config import GPT2Config
-from nanovllm.model.gpt2 import layer_norm, linear
+from nanovllm.model.config import ModelConfig
+from nanovllm.model.families.gpt2 import network as gpt2
+from nanovllm.model.families.registry import load_config
 from nanovllm.model.kv_cache import KVCache
-from nanovllm.model.weights import GPT2Weights, LayerNorm, Linear
+from nanovllm.model.layers import layer_norm, linear, logits
+from nanovllm.model.weights import LayerNorm, Linear, ModelWeights
 from tests.support.batches import make_batch
 from tests.support.checkpoints import write_checkpoint
 from tests.support.float32_only import Float32Only, float32_only
@@ -118,12 +119,12 @@ def test_a_row_that_is_not_a_number_stays_alone() -> None:
 
 
 @pytest.fixture
-def config(tiny_model: Path) -> GPT2Config:
-    return GPT2Config.load(tiny_model)
+def config(tiny_model: Path) -> ModelConfig:
+    return load_config(tiny_model)
 
 
 @pytest.fixture
-def weights(tiny_model: Path, config: GPT2Config) -> GPT2Weights:
+def weights(tiny_model: Path, config: ModelConfig) -> ModelWeights:
     return load_weights(tiny_model, config)
 
 
@@ -141,7 +142,7 @@ class Recorder:
 
 
 def run(
-    config: GPT2Config, weights: GPT2Weights, batch: ForwardBatch
+    config: ModelConfig, weights: ModelWeights, batch: ForwardBatch
 ) -> tuple[np.ndarray, np.ndarray, Recorder]:
     """The final hidden states without and with an observer, and what it saw."""
     hidden, recorder = [], Recorder()
@@ -151,7 +152,7 @@ def run(
     return hidden[0], hidden[1], recorder
 
 
-def test_an_observer_sees_every_intermediate(config: GPT2Config, weights: GPT2Weights) -> None:
+def test_an_observer_sees_every_intermediate(config: ModelConfig, weights: ModelWeights) -> None:
     batch = make_batch([range(20), [7, 8, 9]], block_size=8, all_rows=True)
     plain, observed, recorder = run(config, weights, batch)
     np.testing.assert_array_equal(plain, observed)
@@ -200,21 +201,21 @@ def test_an_observer_sees_every_intermediate(config: GPT2Config, weights: GPT2We
     assert len(recorder.calls) == 2 + 13 * config.layers, "two sequences: two maps"
 
 
-def test_the_logit_lens_ends_in_the_logits(config: GPT2Config, weights: GPT2Weights) -> None:
+def test_the_logit_lens_ends_in_the_logits(config: ModelConfig, weights: ModelWeights) -> None:
     """The final norm and the head, applied to the residual stream after each layer."""
     final_hidden, _, recorder = run(config, weights, ForwardBatch.single(range(8), all_rows=True))
     lens = [
-        gpt2.logits(weights, layer_norm(hidden, weights.final_norm, config.epsilon))
+        logits(weights, layer_norm(hidden, weights.final_norm, config.epsilon))
         for layer in range(config.layers)
         for hidden in recorder.find("hidden_after_ffn", layer)
     ]
     assert len(lens) == config.layers
-    np.testing.assert_array_equal(lens[-1], gpt2.logits(weights, final_hidden))
+    np.testing.assert_array_equal(lens[-1], logits(weights, final_hidden))
     assert not np.allclose(lens[0], lens[-1], atol=0.1)
 
 
 def test_a_single_sequence_continues_from_its_cache(
-    config: GPT2Config, weights: GPT2Weights
+    config: ModelConfig, weights: ModelWeights
 ) -> None:
     tokens = [3, 14, 15, 9, 2, 6]
     whole_cache, cache = (KVCache.allocate(config, blocks=1, block_size=8) for _ in range(2))
@@ -226,7 +227,7 @@ def test_a_single_sequence_continues_from_its_cache(
 
 
 def test_a_token_that_is_not_a_number_reaches_no_earlier_one_nor_another_sequence(
-    config: GPT2Config, weights: GPT2Weights
+    config: ModelConfig, weights: ModelWeights
 ) -> None:
     batch = make_batch([range(20), range(30, 40)], block_size=8, all_rows=True)
     expected, _, _ = run(config, weights, batch)
@@ -242,14 +243,14 @@ def test_a_token_that_is_not_a_number_reaches_no_earlier_one_nor_another_sequenc
 def test_the_whole_forward_pass_is_float32(tmp_path: Path, activation: str) -> None:
     changes = {"activation_function": activation, "scale_attn_by_inverse_layer_idx": True}
     folder = write_checkpoint(tmp_path, config=changes)
-    config = GPT2Config.load(folder)
+    config = load_config(folder)
     weights = float32_only(load_weights(folder, config))
     before = np.array(weights.token_embedding)
     cache = float32_only(KVCache.allocate(config, blocks=8, block_size=8))
     batch = make_batch([range(20), range(5, 10), [3]], block_size=8, all_rows=True)
     hidden = gpt2.forward(config, weights, batch, cache)
     assert type(hidden) is Float32Only, "the guard was lost on the way"
-    assert hidden.dtype == gpt2.logits(weights, hidden).dtype == np.float32
+    assert hidden.dtype == logits(weights, hidden).dtype == np.float32
     assert np.isfinite(np.asarray(hidden)).all()
     np.testing.assert_array_equal(np.asarray(weights.token_embedding), before)
 

@@ -5,11 +5,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nanovllm.model.config import GPT2Config
+from nanovllm.model.config import ModelConfig
 from nanovllm.model.kv_cache import KVCache
 
 LAYERS, BLOCKS, HEADS, HEAD_DIM = 4, 9, 2, 3
-CONFIG = GPT2Config(
+CONFIG = ModelConfig(
     vocab=1, max_positions=1, d_model=HEADS * HEAD_DIM, layers=LAYERS, heads=HEADS, d_ff=1
 )
 

@@ -15,9 +15,11 @@ from tokenizers import Tokenizer
 
 from nanovllm.errors import CheckpointError
 from nanovllm.model.checkpoint import load_weights
-from nanovllm.model.config import GPT2Config
-from nanovllm.model.gpt2 import forward, logits
+from nanovllm.model.config import ModelConfig
+from nanovllm.model.families.gpt2.network import forward
+from nanovllm.model.families.registry import load_config
 from nanovllm.model.kv_cache import KVCache
+from nanovllm.model.layers import logits
 from nanovllm.model.quantization import (
     MAX_INPUTS,
     QuantizedLinear,
@@ -27,8 +29,8 @@ from nanovllm.model.quantization import (
     row_lengths,
     scale_columns,
 )
-from nanovllm.model.weights import GPT2Weights, Linear
-from tests.reference.cases import CASES, options_of, prompts_of
+from nanovllm.model.weights import Linear, ModelWeights
+from tests.reference.cases import GPT2_CASES, options_of, prompts_of
 from tests.support.batches import make_batch
 from tests.support.checkpoints import write_checkpoint
 from tests.support.planting import plant_channels, plant_residual
@@ -48,12 +50,12 @@ SIZES = st.integers(1, 60)
 
 
 @pytest.fixture(scope="module")
-def config() -> GPT2Config:
-    return GPT2Config.load(BUNDLED)
+def config() -> ModelConfig:
+    return load_config(BUNDLED)
 
 
 @pytest.fixture(scope="module")
-def weights(config: GPT2Config) -> GPT2Weights:
+def weights(config: ModelConfig) -> ModelWeights:
     return load_weights(BUNDLED, config)
 
 
@@ -71,8 +73,8 @@ def windows() -> np.ndarray:
 
 
 def logprobs_of(
-    config: GPT2Config,
-    weights: GPT2Weights | QuantizedWeights,
+    config: ModelConfig,
+    weights: ModelWeights | QuantizedWeights,
     windows: np.ndarray,
     *,
     q8_0: bool = False,
@@ -111,6 +113,8 @@ def arrays_of(value: Any) -> list[np.ndarray]:
     return (
         [array for item in value for array in arrays_of(item)]
         if isinstance(value, tuple)
+        else []
+        if value is None
         else [value]
     )
 
@@ -283,14 +287,14 @@ def test_sums_that_an_int32_may_not_hold_are_refused() -> None:
 
 
 @pytest.fixture(scope="module")
-def without(config: GPT2Config, weights: GPT2Weights, windows: np.ndarray) -> float:
+def without(config: ModelConfig, weights: ModelWeights, windows: np.ndarray) -> float:
     """The divergence of the rounded model without planted channels: about 8e-4 nats."""
     exact = logprobs_of(config, weights, windows)
     return divergence(exact, logprobs_of(config, quantize(config, weights), windows))
 
 
 def test_perplexity_stays(
-    config: GPT2Config, weights: GPT2Weights, windows: np.ndarray, without: float
+    config: ModelConfig, weights: ModelWeights, windows: np.ndarray, without: float
 ) -> None:
     exact = logprobs_of(config, weights, windows)
     rounded = logprobs_of(config, quantize(config, weights), windows)
@@ -305,8 +309,8 @@ def test_perplexity_stays(
     ("factor", "count", "seed"), [(30, 1, 0), (30, 4, 1), (30, 8, 2), (100, 1, 3)]
 )
 def test_planted_channels_diverge_less_than_in_q8_0(
-    config: GPT2Config,
-    weights: GPT2Weights,
+    config: ModelConfig,
+    weights: ModelWeights,
     windows: np.ndarray,
     without: float,
     factor: float,
@@ -322,7 +326,7 @@ def test_planted_channels_diverge_less_than_in_q8_0(
 
 @pytest.mark.parametrize("activation", ["relu", "leaky_relu", "linear"])
 def test_planted_channels_that_keep_the_function_cost_nothing(
-    config: GPT2Config, weights: GPT2Weights, windows: np.ndarray, activation: str
+    config: ModelConfig, weights: ModelWeights, windows: np.ndarray, activation: str
 ) -> None:
     other = replace(config, activation=activation)
     planted = plant_channels(other, weights, factor=30, count=4)
@@ -334,7 +338,7 @@ def test_planted_channels_that_keep_the_function_cost_nothing(
 
 @pytest.mark.parametrize(("size", "pairs"), [(100, 2), (30, 3), (10, 3)])
 def test_a_few_huge_residual_channels_cost_little(
-    config: GPT2Config, weights: GPT2Weights, windows: np.ndarray, size: float, pairs: int
+    config: ModelConfig, weights: ModelWeights, windows: np.ndarray, size: float, pairs: int
 ) -> None:
     planted = plant_residual(weights, size=size, pairs=pairs)
     exact = logprobs_of(config, planted, windows)
@@ -343,10 +347,10 @@ def test_a_few_huge_residual_channels_cost_little(
     assert ours < (0.8 if size >= 100 else 2) * q8_0
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", GPT2_CASES)
 def test_any_checkpoint_can_be_rounded(tmp_path: Path, name: str) -> None:
     folder = write_checkpoint(tmp_path, **options_of(name))
-    config = GPT2Config.load(folder)
+    config = load_config(folder)
     weights = load_weights(folder, config)
     prompt = prompts_of(config.vocab, config.max_positions)[-1][None]
     exact = logprobs_of(config, weights, prompt)
@@ -356,7 +360,7 @@ def test_any_checkpoint_can_be_rounded(tmp_path: Path, name: str) -> None:
 
 
 def test_rounding_repeats_and_leaves_the_weights_alone(
-    config: GPT2Config, weights: GPT2Weights
+    config: ModelConfig, weights: ModelWeights
 ) -> None:
     before = [array.copy() for array in arrays_of(weights)]
     first, second = (arrays_of(quantize(config, weights)) for _ in range(2))
@@ -366,7 +370,7 @@ def test_rounding_repeats_and_leaves_the_weights_alone(
         np.testing.assert_array_equal(array, old)
 
 
-def test_calibration_measures_every_product(config: GPT2Config, weights: GPT2Weights) -> None:
+def test_calibration_measures_every_product(config: ModelConfig, weights: ModelWeights) -> None:
     calibration = calibrate(config, weights)
     assert len(calibration.layers) == config.layers
     for layer, peaks in zip(weights.layers, calibration.layers, strict=True):
@@ -375,5 +379,5 @@ def test_calibration_measures_every_product(config: GPT2Config, weights: GPT2Wei
             len(linear.weight) for linear in sizes
         ]
         assert all((values > 0).all() for values in arrays_of(peaks))
-    down = quantize_layer(weights.layers[0], calibration.layers[0]).down
+    down = quantize_layer(weights.layers[0], calibration.layers[0], config.head_dim).down
     assert down.input_factors.shape == (config.d_ff,)

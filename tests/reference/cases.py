@@ -72,6 +72,45 @@ CASES: dict[str, dict[str, Any]] = {
     "outliers-bfloat16": {**_config(**OUTLIER_SIZES), "outliers": True, "dtype": "BF16"},
 }
 
+_LLAMA3 = {
+    "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 24,
+}  # fmt: skip
+
+
+def _family(model_type: str, **overrides: Any) -> dict[str, Any]:
+    tied = overrides.pop("tied", False)
+    return {"config": {"model_type": model_type, **overrides}, "tied": tied}
+
+
+FAMILY_CASES: dict[str, dict[str, Any]] = {
+    "llama": _family("llama"),
+    "llama-all-heads": _family("llama", num_key_value_heads=4, rope_theta=500.0),
+    "llama-heads-9-3": _family(
+        "llama", hidden_size=72, num_attention_heads=9, num_key_value_heads=3, tied=True
+    ),
+    "llama-one-kv-head": _family("llama", num_key_value_heads=1, head_dim=6),
+    "llama-head_dim-64": _family("llama", head_dim=64, num_attention_heads=2),
+    "llama-biases": _family("llama", attention_bias=True, mlp_bias=True),
+    "llama-gelu": _family("llama", hidden_act="gelu_pytorch_tanh", rms_norm_eps=1e-2),
+    "llama-linear": _family("llama", rope_scaling={"type": "linear", "factor": 4.0}),
+    "llama-llama3": _family("llama", head_dim=16, rope_scaling=_LLAMA3, rope_theta=1000.0),
+    "llama-rope-parameters": _family(
+        "llama", head_dim=16, rope_theta=..., rope_parameters={**_LLAMA3, "rope_theta": 1000.0}
+    ),
+    "llama-bfloat16-sharded": {**_family("llama"), "dtype": "BF16", "shards": 3},
+    "llama-no-prefix": {**_family("llama"), "prefix": False, "dtype": "F16"},
+    "mistral": _family("mistral"),
+    "mistral-window-1": _family("mistral", sliding_window=1),
+    "mistral-no-window": _family("mistral", sliding_window=None),
+    "qwen2": _family("qwen2", tied=True),
+    "qwen3": _family("qwen3"),
+    "qwen3-head_dim-128": _family("qwen3", head_dim=..., num_attention_heads=2, tied=True),
+}
+"""The same for other families."""
+GPT2_CASES = dict(CASES)
+CASES |= FAMILY_CASES
+
 _TRAINING_SIZES = {"vocab_size": 23, "n_positions": 16, "n_embd": 6, "n_head": 2}
 TRAINING_CASES: dict[str, dict[str, Any]] = {
     f"{name}{'' if tied else '-untied'}": {

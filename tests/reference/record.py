@@ -11,6 +11,7 @@ and not ours.
 import json
 import sys
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ from tokenizers import Tokenizer
 
 from nanovllm.hub.names import bundled_folder
 from tests.reference.cases import (
-    CASES,
+    FAMILY_CASES,
+    GPT2_CASES,
     GREEDY_PROMPT,
     GREEDY_TOKENS,
     TOP_EVERY,
@@ -44,9 +46,10 @@ PASSAGE = (
 
 def load_reference(folder: Path, dtype: torch.dtype) -> Any:
     """The folder's model in `dtype`, whatever its file holds."""
-    options = (
-        {} if dtype == torch.float32 else {"reorder_and_upcast_attn": False}
-    )  # the same function, which insists on float32
+    options = {}
+    kind = transformers.AutoConfig.from_pretrained(folder).model_type
+    if kind == "gpt2" and dtype != torch.float32:
+        options["reorder_and_upcast_attn"] = False  # the same function, which insists on float32
     model = transformers.AutoModelForCausalLM.from_pretrained(
         folder, dtype=dtype, attn_implementation="eager", **options
     )
@@ -78,7 +81,7 @@ def record_case(name: str, folder: Path) -> tuple[dict[str, np.ndarray], dict[st
     """One case's arrays, and what the header says about it."""
     write_checkpoint(folder, **options_of(name))
     model, exact = load_reference(folder, torch.float32), load_reference(folder, torch.float64)
-    prompts = prompts_of(model.config.vocab_size, model.config.n_positions)
+    prompts = prompts_of(model.config.vocab_size, model.config.max_position_embeddings)
     logprobs = [reference_logprobs(model, prompt) for prompt in prompts]
     noise = max(
         float(np.abs(reference_logprobs(exact, prompt) - ours).max())
@@ -135,14 +138,11 @@ def record_loss() -> None:
     (FOLDER / "recorded_loss.json").write_text(json.dumps(content) + "\n", encoding="utf-8")
 
 
-def main() -> None:
-    """Record all cases; with the argument `loss` only the bundled model's loss."""
-    record_loss()
-    if sys.argv[1:] == ["loss"]:
-        return
+def record_cases(names: Iterable[str], file_name: str) -> None:
+    """Record cases into a .npz and a .json file of that name."""
     arrays: dict[str, np.ndarray] = {}
     cases: dict[str, dict[str, Any]] = {}
-    for name in CASES:
+    for name in names:
         with tempfile.TemporaryDirectory() as folder:
             recorded, cases[name] = record_case(name, Path(folder))
         arrays.update({f"{name}/{key}": value for key, value in recorded.items()})
@@ -150,13 +150,25 @@ def main() -> None:
     versions = {
         module.__name__: module.__version__ for module in (transformers, torch, np, safetensors)
     }
-    np.savez_compressed(FOLDER / "recorded.npz", allow_pickle=False, **arrays)
+    np.savez_compressed(FOLDER / f"{file_name}.npz", allow_pickle=False, **arrays)
     header = {
         "versions": versions,
         "computed_in": "float32, eager attention, no cache",
         "cases": cases,
     }
-    (FOLDER / "recorded.json").write_text(json.dumps(header, indent=1) + "\n", encoding="utf-8")
+    path = FOLDER / f"{file_name}.json"
+    path.write_text(json.dumps(header, indent=1) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    """Record everything, or only what the arguments name: "loss", "gpt2", "families"."""
+    parts = sys.argv[1:] or ["loss", "gpt2", "families"]
+    if "loss" in parts:
+        record_loss()
+    if "gpt2" in parts:
+        record_cases(GPT2_CASES, "recorded")
+    if "families" in parts:
+        record_cases(FAMILY_CASES, "recorded_families")
 
 
 if __name__ == "__main__":

@@ -11,10 +11,11 @@ from nanovllm.errors import CheckpointError
 from nanovllm.model.backend import LoadOptions
 from nanovllm.model.batch import ForwardBatch
 from nanovllm.model.checkpoint import load_weights
-from nanovllm.model.config import GPT2Config
+from nanovllm.model.config import ModelConfig
+from nanovllm.model.families.registry import load_config
 from nanovllm.model.logprobs import token_logprobs
 from nanovllm.model.numpy_backend import NumpyBackend
-from nanovllm.model.weights import GPT2Weights
+from nanovllm.model.weights import ModelWeights
 from nanovllm.runner.native_model_runner import PROMPT_ROWS_AT_ONCE, NativeModelRunner, RunnerOutput
 from tests.support.batches import make_batch
 from tests.support.sampling import Row, make_step
@@ -25,7 +26,7 @@ BLOCK_SIZE = 8
 class CountingBackend(NumpyBackend):
     """The NumPy backend with a cache full of NaN, which counts the rows of each call."""
 
-    def __init__(self, config: GPT2Config, weights: GPT2Weights) -> None:
+    def __init__(self, config: ModelConfig, weights: ModelWeights) -> None:
         super().__init__(config, weights, batch_invariant=True)
         self.forwards: list[int] = []
         self.logit_rows: list[int] = []
@@ -48,7 +49,7 @@ class CountingBackend(NumpyBackend):
 
 @pytest.fixture
 def backend(tiny_model: Path) -> CountingBackend:
-    config = GPT2Config.load(tiny_model)
+    config = load_config(tiny_model)
     return CountingBackend(config, load_weights(tiny_model, config))
 
 
@@ -245,7 +246,7 @@ def test_a_row_without_a_token_says_so_and_the_others_go_on(backend: CountingBac
 
 
 def test_a_network_that_is_not_a_number_has_no_token(tiny_model: Path) -> None:
-    config = GPT2Config.load(tiny_model)
+    config = load_config(tiny_model)
     weights = load_weights(tiny_model, config)
     broken = np.array(weights.position_embedding)
     broken[2:] = np.nan

@@ -7,7 +7,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from nanovllm import TrainingConfig
-from nanovllm.model.config import GPT2Config
+from nanovllm.model.config import ModelConfig
+from nanovllm.model.families.registry import load_config
 from nanovllm.training.config import read_toml
 from scripts.bundled_model.convert import convert, on_grid
 from scripts.bundled_model.prepare_books import clean, write_books
@@ -66,7 +67,7 @@ def test_the_settings_give_a_model_that_is_small_enough(
     settings = read_toml(SETTINGS / f"{name}.toml")
     config = TrainingConfig.from_dict({**settings, "data": "books", "output": "run"}, name)
     assert None not in {config.layers, config.heads, config.width, config.context}
-    model = GPT2Config(
+    model = ModelConfig(
         vocab=vocab,
         max_positions=config.context or 0,
         d_model=config.width or 0,
@@ -103,7 +104,7 @@ def test_weights_are_converted_to_float16(tiny_model: Path, tmp_path: Path) -> N
     weights = load_file(run / "model.safetensors")
     size = convert(run, output, 7)
     assert size == sum(file.stat().st_size for file in output.iterdir())
-    assert GPT2Config.load(output) == GPT2Config.load(run)
+    assert load_config(output) == load_config(run)
     for name, tensor in load_file(output / "model.safetensors").items():
         bits = 6 if ".mlp." in name else 7
         expected = on_grid(weights[name], bits) if tensor.ndim == 2 else weights[name]

@@ -4,15 +4,15 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 
-from nanovllm.model import gpt2
 from nanovllm.model.ablation import Part
 from nanovllm.model.activation import ACTIVATIONS
-from nanovllm.model.config import GPT2Config
-from nanovllm.model.weights import GPT2Weights
+from nanovllm.model.config import ModelConfig
+from nanovllm.model.layers import layer_norm
+from nanovllm.model.weights import ModelWeights
 
 
 def forward_without(
-    config: GPT2Config, weights: GPT2Weights, token_ids: Sequence[int], off: Collection[Part]
+    config: ModelConfig, weights: ModelWeights, token_ids: Sequence[int], off: Collection[Part]
 ) -> np.ndarray:
     """Return the final hidden states, one head after the other; the parts `off` add nothing."""
 
@@ -22,7 +22,7 @@ def forward_without(
     count, dim = len(token_ids), config.head_dim
     hidden = weights.token_embedding[list(token_ids)] + weights.position_embedding[:count]
     for index, layer in enumerate(weights.layers):
-        normed = gpt2.layer_norm(hidden, layer.attention_norm, config.epsilon)
+        normed = layer_norm(hidden, layer.attention_norm, config.epsilon)
         qkv = normed @ layer.qkv.weight + layer.qkv.bias
         added = np.tile(layer.out.bias, (count, 1))
         for head in range(config.heads):
@@ -36,8 +36,8 @@ def forward_without(
                 added += shares @ v @ layer.out.weight[own]
         if has(index, "attention") and has(index, "block"):
             hidden = hidden + added
-        normed = gpt2.layer_norm(hidden, layer.ffn_norm, config.epsilon)
+        normed = layer_norm(hidden, layer.ffn_norm, config.epsilon)
         inner = ACTIVATIONS[config.activation](normed @ layer.up.weight + layer.up.bias)
         if has(index, "ffn") and has(index, "block"):
             hidden = hidden + inner @ layer.down.weight + layer.down.bias
-    return gpt2.layer_norm(hidden, weights.final_norm, config.epsilon)
+    return layer_norm(hidden, weights.final_norm, config.epsilon)

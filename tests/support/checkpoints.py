@@ -1,4 +1,4 @@
-"""Tiny GPT-2 checkpoints in every form they are found in, made from a seed with NumPy alone.
+"""Tiny checkpoints in every form they are found in, made from a seed with NumPy alone.
 
 The numbers are those of `nanovllm.learn.tiny_model`, the same everywhere. So a checkpoint has the
 same bytes on every machine, and values recorded from the reference implementation stay valid
@@ -18,8 +18,9 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from nanovllm.learn.tiny_model import draw_tensors
 from nanovllm.model.checkpoint import load_weights
-from nanovllm.model.config import GPT2Config
-from nanovllm.model.weights import GPT2Weights
+from nanovllm.model.families.registry import family_of, load_config, read_config
+from nanovllm.model.weights import ModelWeights
+from tests.support.families import CONFIGS, draw_family_tensors
 
 OUTLIER_CHANNELS = {5: 1100.0, 21: -700.0, 50: -400.0}
 """{residual channel: its size from the first block on} with `outliers`; the mean stays small."""
@@ -31,8 +32,12 @@ _DTYPE_NAMES = {"float32": "F32", "float16": "F16", "int64": "I64", "bool": "BOO
 
 
 def tiny_config(**overrides: Any) -> dict[str, Any]:
-    """Return the config.json of a GPT-2 with two small blocks; `...` removes a key."""
-    config: dict[str, Any] = {
+    """Return the config.json of a network with two small blocks; `...` removes a key.
+
+    It is a GPT-2, or of the family of `model_type`.
+    """
+    family: dict[str, Any] = CONFIGS.get(overrides.get("model_type", "gpt2"), {})
+    config: dict[str, Any] = family or {
         "model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "vocab_size": 97,
         "n_positions": 128, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_inner": None,
         "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5, "scale_attn_weights": True,
@@ -57,7 +62,10 @@ def tiny_tensors(
     of the residual stream reach about 1e3, as in the published GPT-2. Tensors whose names end in a
     key of `scales` are multiplied by its value; that of `shifts` is added.
     """
-    tensors = draw_tensors(config, seed)
+    if config["model_type"] in CONFIGS:
+        tensors = draw_family_tensors(config, seed)
+    else:
+        tensors = draw_tensors(config, seed)
     if outliers:
         _add_outliers(tensors, config)
     for name in tensors:
@@ -84,12 +92,12 @@ def write_checkpoint(
     scales: Mapping[str, float] | None = None,
     shifts: Mapping[str, float] | None = None,
 ) -> Path:
-    """Write config.json and the weights of a tiny GPT-2 into `folder` and return it.
+    """Write config.json and the weights of a tiny network into `folder` and return it.
 
     Args:
         config: what differs from `tiny_config`.
         dtype: "F32", "F16" or "BF16", of all weights in the file.
-        prefix: names begin with `transformer.`, as transformers saves them; gpt2 has none.
+        prefix: names have the prefix that transformers gives them; those of gpt2 have none.
         shards: number of files; above 1 an index names them.
         buffers: the causal masks that old versions stored beside the weights.
         tied: the head is the token embedding; otherwise it has weights of its own.
@@ -99,14 +107,18 @@ def write_checkpoint(
     """
     full_config = tiny_config(**{"tie_word_embeddings": tied, **(config or {})})
     tensors = tiny_tensors(full_config, seed=seed, outliers=outliers, scales=scales, shifts=shifts)
+    tensors_of = family_of(read_config(full_config)).tensors
     if tied:
-        tensors["lm_head.weight"] = tensors["wte.weight"]
+        tensors["lm_head.weight"] = tensors[tensors_of.EMBEDDING]
     if not (not tied if stored_head is None else stored_head):
         del tensors["lm_head.weight"]
     encoded = {name: _encode(array, dtype) for name, array in tensors.items()}
     if buffers:
         encoded.update(_mask_buffers(full_config))
-    named = {_prefixed(name) if prefix else name: tensor for name, tensor in encoded.items()}
+    named = {
+        tensors_of.PREFIX + name if prefix and name != "lm_head.weight" else name: tensor
+        for name, tensor in encoded.items()
+    }
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "config.json", full_config)
     if shards == 1:
@@ -238,10 +250,6 @@ def _mask_buffers(config: Mapping[str, Any]) -> dict[str, tuple[str, np.ndarray]
     }
 
 
-def _prefixed(name: str) -> str:
-    return name if name == "lm_head.weight" else f"transformer.{name}"
-
-
 def _encode(array: np.ndarray, dtype: str) -> tuple[str, np.ndarray]:
     """Round to a file's type, to nearest even; bfloat16 is the upper half of float32."""
     if dtype != "BF16":
@@ -252,9 +260,9 @@ def _encode(array: np.ndarray, dtype: str) -> tuple[str, np.ndarray]:
     ).astype(np.uint16)
 
 
-def load(folder: Path) -> GPT2Weights:
+def load(folder: Path) -> ModelWeights:
     """Return the weights of a checkpoint."""
-    return load_weights(folder, GPT2Config.load(folder))
+    return load_weights(folder, load_config(folder))
 
 
 def rewrite(folder: Path, change: Callable[[dict[str, np.ndarray]], object]) -> Path:

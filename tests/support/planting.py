@@ -4,13 +4,13 @@ from dataclasses import replace
 
 import numpy as np
 
-from nanovllm.model.config import GPT2Config
-from nanovllm.model.weights import GPT2Weights, Layer, LayerNorm, Linear
+from nanovllm.model.config import ModelConfig
+from nanovllm.model.weights import Layer, LayerNorm, Linear, ModelWeights
 
 
 def plant_channels(
-    config: GPT2Config, weights: GPT2Weights, *, factor: float, count: int, seed: int = 0
-) -> GPT2Weights:
+    config: ModelConfig, weights: ModelWeights, *, factor: float, count: int, seed: int = 0
+) -> ModelWeights:
     """Scale `count` input channels of each linear layer by `factor`, and their weights by its
     inverse.
 
@@ -44,7 +44,9 @@ def plant_channels(
     return replace(weights, layers=tuple(layers))
 
 
-def plant_residual(weights: GPT2Weights, *, size: float, pairs: int, seed: int = 0) -> GPT2Weights:
+def plant_residual(
+    weights: ModelWeights, *, size: float, pairs: int, seed: int = 0
+) -> ModelWeights:
     """Make a few residual channels huge from the first block on, as in the published GPT-2.
 
     The network computes another function. The layer norms' gains restore the other channels to

@@ -7,7 +7,7 @@ from nanovllm.engine.input_processor import InputProcessor
 from nanovllm.engine.prompt_request import PromptRequest
 from nanovllm.engine.request_limits import Limits
 from nanovllm.engine.tokenizer import Tokenizer
-from nanovllm.model.config import GPT2Config
+from nanovllm.model.config import ModelConfig
 from nanovllm.prompts import Prompt
 from nanovllm.sampling_params import SamplingParams
 
@@ -52,7 +52,7 @@ def make_input_processor(
 ) -> InputProcessor:
     """Return an input processor of a model whose last token is the end of text."""
     vocab = vocab or tokenizer.vocab
-    model = GPT2Config(
+    model = ModelConfig(
         vocab=vocab, max_positions=CONTEXT, d_model=8, layers=1, heads=1, d_ff=8,
         eos_token_ids=(vocab - 1,),
     )  # fmt: skip

@@ -9,9 +9,10 @@ from jaxtyping import Float32, Int64, UInt8
 from nanovllm.model.activation import ACTIVATIONS
 from nanovllm.model.attention import paged_attention
 from nanovllm.model.batch import ForwardBatch
-from nanovllm.model.config import GPT2Config
-from nanovllm.model.gpt2 import forward, layer_norm, linear
+from nanovllm.model.config import ModelConfig
+from nanovllm.model.families.gpt2.network import forward
 from nanovllm.model.kv_cache import KVCache
+from nanovllm.model.layers import layer_norm, linear
 from nanovllm.model.observer import ignore
 from nanovllm.model.quantization import (
     LARGEST_ROW_CODE,
@@ -20,7 +21,7 @@ from nanovllm.model.quantization import (
     quantize_head,
     quantize_layer,
 )
-from nanovllm.model.weights import GPT2Weights, Layer, LayerNorm, Linear
+from nanovllm.model.weights import Layer, LayerNorm, Linear, ModelWeights
 
 Q8_GROUP = 32
 
@@ -36,11 +37,11 @@ class QuantizedWeights:
     head: QuantizedLinear
 
 
-def quantize(config: GPT2Config, weights: GPT2Weights) -> QuantizedWeights:
+def quantize(config: ModelConfig, weights: ModelWeights) -> QuantizedWeights:
     """Quantize a whole network."""
     calibration = calibrate(config, weights)
     layers = tuple(
-        quantize_layer(layer, peaks)
+        quantize_layer(layer, peaks, config.head_dim)
         for layer, peaks in zip(weights.layers, calibration.layers, strict=True)
     )
     return QuantizedWeights(
@@ -94,7 +95,7 @@ def quantized_linear(
 
 
 def quantized_forward(
-    config: GPT2Config, weights: QuantizedWeights, batch: ForwardBatch, cache: KVCache
+    config: ModelConfig, weights: QuantizedWeights, batch: ForwardBatch, cache: KVCache
 ) -> Float32[np.ndarray, "rows d_model"]:
     """Run the forward pass of gpt2.py in int8; the result is scaled for the head."""
     activation = ACTIVATIONS[config.activation]
@@ -125,10 +126,10 @@ def q8_0(rows: Float32[np.ndarray, "rows columns"]) -> Float32[np.ndarray, "rows
 
 
 def q8_0_logits(
-    config: GPT2Config, weights: GPT2Weights, batch: ForwardBatch, cache: KVCache
+    config: ModelConfig, weights: ModelWeights, batch: ForwardBatch, cache: KVCache
 ) -> Float32[np.ndarray, "rows vocab"]:
     """Return logits of the float32 model with both sides of every matmul rounded to q8_0."""
-    with patch("nanovllm.model.gpt2.linear", _q8_0_linear):
+    with patch("nanovllm.model.families.gpt2.network.linear", _q8_0_linear):
         hidden = forward(config, weights, batch, cache)
     scores: np.ndarray = q8_0(hidden) @ q8_0(weights.head).T
     return scores

@@ -9,7 +9,7 @@ import pytest
 
 from nanovllm import Trainer, TrainingConfig
 from nanovllm.llm import LLM
-from nanovllm.model.config import GPT2Config
+from nanovllm.model.families.registry import load_config
 from nanovllm.training.metrics import TrainingResult
 from tests.support.checkpoints import write_json, write_tiny_model
 
@@ -42,7 +42,7 @@ def test_what_the_source_has_is_kept(tmp_path: Path, dtype: str) -> None:
     )
     write_json(source / "generation_config.json", {"temperature": 0.5, "eos_token_id": 7})
     write_json(source / "tokenizer_config.json", {"model_max_length": 128, "note": "kept"})
-    before = GPT2Config.load(source)
+    before = load_config(source)
     with Trainer(config(tmp_path, source)) as trainer:
         assert any("16-bit" in one for one in trainer.setup.notices) == (dtype == "BF16")
         trainer.train()
@@ -50,7 +50,7 @@ def test_what_the_source_has_is_kept(tmp_path: Path, dtype: str) -> None:
     with Trainer.resume(tmp_path / "run") as trainer:
         assert trainer.train().state == "finished"
     for folder in (tmp_path / "run", tmp_path / "run" / "last"):
-        assert GPT2Config.load(folder) == before
+        assert load_config(folder) == before
         settings = json.loads((folder / "config.json").read_text())
         assert (settings["bos_token_id"], settings["eos_token_id"]) == (5, [266, 3])
         assert settings["dtype"] == "float32"

@@ -16,7 +16,8 @@ from nanovllm.hub.names import bundled_folder
 from nanovllm.llm import LLM
 from nanovllm.model.activation import ACTIVATIONS
 from nanovllm.model.checkpoint import expected_shapes, load_arrays
-from nanovllm.model.config import GPT2Config
+from nanovllm.model.config import ModelConfig
+from nanovllm.model.families.registry import load_config
 from nanovllm.sampling_params import SamplingParams
 from nanovllm.trainer import Trainer
 from nanovllm.training.config import TrainingConfig
@@ -44,8 +45,8 @@ def recorded() -> Iterator[Mapping[str, np.ndarray]]:
         yield arrays
 
 
-def load(folder: Path) -> tuple[GPT2Config, Parameters]:
-    config = GPT2Config.load(folder)
+def load(folder: Path) -> tuple[ModelConfig, Parameters]:
+    config = load_config(folder)
     parameters = Parameters(expected_shapes(config))
     for name, array in load_arrays(folder, config).items():
         parameters.tensors[name].data[...] = array
@@ -53,7 +54,7 @@ def load(folder: Path) -> tuple[GPT2Config, Parameters]:
 
 
 def mean_loss(
-    config: GPT2Config, parameters: Parameters, tokens: np.ndarray, *, differentiate: bool = True
+    config: ModelConfig, parameters: Parameters, tokens: np.ndarray, *, differentiate: bool = True
 ) -> float:
     """Return the mean loss of the next token, and leave its gradients in the parameters."""
     inputs, targets = tokens[:, :-1], tokens[:, 1:]

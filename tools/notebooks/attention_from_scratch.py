@@ -15,7 +15,7 @@ import numpy as np
 from nanovllm.hub import resolve_model
 from nanovllm.inspection.attention import attention_weights, head_statistics
 from nanovllm.inspection.observe import InspectedModel
-from nanovllm.model.gpt2 import layer_norm
+from nanovllm.model.layers import layer_norm
 
 # %% [markdown]
 # ## A search with three vectors

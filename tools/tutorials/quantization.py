@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from nanovllm.hub.names import bundled_folder
 from nanovllm.model.checkpoint import load_weights
-from nanovllm.model.config import GPT2Config
+from nanovllm.model.families.registry import load_config
 from nanovllm.model.quantization import LARGEST_CODE, LARGEST_ROW_CODE, calibrate
 from tools import comparison_chart
 from tools.svg import picture, text
@@ -84,7 +84,7 @@ def _nanovllm(*words: str) -> str:
 
 def _weight_figures() -> dict[str, float]:
     """Return the rounding error of a real weight, and how large a channel can be."""
-    config = GPT2Config.load(bundled_folder())
+    config = load_config(bundled_folder())
     weights = load_weights(bundled_folder(), config)
     weight = weights.layers[0].qkv.weight
     columns = abs(weight).max(axis=0) / LARGEST_CODE

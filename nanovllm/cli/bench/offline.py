@@ -29,7 +29,7 @@ from nanovllm.engine.generation_request import GenerationRequest
 from nanovllm.engine.prompt_request import PromptRequest
 from nanovllm.errors import EngineFaultError, InvalidRequestError, counted
 from nanovllm.hub import resolve_model, resolve_models
-from nanovllm.model.config import GPT2Config
+from nanovllm.model.families.registry import load_config
 from nanovllm.prompts import Prompt
 from nanovllm.sampling_params import SamplingParams
 
@@ -285,7 +285,7 @@ def lengths_of(
     options: OfflineOptions, config: EngineConfig, defaults: tuple[int, int]
 ) -> tuple[int, int]:
     """Return the lengths of prompts and outputs, which fit the context."""
-    context = GPT2Config.load(resolve_model(options.model)).max_positions
+    context = load_config(resolve_model(options.model)).max_positions
     max_model_len = min(config.max_model_len or context, context)
     return fit_lengths(options.input_len, options.output_len, defaults, max_model_len)
 

@@ -16,7 +16,7 @@ from nanovllm.cli.bench.report import shown
 from nanovllm.engine.engine import Engine
 from nanovllm.engine.metrics import StepStats
 from nanovllm.errors import counted
-from nanovllm.model.config import GPT2Config
+from nanovllm.model.config import ModelConfig
 
 WEIGHT_BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
 _VECTOR_BYTES = 4  # float32 biases and gains
@@ -99,17 +99,16 @@ class Costs:
     row_operations: int
 
     @classmethod
-    def of(cls, model: GPT2Config, kind: str, pair_bytes: float) -> "Costs":
+    def of(cls, model: ModelConfig, kind: str, pair_bytes: float) -> "Costs":
         """Return the costs of a model with weights of type `kind`."""
-        layer = 4 * model.d_model**2 + 2 * model.d_model * model.d_ff
-        head = model.vocab * model.d_model
-        vectors = model.layers * (9 * model.d_model + model.d_ff) + 2 * model.d_model
+        layer, head = model.block_weights, model.vocab * model.d_model
+        vectors = model.layers * model.block_vectors + 2 * model.d_model
         return cls(
             weights_bytes=(model.layers * layer + head) * WEIGHT_BYTES[kind]
             + vectors * _VECTOR_BYTES,
             pair_bytes=pair_bytes,
             token_operations=2 * model.layers * layer,
-            pair_operations=4 * model.layers * model.d_model,
+            pair_operations=4 * model.layers * model.queries_width,
             row_operations=2 * head,
         )
 

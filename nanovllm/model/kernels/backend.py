@@ -11,11 +11,13 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float32, Int64
 
+from nanovllm.errors import CheckpointError
 from nanovllm.model.ablation import without
 from nanovllm.model.backend import LoadOptions
 from nanovllm.model.batch import ForwardBatch
 from nanovllm.model.checkpoint import open_weights
-from nanovllm.model.config import GPT2Config
+from nanovllm.model.config import ModelConfig
+from nanovllm.model.families.registry import load_config
 from nanovllm.model.kernels.build.bounds import watch
 from nanovllm.model.kernels.build.packing import to_bfloat16
 from nanovllm.model.kernels.build.target import (
@@ -38,7 +40,7 @@ from nanovllm.model.kernels.step_record import (
 )
 from nanovllm.model.kernels.threads.pool import ThreadPool
 from nanovllm.model.machine import default_threads, return_freed_memory
-from nanovllm.model.weights import GPT2Weights
+from nanovllm.model.weights import ModelWeights
 
 _SHARED_MULTIPLY_ADDS = 300_000
 """Below this one thread is faster than several that wait for each other."""
@@ -62,8 +64,8 @@ class NumbaBackend:
 
     def __init__(
         self,
-        config: GPT2Config,
-        weights: GPT2Weights,
+        config: ModelConfig,
+        weights: ModelWeights,
         *,
         spec: Spec | None = None,
         narrow_embedding: bool = False,
@@ -76,6 +78,10 @@ class NumbaBackend:
             narrow_embedding: keep the token embedding in bfloat16.
             num_threads: the default is one for each core that this process may use.
         """
+        if config.family != "gpt2":
+            raise CheckpointError(
+                f"backend numba computes GPT-2; for a {config.family} model use backend numpy"
+            )
         self.config = config
         self._spec = spec or host_spec()
         self.weight_dtype, self.cache_dtype = self._spec.weights, self._spec.cache
@@ -118,7 +124,7 @@ class NumbaBackend:
                 f"{' or '.join(QUANTIZATIONS)} or None, and kv_cache_dtype auto, "
                 f"{', '.join(CACHE_TYPES)}; it cannot use {options.describe_types()}"
             )
-        config = GPT2Config.load(folder)
+        config = load_config(folder)
         weights = options.quantization or options.dtype
         cache = options.kv_cache_dtype
         backend = cls(

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from nanovllm.model.activation import ACTIVATIONS
-from nanovllm.model.config import GPT2Config
+from nanovllm.model.config import ModelConfig
 from nanovllm.model.kernels.build.packing import (
     aligned_zeros,
     pack_panels,
@@ -32,7 +32,7 @@ from nanovllm.model.quantization import (
     quantize_head,
     quantize_layer,
 )
-from nanovllm.model.weights import GPT2Weights, Layer, LayerNorm, Linear
+from nanovllm.model.weights import Layer, LayerNorm, Linear, ModelWeights
 from nanovllm.progress import progress_bar
 
 AnyLinear = Linear | QuantizedLinear
@@ -50,7 +50,7 @@ class PackedWeights:
     """
 
     def __init__(
-        self, config: GPT2Config, weights: GPT2Weights, spec: Spec, *, narrow_embedding: bool
+        self, config: ModelConfig, weights: ModelWeights, spec: Spec, *, narrow_embedding: bool
     ) -> None:
         """Pack; `narrow_embedding` keeps the token embedding in bfloat16."""
         self._spec = spec
@@ -64,7 +64,7 @@ class PackedWeights:
         with progress_bar(
             total=config.layers + 1, desc="Packing weights", unit="layer", delay=0.5, leave=False
         ) as progress:
-            for linears, part_norms in _parts(weights, calibration):
+            for linears, part_norms in _parts(weights, calibration, config.head_dim):
                 for linear in linears:
                     self._pack(records[number], linear)
                     number += 1
@@ -143,14 +143,14 @@ class PackedWeights:
 
 
 def _parts(
-    weights: GPT2Weights, calibration: Calibration | None
+    weights: ModelWeights, calibration: Calibration | None, head_dim: int
 ) -> Iterator[tuple[Sequence[AnyLinear], Sequence[LayerNorm]]]:
     """Yield the linear layers of every block and the norms before them, and last the head's.
 
     They are quantized where there is a calibration. No block is kept while the next one is read.
     """
     for index in range(len(weights.layers)):
-        yield _block(weights, index, calibration)
+        yield _block(weights, index, calibration, head_dim)
     if calibration is not None:
         norm, quantized_head = quantize_head(weights, calibration.head)
         yield (quantized_head,), (norm,)
@@ -161,12 +161,12 @@ def _parts(
 
 
 def _block(
-    weights: GPT2Weights, index: int, calibration: Calibration | None
+    weights: ModelWeights, index: int, calibration: Calibration | None, head_dim: int
 ) -> tuple[Sequence[AnyLinear], Sequence[LayerNorm]]:
     stored = weights.layers[index]
     layer: Layer[Linear] | Layer[QuantizedLinear] = stored
     if calibration is not None:
-        layer = quantize_layer(stored, calibration.layers[index])
+        layer = quantize_layer(stored, calibration.layers[index], head_dim)
     return (layer.qkv, layer.out, layer.up, layer.down), (layer.attention_norm, layer.ffn_norm)
 
 

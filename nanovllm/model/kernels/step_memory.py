@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from nanovllm.model.config import GPT2Config
+from nanovllm.model.config import ModelConfig
 from nanovllm.model.kernels.build.layout import LINE_BYTES, WORD_BYTES
 from nanovllm.model.kernels.build.packing import aligned_zeros, panel_steps, round_up
 from nanovllm.model.kernels.build.target import INPUTS_PER_WORD, PER_WORD, Spec
@@ -35,7 +35,7 @@ _ACTIVATIONS = {
 class StepMemory(KernelMemory):
     """The memory of a network's steps on some threads; the weights are bound by its owner."""
 
-    def __init__(self, config: GPT2Config, spec: Spec, threads: int) -> None:
+    def __init__(self, config: ModelConfig, spec: Spec, threads: int) -> None:
         """Write the sizes of the network; the cache has no blocks yet."""
         super().__init__(STEP_RECORD, STEP_DTYPES)
         self._config, self._spec, self._threads = config, spec, threads

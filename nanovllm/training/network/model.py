@@ -1,6 +1,6 @@
-"""GPT-2's forward pass for training: the network of nanovllm/model/gpt2.py on a tape.
+"""GPT-2's forward pass for training: the network of model/families/gpt2/network.py on a tape.
 
-The operations, their order and their names are those of gpt2.py. There is no KV cache: all tokens
+The operations, their order and their names are the same. There is no KV cache: all tokens
 of a sequence are computed at once. Dropout is where GPT-2 has it: after the embedding, on the
 attention weights, and at the end of both residual branches. `config.ablated` leaves parts out.
 """
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, UInt64
 
-from nanovllm.model.config import GPT2Config
+from nanovllm.model.config import ModelConfig
 from nanovllm.training.network.autograd import Tape, Tensor
 from nanovllm.training.network.dropout import site_key
 from nanovllm.training.network.operations import AttentionShape, Operations, TokenIds
@@ -35,7 +35,7 @@ class Dropout:
     seed: int = 0
     step: int = 0
 
-    def keys(self, config: GPT2Config, group: int = 0) -> Keys:
+    def keys(self, config: ModelConfig, group: int = 0) -> Keys:
         """Return a key for each use of dropout in a forward pass.
 
         Args:
@@ -52,7 +52,7 @@ NO_DROPOUT = Dropout()
 
 def forward(
     tape: Tape,
-    config: GPT2Config,
+    config: ModelConfig,
     parameters: Parameters,
     token_ids: TokenIds,
     rate: float = 0.0,
@@ -110,7 +110,7 @@ def forward(
 
 def batch_loss(
     operations: Operations,
-    config: GPT2Config,
+    config: ModelConfig,
     parameters: Parameters,
     token_ids: TokenIds,
     targets: TokenIds,
@@ -151,7 +151,7 @@ def batch_loss(
 
 
 def next_logits(
-    operations: Operations, config: GPT2Config, parameters: Parameters, token_ids: Sequence[int]
+    operations: Operations, config: ModelConfig, parameters: Parameters, token_ids: Sequence[int]
 ) -> Float[np.ndarray, " vocab"]:
     """Return the scores of the token after a sequence, without a KV cache."""
     tape = Tape(operations, records=False)
@@ -160,12 +160,12 @@ def next_logits(
     return hidden.data[-1] @ head.T
 
 
-def _head(config: GPT2Config, parameters: Parameters) -> Tensor:
+def _head(config: ModelConfig, parameters: Parameters) -> Tensor:
     return parameters.tensors["wte.weight" if config.tied_head else "lm_head.weight"]
 
 
 def _layer_norm(
-    tape: Tape, config: GPT2Config, weights: dict[str, Tensor], name: str, x: Tensor
+    tape: Tape, config: ModelConfig, weights: dict[str, Tensor], name: str, x: Tensor
 ) -> Tensor:
     if "layer-norm" in config.ablated:
         return tape.copy(x)

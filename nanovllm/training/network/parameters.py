@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from nanovllm.model.config import GPT2Config
+from nanovllm.model.config import ModelConfig
 from nanovllm.model.kernels.build.layout import LINE_BYTES
 from nanovllm.model.kernels.build.packing import aligned_zeros, round_up
 from nanovllm.training.network.autograd import Tensor
@@ -94,7 +94,7 @@ class Parameters:
         return {name: tensor.data for name, tensor in self.tensors.items()}
 
 
-def initialize(parameters: Parameters, config: GPT2Config, seed: int) -> None:
+def initialize(parameters: Parameters, config: ModelConfig, seed: int) -> None:
     """Draw the initial weights as GPT-2 does.
 
     Matrices are normal with standard deviation 0.02. The output projections of attention and

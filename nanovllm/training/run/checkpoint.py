@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from nanovllm.model.config import ABLATED, GPT2Config
+from nanovllm.model.config import ModelConfig
+from nanovllm.model.families.gpt2.config import ABLATED
 from nanovllm.training.atomic_files import write_atomically
 from nanovllm.training.network.parameters import INITIAL_STD
 
@@ -24,7 +25,7 @@ LAST = "last"
 _PREFIX = "transformer."
 
 
-def hugging_face_config(config: GPT2Config, *, dropout: float) -> dict[str, Any]:
+def hugging_face_config(config: ModelConfig, *, dropout: float) -> dict[str, Any]:
     """Return the config.json of a network, as transformers' GPT2Config reads it."""
     ids = list(config.eos_token_ids)
     eos_token_id = ids if len(ids) > 1 else ids[0] if ids else None

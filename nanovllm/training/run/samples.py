@@ -6,11 +6,12 @@ from typing import TypeAlias
 import numpy as np
 from jaxtyping import Float32, Float64
 
-from nanovllm.model import gpt2
 from nanovllm.model.batch import ForwardBatch
 from nanovllm.model.checkpoint import build_tree
-from nanovllm.model.config import GPT2Config
+from nanovllm.model.config import ModelConfig
+from nanovllm.model.families.gpt2 import network as gpt2
 from nanovllm.model.kv_cache import KVCache
+from nanovllm.model.layers import logits
 from nanovllm.model.numpy_sampler import apply_filters, draw_token
 from nanovllm.model.philox import draw_keys, exponentials
 
@@ -24,7 +25,7 @@ in the README of tiny-books)."""
 
 
 def generate(
-    config: GPT2Config,
+    config: ModelConfig,
     arrays: Mapping[str, np.ndarray],
     prompt: Sequence[int],
     tokens: int,
@@ -58,7 +59,7 @@ def generate(
     return drawn
 
 
-def _gpt2_scorer(config: GPT2Config, arrays: Mapping[str, np.ndarray]) -> Scorer:
+def _gpt2_scorer(config: ModelConfig, arrays: Mapping[str, np.ndarray]) -> Scorer:
     """Return the scores of gpt2.py, which computes only the tokens that were added."""
     weights = build_tree(arrays, config)
     cache = KVCache.allocate(config, blocks=1, block_size=config.max_positions)
@@ -68,7 +69,7 @@ def _gpt2_scorer(config: GPT2Config, arrays: Mapping[str, np.ndarray]) -> Scorer
         nonlocal computed
         batch = ForwardBatch.single(list(ids[computed:]), start=computed)
         computed = len(ids)
-        return gpt2.logits(weights, gpt2.forward(config, weights, batch, cache))[0]
+        return logits(weights, gpt2.forward(config, weights, batch, cache))[0]
 
     return scores_after
 

@@ -22,7 +22,7 @@ from nanovllm.cli.main import main
 from nanovllm.config import EngineConfig
 from nanovllm.engine.engine import Engine
 from nanovllm.engine.metrics import StepStats
-from nanovllm.model.config import GPT2Config
+from nanovllm.model.families.registry import load_config
 from tests.support.bench import bench, refused
 from tests.support.checkpoints import write_tiny_model
 
@@ -304,7 +304,7 @@ def test_latency_tells_the_share_of_the_machines_limits(
     for share in ("prefill, of float32 peak", "decode, of"):
         assert re.search(rf"^{share}.* %$", out, re.MULTILINE), share
     assert f"1 thread read {limits['bandwidth'] / 1e9:,.1f} GB/s" in out
-    model = GPT2Config.load(tiny_model)
+    model = load_config(tiny_model)
     matrices = 2 * 12 * 32**2 + model.vocab * 32
     weights_bytes = 4 * (matrices + 2 * 13 * 32 + 2 * 32)
     cached = 3 * (9 + 10 + 11 + 12) / 4  # tokens seen in a step, of three sequences

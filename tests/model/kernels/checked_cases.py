@@ -11,7 +11,7 @@ import pytest
 
 from nanovllm.model.batch import ForwardBatch
 from nanovllm.model.checkpoint import load_weights
-from nanovllm.model.config import GPT2Config
+from nanovllm.model.families.registry import load_config
 from nanovllm.model.kernels.backend import NumbaBackend
 from nanovllm.model.kernels.build.bounds import watch
 from nanovllm.model.kernels.build.compiler import compiled
@@ -95,7 +95,7 @@ def test_whole_steps_stay_inside_their_arrays(
     """In networks of some width, their results are also those of NumPy, near enough."""
     monkeypatch.setattr("nanovllm.model.kernels.backend._SHARED_MULTIPLY_ADDS", 0)
     folder = write_checkpoint(tmp_path, config={"n_positions": LONGEST, **config})
-    read = GPT2Config.load(folder)
+    read = load_config(folder)
     exact = steps(NumpyBackend.load(folder), 16) if read.d_model >= 64 else []
     for threads, block_size, narrow in ((1, 16, False), (3, 5, True), (2, 1, False), (1, 5, True)):
         backend = NumbaBackend(
@@ -155,7 +155,7 @@ def backend(tmp_path_factory: pytest.TempPathFactory) -> NumbaBackend:
     folder = write_checkpoint(
         tmp_path_factory.mktemp("model"), config={"n_positions": LONGEST, **SHAPES[0]}
     )
-    config = GPT2Config.load(folder)
+    config = load_config(folder)
     backend = NumbaBackend(config, load_weights(folder, config), spec=SPECS[0], num_threads=1)
     backend.allocate_cache(21, 4)
     return backend

@@ -10,7 +10,7 @@ import pytest
 
 from nanovllm.model.backend import LoadOptions
 from nanovllm.model.checkpoint import load_weights
-from nanovllm.model.config import GPT2Config
+from nanovllm.model.families.registry import load_config
 from nanovllm.model.kernels.backend import NumbaBackend
 from nanovllm.model.kernels.build.target import KernelTarget, Spec
 from nanovllm.model.kernels.library import load_library
@@ -45,7 +45,7 @@ def test_every_vector_width_agrees_with_numpy(
     tmp_path: Path, target: KernelTarget, config: dict[str, Any]
 ) -> None:
     folder = write_checkpoint(tmp_path, config=config)
-    read = GPT2Config.load(folder)
+    read = load_config(folder)
     load_whole(target)
     ours = logits_of(NumbaBackend(read, load_weights(folder, read), spec=Spec(target)))
     np.testing.assert_allclose(ours, logits_of(NumpyBackend.load(folder)), rtol=0, atol=1e-4)
@@ -163,7 +163,7 @@ def test_a_pass_by_the_tile_unit_has_the_bits_of_each_sequence_alone(
     """With int8, they are also those of the dot products."""
     monkeypatch.setattr("nanovllm.model.kernels.backend._SHARED_MULTIPLY_ADDS", 0)
     folder = write_checkpoint(tmp_path, config=config)
-    read = GPT2Config.load(folder)
+    read = load_config(folder)
 
     def load(target: KernelTarget, threads: int) -> NumbaBackend:
         spec = Spec(target, weights, "bfloat16")
@@ -201,7 +201,7 @@ def test_a_token_that_is_not_finite_spoils_only_what_comes_after_it(
     if spec == Spec(spec.target):
         load_whole(spec.target)
     folder = write_checkpoint(tmp_path, tied=False, config={"n_embd": 36})
-    config = GPT2Config.load(folder)
+    config = load_config(folder)
     weights = load_weights(folder, config)
     weights.token_embedding[BAD_TOKEN, 5] = bad
     backend = NumbaBackend(config, weights, spec=spec, num_threads=1)
@@ -233,7 +233,7 @@ def test_no_activation_hides_a_weight_that_is_not_a_number(
     tmp_path: Path, name: str, dtype: str
 ) -> None:
     folder = write_checkpoint(tmp_path, config={"activation_function": name})
-    config = GPT2Config.load(folder)
+    config = load_config(folder)
     weights = load_weights(folder, config)
     weights.layers[0].up.weight[3, 5] = np.nan
     backend = NumbaBackend(config, weights, spec=Spec(HOST, dtype, dtype), num_threads=1)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nanovllm.model.checkpoint import expected_shapes
-from nanovllm.model.config import GPT2Config
+from nanovllm.model.config import ModelConfig
 from nanovllm.model.kernels.record import KernelMemory
 from nanovllm.training.kernels.operations import CompiledOperations
 from nanovllm.training.kernels.plan import RUN_WORK, OperationCall, place, runs_of
@@ -95,12 +95,12 @@ def tapes(monkeypatch: pytest.MonkeyPatch) -> list[Tape]:
     return made
 
 
-def make_config(**changes: object) -> GPT2Config:
+def make_config(**changes: object) -> ModelConfig:
     sizes = {"vocab": 50, "max_positions": 24, "d_model": 32, "layers": 2, "heads": 4, "d_ff": 80}
-    return GPT2Config(**{**sizes, **changes})  # type: ignore[arg-type]
+    return ModelConfig(**{**sizes, **changes})  # type: ignore[arg-type]
 
 
-def make_parameters(config: GPT2Config) -> Parameters:
+def make_parameters(config: ModelConfig) -> Parameters:
     parameters = Parameters(
         expected_shapes(config), constant_positions=config.positions == "sinusoidal"
     )
@@ -109,7 +109,7 @@ def make_parameters(config: GPT2Config) -> Parameters:
     return parameters
 
 
-def make_batch(config: GPT2Config, *shape: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def make_batch(config: ModelConfig, *shape: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     tokens = np.random.default_rng(seed).integers(0, config.vocab, (2, *shape))
     return tokens[0], tokens[1]
 

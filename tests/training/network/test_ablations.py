@@ -7,7 +7,7 @@ import pytest
 from jaxtyping import Float
 
 from nanovllm.model.checkpoint import expected_shapes
-from nanovllm.model.config import ABLATIONS, GPT2Config
+from nanovllm.model.config import ABLATIONS, ModelConfig
 from nanovllm.training.kernels.operations import CompiledOperations
 from nanovllm.training.network.autograd import Tape
 from nanovllm.training.network.model import Dropout, batch_loss, forward, next_logits
@@ -19,9 +19,9 @@ OPERATIONS = NumpyOperations()
 COMBINED = ("layer-norm,residual", "layer-norm,ffn", "residual,ffn,causal-mask,scaling,positions")
 
 
-def ablated_config(parts: str) -> GPT2Config:
+def ablated_config(parts: str) -> ModelConfig:
     names = tuple(parts.split(","))
-    return GPT2Config(
+    return ModelConfig(
         vocab=11,
         max_positions=8,
         d_model=12,
@@ -73,7 +73,7 @@ def test_the_backends_agree(parts: str) -> None:
 
 
 def hidden_states(
-    config: GPT2Config, parameters: Parameters, tokens: list[int]
+    config: ModelConfig, parameters: Parameters, tokens: list[int]
 ) -> Float[np.ndarray, "tokens d_model"]:
     return forward(Tape(OPERATIONS), config, parameters, np.array([tokens])).data
 

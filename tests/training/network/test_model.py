@@ -5,10 +5,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nanovllm.model import gpt2
 from nanovllm.model.batch import ForwardBatch
 from nanovllm.model.checkpoint import build_tree, expected_shapes
-from nanovllm.model.config import GPT2Config
+from nanovllm.model.config import ModelConfig
+from nanovllm.model.families.gpt2 import network as gpt2
 from nanovllm.model.kv_cache import KVCache
 from nanovllm.training.network import model
 from nanovllm.training.network.autograd import Tape
@@ -25,12 +25,12 @@ from nanovllm.training.network.parameters import (
 OPERATIONS = NumpyOperations()
 
 
-def small_config(**changes: object) -> GPT2Config:
+def small_config(**changes: object) -> ModelConfig:
     sizes = {"vocab": 11, "max_positions": 8, "d_model": 12, "layers": 2, "heads": 3, "d_ff": 20}
-    return GPT2Config(**{**sizes, **changes})  # type: ignore[arg-type]
+    return ModelConfig(**{**sizes, **changes})  # type: ignore[arg-type]
 
 
-def random_parameters(config: GPT2Config, dtype: type[np.floating] = np.float32) -> Parameters:
+def random_parameters(config: ModelConfig, dtype: type[np.floating] = np.float32) -> Parameters:
     parameters = Parameters(expected_shapes(config), dtype=dtype)
     generator = np.random.default_rng(0)
     for tensor in parameters.tensors.values():
@@ -38,7 +38,7 @@ def random_parameters(config: GPT2Config, dtype: type[np.floating] = np.float32)
     return parameters
 
 
-def random_tokens(config: GPT2Config, batch: int, context: int) -> tuple[np.ndarray, np.ndarray]:
+def random_tokens(config: ModelConfig, batch: int, context: int) -> tuple[np.ndarray, np.ndarray]:
     generator = np.random.default_rng(1)
     tokens = generator.integers(0, config.vocab, (batch, context + 1))
     return tokens[:, :-1], tokens[:, 1:]

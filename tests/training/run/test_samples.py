@@ -4,23 +4,24 @@ from pathlib import Path
 
 import numpy as np
 
-from nanovllm.model import gpt2
 from nanovllm.model.batch import ForwardBatch
 from nanovllm.model.checkpoint import build_tree, load_arrays
-from nanovllm.model.config import GPT2Config
+from nanovllm.model.families.gpt2 import network as gpt2
+from nanovllm.model.families.registry import load_config
 from nanovllm.model.kv_cache import KVCache
+from nanovllm.model.layers import logits
 from nanovllm.training.run.samples import TEMPERATURE, TOP_P, generate
 from tests.support.checkpoints import write_tiny_model
 
 
 def test_tokens_are_drawn_from_the_smallest_set_of_probability_top_p(tmp_path: Path) -> None:
     folder = write_tiny_model(tmp_path)
-    config, prompt = GPT2Config.load(folder), [1, 2, 3]
+    config, prompt = load_config(folder), [1, 2, 3]
     arrays = load_arrays(folder, config)
     weights = build_tree(arrays, config)
     cache = KVCache.allocate(config, blocks=1, block_size=config.max_positions)
     hidden = gpt2.forward(config, weights, ForwardBatch.single(prompt, start=0), cache)
-    scores = gpt2.logits(weights, hidden)[0].astype(np.float64) / TEMPERATURE
+    scores = logits(weights, hidden)[0].astype(np.float64) / TEMPERATURE
     probabilities = np.exp(scores) / np.exp(scores).sum()
     drawn = [generate(config, arrays, prompt, 1, seed=seed)[0] for seed in range(200)]
     cumulative = np.cumsum(-np.sort(-probabilities))

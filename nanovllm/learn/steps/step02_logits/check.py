@@ -6,9 +6,11 @@ import numpy as np
 
 from nanovllm.learn.checking import Case
 from nanovllm.learn.steps.step02_logits.mistakes import MISTAKES
-from nanovllm.model import gpt2, logprobs
+from nanovllm.model import logprobs
 from nanovllm.model.attention import softmax
-from nanovllm.model.weights import GPT2Weights, LayerNorm
+from nanovllm.model.families.gpt2 import network as gpt2
+from nanovllm.model.layers import logits
+from nanovllm.model.weights import LayerNorm, ModelWeights
 from nanovllm.training.network.numpy_operations import NumpyOperations
 
 __all__ = ("CASES", "MISTAKES")
@@ -21,7 +23,7 @@ def _random(*shape: int) -> np.ndarray:
 _VOCAB, _POSITIONS, _D_MODEL = 7, 9, 4
 _TOKENS, _PLACES, _HEAD = _random(_VOCAB, 4), _random(_POSITIONS, 4), _random(_VOCAB, _D_MODEL)
 _NORM = LayerNorm(np.ones(4, dtype=np.float32), np.zeros(4, dtype=np.float32))
-_WEIGHTS = GPT2Weights(_TOKENS, _PLACES, (), _NORM, _HEAD)
+_WEIGHTS = ModelWeights(_TOKENS, _PLACES, (), _NORM, _HEAD)
 _IDS, _LATER = np.array([2, 0, 2, 5, 6]), np.array([3, 4, 5, 6, 7])
 _HIDDEN = _random(5, _D_MODEL)
 _LOGITS = 3 * _random(5, _VOCAB)
@@ -64,7 +66,7 @@ CASES = (
     Case(
         "logits of five rows",
         lambda module: module.logits(_HIDDEN, _HEAD),
-        lambda: gpt2.logits(_WEIGHTS, _HIDDEN),
+        lambda: logits(_WEIGHTS, _HIDDEN),
     ),
     Case(
         "softmax of the logarithms of 1, 2, 5",

@@ -5,7 +5,7 @@ from types import ModuleType
 import numpy as np
 
 from nanovllm.learn.checking import Case, Mistake
-from nanovllm.model.gpt2 import layer_norm
+from nanovllm.model.layers import layer_norm
 from nanovllm.model.weights import LayerNorm
 
 _EPSILON = 1e-5

@@ -9,10 +9,11 @@ import numpy as np
 from nanovllm.learn.checking import Case
 from nanovllm.learn.steps.step05_forward.mistakes import MISTAKES
 from nanovllm.learn.tiny_model import LOGPROBS, PROMPT, TINY_CONFIG, tiny_weights
-from nanovllm.model import gpt2
 from nanovllm.model.activation import gelu_new
 from nanovllm.model.batch import ForwardBatch
+from nanovllm.model.families.gpt2 import network as gpt2
 from nanovllm.model.kv_cache import KVCache
+from nanovllm.model.layers import logits
 from nanovllm.model.logprobs import log_softmax
 from nanovllm.model.observer import ignore
 from nanovllm.model.weights import Linear
@@ -39,7 +40,7 @@ def _engine() -> dict[str, np.ndarray]:
     batch = ForwardBatch.single(PROMPT, all_rows=True)
     cache = KVCache.allocate(TINY_CONFIG, blocks=1, block_size=len(PROMPT))
     hidden = gpt2.forward(TINY_CONFIG, tiny_weights(), batch, cache, observe)
-    return {**seen, "logits": gpt2.logits(tiny_weights(), hidden)}
+    return {**seen, "logits": logits(tiny_weights(), hidden)}
 
 
 def _block(module: ModuleType, index: int) -> object:

@@ -7,7 +7,7 @@ import numpy as np
 from nanovllm.learn.steps.step02_logits.solution import embed, logits
 from nanovllm.learn.steps.step03_layer_norm.solution import layer_norm
 from nanovllm.learn.steps.step04_attention.solution import self_attention
-from nanovllm.model.weights import GPT2Weights, Layer, Linear
+from nanovllm.model.weights import Layer, Linear, ModelWeights
 
 
 def linear(rows: np.ndarray, layer: Linear) -> np.ndarray:
@@ -66,7 +66,7 @@ def block(hidden: np.ndarray, layer: Layer[Linear], heads: int, epsilon: float) 
     return hidden + feed_forward(normed, layer.up, layer.down)
 
 
-def forward(token_ids: np.ndarray, weights: GPT2Weights, heads: int, epsilon: float) -> np.ndarray:
+def forward(token_ids: np.ndarray, weights: ModelWeights, heads: int, epsilon: float) -> np.ndarray:
     """Return the logits of the next token at each token of a text.
 
     Embed tokens and positions, apply the blocks in order, normalize, and multiply by the head.

@@ -7,7 +7,7 @@ from nanovllm.learn.steps.step03_layer_norm.solution import layer_norm
 from nanovllm.learn.steps.step04_attention.solution import attention, merge_heads, split_heads
 from nanovllm.learn.steps.step05_forward.solution import feed_forward, linear
 from nanovllm.learn.steps.step06_sampling.solution import greedy
-from nanovllm.model.weights import GPT2Weights, Layer, Linear
+from nanovllm.model.weights import Layer, Linear, ModelWeights
 
 
 class KVCache:
@@ -78,7 +78,7 @@ def cached_attention(
 
 
 def forward(
-    token_ids: np.ndarray, weights: GPT2Weights, heads: int, epsilon: float, cache: KVCache
+    token_ids: np.ndarray, weights: ModelWeights, heads: int, epsilon: float, cache: KVCache
 ) -> np.ndarray:
     """Return the logits of the new tokens of a text, and add these tokens to the cache.
 
@@ -106,7 +106,7 @@ def forward(
 
 def generate(
     prompt_ids: list[int],
-    weights: GPT2Weights,
+    weights: ModelWeights,
     heads: int,
     epsilon: float,
     max_new_tokens: int,

@@ -16,8 +16,8 @@ from nanovllm.learn.steps.step04_attention.solution import attention
 from nanovllm.learn.steps.step11_backward import mistakes, training_mistakes
 from nanovllm.learn.steps.step11_backward.solution import named_arrays
 from nanovllm.model.checkpoint import build_tree, expected_shapes
-from nanovllm.model.config import GPT2Config
-from nanovllm.model.weights import GPT2Weights
+from nanovllm.model.config import ModelConfig
+from nanovllm.model.weights import ModelWeights
 from nanovllm.training.network.model import batch_loss
 from nanovllm.training.network.numpy_operations import NumpyOperations
 from nanovllm.training.network.operations import AttentionShape
@@ -238,7 +238,7 @@ def _model(steps: int, sequences: int) -> SimpleNamespace:
     """Return a tiny model with its initial weights, the text as tokens, and first tokens."""
     letters = sorted(set(_TEXT))
     tokens = np.array([letters.index(letter) for letter in _TEXT])
-    config = GPT2Config(
+    config = ModelConfig(
         vocab=len(letters), max_positions=_CONTEXT, d_model=24, layers=2, heads=2, d_ff=96
     )
     parameters = Parameters(expected_shapes(config))
@@ -248,7 +248,7 @@ def _model(steps: int, sequences: int) -> SimpleNamespace:
     return SimpleNamespace(config=config, parameters=parameters, tokens=tokens, starts=starts)
 
 
-def _tree(model: SimpleNamespace) -> GPT2Weights:
+def _tree(model: SimpleNamespace) -> ModelWeights:
     return build_tree(model.parameters.arrays(), model.config)
 
 

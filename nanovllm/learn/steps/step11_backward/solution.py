@@ -19,7 +19,7 @@ from nanovllm.learn.steps.step04_attention.solution import (
     split_heads,
 )
 from nanovllm.learn.steps.step05_forward.solution import gelu, linear
-from nanovllm.model.weights import GPT2Weights, Layer, Linear
+from nanovllm.model.weights import Layer, Linear, ModelWeights
 
 Gradients = dict[str, np.ndarray]
 _PARTS = ("attention_norm", "qkv", "out", "ffn_norm", "up", "down")
@@ -189,7 +189,7 @@ class AdamW:
 
 
 def train(
-    weights: GPT2Weights,
+    weights: ModelWeights,
     heads: int,
     epsilon: float,
     tokens: np.ndarray,
@@ -240,7 +240,7 @@ def gelu_backward(grad: np.ndarray, rows: np.ndarray) -> np.ndarray:  # given
     return grad * (0.5 * (1 + t) + 0.5 * rows * (1 - t * t) * inner_slope)
 
 
-def named_arrays(weights: GPT2Weights) -> dict[str, np.ndarray]:  # given
+def named_arrays(weights: ModelWeights) -> dict[str, np.ndarray]:  # given
     """Return all arrays of a model by name, such as "0.qkv.weight" of the first layer.
 
     The head is the token embedding itself, as in GPT-2, so it has no name of its own.
@@ -260,7 +260,7 @@ def named_arrays(weights: GPT2Weights) -> dict[str, np.ndarray]:  # given
 
 
 def loss_and_gradients(  # given
-    weights: GPT2Weights, heads: int, epsilon: float, token_ids: np.ndarray, targets: np.ndarray
+    weights: ModelWeights, heads: int, epsilon: float, token_ids: np.ndarray, targets: np.ndarray
 ) -> tuple[float, Gradients]:
     """Return the mean loss of a sequence and its gradients, named as in `named_arrays`.
 

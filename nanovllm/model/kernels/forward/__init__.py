@@ -1,4 +1,4 @@
-"""The forward pass as compiled code: the mirror of nanovllm/model/gpt2.py.
+"""The forward pass as compiled code: the mirror of nanovllm/model/families/gpt2/network.py.
 
 forward          embedding, transformer blocks and final layer normalization
 head             the output head: logits, or the argmax of each row without storing logits

@@ -1,4 +1,4 @@
-"""The compiled forward pass: the operations of nanovllm/model/gpt2.py in the same order.
+"""The compiled forward pass: the operations of nanovllm/model/families in the same order.
 
 All threads of a run call `forward`, each with its own index, and share the work of every operation
 (threads/phase.py). An operation takes the address of its phase and returns that of the next one.

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from nanovllm.model import activation, gpt2
+from nanovllm.model import activation
 from nanovllm.model.kernels.build.compiler import ARGUMENTS, compiled
 from nanovllm.model.kernels.build.packing import (
     aligned_zeros,
@@ -22,6 +22,7 @@ from nanovllm.model.kernels.step_record import (
     RESIDUAL,
     STORE,
 )
+from nanovllm.model.layers import layer_norm
 from nanovllm.model.weights import LayerNorm
 from tests.support.arrays import as_int16_inputs, numbers, widened
 from tests.support.kernel_entries import row_kernels
@@ -207,9 +208,9 @@ def test_layer_norm_is_numpys(target: KernelTarget, d_model: int, mean: float) -
         d_model,
         epsilon.ctypes.data,
     )
-    expected = gpt2.layer_norm(
-        hidden[None, :d_model], LayerNorm(gain[:d_model], bias[:d_model]), 1e-5
-    )[0]
+    expected = layer_norm(hidden[None, :d_model], LayerNorm(gain[:d_model], bias[:d_model]), 1e-5)[
+        0
+    ]
     np.testing.assert_allclose(out[:d_model], expected, rtol=1e-4, atol=1e-3 if mean else 1e-5)
     assert not out[d_model:].any()
 

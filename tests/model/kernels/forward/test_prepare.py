@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from nanovllm.model.batch import ForwardBatch
 from nanovllm.model.checkpoint import load_weights
-from nanovllm.model.config import GPT2Config
+from nanovllm.model.families.registry import load_config
 from nanovllm.model.kernels.backend import NumbaBackend
 from nanovllm.model.kernels.step_record import ITEM_FIELDS, PREFILL_QUERIES
 from tests.support.batches import make_batch
@@ -27,7 +27,7 @@ BATCH = make_batch(
 @pytest.fixture(scope="module")
 def backend(tmp_path_factory: pytest.TempPathFactory) -> NumbaBackend:
     folder: Path = write_checkpoint(tmp_path_factory.mktemp("model"))
-    config = GPT2Config.load(folder)
+    config = load_config(folder)
     backend = NumbaBackend(config, load_weights(folder, config), num_threads=1)
     backend.allocate_cache(BLOCKS, BLOCK_SIZE)
     return backend

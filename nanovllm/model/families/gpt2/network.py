@@ -7,8 +7,8 @@ Learners").
         hidden = hidden + feed_forward(layer_norm(hidden))
     return layer_norm(hidden[logit_rows])
 
-`logits` turns these final hidden states into scores of tokens. This file is the specification:
-every other implementation is tested against it.
+`logits` (layers.py) turns these final hidden states into scores of tokens. This file is the
+specification: every other implementation is tested against it.
 """
 
 import numpy as np
@@ -17,16 +17,17 @@ from jaxtyping import Float32, Int64
 from nanovllm.model.activation import ACTIVATIONS
 from nanovllm.model.attention import paged_attention
 from nanovllm.model.batch import ForwardBatch
-from nanovllm.model.config import GPT2Config
+from nanovllm.model.config import ModelConfig
 from nanovllm.model.kv_cache import KVCache
+from nanovllm.model.layers import layer_norm, linear
 from nanovllm.model.observer import Observer, ignore
-from nanovllm.model.weights import GPT2Weights, Layer, LayerNorm, Linear
+from nanovllm.model.weights import Layer, Linear, ModelWeights
 
 
 @np.errstate(over="ignore", invalid="ignore")  # one sequence may overflow, others be sound
 def forward(
-    config: GPT2Config,
-    weights: GPT2Weights,
+    config: ModelConfig,
+    weights: ModelWeights,
     batch: ForwardBatch,
     cache: KVCache,
     observe: Observer | None = None,
@@ -46,7 +47,7 @@ def forward(
 
 
 def block(
-    config: GPT2Config,
+    config: ModelConfig,
     weights: Layer[Linear],
     layer: int,
     hidden: Float32[np.ndarray, "tokens d_model"],
@@ -64,16 +65,8 @@ def block(
     return hidden
 
 
-@np.errstate(over="ignore", invalid="ignore")
-def logits(
-    weights: GPT2Weights, hidden: Float32[np.ndarray, "rows d_model"]
-) -> Float32[np.ndarray, "rows vocab"]:
-    """Return the score of every token at rows of final hidden states."""
-    return hidden @ weights.head.T
-
-
 def embed(
-    weights: GPT2Weights,
+    weights: ModelWeights,
     token_ids: Int64[np.ndarray, " tokens"],
     positions: Int64[np.ndarray, " tokens"],
 ) -> Float32[np.ndarray, "tokens d_model"]:
@@ -81,31 +74,8 @@ def embed(
     return weights.token_embedding[token_ids] + weights.position_embedding[positions]
 
 
-def layer_norm(
-    hidden: Float32[np.ndarray, "tokens d_model"], norm: LayerNorm, epsilon: float
-) -> Float32[np.ndarray, "tokens d_model"]:
-    """Return gain * (x - mean) / sqrt(variance + epsilon) + bias of each row x.
-
-    Layer normalization is of Ba, Kiros and Hinton 2016 (arXiv:1607.06450). The variance is the mean
-    of (x - mean)^2. The shorter mean(x^2) - mean^2 is the small difference of two large numbers
-    where the mean is far from 0, and loses its digits in float32.
-    """
-    centred = hidden - hidden.mean(axis=1, keepdims=True, dtype=np.float32)
-    variance = np.square(centred).mean(axis=1, keepdims=True, dtype=np.float32)
-    return norm.gain * (centred / np.sqrt(variance + np.float32(epsilon))) + norm.bias
-
-
-def linear(
-    hidden: Float32[np.ndarray, "tokens d_in"], layer: Linear
-) -> Float32[np.ndarray, "tokens d_out"]:
-    """Return hidden @ weight + bias."""
-    out = hidden @ layer.weight
-    out += layer.bias
-    return out
-
-
 def self_attention(
-    config: GPT2Config,
+    config: ModelConfig,
     weights: Layer[Linear],
     layer: int,
     hidden: Float32[np.ndarray, "tokens d_model"],
@@ -129,7 +99,7 @@ def self_attention(
 
 
 def feed_forward(
-    config: GPT2Config,
+    config: ModelConfig,
     weights: Layer[Linear],
     layer: int,
     hidden: Float32[np.ndarray, "tokens d_model"],

@@ -1,0 +1,6 @@
+"""Llama (Touvron et al. 2023) and its relatives: TinyLlama, SmolLM2, Mistral, Qwen2 and Qwen3.
+
+config   reads their config.json, and says what differs between them
+tensors  names, shapes and places of their tensors
+network  their forward pass: block, self_attention, feed_forward
+"""
