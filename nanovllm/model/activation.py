@@ -212,3 +212,5 @@ ACTIVATIONS: Mapping[str, Activation] = MappingProxyType(
         "linear": Activation(linear, linear_slope),
     }
 )
+GATES = ("silu", "gelu_new", "gelu")
+"""Activations that the gate of a feed-forward block may have."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from nanovllm.errors import CheckpointError, printable
-from nanovllm.model.activation import ACTIVATIONS
+from nanovllm.model.activation import ACTIVATIONS, GATES
 from nanovllm.model.rotary import Rotary
 
 _LARGEST = {
@@ -112,6 +112,8 @@ class ModelConfig:
                 f"activation_function is {shown(self.activation)} but must be one of "
                 f"{', '.join(sorted(ACTIVATIONS))}"
             )
+        elif self.is_gated and ACTIVATIONS[self.activation].name not in GATES:
+            problems.append(f"the gate is {self.activation} but must be one of {', '.join(GATES)}")
         for name, kinds in (("norm", NORMS), ("positions", POSITIONS)):
             if getattr(self, name) not in kinds:
                 problems.append(

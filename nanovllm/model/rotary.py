@@ -44,7 +44,7 @@ class Rotary:
     factor: float = 1.0
     low_turns: float = 1.0
     high_turns: float = 4.0
-    first_context: int = 8192
+    first_context: float = 8192
 
     def frequencies(self, head_dim: int) -> Float32[np.ndarray, " pairs"]:
         """Return the angle between two positions of each pair of a head's numbers, in radians."""

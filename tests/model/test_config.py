@@ -1,11 +1,9 @@
 """config.json: the published ones are read, and every unusable value is refused by name."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jaxtyping
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -37,13 +35,7 @@ JSON_VALUES = st.recursive(
 )
 
 
-@pytest.fixture(autouse=True, scope="module")
-def checked_by_the_config_alone() -> Iterator[None]:
-    """Pass values of wrong types, as files do, past the annotations that the tests enforce."""
-    before = jaxtyping.config.jaxtyping_disable
-    jaxtyping.config.update("jaxtyping_disable", value=True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", value=before)
+pytestmark = pytest.mark.usefixtures("checked_by_the_config_alone")
 
 
 def test_the_published_config() -> None:

@@ -29,9 +29,10 @@ from nanovllm.model.kernels.forward.head import (
     make_update_best,
 )
 from nanovllm.model.kernels.forward.kv_cache import make_store
-from nanovllm.model.kernels.forward.layernorm import make_normalize_row
+from nanovllm.model.kernels.forward.layernorm import make_normalize_head, make_normalize_row
 from nanovllm.model.kernels.forward.matmul import make_linear
 from nanovllm.model.kernels.forward.prepare import prepare_attention
+from nanovllm.model.kernels.forward.rotary import make_turn_head
 from nanovllm.model.kernels.library import (
     COMPILED_IN,
     EntryPoints,
@@ -108,13 +109,15 @@ def _row_entries(spec: Spec) -> Entries:
 
     return {
         "finish": finish,
-        "normalize_row": _taking(6, make_normalize_row(target)),
+        "normalize_row": _taking(7, make_normalize_row(target)),
+        "normalize_head": _taking(4, make_normalize_head(target)),
+        "turn_head": _taking(3, make_turn_head(target)),
         "quantize_row": _taking(5, make_quantize_row(target)),
         "quantize_signed": _taking(4, make_quantize_signed(target)),
         "round_row": _taking(3, make_round_row(target)),
         "widen_row": _taking(3, make_widen_row(target)),
-        "softmax": _taking(7, make_softmax(target, as_bfloat16=False)),
-        "softmax_to_bfloat16": _taking(7, make_softmax(target, as_bfloat16=True)),
+        "softmax": _taking(8, make_softmax(target, as_bfloat16=False)),
+        "softmax_to_bfloat16": _taking(8, make_softmax(target, as_bfloat16=True)),
         **{
             f"pack_value_row_{per_word}": _taking(4, make_pack_value_row(target, per_word))
             for per_word in (1, 2, 4)
@@ -188,16 +191,16 @@ def _taking(count: int, kernel: Any) -> Any:
     def five(p: int, _thread: int) -> None:
         kernel(load_int(p, 0), load_int(p, 1), load_int(p, 2), load_int(p, 3), load_int(p, 4))
 
-    def six(p: int, _thread: int) -> None:
-        kernel(
-            load_int(p, 0), load_int(p, 1), load_int(p, 2), load_int(p, 3), load_int(p, 4),
-            load_int(p, 5),
-        )  # fmt: skip
-
     def seven(p: int, _thread: int) -> None:
         kernel(
             load_int(p, 0), load_int(p, 1), load_int(p, 2), load_int(p, 3), load_int(p, 4),
             load_int(p, 5), load_int(p, 6),
         )  # fmt: skip
 
-    return compiled({3: three, 4: four, 5: five, 6: six, 7: seven}[count])
+    def eight(p: int, _thread: int) -> None:
+        kernel(
+            load_int(p, 0), load_int(p, 1), load_int(p, 2), load_int(p, 3), load_int(p, 4),
+            load_int(p, 5), load_int(p, 6), load_int(p, 7),
+        )  # fmt: skip
+
+    return compiled({3: three, 4: four, 5: five, 7: seven, 8: eight}[count])

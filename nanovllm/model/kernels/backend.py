@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float32, Int64
 
-from nanovllm.errors import CheckpointError
 from nanovllm.model.ablation import without
 from nanovllm.model.backend import LoadOptions
 from nanovllm.model.batch import ForwardBatch
@@ -19,6 +18,7 @@ from nanovllm.model.checkpoint import open_weights
 from nanovllm.model.config import ModelConfig
 from nanovllm.model.families.registry import load_config
 from nanovllm.model.kernels.build.bounds import watch
+from nanovllm.model.kernels.build.layout import WORD_BYTES
 from nanovllm.model.kernels.build.packing import to_bfloat16
 from nanovllm.model.kernels.build.target import (
     CACHE_TYPES,
@@ -36,7 +36,6 @@ from nanovllm.model.kernels.step_record import (
     MAX_PHASES_PER_LAYER,
     MAX_PHASES_PER_STEP,
     NO_TOKEN,
-    PREFILL_QUERIES,
 )
 from nanovllm.model.kernels.threads.pool import ThreadPool
 from nanovllm.model.machine import default_threads, return_freed_memory
@@ -78,10 +77,6 @@ class NumbaBackend:
             narrow_embedding: keep the token embedding in bfloat16.
             num_threads: the default is one for each core that this process may use.
         """
-        if config.family != "gpt2":
-            raise CheckpointError(
-                f"backend numba computes GPT-2; for a {config.family} model use backend numpy"
-            )
         self.config = config
         self._spec = spec or host_spec()
         self.weight_dtype, self.cache_dtype = self._spec.weights, self._spec.cache
@@ -104,6 +99,7 @@ class NumbaBackend:
             activation=self._weights.activation,
             embedding_is_bfloat16=narrow_embedding,
             embedding_stride_bytes=self._weights.arrays["token_embedding"].strides[0],
+            rotary_stride_bytes=config.head_dim * WORD_BYTES,
         )
 
     @classmethod
@@ -173,7 +169,8 @@ class NumbaBackend:
             block_tables=batch.block_tables,
         )
         memory.reserve("decode_items", batch.seqs * ITEM_FIELDS)
-        memory.reserve("chunk_items", (batch.tokens // PREFILL_QUERIES + batch.seqs) * ITEM_FIELDS)
+        chunks = batch.tokens // memory["chunk_tokens"] + batch.seqs
+        memory.reserve("chunk_items", chunks * ITEM_FIELDS)
         with watch(self._spec.target, "prepare_attention", self._arrays()):
             self._library.functions["prepare_attention"](memory.address, 0)
         if memory["is_refused"]:

@@ -5,11 +5,12 @@ weights and one layer in float32.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from nanovllm.model.activation import ACTIVATIONS
+from nanovllm.model.activation import ACTIVATIONS, GATES
 from nanovllm.model.config import ModelConfig
 from nanovllm.model.kernels.build.packing import (
     aligned_zeros,
@@ -21,12 +22,14 @@ from nanovllm.model.kernels.build.packing import (
 from nanovllm.model.kernels.build.target import Spec
 from nanovllm.model.kernels.step_record import (
     ACTIVATION_NAMES,
+    GATED,
     LINEAR_RECORD,
     LINEARS_PER_LAYER,
     OUTLIER_WORDS,
 )
 from nanovllm.model.quantization import (
     Calibration,
+    LayerPeaks,
     QuantizedLinear,
     calibrate,
     quantize_head,
@@ -44,7 +47,7 @@ class PackedWeights:
     Attributes:
         arrays: those of a step's record (step_record.py), by name.
         held: those that the records of linear layers point to, with names for messages.
-        activation: number of the network's activation, see ACTIVATION_NAMES.
+        activation: number of the epilogue of the feed-forward block, see step_record.py.
         head_multipliers: factors of the input channels of a quantized head, which are folded into
             the final norm; None for other heads.
     """
@@ -56,29 +59,37 @@ class PackedWeights:
         self._spec = spec
         self._width = spec.target.panel_width
         self.held: list[tuple[str, np.ndarray]] = []
-        self.activation = ACTIVATION_NAMES.index(ACTIVATIONS[config.activation].name)
+        name = ACTIVATIONS[config.activation].name
+        self.activation = (
+            GATED + GATES.index(name) if config.is_gated else ACTIVATION_NAMES.index(name)
+        )
         records = np.zeros(config.layers * LINEARS_PER_LAYER + 1, dtype=LINEAR_RECORD)
         norms: list[LayerNorm] = []
+        head_gains: list[np.ndarray] = []
         calibration = calibrate(config, weights) if spec.weights == "int8" else None
         number = 0
         with progress_bar(
             total=config.layers + 1, desc="Packing weights", unit="layer", delay=0.5, leave=False
         ) as progress:
-            for linears, part_norms in _parts(weights, calibration, config.head_dim):
-                for linear in linears:
+            for part in _parts(config, weights, calibration, self._width):
+                for linear in part.linears:
                     self._pack(records[number], linear)
                     number += 1
-                norms += part_norms
-                del linears, linear  # before the next layer is read
+                norms += part.norms
+                head_gains += part.head_gains
+                del part, linear  # before the next layer is read
                 progress.update()
         self.arrays = {
             "linears": records,
             "token_embedding": self._embedding(weights.token_embedding, narrow=narrow_embedding),
-            "position_embedding": pack_rows(list(weights.position_embedding), self._width),
             **self._norms("attention", norms[0:-1:2]),
             **self._norms("ffn", norms[1:-1:2]),
             **self._norms("final", norms[-1:]),
+            **self._positions(config, weights),
         }
+        if head_gains:
+            self.arrays["query_gain"] = np.stack(head_gains[::2])
+            self.arrays["key_gain"] = np.stack(head_gains[1::2])
         self.head_multipliers = (
             _multipliers(weights.final_norm, norms[-1]) if spec.weights == "int8" else None
         )
@@ -132,6 +143,15 @@ class PackedWeights:
             f"{name}_bias": pack_rows(biases, self._width),
         }
 
+    def _positions(self, config: ModelConfig, weights: ModelWeights) -> dict[str, np.ndarray]:
+        """Return the position embedding, or the cosines and sines of rotary positions."""
+        if config.rotary is None:
+            rows = list(weights.position_embedding)
+            return {"position_embedding": pack_rows(rows, self._width)}
+        positions = np.arange(config.max_positions, dtype=np.int64)
+        angles = config.rotary.angles(positions, config.head_dim)
+        return {"rotary": np.concatenate([np.cos(angles), np.sin(angles)], axis=1)}
+
     def _embedding(self, embedding: np.ndarray, *, narrow: bool) -> np.ndarray:
         if not narrow:
             return np.ascontiguousarray(embedding)
@@ -142,32 +162,67 @@ class PackedWeights:
         return padded
 
 
+class _Part(NamedTuple):
+    """A block, or the head.
+
+    Attributes:
+        linears: its linear layers.
+        norms: the norms before them.
+        head_gains: the gains of its queries and keys, if they are normalized.
+    """
+
+    linears: Sequence[AnyLinear]
+    norms: Sequence[LayerNorm]
+    head_gains: Sequence[np.ndarray] = ()
+
+
 def _parts(
-    weights: ModelWeights, calibration: Calibration | None, head_dim: int
-) -> Iterator[tuple[Sequence[AnyLinear], Sequence[LayerNorm]]]:
-    """Yield the linear layers of every block and the norms before them, and last the head's.
+    config: ModelConfig, weights: ModelWeights, calibration: Calibration | None, width: int
+) -> Iterator[_Part]:
+    """Yield every block, and last the head.
 
     They are quantized where there is a calibration. No block is kept while the next one is read.
     """
     for index in range(len(weights.layers)):
-        yield _block(weights, index, calibration, head_dim)
+        peaks = None if calibration is None else calibration.layers[index]
+        yield _block(config, weights.layers[index], peaks, width)
     if calibration is not None:
         norm, quantized_head = quantize_head(weights, calibration.head)
-        yield (quantized_head,), (norm,)
+        yield _Part((quantized_head,), (norm,))
     else:
         head = weights.head.T
         bias = np.zeros(head.shape[1], dtype=np.float32)
-        yield (Linear(head, bias),), (weights.final_norm,)
+        yield _Part((Linear(head, bias),), (weights.final_norm,))
 
 
 def _block(
-    weights: ModelWeights, index: int, calibration: Calibration | None, head_dim: int
-) -> tuple[Sequence[AnyLinear], Sequence[LayerNorm]]:
-    stored = weights.layers[index]
+    config: ModelConfig, stored: Layer[Linear], peaks: LayerPeaks | None, width: int
+) -> _Part:
+    if config.is_gated:
+        stored = replace(stored, up=interleaved(stored.up, width))
     layer: Layer[Linear] | Layer[QuantizedLinear] = stored
-    if calibration is not None:
-        layer = quantize_layer(stored, calibration.layers[index], head_dim)
-    return (layer.qkv, layer.out, layer.up, layer.down), (layer.attention_norm, layer.ffn_norm)
+    if peaks is not None:
+        layer = quantize_layer(stored, peaks, config.head_dim)
+    gains = [gain for gain in (layer.query_gain, layer.key_gain) if gain is not None]
+    norms = layer.attention_norm, layer.ffn_norm
+    return _Part((layer.qkv, layer.out, layer.up, layer.down), norms, gains)
+
+
+def interleaved(up: Linear, width: int) -> Linear:
+    """Return a gate and what it multiplies, in turns: half a panel of one, half of the other.
+
+    Columns are filled up with zeros to whole panels of `width`.
+    """
+    half, d_ff = width // 2, up.bias.size // 2
+    panels = round_up(d_ff, half) // half
+
+    def arrange(columns: np.ndarray) -> np.ndarray:
+        rows = columns.reshape(-1, 2, d_ff)  # gate, and what it multiplies
+        padded = np.zeros((len(rows), 2, panels * half), dtype=np.float32)
+        padded[..., :d_ff] = rows
+        return padded.reshape(-1, 2, panels, half).swapaxes(1, 2).reshape(len(rows), -1)
+
+    return Linear(arrange(up.weight), arrange(up.bias)[0])
 
 
 def _multipliers(norm: LayerNorm, scaled: LayerNorm) -> np.ndarray:

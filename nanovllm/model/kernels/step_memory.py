@@ -24,7 +24,7 @@ _QUERY_COLUMNS = 16
 _ACTIVATIONS = {
     "hidden": "hidden",
     "final": "hidden",
-    "attn_out": "hidden",
+    "attn_out": "attn_out",
     "inputs": "inputs",
     "qkv": "qkv",
     "ffn_hidden": "ffn_hidden",
@@ -48,7 +48,7 @@ class StepMemory(KernelMemory):
     def block_bytes(self, block_size: int) -> int:
         """Return the bytes of one block: keys and values of every layer, and their scales."""
         words, scales = self._block_sizes(block_size)
-        return WORD_BYTES * self._config.layers * self._config.heads * (sum(words) + 2 * scales)
+        return WORD_BYTES * self._config.layers * self._config.kv_heads * (sum(words) + 2 * scales)
 
     def working_bytes(self, max_tokens: int, max_rows: int, block_size: int) -> int:
         """Return the bytes of activations, logits and the threads' own arrays."""
@@ -76,7 +76,7 @@ class StepMemory(KernelMemory):
             query_stride_bytes=round_up(config.head_dim, _QUERY_COLUMNS) * WORD_BYTES,
             **{f"{name}_bytes": words * WORD_BYTES for name, words in thread_words.items()},
         )
-        shape = (config.layers, blocks, config.heads)
+        shape = (config.layers, blocks, config.kv_heads)
         self.bind(
             keys=_zeros(*shape, key_words),
             values=_zeros(*shape, value_words),
@@ -135,20 +135,29 @@ class StepMemory(KernelMemory):
     def _set_sizes(self) -> None:
         """Write the sizes of the model and the strides of its activations."""
         config, per_word = self._config, INPUTS_PER_WORD[self._spec.inputs]
-        d_in = max(config.d_model, config.d_ff if self._spec.weights == "int8" else 0)
-        hidden, ffn, qkv, inputs, logits = (
+        d_model, attn_out, d_ff = config.d_model, config.queries_width, config.d_ff
+        d_in = max(d_model, attn_out, d_ff) if self._spec.weights == "int8" else d_model
+        hidden, attn_out, ffn, qkv, inputs, logits = (
             round_up(columns, self._width) * WORD_BYTES
-            for columns in (config.d_model, config.d_ff, 3 * config.d_model, d_in, config.vocab)
+            for columns in (d_model, attn_out, d_ff, config.qkv_width, d_in, config.vocab)
         )
+        sharing = config.heads // config.kv_heads
         self.set(
             layers=config.layers,
             d_model=config.d_model,
             d_ff=config.d_ff,
             heads=config.heads,
+            kv_heads=config.kv_heads,
+            sharing=sharing,
             head_dim=config.head_dim,
+            queries_width=config.queries_width,
+            window=config.window or config.max_positions,
+            chunk_tokens=max(1, PREFILL_QUERIES // sharing),
+            is_rms=config.norm == "rms",
             vocab=config.vocab,
             max_positions=config.max_positions,
             hidden_stride_bytes=hidden,
+            attn_out_stride_bytes=attn_out,
             # One line more than needed: with a stride that is a multiple of 4 KiB, one column of
             # all rows would fall into a single set of the first-level cache.
             qkv_stride_bytes=qkv + LINE_BYTES,

@@ -10,21 +10,24 @@ from typing import Any
 
 import numpy as np
 
+from nanovllm.model.activation import GATES
 from nanovllm.model.kernels.build.layout import WORD_BYTES
 
 _COUNTS = """
-    threads layers d_model d_ff heads head_dim vocab max_positions activation embedding_is_bfloat16
+    threads layers d_model d_ff heads kv_heads sharing head_dim queries_width vocab max_positions
+    window chunk_tokens activation is_rms embedding_is_bfloat16
     block_size block_columns head_columns key_steps blocks max_blocks
     tokens seqs rows decodes chunks is_refused
 """
 _BYTES = """
-    hidden_stride qkv_stride ffn_hidden_stride inputs_stride logits_stride query_stride
-    embedding_stride key_block value_block scratch scores queries row wide
+    hidden_stride qkv_stride attn_out_stride ffn_hidden_stride inputs_stride logits_stride
+    query_stride embedding_stride rotary_stride key_block value_block
+    scratch scores queries row wide
 """
 _ARRAYS = """
     token_ids positions slots query_starts context_lens logit_rows block_tables
     decode_items chunk_items
-    token_embedding position_embedding epsilon attention_scales
+    token_embedding position_embedding rotary epsilon attention_scales query_gain key_gain
     attention_gain attention_bias ffn_gain ffn_bias final_gain final_bias
     linears
     keys values key_scales value_scales
@@ -46,6 +49,11 @@ STEP_RECORD = record_dtype(
     f"{_COUNTS} {_with_suffix(_BYTES, '_bytes')} {_with_suffix(_ARRAYS, '_ptr')} job_ptr phases_ptr"
 )
 """The record of a step.
+
+A head of keys and values is shared by `sharing` of the `heads` query heads. `chunk_tokens` are the
+most tokens of an item of prefill, and `window` is how many keys a token sees. `rotary` has a row of
+cosines and sines for each position. `position_embedding`, `rotary`, `query_gain` and `key_gain` are
+0 in networks without them.
 
 `scratch`, `scores`, `queries`, `row` and `wide` are working memory; `*_bytes` is each thread's part
 of it. `wide` is a widened piece of a panel (matmul.py). `inputs` are the input rows of a linear
@@ -93,7 +101,8 @@ OUTLIER_WORDS = ROW_QUANT_BYTES // WORD_BYTES - ROW_QUANT_OUTLIERS
 ITEM_FIELDS = 4
 """Integers of an item of attention: sequence, first token, number of tokens, first position."""
 PREFILL_QUERIES = 24
-"""Most queries in an item of prefill: their scores over a whole context fit a core's own cache."""
+"""Most queries in an item of prefill, of all heads that share keys and values: their scores over a
+whole context fit a core's own cache."""
 PIECE_WORDS = 768
 """Words of each column of a panel that a matmul multiplies before it goes on: 192 KiB with AVX-512,
 else 48 KiB, so that the rows and the next piece fit the second-level cache too."""
@@ -116,9 +125,12 @@ ACTIVATION_NAMES = (
     "leaky_relu",
     "linear",
 )
-"""An epilogue (epilogue.py) is a number: the index of an activation, or one of the next two."""
+"""An epilogue (epilogue.py) is a number: the index of an activation, or one of the next ones."""
 STORE = len(ACTIVATION_NAMES)
 RESIDUAL = STORE + 1
+GATED = RESIDUAL + 1
+"""The first of the gates, one for each of GATES."""
+NUM_EPILOGUES = GATED + len(GATES)
 
 NO_TOKEN = -1
 """The argmax of a row that has none."""

@@ -47,6 +47,16 @@ SHAPES: list[dict[str, Any]] = [
     {"n_embd": 40, "n_head": 1, "n_inner": 5, "n_layer": 1, "vocab_size": 65},
     {"n_embd": 48, "n_head": 48, "n_layer": 1},  # more heads than PREFILL_QUERIES
     {"n_embd": 1, "n_head": 1, "n_inner": 1, "n_layer": 1, "vocab_size": 1},
+    {"model_type": "qwen2", "hidden_size": 72, "num_attention_heads": 9, "num_key_value_heads": 3},
+    {
+        "model_type": "qwen3",
+        "hidden_size": 66,
+        "head_dim": 34,
+        "num_attention_heads": 28,  # more than PREFILL_QUERIES, for one head of keys
+        "num_key_value_heads": 1,
+        "num_hidden_layers": 1,
+    },
+    {"model_type": "mistral", "hidden_size": 64, "sliding_window": 19, "intermediate_size": 3},
 ]
 LENGTHS, GROWN = (
     [27, 1, 2, 34],
@@ -87,14 +97,16 @@ def steps(backend: NumbaBackend | NumpyBackend, block_size: int) -> list[np.ndar
 
 @pytest.mark.parametrize("spec", SPECS, ids=str)
 @pytest.mark.parametrize(
-    "config", SHAPES, ids=lambda config: f"{config['n_embd']}-{config['n_head']}"
+    "config", SHAPES, ids=lambda config: "-".join(map(str, list(config.values())[:2]))
 )
 def test_whole_steps_stay_inside_their_arrays(
     tmp_path: Path, spec: Spec, config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In networks of some width, their results are also those of NumPy, near enough."""
     monkeypatch.setattr("nanovllm.model.kernels.backend._SHARED_MULTIPLY_ADDS", 0)
-    folder = write_checkpoint(tmp_path, config={"n_positions": LONGEST, **config})
+    folder = write_checkpoint(
+        tmp_path, config={"n_positions": LONGEST, "max_position_embeddings": LONGEST, **config}
+    )
     read = load_config(folder)
     exact = steps(NumpyBackend.load(folder), 16) if read.d_model >= 64 else []
     for threads, block_size, narrow in ((1, 16, False), (3, 5, True), (2, 1, False), (1, 5, True)):

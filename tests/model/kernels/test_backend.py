@@ -36,6 +36,9 @@ SHAPES: list[dict[str, Any]] = [
     {"n_embd": 40, "n_head": 8, "n_inner": 56},
     {"n_embd": 48, "n_head": 1, "activation_function": "gelu"},
     {"n_embd": 27, "n_head": 3, "n_inner": 37, "activation_function": "sigmoid"},
+    {"model_type": "llama", "hidden_size": 40, "num_attention_heads": 6, "head_dim": 10},
+    {"model_type": "mistral", "sliding_window": 9, "num_key_value_heads": 4},
+    {"model_type": "qwen3", "num_key_value_heads": 1, "head_dim": 24, "intermediate_size": 70},
 ]
 
 

@@ -110,7 +110,15 @@ def _read_rotary(raw: Mapping[str, Any]) -> Rotary:
             f"partial_rotary_factor is {shown(given['partial_rotary_factor'])}: all of a head is "
             "turned; use another model"
         )
+    if (
+        not problems
+        and kind == "llama3"
+        and numbers["low_freq_factor"] >= (high := numbers["high_freq_factor"])
+    ):
+        problems.append(f"low_freq_factor must be below high_freq_factor, which is {shown(high)}")
     if problems:
         raise refusal(problems)
-    named = {ours: numbers[theirs] for theirs, ours in _SCALING_FIELDS.get(kind, {}).items()}
-    return Rotary(theta=numbers["rope_theta"], scaling=kind, **named)
+    named: dict[str, Any] = {
+        ours: float(numbers[theirs]) for theirs, ours in _SCALING_FIELDS.get(kind, {}).items()
+    }
+    return Rotary(float(numbers["rope_theta"]), kind, **named)

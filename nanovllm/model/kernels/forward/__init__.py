@@ -1,4 +1,4 @@
-"""The forward pass as compiled code: the mirror of nanovllm/model/families/gpt2/network.py.
+"""The forward pass as compiled code: the mirror of nanovllm/model/families.
 
 forward          embedding, transformer blocks and final layer normalization
 head             the output head: logits, or the argmax of each row without storing logits
@@ -8,9 +8,10 @@ tiles            tiles of rows that share a panel, or have one each
 unit_tiles       the same on the CPU's tile unit (Intel AMX)
 epilogue         bias, activation and residual, applied before a result is stored
 attention        attention over the paged KV cache
-attend           one query in several heads, or several queries in one head
+attend           one query in several heads, or several queries that share keys and values
 attention_parts  softmax and the matmuls of attention
 kv_cache         layout of the cache; stores keys and values
-layernorm        layer normalization of a row
+rotary           turns queries and keys by their positions
+layernorm        layer and RMS normalization of a row
 convert          converts rows to the types of linear layers and of the cache
 """

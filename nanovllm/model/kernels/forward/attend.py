@@ -2,8 +2,8 @@
 
 In decode, the rows are heads of one query, and each has keys and values of its own. They are read
 block by block over the heads, in memory order. While one block is read, the next one is prefetched:
-it may be anywhere in memory. In prefill, the rows are queries of one head, which share its keys and
-values.
+it may be anywhere in memory. In prefill, and where query heads share keys and values, the rows are
+queries that share those of one head: token after token, and of a token all heads that share.
 
 Slots that were never written may hold anything. Their scores are masked to weights of exactly 0,
 and weights V stops at the last word that has a token, because 0 * NaN is NaN. The rest of that word
@@ -43,10 +43,10 @@ class Item(NamedTuple):
 
     Attributes:
         layer: index of the layer.
-        head: the head, or the first one in decode.
+        head: the head of keys and values, or the first one in decode.
         rows: number of heads in decode, of queries in prefill.
-        table_ptr: block ids of the sequence, int64.
-        visible: number of keys that the last row sees.
+        table_ptr: block ids of the sequence, int64, from the first that a row sees.
+        visible: number of keys from there to the last that a row sees.
     """
 
     layer: Any
@@ -60,6 +60,12 @@ class Item(NamedTuple):
 def _block_of(record: Any, item: Any, block: int) -> int:
     """Return the index of a block of the sequence and the item's head in the cache."""
     return block_index(record, item.layer, load_int(item.table_ptr, block)) + int(item.head)
+
+
+@compiled
+def _visible(record: Any, item: Any, row: int) -> int:
+    """Return `item.visible` of a row of prefill: keys to the last that it sees."""
+    return int(item.visible - (item.rows - 1 - row) // record.sharing)
 
 
 @compiled
@@ -95,16 +101,20 @@ def make_attend(spec: Spec, *, is_decode: bool) -> Any:
         sums_ptr = record.scratch_ptr + thread * record.scratch_bytes
         sums = Rows(sums_ptr, record.head_columns * WORD_BYTES)
 
-        query_ptr += item.head * record.head_dim * WORD_BYTES
-        row_bytes = record.head_dim * WORD_BYTES if is_decode else record.qkv_stride_bytes
+        sharing = 1 if is_decode else record.sharing
+        head_bytes = record.head_dim * WORD_BYTES
+        token_bytes = head_bytes if is_decode else record.qkv_stride_bytes
+        query_ptr += item.head * sharing * head_bytes
         for row in range(item.rows):
-            converted_ptr = queries.ptr + row * queries.stride_bytes
-            convert_query(query_ptr + row * row_bytes, converted_ptr, record.head_dim)
+            row_ptr = query_ptr + row // sharing * token_bytes + row % sharing * head_bytes
+            convert_query(row_ptr, queries.ptr + row * queries.stride_bytes, record.head_dim)
         compute_scores(record, item, queries, scores)
         for row in range(item.rows):
+            visible = item.visible if is_decode else _visible(record, item, row)
             softmax(
                 scores.ptr + row * scores.stride_bytes,
-                item.visible if is_decode else item.visible - item.rows + row + 1,
+                max(0, visible - record.window),
+                visible,
                 blocks,
                 record.block_size,
                 record.block_columns,
@@ -112,13 +122,15 @@ def make_attend(spec: Spec, *, is_decode: bool) -> Any:
                 queries.ptr + row * queries.stride_bytes,  # 1 / sum replaces the query
             )
         weighted_sum(record, item, scores, sums)
-        out_ptr += item.head * record.head_dim * output_bytes
-        row_bytes = record.head_dim * output_bytes if is_decode else record.hidden_stride_bytes
+        head_bytes = record.head_dim * output_bytes
+        token_bytes = head_bytes if is_decode else record.attn_out_stride_bytes
+        out_ptr += item.head * sharing * head_bytes
         for row in range(item.rows):
             sum_ptr = sums.ptr + row * sums.stride_bytes
             inv_sum_ptr = queries.ptr + row * queries.stride_bytes
             multiply_row(sum_ptr, inv_sum_ptr, record.head_columns)
-            convert_output(sum_ptr, out_ptr + row * row_bytes, record.head_dim)
+            row_ptr = out_ptr + row // sharing * token_bytes + row % sharing * head_bytes
+            convert_output(sum_ptr, row_ptr, record.head_dim)
 
     return attend
 
@@ -138,7 +150,7 @@ def _make_scale_block(target: KernelTarget, *, is_decode: bool) -> Any:
         index, columns = _block_of(record, item, block), record.block_columns
         for row in range(item.rows):
             row_index = index + row if is_decode else index
-            visible = item.visible if is_decode else item.visible - item.rows + row + 1
+            visible = item.visible if is_decode else _visible(record, item, row)
             seen = min(record.block_size, visible - block * record.block_size)
             row_scales_ptr = scales_ptr + row_index * columns * WORD_BYTES
             apply_scales(rows.ptr + row * rows.stride_bytes, row_scales_ptr, seen, columns)
@@ -237,7 +249,7 @@ def _make_sum_by_query(spec: Spec) -> Any:
         spare_ptr = sums.ptr + item.rows * sums.stride_bytes
         clear(sums.ptr, item.rows * columns)
         for query in range(item.rows):
-            seen, out = item.visible - item.rows + query + 1, rows_from(sums, query)
+            seen, out = _visible(record, item, query), rows_from(sums, query)
             for block in range(_count_blocks(record, seen)):
                 block_bytes = block * record.block_columns * weight_bytes
                 in_ptr = weights.ptr + query * weights.stride_bytes + block_bytes

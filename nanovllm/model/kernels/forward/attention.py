@@ -6,7 +6,8 @@
 
 A block of the cache is a packed panel (kv_cache.py), so Q K^T and weights V are matmuls like those
 of matmul.py, block after block (attend.py). In decode one query is computed in several heads, in
-prefill up to PREFILL_QUERIES queries in one head. Either way a score is a sum over head_dim in
+prefill up to PREFILL_QUERIES queries in one head. Query heads that share keys and values are
+computed together, as further queries, in decode too. Either way a score is a sum over head_dim in
 order, and an output a sum over the tokens in order, so both give the same bits.
 """
 
@@ -34,17 +35,17 @@ def make_paged_attention(spec: Spec) -> Any:
     @compiled
     def count_groups(record: Any) -> tuple[int, int]:
         """Return the number of decode items that stay whole, and the groups of the others."""
-        return max(0, record.decodes - 2 * record.threads), min(record.threads, record.heads)
+        return max(0, record.decodes - 2 * record.threads), min(record.threads, record.kv_heads)
 
     @compiled
     def count_items(record: Any, _layer: int) -> int:
         undivided, groups = count_groups(record)
         decode_items = undivided + (record.decodes - undivided) * groups
-        return int(decode_items + record.chunks * record.heads)
+        return int(decode_items + record.chunks * record.kv_heads)
 
     @compiled
     def attend(record: Any, thread: int, item: int, layer: int) -> None:
-        heads, (undivided, groups) = record.heads, count_groups(record)
+        heads, (undivided, groups) = record.kv_heads, count_groups(record)
         if item < undivided:
             decode(record, thread, layer, item, 0, heads)
             return
@@ -63,21 +64,34 @@ def make_paged_attention(spec: Spec) -> Any:
     ) -> None:
         """Compute some heads of decode item `number`."""
         sequence, token, _, position = read_item(record.decode_items_ptr, number)
-        table_ptr = record.block_tables_ptr + sequence * record.max_blocks * INT_BYTES
+        table_ptr, visible = see(record, sequence, position, 1)
         query_ptr = record.qkv_ptr + token * record.qkv_stride_bytes
-        out_ptr = record.attn_out_ptr + token * record.hidden_stride_bytes
-        item = Item(layer, first_head, heads, table_ptr, position + 1)
-        attend_heads(record, thread, item, query_ptr, out_ptr)
+        out_ptr = record.attn_out_ptr + token * record.attn_out_stride_bytes
+        if record.sharing == 1:
+            item = Item(layer, first_head, heads, table_ptr, visible)
+            attend_heads(record, thread, item, query_ptr, out_ptr)
+            return
+        for head in range(first_head, first_head + heads):
+            item = Item(layer, head, record.sharing, table_ptr, visible)
+            attend_queries(record, thread, item, query_ptr, out_ptr)
 
     @compiled
     def prefill(record: Any, thread: int, layer: int, number: int, head: int) -> None:
         """Compute one head of prefill item `number`."""
         sequence, token, queries, position = read_item(record.chunk_items_ptr, number)
-        table_ptr = record.block_tables_ptr + sequence * record.max_blocks * INT_BYTES
+        table_ptr, visible = see(record, sequence, position, queries)
         query_ptr = record.qkv_ptr + token * record.qkv_stride_bytes
-        out_ptr = record.attn_out_ptr + token * record.hidden_stride_bytes
-        item = Item(layer, head, queries, table_ptr, position + queries)
+        out_ptr = record.attn_out_ptr + token * record.attn_out_stride_bytes
+        item = Item(layer, head, queries * record.sharing, table_ptr, visible)
         attend_queries(record, thread, item, query_ptr, out_ptr)
+
+    @compiled
+    def see(record: Any, sequence: int, position: int, tokens: int) -> tuple[int, int]:
+        """Return the first block that `tokens` tokens see, and the keys from it to the last."""
+        table_ptr = record.block_tables_ptr + sequence * record.max_blocks * INT_BYTES
+        first_block = max(0, position + 1 - record.window) // record.block_size
+        visible = position + tokens - first_block * record.block_size
+        return table_ptr + first_block * INT_BYTES, visible
 
     @compiled
     def read_item(items_ptr: int, number: int) -> tuple[int, int, int, int]:

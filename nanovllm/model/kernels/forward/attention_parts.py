@@ -23,7 +23,8 @@ def make_softmax(target: KernelTarget, *, as_bfloat16: bool) -> Any:
     """Return softmax, which turns a row of scores into unnormalized weights, in place.
 
     scores_ptr     float32 [blocks, block_columns], of which block_size columns count
-    visible        number of keys that the query sees
+    unseen         number of keys before the first that the query sees
+    visible        number of keys up to the last that it sees
     blocks         number of blocks
     block_size     tokens in a block
     block_columns  block_size in whole vectors
@@ -35,8 +36,8 @@ def make_softmax(target: KernelTarget, *, as_bfloat16: bool) -> Any:
     """
 
     def softmax(
-        v: Vectors, scores_ptr: Value, visible: Value, blocks: Value, block_size: Value,
-        block_columns: Value, scale_ptr: Value, inv_sum_ptr: Value,
+        v: Vectors, scores_ptr: Value, unseen: Value, visible: Value, blocks: Value,
+        block_size: Value, block_columns: Value, scale_ptr: Value, inv_sum_ptr: Value,
     ) -> None:  # fmt: skip
         scale = v.splat(v.load_scalar(scale_ptr))
 
@@ -45,11 +46,12 @@ def make_softmax(target: KernelTarget, *, as_bfloat16: bool) -> Any:
 
             def block(index: Value, carried: Value) -> Value:
                 first = index * block_columns
-                left = visible - index * block_size
-                seen = v.minimum(left, block_size)
+                before = index * block_size
+                seen = v.minimum(visible - before, block_size)
 
                 def vector(i: Value, carried: Value) -> Value:
-                    return visit(first + i, v.first_lanes(seen - i), carried)
+                    is_seen = v.first_lanes(seen - i) & ~v.first_lanes(unseen - before - i)
+                    return visit(first + i, is_seen, carried)
 
                 return v.fold(block_columns, v.lanes, carried, vector)
 

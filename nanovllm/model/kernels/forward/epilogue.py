@@ -3,6 +3,8 @@
     STORE          out  = x @ weight + bias
     an activation  out  = activation(x @ weight + bias)
     RESIDUAL       out += x @ weight + bias
+    a gate         out  = activation(gate) * up, where gate and up are the first and the second half
+                   of the columns of each panel of x @ weight + bias
 
 Results are float32, with one exception: where linear layers take bfloat16 inputs, activated results
 are bfloat16, because they are the input rows of the next linear layer. Input rows of int8 are
@@ -22,6 +24,7 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
+from nanovllm.model.activation import GATES
 from nanovllm.model.kernels.build.compiler import compiled
 from nanovllm.model.kernels.build.layout import LINE_BYTES, WORD_BYTES
 from nanovllm.model.kernels.build.target import KernelTarget
@@ -32,6 +35,8 @@ from nanovllm.model.kernels.simd.value import Value
 from nanovllm.model.kernels.simd.vector import Vectors
 from nanovllm.model.kernels.step_record import (
     ACTIVATION_NAMES,
+    GATED,
+    NUM_EPILOGUES,
     RESIDUAL,
     ROW_QUANT_BYTES,
     ROW_QUANT_OUTLIERS,
@@ -53,12 +58,12 @@ class _Quantization(NamedTuple):
 
 @cache
 def make_epilogue(
-    target: KernelTarget, weights: str, *, kinds: Sequence[int] = range(RESIDUAL + 1)
+    target: KernelTarget, weights: str, *, kinds: Sequence[int] = range(NUM_EPILOGUES)
 ) -> Any:
     """Return epilogue: the results of some rows and one panel, from their accumulators.
 
-    kind           STORE, RESIDUAL or the index of an activation; one of `kinds`, because only those
-                   are compiled
+    kind           number of an epilogue, see step_record.py; one of `kinds`, because only those are
+                   compiled
     accumulators   [rows, width], float32 or int32
     rows           number of rows
     linear         record of the linear layer (step_record.py)
@@ -74,21 +79,36 @@ def make_epilogue(
         def emit_loops(finish: _Finish, *, as_bfloat16: bool) -> None:
             """Emit one kind: a loop over the panel's vectors, and within it one over the rows."""
             with v.range(v.scalar(target.panel_width), v.lanes) as i:
-                first = column + i
-                is_int8 = weights == "int8"
-                quantization = _load_quantization(v, linear, first) if is_int8 else None
-                bias = v.load(v.element(linear.bias_ptr, first))
+                load_sums = columns(i)
                 with v.range(rows) as row:
-                    accumulator_ptr = v.element(accumulators.row(row), i)
-                    if quantization is None:
-                        value = v.load(accumulator_ptr)
-                    else:
-                        quant_ptr = row_quant_ptr + row * ROW_QUANT_BYTES
-                        sums = v.load_words(accumulator_ptr)
-                        value = _dequantize(v, sums, quantization, quant_ptr)
                     result_ptr = out.row(row) + i * (2 if as_bfloat16 else WORD_BYTES)
-                    value = finish(value + bias, result_ptr)
+                    value = finish(load_sums(row), result_ptr)
                     v.store(v.round_bfloat16(value) if as_bfloat16 else value, result_ptr)
+
+        def emit_gate(finish: _Finish, *, as_bfloat16: bool) -> None:
+            """Emit the same for a gate, whose results are half as many."""
+            half = target.panel_width // 2
+            with v.range(v.scalar(half), v.lanes) as i:
+                load_gate, load_up = columns(i), columns(i + half)
+                with v.range(rows) as row:
+                    result_ptr = out.row(row) + i * (2 if as_bfloat16 else WORD_BYTES)
+                    value = finish(load_gate(row), result_ptr) * load_up(row)
+                    v.store(v.round_bfloat16(value) if as_bfloat16 else value, result_ptr)
+
+        def columns(i: Value) -> Callable[[Value], Value]:
+            """Load what a vector of columns has; return load_sums(row), x @ weight + bias."""
+            first = column + i
+            quantization = _load_quantization(v, linear, first) if weights == "int8" else None
+            bias = v.load(v.element(linear.bias_ptr, first))
+
+            def load_sums(row: Value) -> Value:
+                accumulator_ptr = v.element(accumulators.row(row), i)
+                if quantization is None:
+                    return v.load(accumulator_ptr) + bias
+                quant_ptr = row_quant_ptr + row * ROW_QUANT_BYTES
+                return _dequantize(v, v.load_words(accumulator_ptr), quantization, quant_ptr) + bias
+
+            return load_sums
 
         for number in kinds:
             with v.when(kind == number):
@@ -100,7 +120,10 @@ def make_epilogue(
                     )
                 else:
                     is_bfloat16 = target.input_type(weights) == "bfloat16"
-                    emit_loops(_activation(v, ACTIVATION_NAMES[number]), as_bfloat16=is_bfloat16)
+                    is_gate = number >= GATED
+                    name = GATES[number - GATED] if is_gate else ACTIVATION_NAMES[number]
+                    emit = emit_gate if is_gate else emit_loops
+                    emit(_activation(v, name), as_bfloat16=is_bfloat16)
 
     return kernel(target, finish_rows)
 
@@ -128,12 +151,17 @@ def make_prefetch_output(target: KernelTarget, weights: str) -> Any:
 
 @cache
 def make_result_bytes(inputs: str) -> Any:
-    """Return result_bytes(kind): the bytes of one result, 2 for bfloat16 and 4 for float32."""
+    """Return result_bytes(kind): the bytes of results to a column of the weight.
+
+    They are 2 for bfloat16 and 4 for float32; of a gate half of that.
+    """
     activated_bytes = 2 if inputs == "bfloat16" else WORD_BYTES
     activations = len(ACTIVATION_NAMES)
 
     @compiled
     def result_bytes(kind: int) -> int:
+        if kind >= GATED:
+            return activated_bytes // 2
         return activated_bytes if kind < activations else WORD_BYTES
 
     return result_bytes

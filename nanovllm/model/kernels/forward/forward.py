@@ -12,7 +12,7 @@ A linear layer takes its input rows in the type of its weights (`KernelTarget.in
               the activation, where several threads do
 
 Rows of hidden, gains, biases and position embeddings are float32 [d_model], padded with zeros to
-whole panels, so they share the stride hidden_stride_bytes. So does attn_out in any type.
+whole panels, so they share the stride hidden_stride_bytes.
 """
 
 from functools import cache
@@ -67,7 +67,7 @@ def make_forward(spec: Spec) -> Any:
         record = step_record_at(record_ptr)
         tokens, stride_bytes = record.tokens, record.hidden_stride_bytes
         hidden = Rows(record.hidden_ptr, stride_bytes)
-        attn_out = Rows(record.attn_out_ptr, stride_bytes)
+        attn_out = Rows(record.attn_out_ptr, record.attn_out_stride_bytes)
         inputs = Rows(record.inputs_ptr, record.inputs_stride_bytes)
         qkv_rows = Rows(record.qkv_ptr, record.qkv_stride_bytes)
         ffn_hidden = Rows(record.ffn_hidden_ptr, record.ffn_hidden_stride_bytes)
@@ -77,7 +77,7 @@ def make_forward(spec: Spec) -> Any:
             # Indices of linear layers; `attention_out` is the one that takes the rows `attn_out`.
             qkv, attention_out, up, down = linear_indices(layer)
 
-            # layer_norm(hidden) @ qkv_weight + qkv_bias -> qkv
+            # norm(hidden) @ qkv_weight + qkv_bias -> qkv
             gain_ptr = record.attention_gain_ptr + norm_bytes
             bias_ptr = record.attention_bias_ptr + norm_bytes
             phase = layer_norm(record, thread, phase, gain_ptr, bias_ptr, qkv)
@@ -90,11 +90,11 @@ def make_forward(spec: Spec) -> Any:
             # hidden + attn_out @ out_weight + out_bias -> hidden
             rows = attn_out
             if is_int8:
-                d_in, rows = record.d_model, inputs
+                d_in, rows = record.queries_width, inputs
                 phase = quantize(record, thread, phase, attention_out, tokens, d_in, attn_out)
             phase = linear(record, thread, phase, attention_out, tokens, rows, hidden, RESIDUAL)
 
-            # activation(layer_norm(hidden) @ up_weight + up_bias) -> ffn_hidden
+            # activation(norm(hidden) @ up_weight + up_bias) -> ffn_hidden, gated or not
             gain_ptr, bias_ptr = record.ffn_gain_ptr + norm_bytes, record.ffn_bias_ptr + norm_bytes
             phase = layer_norm(record, thread, phase, gain_ptr, bias_ptr, up)
             activation = record.activation
@@ -107,7 +107,7 @@ def make_forward(spec: Spec) -> Any:
                 phase = quantize(record, thread, phase, down, tokens, d_in, ffn_hidden)
             phase = linear(record, thread, phase, down, tokens, rows, hidden, RESIDUAL)
 
-        # layer_norm(hidden[logit_rows]) -> final
+        # norm(hidden[logit_rows]) -> final
         final_norm(record, thread, phase)
 
     return forward
@@ -127,7 +127,7 @@ def _make_embed(spec: Spec) -> Any:
 
     @compiled
     def embed(record: Any, _thread: int, token: int) -> None:
-        """hidden = token_embedding[token_ids] + position_embedding[positions]."""
+        """hidden = token_embedding[token_ids] + position_embedding[positions], if there is one."""
         hidden_ptr = record.hidden_ptr + token * record.hidden_stride_bytes
         token_id = load_int(record.token_ids_ptr, token)
         row_ptr = record.token_embedding_ptr + token_id * record.embedding_stride_bytes
@@ -136,8 +136,9 @@ def _make_embed(spec: Spec) -> Any:
             widen_row(row_ptr, hidden_ptr, record.d_model)
         else:
             copy(row_ptr, hidden_ptr, record.d_model)
-        position_bytes = load_int(record.positions_ptr, token) * record.hidden_stride_bytes
-        add(record.position_embedding_ptr + position_bytes, hidden_ptr, record.d_model)
+        if record.position_embedding_ptr != 0:
+            position_bytes = load_int(record.positions_ptr, token) * record.hidden_stride_bytes
+            add(record.position_embedding_ptr + position_bytes, hidden_ptr, record.d_model)
 
     return make_row_phase(count_of("tokens"), embed)
 
@@ -156,12 +157,20 @@ def _make_layer_norm(spec: Spec) -> Any:
     def layer_norm(
         record: Any, thread: int, token: int, gain_ptr: int, bias_ptr: int, index: int
     ) -> None:
-        """inputs = layer_norm(hidden), in the type that the linear layer takes."""
+        """inputs = norm(hidden), in the type that the linear layer takes."""
         hidden_ptr = record.hidden_ptr + token * record.hidden_stride_bytes
         inputs_ptr = record.inputs_ptr + token * record.inputs_stride_bytes
         # Normalized in float32; for other types in the thread's own row, then converted.
         row_ptr = inputs_ptr if is_float32 else record.row_ptr + thread * record.row_bytes
-        normalize_row(hidden_ptr, gain_ptr, bias_ptr, row_ptr, record.d_model, record.epsilon_ptr)
+        normalize_row(
+            hidden_ptr,
+            gain_ptr,
+            bias_ptr,
+            row_ptr,
+            record.d_model,
+            record.epsilon_ptr,
+            record.is_rms,
+        )
         if not is_float32:
             linear = linear_at(record.linears_ptr + index * LINEAR_BYTES)
             row_quant_ptr = record.row_quant_ptr + token * ROW_QUANT_BYTES
@@ -175,7 +184,7 @@ def _make_final(spec: Spec) -> Any:
 
     @compiled
     def final_norm(record: Any, _thread: int, row: int) -> None:
-        """final = layer_norm(hidden[logit_rows])."""
+        """final = norm(hidden[logit_rows])."""
         token = load_int(record.logit_rows_ptr, row)
         normalize_row(
             record.hidden_ptr + token * record.hidden_stride_bytes,
@@ -184,6 +193,7 @@ def _make_final(spec: Spec) -> Any:
             record.final_ptr + row * record.hidden_stride_bytes,
             record.d_model,
             record.epsilon_ptr,
+            record.is_rms,
         )
 
     return make_phase(count_of("rows"), final_norm, is_last=True)

@@ -7,7 +7,7 @@ wrong. Items of attention are ITEM_FIELDS integers:
     | sequence | first token in the batch | number of tokens | position of the first token |
 
 Sequences with one new token are in `decode_items`. The others are in `chunk_items`, in chunks of up
-to PREFILL_QUERIES tokens.
+to `chunk_tokens` tokens, which have PREFILL_QUERIES queries or fewer.
 """
 
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 from nanovllm.model.kernels.build.compiler import compiled
 from nanovllm.model.kernels.build.layout import INT_BYTES
 from nanovllm.model.kernels.simd.memory import load_int, step_record_at, store_int
-from nanovllm.model.kernels.step_record import ITEM_FIELDS, PREFILL_QUERIES
+from nanovllm.model.kernels.step_record import ITEM_FIELDS
 
 
 @compiled
@@ -75,8 +75,8 @@ def _add_items(record: Any, sequence: int, start: int, count: int) -> None:
         _store_item(record.decode_items_ptr, record.decodes, sequence, start, 1, first)
         record.decodes += 1
         return
-    for done in range(0, count, PREFILL_QUERIES):
-        tokens = min(PREFILL_QUERIES, count - done)
+    for done in range(0, count, record.chunk_tokens):
+        tokens = min(record.chunk_tokens, count - done)
         _store_item(
             record.chunk_items_ptr, record.chunks, sequence, start + done, tokens, first + done
         )

@@ -22,7 +22,8 @@ from nanovllm.model.kernels.step_record import (
     RESIDUAL,
     STORE,
 )
-from nanovllm.model.layers import layer_norm
+from nanovllm.model.layers import layer_norm, rms_norm
+from nanovllm.model.rotary import Rotary, turn
 from nanovllm.model.weights import LayerNorm
 from tests.support.arrays import as_int16_inputs, numbers, widened
 from tests.support.kernel_entries import row_kernels
@@ -188,13 +189,14 @@ def test_the_other_epilogues_add_bias_and_residual(target: KernelTarget) -> None
 
 @pytest.mark.parametrize("d_model", [1, 5, 16, 24, 80, 768])
 @pytest.mark.parametrize("mean", [0.0, 1000.0])
-def test_layer_norm_is_numpys(target: KernelTarget, d_model: int, mean: float) -> None:
+@pytest.mark.parametrize("is_rms", [False, True])
+def test_norms_are_numpys(target: KernelTarget, d_model: int, mean: float, *, is_rms: bool) -> None:
     hidden, gain, bias = (
         pack_rows([values], 64)[0]
         for values in (
             numbers(d_model) + np.float32(mean),
             numbers(d_model, seed=1),
-            numbers(d_model, seed=2),
+            numbers(d_model, seed=2) * (not is_rms),
         )
     )
     out, epsilon = aligned_zeros(hidden.size), np.array([1e-5], dtype=np.float32)
@@ -207,25 +209,45 @@ def test_layer_norm_is_numpys(target: KernelTarget, d_model: int, mean: float) -
         out.ctypes.data,
         d_model,
         epsilon.ctypes.data,
+        is_rms,
     )
-    expected = layer_norm(hidden[None, :d_model], LayerNorm(gain[:d_model], bias[:d_model]), 1e-5)[
-        0
-    ]
+    row, norm = hidden[None, :d_model], LayerNorm(gain[:d_model], bias[:d_model])
+    expected = rms_norm(row, norm.gain, 1e-5)[0] if is_rms else layer_norm(row, norm, 1e-5)[0]
     np.testing.assert_allclose(out[:d_model], expected, rtol=1e-4, atol=1e-3 if mean else 1e-5)
     assert not out[d_model:].any()
 
 
-@pytest.mark.parametrize(("visible", "blocks"), [(1, 1), (7, 1), (8, 3), (9, 2), (23, 3)])
-def test_softmax_masks_what_is_not_there(target: KernelTarget, visible: int, blocks: int) -> None:
+@pytest.mark.parametrize("head_dim", [2, 6, 16, 64, 80, 128])
+def test_heads_are_normalized_and_turned_as_in_numpy(target: KernelTarget, head_dim: int) -> None:
+    rotary, gain = Rotary(theta=50.0), numbers(head_dim, seed=1)
+    heads, epsilon = numbers(3, head_dim), np.array([1e-5], dtype=np.float32)
+    angles = rotary.angles(np.array([7]), head_dim)
+    table = np.concatenate([np.cos(angles), np.sin(angles)], axis=1)
+    before, expected = heads.copy(), rms_norm(heads[None, 1:2], gain, 1e-5)
+    head_ptr = heads[1:].ctypes.data
+    call(target, "normalize_head", head_ptr, gain.ctypes.data, head_dim, epsilon.ctypes.data)
+    np.testing.assert_allclose(heads[1], expected[0, 0], rtol=1e-5, atol=1e-6)
+    expected = turn(heads[None, 1:2], angles)[0, 0]
+    call(target, "turn_head", head_ptr, table.ctypes.data, head_dim // 2)
+    np.testing.assert_allclose(heads[1], expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(heads[::2], before[::2])
+
+
+@pytest.mark.parametrize(
+    ("unseen", "visible", "blocks"),
+    [(0, 1, 1), (0, 7, 1), (0, 8, 3), (0, 9, 2), (0, 23, 3), (3, 7, 1), (8, 9, 2), (13, 23, 3)],
+)
+def test_softmax_masks_what_is_not_there(
+    target: KernelTarget, unseen: int, visible: int, blocks: int
+) -> None:
     block_size, columns = 8, round_up(8, target.lanes)
     scores = np.full((blocks, columns), np.nan, dtype=np.float32)
     scores[:, :block_size] = numbers(blocks, block_size)
     expected = np.zeros((blocks, columns))
-    seen = scores[:, :block_size].reshape(-1)[:visible].astype(np.float64) * 0.5
+    seen = scores[:, :block_size].reshape(-1)[unseen:visible].astype(np.float64) * 0.5
     weights = np.exp(seen - seen.max())
-    expected[:, :block_size].reshape(-1)[:visible] = 0.0
     padded = np.zeros(blocks * block_size)
-    padded[:visible] = weights
+    padded[unseen:visible] = weights
     expected[:, :block_size] = padded.reshape(blocks, block_size)
     scores[:, :block_size].reshape(-1)[visible:] = np.nan
     narrow, scale, inv_sum = (
@@ -233,7 +255,7 @@ def test_softmax_masks_what_is_not_there(target: KernelTarget, visible: int, blo
         np.array([0.5], dtype=np.float32),
         np.zeros(1, dtype=np.float32),
     )
-    sizes = (visible, blocks, block_size, columns, scale.ctypes.data, inv_sum.ctypes.data)
+    sizes = (unseen, visible, blocks, block_size, columns, scale.ctypes.data, inv_sum.ctypes.data)
     call(target, "softmax", scores.ctypes.data, *sizes)
     np.testing.assert_allclose(scores, expected, rtol=1e-5, atol=1e-7)
     np.testing.assert_allclose(inv_sum[0] * weights.sum(), 1, rtol=1e-6)

@@ -65,7 +65,7 @@ def test_layer_norm_of_a_row_that_is_not_finite_is_nan(
     hidden[place] = bad
     out, epsilon = aligned_zeros(hidden.size), np.array([1e-5], dtype=np.float32)
     addresses = [array.ctypes.data for array in (hidden, gain, bias, out)]
-    call(target, "normalize_row", *addresses, count, epsilon.ctypes.data)
+    call(target, "normalize_row", *addresses, count, epsilon.ctypes.data, 0)
     with np.errstate(invalid="ignore"):
         expected = layer_norm(hidden[None, :count], LayerNorm(gain[:count], bias[:count]), 1e-5)
     np.testing.assert_array_equal(kinds_of(out[:count]), kinds_of(expected[0]))
@@ -92,7 +92,7 @@ def test_softmax_gives_what_numpy_gives(
     scores[:, :block_size] = padded.reshape(blocks, block_size)
     scale, inv_sum = np.array([0.5], dtype=np.float32), np.zeros(1, dtype=np.float32)
     addresses = scale.ctypes.data, inv_sum.ctypes.data
-    sizes = (visible, blocks, block_size, columns)
+    sizes = (0, visible, blocks, block_size, columns)
     name = "softmax_to_bfloat16" if narrow else "softmax"
     call(target, name, scores.ctypes.data, *sizes, *addresses)
     weights = scores
@@ -159,7 +159,9 @@ class Attention:
             block_size=BLOCK_SIZE, block_columns=columns, head_columns=head_columns,
             key_steps=panel_steps(head_dim, per_word),
             key_block_bytes=key_words * 4, value_block_bytes=value_words * 4,
-            qkv_stride_bytes=3 * d_model * 4, hidden_stride_bytes=d_model * 4,
+            kv_heads=HEADS, sharing=1, queries_width=d_model, window=CONTEXT,
+            chunk_tokens=PREFILL_QUERIES,
+            qkv_stride_bytes=3 * d_model * 4, attn_out_stride_bytes=d_model * 4,
             query_stride_bytes=round_up(head_dim, 16) * 4,
         )  # fmt: skip
         self.d_model = d_model
