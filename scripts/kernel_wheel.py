@@ -2,10 +2,10 @@
 
 Run: python scripts/kernel_wheel.py
 
-Each level has a process of its own, which Numba's variables tell the CPU. A library is compiled for
-no more instructions than its name says, because they are what is checked at run time. A linker (cc,
-or that of the variable CC) makes shared objects. The wheel needs Linux, this architecture, and the
-C library's version that the shared objects name. Numba is an extra of it, `compile`.
+A library is compiled for no more instructions than its name says, because they are what is checked
+at run time. A linker (cc, or that of the variable CC) makes shared objects. The wheel needs Linux,
+this architecture, and the C library's version that the shared objects name. Numba is an extra of
+it, `compile`.
 """
 
 import argparse
@@ -16,24 +16,25 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from platform import machine
-from typing import NamedTuple
 
 import nanovllm
 from nanovllm.model.kernels.build.codegen import LLVMCpu, llvm
-from nanovllm.model.kernels.build.peak import BFLOAT16_VARIABLE, emit_spin, peak_name
-from nanovllm.model.kernels.build.shipped import CPU_VARIABLES, FOLDER
+from nanovllm.model.kernels.build.peak import emit_spin, peak_name
+from nanovllm.model.kernels.build.shipped import FOLDER
 from nanovllm.model.kernels.build.target import (
+    BFLOAT16_DOT,
     CACHE_TYPES,
-    DTYPES,
-    QUANTIZATIONS,
+    INT8_DOT,
+    VECTORS,
+    WEIGHTS,
     KernelTarget,
     Spec,
-    host_spec,
 )
 from nanovllm.model.kernels.library import (
     BANDWIDTH,
@@ -45,55 +46,35 @@ from nanovllm.model.kernels.library import (
 from nanovllm.model.machine import usable_cpus
 from nanovllm.training.kernels.library import TRAINING
 
-WEIGHTS = (*DTYPES, *QUANTIZATIONS)
 _LINK = ("-shared", "-nostdlib", "-s", "-Wl,-z,now,-z,noexecstack")
 _LIBRARIES = ("-lm", "-lpthread", "-lc")
 _GLIBC = re.compile(rb"GLIBC_2\.(\d+)")
 _NUMBA = re.compile(r"^(Requires-Dist: numba\b[^;\n]*)$", re.MULTILINE)
 
 
-class Level(NamedTuple):
-    """CPUs that share their kernels.
-
-    Attributes:
-        cpu, features: what Numba's variables name.
-        bfloat16: how bfloat16 weights are multiplied, if both ways are possible.
-    """
-
-    cpu: str
-    features: str
-    bfloat16: str = ""
-
-    def variables(self) -> dict[str, str]:
-        """Return the environment variables for which code of this level is compiled."""
-        return dict(zip((*CPU_VARIABLES, BFLOAT16_VARIABLE), self, strict=True))
-
-
-_AVX2 = "+avx2,+fma"
-_AVX512 = f"{_AVX2},+avx512f,+avx512vl,+avx512bw,+avx512dq"
-_VNNI = f"{_AVX512},+avx512vnni"
-_BFLOAT16 = f"{_VNNI},+avx512bf16"
+_AVX512 = KernelTarget(lanes=16, is_x86=True, prefetch_next_block=True)
+_ZEN5 = KernelTarget(lanes=16, is_x86=True, int8_dot=True, nontemporal=True)
 LEVELS = {
     "x86_64": {
-        "avx2": Level("x86-64", _AVX2),
-        "avx2-vnni": Level("x86-64", f"{_AVX2},+avxvnni"),
-        "avx512": Level("x86-64", _AVX512),
-        "avx512-vnni": Level("x86-64", _VNNI),
-        "avx512-bfloat16": Level("x86-64", _BFLOAT16, "dot"),
-        "zen5": Level("znver5", _BFLOAT16, "dot"),
-        "zen5-float32": Level("znver5", _BFLOAT16, "float32"),
+        "avx2": KernelTarget(lanes=8, is_x86=True),
+        "avx2-vnni": KernelTarget(lanes=8, is_x86=True, int8_dot=True),
+        "avx512": _AVX512,
+        "avx512-vnni": replace(_AVX512, int8_dot=True),
+        "avx512-bfloat16": replace(_AVX512, int8_dot=True, bfloat16_dot=True),
+        "zen5": replace(_ZEN5, bfloat16_dot=True),
+        "zen5-float32": _ZEN5,
     },
     "aarch64": {
-        "neon": Level("generic", "+neon"),
-        "neon-dotprod": Level("generic", "+neon,+dotprod"),
-        "neon-bfloat16": Level("generic", "+neon,+dotprod,+bf16", "dot"),
+        "neon": KernelTarget(lanes=4),
+        "neon-dotprod": KernelTarget(lanes=4, int8_dot=True),
+        "neon-bfloat16": KernelTarget(lanes=4, int8_dot=True, bfloat16_dot=True),
     },
 }
 """By architecture. Levels share the kernels of types that use none of the further instructions."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Make the wheel, or compile a level."""
+    """Make the wheel."""
     levels = tuple(LEVELS.get(machine(), ()))
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     for name, known in (("levels", levels), ("weights", WEIGHTS), ("caches", CACHE_TYPES)):
@@ -101,15 +82,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.add_argument(f"--{name}", type=names_of(known), default=known, help=what)
     parser.add_argument("--wheel", type=Path, help="one that was built from this source tree")
     parser.add_argument("--dest", type=Path, default=Path("dist"), help="default: %(default)s")
-    parser.add_argument("--compile", type=Path, help=argparse.SUPPRESS)
     parsed = parser.parse_args(arguments)
     if sys.platform != "linux" or not levels:
         parser.error(f"there are no levels for {sys.platform} on {machine()}")
     if shutil.which(_linker()[0]) is None:
         parser.error(f"the linker {_linker()[0]} is missing; install gcc, or set CC to another one")
-    if parsed.compile:
-        compile_level(parsed.compile, product(parsed.weights, parsed.caches))
-        return 0
+    if changing := [name for name in os.environ if name.startswith(("NUMBA_", "NANOVLLM_CHECK"))]:
+        parser.error(f"unset {', '.join(changing)}, which would change the code")
     with tempfile.TemporaryDirectory() as scratch:
         if parsed.wheel is None:
             _run("build", "--wheel", "--outdir", scratch, Path(__file__).parents[1])
@@ -141,10 +120,8 @@ def make_wheel(parsed: argparse.Namespace) -> Path:
         kernels = folder / FOLDER.relative_to(Path(nanovllm.__file__).parents[1])
         kernels.mkdir()
         _write_peaks(kernels)
-        for level in parsed.levels:
-            before = len(list(kernels.iterdir()))
-            _compile_in_process(level, kernels, parsed)
-            print(f"{level}: {len(list(kernels.iterdir())) - before} shared objects", flush=True)
+        targets = [LEVELS[machine()][level] for level in parsed.levels]
+        _write_libraries(kernels, libraries(targets, product(parsed.weights, parsed.caches)))
         _rewrite(folder, f"py3-none-manylinux_2_{_least_glibc(kernels)}_{machine()}")
         packed = Path(scratch) / "packed"
         packed.mkdir()
@@ -170,18 +147,6 @@ def _check_sources(folder: Path) -> None:
         sys.exit("the wheel has kernels already")
 
 
-def _compile_in_process(level: str, folder: Path, parsed: argparse.Namespace) -> None:
-    options = ("--weights", ",".join(parsed.weights), "--caches", ",".join(parsed.caches))
-    command = [sys.executable, __file__, "--compile", str(folder), *options]
-    kept = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith(("NANOVLLM_", "NUMBA_"))
-    }
-    environment = {**kept, **LEVELS[machine()][level].variables()}
-    subprocess.run(command, check=True, env=environment)
-
-
 def _rewrite(folder: Path, tag: str) -> None:
     """Change the tag of an unpacked wheel, and make Numba an extra."""
     [info] = folder.glob("*.dist-info")
@@ -201,31 +166,28 @@ def _least_glibc(folder: Path) -> int:
     return max(int(version) for versions in found for version in versions)
 
 
-def compile_level(folder: Path, types: Iterable[tuple[str, str]]) -> None:
-    """Compile what `folder` lacks for the CPU that Numba's variables name."""
+def libraries(
+    targets: Iterable[KernelTarget], types: Iterable[tuple[str, str]]
+) -> dict[str, tuple[Spec, EntryPoints]]:
+    """Return what is compiled for targets and types of weights and KV cache, by its name."""
+    targets = tuple(targets)
+    found = [(Spec(target, *pair), INFERENCE) for target, pair in product(targets, types)]
+    found += [(Spec(target), part) for target, part in product(targets, (TRAINING, BANDWIDTH))]
+    return {shared_name(*library): library for library in found}
+
+
+def _write_libraries(folder: Path, wanted: Mapping[str, tuple[Spec, EntryPoints]]) -> None:
     with ProcessPoolExecutor(usable_cpus()) as pool:
-        jobs = [pool.submit(_write_library, folder, *library) for library in libraries(types)]
-        for job in jobs:
+        names = {pool.submit(_write, folder, *library): name for name, library in wanted.items()}
+        for number, job in enumerate(as_completed(names), 1):
             job.result()
+            print(f"{number} of {len(names)}: {names[job]}", flush=True)
 
 
-def libraries(types: Iterable[tuple[str, str]]) -> Iterator[tuple[Spec, EntryPoints]]:
-    """Yield what is compiled for the CPU that Numba's variables name.
-
-    Args:
-        types: of weights and KV cache.
-    """
-    for weights, cache in types:
-        yield host_spec(weights, cache), INFERENCE
-    yield host_spec(), TRAINING
-    yield host_spec(), BANDWIDTH
-
-
-def _write_library(folder: Path, spec: Spec, entry_points: EntryPoints) -> None:
+def _write(folder: Path, spec: Spec, entry_points: EntryPoints) -> None:
+    cpu = cpu_of(spec.essential.target)
     path = folder / f"{shared_name(spec, entry_points)}.so"
-    if not path.exists():
-        cpu = cpu_of(spec.essential.target)
-        _link(compile_library(spec, cpu, entry_points, is_shared=True), path)
+    _link(compile_library(spec, cpu, entry_points, is_shared=True), path)
 
 
 def _write_peaks(folder: Path) -> None:
@@ -241,16 +203,11 @@ def _write_peaks(folder: Path) -> None:
 
 def cpu_of(target: KernelTarget) -> LLVMCpu:
     """Return the least CPU that has the instructions of a target."""
-    triple = llvm().get_process_triple()
-    if not target.is_x86:
-        features = ["+neon", *["+dotprod"] * target.int8_dot, *["+bf16"] * target.bfloat16_dot]
-        return LLVMCpu(triple, "generic", ",".join(features))
-    features = [_AVX512 if target.lanes == 16 else _AVX2]
-    if target.int8_dot:
-        features.append("+avx512vnni" if target.lanes == 16 else "+avxvnni")
-    if target.bfloat16_dot:
-        features.append("+avx512bf16")
-    return LLVMCpu(triple, "x86-64", ",".join(features))
+    names = [*VECTORS[target.lanes]]
+    names += [INT8_DOT[target.lanes]] if target.int8_dot else []
+    names += [BFLOAT16_DOT[target.lanes]] if target.bfloat16_dot else []
+    model = "x86-64" if target.is_x86 else "generic"
+    return LLVMCpu(llvm().get_process_triple(), model, ",".join(f"+{name}" for name in names))
 
 
 def _link(image: bytes, path: Path) -> None:

@@ -75,14 +75,14 @@ def _instructions() -> str:
     from nanovllm.model.kernels.build.peak import BFLOAT16_VARIABLE, bfloat16_choice
     from nanovllm.model.kernels.build.target import has_bfloat16_dot, host_target
 
-    target = host_target()
+    cpu, target = host_cpu(), host_target()
     instructions = [f"vectors of {32 * target.lanes} bits"]
-    if has_bfloat16_dot():
+    if has_bfloat16_dot(cpu):
         reason = "float32 is faster" if bfloat16_choice() is None else f"{BFLOAT16_VARIABLE} is set"
         note = "" if target.bfloat16_dot else f" (not used: {reason})"
         instructions.append(f"bfloat16 dot products{note}")
     instructions += ["int8 dot products"] if target.int8_dot else []
-    for kind, refusal in tile_refusals(host_cpu()).items():
+    for kind, refusal in tile_refusals(cpu).items():
         instructions.append(f"AMX tiles of {kind}" + (f" (not used: {refusal})" if refusal else ""))
     return ", ".join(instructions)
 

@@ -46,7 +46,8 @@ VARIABLES = {
         "compile: compile kernels even where the installation has some for this CPU", "none"
     ),
     "NANOVLLM_AMX": Variable(
-        "0: never use the tile unit of Intel CPUs (AMX); 1: use it even where it is not faster",
+        "0: never use the tile unit of Intel CPUs (AMX); "
+        "1: use it for bfloat16 and int8 even where it is not faster",
         "where its bits are right and it is faster, by measurement",
     ),
     "NUMBA_CPU_NAME": Variable("compile the kernels for this CPU", "host"),

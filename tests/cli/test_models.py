@@ -185,7 +185,7 @@ def test_env_has_versions_and_no_secrets(
     monkeypatch.setenv("NANOVLLM_API_KEY", "secret-1")
     monkeypatch.setenv("HF_TOKEN", "secret-2")
     refusals = {"bfloat16": "vectors are as fast", "int8": ""}
-    monkeypatch.setattr("nanovllm.model.kernels.build.amx.tile_refusals", lambda _cpu: refusals)
+    monkeypatch.setattr("nanovllm.model.kernels.build.amx.tile_refusals", lambda *_: refusals)
     assert main(["env"]) == 0
     out = capsys.readouterr().out
     for label in (

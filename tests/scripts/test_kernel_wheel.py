@@ -1,7 +1,8 @@
 """The levels of a wheel with kernels have code for each CPU that they are made for."""
 
-import argparse
+import os
 import platform
+import sys
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
@@ -13,8 +14,9 @@ from nanovllm.model.kernels.build import codegen, peak
 from nanovllm.model.kernels.build.object_cache import user_cache
 from nanovllm.model.kernels.build.peak import BFLOAT16_VARIABLE
 from nanovllm.model.kernels.build.shipped import CPU_VARIABLES
-from nanovllm.model.kernels.build.target import CACHE_TYPES, host_spec
-from nanovllm.model.kernels.library import load_image, shared_name
+from nanovllm.model.kernels.build.target import CACHE_TYPES, WEIGHTS, host_spec
+from nanovllm.model.kernels.library import BANDWIDTH, load_image, shared_name
+from nanovllm.training.kernels.library import TRAINING
 from scripts import kernel_wheel
 
 _HASWELL = "fma movbe f16c avx avx2 bmi1 bmi2"
@@ -32,40 +34,49 @@ CPUS = {
     "Zen 5": ("AuthenticAMD", 26, f"{_ZEN_4} avx_vnni"),
     "Zen 5 with hidden instructions": ("AuthenticAMD", 26, f"{_SKYLAKE} avx512_vnni"),
 }
-TYPES = list(product(kernel_wheel.WEIGHTS, CACHE_TYPES))
+TYPES = list(product(WEIGHTS, CACHE_TYPES))
+COMPILED = kernel_wheel.libraries(kernel_wheel.LEVELS["x86_64"].values(), TYPES)
 
 pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="levels of x86-64")
 
 
-def names() -> Iterator[str]:
-    return (shared_name(*library) for library in kernel_wheel.libraries(TYPES))
+def names() -> set[str]:
+    """Names of the libraries that this CPU uses."""
+    others = {shared_name(host_spec(), part) for part in (TRAINING, BANDWIDTH)}
+    return {shared_name(host_spec(*types)) for types in TYPES} | others
 
 
-@pytest.fixture(scope="module")
-def compiled() -> set[str]:
-    """Names of the libraries that the levels compile."""
-    found: set[str] = set()
-    for level in kernel_wheel.LEVELS["x86_64"].values():
-        with pytest.MonkeyPatch.context() as patch:
-            for name, value in level.variables().items():
-                patch.setenv(name, value)
-            found |= {*names()}
-    return found
-
-
-@pytest.mark.parametrize("level", kernel_wheel.LEVELS["x86_64"])
-def test_code_is_for_the_instructions_in_its_name_alone(
-    level: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, value in kernel_wheel.LEVELS["x86_64"][level].variables().items():
-        monkeypatch.setenv(name, value)
-    for spec, entry_points in kernel_wheel.libraries(TYPES):
+def test_code_is_for_the_instructions_in_its_name_alone() -> None:
+    for name, (spec, _) in COMPILED.items():
         cpu = kernel_wheel.cpu_of(spec.essential.target)
-        name = shared_name(spec, entry_points)
         assert cpu.name == "x86-64"
         assert ("avx512f" in cpu.features) == ("-16-" in name)
         assert ("vnni" in cpu.features) == ("int8_dot" in name)
         assert ("avx512bf16" in cpu.features) == ("bfloat16_dot" in name)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variable", "reason"),
+    [
+        (["--levels", "sse"], "NANOVLLM_CACHE_DIR", "sse must be of avx2, avx2-vnni"),
+        ([], "NUMBA_DEBUGINFO", "unset NUMBA_DEBUGINFO, which would change the code"),
+        ([], "NANOVLLM_CHECK", "unset NANOVLLM_CHECK, which would change the code"),
+    ],
+)
+def test_what_it_cannot_build_is_refused(
+    arguments: list[str],
+    variable: str,
+    reason: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name in [name for name in os.environ if name.startswith(("NUMBA_", "NANOVLLM_CHECK"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv(variable, "1")
+    monkeypatch.setenv("CC", sys.executable)
+    with pytest.raises(SystemExit):
+        kernel_wheel.main(arguments)
+    assert reason in capsys.readouterr().err
 
 
 @pytest.fixture
@@ -83,37 +94,28 @@ def bare(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.parametrize("is_faster", [False, True])
 @pytest.mark.parametrize("cpu", CPUS)
 def test_every_cpu_finds_its_kernels(
-    cpu: str,
-    is_faster: bool,
-    compiled: set[str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    cpu: str, is_faster: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     vendor, family, flags = CPUS[cpu]
     text = f"processor\t: 0\nvendor_id\t: {vendor}\ncpu family\t: {family}\nflags\t\t: {flags}\n"
     (tmp_path / "cpuinfo").write_text(text * 2)
     monkeypatch.setattr(codegen, "CPU_INFO", tmp_path / "cpuinfo")
     speeds = {"bfloat16": 2.0 if is_faster else 0.5, "float32": 1.0}
-    monkeypatch.setattr(peak, "bfloat16_speeds", lambda *_: speeds)
+    monkeypatch.setattr(peak, "keep_findings", lambda *_: speeds)
     peak.is_bfloat16_dot_faster.cache_clear()
-    assert {*names()} <= compiled
+    assert names() <= COMPILED.keys()
     peak.is_bfloat16_dot_faster.cache_clear()
 
 
 @pytest.mark.usefixtures("bare")
 def test_a_cpu_without_kernels_gets_an_error_with_a_remedy(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiled: set[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(codegen, "CPU_INFO", tmp_path / "cpuinfo")
     with pytest.raises(KernelError, match=r"pip install 'numba[<>=0-9.,]+'"):
-        list(names())  # there is no such file
+        names()  # there is no such file
     (tmp_path / "cpuinfo").write_text("flags\t: sse sse2 ssse3\n")
     codegen.cpu_of_linux.cache_clear()
-    assert not {*names()} & compiled
+    assert not names() & COMPILED.keys()
     with pytest.raises(KernelError, match=r"pip install 'numba[<>=0-9.,]+'"):
         load_image(host_spec(), user_cache())
-
-
-def test_unknown_levels_are_refused() -> None:
-    with pytest.raises(argparse.ArgumentTypeError, match="sse must be of avx2, zen5"):
-        kernel_wheel.names_of(["avx2", "zen5"])("zen5,sse")

@@ -14,7 +14,9 @@ from nanovllm.model.kernels.build.target import KernelTarget, Spec, has_bfloat16
 from nanovllm.model.kernels.library import cache_key, load_library
 
 HOST = host_target()
-_DOTS = replace(HOST.without_tiles, bfloat16_dot=has_bfloat16_dot())  # even where it is slower
+_DOTS = replace(
+    HOST.without_tiles, bfloat16_dot=has_bfloat16_dot(host_cpu())
+)  # even where it is slower
 TILES = replace(HOST, bfloat16_tiles=True, int8_tiles=True, emulates_tiles=True)
 _PLAIN = replace(HOST.without_tiles, bfloat16_dot=False, int8_dot=False)
 _NARROWER = [replace(_PLAIN, lanes=lanes) for lanes in (16, 8, 4) if lanes <= HOST.lanes]

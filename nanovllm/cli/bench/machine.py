@@ -23,7 +23,7 @@ from nanovllm.model.kernels.bandwidth import STREAMS, VECTORS
 from nanovllm.model.kernels.build.amx import measure_tiles
 from nanovllm.model.kernels.build.layout import LINE_BYTES
 from nanovllm.model.kernels.build.peak import measure_instruction
-from nanovllm.model.kernels.build.target import PER_WORD, KernelTarget, host_spec, host_target
+from nanovllm.model.kernels.build.target import PER_WORD, KernelTarget, host_spec
 from nanovllm.model.kernels.library import BANDWIDTH, load_library
 
 MIN_READ_BYTES = 256 << 20
@@ -98,7 +98,7 @@ def measure_peak(kind: str, threads: int, *, target: KernelTarget | None = None)
         threads: threads that compute.
         target: what the code is compiled for; by default this CPU.
     """
-    target = target or host_target()
+    target = target or host_spec(kind).target
     if target.uses_tiles(kind) and not target.emulates_tiles:
         return measure_tiles(kind, threads)
     if kind == "int8" and not target.int8_dot:
@@ -112,7 +112,7 @@ def peak_type(kind: str, *, target: KernelTarget | None = None) -> str:
     It is float32 for bfloat16 weights where kernels widen them, because the CPU has no dot products
     of bfloat16 or slower ones.
     """
-    return (target or host_target()).input_type(kind)
+    return (target or host_spec(kind).target).input_type(kind)
 
 
 def read_bytes() -> int:

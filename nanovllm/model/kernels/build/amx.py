@@ -12,26 +12,27 @@ import ctypes
 import os
 import platform
 import sys
-from collections.abc import Mapping
-from functools import cache
+from collections.abc import Collection, Mapping
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
 
 from nanovllm.model.kernels.build.codegen import (
-    PROTOTYPE,
+    AVX512,
+    Library,
     LLVMCpu,
     create_target_machine,
     has_compiler,
     host_cpu,
     llvm,
-    load_object,
     this_cpu,
 )
 from nanovllm.model.kernels.build.peak import (
     BFLOAT16_VARIABLE,
     LEAST_GAIN,
     bfloat16_choice,
+    instruction,
     keep_findings,
     measure_by_turns,
     measure_spin,
@@ -39,30 +40,30 @@ from nanovllm.model.kernels.build.peak import (
 from nanovllm.model.kernels.build.tile_twin import TILE_BYTES, configuration, multiply_add
 
 AMX_VARIABLE = "NANOVLLM_AMX"
-_AVX512 = ("avx512f", "avx512vl", "avx512bw", "avx512dq")
 FEATURES = {
-    "bfloat16": {"amx-tile", "amx-bf16", "avx512bf16", *_AVX512},
-    "int8": {"amx-tile", "amx-int8", "avx512vnni", *_AVX512},
+    "bfloat16": {"amx-tile", "amx-bf16", "avx512bf16", *AVX512},
+    "int8": {"amx-tile", "amx-int8", "avx512vnni", *AVX512},
 }
 """What a CPU has that uses tiles of each type of weights, by LLVM's names. Every CPU with the unit
 has the vector instructions too, but a hypervisor may hide them."""
 INSTRUCTIONS = {"bfloat16": "tdpbf16ps", "int8": "tdpbusd"}
 _ACCUMULATORS = 4
 _OPERATIONS = 2 * 16 * 16 * 16  # of an instruction on whole tiles, for each number in a word
-_PER_WORD = {"bfloat16": 2, "int8": 4}
 _HEIGHTS, _TRIALS = (16, 7, 1), 8
 _VECTORS = {"bfloat16": ("bfloat16", "float32"), "int8": ("int8",)}
 _LANES = 16
 _ARCH_PRCTL, _REQUEST_PERMISSION, _TILE_DATA = 158, 0x1023, 18  # Linux on x86-64
 
 
-def usable_tiles(cpu: LLVMCpu) -> frozenset[str]:
-    """Return the types of weights for which kernels should use the tile unit.
+def usable_tiles(cpu: LLVMCpu, weights: Collection[str] = tuple(FEATURES)) -> frozenset[str]:
+    """Return the types of `weights` for which kernels should use the tile unit.
 
-    Raises ValueError if NANOVLLM_AMX is not valid, or is 1 where the unit cannot be used.
+    Raises ValueError if NANOVLLM_AMX is not valid, or is 1 where the unit cannot be used for any
+    type of weights that has tiles.
     """
-    refusals, choice = tile_refusals(cpu), _choice()
-    if choice == "1" and not any(reason in _ALLOWED for reason in refusals.values()):
+    refusals, choice = tile_refusals(cpu, weights), _choice()
+    has_tiles = not FEATURES.keys().isdisjoint(weights)
+    if choice == "1" and has_tiles and not any(why in _ALLOWED for why in refusals.values()):
         reasons = "; ".join(f"{kind}: {reason}" for kind, reason in refusals.items())
         raise ValueError(
             f"{AMX_VARIABLE} is 1, but {reasons or 'this CPU, or its hypervisor, shows no AMX'}; "
@@ -71,12 +72,15 @@ def usable_tiles(cpu: LLVMCpu) -> frozenset[str]:
     return frozenset(kind for kind, reason in refusals.items() if not reason)
 
 
-def tile_refusals(cpu: LLVMCpu) -> Mapping[str, str]:
-    """Return the types of which this CPU has tiles, each with why they are not used, or ""."""
+def tile_refusals(cpu: LLVMCpu, weights: Collection[str] = tuple(FEATURES)) -> Mapping[str, str]:
+    """Return the types of `weights` of which this CPU has tiles.
+
+    Each has the reason why they are not used, or "".
+    """
     # Another CPU's code, which this one cannot run, has shown no bits.
     both = set(cpu.features.split(",")) & set(this_cpu().features.split(","))
     features = {feature.removeprefix("+") for feature in both}
-    kinds = [kind for kind, needed in FEATURES.items() if needed <= features]
+    kinds = [kind for kind in FEATURES if kind in weights and FEATURES[kind] <= features]
     if not kinds:
         return {}
     if not has_compiler():
@@ -85,16 +89,17 @@ def tile_refusals(cpu: LLVMCpu) -> Mapping[str, str]:
         return dict.fromkeys(kinds, f"{AMX_VARIABLE} is 0")
     if not request_permission():
         return dict.fromkeys(kinds, "the operating system does not permit them")
-    return {kind: _refusal(kind, _findings(cpu, tuple(kinds))[kind]) for kind in kinds}
+    return {kind: _refusal(kind) for kind in kinds}
 
 
 _BFLOAT16_IS_SET = f"{BFLOAT16_VARIABLE} is set"
 _ALLOWED = ("", _BFLOAT16_IS_SET)
 
 
-def _refusal(kind: str, found: Mapping[str, Any]) -> str:
+def _refusal(kind: str) -> str:
     if kind == "bfloat16" and bfloat16_choice() is not None:
         return _BFLOAT16_IS_SET
+    found = _findings(kind)
     if not found["same_bits"]:
         return "their bits are not those that Intel documents"
     is_faster = found["tiles"] >= LEAST_GAIN * found["vectors"]
@@ -119,12 +124,12 @@ def request_permission() -> bool:
 
 
 @cache
-def _findings(cpu: LLVMCpu, kinds: tuple[str, ...]) -> Mapping[str, Mapping[str, Any]]:
-    """Return for each type whether the bits are the twin's, and the speed of tiles and of vectors.
+def _findings(kind: str) -> Mapping[str, Any]:
+    """Return whether the bits are the twin's, and the speed of tiles and of vectors.
 
     They are those of the first start, if they could be kept.
     """
-    return keep_findings(("tile unit", cpu, kinds), lambda: {kind: _find(kind) for kind in kinds})
+    return keep_findings(f"tiles of {kind}", partial(_find, kind))
 
 
 def _find(kind: str) -> dict[str, Any]:
@@ -137,7 +142,7 @@ def _find(kind: str) -> dict[str, Any]:
 
 def has_same_bits(kind: str) -> bool:
     """Return whether the unit computes the bits of its twin, on random tiles."""
-    multiply = PROTOTYPE(load_object(emit_tiles(kind), ["multiply"])["multiply"])
+    multiply = Library(emit_tiles(kind), ["multiply"]).functions["multiply"]
     random = np.random.default_rng(0)
     for rows in _HEIGHTS * _TRIALS:
         inputs, weights, accumulators = random_tiles(kind, rows, random)
@@ -181,8 +186,10 @@ def random_tiles(
 
 def measure_tiles(kind: str, threads: int = 1) -> float:
     """Return multiplications and additions a second of `threads` threads together."""
-    spin = PROTOTYPE(load_object(emit_tiles(kind), ["spin"])["spin"])
-    return measure_spin(spin, _ACCUMULATORS * _OPERATIONS * _PER_WORD[kind], threads)
+    spin = Library(emit_tiles(kind), ["spin"]).functions["spin"]
+    return measure_spin(
+        spin, _ACCUMULATORS * _OPERATIONS * instruction(kind, _LANES).per_word, threads
+    )
 
 
 def emit_tiles(kind: str, cpu: LLVMCpu | None = None) -> bytes:

@@ -7,7 +7,7 @@ a model. Shared objects of a wheel (shipped.py) are loaded without LLVM, which m
 import os
 import platform
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from ctypes import CDLL, CFUNCTYPE, c_int32, c_int64, c_ulong, c_void_p, cast
 from dataclasses import dataclass, replace
@@ -20,6 +20,8 @@ from typing import Any
 from nanovllm.errors import KernelError
 
 CPU_INFO = Path("/proc/cpuinfo")
+AVX2 = ("avx2", "fma")
+AVX512 = ("avx512f", "avx512vl", "avx512bw", "avx512dq")
 _ZEN5_FAMILY = "26"
 _ARM_BITS = {"dotprod": (16, 20), "bf16": (26, 14)}
 """Where Linux lists features of ARM: the key of getauxval, and the number of the bit."""
@@ -99,7 +101,12 @@ def _arm_features() -> str:
 
 @cache
 def cpu_of_linux() -> LLVMCpu:
-    """Return the CPU that Linux describes; without features elsewhere, so that LLVM is needed."""
+    """Return the CPU that Linux describes; without features elsewhere, so that LLVM is needed.
+
+    On x86 this is /proc/cpuinfo, not the CPU's own answer (CPUID): that takes machine code in
+    memory of this process, which hardened systems refuse, and says nothing of what the system
+    disables. Only an emulator of x86 on x86 may show more than it has; LLVM asks the CPU there.
+    """
     triple = f"{platform.machine()}-unknown-{sys.platform}"
     if triple.startswith("aarch64-unknown-linux"):
         return LLVMCpu(triple, "generic", f"+neon,{_arm_features()}")
@@ -142,45 +149,29 @@ def create_target_machine(cpu: LLVMCpu, *, is_shared: bool = False) -> Any:
     )
 
 
-def load_object(image: bytes, names: Iterable[str]) -> dict[str, int]:
-    """Load an object file into this process and return the addresses of its functions `names`.
-
-    The code stays loaded until the process ends: a thread may still be about to return from it.
-    """
-    binding = llvm()
-    engine = binding.create_mcjit_compiler(
-        binding.parse_assembly(""), create_target_machine(host_cpu())
-    )
-    engine.add_object_file(binding.ObjectFileRef.from_data(image))
-    engine.finalize_object()
-    addresses = {name: engine.get_function_address(name) for name in names}
-    engine.detach()
-    return addresses
-
-
-def load_shared_object(path: Path, names: Iterable[str]) -> dict[str, int]:
-    """Load a shared object into this process and return the addresses of its functions `names`.
-
-    Raises OSError if it cannot be loaded.
-    """
-    loaded = CDLL(str(path))
-    return {name: cast(loaded[name], c_void_p).value or 0 for name in names}
-
-
 PROTOTYPE = CFUNCTYPE(c_int32, c_int64, c_int64)
 """A compiled entry as ctypes calls it, without the GIL: function(address, thread) -> status."""
 
 
 class Library:
-    """Machine code that is loaded until the process ends."""
+    """Machine code that is loaded until the process ends: a thread may be about to return to it."""
 
     def __init__(self, image: bytes | Path, names: Sequence[str]) -> None:
-        """Load an object file, or a shared object at a path, that defines the functions `names`."""
-        self.addresses: Mapping[str, int] = (
-            load_shared_object(image, names)
-            if isinstance(image, Path)
-            else load_object(image, names)
-        )
+        """Load an object file, or a shared object at a path, that defines the functions `names`.
+
+        Raises OSError if the shared object cannot be loaded.
+        """
+        self.addresses: Mapping[str, int]
+        if isinstance(image, Path):
+            loaded = CDLL(str(image))
+            self.addresses = {name: cast(loaded[name], c_void_p).value or 0 for name in names}
+        else:
+            binding, machine = llvm(), create_target_machine(host_cpu())
+            engine = binding.create_mcjit_compiler(binding.parse_assembly(""), machine)
+            engine.add_object_file(binding.ObjectFileRef.from_data(image))
+            engine.finalize_object()
+            self.addresses = {name: engine.get_function_address(name) for name in names}
+            engine.detach()
         self.functions: Mapping[str, Callable[[int, int], int]] = {
             name: PROTOTYPE(address) for name, address in self.addresses.items()
         }

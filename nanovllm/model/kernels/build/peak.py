@@ -19,17 +19,17 @@ from hashlib import sha256
 from typing import Any, NamedTuple
 
 from nanovllm.model.kernels.build.codegen import (
-    PROTOTYPE,
+    Library,
     LLVMCpu,
+    cpu_of_linux,
     create_target_machine,
     host_cpu,
     llvm,
-    load_object,
-    load_shared_object,
     this_cpu,
 )
 from nanovllm.model.kernels.build.object_cache import user_cache
 from nanovllm.model.kernels.build.shipped import find_shipped
+from nanovllm.model.machine import cpu_name
 
 BFLOAT16_VARIABLE = "NANOVLLM_BFLOAT16"
 BFLOAT16_CHOICES = ("dot", "float32")
@@ -132,11 +132,8 @@ end:
 @cache
 def make_spin(kind: str, lanes: int) -> tuple[Callable[[int, int], int], int]:
     """Return spin(count, word) and its number of chains; see `_assembly`."""
-    if path := find_shipped(peak_name(kind, lanes)):
-        addresses = load_shared_object(path, ["spin"])
-    else:
-        addresses = load_object(emit_spin(kind, lanes), ["spin"])
-    return PROTOTYPE(addresses["spin"]), _chains(lanes)
+    library = Library(find_shipped(peak_name(kind, lanes)) or emit_spin(kind, lanes), ["spin"])
+    return library.functions["spin"], _chains(lanes)
 
 
 def _chains(lanes: int) -> int:
@@ -207,25 +204,18 @@ def is_bfloat16_dot_faster(cpu: LLVMCpu, lanes: int) -> bool:
     this = this_cpu()
     if "+avx512bf16" not in this.features.split(",") and cpu != this:
         return True
-    speeds = bfloat16_speeds(cpu, lanes)
-    return speeds["bfloat16"] >= LEAST_GAIN * speeds["float32"]
-
-
-def bfloat16_speeds(cpu: LLVMCpu, lanes: int) -> Mapping[str, float]:
-    """Return operations a second of bfloat16 dot products and of float32 on one thread.
-
-    They are those of the first measurement, if they could be kept.
-    """
     kinds = ("bfloat16", "float32")
-    return keep_findings(("bfloat16 speeds", cpu, lanes), lambda: measure_by_turns(kinds, lanes))
+    speeds = keep_findings(f"bfloat16, {lanes} lanes", lambda: measure_by_turns(kinds, lanes))
+    return bool(speeds["bfloat16"] >= LEAST_GAIN * speeds["float32"])
 
 
-def keep_findings(
-    about: tuple[Any, ...], find: Callable[[], Mapping[str, Any]]
-) -> Mapping[str, Any]:
-    """Return what `find` returned when it was first called for `about`, if it could be kept."""
+def keep_findings(about: str, find: Callable[[], Mapping[str, Any]]) -> Mapping[str, Any]:
+    """Return what `find` returned when it was first called for `about`, if it could be kept.
+
+    The key says what this machine's CPU is, in the same words with and without LLVM.
+    """
     store = user_cache()
-    key = sha256(repr((_FORMAT, *about)).encode()).hexdigest()
+    key = sha256(repr((_FORMAT, cpu_name(), cpu_of_linux(), about)).encode()).hexdigest()
     content = store.load(key)
     if content is None:
         with store.exclusive(key):

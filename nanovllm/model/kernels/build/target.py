@@ -4,11 +4,19 @@ One compilation serves every model, because all sizes are run-time arguments.
 """
 
 import os
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from functools import cache
 
 from nanovllm.model.kernels.build.amx import usable_tiles
-from nanovllm.model.kernels.build.codegen import LLVMCpu, has_compiler, host_cpu, llvm
+from nanovllm.model.kernels.build.codegen import (
+    AVX2,
+    AVX512,
+    LLVMCpu,
+    has_compiler,
+    host_cpu,
+    llvm,
+)
 from nanovllm.model.kernels.build.packing import panel_steps, round_up
 from nanovllm.model.kernels.build.peak import (
     BFLOAT16_VARIABLE,
@@ -18,6 +26,7 @@ from nanovllm.model.kernels.build.peak import (
 
 DTYPES = ("float32", "bfloat16")
 QUANTIZATIONS = ("int8",)
+WEIGHTS = (*DTYPES, *QUANTIZATIONS)
 CACHE_TYPES = ("float32", "bfloat16", "int8")
 PER_WORD = {"float32": 1, "bfloat16": 2, "int8": 4}
 """Values of a type of weights that a 32-bit word holds."""
@@ -161,58 +170,56 @@ def host_spec(weights: str = "float32", cache: str = "float32") -> Spec:
 
     Raises ValueError as `host_target` does.
     """
-    return Spec(host_target(measures="bfloat16" in {weights, cache}), weights, cache).essential
+    return Spec(host_target((weights,), cache), weights, cache).essential
 
 
-def host_target(*, measures: bool = True) -> KernelTarget:
+VECTORS = {16: (*AVX2, *AVX512), 8: AVX2, 4: ("neon",)}
+BFLOAT16_DOT = {16: "avx512bf16", 4: "bf16"}
+INT8_DOT = {16: "avx512vnni", 8: "avxvnni", 4: "dotprod"}
+"""LLVM's names of what kernels need, by lanes: x86 with 16 or 8, ARM with 4."""
+
+
+def host_target(weights: Collection[str] = WEIGHTS, cache: str = "bfloat16") -> KernelTarget:
     """Return the target of the CPU that `host_cpu` names.
 
     Args:
-        measures: at the first start, find the faster instructions for bfloat16; else they stay
-            unknown, as if there were no dot products.
+        weights, cache: types for which the first start finds the faster instructions. Those that
+            only other types use stay unknown, as if the CPU had none.
 
     Raises ValueError if NANOVLLM_BFLOAT16 or NANOVLLM_AMX is not valid, or asks for what the CPU
     lacks.
     """
-    features, choice, tiles = _features(), bfloat16_choice(), usable_tiles(host_cpu())
-    has_dot = has_bfloat16_dot()
+    cpu, choice = host_cpu(), bfloat16_choice()
+    features, has_dot = _features(cpu), has_bfloat16_dot(cpu)
     if choice == "dot" and not has_dot:
         raise ValueError(
             f"{BFLOAT16_VARIABLE} is dot, but this CPU has no dot products of bfloat16; unset it"
         )
-    has_dot = has_dot and choice != "float32"
-    cpu = host_cpu()
-
-    def uses_dot(lanes: int) -> bool:
-        return measures and has_dot and (choice == "dot" or is_bfloat16_dot_faster(cpu, lanes))
-
-    if not cpu.triple.startswith(("x86_64", "i686")):
-        return KernelTarget(lanes=4, bfloat16_dot=uses_dot(4), int8_dot="dotprod" in features)
-    if not {"avx2", "fma"} <= features:
-        return KernelTarget(lanes=4, is_x86=True, has_fma="fma" in features)
-    if not {"avx512f", "avx512vl", "avx512bw", "avx512dq"} <= features:
-        return KernelTarget(lanes=8, int8_dot="avxvnni" in features, is_x86=True)
+    is_x86 = cpu.triple.startswith(("x86_64", "i686"))
+    lanes = next((n for n in (16, 8) if is_x86 and features.issuperset(VECTORS[n])), 4)
+    is_wide, tiles = lanes == 16, usable_tiles(cpu, weights)
+    is_asked = "bfloat16" in {*weights, cache} and has_dot and choice != "float32"
     is_zen5 = cpu.name == "znver5"
     return KernelTarget(
-        lanes=16,
-        bfloat16_dot=uses_dot(16),
-        int8_dot="avx512vnni" in features,
-        bfloat16_tiles="bfloat16" in tiles,
-        int8_tiles="int8" in tiles,
-        is_x86=True,
-        nontemporal=is_zen5,
-        prefetch_next_block=not is_zen5,
+        lanes=lanes,
+        bfloat16_dot=is_asked and (choice == "dot" or is_bfloat16_dot_faster(cpu, lanes)),
+        int8_dot=INT8_DOT[lanes] in features,
+        bfloat16_tiles=is_wide and "bfloat16" in tiles,
+        int8_tiles=is_wide and "int8" in tiles,
+        is_x86=is_x86,
+        has_fma=not is_x86 or "fma" in features,
+        nontemporal=is_wide and is_zen5,
+        prefetch_next_block=is_wide and not is_zen5,
     )
 
 
-def has_bfloat16_dot() -> bool:
-    """Return whether the CPU has dot products of bfloat16, be they faster or not."""
-    features = _features()
-    return {"avx512bf16", "avx512vl"} <= features or "bf16" in features
+def has_bfloat16_dot(cpu: LLVMCpu) -> bool:
+    """Return whether a CPU has dot products of bfloat16, be they faster or not."""
+    features = _features(cpu)
+    return features.issuperset({BFLOAT16_DOT[16], *AVX512}) or BFLOAT16_DOT[4] in features
 
 
-def _features() -> frozenset[str]:
-    cpu = host_cpu()
+def _features(cpu: LLVMCpu) -> frozenset[str]:
     is_arm = cpu.triple.startswith(("aarch64", "arm64"))
     if not cpu.features or (is_arm and has_compiler()):
         return features_of(cpu)
@@ -239,10 +246,10 @@ define <4 x bfloat> @round(<4 x float> %a) {
 }
 """
 _FEATURES = {
-    "vfmadd": {"avx2", "fma"},
-    "zmm": {"avx512f", "avx512vl", "avx512bw", "avx512dq"},
-    "sdot": {"dotprod"},
-    "bfcvtn": {"bf16"},
+    "vfmadd": AVX2,
+    "zmm": AVX512,
+    "sdot": (INT8_DOT[4],),
+    "bfcvtn": (BFLOAT16_DOT[4],),
 }
 """Features by what they put into the assembly of _PROBE."""
 

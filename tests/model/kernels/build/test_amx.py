@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nanovllm.model.kernels.build import amx
+from nanovllm.model.kernels.build import amx, target
 from nanovllm.model.kernels.build.codegen import LLVMCpu, host_cpu
 from nanovllm.model.kernels.build.object_cache import CACHE_VARIABLE
 from nanovllm.model.kernels.build.peak import BFLOAT16_VARIABLE
@@ -49,6 +49,30 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFa
     monkeypatch.setattr(amx, "_find", machine.find)
     amx._findings.cache_clear()  # noqa: SLF001 - what another test has found
     return machine
+
+
+def test_only_what_the_weights_need_is_measured(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(amx.AMX_VARIABLE, "1")
+    assert not amx.usable_tiles(CPU, ("float32",))
+    assert machine.finds == 0
+    assert amx.usable_tiles(CPU, ("int8",)) == {"int8"}
+    assert machine.finds == 1
+
+
+def test_the_types_of_a_model_are_what_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, ...]] = []
+
+    def usable_tiles(_cpu: LLVMCpu, weights: tuple[str, ...]) -> frozenset[str]:
+        asked.append(weights)
+        return frozenset()
+
+    monkeypatch.setattr(target, "usable_tiles", usable_tiles)
+    monkeypatch.setattr(target, "is_bfloat16_dot_faster", pytest.fail)
+    target.host_spec("float32", "int8")
+    target.host_spec("int8", "float32")
+    assert asked == [("float32",), ("int8",)]
 
 
 def test_it_is_checked_and_measured_once(machine: Machine) -> None:
@@ -153,10 +177,10 @@ def test_the_variable_of_bfloat16_decides_about_its_tiles_too(
 
 
 def test_the_target_of_this_machine_uses_what_is_usable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nanovllm.model.kernels.build.target.usable_tiles", lambda _cpu: {"int8"})
-    target = host_target()
-    assert (target.bfloat16_tiles, target.int8_tiles) == (False, target.lanes == 16)
-    assert not target.emulates_tiles
+    monkeypatch.setattr(target, "usable_tiles", lambda *_: {"int8"})
+    host = host_target()
+    assert (host.bfloat16_tiles, host.int8_tiles) == (False, host.lanes == 16)
+    assert not host.emulates_tiles
 
 
 def test_a_compilation_keeps_the_tiles_of_its_weights_only() -> None:
