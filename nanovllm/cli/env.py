@@ -78,7 +78,7 @@ def _instructions() -> str:
     cpu, target = host_cpu(), host_target()
     instructions = [f"vectors of {32 * target.lanes} bits"]
     if has_bfloat16_dot(cpu):
-        reason = "float32 is faster" if bfloat16_choice() is None else f"{BFLOAT16_VARIABLE} is set"
+        reason = f"{BFLOAT16_VARIABLE} is set" if bfloat16_choice() else "float32 is faster"
         note = "" if target.bfloat16_dot else f" (not used: {reason})"
         instructions.append(f"bfloat16 dot products{note}")
     instructions += ["int8 dot products"] if target.int8_dot else []

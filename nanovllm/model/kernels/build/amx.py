@@ -9,7 +9,6 @@ Like peak.py, this needs LLVM but not Numba.
 """
 
 import ctypes
-import os
 import platform
 import sys
 from collections.abc import Collection, Mapping
@@ -22,12 +21,14 @@ from nanovllm.model.kernels.build.codegen import (
     AVX512,
     Library,
     LLVMCpu,
+    choice_of,
     create_target_machine,
     has_compiler,
     host_cpu,
     llvm,
     this_cpu,
 )
+from nanovllm.model.kernels.build.packing import aligned_zeros
 from nanovllm.model.kernels.build.peak import (
     BFLOAT16_VARIABLE,
     LEAST_GAIN,
@@ -40,6 +41,7 @@ from nanovllm.model.kernels.build.peak import (
 from nanovllm.model.kernels.build.tile_twin import TILE_BYTES, configuration, multiply_add
 
 AMX_VARIABLE = "NANOVLLM_AMX"
+_CHOICES = ("0", "1")
 FEATURES = {
     "bfloat16": {"amx-tile", "amx-bf16", "avx512bf16", *AVX512},
     "int8": {"amx-tile", "amx-int8", "avx512vnni", *AVX512},
@@ -61,7 +63,7 @@ def usable_tiles(cpu: LLVMCpu, weights: Collection[str] = tuple(FEATURES)) -> fr
     Raises ValueError if NANOVLLM_AMX is not valid, or is 1 where the unit cannot be used for any
     type of weights that has tiles.
     """
-    refusals, choice = tile_refusals(cpu, weights), _choice()
+    refusals, choice = tile_refusals(cpu, weights), choice_of(AMX_VARIABLE, *_CHOICES)
     has_tiles = not FEATURES.keys().isdisjoint(weights)
     if choice == "1" and has_tiles and not any(why in _ALLOWED for why in refusals.values()):
         reasons = "; ".join(f"{kind}: {reason}" for kind, reason in refusals.items())
@@ -85,7 +87,7 @@ def tile_refusals(cpu: LLVMCpu, weights: Collection[str] = tuple(FEATURES)) -> M
         return {}
     if not has_compiler():
         return dict.fromkeys(kinds, "Numba, which compiles them, is not installed")
-    if _choice() == "0":
+    if choice_of(AMX_VARIABLE, *_CHOICES) == "0":
         return dict.fromkeys(kinds, f"{AMX_VARIABLE} is 0")
     if not request_permission():
         return dict.fromkeys(kinds, "the operating system does not permit them")
@@ -97,20 +99,13 @@ _ALLOWED = ("", _BFLOAT16_IS_SET)
 
 
 def _refusal(kind: str) -> str:
-    if kind == "bfloat16" and bfloat16_choice() is not None:
+    if kind == "bfloat16" and bfloat16_choice():
         return _BFLOAT16_IS_SET
     found = _findings(kind)
     if not found["same_bits"]:
         return "their bits are not those that Intel documents"
     is_faster = found["tiles"] >= LEAST_GAIN * found["vectors"]
-    return "" if is_faster or _choice() == "1" else "vectors are as fast"
-
-
-def _choice() -> str:
-    choice = os.environ.get(AMX_VARIABLE, "")
-    if choice not in {"", "0", "1"}:
-        raise ValueError(f"{AMX_VARIABLE} is {choice!r}; set it to 0 or 1, or unset it")
-    return choice
+    return "" if is_faster or choice_of(AMX_VARIABLE, *_CHOICES) == "1" else "vectors are as fast"
 
 
 @cache
@@ -147,12 +142,10 @@ def has_same_bits(kind: str) -> bool:
     for rows in _HEIGHTS * _TRIALS:
         inputs, weights, accumulators = random_tiles(kind, rows, random)
         expected = multiply_add(kind, accumulators, inputs, weights)
-        memory = np.zeros(4 * TILE_BYTES + 64, dtype=np.uint8)
-        memory = memory[-memory.ctypes.data % 64 :][: 4 * TILE_BYTES]
-        memory[:64] = np.frombuffer(configuration(rows), dtype=np.uint8)
-        registers = memory.view(np.uint32).reshape(4, 16, 16)
+        registers = aligned_zeros(4 * 16 * 16).view(np.uint32).reshape(4, 16, 16)
+        registers[0, 0] = np.frombuffer(configuration(rows), dtype=np.uint32)
         registers[1, :rows], registers[2], registers[3, :rows] = inputs, weights, accumulators
-        multiply(memory.ctypes.data, 0)
+        multiply(registers.ctypes.data, 0)
         if not np.array_equal(registers[3, :rows], expected):
             return False
     return True

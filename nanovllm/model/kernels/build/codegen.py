@@ -27,6 +27,17 @@ _ARM_BITS = {"dotprod": (16, 20), "bf16": (26, 14)}
 """Where Linux lists features of ARM: the key of getauxval, and the number of the bit."""
 
 
+def choice_of(variable: str, *choices: str) -> str:
+    """Return what an environment variable chooses; "" if it is not set.
+
+    Raises ValueError if it is not one of `choices`.
+    """
+    choice = os.environ.get(variable, "")
+    if choice and choice not in choices:
+        raise ValueError(f"{variable} is {choice!r}; set it to {' or '.join(choices)}, or unset it")
+    return choice
+
+
 @dataclass(frozen=True, slots=True)
 class LLVMCpu:
     """A CPU as LLVM names it.

@@ -10,7 +10,6 @@ Numba.
 """
 
 import json
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +20,7 @@ from typing import Any, NamedTuple
 from nanovllm.model.kernels.build.codegen import (
     Library,
     LLVMCpu,
+    choice_of,
     cpu_of_linux,
     create_target_machine,
     host_cpu,
@@ -32,8 +32,6 @@ from nanovllm.model.kernels.build.shipped import find_shipped
 from nanovllm.model.machine import cpu_name
 
 BFLOAT16_VARIABLE = "NANOVLLM_BFLOAT16"
-BFLOAT16_CHOICES = ("dot", "float32")
-"""Values of the variable: dot products, or multiply-adds of weights widened to float32."""
 LEAST_GAIN = 1.2
 """A special instruction must be so much faster, so that noise does not decide."""
 _PEAK_S = 0.03
@@ -183,16 +181,12 @@ def measure_spin(spin: Callable[[int, int], int], operations: int, threads: int)
     return count * operations * threads / best_s
 
 
-def bfloat16_choice() -> str | None:
-    """Return what the environment variable NANOVLLM_BFLOAT16 chooses; None if it is not set.
+def bfloat16_choice() -> str:
+    """Return dot products ("dot") or multiply-adds of weights widened to float32, or "".
 
-    Raises ValueError if it is not one of BFLOAT16_CHOICES.
+    Raises ValueError as `choice_of` does.
     """
-    choice = os.environ.get(BFLOAT16_VARIABLE, "")
-    if choice and choice not in BFLOAT16_CHOICES:
-        known = " or ".join(BFLOAT16_CHOICES)
-        raise ValueError(f"{BFLOAT16_VARIABLE} is {choice!r}; set it to {known}, or unset it")
-    return choice or None
+    return choice_of(BFLOAT16_VARIABLE, "dot", "float32")
 
 
 @cache

@@ -9,6 +9,8 @@ import os
 import sys
 from pathlib import Path
 
+from nanovllm.model.kernels.build.codegen import choice_of
+
 FOLDER = Path(__file__).parents[1] / "shipped"
 KERNELS_VARIABLE = "NANOVLLM_KERNELS"
 CPU_VARIABLES = ("NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES")
@@ -19,10 +21,7 @@ def find_shipped(name: str) -> Path | None:
 
     Raises ValueError if the variable NANOVLLM_KERNELS is not valid.
     """
-    choice = os.environ.get(KERNELS_VARIABLE, "")
-    if choice not in {"", "compile"}:
-        raise ValueError(f"{KERNELS_VARIABLE} is {choice!r}; set it to compile, or unset it")
-    is_named = any(variable in os.environ for variable in CPU_VARIABLES)
+    choice, is_named = choice_of(KERNELS_VARIABLE, "compile"), {*CPU_VARIABLES} & {*os.environ}
     if sys.platform != "linux" or choice or is_named:
         return None
     path = FOLDER / f"{name}.so"

@@ -1,6 +1,8 @@
 """The tile unit is used where it computes the bits of its twin and is faster, and is allowed."""
 
+import ctypes
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,7 @@ from nanovllm.model.kernels.build.codegen import LLVMCpu, host_cpu
 from nanovllm.model.kernels.build.object_cache import CACHE_VARIABLE
 from nanovllm.model.kernels.build.peak import BFLOAT16_VARIABLE
 from nanovllm.model.kernels.build.target import KernelTarget, Spec, host_target
-from nanovllm.model.kernels.build.tile_twin import multiply_add
+from nanovllm.model.kernels.build.tile_twin import configuration, multiply_add
 
 CPU = LLVMCpu(
     "triple",
@@ -228,3 +230,26 @@ def test_this_machine_shows_the_bits_of_the_twin(kind: str) -> None:
         pytest.skip(f"this CPU, or its hypervisor, shows no AMX tiles of {kind}")
     assert amx.has_same_bits(kind)
     assert amx.measure_tiles(kind) > 1e9
+
+
+@pytest.mark.parametrize("error", [0, 1])
+@pytest.mark.parametrize("kind", amx.FEATURES)
+def test_a_wrong_bit_of_the_unit_is_noticed(
+    kind: str, error: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the twin in place of machine code, as the memory of `multiply` is laid out."""
+
+    def multiply(address: int, _: int) -> int:
+        words = (ctypes.c_uint32 * (4 * 16 * 16)).from_address(address)
+        registers = np.ctypeslib.as_array(words).reshape(4, 16, 16)
+        [rows] = [n for n in range(1, 17) if registers[0, 0].tobytes() == configuration(n)]
+        assert address % 64 == 0
+        sums = multiply_add(kind, registers[3, :rows], registers[1, :rows], registers[2])
+        registers[3, :rows] = sums
+        registers[3, rows - 1, 15] ^= error
+        return 0
+
+    library = SimpleNamespace(functions={"multiply": multiply})
+    monkeypatch.setattr(amx, "emit_tiles", lambda _kind: b"")
+    monkeypatch.setattr(amx, "Library", lambda _image, _names: library)
+    assert amx.has_same_bits(kind) == (error == 0)
