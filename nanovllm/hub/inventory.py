@@ -13,11 +13,10 @@ from nanovllm.errors import NanovllmError
 from nanovllm.hub.downloads import read_model_info
 from nanovllm.hub.names import bundled_folder
 from nanovllm.model.config import read_json
-from nanovllm.model.kernels.build.object_cache import user_cache
+from nanovllm.model.kernels.build.object_cache import SUFFIXES, user_cache
 
 KERNELS = "kernels"
 BUNDLED, FOLDER, HUB_CACHE, COMPILED = "bundled", "download", "hub cache", "compiled"
-_KERNEL_SUFFIXES = (".kernels", ".lock", ".tmp")
 
 
 class RemovalError(NanovllmError):
@@ -53,21 +52,25 @@ def stored_items(models_dir: Path = Path("models")) -> list[StoredItem]:
 
 def kernel_files() -> list[Path]:
     """Return the files of compiled kernels."""
+    return _cached_files(user_cache().suffix)
+
+
+def _cached_files(*suffixes: str) -> list[Path]:
     folder = user_cache().folder
     with suppress(OSError):
         return sorted(
             path
             for path in folder.iterdir()
-            if path.suffix in _KERNEL_SUFFIXES and path.is_file() and not path.is_symlink()
+            if path.suffix in suffixes and path.is_file() and not path.is_symlink()
         )
     return []
 
 
 def remove_item(item: StoredItem) -> None:
-    """Remove a cached model or the kernels; raises RemovalError."""
+    """Remove a cached model, or the kernels and what was measured for them; raises RemovalError."""
     check_removable(item)
     if item.kind == COMPILED:
-        for path in kernel_files():
+        for path in _cached_files(*SUFFIXES):
             path.unlink(missing_ok=True)
         return
     _remove_cached(item)

@@ -12,6 +12,7 @@ from nanovllm.cli.env import shown_variables
 from nanovllm.cli.main import main
 from nanovllm.hub import inventory
 from nanovllm.hub.inventory import HUB_CACHE, RemovalError, StoredItem, remove_item
+from nanovllm.model.kernels.build.peak import keep_findings
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -54,7 +55,7 @@ def test_list_has_everything_that_nanovllm_can_load(
         ["tiny-books", "bundled"], ["tiny-books-draft", "bundled"],
         ["./models/mine", "download"], ["owner/tale", "hub"], ["kernels", "compiled"],
     ]  # fmt: skip
-    assert rows[-1][2:4] == ["4.0", "KiB"]
+    assert rows[-1][2:4] == ["2.0", "KiB"]
 
 
 def test_an_empty_machine_has_the_bundled_models(
@@ -98,8 +99,22 @@ def test_show_says_whether_there_is_a_chat_template(
 def test_show_lists_the_kernels(machine: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["show", "kernels"]) == 0
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [
-        "FILE", "a.kernels", "a.lock",
+        "FILE", "a.kernels",
     ]  # fmt: skip
+
+
+def test_what_was_measured_is_no_kernel_and_is_removed_with_them(
+    machine: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert keep_findings(("speeds",), lambda: {"float32": 2}) == {"float32": 2}
+    assert keep_findings(("speeds",), pytest.fail) == {"float32": 2}
+    (kept,) = (machine / "cache" / "kernels").glob("*.measured")
+    assert main(["show", "kernels"]) == main(["list"]) == main(["env"]) == 0
+    shown = capsys.readouterr().out
+    assert kept.stem not in shown
+    assert shown.count("2.0 KiB") == 3, "of the only kernels, a.kernels"
+    assert main(["remove", "kernels", "--yes"]) == 0
+    assert not kept.exists()
 
 
 def test_show_does_not_ask_the_hub(
@@ -167,7 +182,7 @@ def test_remove_asks(
     monkeypatch.setattr(stdin, "isatty", lambda: True)
     assert main(["remove", "kernels"]) == (0 if is_removed else 1)
     assert (machine / "cache" / "kernels" / "a.kernels").exists() is not is_removed
-    assert "Remove kernels (4.0 KiB)" in capsys.readouterr().out
+    assert "Remove kernels (2.0 KiB)" in capsys.readouterr().out
 
 
 def test_a_failed_removal_is_an_error(
@@ -198,7 +213,7 @@ def test_env_has_versions_and_no_secrets(
         "numba ",
     ):
         assert any(line.startswith(label) for line in out.splitlines()), label
-    assert f"{machine / 'cache' / 'kernels'}, can be written, 2 files, 4.0 KiB" in out
+    assert f"{machine / 'cache' / 'kernels'}, can be written, 1 file, 2.0 KiB" in out
     assert "NANOVLLM_API_KEY=(set, not shown)" in out
     assert "secret" not in out
     assert "AMX tiles of bfloat16 (not used: vectors are as fast), AMX tiles of int8\n" in out

@@ -1,6 +1,7 @@
 """A folder of compiled code, so that a machine compiles once and not every process.
 
     <key>.kernels     "nanovllm kernels" and a line feed | SHA-256 of the rest | object file
+    <key>.measured    the same, with what was measured of this CPU as JSON (peak.py)
 
 A file is written under a temporary name and then renamed, so no reader sees half a file. A damaged
 file fails its checksum. Code that is loaded is run, so the folder must belong to this user and be
@@ -23,19 +24,20 @@ CACHE_VARIABLE = "NANOVLLM_CACHE_DIR"
 _KEEP = 32  # files of 0.1 MB: one for each pair of types, CPU, setting and version
 _ABANDONED_S = 3600  # whoever wrote a file or held a lock has ended by then
 _MAGIC = b"nanovllm kernels\n"
-_SUFFIX, _LOCK = ".kernels", ".lock"
+KERNELS, MEASURED, _LOCK, _TEMPORARY = SUFFIXES = (".kernels", ".measured", ".lock", ".tmp")
 _CHECKSUM_BYTES = hashlib.sha256().digest_size
 
 
 @dataclass(frozen=True, slots=True)
 class ObjectCache:
-    """Object files by key. In a folder that cannot be used nothing is found and nothing kept."""
+    """Files of one suffix by key. In a folder that cannot be used nothing is found or kept."""
 
     folder: Path
+    suffix: str = KERNELS
 
     def load(self, key: str) -> bytes | None:
         """Return what was saved under a key; None if missing, damaged or writable by others."""
-        path = self.folder / f"{key}{_SUFFIX}"
+        path = self.folder / f"{key}{self.suffix}"
         try:
             if not self._is_private():
                 return None
@@ -55,9 +57,11 @@ class ObjectCache:
         try:
             if not self.is_usable():
                 return False
-            with tempfile.NamedTemporaryFile(dir=self.folder, suffix=".tmp", delete=False) as file:
+            with tempfile.NamedTemporaryFile(
+                dir=self.folder, suffix=_TEMPORARY, delete=False
+            ) as file:
                 file.write(_MAGIC + hashlib.sha256(image).digest() + image)
-            Path(file.name).replace(self.folder / f"{key}{_SUFFIX}")
+            Path(file.name).replace(self.folder / f"{key}{self.suffix}")
         except OSError:
             return False
         self._prune()
@@ -104,18 +108,18 @@ class ObjectCache:
         for path in self.folder.iterdir():
             with suppress(OSError):
                 age = now - path.stat().st_mtime
-                if path.suffix == _SUFFIX:
+                if path.suffix == self.suffix:
                     ages.append((age, path))
-                elif path.suffix in (".tmp", _LOCK) and age > _ABANDONED_S:
+                elif path.suffix in (_TEMPORARY, _LOCK) and age > _ABANDONED_S:
                     path.unlink()
         for _, path in sorted(ages)[_KEEP:]:
             with suppress(OSError):
                 path.unlink()
 
 
-def user_cache() -> ObjectCache:
-    """Return this user's cache of compiled code."""
-    return ObjectCache(user_cache_folder() / "kernels")
+def user_cache(suffix: str = KERNELS) -> ObjectCache:
+    """Return this user's cache of compiled code, or of what was measured."""
+    return ObjectCache(user_cache_folder() / "kernels", suffix)
 
 
 def user_cache_folder() -> Path:

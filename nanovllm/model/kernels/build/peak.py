@@ -27,7 +27,7 @@ from nanovllm.model.kernels.build.codegen import (
     llvm,
     this_cpu,
 )
-from nanovllm.model.kernels.build.object_cache import user_cache
+from nanovllm.model.kernels.build.object_cache import MEASURED, user_cache
 from nanovllm.model.kernels.build.shipped import find_shipped
 from nanovllm.model.machine import cpu_name
 
@@ -208,7 +208,7 @@ def keep_findings(about: str, find: Callable[[], Mapping[str, Any]]) -> Mapping[
 
     The key says what this machine's CPU is, in the same words with and without LLVM.
     """
-    store = user_cache()
+    store = user_cache(MEASURED)
     key = sha256(repr((_FORMAT, cpu_name(), cpu_of_linux(), about)).encode()).hexdigest()
     content = store.load(key)
     if content is None:
