@@ -12,8 +12,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.contenders import ROOT
+from nanovllm.cli.svg import picture, text
 from tools.loss_chart import HEIGHT, RIGHT, axes, x_of, y_of
-from tools.svg import picture, text
 
 CHART = ROOT / "docs" / "images" / "ablations.svg"
 TITLE = "Training without one part: validation loss by step"

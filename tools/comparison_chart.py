@@ -16,7 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.contenders import ROOT
-from tools.svg import picture, text
+from nanovllm.cli.svg import picture, text
 
 PAGE = ROOT / "docs" / "maintainers" / "measurements.md"
 CHART = ROOT / "docs" / "images" / "comparison.svg"

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.contenders import OURS, ROOT
-from tools.svg import picture, text
+from nanovllm.cli.svg import picture, text
 
 Scale: TypeAlias = tuple[float, float]  # the values at both ends of an axis
 

@@ -10,6 +10,7 @@ options             options made of the fields of settings, and those of several
 argument_types      argument types, files and messages
 environment         environment variables
 table               tables on standard output
+svg                 charts as SVG
 interrupts          signals while code runs that handles them badly
 serve               `nanovllm serve`
 serve_options       its options, also of a replica under Ray Serve

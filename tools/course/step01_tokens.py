@@ -4,6 +4,7 @@ import bz2
 from collections import Counter, defaultdict
 from math import log2
 
+from nanovllm.cli.svg import picture, text
 from nanovllm.learn.steps.step01_tokens.solution import (
     bigram_probabilities,
     bits_per_byte,
@@ -11,7 +12,6 @@ from nanovllm.learn.steps.step01_tokens.solution import (
     learn_merges,
 )
 from nanovllm.learn.texts import alice, grimm
-from tools.svg import picture, text
 
 _TEXT = "aaabdaaabac"
 _WIDTH, _HEIGHT = 690, 466

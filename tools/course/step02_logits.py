@@ -4,8 +4,8 @@ from math import log
 
 import numpy as np
 
+from nanovllm.cli.svg import picture, text
 from nanovllm.learn.steps.step02_logits.solution import cross_entropy, embed, logits, softmax
-from tools.svg import picture, text
 
 _TOKENS = np.array([[1, 0], [0, 1], [1, 1]], dtype=np.float32)
 _PLACES = np.array([[0, 0], [0.5, 0], [0, 0.5]], dtype=np.float32)

@@ -2,8 +2,8 @@
 
 import numpy as np
 
+from nanovllm.cli.svg import picture, text
 from nanovllm.learn.steps.step03_layer_norm.solution import layer_norm
-from tools.svg import picture, text
 
 _ROWS = np.array(
     [[1, 2, 6, 3], [40, 60, 20, 80], [-3.1, -3.0, -2.8, -3.1]],

@@ -2,12 +2,12 @@
 
 import numpy as np
 
+from nanovllm.cli.svg import picture, text
 from nanovllm.learn.steps.step04_attention.solution import (
     attention,
     attention_weights,
     causal_mask,
 )
-from tools.svg import picture, text
 
 _QUERIES = np.array([[[1, 0], [0, 2], [1, 1]]], dtype=np.float32)
 _KEYS = np.array([[[1, 0], [0, 1], [1, 1]]], dtype=np.float32)

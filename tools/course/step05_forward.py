@@ -2,8 +2,8 @@
 
 import numpy as np
 
+from nanovllm.cli.svg import picture, text
 from nanovllm.learn.steps.step05_forward.solution import gelu
-from tools.svg import picture, text
 
 _STREAM = 96  # y of the residual stream
 

@@ -2,10 +2,10 @@
 
 import numpy as np
 
+from nanovllm.cli.svg import picture, text
 from nanovllm.learn.steps.step02_logits.solution import softmax
 from nanovllm.learn.steps.step06_sampling.solution import draw as draw_token
 from nanovllm.learn.steps.step06_sampling.solution import filter_top_p
-from tools.svg import picture, text
 
 _LOGITS = np.log(np.array([1, 4, 2, 1], dtype=np.float32) / 8)
 _NOISE = np.array([0.1, 1.2, 0.5, 0.7])  # that of the page

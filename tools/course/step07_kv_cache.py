@@ -1,6 +1,6 @@
 """Which tokens each call of `forward` computes, without and with a cache."""
 
-from tools.svg import picture, text
+from nanovllm.cli.svg import picture, text
 
 _PROMPT, _NEW = ["The", "old", "man", "said"], ["that", "he", "was"]
 _WIDTH, _ROW, _TOP = 42, 40, 104

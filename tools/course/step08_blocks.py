@@ -1,7 +1,7 @@
 """The worked example of paged blocks: two block tables, and the order of the free blocks."""
 
+from nanovllm.cli.svg import picture, text
 from nanovllm.learn.steps.step08_blocks.solution import BlockManager
-from tools.svg import picture, text
 
 _FIRST, _SECOND = [1, 2, 3, 4, 5, 6, 7, 8, 9], [1, 2, 3, 4, 5, 6, 7, 8, 20]
 _LEFT, _WIDTH, _CELL = 76, 106, 24

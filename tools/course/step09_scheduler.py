@@ -1,9 +1,9 @@
 """The worked example of the scheduler: the tokens of each step, and the blocks after its plan."""
 
+from nanovllm.cli.svg import picture, text
 from nanovllm.learn.steps.step08_blocks.solution import BlockManager
 from nanovllm.learn.steps.step09_scheduler.solution import Chunk, Scheduler, Sequence
 from tools.course.step08_blocks import STYLE
-from tools.svg import picture, text
 
 _BUDGET, _BLOCKS = 8, 6
 _TOP, _ROW, _CELL, _POOL = 96, 34, 38, 430

@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 
+from nanovllm.cli.svg import picture, text
 from nanovllm.learn.steps.step10_streaming.solution import (
     StopStrings,
     Utf8Stream,
     num_held,
     num_incomplete,
 )
-from tools.svg import picture, text
 
 _BYTES = (b"caf", b"\xc3", b"\xa9 5\xe2", b"\x82\xac")
 _TEXTS = ("a <", "/", "b> c", " <", "/s>")

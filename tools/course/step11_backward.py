@@ -2,9 +2,9 @@
 
 import numpy as np
 
+from nanovllm.cli.svg import picture, text
 from nanovllm.learn.steps.step02_logits.solution import softmax
 from nanovllm.learn.steps.step11_backward.solution import cross_entropy_backward
-from tools.svg import picture, text
 
 _LOGITS, _TARGET = np.array([[0, np.log(3), 0, 0]]), np.array([1])
 _STAGES = ("embedding", "block 1", "block 2", "final norm", "head", "loss")

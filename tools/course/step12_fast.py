@@ -3,8 +3,8 @@
 import math
 from collections.abc import Callable
 
+from nanovllm.cli.svg import picture, text
 from nanovllm.learn.steps.step12_fast.solution import TILE_COLUMNS, TILE_ROWS
-from tools.svg import picture, text
 
 MEASURED = {
     "plain": 0.006,

@@ -13,7 +13,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from tools.svg import picture, text
+from nanovllm.cli.svg import picture, text
 from tools.tutorials.drawing import STYLE, arrow, box
 from tools.tutorials.pages import Tutorial, code, table
 

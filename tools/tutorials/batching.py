@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from tools.svg import picture, text
+from nanovllm.cli.svg import picture, text
 from tools.tutorials.drawing import STYLE, box
 from tools.tutorials.film import BLOCK_SIZE, BUDGET, CLIENTS, NUM_BLOCKS, Frame, Part, record
 from tools.tutorials.pages import Tutorial, table

@@ -18,9 +18,9 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from nanovllm import LLM, SamplingParams
+from nanovllm.cli.svg import picture, text
 from nanovllm.config import EngineSettings
 from nanovllm.model.philox import draw_keys, exponentials
-from tools.svg import picture, text
 from tools.tutorials.drawing import STYLE
 from tools.tutorials.pages import Tutorial, code, table
 

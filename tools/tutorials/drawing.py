@@ -1,6 +1,6 @@
 """Boxes, arrows and colours of the tutorials' diagrams."""
 
-from tools.svg import text
+from nanovllm.cli.svg import text
 
 STYLE = """
   rect { stroke-width: 1.2; }

@@ -7,7 +7,7 @@ below give, are equal to the published ones (tests/docs/test_tutorials.py).
 import math
 from dataclasses import dataclass
 
-from tools.svg import picture, text
+from nanovllm.cli.svg import picture, text
 from tools.tutorials.drawing import STYLE
 from tools.tutorials.pages import Tutorial, code, table
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from tools.svg import picture, text
+from nanovllm.cli.svg import picture, text
 from tools.tutorials.drawing import STYLE
 
 Points: TypeAlias = Sequence[tuple[float, float]]

@@ -19,12 +19,12 @@ import numpy.typing as npt
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from nanovllm.cli.svg import picture, text
 from nanovllm.hub.names import bundled_folder
 from nanovllm.model.checkpoint import load_weights
 from nanovllm.model.families.registry import load_config
 from nanovllm.model.quantization import LARGEST_CODE, LARGEST_ROW_CODE, calibrate
 from tools import comparison_chart
-from tools.svg import picture, text
 from tools.tutorials.drawing import STYLE, box
 from tools.tutorials.pages import ROOT, Tutorial, code, table
 

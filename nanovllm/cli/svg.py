@@ -32,8 +32,9 @@ def picture(title: str, width: int, height: int, parts: Sequence[str], style: st
     """Return a picture of these elements below its title; `style` is added to the common one."""
     head = (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
-        f'viewBox="0 0 {width} {height}" role="img" aria-label="{title}">\n'
-        f"<title>{title}</title>\n<style>{_STYLE}{style}</style>\n{text(16, 28, title, 'title')}\n"
+        f'viewBox="0 0 {width} {height}" role="img" aria-label="{escape(title)}">\n'
+        f"<title>{escape(title)}</title>\n<style>{_STYLE}{style}</style>\n"
+        f"{text(16, 28, title, 'title')}\n"
     )
     return head + "\n".join(parts) + "\n</svg>\n"
 
