@@ -119,19 +119,12 @@ def _roofline(record: Record) -> list[str]:
 def _step_profile(record: Record) -> list[str]:
     lines = _header("", "ms", "of the step", "waiting", "of bandwidth", "of peak")
     for result in record["results"]:
-        limits, operations = record["limits"][result["type"]], result["operations"]
-        total_s = sum(each["seconds"] for each in operations)
         label = f"**{result['type']}, {result['step']}**"
-        lines.append(_row(label, f"{1e3 * total_s:.2f}", "", "", "", ""))
-        for each in operations:
-            seconds = each["seconds"]
-            shares = [
-                f"{each[amount] / seconds / limits[limit]:.0%}"
-                if amount in each and limits[limit]
-                else ""
-                for amount, limit in (("bytes", "bytes_per_s"), ("operations", "operations_per_s"))
-            ]
-            cells = f"{1e3 * seconds:.2f}", f"{seconds / total_s:.0%}"
+        lines.append(_row(label, f"{1e3 * result['step_s']:.2f}", "", "", "", ""))
+        for each in result["operations"]:
+            reached = (each["bandwidth_fraction"], each["peak_fraction"])
+            shares = ("" if share is None else f"{share:.0%}" for share in reached)
+            cells = f"{1e3 * each['seconds']:.2f}", f"{each['share']:.0%}"
             lines.append(_row(each["name"], *cells, f"{1e3 * each['wait_s']:.2f}", *shares))
     return lines
 

@@ -22,10 +22,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.options import finish, new_parser
 from benchmarks.peers.train_ours import make_step
-from benchmarks.step_profile import seconds_of_phase
 from benchmarks.training_worker import SETTINGS, Setting
 from nanovllm.cli.argument_types import names_of
 from nanovllm.cli.bench.machine import measure_peak
+from nanovllm.cli.bench.step_times import seconds_of_phase
 from nanovllm.training.kernels.operations import CompiledOperations
 from nanovllm.training.kernels.plan import OperationCall, Run
 

@@ -30,8 +30,8 @@ assert not slow, slow
 
 COMMANDS = (
     "serve", "generate", "run-batch", "train", "train-report", "download", "eval", "verify",
-    "bench latency", "bench throughput", "bench threads", "bench serve", "list", "show", "remove",
-    "env",
+    "bench latency", "bench throughput", "bench threads", "bench profile", "bench serve", "list",
+    "show", "remove", "env",
 )  # fmt: skip
 
 
@@ -111,7 +111,7 @@ def test_the_page_has_every_command() -> None:
         ("pull gpt2", "nanovllm COMMAND", "no command pull; did you mean download?"),
         ("run gpt2", "nanovllm COMMAND", "no command run; did you mean generate or serve?"),
         ("bench latenc", "nanovllm bench KIND", "there is no kind latenc; did you mean latency?"),
-        ("bench", "nanovllm bench KIND", "name the kind: latency, throughput, threads or serve"),
+        ("bench", "nanovllm bench KIND", "throughput, threads, profile or serve"),
         ("visualize", "nanovllm visualize KIND", "name the kind: attention, logit-lens or embed"),
         ("fly", "nanovllm COMMAND", "there is no command fly; choose serve, generate, "),
         ("--port 1 serve", "nanovllm COMMAND", "the options of a command follow it"),

@@ -6,6 +6,9 @@ command      the parsers of its kinds
 options      their options
 offline      latency and throughput of an engine in this process
 threads      speed by the number of threads
+profile      where the time of a step goes
+step_times   its times by operation and thread
+timeline     its picture
 serve        load generator for a running server
 lengths      lengths of prompts and outputs that fit the context
 drafts       what speculative decoding has drafted, and how much was accepted

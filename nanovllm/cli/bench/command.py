@@ -1,4 +1,4 @@
-"""`nanovllm bench latency|throughput|threads|serve`: measure speed."""
+"""`nanovllm bench latency|throughput|threads|profile|serve`: measure speed."""
 
 import argparse
 from collections.abc import Collection
@@ -7,6 +7,7 @@ from nanovllm.checked_fields import checked_fields
 from nanovllm.cli.bench.options import (
     LatencyOptions,
     LoadOptions,
+    ProfileOptions,
     ThreadsOptions,
     ThroughputOptions,
 )
@@ -28,6 +29,10 @@ _THREADS = (
     "3, 4, 6, 8, 12, ... threads, beside the bandwidth of the memory, and name the best number. "
     f"The model is loaded for each number. {_PHASES}"
 )
+_PROFILE = (
+    "Measure where the time of a step goes: by operation, with the fractions of the machine's "
+    "limits that it reaches, and by thread, with the time that it waits for others. --svg draws it."
+)
 _SERVE = """
 Send random prompts to a running server and measure latency as its clients see it: time to first
 token (TTFT), time per output token after the first (TPOT), inter-token latency (ITL) and end-to-end
@@ -44,6 +49,7 @@ def define(parser: argparse.ArgumentParser) -> None:
         "latency": ("time of a batch", _define_latency),
         "throughput": ("tokens per second of many prompts at once", _define_throughput),
         "threads": ("speed by the number of threads", _define_threads),
+        "profile": ("time of a step by operation and thread", _define_profile),
         "serve": ("latency and throughput of a running server", _define_serve),
     }
     add_commands(parser, "kind", kinds)
@@ -59,6 +65,11 @@ def _define_throughput(parser: argparse.ArgumentParser) -> None:
 
 def _define_threads(parser: argparse.ArgumentParser) -> None:
     _define_offline(parser, "threads:run_threads", _THREADS, ThreadsOptions, ("num_threads",))
+
+
+def _define_profile(parser: argparse.ArgumentParser) -> None:
+    omitted = ("enable_prefix_caching", "speculative_config")
+    _define_offline(parser, "profile:run_profile", _PROFILE, ProfileOptions, omitted)
 
 
 def _define_offline(
@@ -96,7 +107,9 @@ def _define_serve(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_workload(parser: argparse.ArgumentParser, options: type, others: set[str]) -> None:
-    """Add the options of the workload, which are all but `others`, and --json."""
-    names = [name for name in checked_fields(options) if name not in {"model", "json", *others}]
+    """Add the options of the workload, which are all but `others`, and of files to write."""
+    names = [name for name in checked_fields(options) if name not in {"model", *others}]
+    outputs = [name for name in names if name in {"json", "svg"}]
+    names = [name for name in names if name not in outputs]
     add_options(parser.add_argument_group("workload"), options, names)
-    add_options(parser, options, ("json",))
+    add_options(parser, options, outputs)

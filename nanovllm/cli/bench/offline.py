@@ -77,7 +77,7 @@ class Bench:
     def run(self, jobs: Sequence[Job], on_finish: Callable[[], object] = lambda: None) -> Totals:
         """Run all jobs as one batch; raises ContextLengthError if one does not fit."""
         started_s = time.perf_counter()
-        prompts = [self._process(job) for job in jobs]
+        prompts = [self.process(job) for job in jobs]
         by_id = {prompt.request_id: prompt for prompt in prompts}
         lengths = dict.fromkeys(by_id, 0)
         for step in self.engine.run(prompts):
@@ -106,7 +106,8 @@ class Bench:
             cached_tokens,
         )
 
-    def _process(self, job: Job) -> PromptRequest:
+    def process(self, job: Job) -> PromptRequest:
+        """Return a job as a prompt for the engine; raises ContextLengthError if it does not fit."""
         params = SamplingParams(
             max_tokens=job.output_len, temperature=self.temperature, ignore_eos=True
         )
@@ -133,7 +134,7 @@ def read_options(
     Raises ValueError for a batch that does not run in one step.
     """
     config, options = engine_config(parsed), options_of(parsed, kind)
-    batch_size = getattr(options, "batch_size", 1)
+    batch_size = getattr(options, "batch_size", None) or 1
     if batch_size > config.max_num_seqs:
         raise ValueError(
             f"--batch-size is {batch_size}, but only {config.max_num_seqs} sequences run "
@@ -287,7 +288,8 @@ def lengths_of(
     """Return the lengths of prompts and outputs, which fit the context."""
     context = load_config(resolve_model(options.model)).max_positions
     max_model_len = min(config.max_model_len or context, context)
-    return fit_lengths(options.input_len, options.output_len, defaults, max_model_len)
+    output_len = getattr(options, "output_len", None)
+    return fit_lengths(options.input_len, output_len, defaults, max_model_len)
 
 
 def random_jobs(engine: Engine, count: int, input_len: int, output_len: int) -> list[Job]:

@@ -86,7 +86,33 @@ class ThreadsOptions:
     num_iters: Positive = 2
 
 
-OfflineOptions = LatencyOptions | ThroughputOptions | ThreadsOptions
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProfileOptions:
+    """The options of `bench profile`, without those of the engine.
+
+    Attributes:
+        model: folder or name.
+        json: also write the JSON report to this file; None for none.
+        svg: draw the step of median duration to this file, a row for each thread; None for none.
+        prefill: profile a step that computes prompts, instead of one that decodes.
+        batch_size: sequences of the step; None for --max-num-seqs, or 1 with --prefill.
+        input_len: tokens of each random prompt; None for 128, a whole step with --prefill, fewer in
+            a shorter context.
+        num_iters: measured steps.
+        limits: measure memory bandwidth and peak FLOPS, and report the fractions of them.
+    """
+
+    model: str
+    json: Path | None = None
+    svg: Path | None = None
+    prefill: bool = False
+    batch_size: Positive | None = None
+    input_len: Positive | None = None
+    num_iters: Positive = 9
+    limits: bool = True
+
+
+OfflineOptions = LatencyOptions | ThroughputOptions | ThreadsOptions | ProfileOptions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

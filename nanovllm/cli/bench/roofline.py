@@ -190,10 +190,10 @@ def fractions(costs: Costs, limits: Limits, phases: Phases) -> dict[str, float |
         costs.operations(phase.computed, phase.pairs, phase.rows) for phase in (prefill, decode)
     )
     return {
-        "prefill_peak_fraction": _fraction(prefill_operations, prefill.seconds, limits.peak),
+        "prefill_peak_fraction": fraction(prefill_operations, prefill.seconds, limits.peak),
         "decode_bytes_per_step": read / decode.steps if decode.steps else None,
-        "decode_bandwidth_fraction": _fraction(read, decode.seconds, limits.bandwidth),
-        "decode_peak_fraction": _fraction(decode_operations, decode.seconds, limits.peak),
+        "decode_bandwidth_fraction": fraction(read, decode.seconds, limits.bandwidth),
+        "decode_peak_fraction": fraction(decode_operations, decode.seconds, limits.peak),
     }
 
 
@@ -203,16 +203,18 @@ def shown_fractions(reached: dict[str, float | None], limits: Limits) -> dict[st
     name = limits.kind if limits.peak is None else limits.peak_type
     is_computing = bandwidth is not None and peak is not None and peak > bandwidth
     return {
-        f"prefill, of {name} peak": _percent(reached["prefill_peak_fraction"]),
-        f"decode, of {name} peak" if is_computing else "decode, of bandwidth": _percent(
+        f"prefill, of {name} peak": percent(reached["prefill_peak_fraction"]),
+        f"decode, of {name} peak" if is_computing else "decode, of bandwidth": percent(
             peak if is_computing else bandwidth
         ),
     }
 
 
-def _fraction(amount: float, seconds: float, limit_per_s: float | None) -> float | None:
+def fraction(amount: float, seconds: float, limit_per_s: float | None) -> float | None:
+    """Return the fraction of a limit; None without a time or a limit."""
     return amount / seconds / limit_per_s if seconds and limit_per_s else None
 
 
-def _percent(fraction: float | None) -> str:
-    return shown(None if fraction is None else 100 * fraction, "%", 0)
+def percent(value: float | None) -> str:
+    """Format a fraction as percent; None is a dash."""
+    return shown(None if value is None else 100 * value, "%", 0)

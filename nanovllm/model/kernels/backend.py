@@ -5,7 +5,7 @@ row's bits do not depend on the rest of the batch, on how a prompt is chunked, o
 threads.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ from nanovllm.model.checkpoint import open_weights
 from nanovllm.model.config import ModelConfig
 from nanovllm.model.families.registry import load_config
 from nanovllm.model.kernels.build.bounds import watch
-from nanovllm.model.kernels.build.layout import WORD_BYTES
+from nanovllm.model.kernels.build.layout import MOMENTS, WORD_BYTES
 from nanovllm.model.kernels.build.packing import to_bfloat16
 from nanovllm.model.kernels.build.target import (
     CACHE_TYPES,
@@ -46,6 +46,8 @@ _SHARED_MULTIPLY_ADDS = 300_000
 _AUTO_CACHE = {"float32": "float32", "bfloat16": "bfloat16", "int8": "bfloat16"}
 """What kv_cache_dtype="auto" means for each type of weights. An int8 cache is less precise than
 bfloat16 and was measured slower."""
+Observer = Callable[[str, Int64[np.ndarray, "phases threads moments"]], None]
+"""Called after a run with its compiled function and the nanoseconds of its phases."""
 
 
 class NumbaBackend:
@@ -82,9 +84,10 @@ class NumbaBackend:
         self.weight_dtype, self.cache_dtype = self._spec.weights, self._spec.cache
         self.input_dtype = self._spec.inputs
         self._library = load_library(self._spec)
-        phases = config.layers * MAX_PHASES_PER_LAYER + MAX_PHASES_PER_STEP
+        self._max_phases = config.layers * MAX_PHASES_PER_LAYER + MAX_PHASES_PER_STEP
+        self._observer: Observer | None = None
         self.num_threads = num_threads or default_threads()
-        self._pool = ThreadPool(self.num_threads, self._library, phases=phases)
+        self._pool = ThreadPool(self.num_threads, self._library, phases=self._max_phases)
         self.sampler = CompiledRowSampler(
             config.vocab, self._pool, self._library, self._spec.target
         )
@@ -239,9 +242,14 @@ class NumbaBackend:
             arrays[name][:, block_ids] = word
             arrays[f"{name[:-1]}_scales"][:, block_ids] = value
 
-    def time_phases(self, times: Int64[np.ndarray, "phases threads moments"] | None) -> None:
-        """Have each run write the times of its phases (build/layout.py); None for none."""
-        self._pool.times = times
+    def time_runs(self, observer: Observer | None) -> None:
+        """Call observer(function, moments) after each run from now on, or nothing if None.
+
+        `moments` has the times of the run's phases (build/layout.py); the next run overwrites it.
+        """
+        self._observer = observer
+        shape = (self._max_phases, self.num_threads, MOMENTS)
+        self._pool.times = None if observer is None else np.zeros(shape, dtype=np.int64)
 
     def close(self) -> None:
         """End the helper threads."""
@@ -257,12 +265,16 @@ class NumbaBackend:
 
     def _run(self, function: str, multiply_adds: int) -> None:
         """Run a compiled function on as many threads as its work is worth."""
-        is_timed = self._pool.times is not None  # by all threads
-        is_shared = is_timed or multiply_adds >= _SHARED_MULTIPLY_ADDS
+        moments = self._pool.times
+        if moments is not None:
+            moments[:] = 0
+        is_shared = moments is not None or multiply_adds >= _SHARED_MULTIPLY_ADDS
         threads = self._pool.choose_threads(function, multiply_adds) if is_shared else 1
         self.memory.set(threads=threads)
         with watch(self._spec.target, function, self._arrays()):
             self._pool.run(self._library.addresses[function], self.memory.address, threads)
+        if self._observer is not None and moments is not None:
+            self._observer(function, moments)
 
     def _arrays(self) -> Iterator[tuple[str, np.ndarray]]:
         """Yield all memory that compiled code may touch."""
