@@ -130,7 +130,7 @@ class Engine:
             runner = NativeModelRunner.load(folder, config.backend, options)
         else:
             runner = NativeModelRunner(parts.backend(folder, options))
-        draft = load_draft_model(config)
+        draft = load_draft_model(config, runner.backend)
         defaults = load_sampling_defaults(folder)
         return cls(config, runner, tokenizer, defaults, parts=parts, draft=draft)
 

@@ -93,15 +93,19 @@ def check_draft_model(
     return settings, draft
 
 
-def load_draft_model(config: EngineConfig) -> NativeModelRunner | None:
-    """Load the draft model, which `check_draft_model` has checked; None without one."""
+def load_draft_model(config: EngineConfig, beside: Backend) -> NativeModelRunner | None:
+    """Load the draft model, which `check_draft_model` has checked; None without one.
+
+    It computes by turns with `beside`, the model.
+    """
     found = _draft_model(config)
     if found is None:
         return None
     settings, folder = found
     with about_draft_model():
         settings = with_stored_dtype(settings, folder)
-        return NativeModelRunner.load(folder, settings.backend, load_options(settings))
+        options = replace(load_options(settings), beside=beside)
+        return NativeModelRunner.load(folder, settings.backend, options)
 
 
 def make_speculator(

@@ -29,6 +29,8 @@ class LoadOptions:
         batch_invariant: a sequence's bits do not depend on the others in its batch.
         num_threads: None for the backend's default.
         without: parts of the network that are switched off.
+        beside: a loaded network that computes by turns with this one. A compiled one with at least
+            as many layers lends its threads.
     """
 
     dtype: str = "float32"
@@ -37,6 +39,7 @@ class LoadOptions:
     batch_invariant: bool = False
     num_threads: int | None = None
     without: tuple[Part, ...] = ()
+    beside: "Backend | None" = None
 
     @property
     def types(self) -> tuple[str, str | None, str]:

@@ -59,6 +59,7 @@ class NumbaBackend:
         input_dtype: type of the input rows of matmuls.
         cache_dtype: type of keys and values.
         num_threads: threads that compute a large step; one of them computes a small step.
+        pool: the threads, which another network may share.
         sampler: compiled sampling on the threads of the forward pass.
         memory: the arguments of compiled code.
     """
@@ -71,6 +72,7 @@ class NumbaBackend:
         spec: Spec | None = None,
         narrow_embedding: bool = False,
         num_threads: int | None = None,
+        pool: ThreadPool | None = None,
     ) -> None:
         """Pack the weights and compile.
 
@@ -78,6 +80,9 @@ class NumbaBackend:
             spec: target and types of weights and cache; the default is float32 on this machine.
             narrow_embedding: keep the token embedding in bfloat16.
             num_threads: the default is one for each core that this process may use.
+            pool: the threads, by default `num_threads` new ones; those of a network with at least
+                as many layers. Networks that compute by turns share them: idle threads poll for a
+                while, and those of one network would take the cores from those of another.
         """
         self.config = config
         self._spec = spec or host_spec()
@@ -86,19 +91,20 @@ class NumbaBackend:
         self._library = load_library(self._spec)
         self._max_phases = config.layers * MAX_PHASES_PER_LAYER + MAX_PHASES_PER_STEP
         self._observer: Observer | None = None
-        self.num_threads = num_threads or default_threads()
-        self._pool = ThreadPool(self.num_threads, self._library, phases=self._max_phases)
-        self.sampler = CompiledRowSampler(
-            config.vocab, self._pool, self._library, self._spec.target
+        self._times: np.ndarray | None = None
+        self.pool = pool or ThreadPool(
+            num_threads or default_threads(), self._library, phases=self._max_phases
         )
-        self.memory = StepMemory(config, self._spec, self._pool.threads)
+        self.num_threads = self.pool.threads
+        self.sampler = CompiledRowSampler(config.vocab, self.pool, self._library, self._spec.target)
+        self.memory = StepMemory(config, self._spec, self.pool.threads)
         self._weights = PackedWeights(
             config, weights, self._spec, narrow_embedding=narrow_embedding
         )
         self.memory.bind(**self._weights.arrays)
         self.memory.set(
-            job=self._pool.job,
-            phases=self._pool.phases,
+            job=self.pool.job,
+            phases=self.pool.phases,
             activation=self._weights.activation,
             embedding_is_bfloat16=narrow_embedding,
             embedding_stride_bytes=self._weights.arrays["token_embedding"].strides[0],
@@ -125,13 +131,17 @@ class NumbaBackend:
             )
         config = load_config(folder)
         weights = options.quantization or options.dtype
-        cache = options.kv_cache_dtype
+        cache, beside = options.kv_cache_dtype, options.beside
+        pool = None
+        if isinstance(beside, NumbaBackend) and beside.config.layers >= config.layers:
+            pool = beside.pool
         backend = cls(
             config,
             without(open_weights(folder, config), config, options.without),
             spec=host_spec(weights, _AUTO_CACHE[weights] if cache == "auto" else cache),
             narrow_embedding=options.dtype == "bfloat16",
             num_threads=options.num_threads,
+            pool=pool,
         )
         return_freed_memory()  # of layers in float32
         return backend
@@ -249,30 +259,31 @@ class NumbaBackend:
         """
         self._observer = observer
         shape = (self._max_phases, self.num_threads, MOMENTS)
-        self._pool.times = None if observer is None else np.zeros(shape, dtype=np.int64)
+        self._times = None if observer is None else np.zeros(shape, dtype=np.int64)
 
     def close(self) -> None:
-        """End the helper threads."""
-        self._pool.close()
+        """End the helper threads; the next run would start them again."""
+        self.pool.close()
 
     def __del__(self) -> None:
         """End the helper threads; return the memory of weights and cache to the system."""
         if "_weights" in self.__dict__:  # otherwise __init__ has failed
-            self.close()
+            self.close()  # no helper may read the record later
             self.memory.arrays.clear()
             del self._weights
             return_freed_memory()
 
     def _run(self, function: str, multiply_adds: int) -> None:
         """Run a compiled function on as many threads as its work is worth."""
-        moments = self._pool.times
+        moments = self.pool.times = self._times
         if moments is not None:
             moments[:] = 0
         is_shared = moments is not None or multiply_adds >= _SHARED_MULTIPLY_ADDS
-        threads = self._pool.choose_threads(function, multiply_adds) if is_shared else 1
+        kind = f"{function} {self.config.num_parameters}"  # another network's runs tell nothing
+        threads = self.pool.choose_threads(kind, multiply_adds) if is_shared else 1
         self.memory.set(threads=threads)
         with watch(self._spec.target, function, self._arrays()):
-            self._pool.run(self._library.addresses[function], self.memory.address, threads)
+            self.pool.run(self._library.addresses[function], self.memory.address, threads)
         if self._observer is not None and moments is not None:
             self._observer(function, moments)
 

@@ -12,8 +12,10 @@ from nanovllm.model.backend import LoadOptions
 from nanovllm.model.checkpoint import load_weights
 from nanovllm.model.families.registry import load_config
 from nanovllm.model.kernels.backend import NumbaBackend
+from nanovllm.model.kernels.build.layout import MOMENTS
 from nanovllm.model.kernels.build.target import KernelTarget, Spec
 from nanovllm.model.kernels.library import load_library
+from nanovllm.model.kernels.step_record import MAX_PHASES_PER_LAYER, MAX_PHASES_PER_STEP
 from nanovllm.model.numpy_backend import NumpyBackend
 from tests.support.batches import make_batch
 from tests.support.checkpoints import write_checkpoint
@@ -320,3 +322,31 @@ def test_a_backend_that_is_dropped_takes_its_threads_with_it(tmp_path: Path) -> 
     while threading.active_count() > before and time.monotonic() < deadline:
         time.sleep(0.01)
     assert threading.active_count() <= before
+
+
+def test_networks_side_by_side_share_threads_where_the_first_has_as_many_layers(
+    tmp_path: Path,
+) -> None:
+    folders = {
+        layers: write_checkpoint(tmp_path / str(layers), config={"n_layer": layers})
+        for layers in (1, 2)
+    }
+    own = {
+        layers: NumbaBackend.load(folder, LoadOptions(num_threads=3))
+        for layers, folder in folders.items()
+    }
+    for layers, other in ((1, 2), (2, 1)):
+        before = threading.active_count()
+        beside = NumbaBackend.load(folders[layers], LoadOptions(beside=own[other], num_threads=2))
+        helpers = 0 if layers < other else 1
+        assert beside.num_threads == 3 - helpers
+        assert threading.active_count() == before + helpers
+        times = np.zeros((2 * MAX_PHASES_PER_LAYER + MAX_PHASES_PER_STEP, 3, MOMENTS), np.int64)
+        own[other].time_phases(times)
+        assert np.array_equal(logits_of(beside), logits_of(own[layers]))
+        assert not times.any(), "the time of another network's phases is not written"
+        logits_of(own[other])
+        assert times.any()
+        own[other].time_phases(None)
+        del beside
+    assert np.array_equal(logits_of(own[2]), logits_of(own[2])), "its threads are still there"

@@ -88,6 +88,7 @@ class ThreadCount:
         self._levels = sorted({1, max_threads // 2, max_threads - 1, max_threads} - {0})
         self.threads = max_threads
         self._costs: dict[tuple[str, int], _Average] = {}
+        self._seen: set[tuple[str, int]] = set()
         self._stalled = _Average()
         self._trial: _Trial | None = None
         self._down, self._up = _Schedule(), _Schedule()
@@ -112,8 +113,11 @@ class ThreadCount:
         self._key, self._work = ("", 0), 0
         if not work or seconds <= 0 or len(self._levels) == 1:
             return
+        if key not in self._seen:  # it touched memory and code for the first time
+            self._seen.add(key)
+            return
         trial = self._trial
-        if trial is not None and threads == trial.threads:
+        if trial is not None and threads == trial.threads and key in self._costs:
             trial.runs += 1
             trial.seconds += seconds
             trial.expected_s += self._costs[key].value * work

@@ -90,6 +90,29 @@ def test_one_thread_has_no_choice_and_runs_of_no_work_change_nothing() -> None:
     assert count.threads == 2
 
 
+def test_the_first_run_of_a_kind_says_nothing() -> None:
+    """It reads its memory for the first time, and its helpers may still be asleep."""
+    count, now_s = ThreadCount(2), 100.0
+    for kind in ("forward", "greedy"):
+        for run_s, stalled_s in [(0.06, 0.06), *[(0.002, 0.0)] * 200]:
+            assert count.choose(kind, 1000) == 2
+            now_s += run_s
+            count.record(2, run_s, stalled_s, now_s)
+
+
+def test_a_run_of_another_kind_on_the_threads_of_a_trial_is_no_part_of_it() -> None:
+    """As one whose phases are timed, by all threads whatever was chosen."""
+    machine = Machine(2)
+    machine.run(busy, 10)
+    assert machine.count.threads == 1
+    while machine.count.choose("forward", 1) != 2:
+        machine.run(busy, 0.001)
+    for _ in range(10):
+        assert machine.count.choose("greedy", 1) == 1
+        machine.count.record(2, 1e-6, 0.0, machine.now_s)
+    assert machine.count.choose("forward", 1) == 2, "the trial goes on"
+
+
 def test_a_run_that_took_no_time_by_the_clock_changes_nothing() -> None:
     count = ThreadCount(2)
     for _ in range(10):
