@@ -74,6 +74,24 @@ class ForwardBatch:
                 logit_rows=np.flatnonzero(is_returned[one]),
             )
 
+    def following(self, token_ids: Int64[np.ndarray, " seqs"], block_size: int) -> "ForwardBatch":
+        """Return the batch that computes one more token of each sequence, after this batch.
+
+        The block tables already have the blocks of these tokens.
+        """
+        sequences = np.arange(self.seqs, dtype=np.int64)
+        positions = self.context_lens
+        blocks = self.block_tables[sequences, positions // block_size]
+        return ForwardBatch(
+            token_ids=token_ids,
+            positions=positions,
+            query_starts=np.arange(self.seqs + 1, dtype=np.int64),
+            context_lens=positions + 1,
+            block_tables=self.block_tables,
+            slots=blocks * block_size + positions % block_size,
+            logit_rows=sequences,
+        )
+
     @property
     def tokens(self) -> int:
         """Number of tokens to compute."""

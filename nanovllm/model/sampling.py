@@ -77,11 +77,14 @@ class SamplingSettings:
     num_logprobs: Int64[np.ndarray, " rows"]
 
     @property
+    def has_lists(self) -> bool:
+        """Whether any row has allowed, changed or penalized tokens."""
+        return any(each.token_ids.size for each in (self.edits, self.history, self.allowed))
+
+    @property
     def is_plain_greedy(self) -> bool:
         """Whether every row takes the argmax of unchanged logits and reports nothing."""
-        lists = (self.edits, self.history, self.allowed)
-        is_changed = any(tokens.token_ids.size for tokens in lists)
-        return not (is_changed or self.temperature.any() or (self.num_logprobs >= 0).any())
+        return not (self.has_lists or self.temperature.any() or (self.num_logprobs >= 0).any())
 
 
 class TokenLogprobs(NamedTuple):

@@ -6,6 +6,7 @@ a drafted token is worth the probability that it and all before it are accepted.
 """
 
 import heapq
+import math
 from bisect import bisect_left, insort
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,8 @@ from dataclasses import dataclass
 MARGIN = 1.04
 """Smallest gain that is taken: measured times are not exact."""
 MEASURED_ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 32, 64)
-_ROUNDS = 3
+_ROUNDS, _MAX_ROUNDS = 3, 40
+_SETTLED = 0.97
 _SHORTEST_S = 1e-9
 """Least time of a step, because rates divide by it: a coarse clock may measure none."""
 _SLOWNESS_WEIGHT = 0.1
@@ -30,13 +32,18 @@ class StepTimes:
     def measure(cls, run: Callable[[int], float], max_rows: int) -> "StepTimes":
         """Measure steps by `run`, which takes a number of rows and returns its time in seconds.
 
-        Of several rounds the shortest time counts. Other programs only lengthen times, and more
-        rows never take less, so a number of rows takes no longer than a larger one did. Times are
-        positive.
+        Rounds follow until the last few brought nothing: caches fill and threads settle meanwhile.
+        The shortest time counts. Other programs only lengthen times, and more rows never take less,
+        so a number of rows takes no longer than a larger one did. Times are positive.
         """
         rows = tuple(count for count in MEASURED_ROWS if count <= max_rows)
-        rounds = [[run(count) for count in rows] for _ in range(_ROUNDS)]
-        shortest = [max(min(times), _SHORTEST_S) for times in zip(*rounds, strict=True)]
+        shortest = [math.inf] * len(rows)
+        num_vain = num_rounds = 0
+        while num_vain < _ROUNDS and num_rounds < _MAX_ROUNDS:
+            before, num_rounds = sum(shortest), num_rounds + 1
+            shortest = [min(time, run(count)) for time, count in zip(shortest, rows, strict=True)]
+            num_vain = num_vain + 1 if sum(shortest) > _SETTLED * before else 0
+        shortest = [max(time, _SHORTEST_S) for time in shortest]
         return cls(rows, tuple(min(shortest[index:]) for index in range(len(rows))))
 
     def of(self, rows: int) -> float:
@@ -77,6 +84,8 @@ class Slowness:
 
     Attention over long texts, sampling and what surrounds the network are not in measured steps,
     nor is what other programs do meanwhile. Where a measured time was wrong, this corrects it.
+    A step also says a little of steps with more rows, so that none is avoided forever because it
+    was slow once. It says nothing of steps with fewer rows, against which drafts are weighed.
     """
 
     def __init__(self) -> None:
@@ -98,7 +107,10 @@ class Slowness:
         ratio = min(duration_s / expected_s, 2 * mean)
         if rows not in self._means:
             insort(self._rows, rows)
-        self._means[rows] = mean + _SLOWNESS_WEIGHT * (ratio - mean)
+            self._means[rows] = mean
+        for more in self._rows[bisect_left(self._rows, rows) :]:
+            weight = _SLOWNESS_WEIGHT / (1 + more - rows) ** 2
+            self._means[more] += weight * (ratio - self._means[more])
 
 
 def best_counts(

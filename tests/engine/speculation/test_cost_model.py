@@ -1,6 +1,6 @@
 """The cost model: rows are added while they make tokens cheaper."""
 
-from itertools import accumulate, product
+from itertools import accumulate, chain, product, repeat
 from operator import mul
 
 import pytest
@@ -29,8 +29,17 @@ def test_times_between_the_measured_numbers_are_linear() -> None:
 
 
 def test_the_shortest_round_counts_and_more_rows_never_take_less() -> None:
-    durations = iter([3.0, 5.0, 4.0, 2.0, 1.0, 6.0, 4.0, 4.0, 5.0])
+    durations = chain([3.0, 5.0, 4.0, 2.0, 1.0, 6.0], repeat(4.0))
     assert StepTimes.measure(lambda _: next(durations), 3).seconds == (1.0, 1.0, 4.0)
+
+
+def test_steps_are_measured_until_they_get_no_faster() -> None:
+    numbers = iter(range(1000))
+    times = StepTimes.measure(lambda rows: rows + max(0.0, 5.0 - 0.1 * next(numbers)), 2)
+    assert times.seconds == (1.0, 2.0)
+    assert 50 < next(numbers) < 60
+    assert StepTimes.measure(lambda _: 0.5 ** next(numbers), 2).seconds[0] > 0
+    assert next(numbers) < 200, "steps that never settle are measured no longer"
 
 
 def test_a_clock_that_measures_nothing_gives_positive_times() -> None:
@@ -148,3 +157,17 @@ def test_slowness_of_other_rows_is_that_of_the_nearest() -> None:
         slowness.add(4, 2.0, 1.0)
         slowness.add(8, 3.0, 1.0)
     assert [round(slowness.of(rows)) for rows in (1, 4, 5, 7, 8, 99)] == [2, 2, 2, 3, 3, 3]
+
+
+def test_a_step_that_was_slow_once_is_expected_to_be_as_slow_as_smaller_ones_in_the_end() -> None:
+    slowness = Slowness()
+    for _ in range(50):
+        slowness.add(6, 2.0, 1.0)
+    slowness.add(1, 1.0, 1.0)
+    assert slowness.of(1) == pytest.approx(2.0, rel=0.1), "it begins as its neighbour"
+    for _ in range(1000):
+        slowness.add(1, 1.0, 1.0)
+    assert slowness.of(6) == pytest.approx(1.0, rel=0.1)
+    for _ in range(1000):
+        slowness.add(6, 2.0, 1.0)
+    assert slowness.of(1) == pytest.approx(1.0), "larger steps say nothing of it"
