@@ -19,6 +19,7 @@ from nanovllm.engine.scheduling.batching import SampledRow, forward_batch, sampl
 from nanovllm.engine.scheduling.request import Request
 from nanovllm.engine.scheduling.step_plan import PlannedSequence, StepPlan
 from nanovllm.model.batch import ForwardBatch
+from nanovllm.model.sampling import SamplingSettings
 from nanovllm.runner.logit_rows import NO_PROMPT_ROWS, LogitRows
 from nanovllm.runner.native_model_runner import NativeModelRunner
 
@@ -64,6 +65,29 @@ class _Draft:
         return self.start + len(self.pending) == known
 
 
+@dataclass(frozen=True, slots=True)
+class _Inputs:
+    """The arguments of a step of the draft model; see NativeModelRunner.run.
+
+    Attributes:
+        is_steady: the settings of later tokens of the draft differ in their positions alone.
+    """
+
+    batch: ForwardBatch
+    rows: LogitRows
+    settings: SamplingSettings
+    is_steady: bool
+
+    def following(self, token_ids: Sequence[int], block_size: int) -> "_Inputs":
+        """Return the inputs one token further, after each sequence got one of `token_ids`.
+
+        They equal those that `DraftModel` makes from its drafts, if `is_steady`.
+        """
+        tokens = np.array(token_ids, dtype=np.int64)
+        settings = replace(self.settings, positions=self.settings.positions + 1)
+        return replace(self, batch=self.batch.following(tokens, block_size), settings=settings)
+
+
 class DraftModel:
     """Drafts tokens by a network with its own KV cache, whose blocks are those of an engine."""
 
@@ -105,43 +129,47 @@ class DraftModel:
                 count = len(sequence.drafted)
                 drafts[request.request_id] = _Draft(request, count, start, pending)
         active = [draft for draft in drafts.values() if draft.pending]
-        while active:
-            self._step(active)
+        inputs = self._inputs(active) if active else None
+        while inputs is not None:
+            self._step(active, inputs)
+            num_sequences = len(active)
             active = [draft for draft in active if draft.pending]
+            if inputs.is_steady and len(active) == num_sequences:
+                tokens = [draft.pending[0] for draft in active]
+                inputs = inputs.following(tokens, self._block_size)
+            else:
+                inputs = self._inputs(active) if active else None
         return replace(plan, sequences=tuple(_filled(each, drafts) for each in plan.sequences))
 
-    def _step(self, drafts: Sequence[_Draft]) -> None:
+    def _step(self, drafts: Sequence[_Draft], inputs: _Inputs) -> None:
         """Compute the pending tokens, and draw a token after them where they are all."""
-        rows = [draft for draft in drafts if draft.gives_token]
-        batch = self._batch(drafts)
-        token_ids: Sequence[int | None] = []
-        if rows:
-            settings = sampling_settings([SampledRow(each.request, each.tokens) for each in rows])
-            reports = np.full(len(rows), -1, dtype=np.int64)
-            indices = np.arange(len(rows), dtype=np.int64)
-            token_ids = self.runner.run(
-                batch,
-                LogitRows(indices, NO_PROMPT_ROWS, _NONE),
-                replace(settings, num_logprobs=reports),
-            ).token_ids
-        else:
-            self.runner.backend.forward(batch)
-        drawn = dict(zip(map(id, rows), token_ids, strict=True))
+        token_ids = iter(self.runner.run(inputs.batch, inputs.rows, inputs.settings).token_ids)
         for draft in drafts:
+            token = next(token_ids) if draft.gives_token else None
             self._mark(draft)
             draft.start += len(draft.pending)
-            token = drawn.get(id(draft))
             draft.pending = []
             if token is not None:
                 draft.tokens += (token,)
                 draft.pending = [token] if len(draft.tokens) < draft.count else []
 
-    def _batch(self, drafts: Sequence[_Draft]) -> ForwardBatch:
-        """Return the batch of all pending tokens."""
+    def _inputs(self, drafts: Sequence[_Draft]) -> _Inputs:
+        """Return the inputs of a step that computes all pending tokens."""
         ends = accumulate(len(draft.pending) for draft in drafts)
-        rows = [end - 1 for draft, end in zip(drafts, ends, strict=True) if draft.gives_token]
+        ends_of_rows = [end for draft, end in zip(drafts, ends, strict=True) if draft.gives_token]
+        rows = [draft for draft in drafts if draft.gives_token]
         parts = [(draft.pending, draft.start, draft.request.block_ids) for draft in drafts]
-        return forward_batch(parts, rows, self._block_size)
+        settings = sampling_settings([SampledRow(each.request, each.tokens) for each in rows])
+        return _Inputs(
+            forward_batch(parts, [end - 1 for end in ends_of_rows], self._block_size),
+            LogitRows(np.arange(len(rows), dtype=np.int64), NO_PROMPT_ROWS, _NONE),
+            replace(settings, num_logprobs=np.full(len(rows), -1, dtype=np.int64)),
+            is_steady=not settings.has_lists
+            and not any(
+                each.request.rules.has_bad_sequences or each.request.sampling.has_penalties
+                for each in rows
+            ),
+        )
 
     def _find_computed(self, request: Request) -> _Computed:
         """Return what is computed of a request: what it was, or full blocks by their hashes.
