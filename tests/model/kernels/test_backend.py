@@ -12,10 +12,8 @@ from nanovllm.model.backend import LoadOptions
 from nanovllm.model.checkpoint import load_weights
 from nanovllm.model.families.registry import load_config
 from nanovllm.model.kernels.backend import NumbaBackend
-from nanovllm.model.kernels.build.layout import MOMENTS
 from nanovllm.model.kernels.build.target import KernelTarget, Spec
 from nanovllm.model.kernels.library import load_library
-from nanovllm.model.kernels.step_record import MAX_PHASES_PER_LAYER, MAX_PHASES_PER_STEP
 from nanovllm.model.numpy_backend import NumpyBackend
 from tests.support.batches import make_batch
 from tests.support.checkpoints import write_checkpoint
@@ -341,12 +339,16 @@ def test_networks_side_by_side_share_threads_where_the_first_has_as_many_layers(
         helpers = 0 if layers < other else 1
         assert beside.num_threads == 3 - helpers
         assert threading.active_count() == before + helpers
-        times = np.zeros((2 * MAX_PHASES_PER_LAYER + MAX_PHASES_PER_STEP, 3, MOMENTS), np.int64)
-        own[other].time_phases(times)
+        seen: list[str] = []
+
+        def observe(function: str, _moments: np.ndarray, into: list[str] = seen) -> None:
+            into.append(function)
+
+        own[other].time_runs(observe)
         assert np.array_equal(logits_of(beside), logits_of(own[layers]))
-        assert not times.any(), "the time of another network's phases is not written"
+        assert not seen, "runs of another network are not observed"
         logits_of(own[other])
-        assert times.any()
-        own[other].time_phases(None)
+        assert seen == ["forward", "logits"]
+        own[other].time_runs(None)
         del beside
     assert np.array_equal(logits_of(own[2]), logits_of(own[2])), "its threads are still there"
