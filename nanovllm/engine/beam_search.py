@@ -106,10 +106,14 @@ class BeamSearch:
 
     def output(self, request_id: str, tokenizer: Tokenizer, count: int) -> RequestOutput:
         """Return the `count` best outputs; their text excludes the end-of-text token."""
+        follows_text = tokenizer.has_text(self.prompt_token_ids)
         outputs = [
             CompletionOutput(
                 index=index,
-                text=tokenizer.decode(beam.token_ids[: len(beam.token_ids) - beam.has_ended]),
+                text=tokenizer.decode(
+                    beam.token_ids[: len(beam.token_ids) - beam.has_ended],
+                    follows_text=follows_text,
+                ),
                 token_ids=list(beam.token_ids),
                 cumulative_logprob=beam.cumulative_logprob,
                 logprobs=None,

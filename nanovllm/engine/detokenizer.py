@@ -4,11 +4,11 @@ The concatenation of the released pieces equals the text of all tokens decoded a
 stop string.
 """
 
-import codecs
 from collections.abc import Sequence
 from functools import lru_cache
 
 from nanovllm.engine.tokenizer import Tokenizer
+from nanovllm.model.token_spelling import Spelling, strip_prefix
 from nanovllm.sampling_params import MAX_STOP_STRINGS
 
 _REPLACEMENT = "\ufffd"
@@ -17,13 +17,23 @@ _REPLACEMENT = "\ufffd"
 class IncrementalDecoder:
     """Decodes one sequence token by token."""
 
-    def __init__(self, tokenizer: Tokenizer, *, skip_special_tokens: bool = True) -> None:
-        """Start with no tokens."""
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        *,
+        skip_special_tokens: bool = True,
+        follows_text: bool = False,
+    ) -> None:
+        """Start with no tokens; `follows_text` is that of `Tokenizer.decode`."""
         self._tokenizer = tokenizer
         self._skipped = tokenizer.special_token_ids if skip_special_tokens else frozenset[int]()
-        self._utf8: codecs.IncrementalDecoder = codecs.getincrementaldecoder("utf-8")("replace")
-        # Used only if the tokenizer is not byte-level: the tokens of the last released text,
-        # followed by pending tokens, whose text is incomplete.
+        self._spelling = spelling = tokenizer.spelling
+        self._utf8 = (spelling or Spelling()).utf8_decoder()
+        self._num_prefix_spaces = (
+            0 if spelling is None or follows_text else spelling.num_prefix_spaces
+        )
+        # Used only if tokens have no bytes: the tokens of the last released text, followed by
+        # pending tokens, whose text is incomplete.
         self._window: list[int] = []
         self._window_text = ""  # text of the window without its pending tokens
         self._num_pending = 0
@@ -32,24 +42,28 @@ class IncrementalDecoder:
         """Return the characters that this token completes."""
         if token_id in self._skipped:
             return ""
-        if self._tokenizer.is_byte_level:
-            return self._utf8.decode(self._tokenizer.token_bytes(token_id))
-        return self._push_by_difference(token_id)
+        if self._spelling is None:
+            return self._push_by_difference(token_id)
+        text = self._utf8.decode(self._tokenizer.token_bytes(token_id))
+        if self._num_prefix_spaces:
+            text, self._num_prefix_spaces = strip_prefix(text, self._num_prefix_spaces)
+        return text
 
     def peek(self, token_id: int) -> str:
         """Return what `push` would return for this token, without pushing it."""
         if token_id in self._skipped:
             return ""
-        if self._tokenizer.is_byte_level:
+        if self._spelling is not None:
             pending, _ = self._utf8.getstate()
             data = pending + self._tokenizer.token_bytes(token_id)
-            return codecs.utf_8_decode(data, "replace", False)[0]
+            text = self._spelling.decode(data, is_whole=False)
+            return strip_prefix(text, self._num_prefix_spaces)[0]
         text = self._tokenizer.decode([*self._window, token_id], skip_special_tokens=False)
         return "" if self._is_unfinished(text) else text[len(self._window_text) :]
 
     def flush(self) -> str:
         """Return the remaining text; an incomplete character at the end becomes U+FFFD."""
-        if self._tokenizer.is_byte_level:
+        if self._spelling is not None:
             return self._utf8.decode(b"", final=True)
         text = self._tokenizer.decode(self._window, skip_special_tokens=False)
         rest = text[len(self._window_text) :]
@@ -59,7 +73,7 @@ class IncrementalDecoder:
     def _push_by_difference(self, token_id: int) -> str:
         """Return what the pending tokens add to the text of the window.
 
-        Tokenizers that are not byte-level may insert characters between tokens, depending on the
+        Tokenizers whose tokens have no bytes may insert characters between tokens, depending on the
         neighbours. The window contains all tokens of the last released text, because a character
         may span several tokens, and its last token alone cannot be decoded.
         """

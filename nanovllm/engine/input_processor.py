@@ -6,7 +6,7 @@ value, the limit and the remedy. An accepted request can always run to its end.
 
 import itertools
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TypeAlias
@@ -144,12 +144,14 @@ class InputProcessor:
             for choice in range(params.num_sequences)
         ]
         pooler = None if pooling is None else Pooler(normalize=pooling.normalize)
-        outputs = [self.begin_output(params) for _ in requests]
+        outputs = [self.begin_output(params, token_ids) for _ in requests]
         return PromptRequest(request_id, text, requests, params, outputs, self.tokenizer, pooler)
 
-    def begin_output(self, params: SamplingParams) -> SequenceOutput:
-        """Return the output of a sequence without tokens."""
-        return SequenceOutput.begin(params, self.tokenizer)
+    def begin_output(
+        self, params: SamplingParams, prompt_token_ids: Sequence[int]
+    ) -> SequenceOutput:
+        """Return the output of a sequence without tokens, which continues a prompt."""
+        return SequenceOutput.begin(params, self.tokenizer, prompt_token_ids)
 
     def _check_queue_fields(self, request: GenerationRequest) -> None:
         self.limits.check_priority(request.priority)

@@ -12,6 +12,8 @@ MAX_TRUNCATED_BYTES = 1 << 18
 """Maximum bytes of a text that is truncated. All of it is tokenized, in 200 times its memory."""
 _USUAL_GROWTH = 4
 """Growth of a text in a tokenizer up to which the maximum holds; it is less for others."""
+_MAX_BYTES_PER_TOKEN = 16
+"""Maximum bytes of a text for each token of a long context; those of models in use have 3 to 5."""
 _MAX_CHECKED_CONTEXTS = 16
 """Contexts of token ids that are checked; a longer prompt is refused before."""
 
@@ -27,6 +29,9 @@ class PromptReader:
         self._max_token_bytes = tokenizer.max_token_bytes
         growth = max(tokenizer.growth, _USUAL_GROWTH)
         self._max_truncated_bytes = MAX_TRUNCATED_BYTES * _USUAL_GROWTH // growth
+        self._max_bytes = max(
+            self._max_truncated_bytes, _MAX_BYTES_PER_TOKEN * limits.max_model_len
+        )
 
     def read(
         self, prompt: Prompt, *, add_special_tokens: bool = True, kept: slice | None = None
@@ -110,19 +115,19 @@ class PromptReader:
             )
         check_unicode("prompt", text)
         num_bytes = len(text.encode())
-        limit = self._max_truncated_bytes
-        if num_bytes > limit and (is_truncated or self._max_token_bytes is None):
-            kind = "one that is to be truncated" if is_truncated else "this model's tokenizer"
-            raise InvalidRequestError(
-                f"the prompt has {num_bytes} bytes, the limit for {kind} is {limit}; "
-                "send the part to be read",
-                param="prompt",
-            )
         at_least = num_bytes // self._max_token_bytes if self._max_token_bytes else 1
         if at_least > self._limits.max_model_len and not is_truncated:
             raise ContextLengthError(
                 f"the prompt has at least {at_least} tokens, the limit is "
                 f"{self._limits.max_model_len}; shorten it",
+                param="prompt",
+            )
+        limit = self._max_truncated_bytes if is_truncated else self._max_bytes
+        if num_bytes > limit:
+            kind = "one that is to be truncated" if is_truncated else "this model's tokenizer"
+            raise InvalidRequestError(
+                f"the prompt has {num_bytes} bytes, the limit for {kind} is {limit}; "
+                "send the part to be read",
                 param="prompt",
             )
 

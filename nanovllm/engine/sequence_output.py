@@ -5,6 +5,7 @@ only with the output.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from nanovllm.engine.detokenizer import IncrementalDecoder, StopStrings
@@ -41,11 +42,18 @@ class SequenceOutput:
     drafted: dict[int, int] = field(default_factory=dict)
 
     @classmethod
-    def begin(cls, params: SamplingParams, tokenizer: Tokenizer) -> "SequenceOutput":
-        """Return the output of a sequence without tokens."""
+    def begin(
+        cls, params: SamplingParams, tokenizer: Tokenizer, prompt_token_ids: Sequence[int] = ()
+    ) -> "SequenceOutput":
+        """Return the output of a sequence without tokens, which continues a prompt."""
+        skips = params.skip_special_tokens
         return cls(
             params,
-            IncrementalDecoder(tokenizer, skip_special_tokens=params.skip_special_tokens),
+            IncrementalDecoder(
+                tokenizer,
+                skip_special_tokens=skips,
+                follows_text=tokenizer.has_text(prompt_token_ids, skip_special_tokens=skips),
+            ),
             StopStrings(params.stop_strings, include_in_output=params.include_stop_str_in_output),
         )
 

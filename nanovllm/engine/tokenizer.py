@@ -5,16 +5,26 @@ literal `<|endoftext|>` is encoded as ordinary characters, unless the caller set
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from tokenizers import AddedToken, Encoding, decoders, models
+from tokenizers import AddedToken, Encoding, models
 from tokenizers import Tokenizer as LibraryTokenizer
 
 from nanovllm.errors import CheckpointError, InvalidRequestError, printable
-from nanovllm.model.tokenizer_files import load_tokenizer_files
+from nanovllm.model.token_spelling import (
+    BYTE_OF,
+    byte_level_spelling,
+    find_spelling,
+    strip_prefix,
+)
+from nanovllm.model.tokenizer_files import (
+    load_tokenizer_files,
+    missing_tokenizer,
+    without_first_prefix,
+)
 from nanovllm.model.tokenizer_growth import text_growth
 
 _SAMPLE = "Hello, world 1"
@@ -51,7 +61,8 @@ class Tokenizer:
             for token_id, token in added.items()
             if not _is_white_space(token)
         }
-        self.is_byte_level = isinstance(library.decoder, decoders.ByteLevel)
+        self.spelling = find_spelling(library)
+        self.is_byte_level = self.spelling is not None and self.spelling.is_byte_level
         self._is_character_level = self.is_byte_level and isinstance(
             library.model, models.WordLevel
         )
@@ -65,9 +76,7 @@ class Tokenizer:
         """
         library = load_tokenizer_files(folder)
         if library is None:
-            raise CheckpointError(
-                f"{folder} has no tokenizer: it needs tokenizer.json, or vocab.json and merges.txt"
-            )
+            raise CheckpointError(missing_tokenizer(folder))
         try:
             tokenizer = cls(library)
             tokenizer.decode(tokenizer.encode(tokenizer.sample))
@@ -111,7 +120,7 @@ class Tokenizer:
         if (
             not self.is_byte_level
             or self._plain.normalizer is not None
-            or not vocab.keys() >= _BYTE_OF.keys()
+            or not vocab.keys() >= BYTE_OF.keys()
         ):
             return None
         return max(*map(len, vocab), *(len(content.encode()) for content in self._added.values()))
@@ -169,7 +178,7 @@ class Tokenizer:
         missing = [
             repr(character)
             for character in dict.fromkeys(text)
-            if self._plain.token_to_id(_spelling(character)) is None
+            if self._plain.token_to_id(byte_level_spelling(character)) is None
         ]
         return f"the vocabulary lacks {', '.join(missing[:5])}" if missing else ""
 
@@ -193,12 +202,15 @@ class Tokenizer:
         begin, end = is_text.index(True), len(is_text) - is_text[::-1].index(True)
         return encoding.ids[:begin], encoding.ids[end:]
 
-    def encode_text(self, text: str) -> list[int]:
+    def encode_text(self, text: str, *, is_first: bool = True) -> list[int]:
         """Return the token ids of a text, none of which is a control token.
+
+        `is_first`: no control token comes before the text. SentencePiece's tokenizers may put a
+        space before such a text only.
 
         Raises InvalidRequestError if the tokenizer cannot encode the text so.
         """
-        library, renumbered = self._without_control
+        library, renumbered = self._without_control if is_first else self._after_control
         encoding = self._encode(library, text, add_special_tokens=False)
         token_ids = [renumbered.get(token_id, token_id) for token_id in encoding.ids]
         if not self._control_ids.isdisjoint(token_ids):
@@ -227,64 +239,63 @@ class Tokenizer:
         added = library.get_added_tokens_decoder()
         return library, {token_id: ours[token.content] for token_id, token in added.items()}
 
-    def decode(self, token_ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
-        """Return the text of `token_ids`. Bytes of incomplete characters become U+FFFD."""
+    @cached_property
+    def _after_control(self) -> tuple[LibraryTokenizer, dict[int, int]]:
+        """The same for a text after a control token."""
+        library, renumbered = self._without_control
+        return without_first_prefix(library), renumbered
+
+    def decode(
+        self,
+        token_ids: Iterable[int],
+        *,
+        skip_special_tokens: bool = True,
+        follows_text: bool = False,
+    ) -> str:
+        """Return the text of `token_ids`. Bytes of incomplete characters become U+FFFD.
+
+        `follows_text`: the text continues another one, so that it keeps a space at its beginning,
+        which SentencePiece's tokenizers put before every text.
+        """
         kept = [i for i in token_ids if not (skip_special_tokens and i in self.special_token_ids)]
-        if self.is_byte_level:
-            return b"".join(map(self.token_bytes, kept)).decode("utf-8", errors="replace")
-        return str(self._plain.decode(kept, skip_special_tokens=False))
+        if self.spelling is None:
+            return str(self._plain.decode(kept, skip_special_tokens=False))
+        text = self.spelling.decode(b"".join(map(self.token_bytes, kept)))
+        return text if follows_text else strip_prefix(text, self.spelling.num_prefix_spaces)[0]
+
+    def has_text(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> bool:
+        """Return whether one of the tokens adds text; the last ones are looked at first."""
+        skipped = self.special_token_ids if skip_special_tokens else frozenset[int]()
+        return any(i not in skipped and self.token_name(i) for i in reversed(token_ids))
 
     def token_text(self, token_id: int) -> str:
         """Return a token's text; U+FFFD for a part of a character, "" for an unknown id."""
-        if self.is_byte_level:
-            return self.token_bytes(token_id).decode("utf-8", errors="replace")
-        return str(self._plain.decode([token_id], skip_special_tokens=False))
+        if self.spelling is None:
+            return str(self._plain.decode([token_id], skip_special_tokens=False))
+        return self.spelling.decode(self.token_bytes(token_id))
 
     def token_name(self, token_id: int) -> str:
         """Return a token as spelled in the vocabulary, such as `Ġthe`; "" for an unknown id."""
         return self._plain.id_to_token(token_id) or ""
 
     def token_bytes(self, token_id: int) -> bytes:
-        """Return the bytes of a byte-level token; b"" for an unknown id."""
+        """Return the bytes that a token adds to a text; b"" for an unknown id.
+
+        Without a spelling of bytes they are those of the token's text alone.
+        """
         known = self._bytes_of.get(token_id)
         if known is None:
             known = self._bytes_of[token_id] = self._find_bytes(token_id)
         return known
 
     def _find_bytes(self, token_id: int) -> bytes:
-        if token_id in self._added:
+        if self.spelling is None:
+            return self.token_text(token_id).encode()
+        if self.is_byte_level and token_id in self._added:
             return self._added[token_id].encode()
-        token = self._plain.id_to_token(token_id)
-        if token is None:
-            return b""
-        return b"".join(_BYTE_OF.get(character, character.encode()) for character in token)
+        return self.spelling.bytes_of(self.token_name(token_id))
 
 
 def _is_white_space(token: AddedToken) -> bool:
     """Return whether an added token is white space, such as indentation, and counts as text."""
     return not token.special and str(token.content).isspace()
-
-
-def _byte_characters() -> Iterable[tuple[str, bytes]]:
-    """Yield GPT-2's printable character for each byte.
-
-    Visible Latin-1 characters represent their own byte. The other bytes are represented by U+0100
-    and the following characters.
-    """
-    visible = [
-        *range(ord("!"), ord("~") + 1),
-        *range(ord("¡"), ord("¬") + 1),
-        *range(ord("®"), ord("ÿ") + 1),
-    ]
-    hidden = [byte for byte in range(256) if byte not in visible]
-    yield from ((chr(byte), bytes([byte])) for byte in visible)
-    yield from ((chr(256 + index), bytes([byte])) for index, byte in enumerate(hidden))
-
-
-def _spelling(text: str) -> str:
-    """Return GPT-2's printable characters for the bytes of a text."""
-    return "".join(_CHARACTER_OF[byte] for byte in text.encode("utf-8", "surrogatepass"))
-
-
-_BYTE_OF = dict(_byte_characters())
-_CHARACTER_OF = {byte[0]: character for character, byte in _BYTE_OF.items()}

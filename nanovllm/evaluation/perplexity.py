@@ -39,7 +39,6 @@ from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.errors import TrainingError, counted
 from nanovllm.evaluation.scoring import cut_windows, score_windows
 from nanovllm.hub import resolve_model
-from nanovllm.model.config import ModelConfig
 from nanovllm.model.families.registry import load_config
 from nanovllm.progress import progress_bar
 from nanovllm.training.data.text import pieces, read_documents
@@ -148,8 +147,9 @@ def evaluate(
         context: maximum inputs of a window; None for all positions of the model.
         stride: distance between the starts of windows; None for `context`, without overlap.
         max_tokens: maximum number of predicted tokens over all texts; None for all.
-        add_bos_token: begin every text with the model's end-of-text token, so that its first token
-            is predicted too, as lm-evaluation-harness does.
+        add_bos_token: begin every text with the token that the tokenizer puts before a text, or
+            with the model's end-of-text token where it puts none, so that its first token is
+            predicted too, as lm-evaluation-harness does.
         use_tqdm: show progress on a terminal or in a notebook.
 
     Raises:
@@ -172,7 +172,7 @@ def evaluate(
     folder = resolve_model(model)
     context, stride = check_windows(folder, context, stride)
     with closing(Engine.load(folder, config)) as engine:
-        bos_token = _bos_token(engine.model) if add_bos_token else None
+        bos_token = _bos_token(engine) if add_bos_token else None
         encoded = encode_texts(engine.tokenizer, texts, bos_token, max_tokens)
         targets = np.concatenate([token_ids[1:] for token_ids, _ in encoded])
         windows = chain.from_iterable(cut_windows(one, context, stride) for one, _ in encoded)
@@ -290,9 +290,11 @@ def _encode(
     return np.array(ids, dtype=np.int64), ends[np.array(character_ends, dtype=np.int64)]
 
 
-def _bos_token(model: ModelConfig) -> int:
-    if not model.eos_token_ids:
+def _bos_token(engine: Engine) -> int:
+    before, _ = engine.tokenizer.tokens_around_text
+    candidates = [*before, *engine.model.eos_token_ids]
+    if not candidates:
         raise ValueError(
             "the model has no end-of-text token to begin a text with; leave add_bos_token out"
         )
-    return model.eos_token_ids[0]
+    return candidates[0]

@@ -59,8 +59,16 @@ class InspectedModel:
         config = load_config(folder)
         return cls(folder.name, config, open_weights(folder, config), Tokenizer.load(folder))
 
-    def encode(self, prompt: str | Sequence[int], max_tokens: int = MAX_PROMPT_TOKENS) -> list[int]:
+    def encode(
+        self,
+        prompt: str | Sequence[int],
+        max_tokens: int = MAX_PROMPT_TOKENS,
+        *,
+        add_special_tokens: bool = True,
+    ) -> list[int]:
         """Return the token ids of a prompt, as /v1/completions encodes it.
+
+        `add_special_tokens`: add the tokens that the tokenizer puts around every text.
 
         Raises InvalidRequestError for an empty or too long prompt, and for an unknown token id.
         """
@@ -71,7 +79,7 @@ class InspectedModel:
                     f"{MAX_PROMPT_CHARACTERS}; shorten it",
                     param="prompt",
                 )
-            token_ids = self.tokenizer.encode(prompt)
+            token_ids = self.tokenizer.encode(prompt, add_special_tokens=add_special_tokens)
         else:
             token_ids = list(prompt)
         if not token_ids:
@@ -105,8 +113,6 @@ class InspectedModel:
 
     def undecodable_bytes(self, token_id: int) -> bytes | None:
         """Return the bytes of a token that is not valid UTF-8; None for any other token."""
-        if not self.tokenizer.is_byte_level:
-            return None
         encoded = self.tokenizer.token_bytes(token_id)
         return None if encoded == self.tokenizer.token_text(token_id).encode() else encoded
 

@@ -166,7 +166,7 @@ def _neighbors(
     if (token is None) == (text is None):
         raise InvalidRequestError("give one of token (an id) and text", param="token")
     if text is not None:
-        token_ids = model.encode(text)
+        token_ids = model.encode(text, add_special_tokens=False)
         if len(token_ids) > 1:
             first = model.tokenizer.token_text(token_ids[0])
             raise InvalidRequestError(

@@ -3,6 +3,7 @@ refuses.
 """
 
 import codecs
+from collections.abc import Sequence
 from dataclasses import replace
 
 from nanovllm.engine.detokenizer import IncrementalDecoder, StopStrings
@@ -57,9 +58,11 @@ class CourseInputProcessor(InputProcessor):
                 )
         return super().process(request)
 
-    def begin_output(self, params: SamplingParams) -> SequenceOutput:
-        """Return the output of a sequence without tokens."""
-        output = super().begin_output(params)
+    def begin_output(
+        self, params: SamplingParams, prompt_token_ids: Sequence[int]
+    ) -> SequenceOutput:
+        """Return the output of a sequence without tokens, which continues a prompt."""
+        output = super().begin_output(params, prompt_token_ids)
         if self.tokenizer.is_byte_level:
             output.decoder = CourseDecoder(self._parts, self._guard, self.tokenizer, params)
         if params.stop_strings and not params.min_tokens:  # which the course's cannot ignore

@@ -15,6 +15,7 @@ weights          the tree of a network's weights
 ablation         a network with parts switched off
 tokenizer_files  the tokenizer of a model folder
 tokenizer_growth  refuses tokenizers that multiply texts
+token_spelling   the bytes that each token of a vocabulary stands for
 checkpoint       weights from safetensors files
 sampling         SamplingSettings and the protocol of a sampler
 numpy_sampler    the sampler in NumPy: edits, penalties, temperature, filters, draw

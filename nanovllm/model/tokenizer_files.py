@@ -1,16 +1,26 @@
 """The tokenizer of a model folder: tokenizer.json, or GPT-2's vocab.json and merges.txt.
 
-The second form is byte-level BPE (Radford et al. 2019, section 2.2).
+The second form is byte-level BPE (Radford et al. 2019, section 2.2). The tokens around a text are
+those of tokenizer.json, unless tokenizer_config.json has add_bos_token or add_eos_token: then these
+two decide, as in transformers.
 """
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
 from nanovllm.errors import CheckpointError
 from nanovllm.model.tokenizer_growth import check_growth
 
 END_OF_TEXT = "<|endoftext|>"
+_OTHER_FORMS = {
+    "tokenizer.model": "SentencePiece's or tiktoken's",
+    "tekken.json": "Mistral's",
+    "spiece.model": "SentencePiece's",
+}
 
 
 def load_tokenizer_files(path: Path) -> Tokenizer | None:
@@ -29,14 +39,110 @@ def load_tokenizer_files(path: Path) -> Tokenizer | None:
                 tokenizer.add_special_tokens([AddedToken(END_OF_TEXT, normalized=False)])
         else:
             return None
+        if path.is_dir():
+            _set_tokens_around_text(tokenizer, read_tokenizer_config(path))
         check_growth(tokenizer)
-    except (KeyboardInterrupt, SystemExit):
+    except (KeyboardInterrupt, SystemExit, CheckpointError):
         raise
     except BaseException as error:  # noqa: BLE001 - the library panics with a BaseException
         raise CheckpointError(f"the tokenizer in {path} cannot be read: {error}") from None
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
+
+
+def missing_tokenizer(folder: Path) -> str:
+    """Return what a folder without the tokenizer's files lacks, and the remedy."""
+    needed = "tokenizer.json, or vocab.json and merges.txt"
+    for name, owner in _OTHER_FORMS.items():
+        if (folder / name).is_file():
+            return (
+                f"{folder} has no tokenizer.json, only {name}, which is in {owner} own format; "
+                "take tokenizer.json from the model's repository or a copy of it, or write it "
+                "where transformers and sentencepiece are installed: "
+                'python -c "from transformers import AutoTokenizer as T; '
+                f"n = '{folder}'; T.from_pretrained(n).save_pretrained(n)\""
+            )
+    return f"{folder} has no tokenizer: it needs {needed}"
+
+
+def read_tokenizer_config(folder: Path) -> dict[str, Any]:
+    """Return the settings in tokenizer_config.json, above those of special_tokens_map.json.
+
+    It is empty if the folder has neither. Raises CheckpointError if a file cannot be read.
+    """
+    names = ("special_tokens_map.json", "tokenizer_config.json")
+    return {**_read_settings(folder / names[0]), **_read_settings(folder / names[1])}
+
+
+def special_token_text(setting: object) -> str | None:
+    """Return the text of a special token, which is a string or an object with `content`."""
+    content = setting.get("content") if isinstance(setting, dict) else setting
+    return content if isinstance(content, str) else None
+
+
+def without_first_prefix(tokenizer: Tokenizer) -> Tokenizer:
+    """Return the tokenizer of a text that follows a control token.
+
+    That is the same one, unless it puts a space before the first text only.
+    """
+    part = tokenizer.pre_tokenizer
+    if part is None or b'"prepend_scheme":"first"' not in part.__getstate__():
+        return tokenizer
+    described = json.loads(tokenizer.to_str())
+    step = described["pre_tokenizer"]
+    for one in step["pretokenizers"] if step["type"] == "Sequence" else [step]:
+        if one.get("prepend_scheme") == "first":
+            one["prepend_scheme"] = "never"
+    return Tokenizer.from_str(json.dumps(described))
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file; empty where there is no such file."""
+    if not path.is_file():
+        return {}
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}; fix or delete the file") from None
+    if not isinstance(settings, dict):
+        raise CheckpointError(f"{path} is not a JSON object; fix or delete the file")
+    return settings
+
+
+def _set_tokens_around_text(tokenizer: Tokenizer, settings: Mapping[str, Any]) -> None:
+    """Put the tokens around a text that the settings ask for, if they say anything about them."""
+    if settings.keys().isdisjoint(("add_bos_token", "add_eos_token")):
+        return
+    around = {
+        name: special_token_text(settings.get(f"{name}_token"))
+        for name in ("bos", "eos")
+        if settings.get(f"add_{name}_token")
+    }
+    ids = {text: tokenizer.token_to_id(text) for text in around.values() if text is not None}
+    missing = [text for text, token_id in ids.items() if token_id is None]
+    if missing:
+        raise CheckpointError(
+            f"tokenizer_config.json puts {missing[0]!r} around every text, which the vocabulary "
+            "lacks; correct bos_token and eos_token there, or delete add_bos_token and "
+            "add_eos_token"
+        )
+    text = [{"Sequence": {"id": "A", "type_id": 0}}]
+    bos, eos = (
+        [{"SpecialToken": {"id": around[name], "type_id": 0}}] if around.get(name) else []
+        for name in ("bos", "eos")
+    )
+    template = processors.TemplateProcessing(single="$A", special_tokens=[])
+    described = {
+        "type": "TemplateProcessing", "single": [*bos, *text, *eos],
+        "pair": [*text, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {
+            text: {"id": text, "ids": [token_id], "tokens": [text]}
+            for text, token_id in ids.items()
+        },
+    }  # fmt: skip
+    template.__setstate__(json.dumps(described).encode())
+    tokenizer.post_processor = template
 
 
 def byte_level(model: models.Model) -> Tokenizer:

@@ -12,6 +12,7 @@ from nanovllm import LLM, BeamSearchParams, SamplingParams
 from nanovllm.engine.beam_search import Beam, BeamSearch
 from nanovllm.errors import ContextLengthError, InvalidRequestError
 from nanovllm.outputs import Logprob, PositionLogprobs
+from tests.support.family_tokenizers import llama2
 from tests.support.serving import ENGINE_SETTINGS
 
 VOCAB, END = 4, 0
@@ -135,3 +136,15 @@ def test_invalid_settings_are_refused(llm: LLM) -> None:
         llm.beam_search("the", BeamSearchParams(beam_width=11))
     with pytest.raises(ContextLengthError, match="more than the"):
         llm.beam_search("the", BeamSearchParams(beam_width=2, max_tokens=10**6))
+
+
+@pytest.mark.parametrize(("prompt", "expected"), [("Hello", " the world"), ("", "the world")])
+def test_the_text_of_an_output_continues_the_prompt(prompt: str, expected: str) -> None:
+    tokenizer = llama2().tokenizer
+    token_ids = tokenizer.encode("the world", add_special_tokens=False)
+    params = BeamSearchParams(beam_width=1, max_tokens=len(token_ids))
+    beam_search = BeamSearch([1, *tokenizer.encode(prompt)[1:]], params, [2])
+    for token_id in token_ids:
+        beam_search.advance([{token_id: Logprob(-1.0, 1, "")}])
+    (output,) = beam_search.output("request", tokenizer, 1).outputs
+    assert output.text == expected

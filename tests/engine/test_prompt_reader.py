@@ -10,10 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nanovllm.engine.input_processor import InputProcessor
-from nanovllm.engine.prompt_reader import MAX_TRUNCATED_BYTES
+from nanovllm.engine.prompt_reader import MAX_TRUNCATED_BYTES, PromptReader
+from nanovllm.engine.request_limits import Limits
 from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.errors import ContextLengthError, InvalidRequestError
 from tests.support.checkpoints import END_OF_TEXT
+from tests.support.family_tokenizers import FAMILIES
 from tests.support.processing import (
     CONTEXT,
     embed,
@@ -246,6 +248,18 @@ def test_text_that_is_to_be_truncated_has_a_limit(input_processor: InputProcesso
     with pytest.raises(InvalidRequestError, match=said) as caught:
         submit(input_processor, "é" * MAX_TRUNCATED_BYTES, truncate_prompt_tokens=3)
     assert caught.value.param == "prompt"
+
+
+@pytest.mark.parametrize("name", ["qwen", "llama3", "llama2"])
+def test_the_limit_of_a_text_grows_with_the_context(name: str) -> None:
+    tokenizer = FAMILIES[name]().tokenizer
+    limits = Limits(100_000, 100_000, 5, has_priorities=False)
+    reader = PromptReader(tokenizer, tokenizer.vocab, limits)
+    reader.check_text("a" * 1_600_000)
+    with pytest.raises(InvalidRequestError, match=r"has 1600001 bytes, the limit .* is 1600000; "):
+        reader.check_text("a" * 1_600_001)
+    with pytest.raises(InvalidRequestError, match="to be truncated is"):
+        reader.check_text("a" * 1_600_000, is_truncated=True)
 
 
 def test_the_limit_counts_what_the_tokenizer_makes_of_a_text(tokenizer: Tokenizer) -> None:

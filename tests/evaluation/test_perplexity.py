@@ -14,7 +14,8 @@ from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.evaluation import perplexity
 from nanovllm.model.batch import ForwardBatch
 from nanovllm.model.numpy_backend import NumpyBackend
-from tests.support.checkpoints import write_tiny_model
+from tests.support.checkpoints import write_checkpoint, write_tiny_model
+from tests.support.family_tokenizers import llama2
 
 HELD_OUT = Path(__file__).parents[1] / "data" / "held_out" / "peter-rabbit.txt"
 TEXT = "the cat in the hall, a café for 2 € 🙂 ... " * 4
@@ -129,6 +130,17 @@ def test_with_a_bos_token_every_byte_is_predicted(tiny_model: Path) -> None:
     assert result.bytes == len("the end")
     written = run(tiny_model, "<|endoftext|>the end", backend="numpy")
     np.testing.assert_array_equal(written.losses, result.losses)
+
+
+def test_the_bos_token_is_the_one_that_the_tokenizer_puts_before_texts(tmp_path: Path) -> None:
+    tokenizer = llama2().tokenizer
+    llama2().write(tmp_path)
+    write_checkpoint(tmp_path, config={"vocab_size": tokenizer.vocab, "eos_token_id": 2})
+    token_ids = tokenizer.encode("the end\n🙂")
+    assert tokenizer.token_name(token_ids[0]) == "<s>"
+    result = run(tmp_path, "the end\n🙂", backend="numpy", add_bos_token=True)
+    np.testing.assert_allclose(result.losses, losses_by_hand(tmp_path, token_ids), atol=1e-5)
+    assert result.bytes == len("the end\n🙂".encode())
 
 
 def test_rounded_weights_cost_little(tiny_model: Path) -> None:

@@ -2,6 +2,7 @@
 
 import sys
 from importlib.machinery import ModuleSpec
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ from nanovllm.errors import InvalidRequestError
 from nanovllm.inspection import responses
 from nanovllm.inspection.embeddings import nearest, neighbors, pca, project
 from nanovllm.inspection.observe import InspectedModel
+from tests.support.checkpoints import write_checkpoint
+from tests.support.family_tokenizers import llama2
 
 
 def test_components_are_those_of_the_covariance_matrix() -> None:
@@ -79,3 +82,15 @@ def test_neighbours_have_the_largest_cosines(model: InspectedModel) -> None:
         neighbors(model, 7, 101)
     with pytest.raises(InvalidRequestError, match="token id 999 is not"):
         neighbors(model, 999)
+
+
+def test_the_neighbors_of_a_text_are_those_of_its_token_alone(tmp_path: Path) -> None:
+    """Not those of the token that the tokenizer puts before a text."""
+    family = llama2()
+    write_checkpoint(family.write(tmp_path), config={"vocab_size": family.tokenizer.vocab})
+    inspected = InspectedModel.load(tmp_path)
+    answer = responses.run(inspected, "neighbors", {"text": "the"})
+    assert answer["token"] == {"id": family.library.token_to_id("▁the"), "text": " the"}
+    part = inspected.token(family.library.token_to_id("<0xE4>"))
+    assert part["bytes"] == "e4"
+    assert inspected.undecodable_bytes(answer["token"]["id"]) is None

@@ -2,15 +2,19 @@
 
 import base64
 import json
+import unicodedata
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from nanovllm.errors import CheckpointError
 from nanovllm.model.tokenizer_files import load_tokenizer_files
 from nanovllm.model.tokenizer_growth import MAX_STEPS, check_growth, text_growth
+from tests.support.family_tokenizers import FAMILIES
 
 REPLACE = normalizers.Replace("a", "a" * 1000)
 BYTES = pre_tokenizers.ByteLevel(use_regex=False)
@@ -119,6 +123,24 @@ def test_tokenizers_in_use_are_accepted_with_their_growth(name: str) -> None:
             else [normalized]
         )
         assert len("".join(pieces).encode()) <= 11 * growth * len(text.encode())
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_tokenizers_of_the_families_are_accepted_with_their_growth(name: str) -> None:
+    made = FAMILIES[name]().library
+    check_growth(made)
+    growth = text_growth(made)
+
+    @given(st.text("a \n\u2581", min_size=1, max_size=8) | st.text(min_size=1))
+    def check(text: str) -> None:
+        text = unicodedata.normalize("NFC", text)
+        normalized = made.normalizer.normalize_str(text) if made.normalizer else text
+        pieces = [normalized]
+        if made.pre_tokenizer:
+            pieces = [piece for piece, _ in made.pre_tokenizer.pre_tokenize_str(normalized)]
+        assert len("".join(pieces).encode()) <= growth * len(text.encode())
+
+    check()
 
 
 def test_one_table_of_characters_may_be_unicodes() -> None:

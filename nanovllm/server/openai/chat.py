@@ -3,7 +3,6 @@
 The chat template makes a prompt of the messages. From there on a chat is a completion of token ids.
 """
 
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from functools import partial
 
@@ -77,7 +76,7 @@ class ChatRenderer(ChoicesRenderer[ChatRequest]):
     def __init__(self, context: ResponseContext, request: ChatRequest) -> None:
         super().__init__(context, request)
         self._begun: set[int] = set()
-        self._texts: defaultdict[int, TokenTexts] = defaultdict(self._token_texts)
+        self._texts: dict[int, TokenTexts] = {}  # by choice
 
     def prompt_fields(self, output: RequestOutput) -> types.PromptFields:
         """Return the fields about the prompt beside the choices; null if not requested."""
@@ -97,7 +96,7 @@ class ChatRenderer(ChoicesRenderer[ChatRequest]):
                     "content": self.request.echoed_text + choice.text, "refusal": None,
                     "annotations": None, "audio": None, "function_call": None, "reasoning": None,
                 },
-                "logprobs": self._logprobs(choice, self._token_texts()),
+                "logprobs": self._logprobs(choice, self._token_texts(outputs[0])),
                 "finish_reason": choice.finish_reason, "stop_reason": choice.stop_reason,
                 "token_ids": choice.token_ids if self.request.return_token_ids else None,
                 **self.drafted_tokens(choice),
@@ -108,7 +107,7 @@ class ChatRenderer(ChoicesRenderer[ChatRequest]):
     ) -> list[types.ChatChunkChoice]:
         """Return what is new of a choice, after its role; nothing if that is empty."""
         is_first = delta.index not in self._begun
-        piece = self._piece(delta, is_first=is_first)
+        piece = self._piece(delta, output, is_first=is_first)
         if piece is None:
             return []
         self._begun.add(delta.index)
@@ -123,11 +122,15 @@ class ChatRenderer(ChoicesRenderer[ChatRequest]):
             "token_ids": [] if self.request.return_token_ids else None,
         }  # fmt: skip
 
-    def _piece(self, delta: CompletionOutput, *, is_first: bool) -> types.ChatChunkChoice | None:
+    def _piece(
+        self, delta: CompletionOutput, output: RequestOutput, *, is_first: bool
+    ) -> types.ChatChunkChoice | None:
         """Return a piece of a choice; None if it has nothing to show."""
         request = self.request
         text = (request.echoed_text if is_first else "") + delta.text
         content: types.ChatDelta = {"content": text} if text else {}
+        if delta.index not in self._texts:
+            self._texts[delta.index] = self._token_texts(output)
         logprobs = self._logprobs(delta, self._texts[delta.index])
         has_more = request.return_token_ids or (is_first and request.prompt_logprobs is not None)
         if not (content or delta.finish_reason or has_more or (logprobs and logprobs["content"])):
@@ -139,8 +142,11 @@ class ChatRenderer(ChoicesRenderer[ChatRequest]):
             **self.drafted_tokens(delta),
         }  # fmt: skip
 
-    def _token_texts(self) -> TokenTexts:
-        return self.token_texts(skip_special_tokens=self.request.skip_special_tokens)
+    def _token_texts(self, output: RequestOutput) -> TokenTexts:
+        return self.token_texts(
+            skip_special_tokens=self.request.skip_special_tokens,
+            prompt_token_ids=output.prompt_token_ids,
+        )
 
     def _logprobs(self, delta: CompletionOutput, texts: TokenTexts) -> types.ChatLogprobs | None:
         """Return an entry for each token, with its bytes and the top tokens of its position.
@@ -166,11 +172,7 @@ class ChatRenderer(ChoicesRenderer[ChatRequest]):
 
 def _entry(tokenizer: Tokenizer, token_id: int, logprob: Logprob, text: str) -> types.TokenLogprob:
     """Return an entry with the token's own bytes, which may be a part of a character."""
-    data = (
-        tokenizer.token_bytes(token_id)
-        if tokenizer.is_byte_level
-        else logprob.decoded_token.encode()
-    )
+    data = tokenizer.token_bytes(token_id)
     return {"token": text, "logprob": finite(logprob.logprob), "bytes": list(data)}
 
 

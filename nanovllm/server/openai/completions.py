@@ -137,7 +137,10 @@ class ChoiceFormatter:
         self._request = request = renderer.request
         self._token_texts, self._drafted_tokens = renderer.token_texts, renderer.drafted_tokens
         self._prompt = _prompt_text(output, renderer.context.tokenizer) if request.echo else ""
-        self._texts = self._token_texts(skip_special_tokens=request.skip_special_tokens)
+        self._texts = self._token_texts(
+            skip_special_tokens=request.skip_special_tokens,
+            prompt_token_ids=output.prompt_token_ids,
+        )
         self._offset = len(self._prompt)
         self._has_begun = False
 

@@ -22,13 +22,24 @@ class TokenTexts:
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, *, skip_special_tokens: bool, as_token_ids: bool
+        self,
+        tokenizer: Tokenizer,
+        *,
+        skip_special_tokens: bool,
+        as_token_ids: bool,
+        prompt_token_ids: Sequence[int] = (),
     ) -> None:
-        """Start with no tokens; `as_token_ids` shows `token_id:123` instead of texts."""
+        """Start with no tokens after a prompt; `as_token_ids` shows `token_id:123`, not texts."""
         self._tokenizer = tokenizer
         self._skipped = tokenizer.special_token_ids if skip_special_tokens else frozenset[int]()
         self._as_token_ids = as_token_ids
-        self._decoder = IncrementalDecoder(tokenizer, skip_special_tokens=skip_special_tokens)
+        self._decoder = IncrementalDecoder(
+            tokenizer,
+            skip_special_tokens=skip_special_tokens,
+            follows_text=tokenizer.has_text(
+                prompt_token_ids, skip_special_tokens=skip_special_tokens
+            ),
+        )
 
     def peek(self, token_id: int) -> str:
         """Return how a token would be shown if it came next."""

@@ -118,12 +118,15 @@ class ChoicesRenderer(Renderer[S, RequestOutput]):
         The last piece has the tokens of `delta`; those before it have none.
         """
 
-    def token_texts(self, *, skip_special_tokens: bool) -> TokenTexts:
-        """Return what shows the tokens of one text, as the request wants them."""
+    def token_texts(
+        self, *, skip_special_tokens: bool, prompt_token_ids: Sequence[int] = ()
+    ) -> TokenTexts:
+        """Return what shows the tokens of a text after a prompt, as the request wants them."""
         return TokenTexts(
             self.context.tokenizer,
             skip_special_tokens=skip_special_tokens,
             as_token_ids=bool(self.request.return_tokens_as_token_ids),
+            prompt_token_ids=prompt_token_ids,
         )
 
     def drafted_tokens(self, choice: CompletionOutput) -> DraftedTokens:

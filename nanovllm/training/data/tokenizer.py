@@ -18,6 +18,7 @@ from jaxtyping import Integer
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from nanovllm.errors import CheckpointError, TrainingError
+from nanovllm.model.token_spelling import find_spelling
 from nanovllm.model.tokenizer_files import END_OF_TEXT, byte_level, load_tokenizer_files
 from nanovllm.progress import progress_bar
 from nanovllm.training.atomic_files import write_bytes
@@ -152,13 +153,13 @@ def token_type(tokenizer: Tokenizer) -> np.dtype[Any]:
 def token_lengths(tokenizer: Tokenizer) -> Integer[np.ndarray, " vocab"]:
     """Return the number of UTF-8 bytes of each token's text; 0 for special tokens."""
     added = tokenizer.get_added_tokens_decoder()
-    is_byte_level = isinstance(tokenizer.decoder, decoders.ByteLevel)
+    spelling = find_spelling(tokenizer)
     lengths = np.zeros(max(tokenizer.get_vocab().values()) + 1, np.int64)
     for token, token_id in tokenizer.get_vocab().items():
         if token_id in added:
             lengths[token_id] = 0 if added[token_id].special else len(token.encode())
-        elif is_byte_level:
-            lengths[token_id] = len(token)
+        elif spelling is not None:
+            lengths[token_id] = len(spelling.bytes_of(token))
         else:
             lengths[token_id] = len(tokenizer.decode([token_id]).encode())
     return lengths

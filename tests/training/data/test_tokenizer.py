@@ -23,6 +23,7 @@ from nanovllm.training.data.tokenizer import (
     save_tokenizer,
     token_lengths,
 )
+from tests.support.family_tokenizers import llama2
 
 TEXT = "The cat's hat.\r\n\tThe café, 日本 😀\u0301!\n\n  The end\n" * 3
 CHARACTERS = sorted(set(TEXT))
@@ -59,6 +60,16 @@ def test_the_server_streams_every_character(char: Tokenizer, tmp_path: Path) -> 
     assert [decoder.push(token_id) for token_id in token_ids] == list(TEXT)
     assert [tokenizer.token_text(token_id) for token_id in token_ids] == list(TEXT)
     assert tokenizer.tokens_around_text == ([], [])
+
+
+def test_the_bytes_of_sentencepieces_tokens_are_counted() -> None:
+    library = llama2().library
+    lengths = token_lengths(library)
+    names = {"▁the": 4, "▁": 1, "<0x0A>": 1, "é": 2, "</s>": 0}
+    assert {name: lengths[library.token_to_id(name)] for name in names} == names
+    text = "the world 🙂\nis é"
+    ids = library.encode(text, add_special_tokens=False).ids
+    assert lengths[ids].sum() == len(text.encode()) + 1, "a space is put before the text"
 
 
 def test_the_server_names_the_characters_that_the_vocabulary_lacks(
