@@ -26,6 +26,7 @@ from nanovllm.engine.sandbox.process import START_S, WorkerEndedError
 from nanovllm.engine.sandbox.process_pool import ProcessPool, WorkerRefusedError
 from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.errors import CheckpointError, InvalidRequestError
+from nanovllm.model.tokenizer_files import read_tokenizer_config, special_token_text
 from nanovllm.sampling_params import MAX_STOP_STRINGS, SamplingParams
 
 PromptEnd: TypeAlias = Literal["generation_prompt", "open", "closed"]
@@ -44,7 +45,7 @@ BUNDLED_TEMPLATES = {"plain": Path(__file__).parent / "plain.jinja"}
 _STOP_STRINGS = re.compile(r"\s*\{#-?\s*stop_strings:\s*(\[.*?\])\s*-?#\}", re.DOTALL)
 _MAX_TEMPLATE_STOP_STRINGS = 4
 
-# Defaults where a model folder names no special tokens.
+# Defaults of GPT-2's tokenizer; those of other families are named in their files.
 _GPT2_SPECIAL_TOKENS = dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|endoftext|>")
 _SPECIAL_TOKEN_NAMES = (*_GPT2_SPECIAL_TOKENS, "pad_token", "sep_token", "cls_token", "mask_token")
 
@@ -65,11 +66,14 @@ class ChatTemplate:
     ) -> None:
         """Use the template `source`.
 
-        `origin` names it in errors. `special_tokens` are the values of `eos_token` and others.
+        `origin` names it in errors. `special_tokens` are the values of `eos_token` and others, by
+        default GPT-2's.
         """
         self.source = source
         self.origin = origin
-        self.special_tokens = {**_GPT2_SPECIAL_TOKENS, **(special_tokens or {})}
+        self.special_tokens = dict(
+            _GPT2_SPECIAL_TOKENS if special_tokens is None else special_tokens
+        )
 
     @classmethod
     def load(
@@ -80,10 +84,7 @@ class ChatTemplate:
         A `file` may be the name of a bundled template. Returns None where the folder has none.
         Raises CheckpointError for an invalid file.
         """
-        settings = {
-            **_read_json(folder / "special_tokens_map.json"),
-            **_read_json(folder / "tokenizer_config.json"),
-        }
+        settings = read_tokenizer_config(folder)
         origin = folder / "tokenizer_config.json"
         jinja = folder / "chat_template.jinja"
         if source is not None:
@@ -95,9 +96,7 @@ class ChatTemplate:
             source = _default_template(settings.get("chat_template"))
         if source is None:
             return None
-        tokens = {name: _token_text(settings.get(name)) for name in _SPECIAL_TOKEN_NAMES}
-        special_tokens = {name: text for name, text in tokens.items() if text is not None}
-        return cls(source, str(origin), special_tokens)
+        return cls(source, str(origin), _special_tokens(settings))
 
     def is_equal(self, other: "ChatTemplate") -> bool:
         """Return whether both templates render all messages alike."""
@@ -131,7 +130,7 @@ class ChatTemplate:
         """
         if params.ignore_eos:
             return params
-        token_id = tokenizer.special_tokens.get(self.special_tokens["eos_token"])
+        token_id = tokenizer.special_tokens.get(self.special_tokens.get("eos_token", ""))
         ids = [] if token_id is None or token_id >= vocab else [token_id]
         stop = params.stop_strings
         if params.structured_outputs is None:
@@ -183,8 +182,8 @@ class ChatTemplate:
         prompt = self.render(messages, end=end)
         check_text(prompt.text)
         token_ids: list[int] = []
-        for part, token_id in split_at_tokens(prompt, tokenizer):
-            token_ids += tokenizer.encode_text(part)
+        for index, (part, token_id) in enumerate(split_at_tokens(prompt, tokenizer)):
+            token_ids += tokenizer.encode_text(part, is_first=index == 0)
             if token_id is not None:
                 token_ids.append(token_id)
         if not add_special_tokens:
@@ -279,19 +278,6 @@ def _read_text(path: Path) -> str:
         raise CheckpointError(f"the chat template {path} cannot be read: {error}") from None
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    """Return the JSON object in a file; empty where there is no such file."""
-    if not path.is_file():
-        return {}
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}; fix or delete the file") from None
-    if not isinstance(settings, dict):
-        raise CheckpointError(f"{path} is not a JSON object; fix or delete the file")
-    return settings
-
-
 def _default_template(setting: object) -> str | None:
     """Return the default of one template or a list of named ones, as in tokenizer_config.json."""
     if isinstance(setting, list):
@@ -302,7 +288,9 @@ def _default_template(setting: object) -> str | None:
     return setting if isinstance(setting, str) else None
 
 
-def _token_text(setting: object) -> str | None:
-    """Return the text of a special token, which is a string or an object with `content`."""
-    content = setting.get("content") if isinstance(setting, dict) else setting
-    return content if isinstance(content, str) else None
+def _special_tokens(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Return the texts of `eos_token` and others; those that are null or missing are undefined."""
+    is_gpt2 = str(settings.get("tokenizer_class") or "GPT2").startswith("GPT2")
+    values = {**(_GPT2_SPECIAL_TOKENS if is_gpt2 else {}), **settings}
+    texts = {name: special_token_text(values.get(name)) for name in _SPECIAL_TOKEN_NAMES}
+    return {name: text for name, text in texts.items() if text is not None}

@@ -11,7 +11,6 @@ when rendering, not when compiling.
 """
 
 import json
-import re
 import secrets
 from collections.abc import Iterable, Mapping
 from datetime import datetime, timezone
@@ -19,7 +18,9 @@ from typing import Any, NoReturn
 
 from jinja2 import TemplateError, nodes, pass_environment
 from jinja2.compiler import CodeGenerator, Frame
+from jinja2.ext import Extension
 from jinja2.filters import make_attrgetter
+from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from nanovllm.engine.sandbox import limits
@@ -27,8 +28,6 @@ from nanovllm.engine.sandbox.messages import Channel
 from nanovllm.engine.sandbox.provenance import Text, joined, spans_of, written
 
 _ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
-_GENERATION_TAG = re.compile(r"\{%([-+]?)\s*(?:end)?generation\s*([-+]?)%\}")
-"""Marks the assistant's text for training. A comment in its place preserves white space."""
 
 
 class RefusalError(Exception):
@@ -41,12 +40,11 @@ def serve(channel: Channel) -> None:
     if received is None:
         return
     header, source = received
-    environment = _Environment()
+    environment = Environment()
     limits.limit_memory(header["memory_bytes"])
     try:
         with limits.limited_cpu(header["cpu_s"]):
-            text = _GENERATION_TAG.sub(r"{#\1 \2#}", source.decode("utf-8", "surrogatepass"))
-            template = environment.from_string(text)
+            template = environment.from_string(source.decode("utf-8", "surrogatepass"))
         channel.send({"op": "loaded"})
         while (received := channel.receive()) is not None:
             _reply(channel, template, received[0])
@@ -112,6 +110,18 @@ def _open_ended(text: Text, content: str, tag: str) -> str:
     return begun if text.startswith(" ", end + len(tag)) else begun.rstrip()
 
 
+class _Generation(Extension):
+    """A block around the assistant's text, which training tools look for: a scope of variables."""
+
+    tags = {"generation"}  # noqa: RUF012 - Jinja's type
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        """Return the node of a block."""
+        lineno = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.Scope(body, lineno=lineno)
+
+
 class _CodeGenerator(CodeGenerator):
     """Writes the template's strings as `Text`, and evaluates no expressions when compiling."""
 
@@ -147,7 +157,7 @@ class _CodeGenerator(CodeGenerator):
         return f"environment.strings[{len(strings) - 1}]"
 
 
-class _Environment(ImmutableSandboxedEnvironment):
+class Environment(ImmutableSandboxedEnvironment):
     """The environment that transformers gives a template; for one template."""
 
     code_generator_class = _CodeGenerator
@@ -158,7 +168,7 @@ class _Environment(ImmutableSandboxedEnvironment):
             trim_blocks=True,
             lstrip_blocks=True,
             optimized=False,
-            extensions=["jinja2.ext.loopcontrols"],
+            extensions=["jinja2.ext.loopcontrols", _Generation],
         )
         self.strings: list[Text] = []
         self.filters["tojson"] = _tojson

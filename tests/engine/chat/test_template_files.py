@@ -114,12 +114,29 @@ def test_special_tokens_come_from_the_folder(tmp_path: Path) -> None:
     )
     template = ChatTemplate.load(tmp_path)
     assert template is not None
-    assert template.special_tokens == {
-        "bos_token": "<|endoftext|>",
-        "eos_token": "<|im_end|>",
-        "unk_token": "<|endoftext|>",
-        "pad_token": "<pad>",
-    }
+    assert template.special_tokens == {"eos_token": "<|im_end|>", "pad_token": "<pad>"}, (
+        "a null token is undefined"
+    )
+
+
+@pytest.mark.parametrize(
+    ("tokenizer_class", "expected"),
+    [("GPT2TokenizerFast", "<|endoftext|>"), ("Qwen2Tokenizer", ""), ("LlamaTokenizer", "")],
+)
+def test_special_tokens_that_are_not_named_are_gpt2s_for_gpt2_only(
+    tmp_path: Path, tokenizer_class: str, expected: str
+) -> None:
+    write(
+        tmp_path,
+        tokenizer_config={
+            "tokenizer_class": tokenizer_class,
+            "chat_template": "{{ bos_token }}",
+            "eos_token": "</s>",
+        },
+    )
+    template = ChatTemplate.load(tmp_path)
+    assert template is not None
+    assert template.render([{"role": "user", "content": ""}]).text == expected
 
 
 @pytest.mark.parametrize("content", ["{", "[1]", '{"chat_template": ' + "[" * 100_000])
