@@ -41,13 +41,16 @@ class PromptReader:
         Args:
             prompt: text or token ids, in any form of `Prompt`.
             add_special_tokens: add the tokens that the tokenizer puts around every text.
-            kept: slice of the tokens to keep, for truncation; None for all of them.
+            kept: slice of the tokens to keep, for truncation; None for all of them. As in
+                transformers, the tokens around a text are kept too, and count.
 
         Raises:
             InvalidRequestError: the prompt is invalid.
         """
         text, whole = self._read_whole(prompt, add_special_tokens, is_truncated=kept is not None)
-        token_ids = whole if kept is None else whole[kept]
+        has_around = add_special_tokens and text is not None
+        around = self._tokenizer.tokens_around_text if has_around else ([], [])
+        token_ids = whole if kept is None else _truncated(whole, kept, *map(len, around))
         if text is None or len(token_ids) == len(whole):
             return text, token_ids
         return self._tokenizer.decode(token_ids), token_ids
@@ -140,3 +143,14 @@ class PromptReader:
                 f"{listed(str(i)[:24] for i in outside)}",
                 param=name,
             )
+
+
+def _truncated(token_ids: list[int], kept: slice, num_before: int, num_after: int) -> list[int]:
+    """Return the tokens in `kept`, the first or the last of them, and those around a text."""
+    whole = range(len(token_ids))
+    count, end = len(whole[kept]), len(token_ids) - num_after
+    room = count - num_before - num_after
+    if room < 0 or count == len(token_ids):
+        return token_ids[kept]
+    start = num_before if kept.start is None else end - room
+    return token_ids[:num_before] + token_ids[start : start + room] + token_ids[end:]

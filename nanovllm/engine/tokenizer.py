@@ -76,7 +76,8 @@ class Tokenizer:
         """
         library = load_tokenizer_files(folder)
         if library is None:
-            raise CheckpointError(missing_tokenizer(folder))
+            files = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+            raise CheckpointError(missing_tokenizer(str(folder), files))
         try:
             tokenizer = cls(library)
             tokenizer.decode(tokenizer.encode(tokenizer.sample))

@@ -31,6 +31,7 @@ from nanovllm.errors import CheckpointError, ModelNotFoundError, printable
 from nanovllm.hub import transfer
 from nanovllm.model.config import ModelConfig
 from nanovllm.model.families.registry import read_config
+from nanovllm.model.tokenizer_files import has_tokenizer, missing_tokenizer
 from nanovllm.progress import shows_progress
 
 WEIGHTS = "model.safetensors"
@@ -211,6 +212,8 @@ class HubRepo:
             raise CheckpointError(
                 f"{self.repo} lacks files that its {WEIGHTS_INDEX} lists: {', '.join(missing[:5])}"
             )
+        if not has_tokenizer(self.files):
+            raise CheckpointError(missing_tokenizer(self.repo, self.files))
         return [self.files[name] for name in (*weights, *COMPANIONS) if name in self.files]
 
     def _without_safetensors(self) -> str:
@@ -253,10 +256,8 @@ def cached_snapshot(repo: str) -> Path | None:
         if (folder / WEIGHTS).is_file() or not index.is_file()
         else _shard_names(index.read_bytes(), str(index))
     )
-    has_tokenizer = (folder / "tokenizer.json").is_file() or all(
-        (folder / part).is_file() for part in ("vocab.json", "merges.txt")
-    )
-    return folder if has_tokenizer and all((folder / part).is_file() for part in weights) else None
+    files = {path.name for path in folder.iterdir() if path.is_file()}
+    return folder if has_tokenizer(files) and files.issuperset(weights) else None
 
 
 def fetch_snapshot(repo: str) -> Path:

@@ -6,7 +6,7 @@ two decide, as in transformers.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ def load_tokenizer_files(path: Path) -> Tokenizer | None:
         if file.is_file():
             tokenizer = Tokenizer.from_file(str(file))
         elif vocab.is_file() and merges.is_file():
+            _check_words(path)
             tokenizer = byte_level(models.BPE.from_file(str(vocab), str(merges)))
             if tokenizer.token_to_id(END_OF_TEXT) is not None:
                 tokenizer.add_special_tokens([AddedToken(END_OF_TEXT, normalized=False)])
@@ -51,19 +52,23 @@ def load_tokenizer_files(path: Path) -> Tokenizer | None:
     return tokenizer
 
 
-def missing_tokenizer(folder: Path) -> str:
-    """Return what a folder without the tokenizer's files lacks, and the remedy."""
+def has_tokenizer(files: Container[str]) -> bool:
+    """Return whether a folder or repository with these files has a tokenizer that can be read."""
+    return "tokenizer.json" in files or ("vocab.json" in files and "merges.txt" in files)
+
+
+def missing_tokenizer(model: str, files: Container[str]) -> str:
+    """Return what a folder or repository without a tokenizer's files lacks, and the remedy."""
     needed = "tokenizer.json, or vocab.json and merges.txt"
     for name, owner in _OTHER_FORMS.items():
-        if (folder / name).is_file():
+        if name in files:
             return (
-                f"{folder} has no tokenizer.json, only {name}, which is in {owner} own format; "
-                "take tokenizer.json from the model's repository or a copy of it, or write it "
-                "where transformers and sentencepiece are installed: "
-                'python -c "from transformers import AutoTokenizer as T; '
-                f"n = '{folder}'; T.from_pretrained(n).save_pretrained(n)\""
+                f"{model} has no tokenizer.json, only {name}, which is in {owner} own format; take "
+                "tokenizer.json from a copy of the model that has one, or write it where "
+                'transformers and sentencepiece are installed: python -c "from transformers import '
+                f"AutoTokenizer as T; T.from_pretrained('{model}').save_pretrained('converted')\""
             )
-    return f"{folder} has no tokenizer: it needs {needed}"
+    return f"{model} has no tokenizer: it needs {needed}"
 
 
 def read_tokenizer_config(folder: Path) -> dict[str, Any]:
@@ -95,6 +100,16 @@ def without_first_prefix(tokenizer: Tokenizer) -> Tokenizer:
         if one.get("prepend_scheme") == "first":
             one["prepend_scheme"] = "never"
     return Tokenizer.from_str(json.dumps(described))
+
+
+def _check_words(folder: Path) -> None:
+    """Raise CheckpointError if vocab.json and merges.txt are not for GPT-2's words."""
+    tokenizer_class = read_tokenizer_config(folder).get("tokenizer_class")
+    if isinstance(tokenizer_class, str) and tokenizer_class.startswith("Qwen2"):
+        raise CheckpointError(
+            f"{folder} has vocab.json and merges.txt for Qwen's division of texts into words, "
+            "which needs tokenizer.json; take it from the model's repository"
+        )
 
 
 def _read_settings(path: Path) -> dict[str, Any]:

@@ -240,6 +240,34 @@ def test_an_answer_that_leaves_no_room_for_a_prompt_is_refused(
     assert caught.value.param == "max_tokens"
 
 
+@pytest.mark.parametrize("around", [(1, 0), (1, 1), (0, 2), (0, 0)])
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 40])
+def test_the_tokens_around_a_truncated_text_are_kept(around: tuple[int, int], count: int) -> None:
+    """As by transformers, except where they alone are more than the tokens to keep."""
+    library = FAMILIES["llama2"]().library
+    bos, end = (
+        " ".join([name] * number) for name, number in zip(("<s>", "</s>"), around, strict=True)
+    )
+    library.post_processor = tokenizers.processors.TemplateProcessing(
+        single=f"{bos} $A {end}".strip(), special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
+    tokenizer = Tokenizer(library)
+    reader = make_input_processor(tokenizer).reader
+    text = "Hello the world is"
+    whole = tokenizer.encode(text)
+    for side, kept in (("left", slice(-count, None)), ("right", slice(count))):
+        _, token_ids = reader.read(text, kept=kept)
+        if count < sum(around):
+            assert token_ids == whole[kept]
+            continue
+        library.enable_truncation(count, direction=side)
+        assert token_ids == library.encode(text).ids
+        library.no_truncation()
+        _, plain = reader.read(text, kept=kept, add_special_tokens=False)
+        assert plain == tokenizer.encode(text, add_special_tokens=False)[kept]
+        assert reader.read(whole, kept=kept) == (None, whole[kept])
+
+
 def test_text_that_is_to_be_truncated_has_a_limit(input_processor: InputProcessor) -> None:
     said = (
         f"has {2 * MAX_TRUNCATED_BYTES} bytes, the limit .* is {MAX_TRUNCATED_BYTES}; "

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from nanovllm.engine.detokenizer import IncrementalDecoder, StopStrings
 from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.errors import CheckpointError, InvalidRequestError
-from tests.support.checkpoints import write_json
+from tests.support.checkpoints import write_json, write_tokenizer
 from tests.support.family_tokenizers import BYTE_LEVEL, FAMILIES, SENTENCE_PIECE, TEXTS, WHOLE_WORDS
 
 RECORDED: dict[str, list[dict[str, Any]]] = json.loads(
@@ -111,6 +111,16 @@ def test_a_tokenizer_in_another_form_is_refused_with_the_remedy(tmp_path: Path, 
     (tmp_path / name).write_bytes(b"\n\x0e\n\x05<unk>")
     with pytest.raises(CheckpointError, match=f"no tokenizer.json, only {name}, .*save_pretrained"):
         Tokenizer.load(tmp_path)
+
+
+def test_words_of_qwen_are_not_divided_as_gpt2s(tmp_path: Path) -> None:
+    """Its slow tokenizer is saved without tokenizer.json, which alone has the division."""
+    write_tokenizer(tmp_path, "vocab.json")
+    write_json(tmp_path / "tokenizer_config.json", {"tokenizer_class": "Qwen2Tokenizer"})
+    with pytest.raises(CheckpointError, match=r"Qwen's division.*needs tokenizer\.json"):
+        Tokenizer.load(tmp_path)
+    write_json(tmp_path / "tokenizer_config.json", {"tokenizer_class": "GPT2Tokenizer"})
+    assert Tokenizer.load(tmp_path).is_byte_level
 
 
 def test_the_bytes_of_tokens_are_what_they_add_to_a_text() -> None:

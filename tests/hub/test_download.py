@@ -72,6 +72,20 @@ def test_model_info_describes_the_download(
     }
 
 
+def test_a_tokenizer_in_another_form_is_refused_before_anything_is_fetched(
+    hub: FakeHub, gpt2_files: dict[str, bytes], tmp_path: Path
+) -> None:
+    files = {name: data for name, data in gpt2_files.items() if name != "tokenizer.json"}
+    hub.add("meta/llama", {**files, "tokenizer.model": b"\n\x0e"})
+    expected = r"meta/llama has no tokenizer\.json, only tokenizer\.model, .*save_pretrained"
+    with pytest.raises(CheckpointError, match=expected):
+        download("meta/llama", tmp_path / "llama", endpoint=hub.url)
+    assert set(hub.fetched()) <= {"config.json"}
+    hub.add("meta/none", files)
+    with pytest.raises(CheckpointError, match=r"it needs tokenizer\.json, or vocab\.json and"):
+        download("meta/none", tmp_path / "none", endpoint=hub.url)
+
+
 def test_shards_come_with_their_index(hub: FakeHub, tmp_path: Path) -> None:
     files = sharded(tmp_path)
     hub.add("someone/sharded", {**files, "model-of-another-kind.safetensors": b"not for us"})
