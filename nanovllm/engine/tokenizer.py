@@ -179,7 +179,10 @@ class Tokenizer:
         missing = [
             repr(character)
             for character in dict.fromkeys(text)
-            if self._plain.token_to_id(byte_level_spelling(character)) is None
+            if self._plain.token_to_id(
+                byte_level_spelling(character.encode("utf-8", "surrogatepass"))
+            )
+            is None
         ]
         return f"the vocabulary lacks {', '.join(missing[:5])}" if missing else ""
 

@@ -146,9 +146,9 @@ def _byte_characters() -> Iterator[tuple[str, bytes]]:
     yield from ((chr(256 + index), bytes([byte])) for index, byte in enumerate(hidden))
 
 
-def byte_level_spelling(text: str) -> str:
-    """Return GPT-2's printable characters for the bytes of a text."""
-    return "".join(_CHARACTER_OF[byte] for byte in text.encode("utf-8", "surrogatepass"))
+def byte_level_spelling(data: bytes) -> str:
+    """Return GPT-2's printable characters for bytes."""
+    return "".join(map(_CHARACTER_OF.__getitem__, data))
 
 
 BYTE_OF = dict(_byte_characters())

@@ -52,7 +52,7 @@ def test_tokens_spell_bytes() -> None:
     assert {token: SENTENCE_PIECE.bytes_of(token) for token in spelled} == spelled
     assert BYTE_LEVEL.bytes_of("Ġthe") == b" the"
     assert BYTE_LEVEL.bytes_of("▁") == "▁".encode(), "a character that stands for no byte"
-    assert BYTE_LEVEL.bytes_of(byte_level_spelling("é\n🙂")) == "é\n🙂".encode()
+    assert BYTE_LEVEL.bytes_of(byte_level_spelling("é\n🙂".encode())) == "é\n🙂".encode()
 
 
 PARTS = st.binary(max_size=3) | st.text(max_size=2).map(str.encode)

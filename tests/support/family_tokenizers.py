@@ -105,9 +105,9 @@ def _byte_level(words: pre_tokenizers.PreTokenizer | None, **options: Any) -> Li
     vocab = {name: i for i, name in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     merges: list[tuple[str, str]] = []
     for word in WORDS:
-        _add_word(vocab, merges, byte_level_spelling(word))
+        _add_word(vocab, merges, byte_level_spelling(word.encode()))
     for word in WHOLE_WORDS:
-        vocab.setdefault(byte_level_spelling(word), len(vocab))
+        vocab.setdefault(byte_level_spelling(word.encode()), len(vocab))
     library = LibraryTokenizer(models.BPE(vocab=vocab, merges=merges, **options))
     library.pre_tokenizer = pre_tokenizers.Sequence(
         [

@@ -224,7 +224,7 @@ class EngineStateEvent(TypedDict):
 
 
 class VocabularyTokens(TypedDict):
-    """Each token as the vocabulary spells it, in the order of ids."""
+    """The bytes of each token in the order of ids, in GPT-2's character for each byte."""
 
     tokens: list[str]
 

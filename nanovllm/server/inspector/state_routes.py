@@ -9,6 +9,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
 from nanovllm.engine.inspection.recorder import MAX_RECORDS
+from nanovllm.model.token_spelling import byte_level_spelling
 from nanovllm.server.http.body import check_query, read_body
 from nanovllm.server.http.bounded_model import BoundedModel
 from nanovllm.server.http.event_stream import EventStream, json_response
@@ -125,8 +126,9 @@ def _add_vocabulary_route(app: FastAPI, service: Service) -> None:
 
     def write() -> bytes:
         loaded = engine.engine
-        names = [loaded.tokenizer.token_name(token_id) for token_id in range(loaded.model.vocab)]
-        return write_json(types.VocabularyTokens(tokens=names))
+        tokens = map(loaded.tokenizer.token_bytes, range(loaded.model.vocab))
+        spelled = list(map(byte_level_spelling, tokens))
+        return write_json(types.VocabularyTokens(tokens=spelled))
 
     @app.get("/v1/engine/vocabulary", **operation(403, 503, response=types.VocabularyTokens))
     async def vocabulary(request: Request) -> Response:

@@ -7,6 +7,7 @@ import pytest
 
 from nanovllm.engine.chat.template import ChatTemplate
 from nanovllm.engine.tokenizer import Tokenizer
+from nanovllm.model.token_spelling import Spelling
 from tests.reference.chats import template_source
 from tests.support.checkpoints import write_checkpoint, write_json
 from tests.support.family_tokenizers import FAMILIES
@@ -147,3 +148,14 @@ def test_an_id_without_a_token_adds_nothing(family: tuple[RunningServer, Tokeniz
     assert post(server, "/detokenize", tokens=[spare])["prompt"] == ""
     tokens = tokenizer.encode("Hello", add_special_tokens=False)
     assert post(server, "/detokenize", tokens=[*tokens, spare])["prompt"] == "Hello"
+
+
+def test_the_inspector_has_the_bytes_of_all_tokens(
+    family: tuple[RunningServer, Tokenizer],
+) -> None:
+    server, tokenizer = family
+    tokens = server.http.get("/v1/engine/vocabulary").json()["tokens"]
+    data = [Spelling().bytes_of(token) for token in tokens]
+    assert data[: tokenizer.vocab] == [tokenizer.token_bytes(i) for i in range(tokenizer.vocab)]
+    assert data[tokenizer.vocab :] == [b""] * SPARE
+    assert b" world" in data

@@ -1,8 +1,8 @@
 /**
  * The bytes and texts of token ids.
  *
- * A GPT-2 token is a sequence of bytes, which need not be valid UTF-8. The vocabulary spells each
- * byte as one printable character. The server spells ids; this module turns spellings into bytes.
+ * A token is a sequence of bytes, which need not be valid UTF-8. The server spells each byte as one
+ * printable character, as GPT-2's vocabulary does; this module turns spellings into bytes.
  */
 
 import { escapedBytes, visibleText, wordAround } from "../elements/format.js";
@@ -73,7 +73,7 @@ export function createVocabulary(api) {
   };
 }
 
-/** @param {string} name a token as the vocabulary spells it */
+/** @param {string} name a token as the server spells it */
 function spelledBytes(name) {
   const bytes = [];
   for (const character of name) {
