@@ -57,7 +57,8 @@ class IncrementalDecoder:
             pending, _ = self._utf8.getstate()
             data = pending + self._tokenizer.token_bytes(token_id)
             text = self._spelling.decode(data, is_whole=False)
-            return strip_prefix(text, self._num_prefix_spaces)[0]
+            num_spaces = self._num_prefix_spaces
+            return strip_prefix(text, num_spaces)[0] if num_spaces else text
         text = self._tokenizer.decode([*self._window, token_id], skip_special_tokens=False)
         return "" if self._is_unfinished(text) else text[len(self._window_text) :]
 
