@@ -184,8 +184,7 @@ class InputProcessor:
         ]
         try:
             encoded = [
-                tuple(self.tokenizer.encode(spelling, add_special_tokens=False))
-                for spelling in spellings
+                tuple(self.tokenizer.encode_continuation(spelling)) for spelling in spellings
             ]
         except InvalidRequestError as error:
             raise InvalidRequestError(str(error), param="bad_words") from None

@@ -23,7 +23,7 @@ from nanovllm.model.token_spelling import (
 from nanovllm.model.tokenizer_files import (
     load_tokenizer_files,
     missing_tokenizer,
-    without_first_prefix,
+    without_prefix,
 )
 from nanovllm.model.tokenizer_growth import text_growth
 
@@ -147,6 +147,20 @@ class Tokenizer:
         library = self._with_special if allow_special else self._plain
         return list(self._encode(library, text, add_special_tokens=add_special_tokens).ids)
 
+    def encode_continuation(self, text: str) -> list[int]:
+        """Return the token ids of a text in the middle of another, with no tokens around it.
+
+        Unlike in a text of its own, SentencePiece's tokenizers put no space before it. Raises
+        InvalidRequestError if the tokenizer cannot encode the text.
+        """
+        return list(self._encode(self._continuation, text, add_special_tokens=False).ids)
+
+    @cached_property
+    def _continuation(self) -> LibraryTokenizer:
+        library = without_prefix(self._plain)
+        library.encode_special_tokens = True
+        return library
+
     def encode_with_ends(self, text: str) -> tuple[list[int], list[int]]:
         """Return the token ids of `text`, and the index of the character after each token.
 
@@ -247,7 +261,7 @@ class Tokenizer:
     def _after_control(self) -> tuple[LibraryTokenizer, dict[int, int]]:
         """The same for a text after a control token."""
         library, renumbered = self._without_control
-        return without_first_prefix(library), renumbered
+        return without_prefix(library, {"first"}), renumbered
 
     def decode(
         self,

@@ -86,20 +86,35 @@ def special_token_text(setting: object) -> str | None:
     return content if isinstance(content, str) else None
 
 
-def without_first_prefix(tokenizer: Tokenizer) -> Tokenizer:
-    """Return the tokenizer of a text that follows a control token.
+def without_prefix(
+    tokenizer: Tokenizer, schemes: Container[str] = ("first", "always")
+) -> Tokenizer:
+    """Return the tokenizer of a text in the middle of another, which has no space put before it.
 
-    That is the same one, unless it puts a space before the first text only.
+    The same tokenizer is returned if it puts none. `schemes` are those of SentencePiece that are
+    changed: a space before the first of the texts between special tokens, or before all of them.
     """
-    part = tokenizer.pre_tokenizer
-    if part is None or b'"prepend_scheme":"first"' not in part.__getstate__():
+    parts = {"normalizer": tokenizer.normalizer, "pre_tokenizer": tokenizer.pre_tokenizer}
+    states = {name: json.loads(part.__getstate__()) for name, part in parts.items() if part}
+    changed = {name: _without_prefix(state, schemes) for name, state in states.items()}
+    if changed == states:
         return tokenizer
-    described = json.loads(tokenizer.to_str())
-    step = described["pre_tokenizer"]
-    for one in step["pretokenizers"] if step["type"] == "Sequence" else [step]:
-        if one.get("prepend_scheme") == "first":
-            one["prepend_scheme"] = "never"
-    return Tokenizer.from_str(json.dumps(described))
+    return Tokenizer.from_str(json.dumps({**json.loads(tokenizer.to_str()), **changed}))
+
+
+def _without_prefix(step: dict[str, Any], schemes: Container[str]) -> dict[str, Any] | None:
+    """Return a step of a normalizer or pre-tokenizer without its prefix; None if it is no more."""
+    for name in ("normalizers", "pretokenizers"):
+        if name in step:
+            steps = (_without_prefix(one, schemes) for one in step[name])
+            return {**step, name: [one for one in steps if one is not None]}
+    if step["type"] == "Prepend" and "always" in schemes:
+        return None
+    if step.get("prepend_scheme") in schemes:
+        return {**step, "prepend_scheme": "never"}
+    if step.get("add_prefix_space") and "always" in schemes:
+        return {**step, "add_prefix_space": False}
+    return step
 
 
 def _check_words(folder: Path) -> None:

@@ -1,6 +1,7 @@
 """Tokenizers of the families: token ids and texts of transformers, bytes, and streamed text."""
 
 import json
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.errors import CheckpointError, InvalidRequestError
 from tests.support.checkpoints import write_json, write_tokenizer
 from tests.support.family_tokenizers import BYTE_LEVEL, FAMILIES, SENTENCE_PIECE, TEXTS, WHOLE_WORDS
+from tests.support.processing import make_input_processor, submit
 
 RECORDED: dict[str, list[dict[str, Any]]] = json.loads(
     (Path(__file__).parents[1] / "reference" / "recorded_tokenizers.json").read_text("utf-8")
@@ -271,6 +273,30 @@ def test_the_prefix_space_of_later_texts_is_that_of_the_library() -> None:
         for index, part in enumerate(parts):
             ids += [end] * (index > 0) + tokenizer.encode_text(part, is_first=index == 0)
         assert ids == whole, name
+
+
+@given(name=NAMES, first=SCRIPT, second=SCRIPT)
+def test_a_continuation_has_no_space_before_it(name: str, first: str, second: str) -> None:
+    tokenizer = TOKENIZERS[name]
+    joined = tokenizer.encode(first, add_special_tokens=False)
+    joined += tokenizer.encode_continuation(second)
+    expected = tokenizer.decode(tokenizer.encode(first)) + tokenizer.decode(
+        tokenizer.encode_continuation(second), follows_text=True
+    )
+    assert tokenizer.decode(joined) == expected
+    text = unicodedata.normalize("NFC", second) if name == "qwen" else second
+    if name in SENTENCE_PIECE:
+        text = text.replace("▁", " ")
+    assert tokenizer.decode(tokenizer.encode_continuation(second), follows_text=True) == text
+
+
+def test_bad_words_are_banned_within_and_at_the_beginning_of_words() -> None:
+    for name in SENTENCE_PIECE:
+        tokenizer = TOKENIZERS[name]
+        processor = make_input_processor(tokenizer)
+        (request,) = submit(processor, "Hello", bad_words=["the", " world"]).requests
+        banned = [[tokenizer.token_name(i) for i in ids] for ids in request.bad_words]
+        assert banned == [["t", "h", "e"], ["▁the"], ["▁world"]]
 
 
 def test_a_special_token_cannot_be_forged_by_encode_text() -> None:

@@ -8,12 +8,14 @@ A line is one of
 
 The tokens of all examples follow each other, each example with the end-of-text token at its end,
 as GPT-2's documents do. So a window may begin inside an example, and attends to earlier ones. Parts
-are encoded one by one: a prompt has the tokens that it has alone, when the model is used.
+are encoded one by one: a prompt has the tokens that it has alone, when the model is used, and a
+completion those of its continuation.
 """
 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any, NoReturn, Protocol, TypeAlias, runtime_checkable
 
@@ -22,6 +24,7 @@ from jaxtyping import Bool, Integer
 from tokenizers import Tokenizer
 
 from nanovllm.errors import NanovllmError, TrainingError
+from nanovllm.model.tokenizer_files import without_prefix
 from nanovllm.training.data.text import check_is_regular, read_text
 from nanovllm.training.data.tokenizer import encode_each, token_type
 
@@ -99,13 +102,15 @@ def encode_examples(
     Raises:
         TrainingError: the tokenizer cannot encode a character.
     """
-    encoded = iter(
-        encode_each(tokenizer, [text for one in examples for text in one.texts], description)
-    )
+    first_texts = [text for one in examples for text in one.texts[:1]]
+    later_texts = [text for one in examples for text in one.texts[1:]]
+    first = iter(encode_each(tokenizer, first_texts, description))
+    later = iter(encode_each(without_prefix(tokenizer), later_texts, description))
     pieces: list[tuple[Sequence[int], bool]] = []
     for example in examples:
+        encoded = chain([first], repeat(later))
         pieces += [
-            (next(encoded) if isinstance(part, str) else part, has_loss)
+            (next(next(encoded)) if isinstance(part, str) else part, has_loss)
             for part, has_loss in example.parts
         ]
         pieces += [] if end_of_text_id is None else [([end_of_text_id], pieces[-1][1])]

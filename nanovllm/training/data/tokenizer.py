@@ -19,7 +19,12 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 
 from nanovllm.errors import CheckpointError, TrainingError
 from nanovllm.model.token_spelling import find_spelling
-from nanovllm.model.tokenizer_files import END_OF_TEXT, byte_level, load_tokenizer_files
+from nanovllm.model.tokenizer_files import (
+    END_OF_TEXT,
+    byte_level,
+    load_tokenizer_files,
+    without_prefix,
+)
 from nanovllm.progress import progress_bar
 from nanovllm.training.atomic_files import write_bytes
 from nanovllm.training.data.text import pieces
@@ -208,11 +213,13 @@ def _encoded(
     tokenizer: Tokenizer, texts: Sequence[str], description: str
 ) -> Iterator[tuple[list[int], bool]]:
     """Yield the token ids of each part of a text, and whether it is the first of its text."""
+    continuation = without_prefix(tokenizer)
     with _bar(description, texts) as bar:
         for batch in _batches(texts):
-            parts = [part for part, _ in batch]
-            for encoding, (part, begins) in zip(_encode(tokenizer, parts), batch, strict=True):
-                yield encoding.ids, begins
+            first = iter(_encode(tokenizer, [part for part, begins in batch if begins]))
+            later = iter(_encode(continuation, [part for part, begins in batch if not begins]))
+            for part, begins in batch:
+                yield next(first if begins else later).ids, begins
                 bar.update(len(part))
 
 

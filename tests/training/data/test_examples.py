@@ -11,10 +11,11 @@ from nanovllm.engine.chat.examples import ChatExamples
 from nanovllm.errors import TrainingError
 from nanovllm.training.config import TrainingConfig
 from nanovllm.training.data.dataset import Dataset
-from nanovllm.training.data.examples import read_examples
+from nanovllm.training.data.examples import encode_examples, read_examples
 from nanovllm.training.data.prepare import PreparedData, prepare_data
 from nanovllm.training.data.tokenizer import make_tokenizer, save_tokenizer
 from nanovllm.training.network.operations import IGNORED
+from tests.support.family_tokenizers import llama2
 
 PAIRS = [{"prompt": f"{i} + 1 =", "completion": f" {i + 1}"} for i in range(4)]
 TEMPLATE = (
@@ -59,6 +60,17 @@ def test_a_completion_and_the_end_after_it_have_a_loss(tmp_path: Path) -> None:
     assert data.validation_bytes == len(" 4")
     prompt = data.validation.prompt(8)
     assert "3 + 1 =".endswith(data.tokenizer.decode(prompt.tolist()))
+
+
+def test_a_completion_has_the_tokens_of_a_continuation(tmp_path: Path) -> None:
+    """SentencePiece's tokenizers put a space before a text, but the model continues its prompt."""
+    lines = [{"prompt": "Hello", "completion": " world"}, {"text": "the"}]
+    path = write(tmp_path / "a.jsonl", *lines)
+    examples, library = read_examples(path, None), llama2().library
+    ids, has_loss = encode_examples(library, examples, 2, "Encoding")
+    names = [library.id_to_token(int(one)) for one in ids]
+    assert names == ["▁", "Hello", "▁world", "</s>", "▁the", "</s>"]
+    assert has_loss.tolist() == [False, False, True, True, True, True]
 
 
 def test_validation_data_may_be_files_of_its_own(tmp_path: Path) -> None:

@@ -72,6 +72,18 @@ def test_the_bytes_of_sentencepieces_tokens_are_counted() -> None:
     assert lengths[ids].sum() == len(text.encode()) + 1, "a space is put before the text"
 
 
+@given(st.lists(st.sampled_from(["the", " world", " is", "\n", " 🙂", "é"]), max_size=40))
+def test_sentencepieces_parts_of_a_text_are_encoded_as_the_whole(words: list[str]) -> None:
+    text = "".join(words)
+    for scheme in ("always", "first"):
+        library = llama2(scheme).library
+        parts = list(pieces(text, 16))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(training_tokenizer, "pieces", lambda _, parts=parts: iter(parts))
+            token_ids = encode(library, text)
+        assert token_ids == library.encode(text, add_special_tokens=False).ids
+
+
 def test_the_server_names_the_characters_that_the_vocabulary_lacks(
     char: Tokenizer, tmp_path: Path
 ) -> None:
