@@ -123,7 +123,7 @@ def test_requests_beyond_the_shutdown_timeout_get_an_error(timeout_s: str) -> No
             reader.join(TIMEOUT_S)
         assert code == 0, errors
         assert "Traceback" not in errors
-        assert len(errors.splitlines()) < 10, errors
+        assert len(errors.splitlines()) < 12, errors  # no line for each of 200 requests
         whole, streamed = sorted(received, key=lambda one: isinstance(one, bytes))
         assert (whole[0], whole[1]["error"]["code"]) == (503, 503)
         assert b'"code": 503' in streamed

@@ -236,12 +236,12 @@ def test_the_token_goes_to_the_hub_and_not_to_its_store(
 def test_another_architecture_is_refused_before_its_weights_are_fetched(
     hub: FakeHub, gpt2_files: dict[str, bytes], tmp_path: Path
 ) -> None:
-    config = json.dumps({"model_type": "llama", "architectures": ["LlamaForCausalLM"]}).encode()
-    hub.add("someone/llama", {**gpt2_files, "config.json": config})
+    config = json.dumps({"model_type": "gptj", "architectures": ["GPTJForCausalLM"]}).encode()
+    hub.add("someone/gptj", {**gpt2_files, "config.json": config})
     with pytest.raises(
-        CheckpointError, match=r"someone/llama: this is a llama model \(LlamaForCausalLM\)"
+        CheckpointError, match=r"someone/gptj: this is a gptj model \(GPTJForCausalLM\)"
     ):
-        download("someone/llama", tmp_path / "out", endpoint=hub.url)
+        download("someone/gptj", tmp_path / "out", endpoint=hub.url)
     assert hub.fetched() == ["config.json"]
     assert not (tmp_path / "out").exists()
 

@@ -227,9 +227,9 @@ def test_a_cached_part_of_a_model_is_completed(
 def test_another_architecture_does_not_reach_the_cache(
     hub: FakeHub, gpt2_files: dict[str, bytes], tmp_path: Path, resolve: Resolve
 ) -> None:
-    hub.add("someone/llama", {**gpt2_files, "config.json": b'{"model_type": "llama"}'})
-    assert resolve("someone/llama").stderr.startswith(
-        "CheckpointError: someone/llama: this is a llama model"
+    hub.add("someone/gptj", {**gpt2_files, "config.json": b'{"model_type": "gptj"}'})
+    assert resolve("someone/gptj").stderr.startswith(
+        "CheckpointError: someone/gptj: this is a gptj model"
     )
     assert not list((tmp_path / "cache").rglob("model.safetensors"))
 
