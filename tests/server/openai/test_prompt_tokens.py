@@ -175,7 +175,8 @@ def test_those_of_another_tokenizer_are_added_or_not(
     assert prompt_ids(opening_server, plain, add_special_tokens=True) == plain, (
         "token ids are taken as they are"
     )
-    assert prompt_ids(opening_server, "the end", truncate_prompt_tokens=len(plain)) == plain
+    kept = [end, *plain[1:]]  # the tokens around a text stay, and count
+    assert prompt_ids(opening_server, "the end", truncate_prompt_tokens=len(plain)) == kept
     opening = LLM(opening_model, **ENGINE_SETTINGS)
     for add in (True, False):
         (output,) = opening.generate(
