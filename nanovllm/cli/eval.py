@@ -64,7 +64,7 @@ class EvalOptions:
     Attributes:
         pattern: files to read in folders, recursively.
         max_tokens: maximum number of tokens to predict, over all files; None for all.
-        add_bos_token: begin each file with the tokenizer's first token, or the end-of-text token.
+        add_bos_token: begin each file with the tokenizer's bos token, or the end-of-text token.
         context: maximum tokens that a prediction sees; None for the model's context.
         stride: tokens between the starts of windows, at most the context; None for the context.
     """

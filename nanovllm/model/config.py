@@ -10,7 +10,7 @@ import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from nanovllm.errors import CheckpointError, printable
 from nanovllm.model.activation import ACTIVATIONS, GATES
@@ -263,7 +263,7 @@ def check_fields(
 def token_ids_of(value: object) -> tuple[int, ...]:
     """Return the token ids in a field that holds one, a list of them, or none."""
     items = value if isinstance(value, list) else [value]
-    return tuple(item for item in items if isinstance(item, int) and is_whole(item))
+    return tuple(item for item in items if is_whole(item))
 
 
 def shown(value: object) -> str:
@@ -271,7 +271,7 @@ def shown(value: object) -> str:
     return printable(reprlib.repr(value))
 
 
-def is_whole(value: object) -> bool:
+def is_whole(value: object) -> TypeGuard[int]:
     """Whether a value of JSON is an integer."""
     return isinstance(value, int) and not isinstance(value, bool)
 

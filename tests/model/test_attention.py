@@ -44,7 +44,7 @@ def naive(queries: np.ndarray, keys: np.ndarray, values: np.ndarray, scale: floa
 def random_sequence(
     seed: int, context: int, heads: int = HEADS, head_dim: int = HEAD_DIM, spread: float = 1.0
 ) -> np.ndarray:
-    """Queries, keys and values [3, context, heads, head_dim], views of one array as in gpt2.py."""
+    """Queries, keys and values [3, context, heads, head_dim], views of one array as in GPT-2."""
     qkv = (
         np.random.default_rng(seed)
         .normal(0, spread, (context, 3 * heads * head_dim))

@@ -97,7 +97,7 @@ def quantized_linear(
 def quantized_forward(
     config: ModelConfig, weights: QuantizedWeights, batch: ForwardBatch, cache: KVCache
 ) -> Float32[np.ndarray, "rows d_model"]:
-    """Run the forward pass of gpt2.py in int8; the result is scaled for the head."""
+    """Run the forward pass of GPT-2 in int8; the result is scaled for the head."""
     activation = ACTIVATIONS[config.activation]
     hidden = weights.token_embedding[batch.token_ids] + weights.position_embedding[batch.positions]
     for index, layer in enumerate(weights.layers):

@@ -77,7 +77,9 @@ def read_config(raw: Mapping[str, Any], *, may_be_ablated: bool = False) -> Mode
             f"model_type {', '.join(_SHOWN[:-1])} or {_SHOWN[-1]}"
         )
     check_fields(raw, (), _UNSUPPORTED)
-    config: ModelConfig = family.config.read_config(raw, may_be_ablated=may_be_ablated)
+    if model_type == gpt2_config.ABLATED and not may_be_ablated:
+        raise gpt2_config.ablated_refusal(raw)
+    config: ModelConfig = family.config.read_config(raw)
     return config
 
 

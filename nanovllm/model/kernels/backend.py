@@ -18,7 +18,7 @@ from nanovllm.model.checkpoint import open_weights
 from nanovllm.model.config import ModelConfig
 from nanovllm.model.families.registry import load_config
 from nanovllm.model.kernels.build.bounds import watch
-from nanovllm.model.kernels.build.layout import MOMENTS, WORD_BYTES
+from nanovllm.model.kernels.build.layout import MOMENTS
 from nanovllm.model.kernels.build.packing import to_bfloat16
 from nanovllm.model.kernels.build.target import (
     CACHE_TYPES,
@@ -108,7 +108,6 @@ class NumbaBackend:
             activation=self._weights.activation,
             embedding_is_bfloat16=narrow_embedding,
             embedding_stride_bytes=self._weights.arrays["token_embedding"].strides[0],
-            rotary_stride_bytes=config.head_dim * WORD_BYTES,
         )
 
     @classmethod

@@ -21,7 +21,7 @@ _COUNTS = """
 """
 _BYTES = """
     hidden_stride qkv_stride attn_out_stride ffn_hidden_stride inputs_stride logits_stride
-    query_stride embedding_stride rotary_stride key_block value_block
+    query_stride embedding_stride key_block value_block
     scratch scores queries row wide
 """
 _ARRAYS = """
@@ -52,8 +52,8 @@ STEP_RECORD = record_dtype(
 
 A head of keys and values is shared by `sharing` of the `heads` query heads. `chunk_tokens` are the
 most tokens of an item of prefill, and `window` is how many keys a token sees. `rotary` has a row of
-cosines and sines for each position. `position_embedding`, `rotary`, `query_gain` and `key_gain` are
-0 in networks without them.
+`head_dim` cosines and sines for each position. `position_embedding`, `rotary`, `query_gain` and
+`key_gain` are 0 in networks without them.
 
 `scratch`, `scores`, `queries`, `row` and `wide` are working memory; `*_bytes` is each thread's part
 of it. `wide` is a widened piece of a panel (matmul.py). `inputs` are the input rows of a linear

@@ -43,7 +43,7 @@ def generate(
         prompt: token ids, at least one.
         tokens: number of tokens to draw.
         seed: of the draws.
-        scores_after: the network, if it is not that of gpt2.py.
+        scores_after: the network, if it is not GPT-2.
     """
     scores_after = scores_after or _gpt2_scorer(config, arrays)
     ids = list(prompt)[-config.max_positions :]
@@ -60,7 +60,7 @@ def generate(
 
 
 def _gpt2_scorer(config: ModelConfig, arrays: Mapping[str, np.ndarray]) -> Scorer:
-    """Return the scores of gpt2.py, which computes only the tokens that were added."""
+    """Return the scores of GPT-2, which computes only the tokens that were added."""
     weights = build_tree(arrays, config)
     cache = KVCache.allocate(config, blocks=1, block_size=config.max_positions)
     computed = 0

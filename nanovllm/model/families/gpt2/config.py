@@ -24,17 +24,8 @@ _UNSUPPORTED = {
 }
 
 
-def read_config(raw: Mapping[str, Any], *, may_be_ablated: bool = False) -> ModelConfig:
-    """Read a parsed config.json; raise CheckpointError if it is not one of GPT-2.
-
-    `may_be_ablated` allows a network that GPT-2's forward pass does not compute.
-    """
-    if raw.get("model_type") == ABLATED and not may_be_ablated:
-        raise CheckpointError(
-            f"this network was trained without its {_listed(raw.get('ablated'))} (nanovllm "
-            "train --ablate), so GPT-2's forward pass does not compute it; samples.jsonl and "
-            "report.html in the folder of its run show what it writes"
-        )
+def read_config(raw: Mapping[str, Any]) -> ModelConfig:
+    """Read a parsed config.json; raise CheckpointError for what cannot be computed."""
     check_fields(raw, ("vocab_size", "n_embd", "n_layer", "n_head"), _UNSUPPORTED)
     d_model, d_ff = raw["n_embd"], raw.get("n_inner")
     positions = raw.get("position_embedding", "learned")
@@ -59,6 +50,12 @@ def read_config(raw: Mapping[str, Any], *, may_be_ablated: bool = False) -> Mode
     )
 
 
-def _listed(value: object) -> str:
-    """Return a list of texts as text."""
-    return printable(", ".join(map(str, value))) if isinstance(value, list) else "parts"
+def ablated_refusal(raw: Mapping[str, Any]) -> CheckpointError:
+    """Return the error for a network that GPT-2's forward pass does not compute."""
+    parts = raw.get("ablated")
+    named = printable(", ".join(map(str, parts))) if isinstance(parts, list) else "parts"
+    return CheckpointError(
+        f"this network was trained without its {named} (nanovllm train --ablate), so GPT-2's "
+        "forward pass does not compute it; samples.jsonl and report.html in the folder of its run "
+        "show what it writes"
+    )

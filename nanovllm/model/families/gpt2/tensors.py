@@ -35,7 +35,10 @@ def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     }
     for layer in range(config.layers):
         for name, shape in block.items():
-            shapes |= {f"h.{layer}.{name}.weight": shape, f"h.{layer}.{name}.bias": shape[-1:]}
+            shapes |= {
+                f"{LAYERS}{layer}.{name}.weight": shape,
+                f"{LAYERS}{layer}.{name}.bias": shape[-1:],
+            }
     shapes |= {"ln_f.weight": (d_model,), "ln_f.bias": (d_model,)}
     if not config.tied_head:
         shapes["lm_head.weight"] = (config.vocab, d_model)
@@ -57,7 +60,8 @@ def build_layer(
     """Return a block from arrays by name."""
 
     def pair(name: str) -> tuple[np.ndarray, np.ndarray]:
-        return arrays[f"h.{index}.{name}.weight"], arrays[f"h.{index}.{name}.bias"]
+        whole = f"{LAYERS}{index}.{name}"
+        return arrays[f"{whole}.weight"], arrays[f"{whole}.bias"]
 
     return Layer(
         attention_norm=LayerNorm(*pair("ln_1")),

@@ -50,9 +50,8 @@ _SCALING_FIELDS = {
 _DEFAULT_HEAD_DIM = {"qwen3": 128}
 
 
-def read_config(raw: Mapping[str, Any], *, may_be_ablated: bool = False) -> ModelConfig:
+def read_config(raw: Mapping[str, Any]) -> ModelConfig:
     """Read a parsed config.json; raise CheckpointError for what cannot be computed."""
-    del may_be_ablated  # only networks in GPT-2's shape are trained without parts
     model_type = raw["model_type"]
     raw = {**raw, "pretraining_tp": raw.get("pretraining_tp") not in (None, 1)}
     needed = _NEEDED if model_type == "llama" else (*_NEEDED, "num_key_value_heads")

@@ -48,7 +48,7 @@ def make_turn_heads(target: KernelTarget) -> Any:
         head_bytes = record.head_dim * WORD_BYTES
         token_ptr = record.qkv_ptr + token * record.qkv_stride_bytes
         position = load_int(record.positions_ptr, token)
-        angles_ptr = record.rotary_ptr + position * record.rotary_stride_bytes
+        angles_ptr = record.rotary_ptr + position * head_bytes
         for query in range(head * record.sharing, (head + 1) * record.sharing):
             query_ptr = token_ptr + query * head_bytes
             prepare(record, layer, query_ptr, record.query_gain_ptr, angles_ptr)
