@@ -9,10 +9,11 @@ Slots that were never written may hold anything. Their scores are masked to weig
 and weights V stops at the last word that has a token, because 0 * NaN is NaN. The rest of that word
 is zeros, or int8, which are finite whatever they are.
 
-A query's weights for the tokens after it are 0 too. If one of those tokens has a value that is not
-finite, no output of the queries computed together is finite. Then each query is computed again by
-itself, with only the values that it sees. int8 values are always finite, and their scales are
-applied only to the tokens that a query sees.
+A query's weights for the tokens after it, and before its window, are 0 too. If one of those tokens
+has a value that is not finite, no output of the queries computed together is finite. Then each
+query is computed again by itself, with only the values that it sees. int8 values are always finite,
+and their scales are applied only to the tokens that a query sees. Heads of one query in decode all
+see the same tokens, and attention.py computes them so only where no token is before the window.
 """
 
 from typing import Any, NamedTuple
@@ -69,6 +70,12 @@ def _visible(record: Any, item: Any, row: int) -> int:
 
 
 @compiled
+def _unseen(record: Any, visible: int) -> int:
+    """Return the number of keys before the window of a row with so many keys to its last one."""
+    return int(max(0, visible - record.window))
+
+
+@compiled
 def _count_blocks(record: Any, visible: int) -> int:
     return int((visible + record.block_size - 1) // record.block_size)
 
@@ -113,7 +120,7 @@ def make_attend(spec: Spec, *, is_decode: bool) -> Any:
             visible = item.visible if is_decode else _visible(record, item, row)
             softmax(
                 scores.ptr + row * scores.stride_bytes,
-                max(0, visible - record.window),
+                _unseen(record, visible),
                 visible,
                 blocks,
                 record.block_size,
@@ -151,9 +158,11 @@ def _make_scale_block(target: KernelTarget, *, is_decode: bool) -> Any:
         for row in range(item.rows):
             row_index = index + row if is_decode else index
             visible = item.visible if is_decode else _visible(record, item, row)
-            seen = min(record.block_size, visible - block * record.block_size)
+            before = block * record.block_size
+            seen = min(record.block_size, visible - before)
+            unseen = _unseen(record, visible) - before
             row_scales_ptr = scales_ptr + row_index * columns * WORD_BYTES
-            apply_scales(rows.ptr + row * rows.stride_bytes, row_scales_ptr, seen, columns)
+            apply_scales(rows.ptr + row * rows.stride_bytes, row_scales_ptr, unseen, seen, columns)
 
     return scale_block
 
@@ -241,46 +250,50 @@ def _make_sum_by_query(spec: Spec) -> Any:
     target, per_word, weight_bytes = spec.target, PER_WORD[spec.cache], _weight_bytes(spec)
     matmul, clear = make_matmul(target, spec.cache, is_batched=False), make_clear(target)
     step_bytes = cache_format(target, spec.cache).input_bytes
-    keep_first = _make_keep_first(target, per_word)
+    keep_between = _make_keep_between(target, per_word)
 
     @compiled
     def sum_by_query(record: Any, item: Any, weights: Any, sums: Any) -> None:
-        columns = record.head_columns
+        columns, block_size = record.head_columns, record.block_size
         spare_ptr = sums.ptr + item.rows * sums.stride_bytes
         clear(sums.ptr, item.rows * columns)
         for query in range(item.rows):
-            seen, out = _visible(record, item, query), rows_from(sums, query)
-            for block in range(_count_blocks(record, seen)):
+            visible, out = _visible(record, item, query), rows_from(sums, query)
+            unseen = _unseen(record, visible)
+            for block in range(unseen // block_size, _count_blocks(record, visible)):
                 block_bytes = block * record.block_columns * weight_bytes
                 in_ptr = weights.ptr + query * weights.stride_bytes + block_bytes
                 index = _block_of(record, item, block)
                 panel_ptr = record.values_ptr + index * record.value_block_bytes
-                tokens = min(record.block_size, seen - block * record.block_size)
-                steps, rest = tokens // per_word, tokens % per_word
-                matmul(rows_at(in_ptr, 0), 1, rows_at(panel_ptr, 0), steps, columns, out, 0)
-                if rest > 0:  # the last word also holds tokens that the query does not see
-                    keep_first(panel_ptr + steps * sums.stride_bytes, spare_ptr, rest, columns)
-                    in_ptr += steps * step_bytes
-                    matmul(rows_at(in_ptr, 0), 1, rows_at(spare_ptr, 0), 1, columns, out, 0)
+                first = max(0, unseen - block * block_size)
+                end = min(block_size, visible - block * block_size)
+                # A word may also hold tokens that the query does not see.
+                for step in range(first // per_word, (end + per_word - 1) // per_word):
+                    low = max(0, first - step * per_word)
+                    high = min(per_word, end - step * per_word)
+                    word_ptr = panel_ptr + step * sums.stride_bytes
+                    keep_between(word_ptr, spare_ptr, low, high, columns)
+                    inputs = rows_at(in_ptr + step * step_bytes, 0)
+                    matmul(inputs, 1, rows_at(spare_ptr, 0), 1, columns, out, 0)
 
     return sum_by_query
 
 
-def _make_keep_first(target: KernelTarget, per_word: int) -> Any:
-    """Return keep_first(words_ptr, out_ptr, numbers, columns), which copies a row of words.
+def _make_keep_between(target: KernelTarget, per_word: int) -> Any:
+    """Return keep_between(words_ptr, out_ptr, low, high, columns), which copies a row of words.
 
-    It keeps the first `numbers` numbers of each word and clears the others. The row is `columns`
-    words long, in whole vectors.
+    It keeps the numbers `low` to `high` - 1 of each word and clears the others. The row is
+    `columns` words long, in whole vectors.
     """
+    number_bits = 32 // per_word
 
-    def keep_first(
-        v: Vectors, words_ptr: Value, out_ptr: Value, numbers: Value, columns: Value
+    def keep_between(
+        v: Vectors, words_ptr: Value, out_ptr: Value, low: Value, high: Value, columns: Value
     ) -> None:
-        bits = (numbers * (32 // per_word)).trunc(I32)
-        mask = v.splat((1 << bits) - 1)
+        mask = v.splat(((1 << high * number_bits) - (1 << low * number_bits)).trunc(I32))
 
         with v.range(columns, v.lanes) as i:
             kept = v.load_words(v.element(words_ptr, i)) & mask
             v.store(kept, v.element(out_ptr, i))
 
-    return kernel(target, keep_first)
+    return kernel(target, keep_between)

@@ -7,7 +7,8 @@
 A block of the cache is a packed panel (kv_cache.py), so Q K^T and weights V are matmuls like those
 of matmul.py, block after block (attend.py). In decode one query is computed in several heads, in
 prefill up to PREFILL_QUERIES queries in one head. Query heads that share keys and values are
-computed together, as further queries, in decode too. Either way a score is a sum over head_dim in
+computed together, as further queries, in decode too; so are those of a query that does not see all
+tokens before it. Either way a score is a sum over head_dim in
 order, and an output a sum over the tokens in order, so both give the same bits.
 """
 
@@ -67,7 +68,7 @@ def make_paged_attention(spec: Spec) -> Any:
         table_ptr, visible = see(record, sequence, position, 1)
         query_ptr = record.qkv_ptr + token * record.qkv_stride_bytes
         out_ptr = record.attn_out_ptr + token * record.attn_out_stride_bytes
-        if record.sharing == 1:
+        if record.sharing == 1 and position < record.window:
             item = Item(layer, first_head, heads, table_ptr, visible)
             attend_heads(record, thread, item, query_ptr, out_ptr)
             return

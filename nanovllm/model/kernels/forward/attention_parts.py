@@ -91,18 +91,19 @@ def make_multiply_row(v: Vectors, row_ptr: Value, factor_ptr: Value, columns: Va
 
 @kernel_maker()
 def make_apply_scales(
-    v: Vectors, row_ptr: Value, scales_ptr: Value, seen: Value, columns: Value
+    v: Vectors, row_ptr: Value, scales_ptr: Value, unseen: Value, seen: Value, columns: Value
 ) -> None:
-    """Return apply_scales(row_ptr, scales_ptr, seen, columns): row[:seen] *= scales[:seen].
+    """Return apply_scales(row_ptr, scales_ptr, unseen, seen, columns).
 
-    It reads and writes whole vectors of `columns`. `seen` may be 0 or less. Slots that were never
-    written have no scale.
+    It is row[unseen:seen] *= scales[unseen:seen], in whole vectors of `columns`. Both may be below
+    0. Slots that were never written have no scale.
     """
     with v.range(columns, v.lanes) as i:
         vector_ptr = v.element(row_ptr, i)
         value = v.load(vector_ptr)
         scaled = value * v.load(v.element(scales_ptr, i))
-        v.store(v.where(v.first_lanes(seen - i), scaled, value), vector_ptr)
+        is_seen = v.first_lanes(seen - i) & ~v.first_lanes(unseen - i)
+        v.store(v.where(is_seen, scaled, value), vector_ptr)
 
 
 @kernel_maker(returns=types.intp)

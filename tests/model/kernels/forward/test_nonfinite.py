@@ -144,7 +144,9 @@ HEADS, BLOCK_SIZE, CONTEXT = 3, 5, PREFILL_QUERIES + 13
 class Attention:
     """store_keys_and_values and paged_attention, for one target and type of cache."""
 
-    def __init__(self, target: KernelTarget, cache: str, head_dim: int) -> None:
+    def __init__(
+        self, target: KernelTarget, cache: str, head_dim: int, window: int = CONTEXT
+    ) -> None:
         self.target, self.cache, self.head_dim = target, cache, head_dim
         self.run = attention_kernel(Spec(target, "float32", cache))
         self.blocks = -(-CONTEXT // BLOCK_SIZE)
@@ -159,7 +161,7 @@ class Attention:
             block_size=BLOCK_SIZE, block_columns=columns, head_columns=head_columns,
             key_steps=panel_steps(head_dim, per_word),
             key_block_bytes=key_words * 4, value_block_bytes=value_words * 4,
-            kv_heads=HEADS, sharing=1, queries_width=d_model, window=CONTEXT,
+            kv_heads=HEADS, sharing=1, queries_width=d_model, window=window,
             chunk_tokens=PREFILL_QUERIES,
             qkv_stride_bytes=3 * d_model * 4, attn_out_stride_bytes=d_model * 4,
             query_stride_bytes=round_up(head_dim, 16) * 4,
@@ -216,37 +218,40 @@ CUTS = {
 }
 
 
-def sound_outputs(qkv: np.ndarray, head_dim: int) -> np.ndarray:
+def sound_outputs(qkv: np.ndarray, head_dim: int, window: int) -> np.ndarray:
     """Return whether each query's output is finite in each head, by NumPy, query by query."""
     queries, keys, values = qkv.reshape(CONTEXT, 3, HEADS, head_dim).transpose(1, 0, 2, 3)
     with np.errstate(invalid="ignore"):
-        weights = softmax(attention_scores(queries, keys, head_dim**-0.5))
-        out = weighted_sum(weights, values)
+        weights = softmax(attention_scores(queries, keys, head_dim**-0.5, window))
+        out = weighted_sum(weights, values, window)
     return np.array(np.isfinite(out).all(axis=2))
 
 
 @pytest.mark.parametrize("cache_type", CACHE_TYPES)
 @pytest.mark.parametrize("head_dim", [1, 7, 24])
-def test_attention_keeps_the_past_from_the_future(cache_type: str, head_dim: int) -> None:
-    """Tokens before the bad one keep their bits; those after it are what NumPy computes."""
+@pytest.mark.parametrize("window", [CONTEXT, 9])
+def test_attention_keeps_a_token_from_those_that_do_not_see_it(
+    cache_type: str, head_dim: int, window: int
+) -> None:
+    """They keep their bits, before it and a window later; the others are what NumPy computes."""
     clean = numbers(CONTEXT, 3 * HEADS * head_dim, seed=head_dim)
-    kernels = Attention(HOST, cache_type, head_dim)
+    kernels = Attention(HOST, cache_type, head_dim, window)
     expected = kernels.attend(clean, CUTS["whole"])
     assert np.isfinite(expected).all()
     for part, bad, place in itertools.product(range(3), (NAN, INF, -INF), (0, 11, 31)):
         qkv = clean.copy()
         qkv[place, (part * HEADS + 1) * head_dim + head_dim // 2] = bad  # of the second head
-        sound = sound_outputs(qkv, head_dim)
-        is_before = np.ones_like(sound)
-        is_before[place : place + 1 if part == 0 else None, 1] = False
-        assert sound[is_before].all()
+        sound = sound_outputs(qkv, head_dim, window)
+        is_blind = np.ones_like(sound)
+        is_blind[place : place + (1 if part == 0 else window), 1] = False
+        assert sound[is_blind].all()
         if cache_type == "int8" and part > 0:
-            sound = is_before  # a byte could not tell: the whole key or value is NaN
+            sound = is_blind  # a byte could not tell: the whole key or value is NaN
         for name, cuts in CUTS.items():
             actual = kernels.attend(qkv, cuts)
             told = f"part {part}, {bad} at {place}, {name}"
             np.testing.assert_array_equal(np.isfinite(actual).all(axis=2), sound, err_msg=told)
-            np.testing.assert_array_equal(actual[is_before], expected[is_before], err_msg=told)
+            np.testing.assert_array_equal(actual[is_blind], expected[is_blind], err_msg=told)
 
 
 @pytest.mark.parametrize("cache_type", CACHE_TYPES)
