@@ -66,6 +66,10 @@ def test_what_is_read() -> None:
     assert read_config(QWEN3_06B).has_query_norm
     assert read_config(QWEN3_06B).queries_width == 2 * read_config(QWEN3_06B).d_model
     assert not config.biased
+    assert read_config({**LLAMA_32_1B, "pretraining_tp": 2}) == config, "it is about rounding alone"
+    raw = tiny_config(model_type="mistral", sliding_window=...)
+    assert read_config(raw).window == 4096
+    assert read_config({**raw, "sliding_window": None}).window is None
 
 
 @pytest.mark.parametrize("name", FAMILY_CASES)
@@ -99,7 +103,7 @@ def test_parameters_are_the_numbers_in_the_file(name: str) -> None:
         ),
         ({"rope_scaling": {**LLAMA3, "high_freq_factor": 1.0}}, "low_freq_factor must be below"),
         ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor is 0.5"),
-        ({"pretraining_tp": 2}, "pretraining_tp is True: weights in slices"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
         ({"vocab_size": ...}, "lacks vocab_size"),
         ({"model_type": "qwen2", "num_key_value_heads": ...}, "lacks num_key_value_heads"),
         ({"model_type": "qwen2", "use_sliding_window": True}, "use_sliding_window is True"),

@@ -35,7 +35,6 @@ _NEEDED = (
 _UNSUPPORTED = {
     "use_sliding_window": "layers with windows beside layers without are not computed; set it to "
     "false if the checkpoint is used with short texts",
-    "pretraining_tp": "weights in slices are not read",
 }
 _SCALING_FIELDS = {
     "linear": {"factor": "factor"},
@@ -53,7 +52,6 @@ _DEFAULT_HEAD_DIM = {"qwen3": 128}
 def read_config(raw: Mapping[str, Any]) -> ModelConfig:
     """Read a parsed config.json; raise CheckpointError for what cannot be computed."""
     model_type = raw["model_type"]
-    raw = {**raw, "pretraining_tp": raw.get("pretraining_tp") not in (None, 1)}
     needed = _NEEDED if model_type == "llama" else (*_NEEDED, "num_key_value_heads")
     check_fields(raw, needed, _UNSUPPORTED)
     attention_biases = {"qwen2": {"qkv"}, "mistral": set()}.get(
@@ -76,7 +74,7 @@ def read_config(raw: Mapping[str, Any]) -> ModelConfig:
         is_gated=True,
         biased=frozenset(attention_biases | ({"ffn"} if raw.get("mlp_bias") else set())),
         has_query_norm=model_type == "qwen3",
-        window=raw.get("sliding_window") if model_type == "mistral" else None,
+        window=raw.get("sliding_window", 4096) if model_type == "mistral" else None,
         tied_head=raw.get("tie_word_embeddings", False),
         positions="rotary",
         rotary=_read_rotary(raw),
@@ -104,10 +102,10 @@ def _read_rotary(raw: Mapping[str, Any]) -> Rotary:
         for name, value in numbers.items()
         if not is_number(value) or not 0 < value < math.inf
     ]
-    if given.get("partial_rotary_factor", 1.0) != 1.0:
+    turned = given.get("partial_rotary_factor", raw.get("partial_rotary_factor", 1.0))
+    if turned != 1.0:
         problems.append(
-            f"partial_rotary_factor is {shown(given['partial_rotary_factor'])}: all of a head is "
-            "turned; use another model"
+            f"partial_rotary_factor is {shown(turned)}: all of a head is turned; use another model"
         )
     if (
         not problems
