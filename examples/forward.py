@@ -11,7 +11,7 @@ from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.hub import resolve_model
 from nanovllm.model.batch import ForwardBatch
 from nanovllm.model.checkpoint import load_weights
-from nanovllm.model.families.gpt2 import network as gpt2
+from nanovllm.model.families.forward import forward
 from nanovllm.model.families.registry import load_config
 from nanovllm.model.kv_cache import KVCache
 from nanovllm.model.layers import logits
@@ -36,7 +36,7 @@ def main() -> None:
             print(f"{name}: " + ", ".join(f"{text!r} {value:.2f}" for text, value in pairs))
 
     # [1, d_model]: the last token's
-    hidden = gpt2.forward(config, weights, batch, cache, observe)
+    hidden = forward(config, weights, batch, cache, observe)
     scores = logits(weights, hidden)  # [1, vocab]
     print(PROMPT + tokenizer.decode([int(scores[0].argmax())]))
 

@@ -24,7 +24,7 @@ from nanovllm.inspection.observe import JSON, InspectedModel, check_finite, roun
 from nanovllm.model.ablation import Part, block_without, parts_of, without
 from nanovllm.model.batch import ForwardBatch
 from nanovllm.model.config import ModelConfig
-from nanovllm.model.families.registry import family_of
+from nanovllm.model.families.forward import block, embed
 from nanovllm.model.kv_cache import KVCache
 from nanovllm.model.observer import ignore
 
@@ -123,17 +123,16 @@ def streams_without_each(
     config, weights = model.config, model.weights
     cache = KVCache.allocate(config, blocks=1, block_size=len(token_ids))
     batch = ForwardBatch.single(token_ids, all_rows=True)
-    network = family_of(config).network
-    whole = network.embed(weights, batch.token_ids, batch.positions)
+    whole = embed(config, weights, batch)
     streams: dict[Part | None, np.ndarray] = {None: whole}
-    for layer, block in enumerate(weights.layers):
+    for layer, layer_weights in enumerate(weights.layers):
         whole = streams[None]
         for part, hidden in streams.items():
-            streams[part] = network.block(config, block, layer, hidden, batch, cache, ignore)
+            streams[part] = block(config, layer_weights, layer, hidden, batch, cache, ignore)
         for part in parts:
             if part.layer == layer:
-                used = block_without(block, config, [part])
-                streams[part] = network.block(config, used, layer, whole, batch, cache, ignore)
+                used = block_without(layer_weights, config, [part])
+                streams[part] = block(config, used, layer, whole, batch, cache, ignore)
     return streams
 
 

@@ -22,7 +22,8 @@ from nanovllm.errors import (
 from nanovllm.model.batch import ForwardBatch
 from nanovllm.model.checkpoint import open_weights
 from nanovllm.model.config import ModelConfig
-from nanovllm.model.families.registry import family_of, load_config
+from nanovllm.model.families.forward import forward
+from nanovllm.model.families.registry import load_config
 from nanovllm.model.kv_cache import KVCache
 from nanovllm.model.observer import Observer
 from nanovllm.model.weights import ModelWeights
@@ -125,8 +126,7 @@ class InspectedModel:
         """
         cache = KVCache.allocate(self.config, blocks=1, block_size=len(token_ids))
         batch = ForwardBatch.single(token_ids, all_rows=True)
-        network = family_of(self.config).network
-        hidden: np.ndarray = network.forward(self.config, self.weights, batch, cache, observe)
+        hidden = forward(self.config, self.weights, batch, cache, observe)
         check_finite(hidden)
         return hidden
 

@@ -1,6 +1,6 @@
 """Trace: every operation of a forward pass with its shapes, statistics and prediction so far.
 
-The operations are those that model/families/gpt2/network.py hands to its observer, in their order.
+The operations are those that model/families hands to an observer, in their order.
 """
 
 from collections.abc import Sequence

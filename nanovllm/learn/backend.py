@@ -119,7 +119,7 @@ class Network:
 
     @np.errstate(over="ignore", invalid="ignore")
     def forward(self, batch: ForwardBatch, cache: KVCache) -> Float32[np.ndarray, "rows d_model"]:
-        """Return the final hidden state of each of the batch's logit rows, as gpt2.forward does."""
+        """Return the final hidden state of each of the batch's logit rows."""
         self._guard.not_finite = None
         weights, shape = self._weights, (batch.tokens, self._config.d_model)
         hidden = self._step2.embed(

@@ -73,7 +73,7 @@ STEPS = (
          ("nanovllm.model.attention:attention_scores", "nanovllm.model.attention:softmax",
           "nanovllm.model.families.gpt2.network:self_attention")),
     Step(5, "step05_forward", "a block and the whole forward pass", 60,
-         ("nanovllm.model.families.gpt2.network:forward",
+         ("nanovllm.model.families.forward:forward",
           "nanovllm.model.families.gpt2.network:feed_forward")),
     Step(6, "step06_sampling", "sampling: temperature, top-k, top-p", 50,
          ("nanovllm.model.numpy_sampler:apply_filters",

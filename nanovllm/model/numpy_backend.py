@@ -14,7 +14,8 @@ from nanovllm.model.backend import LoadOptions
 from nanovllm.model.batch import ForwardBatch
 from nanovllm.model.checkpoint import load_weights
 from nanovllm.model.config import ModelConfig
-from nanovllm.model.families.registry import family_of, load_config
+from nanovllm.model.families.forward import forward
+from nanovllm.model.families.registry import load_config
 from nanovllm.model.kv_cache import KVCache
 from nanovllm.model.layers import logits
 from nanovllm.model.machine import return_freed_memory
@@ -117,9 +118,7 @@ class NumpyBackend:
         return final_hidden
 
     def _compute(self, batch: ForwardBatch) -> Float32[np.ndarray, "rows d_model"]:
-        network = family_of(self.config).network
-        hidden: np.ndarray = network.forward(self.config, self._weights, batch, self._cache)
-        return hidden
+        return forward(self.config, self._weights, batch, self._cache)
 
     def unscale_hidden(
         self, hidden: Float32[np.ndarray, "rows d_model"]

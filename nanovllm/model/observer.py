@@ -1,4 +1,4 @@
-"""Observing a forward pass: `gpt2.forward(..., observe=...)` hands over every intermediate.
+"""Observing a forward pass: `forward(..., observe=...)` hands over every intermediate.
 
 Attention maps, the logit lens and int8 calibration are built on it.
 """

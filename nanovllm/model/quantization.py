@@ -36,7 +36,7 @@ from jaxtyping import Float32, Int8, Int64
 from nanovllm.errors import CheckpointError
 from nanovllm.model.batch import ForwardBatch
 from nanovllm.model.config import ModelConfig
-from nanovllm.model.families.registry import family_of
+from nanovllm.model.families.forward import forward
 from nanovllm.model.kv_cache import KVCache
 from nanovllm.model.weights import Layer, LayerNorm, Linear, ModelWeights
 
@@ -107,7 +107,7 @@ def calibrate(config: ModelConfig, weights: ModelWeights) -> Calibration:
     tokens = min(CALIBRATION_TOKENS, config.max_positions)
     cache = KVCache.allocate(config, blocks=1, block_size=tokens)
     batch = ForwardBatch.single(_calibration_ids(config.vocab, tokens), all_rows=True)
-    family_of(config).network.forward(config, weights, batch, cache, measure)
+    forward(config, weights, batch, cache, measure)
     *of_layer, head = _MATMUL_INPUTS
     layers = (
         LayerPeaks(*(peaks[name, layer] for name in of_layer)) for layer in range(config.layers)

@@ -11,7 +11,7 @@ from nanovllm.model.backend import LoadOptions
 from nanovllm.model.batch import ForwardBatch
 from nanovllm.model.checkpoint import load_weights, open_weights
 from nanovllm.model.config import ModelConfig
-from nanovllm.model.families.gpt2 import network as gpt2
+from nanovllm.model.families.forward import forward as serve
 from nanovllm.model.families.registry import load_config
 from nanovllm.model.kv_cache import KVCache
 from nanovllm.model.layers import layer_norm
@@ -34,7 +34,7 @@ def weights(tiny_model: Path, config: ModelConfig) -> ModelWeights:
 
 def forward(config: ModelConfig, weights: ModelWeights) -> np.ndarray:
     cache = KVCache.allocate(config, blocks=1, block_size=len(TOKENS))
-    return gpt2.forward(config, weights, ForwardBatch.single(TOKENS, all_rows=True), cache)
+    return serve(config, weights, ForwardBatch.single(TOKENS, all_rows=True), cache)
 
 
 def test_the_parts_are_those_of_the_config(config: ModelConfig) -> None:

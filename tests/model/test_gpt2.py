@@ -13,10 +13,12 @@ from nanovllm.model.attention import softmax
 from nanovllm.model.batch import ForwardBatch
 from nanovllm.model.checkpoint import load_weights
 from nanovllm.model.config import ModelConfig
+from nanovllm.model.families.forward import forward
 from nanovllm.model.families.gpt2 import network as gpt2
 from nanovllm.model.families.registry import load_config
 from nanovllm.model.kv_cache import KVCache
 from nanovllm.model.layers import layer_norm, linear, logits
+from nanovllm.model.observer import ignore
 from nanovllm.model.weights import LayerNorm, Linear, ModelWeights
 from tests.support.batches import make_batch
 from tests.support.checkpoints import write_checkpoint
@@ -146,9 +148,9 @@ def run(
 ) -> tuple[np.ndarray, np.ndarray, Recorder]:
     """The final hidden states without and with an observer, and what it saw."""
     hidden, recorder = [], Recorder()
-    for observe in (None, recorder):
+    for observe in (ignore, recorder):
         cache = KVCache.allocate(config, blocks=8, block_size=8)
-        hidden.append(gpt2.forward(config, weights, batch, cache, observe))
+        hidden.append(forward(config, weights, batch, cache, observe))
     return hidden[0], hidden[1], recorder
 
 
@@ -219,9 +221,9 @@ def test_a_single_sequence_continues_from_its_cache(
 ) -> None:
     tokens = [3, 14, 15, 9, 2, 6]
     whole_cache, cache = (KVCache.allocate(config, blocks=1, block_size=8) for _ in range(2))
-    whole = gpt2.forward(config, weights, ForwardBatch.single(tokens, all_rows=True), whole_cache)
-    gpt2.forward(config, weights, ForwardBatch.single(tokens[:4]), cache)
-    last = gpt2.forward(config, weights, ForwardBatch.single(tokens[4:], start=4), cache)
+    whole = forward(config, weights, ForwardBatch.single(tokens, all_rows=True), whole_cache)
+    forward(config, weights, ForwardBatch.single(tokens[:4]), cache)
+    last = forward(config, weights, ForwardBatch.single(tokens[4:], start=4), cache)
     np.testing.assert_allclose(last, whole[-1:], rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(cache.keys, whole_cache.keys, rtol=1e-5, atol=1e-5)
 
@@ -248,7 +250,7 @@ def test_the_whole_forward_pass_is_float32(tmp_path: Path, activation: str) -> N
     before = np.array(weights.token_embedding)
     cache = float32_only(KVCache.allocate(config, blocks=8, block_size=8))
     batch = make_batch([range(20), range(5, 10), [3]], block_size=8, all_rows=True)
-    hidden = gpt2.forward(config, weights, batch, cache)
+    hidden = forward(config, weights, batch, cache)
     assert type(hidden) is Float32Only, "the guard was lost on the way"
     assert hidden.dtype == logits(weights, hidden).dtype == np.float32
     assert np.isfinite(np.asarray(hidden)).all()

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 from nanovllm.errors import CheckpointError
 from nanovllm.model.checkpoint import load_weights
 from nanovllm.model.config import ModelConfig
-from nanovllm.model.families.gpt2.network import forward
+from nanovllm.model.families.forward import forward
 from nanovllm.model.families.registry import load_config
 from nanovllm.model.kv_cache import KVCache
 from nanovllm.model.layers import logits

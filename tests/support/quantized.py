@@ -10,7 +10,7 @@ from nanovllm.model.activation import ACTIVATIONS
 from nanovllm.model.attention import paged_attention
 from nanovllm.model.batch import ForwardBatch
 from nanovllm.model.config import ModelConfig
-from nanovllm.model.families.gpt2.network import forward
+from nanovllm.model.families.forward import forward
 from nanovllm.model.kv_cache import KVCache
 from nanovllm.model.layers import layer_norm, linear
 from nanovllm.model.observer import ignore

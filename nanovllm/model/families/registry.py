@@ -29,7 +29,7 @@ class Family:
     Attributes:
         config: MODEL_TYPES, read_config.
         tensors: PREFIX, LAYERS, BUFFERS, EMBEDDING, expected_shapes, build_tree, build_layer.
-        network: forward, embed, block.
+        network: embed, self_attention, feed_forward.
     """
 
     config: ModuleType

@@ -11,7 +11,7 @@ Each line imports only from lines below it (the contract in pyproject.toml):
     entries         the functions that Python calls
     bandwidth       the read of memory by which bandwidth is measured
 
-    forward         the operations of nanovllm/model/families/gpt2/network.py, in the same order
+    forward         the operations of nanovllm/model/families/forward.py, in the same order
     sampling        the twin of nanovllm/model/numpy_sampler.py: from rows of logits to tokens
     threads         a pool of threads, its barriers and its work counters
     simd            vectors, storage formats and loads and stores of scalars

@@ -2,7 +2,7 @@
 
 The modules in reading order:
 
-model             GPT-2's forward pass on a tape, the twin of model/families/gpt2/network.py
+model             GPT-2's forward pass on a tape, the twin of model/families/forward.py
 autograd          reverse-mode automatic differentiation
 numpy_operations  the fused operations, each beside its backward pass: the specification
 operations        their interface

@@ -1,4 +1,4 @@
-"""GPT-2's forward pass for training: the network of model/families/gpt2/network.py on a tape.
+"""GPT-2's forward pass for training: that of model/families/forward.py, on a tape.
 
 The operations, their order and their names are the same. There is no KV cache: all tokens
 of a sequence are computed at once. Dropout is where GPT-2 has it: after the embedding, on the

@@ -9,7 +9,7 @@ from jaxtyping import Float32, Float64
 from nanovllm.model.batch import ForwardBatch
 from nanovllm.model.checkpoint import build_tree
 from nanovllm.model.config import ModelConfig
-from nanovllm.model.families.gpt2 import network as gpt2
+from nanovllm.model.families.forward import forward
 from nanovllm.model.kv_cache import KVCache
 from nanovllm.model.layers import logits
 from nanovllm.model.numpy_sampler import apply_filters, draw_token
@@ -69,7 +69,7 @@ def _gpt2_scorer(config: ModelConfig, arrays: Mapping[str, np.ndarray]) -> Score
         nonlocal computed
         batch = ForwardBatch.single(list(ids[computed:]), start=computed)
         computed = len(ids)
-        return logits(weights, gpt2.forward(config, weights, batch, cache))[0]
+        return logits(weights, forward(config, weights, batch, cache))[0]
 
     return scores_after
 

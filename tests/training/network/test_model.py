@@ -8,7 +8,7 @@ import pytest
 from nanovllm.model.batch import ForwardBatch
 from nanovllm.model.checkpoint import build_tree, expected_shapes
 from nanovllm.model.config import ModelConfig
-from nanovllm.model.families.gpt2 import network as gpt2
+from nanovllm.model.families.forward import forward as serve
 from nanovllm.model.kv_cache import KVCache
 from nanovllm.training.network import model
 from nanovllm.training.network.autograd import Tape
@@ -58,7 +58,7 @@ def test_training_and_serving_compute_the_same_function(changes: dict[str, objec
     inputs, _ = random_tokens(config, 1, 8)
     weights = build_tree(parameters.arrays(), config)
     cache = KVCache.allocate(config, blocks=1, block_size=8)
-    served = gpt2.forward(config, weights, ForwardBatch.single(inputs[0], all_rows=True), cache)
+    served = serve(config, weights, ForwardBatch.single(inputs[0], all_rows=True), cache)
     trained = forward(Tape(OPERATIONS), config, parameters, inputs).data
     np.testing.assert_allclose(trained, served, atol=1e-5)
 

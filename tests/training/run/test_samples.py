@@ -6,7 +6,7 @@ import numpy as np
 
 from nanovllm.model.batch import ForwardBatch
 from nanovllm.model.checkpoint import build_tree, load_arrays
-from nanovllm.model.families.gpt2 import network as gpt2
+from nanovllm.model.families.forward import forward
 from nanovllm.model.families.registry import load_config
 from nanovllm.model.kv_cache import KVCache
 from nanovllm.model.layers import logits
@@ -20,7 +20,7 @@ def test_tokens_are_drawn_from_the_smallest_set_of_probability_top_p(tmp_path: P
     arrays = load_arrays(folder, config)
     weights = build_tree(arrays, config)
     cache = KVCache.allocate(config, blocks=1, block_size=config.max_positions)
-    hidden = gpt2.forward(config, weights, ForwardBatch.single(prompt, start=0), cache)
+    hidden = forward(config, weights, ForwardBatch.single(prompt, start=0), cache)
     scores = logits(weights, hidden)[0].astype(np.float64) / TEMPERATURE
     probabilities = np.exp(scores) / np.exp(scores).sum()
     drawn = [generate(config, arrays, prompt, 1, seed=seed)[0] for seed in range(200)]

@@ -11,6 +11,7 @@ from nanovllm.learn.steps.step05_forward.mistakes import MISTAKES
 from nanovllm.learn.tiny_model import LOGPROBS, PROMPT, TINY_CONFIG, tiny_weights
 from nanovllm.model.activation import gelu_new
 from nanovllm.model.batch import ForwardBatch
+from nanovllm.model.families.forward import forward
 from nanovllm.model.families.gpt2 import network as gpt2
 from nanovllm.model.kv_cache import KVCache
 from nanovllm.model.layers import logits
@@ -39,7 +40,7 @@ def _engine() -> dict[str, np.ndarray]:
 
     batch = ForwardBatch.single(PROMPT, all_rows=True)
     cache = KVCache.allocate(TINY_CONFIG, blocks=1, block_size=len(PROMPT))
-    hidden = gpt2.forward(TINY_CONFIG, tiny_weights(), batch, cache, observe)
+    hidden = forward(TINY_CONFIG, tiny_weights(), batch, cache, observe)
     return {**seen, "logits": logits(tiny_weights(), hidden)}
 
 

@@ -10,7 +10,7 @@ from nanovllm.learn.checking import Calls, Case, require
 from nanovllm.learn.steps.step07_kv_cache.mistakes import MISTAKES
 from nanovllm.learn.tiny_model import GREEDY, PROMPT, TINY_CONFIG, tiny_weights
 from nanovllm.model.batch import ForwardBatch
-from nanovllm.model.families.gpt2 import network as gpt2
+from nanovllm.model.families.forward import forward
 from nanovllm.model.kv_cache import KVCache
 from nanovllm.model.layers import logits
 
@@ -25,7 +25,7 @@ def _engine() -> tuple[np.ndarray, KVCache]:
     """Return the engine's logits of the tokens, computed at once, and its cache."""
     kept = KVCache.allocate(TINY_CONFIG, blocks=1, block_size=len(_TOKENS))
     batch = ForwardBatch.single(_TOKENS, all_rows=True)
-    return logits(tiny_weights(), gpt2.forward(TINY_CONFIG, tiny_weights(), batch, kept)), kept
+    return logits(tiny_weights(), forward(TINY_CONFIG, tiny_weights(), batch, kept)), kept
 
 
 def _keys_and_values(layer: int, start: int, count: int) -> tuple[np.ndarray, np.ndarray]:

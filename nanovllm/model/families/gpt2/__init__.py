@@ -2,5 +2,5 @@
 
 config   reads its config.json
 tensors  names, shapes and places of its tensors
-network  its forward pass: embed, block, self_attention, feed_forward
+network  its parts of the forward pass: embed, self_attention, feed_forward
 """

@@ -1,14 +1,11 @@
-"""The GPT-2 forward pass (Radford et al. 2019, "Language Models are Unsupervised Multitask
-Learners").
+"""The parts of GPT-2's forward pass (Radford et al. 2019, "Language Models are Unsupervised
+Multitask Learners"); families/forward.py composes them.
 
-    hidden = token_embedding[token_ids] + position_embedding[positions]
-    for each layer:
-        hidden = hidden + self_attention(layer_norm(hidden))
-        hidden = hidden + feed_forward(layer_norm(hidden))
-    return layer_norm(hidden[logit_rows])
+    embed           token_embedding[token_ids] + position_embedding[positions]
+    self_attention  attention(queries, keys, values) @ out, all three of hidden @ qkv
+    feed_forward    activation(hidden @ up) @ down
 
-`logits` (layers.py) turns these final hidden states into scores of tokens. This file is the
-specification: every other implementation is tested against it.
+Every linear layer has a bias, and norms are layer norms.
 """
 
 import numpy as np
@@ -19,50 +16,9 @@ from nanovllm.model.attention import paged_attention
 from nanovllm.model.batch import ForwardBatch
 from nanovllm.model.config import ModelConfig
 from nanovllm.model.kv_cache import KVCache
-from nanovllm.model.layers import layer_norm, linear
-from nanovllm.model.observer import Observer, ignore
+from nanovllm.model.layers import linear
+from nanovllm.model.observer import Observer
 from nanovllm.model.weights import Layer, Linear, ModelWeights
-
-
-@np.errstate(over="ignore", invalid="ignore")  # one sequence may overflow, others be sound
-def forward(
-    config: ModelConfig,
-    weights: ModelWeights,
-    batch: ForwardBatch,
-    cache: KVCache,
-    observe: Observer | None = None,
-) -> Float32[np.ndarray, "rows d_model"]:
-    """Return the final hidden state of each of `batch.logit_rows`.
-
-    The keys and values of the batch's tokens are written to the cache.
-    """
-    observe = ignore if observe is None else observe
-    hidden = embed(weights, batch.token_ids, batch.positions)
-    observe("embeddings", None, hidden)
-    for layer, layer_weights in enumerate(weights.layers):
-        hidden = block(config, layer_weights, layer, hidden, batch, cache, observe)
-    final_hidden = layer_norm(hidden[batch.logit_rows], weights.final_norm, config.epsilon)
-    observe("final_hidden", None, final_hidden)
-    return final_hidden
-
-
-def block(
-    config: ModelConfig,
-    weights: Layer[Linear],
-    layer: int,
-    hidden: Float32[np.ndarray, "tokens d_model"],
-    batch: ForwardBatch,
-    cache: KVCache,
-    observe: Observer,
-) -> Float32[np.ndarray, "tokens d_model"]:
-    """Return the residual stream after attention and the feed-forward network of one layer."""
-    normed = layer_norm(hidden, weights.attention_norm, config.epsilon)
-    hidden = hidden + self_attention(config, weights, layer, normed, batch, cache, observe)
-    observe("hidden_after_attention", layer, hidden)
-    normed = layer_norm(hidden, weights.ffn_norm, config.epsilon)
-    hidden = hidden + feed_forward(config, weights, layer, normed, observe)
-    observe("hidden_after_ffn", layer, hidden)
-    return hidden
 
 
 def embed(

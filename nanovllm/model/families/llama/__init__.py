@@ -2,5 +2,5 @@
 
 config   reads their config.json, and says what differs between them
 tensors  names, shapes and places of their tensors
-network  their forward pass: block, self_attention, feed_forward
+network  their parts of the forward pass: embed, self_attention, feed_forward
 """

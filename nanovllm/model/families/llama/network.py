@@ -1,14 +1,13 @@
-"""The forward pass of Llama (Touvron et al. 2023, arXiv:2302.13971) and its relatives.
+"""The parts of the forward pass of Llama (Touvron et al. 2023, arXiv:2302.13971) and its relatives;
+families/forward.py composes them.
 
-    hidden = token_embedding[token_ids]
-    for each layer:
-        hidden = hidden + self_attention(rms_norm(hidden))
-        hidden = hidden + feed_forward(rms_norm(hidden))
-    return rms_norm(hidden[logit_rows])
+    embed           token_embedding[token_ids]
+    self_attention  attention(turn(queries), turn(keys), values) @ out, all three of hidden @ qkv
+    feed_forward    (activation(hidden @ gate) * (hidden @ up)) @ down
 
-What differs from GPT-2: norms without mean and bias; positions that turn queries and keys instead
-of an embedding; keys and values that several query heads share; a gate in the feed-forward block.
-This file is the specification: every other implementation is tested against it.
+What differs from GPT-2: positions that turn queries and keys instead of an embedding; keys and
+values that several query heads share; a gate in the feed-forward block; norms without mean and
+bias; and few biases or none.
 """
 
 import numpy as np
@@ -20,32 +19,9 @@ from nanovllm.model.batch import ForwardBatch
 from nanovllm.model.config import ModelConfig
 from nanovllm.model.kv_cache import KVCache
 from nanovllm.model.layers import linear, rms_norm
-from nanovllm.model.observer import Observer, ignore
+from nanovllm.model.observer import Observer
 from nanovllm.model.rotary import turn
 from nanovllm.model.weights import Layer, Linear, ModelWeights
-
-
-@np.errstate(over="ignore", invalid="ignore")  # one sequence may overflow, others be sound
-def forward(
-    config: ModelConfig,
-    weights: ModelWeights,
-    batch: ForwardBatch,
-    cache: KVCache,
-    observe: Observer | None = None,
-) -> Float32[np.ndarray, "rows d_model"]:
-    """Return the final hidden state of each of `batch.logit_rows`.
-
-    The keys and values of the batch's tokens are written to the cache.
-    """
-    observe = ignore if observe is None else observe
-    hidden = embed(weights, batch.token_ids, batch.positions)
-    observe("embeddings", None, hidden)
-    for layer, layer_weights in enumerate(weights.layers):
-        hidden = block(config, layer_weights, layer, hidden, batch, cache, observe)
-    gain = weights.final_norm.gain
-    final_hidden = rms_norm(hidden[batch.logit_rows], gain, config.epsilon)
-    observe("final_hidden", None, final_hidden)
-    return final_hidden
 
 
 def embed(
@@ -55,25 +31,6 @@ def embed(
 ) -> Float32[np.ndarray, "tokens d_model"]:
     """Return each token's embedding; positions come in later (`self_attention`)."""
     return weights.token_embedding[token_ids]
-
-
-def block(
-    config: ModelConfig,
-    weights: Layer[Linear],
-    layer: int,
-    hidden: Float32[np.ndarray, "tokens d_model"],
-    batch: ForwardBatch,
-    cache: KVCache,
-    observe: Observer,
-) -> Float32[np.ndarray, "tokens d_model"]:
-    """Return the residual stream after attention and the feed-forward network of one layer."""
-    normed = rms_norm(hidden, weights.attention_norm.gain, config.epsilon)
-    hidden = hidden + self_attention(config, weights, layer, normed, batch, cache, observe)
-    observe("hidden_after_attention", layer, hidden)
-    normed = rms_norm(hidden, weights.ffn_norm.gain, config.epsilon)
-    hidden = hidden + feed_forward(config, weights, layer, normed, observe)
-    observe("hidden_after_ffn", layer, hidden)
-    return hidden
 
 
 def self_attention(
