@@ -200,6 +200,7 @@ def test_messages_are_short_and_printable(raw: dict[str, Any]) -> None:
         ("position_embedding", "rotary", "'rotary' but must be one of learned, sinusoidal"),
         ("position_embedding", ["learned"], r"\['learned'\] but must be one of"),
         ("quantization_config", {"quant_method": "gptq", "bits": 4}, "'gptq'.*before its quant"),
+        ("ablated", [["ffn"]], r"ablated is \(\['ffn'\],\) but must be some of"),
         ("pruned_heads", {"0": [1, 2]}, r"pruned_heads is \{'0': \[1, 2\]\}: every layer"),
     ],
 )

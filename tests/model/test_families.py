@@ -94,6 +94,8 @@ def test_parameters_are_the_numbers_in_the_file(name: str) -> None:
         ({"rms_norm_eps": -1}, "epsilon is -1 "),
         ({"rope_theta": 0}, "rope_theta of the rotary positions is 0 "),
         ({"rope_theta": "many"}, "rope_theta of the rotary positions is 'many' "),
+        ({"rope_theta": 10**39}, "rope_theta of the rotary positions is 1000"),
+        ({"rms_norm_eps": 1e-300}, "epsilon is 1e-300 "),
         ({"rope_scaling": [1]}, r"rope_scaling is \[1\] but must be an object"),
         ({"rope_scaling": {"type": "dynamic"}}, "rope_type is 'dynamic' but must be one of"),
         ({"rope_scaling": {"type": "linear"}}, "factor of the rotary positions is None "),

@@ -151,7 +151,7 @@ class StepMemory(KernelMemory):
             sharing=sharing,
             head_dim=config.head_dim,
             queries_width=config.queries_width,
-            window=config.window or config.max_positions,
+            window=min(config.window or config.max_positions, config.max_positions),
             chunk_tokens=max(1, PREFILL_QUERIES // sharing),
             is_rms=config.norm == "rms",
             vocab=config.vocab,

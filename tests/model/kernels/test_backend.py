@@ -302,6 +302,18 @@ def test_a_second_model_of_another_size_compiles_nothing(tmp_path: Path) -> None
     assert after.hits == before.hits + 1
 
 
+def test_a_window_of_more_tokens_than_any_text_has_is_none(tmp_path: Path) -> None:
+    one, other = (
+        NumbaBackend.load(
+            write_checkpoint(
+                tmp_path / str(window), config={"model_type": "mistral", "sliding_window": window}
+            )
+        )
+        for window in (10**30, None)
+    )
+    np.testing.assert_array_equal(logits_of(one), logits_of(other))
+
+
 def test_indices_outside_are_refused_before_any_kernel_runs(tmp_path: Path) -> None:
     backend = NumbaBackend.load(write_checkpoint(tmp_path))
     backend.allocate_cache(2, BLOCK_SIZE)

@@ -10,14 +10,13 @@ What differs between them:
 | qwen3      | an RMS norm on each head's queries and keys; heads of width 128  |
 """
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
 from nanovllm.model.config import (
     ModelConfig,
     check_fields,
-    is_number,
+    is_positive,
     refusal,
     shown,
     token_ids_of,
@@ -100,7 +99,7 @@ def _read_rotary(raw: Mapping[str, Any]) -> Rotary:
     problems = [
         f"{name} of the rotary positions is {shown(value)} but must be a number above 0"
         for name, value in numbers.items()
-        if not is_number(value) or not 0 < value < math.inf
+        if not is_positive(value)
     ]
     turned = given.get("partial_rotary_factor", raw.get("partial_rotary_factor", 1.0))
     if turned != 1.0:
