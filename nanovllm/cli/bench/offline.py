@@ -80,12 +80,13 @@ class Bench:
         prompts = [self.process(job) for job in jobs]
         by_id = {prompt.request_id: prompt for prompt in prompts}
         lengths = dict.fromkeys(by_id, 0)
+        window = self.engine.model.window or self.engine.max_model_len
         for step in self.engine.run(prompts):
             pairs = rows = keys = 0
             for update in (update for update in step.updates if update.token_ids):
                 prompt, length = by_id[update.request_id], lengths[update.request_id]
                 drafted = len(update.drafted)
-                of_rows = [_pairs(prompt, length + index) for index in range(1 + drafted)]
+                of_rows = [_pairs(prompt, length + index, window) for index in range(1 + drafted)]
                 pairs, rows, keys = pairs + sum(of_rows), rows + 1 + drafted, keys + of_rows[-1]
                 lengths[update.request_id] += len(update.token_ids)
             self.phases.add(step.stats, pairs, rows, keys)
@@ -246,10 +247,11 @@ def _batches(count: int, name: str, *, leave: bool = True) -> Iterable[int]:
     return tqdm(range(count), desc=name, unit="batch", disable=None, leave=leave)
 
 
-def _pairs(prompt: PromptRequest, num_generated: int) -> int:
+def _pairs(prompt: PromptRequest, num_generated: int, window: int) -> int:
     """Return the query-key pairs of the next token; for the first, those of the whole prompt."""
     length = prompt.num_prompt_tokens + num_generated
-    return length if num_generated else length * (length + 1) // 2
+    seen = min(length, window)
+    return seen if num_generated else seen * (seen + 1) // 2 + (length - seen) * seen
 
 
 def read_dataset(path: Path, limit: int | None, output_len: int) -> list[Job]:

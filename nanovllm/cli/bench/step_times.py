@@ -150,8 +150,10 @@ class _Recorder:
     ) -> list[StepTimes]:
         """Run jobs and return the times of up to `limit` steps of all of them."""
         prompts = [bench.process(job) for job in jobs]
-        keys = sum(prompt.num_prompt_tokens for prompt in prompts)
-        wanted = (keys, 0) if is_prefill else (0, len(jobs))
+        lengths = {prompt.request_id: prompt.num_prompt_tokens for prompt in prompts}
+        wanted = (sum(lengths.values()), 0) if is_prefill else (0, len(jobs))
+        longest = bench.engine.max_model_len
+        seen = longest if is_prefill else bench.engine.model.window or longest
         steps: list[StepTimes] = []
         with closing(bench.engine.run(prompts)) as outputs:
             started_ns = _now_ns()
@@ -159,6 +161,7 @@ class _Recorder:
                 ended_ns, stats = _now_ns(), output.stats
                 names, moments = self.take()
                 if (stats.num_prompt_tokens, stats.num_decode_tokens) == wanted:
+                    keys = sum(min(length, seen) for length in lengths.values())
                     steps.append(
                         StepTimes(
                             started_ns, ended_ns, names, np.concatenate(moments),
@@ -167,6 +170,7 @@ class _Recorder:
                     )  # fmt: skip
                 if len(steps) == limit:
                     break
-                keys += sum(len(update.token_ids) for update in output.updates)
+                for update in output.updates:
+                    lengths[update.request_id] += len(update.token_ids)
                 started_ns = _now_ns()
         return steps

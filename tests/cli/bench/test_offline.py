@@ -342,6 +342,17 @@ def test_chunks_of_a_prompt_and_decodes_beside_them_are_all_counted(tiny_model: 
     assert phases[0].steps > 2
 
 
+def test_pairs_before_a_window_do_not_count(tmp_path: Path) -> None:
+    folder = write_tiny_model(tmp_path, config={"model_type": "mistral", "sliding_window": 9})
+    measured = Bench.load(str(folder), EngineConfig(), temperature=0.0)
+    measured.run([Job("prompt", list(range(7)), 4), Job("longer", list(range(20)), 4)])
+    phases = measured.phases
+    assert phases.prefill.pairs == sum(
+        min(length, 9) for end in (7, 20) for length in range(end + 1)
+    )
+    assert phases.decode.keys == (8 + 9 + 9) + 3 * 9
+
+
 def test_a_missing_peak_is_reported() -> None:
     limits = Limits(2, "int8", 5e10, None, "int16")
     phases = Phases(Phase(8, 0.5, 1, 8, 36, 1, 8), Phase(4, 0.5, 4, 4, 42, 4, 42))

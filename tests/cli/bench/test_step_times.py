@@ -9,6 +9,7 @@ from nanovllm.cli.bench.offline import Bench, Job
 from nanovllm.cli.bench.step_times import PYTHON, StepTimes, operation_names, time_steps
 from nanovllm.config import EngineConfig
 from nanovllm.model.kernels.backend import NumbaBackend
+from tests.support.checkpoints import write_tiny_model
 
 MS = 1_000_000
 PROMPTS = [Job("prompt", [1 + index, 2, 3, 4, 5], 6) for index in range(3)]
@@ -60,6 +61,15 @@ def test_each_operation_of_a_step_has_its_times(tiny_model: Path, types: dict[st
                 step.seconds
             )
             assert all(taken_s > 0 for taken_s, _ in step.by_operation().values())
+    bench.engine.close()
+
+
+def test_keys_before_a_window_are_not_read_by_decoding(tmp_path: Path) -> None:
+    folder = write_tiny_model(tmp_path, config={"model_type": "mistral", "sliding_window": 7})
+    bench = Bench.load(str(folder), EngineConfig(enable_prefix_caching=False), temperature=0.0)
+    for is_prefill, keys in ((True, [15] * 4), (False, [21] * 3 + [18])):
+        steps = time_steps(bench, PROMPTS, 4, is_prefill=is_prefill)
+        assert [step.keys for step in steps] == keys
     bench.engine.close()
 
 
