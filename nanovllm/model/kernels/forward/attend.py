@@ -1,9 +1,11 @@
 """Attention of some rows of one sequence.
 
 In decode, the rows are heads of one query, and each has keys and values of its own. They are read
-block by block over the heads, in memory order. While one block is read, the next one is prefetched:
-it may be anywhere in memory. In prefill, and where query heads share keys and values, the rows are
-queries that share those of one head: token after token, and of a token all heads that share.
+block by block over the heads, in memory order. In prefill, and where query heads share keys and
+values, the rows are queries that share those of one head: token after token, and of a token all
+heads that share. In decode of either kind the next block is prefetched while one is read, as it may
+be anywhere in memory: by the tiles, line by line, or all of the head's keys or values at once where
+the tiles of several rows would prefetch them again and again.
 
 Slots that were never written may hold anything. Their scores are masked to weights of exactly 0,
 and weights V stops at the last word that has a token, because 0 * NaN is NaN. The rest of that word
@@ -27,6 +29,7 @@ from nanovllm.model.kernels.forward.attention_parts import (
     make_convert_query,
     make_matmul,
     make_multiply_row,
+    make_prefetch_block,
     make_softmax,
 )
 from nanovllm.model.kernels.forward.convert import make_round_row
@@ -177,6 +180,7 @@ def _make_compute_scores(spec: Spec, *, is_decode: bool) -> Any:
     target, has_scales = spec.target, spec.cache == "int8"
     matmul = make_matmul(target, spec.cache, is_batched=is_decode)
     clear, scale_block = make_clear(target), _make_scale_block(target, is_decode=is_decode)
+    prefetch_block = make_prefetch_block(target)
 
     @compiled
     def compute_scores(record: Any, item: Any, queries: Any, scores: Any) -> None:
@@ -193,6 +197,8 @@ def _make_compute_scores(spec: Spec, *, is_decode: bool) -> Any:
             panels = Rows(panel_ptr, record.key_block_bytes)
             out = Rows(scores.ptr + block * columns * WORD_BYTES, scores.stride_bytes)
             prefetch_bytes = next_ptr - panel_ptr
+            if not is_decode and item.rows <= record.sharing:
+                prefetch_block(next_ptr, record.key_block_bytes)
             matmul(queries, item.rows, panels, record.key_steps, columns, out, prefetch_bytes)
             if has_scales:
                 scale_block(record, item, block, out, record.key_scales_ptr)
@@ -212,7 +218,7 @@ def _make_weighted_sum(spec: Spec, *, is_decode: bool) -> Any:
     clear, scale_block = make_clear(target), _make_scale_block(target, is_decode=is_decode)
     per_word, weight_bytes = PER_WORD[spec.cache], _weight_bytes(spec)
     all_finite, sum_by_query = make_all_finite(target), _make_sum_by_query(spec)
-    may_spoil = not (is_decode or has_scales)
+    may_spoil, prefetch_block = not (is_decode or has_scales), make_prefetch_block(target)
 
     @compiled
     def weighted_sum(record: Any, item: Any, weights: Any, sums: Any) -> None:
@@ -230,6 +236,8 @@ def _make_weighted_sum(spec: Spec, *, is_decode: bool) -> Any:
             tokens = min(record.block_size, item.visible - block * record.block_size)
             steps = (tokens + per_word - 1) // per_word
             panels = Rows(panel_ptr, block_bytes)
+            if not is_decode and item.rows <= record.sharing:
+                prefetch_block(panel_ptr + prefetch_bytes, block_bytes)
             matmul(inputs, item.rows, panels, steps, columns, sums, prefetch_bytes)
         if may_spoil and not all_finite(sums.ptr, item.rows * columns):
             sum_by_query(record, item, weights, sums)

@@ -7,7 +7,7 @@ from typing import Any
 from numba import types
 
 from nanovllm.model.kernels.build.compiler import compiled
-from nanovllm.model.kernels.build.layout import WORD_BYTES
+from nanovllm.model.kernels.build.layout import LINE_BYTES, WORD_BYTES
 from nanovllm.model.kernels.build.target import KernelTarget
 from nanovllm.model.kernels.forward.convert import make_round_row
 from nanovllm.model.kernels.forward.tiles import make_batched_tiles, make_tiles
@@ -130,6 +130,21 @@ def make_convert_query(target: KernelTarget, inputs: str) -> Any:
         round_row(source_ptr, out_ptr, count)
 
     return convert_query
+
+
+@cache
+def make_prefetch_block(target: KernelTarget) -> Any:
+    """Return prefetch_block(ptr, size_bytes): the keys or values of one head in a block.
+
+    It does nothing where the target does not prefetch_next_block.
+    """
+
+    def prefetch(v: Vectors, ptr: Value, size_bytes: Value) -> None:
+        if target.prefetch_next_block:
+            with v.range(size_bytes, LINE_BYTES) as offset_bytes:
+                v.prefetch(ptr + offset_bytes)
+
+    return kernel(target, prefetch)
 
 
 def _make_shared_tiles(target: KernelTarget, panel_format: Format, vectors: int) -> Any:
