@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from benchmarks import compare, http_cost, model_sizes, roofline, step_profile, table
-from benchmarks.make_model import SIZES, make_model
+from benchmarks.make_model import LLAMA_SIZES, SIZES, make_model
 from nanovllm import LLM, SamplingParams
 from nanovllm.model.families.registry import load_config, read_config
 from tests.load import engine_soak
@@ -242,6 +242,28 @@ def test_sizes_are_those_of_gpt2() -> None:
         "gpt2-large": 774,
         "gpt2-xl": 1558,
     }
+
+
+def test_sizes_of_the_llama_family_are_those_published() -> None:
+    assert {size: read_config(raw).num_parameters for size, raw in LLAMA_SIZES.items()} == {
+        "smollm2-135m": 134_515_008,
+        "qwen3-0.6b": 596_049_920,
+        "llama-3.2-1b": 1_235_814_400,
+    }
+
+
+@pytest.mark.parametrize("size", LLAMA_SIZES)
+def test_a_model_of_the_llama_family_runs_and_spells_every_token(tmp_path: Path, size: str) -> None:
+    folder = make_model(
+        tmp_path, size, vocab_size=66_000, hidden_size=32, intermediate_size=48,
+        num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2, head_dim=8,
+    )  # fmt: skip
+    with LLM(str(folder), backend="numpy", max_model_len=32) as llm:
+        (output,) = llm.generate([[1, 65_999]], SamplingParams(max_tokens=2, ignore_eos=True))
+        assert len(output.outputs[0].token_ids) == 2
+        triples = {llm.tokenizer.token_bytes(token) for token in range(256 + 256**2, 65_999)}
+        assert {len(triple) for triple in triples} == {3}
+        assert len(triples) == 65_999 - 256 - 256**2
 
 
 def test_tables_go_between_their_markers(run: Run, tmp_path: Path) -> None:
