@@ -1,4 +1,4 @@
-"""`nanovllm download`: fetch a GPT-2 checkpoint from the Hugging Face hub into a folder."""
+"""`nanovllm download`: fetch a checkpoint from the Hugging Face hub into a folder."""
 
 import argparse
 import shlex
@@ -18,7 +18,7 @@ from nanovllm.errors import NanovllmError, counted, printable
 DEFAULT_MODEL = "gpt2"
 _COMMAND = "nanovllm download"
 _DESCRIPTION = (
-    "Fetch a GPT-2 checkpoint from the Hugging Face hub: safetensors, tokenizer and config, never "
+    "Fetch a checkpoint from the Hugging Face hub: safetensors, tokenizer and config, never "
     "pickles. Run it again to resume an interrupted download."
 )
 

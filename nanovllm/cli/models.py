@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 _LIST = """
 List the models and the compiled kernels on this machine: the bundled model, the smaller draft
-model beside it (for speculative decoding), downloads below ./models, GPT-2 models in the Hugging
-Face cache, and the kernels.
+model beside it (for speculative decoding), downloads below ./models, models in the Hugging Face
+cache that can be loaded, and the kernels.
 """
 _SHOW = """
 Show a model on this machine: its configuration, files and folder. `show kernels` lists the kernels.

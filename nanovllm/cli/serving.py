@@ -39,6 +39,7 @@ from nanovllm.engine.engine_parts import PartOwner
 from nanovllm.engine.memory import MemoryPlan
 from nanovllm.errors import EngineFaultError, counted
 from nanovllm.hub import resolve_models
+from nanovllm.model.families.registry import family_of
 from nanovllm.model.machine import PHYSICAL_MEMORY
 from nanovllm.server.app import create_app
 from nanovllm.server.http.access_log import leave_out_routine_requests
@@ -227,7 +228,7 @@ def describe(engine: Engine, name: str) -> str:
         **_describe_drafts(engine.config.speculation),
         **_describe_owners(engine.parts.owners),
     }
-    return f"{name}, GPT-2 architecture\n" + "\n".join(
+    return f"{name}, {family_of(model).title} architecture\n" + "\n".join(
         f"  {label:12} {value}" for label, value in rows.items()
     )
 

@@ -52,7 +52,7 @@ def download(
         endpoint: URL of the hub; None for HF_ENDPOINT.
 
     Raises:
-        CheckpointError: no GPT-2 checkpoint in safetensors, a wrong checksum, or `output` holds
+        CheckpointError: no checkpoint that can be loaded, a wrong checksum, or `output` holds
             another model.
         ModelNotFoundError: the hub refuses it, or the disk is too small; the message names the
             remedy.

@@ -13,6 +13,7 @@ from nanovllm.errors import NanovllmError
 from nanovllm.hub.downloads import read_model_info
 from nanovllm.hub.names import bundled_folder
 from nanovllm.model.config import read_json
+from nanovllm.model.families.registry import MODEL_TYPES
 from nanovllm.model.kernels.build.object_cache import SUFFIXES, user_cache
 
 KERNELS = "kernels"
@@ -113,7 +114,7 @@ def _compiled() -> StoredItem:
 
 
 def _cached_models() -> Iterator[StoredItem]:
-    """Yield the GPT-2 models of the Hugging Face cache, which other programs use too."""
+    """Yield the models of a known family in the Hugging Face cache, which other programs use."""
     from huggingface_hub import constants, scan_cache_dir  # noqa: PLC0415 - slow to import
     from huggingface_hub.errors import CacheNotFound  # noqa: PLC0415
 
@@ -123,15 +124,15 @@ def _cached_models() -> Iterator[StoredItem]:
         return
     for repo in sorted(repos, key=lambda repo: repo.repo_id):
         folders = [revision.snapshot_path for revision in repo.revisions]
-        if repo.repo_type == "model" and any(map(_is_gpt2, folders)):
+        if repo.repo_type == "model" and any(map(_has_family, folders)):
             yield StoredItem(
                 repo.repo_id, HUB_CACHE, repo.repo_path, repo.size_on_disk, repo.last_modified
             )
 
 
-def _is_gpt2(folder: Path) -> bool:
+def _has_family(folder: Path) -> bool:
     try:
-        return read_json(folder / "config.json").get("model_type") == "gpt2"
+        return read_json(folder / "config.json").get("model_type") in MODEL_TYPES
     except (OSError, NanovllmError):
         return False
 

@@ -28,7 +28,7 @@ def resolve_model(
     repository; the Hugging Face cache; the hub, if `may_fetch`.
 
     Raises:
-        CheckpointError: a folder, file or repository that is no GPT-2 checkpoint in safetensors.
+        CheckpointError: a folder, file or repository without a checkpoint that can be loaded.
         ModelNotFoundError: no such path, a name unknown to the hub, or no connection to it.
     """
     text = os.fspath(name)

@@ -75,7 +75,7 @@ def create_app(
         title="nanovllm",
         version=__version__,
         lifespan=lifespan,
-        description="GPT-2 over an OpenAI-compatible API. HEAD is answered where GET is.",
+        description="Language models over an OpenAI-compatible API. HEAD is answered where GET is.",
         redirect_slashes=False,
         docs_url=None,  # the framework's pages load their scripts from another host
         redoc_url=None,

@@ -19,13 +19,13 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 @pytest.fixture
 def machine(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A machine with a download, two models in the hub's cache, and compiled kernels.
+    """A machine with a download, three models in the hub's cache, and compiled kernels.
 
-    The two have the same commit, as a fork has; one is a GPT-2.
+    The three have the same commit, as a fork has; one can not be loaded.
     """
     cache = tmp_path / "hub"
-    for name, model_type in (("owner--tale", "gpt2"), ("owner--other", "llama")):
-        repo = cache / f"models--{name}"
+    for name, model_type in (("tale", "gpt2"), ("kin", "mistral"), ("other", "opt")):
+        repo = cache / f"models--owner--{name}"
         snapshot = repo / "snapshots" / COMMIT
         shutil.copytree(tiny_model, snapshot)
         config = json.loads((snapshot / "config.json").read_text())
@@ -53,7 +53,8 @@ def test_list_has_everything_that_nanovllm_can_load(
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert [row[:2] for row in rows[1:]] == [
         ["tiny-books", "bundled"], ["tiny-books-draft", "bundled"],
-        ["./models/mine", "download"], ["owner/tale", "hub"], ["kernels", "compiled"],
+        ["./models/mine", "download"], ["owner/kin", "hub"], ["owner/tale", "hub"],
+        ["kernels", "compiled"],
     ]  # fmt: skip
     assert rows[-1][2:4] == ["2.0", "KiB"]
 
@@ -129,9 +130,8 @@ def test_show_does_not_ask_the_hub(
 def test_remove_removes_only_named_items(machine: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["remove", "owner/tale", "kernels", "--yes"]) == 0
     assert "removed owner/tale (" in capsys.readouterr().out
-    assert [path.name for path in (machine / "hub").iterdir() if path.name != ".locks"] == [
-        "models--owner--other"
-    ]
+    left = {path.name for path in (machine / "hub").iterdir()} - {".locks"}
+    assert left == {"models--owner--kin", "models--owner--other"}
     assert [path.name for path in (machine / "cache" / "kernels").iterdir()] == ["notes.txt"]
     assert (machine / "models" / "mine" / "config.json").is_file()
 

@@ -20,6 +20,7 @@ from nanovllm.cli.serving import describe
 from nanovllm.config import EngineConfig
 from nanovllm.engine.engine import Engine
 from tests.support.certificates import make_certificate, needs_openssl
+from tests.support.checkpoints import write_tiny_model
 from tests.support.serve_command import TIMEOUT_S, Serving
 from tests.support.serving import wait_until
 
@@ -61,6 +62,12 @@ def test_it_says_who_drafts(tiny_model: Path) -> None:
         with closing(Engine.load(tiny_model, config)) as engine:
             lines = describe(engine, "tiny").splitlines()
         assert [line.partition(" by ")[2] for line in lines if "  drafts  " in line] == rows
+
+
+def test_it_names_the_family(tmp_path: Path) -> None:
+    folder = write_tiny_model(tmp_path, config={"model_type": "qwen2"})
+    with closing(Engine.load(folder, EngineConfig(backend="numpy"))) as engine:
+        assert describe(engine, "tiny").startswith("tiny, Llama architecture\n")
 
 
 def test_a_draft_model_of_another_vocabulary_opens_no_port(

@@ -44,7 +44,7 @@ def chromium() -> Iterator["Browser"]:
 def open_page(
     browser: "Browser", url: str, *, expected_errors: int = 0, **context: Any
 ) -> Iterator["Page"]:
-    """Open a page in a context of its own.
+    """Open a page in a context of its own, without transitions: a colour is final once it is seen.
 
     At the end no script has failed, nothing violated the content-security policy, all requests went
     to the server, and the console has no errors but `expected_errors` responses with an error.
@@ -64,7 +64,8 @@ def open_page(
         if address.scheme not in _OWN_SCHEMES and address[:2] != origin:
             strangers.append(request.url)
 
-    opened = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **context})
+    steady = {"viewport": {"width": 1280, "height": 900}, "reduced_motion": "reduce"}
+    opened = browser.new_context(**{**steady, **context})
     opened.set_default_timeout(TIMEOUT_MS)
     page = opened.new_page()
     page.on("console", on_console)

@@ -27,19 +27,21 @@ class Family:
     """A family's three modules, each with the functions of the other families' modules.
 
     Attributes:
+        title: its name for people.
         config: MODEL_TYPES, read_config.
         tensors: PREFIX, LAYERS, BUFFERS, EMBEDDING, expected_shapes, build_tree, build_layer.
         network: embed, self_attention, feed_forward.
     """
 
+    title: str
     config: ModuleType
     tensors: ModuleType
     network: ModuleType
 
 
 FAMILIES = {
-    "gpt2": Family(gpt2_config, gpt2_tensors, gpt2_network),
-    "llama": Family(llama_config, llama_tensors, llama_network),
+    "gpt2": Family("GPT-2", gpt2_config, gpt2_tensors, gpt2_network),
+    "llama": Family("Llama", llama_config, llama_tensors, llama_network),
 }
 _UNSUPPORTED = {
     "quantization_config": "weights are read as float32, float16 or bfloat16; give the checkpoint "
@@ -48,8 +50,8 @@ _UNSUPPORTED = {
 _OF_MODEL_TYPE = {
     model_type: family for family in FAMILIES.values() for model_type in family.config.MODEL_TYPES
 }
-
-_SHOWN = [name for name in _OF_MODEL_TYPE if name != gpt2_config.ABLATED]
+MODEL_TYPES = tuple(name for name in _OF_MODEL_TYPE if name != gpt2_config.ABLATED)
+"""Values of `model_type` in config.json whose networks can be computed."""
 
 
 def family_of(config: ModelConfig) -> Family:
@@ -74,7 +76,7 @@ def read_config(raw: Mapping[str, Any], *, may_be_ablated: bool = False) -> Mode
         kind = f" ({printable(', '.join(classes))})" if classes else ""
         raise CheckpointError(
             f"this is a {named or 'nameless'} model{kind}; those that can be loaded have the "
-            f"model_type {', '.join(_SHOWN[:-1])} or {_SHOWN[-1]}"
+            f"model_type {', '.join(MODEL_TYPES[:-1])} or {MODEL_TYPES[-1]}"
         )
     check_fields(raw, (), _UNSUPPORTED)
     if model_type == gpt2_config.ABLATED and not may_be_ablated:
