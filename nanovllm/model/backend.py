@@ -131,6 +131,17 @@ class Backend(Protocol):
         """
         ...
 
+    def greedy_steps(
+        self, batch: ForwardBatch, steps: int
+    ) -> tuple[Int64[np.ndarray, "steps seqs"], Bool[np.ndarray, "steps seqs"]]:
+        """Compute a batch of one token for each sequence, then the argmax after it, and so on.
+
+        Returns the tokens of one to `steps` steps, and whether there is one, as `greedy` does.
+        After a row without a token, those of its sequence mean nothing. The block tables have the
+        blocks of all steps; ValueError if an index is outside the model or the cache.
+        """
+        ...
+
     def copy_blocks(self, copies: Sequence[tuple[int, int]]) -> None:
         """Copy whole blocks of the cache, each (from, to), no two with the same `to`.
 

@@ -149,6 +149,18 @@ class NumpyBackend:
         scores = self.logits(hidden)
         return scores.argmax(axis=1), np.isfinite(scores.max(axis=1))
 
+    def greedy_steps(
+        self, batch: ForwardBatch, steps: int
+    ) -> tuple[Int64[np.ndarray, "steps seqs"], Bool[np.ndarray, "steps seqs"]]:
+        """Compute a token of each sequence, then its argmax as the next one, and so on."""
+        chosen = [self.greedy(self.forward(batch))]
+        while len(chosen) < steps:
+            token_ids, has_token = chosen[-1]
+            batch = batch.following(np.where(has_token, token_ids, 0), self._cache.keys.shape[2])
+            chosen.append(self.greedy(self.forward(batch)))
+        token_ids, has_token = (np.stack(each) for each in zip(*chosen, strict=True))
+        return token_ids, has_token
+
     def copy_blocks(self, copies: Sequence[tuple[int, int]]) -> None:
         """Copy whole blocks of the cache, each (from, to)."""
         sources, targets = (list(blocks) for blocks in zip(*copies, strict=True))

@@ -106,6 +106,23 @@ class NativeModelRunner:
         tokens = [token if has else None for token, has in pairs]
         return RunnerOutput(tokens, logprobs, prompt_logprobs, hidden)
 
+    def draw(
+        self, batch: ForwardBatch, rows: LogitRows, settings: SamplingSettings, steps: int
+    ) -> list[list[int | None]]:
+        """Run a step, and return its tokens; with `steps` above 1 those of up to so many steps.
+
+        Then each sequence of the batch has one token and takes the argmax, and a step computes the
+        tokens of the step before. A sequence without a token has none in later steps.
+        """
+        if steps == 1:
+            return [self.run(batch, rows, settings).token_ids]
+        token_ids, has_token = self._backend.greedy_steps(batch, steps)
+        has_token = np.logical_and.accumulate(has_token)
+        return [
+            [token if has else None for token, has in zip(*row, strict=True)]
+            for row in zip(token_ids.tolist(), has_token.tolist(), strict=True)
+        ]
+
     def _prompt_logprobs(self, final_hidden: np.ndarray, prompt: PromptRows) -> list[TokenLogprobs]:
         logprobs: list[TokenLogprobs] = []
         if not prompt.rows.size:

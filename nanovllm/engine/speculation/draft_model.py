@@ -78,6 +78,13 @@ class _Inputs:
     settings: SamplingSettings
     is_steady: bool
 
+    @property
+    def is_plain_greedy(self) -> bool:
+        """Whether each sequence has one token to compute and takes the most likely one after it."""
+        batch = self.batch
+        is_decode = batch.tokens == batch.seqs == len(batch.logit_rows)
+        return self.is_steady and is_decode and self.settings.is_plain_greedy
+
     def following(self, token_ids: Sequence[int], block_size: int) -> "_Inputs":
         """Return the inputs one token further, after each sequence got one of `token_ids`.
 
@@ -131,27 +138,37 @@ class DraftModel:
         active = [draft for draft in drafts.values() if draft.pending]
         inputs = self._inputs(active) if active else None
         while inputs is not None:
-            self._step(active, inputs)
-            num_sequences = len(active)
+            steps, num_sequences = self._step(active, inputs), len(active)
             active = [draft for draft in active if draft.pending]
-            if inputs.is_steady and len(active) == num_sequences:
+            if steps == 1 and inputs.is_steady and len(active) == num_sequences:
                 tokens = [draft.pending[0] for draft in active]
                 inputs = inputs.following(tokens, self._block_size)
             else:
                 inputs = self._inputs(active) if active else None
         return replace(plan, sequences=tuple(_filled(each, drafts) for each in plan.sequences))
 
-    def _step(self, drafts: Sequence[_Draft], inputs: _Inputs) -> None:
-        """Compute the pending tokens, and draw a token after them where they are all."""
-        token_ids = iter(self.runner.run(inputs.batch, inputs.rows, inputs.settings).token_ids)
-        for draft in drafts:
-            token = next(token_ids) if draft.gives_token else None
-            self._mark(draft)
-            draft.start += len(draft.pending)
-            draft.pending = []
-            if token is not None:
-                draft.tokens += (token,)
-                draft.pending = [token] if len(draft.tokens) < draft.count else []
+    def _step(self, drafts: Sequence[_Draft], inputs: _Inputs) -> int:
+        """Compute the pending tokens, and draw a token after them where they are all.
+
+        Where each sequence has one pending token and takes the most likely ones, later steps are
+        computed in the same call, until a sequence has its draft. Returns the number of steps.
+        """
+        steps = 1
+        if inputs.is_plain_greedy:
+            steps = min(draft.count - len(draft.tokens) for draft in drafts)
+        giving = [draft for draft in drafts if draft.gives_token]
+        rows = self.runner.draw(inputs.batch, inputs.rows, inputs.settings, steps)
+        for row in rows:
+            for draft in drafts:
+                if draft.pending:
+                    self._mark(draft)
+                    draft.start += len(draft.pending)
+                    draft.pending = []
+            for draft, token in zip(giving, row, strict=True):
+                if token is not None:
+                    draft.tokens += (token,)
+                    draft.pending = [token] if len(draft.tokens) < draft.count else []
+        return len(rows)
 
     def _inputs(self, drafts: Sequence[_Draft]) -> _Inputs:
         """Return the inputs of a step that computes all pending tokens."""

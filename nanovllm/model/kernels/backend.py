@@ -35,6 +35,7 @@ from nanovllm.model.kernels.step_record import (
     ITEM_FIELDS,
     MAX_PHASES_PER_LAYER,
     MAX_PHASES_PER_STEP,
+    MAX_STEPS,
     NO_TOKEN,
 )
 from nanovllm.model.kernels.threads.pool import ThreadPool
@@ -89,11 +90,11 @@ class NumbaBackend:
         self.weight_dtype, self.cache_dtype = self._spec.weights, self._spec.cache
         self.input_dtype = self._spec.inputs
         self._library = load_library(self._spec)
-        self._max_phases = config.layers * MAX_PHASES_PER_LAYER + MAX_PHASES_PER_STEP
+        self._step_phases = config.layers * MAX_PHASES_PER_LAYER + MAX_PHASES_PER_STEP
         self._observer: Observer | None = None
         self._times: np.ndarray | None = None
         self.pool = pool or ThreadPool(
-            num_threads or default_threads(), self._library, phases=self._max_phases
+            num_threads or default_threads(), self._library, phases=MAX_STEPS * self._step_phases
         )
         self.num_threads = self.pool.threads
         self.sampler = CompiledRowSampler(config.vocab, self.pool, self._library, self._spec.target)
@@ -162,6 +163,43 @@ class NumbaBackend:
 
         The result is a view that the next call of any method may overwrite.
         """
+        self._place(batch)
+        with watch(self._spec.target, "prepare_attention", self._arrays()):
+            self._library.functions["prepare_attention"](self.memory.address, 0)
+        if self.memory["is_refused"]:
+            self._refuse(batch)
+        self._run("forward", batch.tokens * self.config.num_parameters)
+        return self.memory.arrays["final"][: len(batch.logit_rows), : self.config.d_model]
+
+    def greedy_steps(
+        self, batch: ForwardBatch, steps: int
+    ) -> tuple[Int64[np.ndarray, "steps seqs"], Bool[np.ndarray, "steps seqs"]]:
+        """Compute a token of each sequence, then its argmax as the next one, and so on."""
+        memory, seqs, steps = self.memory, batch.seqs, min(steps, MAX_STEPS)
+        self._place(batch)
+        memory.set(steps=steps)
+        memory.reserve("drafted", steps * seqs)
+        multiply_adds = self.config.num_parameters + self.config.vocab * self.config.d_model
+        self._run("greedy_steps", steps * seqs * multiply_adds, steps)
+        if memory["is_refused"]:
+            self._refuse(batch, steps)
+        tokens = memory.arrays["drafted"][: steps * seqs].reshape(steps, seqs).copy()
+        return tokens, tokens != NO_TOKEN
+
+    def _refuse(self, batch: ForwardBatch, steps: int = 1) -> None:
+        """Raise the error of a batch that compiled code has refused, in one of several steps."""
+        memory = self.memory
+        sizes = {"blocks": memory["blocks"], "block_size": memory["block_size"]}
+        batch.check(vocab=self.config.vocab, max_positions=self.config.max_positions, **sizes)
+        if steps > 1:
+            raise ValueError(
+                f"{steps} steps after {batch.context_lens.tolist()} tokens need more than the "
+                f"{self.config.max_positions} positions or the blocks in block_tables"
+            )
+        raise AssertionError("prepare_attention refused a batch that passes ForwardBatch.check")
+
+    def _place(self, batch: ForwardBatch) -> None:
+        """Write the arguments of a step."""
         memory = self.memory
         batch.check_lengths()
         rows = batch.logit_rows.shape[0]
@@ -183,14 +221,6 @@ class NumbaBackend:
         memory.reserve("decode_items", batch.seqs * ITEM_FIELDS)
         chunks = batch.tokens // memory["chunk_tokens"] + batch.seqs
         memory.reserve("chunk_items", chunks * ITEM_FIELDS)
-        with watch(self._spec.target, "prepare_attention", self._arrays()):
-            self._library.functions["prepare_attention"](memory.address, 0)
-        if memory["is_refused"]:
-            sizes = {"blocks": memory["blocks"], "block_size": memory["block_size"]}
-            batch.check(vocab=self.config.vocab, max_positions=self.config.max_positions, **sizes)
-            raise AssertionError("prepare_attention refused a batch that passes ForwardBatch.check")
-        self._run("forward", batch.tokens * self.config.num_parameters)
-        return memory.arrays["final"][:rows, : self.config.d_model]
 
     def unscale_hidden(
         self, hidden: Float32[np.ndarray, "rows d_model"]
@@ -257,7 +287,7 @@ class NumbaBackend:
         `moments` has the times of the run's phases (build/layout.py); the next run overwrites it.
         """
         self._observer = observer
-        shape = (self._max_phases, self.num_threads, MOMENTS)
+        shape = (MAX_STEPS * self._step_phases, self.num_threads, MOMENTS)
         self._times = None if observer is None else np.zeros(shape, dtype=np.int64)
 
     def close(self) -> None:
@@ -272,7 +302,7 @@ class NumbaBackend:
             del self._weights
             return_freed_memory()
 
-    def _run(self, function: str, multiply_adds: int) -> None:
+    def _run(self, function: str, multiply_adds: int, steps: int = 1) -> None:
         """Run a compiled function on as many threads as its work is worth."""
         moments = self.pool.times = self._times
         if moments is not None:
@@ -282,7 +312,8 @@ class NumbaBackend:
         threads = self.pool.choose_threads(kind, multiply_adds) if is_shared else 1
         self.memory.set(threads=threads)
         with watch(self._spec.target, function, self._arrays()):
-            self.pool.run(self._library.addresses[function], self.memory.address, threads)
+            address, phases = self._library.addresses[function], steps * self._step_phases
+            self.pool.run(address, self.memory.address, threads, phases)
         if self._observer is not None and moments is not None:
             self._observer(function, moments)
 

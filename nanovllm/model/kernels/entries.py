@@ -6,6 +6,7 @@ from nanovllm.model.kernels.build.target import Spec
 from nanovllm.model.kernels.forward.forward import make_forward
 from nanovllm.model.kernels.forward.head import make_greedy, make_logits
 from nanovllm.model.kernels.forward.prepare import prepare_attention
+from nanovllm.model.kernels.forward.steps import make_greedy_steps
 from nanovllm.model.kernels.sampling.sample import make_sample_rows
 from nanovllm.model.kernels.threads.worker import POOL_FUNCTIONS
 
@@ -17,6 +18,7 @@ def make_entries(spec: Spec) -> dict[str, Any]:
         "forward": make_forward(spec),
         "logits": make_logits(spec),
         "greedy": make_greedy(spec),
+        "greedy_steps": make_greedy_steps(spec),
         "sample_rows": make_sample_rows(spec.target),
         **POOL_FUNCTIONS,
     }

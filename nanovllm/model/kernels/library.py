@@ -29,7 +29,9 @@ from nanovllm.progress import shows_progress
 
 POOL_ENTRIES = ("prepare_job", "run_job", "help_job", "wake_helpers", "spin")
 """The functions of ThreadPool, a part of each library."""
-ENTRIES = ("prepare_attention", "forward", "logits", "greedy", "sample_rows", *POOL_ENTRIES)
+ENTRIES = (
+    "prepare_attention", "forward", "logits", "greedy", "greedy_steps", "sample_rows", *POOL_ENTRIES
+)  # fmt: skip
 """Functions that Python calls, as function(record_ptr, thread) -> status, 0 for success."""
 _DIGEST_DIGITS = 16
 

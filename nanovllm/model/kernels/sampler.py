@@ -128,7 +128,7 @@ class CompiledRowSampler:
         memory.set(rows=rows, max_logprobs=max_logprobs, sampling=sampling, threads=threads)
         memory.arrays["work"][0] = 0
         with watch(self._target, "sample_rows", [*memory.all_arrays(), ("logits", logits)]):
-            self._pool.run(self._function, memory.address, threads)
+            self._pool.run(self._function, memory.address, threads, phases=0)
         return top_ids, logprobs
 
     def _reserve(self, rows: int) -> None:

@@ -17,7 +17,7 @@ _COUNTS = """
     threads layers d_model d_ff heads kv_heads sharing head_dim queries_width vocab max_positions
     window chunk_tokens activation is_rms embedding_is_bfloat16
     block_size block_columns head_columns key_steps blocks max_blocks
-    tokens seqs rows decodes chunks is_refused
+    tokens seqs rows decodes chunks is_refused steps
 """
 _BYTES = """
     hidden_stride qkv_stride attn_out_stride ffn_hidden_stride inputs_stride logits_stride
@@ -26,7 +26,7 @@ _BYTES = """
 """
 _ARRAYS = """
     token_ids positions slots query_starts context_lens logit_rows block_tables
-    decode_items chunk_items
+    decode_items chunk_items drafted
     token_embedding position_embedding rotary epsilon attention_scales query_gain key_gain
     attention_gain attention_bias ffn_gain ffn_bias final_gain final_bias
     linears
@@ -55,6 +55,8 @@ most tokens of an item of prefill, and `window` is how many keys a token sees. `
 `head_dim` cosines and sines for each position. `position_embedding`, `rotary`, `query_gain` and
 `key_gain` are 0 in networks without them.
 
+A run of `steps` steps writes the tokens of each to `drafted` [steps][rows] (steps.py).
+
 `scratch`, `scores`, `queries`, `row` and `wide` are working memory; `*_bytes` is each thread's part
 of it. `wide` is a widened piece of a panel (matmul.py). `inputs` are the input rows of a linear
 layer, and `row_quant` is their quantization where they are int8 (convert.py). `best` is memory of
@@ -76,7 +78,7 @@ factor for each input (convert.py). `outliers` inputs stay float32: `outlier_col
 
 _INT64_ARRAYS = """
     token_ids positions slots query_starts context_lens logit_rows block_tables
-    decode_items chunk_items argmax_tokens
+    decode_items chunk_items argmax_tokens drafted
 """
 FLOAT32: tuple[np.dtype[Any], ...] = (np.dtype(np.float32),)
 INT64: tuple[np.dtype[Any], ...] = (np.dtype(np.int64),)
@@ -108,8 +110,10 @@ PIECE_WORDS = 768
 else 48 KiB, so that the rows and the next piece fit the second-level cache too."""
 MAX_PHASES_PER_LAYER = 10
 """Most phases (phase.py) of a block: one for each operation, int8 conversions among them."""
-MAX_PHASES_PER_STEP = 4
+MAX_PHASES_PER_STEP = 8
 """Most phases of a step outside its blocks."""
+MAX_STEPS = 8
+"""Most steps of a run (steps.py)."""
 
 ACTIVATION_NAMES = (
     "gelu_new",

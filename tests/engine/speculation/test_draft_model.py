@@ -34,6 +34,16 @@ class Network:
         tokens: list[int | None] = [int(logits[row]) % 50 for row in batch.logit_rows]
         return RunnerOutput(tokens, [None] * len(tokens), [])
 
+    def draw(
+        self, batch: ForwardBatch, rows: LogitRows, settings: SamplingSettings, steps: int
+    ) -> list[list[int | None]]:
+        """Take the steps of a compiled run one by one, at most 3 in a run."""
+        inputs, drawn = _Inputs(batch, rows, settings, is_steady=True), []
+        for _ in range(min(steps, 3)):
+            drawn.append(self.run(inputs.batch, inputs.rows, inputs.settings).token_ids)
+            inputs = inputs.following([token or 0 for token in drawn[-1]], BLOCK_SIZE)
+        return drawn
+
 
 class AnewModel(DraftModel):
     """Builds the arrays of every step from its drafts."""
@@ -77,6 +87,7 @@ def arrays_of(value: Any) -> list[np.ndarray]:
 
 CASES: dict[str, tuple[list[dict[str, Any]], list[int], bool]] = {
     "greedy": ([{}], [5], True),
+    "greedy, of several lengths": ([{}, {}, {}], [5, 2, 4], True),
     "sampled beside greedy": ([{"temperature": 0.8}, {}], [4, 4], True),
     "one ends earlier": ([{}, {"temperature": 0.8}, {}], [5, 2, 5], True),
     "penalties": ([{"repetition_penalty": 1.5}], [4], False),

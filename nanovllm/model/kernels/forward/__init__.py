@@ -2,6 +2,7 @@
 
 forward          embedding, transformer blocks and final layer normalization
 head             the output head: logits, or the argmax of each row without storing logits
+steps            several greedy steps in one run, for drafts
 prepare          checks a batch and divides its attention into items
 matmul           linear layers: packed matmuls with an epilogue
 tiles            tiles of rows that share a panel, or have one each

@@ -18,7 +18,7 @@ whole panels, so they share the stride hidden_stride_bytes.
 from functools import cache
 from typing import Any
 
-from nanovllm.model.kernels.build.compiler import compiled
+from nanovllm.model.kernels.build.compiler import compiled, outlined
 from nanovllm.model.kernels.build.target import Spec
 from nanovllm.model.kernels.forward.attention import make_paged_attention
 from nanovllm.model.kernels.forward.convert import make_convert_row, make_widen_row
@@ -53,6 +53,19 @@ def make_forward(spec: Spec) -> Any:
 
     record_ptr  address of the arguments (step_record.py)
     thread      index of the calling thread
+    """
+    forward_from = make_forward_from(spec)
+
+    @compiled
+    def forward(record_ptr: int, thread: int) -> None:
+        forward_from(record_ptr, thread, step_record_at(record_ptr).phases_ptr)
+
+    return forward
+
+
+@cache
+def make_forward_from(spec: Spec) -> Any:
+    """Return forward_from(record_ptr, thread, phase) -> next phase: the same from a phase on.
 
     The result [rows, d_model] is in the record's array `final`, a row for each of `logit_rows`. The
     keys and values of the batch's tokens are written to the cache.
@@ -62,8 +75,8 @@ def make_forward(spec: Spec) -> Any:
     linear, quantize = make_linear(spec.target, spec.weights), make_convert_inputs(spec)
     is_int8 = spec.weights == "int8"
 
-    @compiled
-    def forward(record_ptr: int, thread: int) -> None:
+    @outlined
+    def forward_from(record_ptr: int, thread: int, phase: int) -> int:
         record = step_record_at(record_ptr)
         tokens, stride_bytes = record.tokens, record.hidden_stride_bytes
         hidden = Rows(record.hidden_ptr, stride_bytes)
@@ -71,7 +84,7 @@ def make_forward(spec: Spec) -> Any:
         inputs = Rows(record.inputs_ptr, record.inputs_stride_bytes)
         qkv_rows = Rows(record.qkv_ptr, record.qkv_stride_bytes)
         ffn_hidden = Rows(record.ffn_hidden_ptr, record.ffn_hidden_stride_bytes)
-        phase = embed(record, thread, record.phases_ptr)
+        phase = embed(record, thread, phase)
         for layer in range(record.layers):
             norm_bytes = layer * stride_bytes  # from the gain or bias of layer 0 to this one
             # Indices of linear layers; `attention_out` is the one that takes the rows `attn_out`.
@@ -108,9 +121,9 @@ def make_forward(spec: Spec) -> Any:
             phase = linear(record, thread, phase, down, tokens, rows, hidden, RESIDUAL)
 
         # norm(hidden[logit_rows]) -> final
-        final_norm(record, thread, phase)
+        return int(final_norm(record, thread, phase))
 
-    return forward
+    return forward_from
 
 
 @compiled
@@ -196,7 +209,7 @@ def _make_final(spec: Spec) -> Any:
             record.is_rms,
         )
 
-    return make_phase(count_of("rows"), final_norm, is_last=True)
+    return make_phase(count_of("rows"), final_norm)
 
 
 @cache

@@ -14,7 +14,7 @@ NO_TOKEN instead of an argmax.
 from functools import cache
 from typing import Any
 
-from nanovllm.model.kernels.build.compiler import compiled
+from nanovllm.model.kernels.build.compiler import compiled, outlined
 from nanovllm.model.kernels.build.layout import WORD_BYTES
 from nanovllm.model.kernels.build.target import KernelTarget, Spec
 from nanovllm.model.kernels.forward.epilogue import make_epilogue
@@ -75,24 +75,36 @@ def make_greedy(spec: Spec) -> Any:
 
     A row whose logits are not finite has NO_TOKEN.
     """
+    greedy_from = make_greedy_from(spec)
+
+    @compiled
+    def greedy(record_ptr: int, thread: int) -> None:
+        greedy_from(record_ptr, thread, step_record_at(record_ptr).phases_ptr)
+
+    return greedy
+
+
+@cache
+def make_greedy_from(spec: Spec) -> Any:
+    """Return greedy_from(record_ptr, thread, phase) -> next phase: the same from a phase on."""
     convert_inputs = make_convert_inputs(spec)
     clear_rows, argmax_panels = _make_clear_rows(spec), _make_argmax_panels(spec)
     choose_rows = _make_choose_rows(spec)
     is_float32 = spec.inputs == "float32"
 
-    @compiled
-    def greedy(record_ptr: int, thread: int) -> None:
+    @outlined
+    def greedy_from(record_ptr: int, thread: int, phase: int) -> int:
         record = step_record_at(record_ptr)
-        phase = clear_rows(record, thread, record.phases_ptr)
+        phase = clear_rows(record, thread, phase)
         rows = Rows(record.final_ptr, record.hidden_stride_bytes)
         if not is_float32:
             head = record.layers * LINEARS_PER_LAYER
             phase = convert_inputs(record, thread, phase, head, record.rows, record.d_model, rows)
             rows = Rows(record.inputs_ptr, record.inputs_stride_bytes)
         phase = argmax_panels(record, thread, phase, rows)
-        choose_rows(record, thread, phase)
+        return int(choose_rows(record, thread, phase))
 
-    return greedy
+    return greedy_from
 
 
 def _make_clear_rows(spec: Spec) -> Any:
@@ -163,7 +175,7 @@ def _make_choose_rows(spec: Spec) -> Any:
         token = choose_best(best_ptr, record.threads, record.rows * row_bytes)
         store_int(record.argmax_tokens_ptr, row, token)
 
-    return make_row_phase(count_of("rows"), choose_row, is_last=True)
+    return make_row_phase(count_of("rows"), choose_row)
 
 
 @kernel_maker()

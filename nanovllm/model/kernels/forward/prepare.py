@@ -22,8 +22,13 @@ from nanovllm.model.kernels.step_record import ITEM_FIELDS
 def prepare_attention(record_ptr: int, _: int) -> None:
     """Check the batch of the record at `record_ptr`; write `is_refused` and the items."""
     record = step_record_at(record_ptr)
+    record.is_refused = 0 if _divide(record) else 1
+
+
+@compiled
+def _divide(record: Any) -> bool:
+    """Write the items; return whether the batch is valid."""
     record.decodes = record.chunks = 0
-    record.is_refused = 1
     end = 0
     for sequence in range(record.seqs):
         start = load_int(record.query_starts_ptr, sequence)
@@ -34,13 +39,12 @@ def prepare_attention(record_ptr: int, _: int) -> None:
             or end > record.tokens
             or not _is_sound(record, sequence, start, end - start)
         ):
-            return
+            return False
         _add_items(record, sequence, start, end - start)
     for row in range(record.rows):
         if not 0 <= load_int(record.logit_rows_ptr, row) < record.tokens:
-            return
-    if record.seqs > 0 and end == record.tokens:
-        record.is_refused = 0
+            return False
+    return bool(record.seqs > 0 and end == record.tokens)
 
 
 @compiled

@@ -42,14 +42,12 @@ def count_of(field: str) -> Any:
     return count
 
 
-def make_phase(count_items: Any, compute: Any, *, is_last: bool = False) -> Any:
+def make_phase(count_items: Any, compute: Any) -> Any:
     """Return an operation whose items the threads share.
 
     Args:
         count_items: compiled function (record, *arguments) -> number of items.
         compute: compiled function (record, thread, item, *arguments), which computes one item.
-        is_last: no operation follows. Then no barrier is needed: a run ends when its active threads
-            have returned.
     """
 
     def operation(record: Any, thread: int, phase: int, *arguments: Any) -> int:
@@ -64,8 +62,8 @@ def make_phase(count_items: Any, compute: Any, *, is_last: bool = False) -> Any:
             done += 1
             item = take_item(phase)
         note_time(record.job_ptr, record.phases_ptr, record.threads, thread, phase, 1)
-        following = ABORTED if is_last else end_phase(record, thread, phase, done, items)
-        if is_last or following != ABORTED:  # else the record may be gone
+        following = end_phase(record, thread, phase, done, items)
+        if following != ABORTED:  # else the record may be gone
             note_time(record.job_ptr, record.phases_ptr, record.threads, thread, phase, 2)
         return following
 
@@ -73,13 +71,12 @@ def make_phase(count_items: Any, compute: Any, *, is_last: bool = False) -> Any:
     return compiled(operation)
 
 
-def make_row_phase(count_rows: Any, compute_row: Any, *, is_last: bool = False) -> Any:
+def make_row_phase(count_rows: Any, compute_row: Any) -> Any:
     """Return an operation on rows, of which an item is a few.
 
     Args:
         count_rows: compiled function (record, *arguments) -> number of rows.
         compute_row: compiled function (record, thread, row, *arguments), which computes one row.
-        is_last: as in `make_phase`.
     """
 
     @compiled
@@ -95,7 +92,7 @@ def make_row_phase(count_rows: Any, compute_row: Any, *, is_last: bool = False) 
             compute_row(record, thread, row, *arguments)
 
     compute_rows.__name__ = compute_row.__name__
-    return make_phase(count_items, compiled(compute_rows), is_last=is_last)
+    return make_phase(count_items, compiled(compute_rows))
 
 
 @outlined

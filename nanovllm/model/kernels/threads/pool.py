@@ -58,7 +58,7 @@ class ThreadPool:
         self._memory = aligned_zeros((lines_bytes + phases * PHASE_BYTES) // 4)
         self._address = self._memory.ctypes.data
         self._job = self._memory[: THREADS // 4].view(JOB)[0]
-        self._phases = self._memory[lines_bytes // 4 :]
+        self._phases = self._memory[lines_bytes // 4 :].reshape(phases, PHASE_BYTES // 4)
         self._pid = 0
         self._dismiss: weakref.finalize[Any, ThreadPool] | None = None
         self._start()
@@ -71,7 +71,7 @@ class ThreadPool:
 
     @property
     def phases(self) -> int:
-        """Address of the first phase; `run` resets all phases."""
+        """Address of the first phase; `run` resets phases."""
         return self._phases.ctypes.data
 
     def choose_threads(self, kind: str, work: int) -> int:
@@ -79,13 +79,14 @@ class ThreadPool:
         threads = self._count.choose(kind, work)
         return threads if self.times is None else self.threads
 
-    def run(self, function: int, argument: int, threads: int) -> None:
+    def run(self, function: int, argument: int, threads: int, phases: int | None = None) -> None:
         """Call function(argument, thread) on up to `threads` threads.
 
         Args:
             function: address of a C function that returns 0 for success.
             argument: its first argument; the second is the number of the thread.
             threads: number of threads that may call it.
+            phases: how many phases it may go through; None for all that there are.
 
         Raises:
             RuntimeError: a call failed, or a helper thread has ended.
@@ -93,7 +94,7 @@ class ThreadPool:
         job = self._job
         if self._pid != os.getpid() or job["abort"]:
             self._start()
-        self._phases[:] = 0
+        self._phases[:phases] = 0
         job["function"], job["argument"], job["stalled_ns"] = function, argument, 0
         job["times"] = 0 if self.times is None else self.times.ctypes.data
         started_s = time.perf_counter()
