@@ -5,8 +5,9 @@
 #   benchmarks/setup_peers.sh FOLDER [MODEL]
 #
 # FOLDER gets two virtual environments, FOLDER/main and FOLDER/vllm, since the peers want different
-# versions of the same libraries. MODEL is a GPT-2 checkpoint's folder, models/gpt2-random unless
-# given. It is made with random weights where it is missing. llama.cpp needs a C++ compiler.
+# versions of the same libraries. MODEL is the folder of a checkpoint of GPT-2, Llama or Qwen3,
+# models/gpt2-random unless given. A GPT-2 with random weights is made where it is missing
+# (benchmarks/make_model.py makes the others). llama.cpp needs a C++ compiler.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 folder=${1:?usage: setup_peers.sh FOLDER [MODEL]}

@@ -1,9 +1,10 @@
-"""Convert a GPT-2 checkpoint to GGUF for llama.cpp: f32.gguf, bf16.gguf and q8_0.gguf.
+"""Convert a checkpoint of GPT-2, Llama or Qwen3 to GGUF for llama.cpp: f32, bf16 and q8_0.
 
 Run with the peers' Python, which has gguf: python -m benchmarks.peers.make_gguf models/gpt2-random
 """
 
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,46 +14,58 @@ import numpy as np
 from safetensors.numpy import load_file
 
 _KINDS = {"f32": ("F32", 0), "bf16": ("BF16", 32), "q8_0": ("Q8_0", 7)}
-_NORMS = {"attn_norm": "ln_1", "ffn_norm": "ln_2"}
-_PRODUCTS = {
-    "attn_qkv": "attn.c_attn",
-    "attn_output": "attn.c_proj",
-    "ffn_up": "mlp.c_fc",
-    "ffn_down": "mlp.c_proj",
-}
-"""{name in GGUF: name in the checkpoint}, within a layer."""
+_NAMES = {
+    "gpt2": {
+        "token_embd": "wte", "output": "wte", "position_embd": "wpe", "output_norm": "ln_f",
+    },
+    "llama": {"token_embd": "model.embed_tokens", "output_norm": "model.norm"},
+}  # fmt: skip
+_LAYERS = {"gpt2": ("h", "n_layer"), "llama": ("model.layers", "num_hidden_layers")}
+"""What the names of a layer's tensors begin with, and the number of layers in config.json."""
+_LAYER_NAMES = {
+    "gpt2": {
+        "attn_norm": "ln_1", "ffn_norm": "ln_2", "attn_qkv": "attn.c_attn",
+        "attn_output": "attn.c_proj", "ffn_up": "mlp.c_fc", "ffn_down": "mlp.c_proj",
+    },
+    "llama": {
+        "attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm",
+        "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj",
+        "attn_output": "self_attn.o_proj", "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj",
+        "ffn_down": "mlp.down_proj", "attn_q_norm": "self_attn.q_norm",
+        "attn_k_norm": "self_attn.k_norm",
+    },
+}  # fmt: skip
+"""{name in GGUF: name in the checkpoint}; a tensor that a checkpoint lacks is left out."""
 
 
 def write(folder: Path, name: str) -> Path:
     """Write one file and return its path."""
-    weights = load_file(folder / "model.safetensors")
+    found = load_file(folder / "model.safetensors")
+    weights = {name.removeprefix("transformer."): value for name, value in found.items()}
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    prefix = "transformer." if "transformer.wte.weight" in weights else ""
+    family = "gpt2" if config["model_type"] == "gpt2" else "llama"
     kind = gguf.GGMLQuantizationType[_KINDS[name][0]]
-    out = gguf.GGUFWriter(str(folder / f"{name}.gguf"), "gpt2")
-    _add_header(out, config, _KINDS[name][1])
+    out = gguf.GGUFWriter(str(folder / f"{name}.gguf"), config["model_type"])
+    (_add_gpt2 if family == "gpt2" else _add_llama)(out, config)
+    out.add_file_type(_KINDS[name][1])
     _add_tokenizer(out, folder, config)
-
-    def add(
-        name_there: str, name_here: str, is_matrix: bool = False, is_transposed: bool = False
-    ) -> None:
-        value = weights[prefix + name_here].astype(np.float32)
-        value = np.ascontiguousarray(value.T if is_transposed else value)
-        if is_matrix and kind != gguf.GGMLQuantizationType.F32:
-            out.add_tensor(name_there, gguf.quants.quantize(value, kind), raw_dtype=kind)
-        else:
-            out.add_tensor(name_there, value)
-
-    add("token_embd.weight", "wte.weight", is_matrix=True)
-    add("output.weight", "wte.weight", is_matrix=True)
-    add("position_embd.weight", "wpe.weight")
-    add("output_norm.weight", "ln_f.weight")
-    add("output_norm.bias", "ln_f.bias")
-    for layer in range(config["n_layer"]):
-        for there, here in (*_NORMS.items(), *_PRODUCTS.items()):
-            is_product = there in _PRODUCTS
-            add(f"blk.{layer}.{there}.weight", f"h.{layer}.{here}.weight", is_product, is_product)
-            add(f"blk.{layer}.{there}.bias", f"h.{layer}.{here}.bias")
+    prefix, count = _LAYERS[family]
+    pairs = list(_NAMES[family].items())
+    for layer in range(config[count]):
+        for there, here in _LAYER_NAMES[family].items():
+            pairs.append((f"blk.{layer}.{there}", f"{prefix}.{layer}.{here}"))
+    for there, here in pairs:
+        for part in ("weight", "bias"):
+            if f"{here}.{part}" not in weights:
+                continue
+            value = weights[f"{here}.{part}"]
+            value = _as_gguf(value.astype(np.float32), there.rpartition(".")[2], config)
+            is_matrix = value.ndim == 2 and there != "position_embd"
+            if is_matrix and kind != gguf.GGMLQuantizationType.F32:
+                value = gguf.quants.quantize(value, kind)
+                out.add_tensor(f"{there}.{part}", value, raw_dtype=kind)
+            else:
+                out.add_tensor(f"{there}.{part}", value)
     out.write_header_to_file()
     out.write_kv_data_to_file()
     out.write_tensors_to_file()
@@ -60,7 +73,26 @@ def write(folder: Path, name: str) -> Path:
     return folder / f"{name}.gguf"
 
 
-def _add_header(out: Any, config: dict[str, Any], file_type: int) -> None:
+def _as_gguf(value: np.ndarray, name: str, config: dict[str, Any]) -> np.ndarray:
+    """Return a tensor as llama.cpp has it.
+
+    Matrices are [outputs, inputs]; GPT-2's are not. Llama's rotary positions turn neighbours there,
+    and halves of a head in the checkpoint.
+    """
+    kind = config["model_type"]
+    if kind == "gpt2" and value.ndim == 2 and name not in ("token_embd", "output", "position_embd"):
+        return np.ascontiguousarray(value.T)
+    if kind == "llama" and name in ("attn_q", "attn_k"):
+        halves = value.reshape(-1, 2, _head_dim(config) // 2, value.shape[1])
+        return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(value.shape)
+    return value
+
+
+def _head_dim(config: dict[str, Any]) -> int:
+    return int(config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"])
+
+
+def _add_gpt2(out: Any, config: dict[str, Any]) -> None:
     out.add_name("gpt2")
     out.add_context_length(config["n_positions"])
     out.add_embedding_length(config["n_embd"])
@@ -68,7 +100,39 @@ def _add_header(out: Any, config: dict[str, Any], file_type: int) -> None:
     out.add_feed_forward_length(config.get("n_inner") or 4 * config["n_embd"])
     out.add_head_count(config["n_head"])
     out.add_layer_norm_eps(config["layer_norm_epsilon"])
-    out.add_file_type(file_type)
+
+
+def _add_llama(out: Any, config: dict[str, Any]) -> None:
+    head_dim = _head_dim(config)
+    out.add_name(config["model_type"])
+    out.add_context_length(config["max_position_embeddings"])
+    out.add_embedding_length(config["hidden_size"])
+    out.add_block_count(config["num_hidden_layers"])
+    out.add_feed_forward_length(config["intermediate_size"])
+    out.add_head_count(config["num_attention_heads"])
+    out.add_head_count_kv(config["num_key_value_heads"])
+    out.add_key_length(head_dim)
+    out.add_value_length(head_dim)
+    out.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    out.add_rope_freq_base(config["rope_theta"])
+    out.add_rope_dimension_count(head_dim)
+    out.add_vocab_size(config["vocab_size"])
+    if config.get("rope_scaling"):
+        out.add_tensor("rope_freqs.weight", _rope_divisors(config, head_dim))
+
+
+def _rope_divisors(config: dict[str, Any], head_dim: int) -> np.ndarray:
+    """Return by how much Llama 3's scaling divides each rotary frequency, [head_dim / 2]."""
+    scaling = config["rope_scaling"]
+    if scaling["rope_type"] != "llama3":
+        raise ValueError(f"rope_type {scaling['rope_type']!r} is not converted; llama3 is")
+    powers = np.arange(0, head_dim, 2) / head_dim
+    turns = scaling["original_max_position_embeddings"] / (
+        2 * math.pi * config["rope_theta"] ** powers
+    )
+    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+    kept = np.clip((turns - low) / (high - low), 0, 1)
+    return (1 / (kept + (1 - kept) / scaling["factor"])).astype(np.float32)
 
 
 def _add_tokenizer(out: Any, folder: Path, config: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ def load(model: Path, variant: str, threads: int) -> tuple[Any, dict[str, Any]]:
     import transformers  # noqa: PLC0415
 
     torch.set_num_threads(threads)
-    network = transformers.GPT2LMHeadModel.from_pretrained(
+    network = transformers.AutoModelForCausalLM.from_pretrained(
         str(model), dtype=getattr(torch, variant), local_files_only=True
     ).eval()
     network.generation_config.eos_token_id = None
