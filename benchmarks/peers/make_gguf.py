@@ -132,7 +132,8 @@ def _rope_divisors(config: dict[str, Any], head_dim: int) -> np.ndarray:
     )
     low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
     kept = np.clip((turns - low) / (high - low), 0, 1)
-    return (1 / (kept + (1 - kept) / scaling["factor"])).astype(np.float32)
+    divisors: np.ndarray = 1 / (kept + (1 - kept) / scaling["factor"])
+    return divisors.astype(np.float32)
 
 
 def _add_tokenizer(out: Any, folder: Path, config: dict[str, Any]) -> None:
