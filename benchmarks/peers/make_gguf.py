@@ -14,6 +14,8 @@ import numpy as np
 from safetensors.numpy import load_file
 
 _KINDS = {"f32": ("F32", 0), "bf16": ("BF16", 32), "q8_0": ("Q8_0", 7)}
+_FAMILIES = {"gpt2": "gpt2", "llama": "llama", "qwen3": "llama"}
+"""{model_type: whose names its tensors have}."""
 _NAMES = {
     "gpt2": {
         "token_embd": "wte", "output": "wte", "position_embd": "wpe", "output_norm": "ln_f",
@@ -40,10 +42,13 @@ _LAYER_NAMES = {
 
 def write(folder: Path, name: str) -> Path:
     """Write one file and return its path."""
-    found = load_file(folder / "model.safetensors")
-    weights = {name.removeprefix("transformer."): value for name, value in found.items()}
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    family = "gpt2" if config["model_type"] == "gpt2" else "llama"
+    if config["model_type"] not in _FAMILIES:
+        known = ", ".join(_FAMILIES)
+        raise ValueError(f"model_type {config['model_type']!r} is not converted; {known} are")
+    family = _FAMILIES[config["model_type"]]
+    found = load_file(folder / "model.safetensors")
+    weights = {key.removeprefix("transformer."): value for key, value in found.items()}
     kind = gguf.GGMLQuantizationType[_KINDS[name][0]]
     out = gguf.GGUFWriter(str(folder / f"{name}.gguf"), config["model_type"])
     (_add_gpt2 if family == "gpt2" else _add_llama)(out, config)
@@ -122,7 +127,10 @@ def _add_llama(out: Any, config: dict[str, Any]) -> None:
 
 
 def _rope_divisors(config: dict[str, Any], head_dim: int) -> np.ndarray:
-    """Return by how much Llama 3's scaling divides each rotary frequency, [head_dim / 2]."""
+    """Return by how much Llama 3's scaling divides each rotary frequency, [head_dim / 2].
+
+    nanovllm/model/rotary.py has the formula too, but needs packages that the peers lack.
+    """
     scaling = config["rope_scaling"]
     if scaling["rope_type"] != "llama3":
         raise ValueError(f"rope_type {scaling['rope_type']!r} is not converted; llama3 is")

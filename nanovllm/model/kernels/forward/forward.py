@@ -49,23 +49,11 @@ from nanovllm.model.kernels.threads.phase import count_of, make_phase, make_row_
 
 @cache
 def make_forward(spec: Spec) -> Any:
-    """Return forward(record_ptr, thread): final hidden states of a batch.
+    """Return forward(record_ptr, thread, phase) -> next phase: final hidden states of a batch.
 
     record_ptr  address of the arguments (step_record.py)
     thread      index of the calling thread
-    """
-    forward_from = make_forward_from(spec)
-
-    @compiled
-    def forward(record_ptr: int, thread: int) -> None:
-        forward_from(record_ptr, thread, step_record_at(record_ptr).phases_ptr)
-
-    return forward
-
-
-@cache
-def make_forward_from(spec: Spec) -> Any:
-    """Return forward_from(record_ptr, thread, phase) -> next phase: the same from a phase on.
+    phase       the first that it goes through (phase.py)
 
     The result [rows, d_model] is in the record's array `final`, a row for each of `logit_rows`. The
     keys and values of the batch's tokens are written to the cache.
@@ -76,7 +64,7 @@ def make_forward_from(spec: Spec) -> Any:
     is_int8 = spec.weights == "int8"
 
     @outlined
-    def forward_from(record_ptr: int, thread: int, phase: int) -> int:
+    def forward(record_ptr: int, thread: int, phase: int) -> int:
         record = step_record_at(record_ptr)
         tokens, stride_bytes = record.tokens, record.hidden_stride_bytes
         hidden = Rows(record.hidden_ptr, stride_bytes)
@@ -123,7 +111,7 @@ def make_forward_from(spec: Spec) -> Any:
         # norm(hidden[logit_rows]) -> final
         return int(final_norm(record, thread, phase))
 
-    return forward_from
+    return forward
 
 
 @compiled

@@ -71,29 +71,18 @@ def make_logits(spec: Spec) -> Any:
 
 @cache
 def make_greedy(spec: Spec) -> Any:
-    """Return greedy(record_ptr, thread): argmax_tokens = argmax(logits), of `rows` rows of `final`.
+    """Return greedy(record_ptr, thread, phase) -> next phase.
 
-    A row whose logits are not finite has NO_TOKEN.
+    argmax_tokens = argmax(logits), of `rows` rows of `final`. A row whose logits are not finite has
+    NO_TOKEN.
     """
-    greedy_from = make_greedy_from(spec)
-
-    @compiled
-    def greedy(record_ptr: int, thread: int) -> None:
-        greedy_from(record_ptr, thread, step_record_at(record_ptr).phases_ptr)
-
-    return greedy
-
-
-@cache
-def make_greedy_from(spec: Spec) -> Any:
-    """Return greedy_from(record_ptr, thread, phase) -> next phase: the same from a phase on."""
     convert_inputs = make_convert_inputs(spec)
     clear_rows, argmax_panels = _make_clear_rows(spec), _make_argmax_panels(spec)
     choose_rows = _make_choose_rows(spec)
     is_float32 = spec.inputs == "float32"
 
     @outlined
-    def greedy_from(record_ptr: int, thread: int, phase: int) -> int:
+    def greedy(record_ptr: int, thread: int, phase: int) -> int:
         record = step_record_at(record_ptr)
         phase = clear_rows(record, thread, phase)
         rows = Rows(record.final_ptr, record.hidden_stride_bytes)
@@ -104,7 +93,7 @@ def make_greedy_from(spec: Spec) -> Any:
         phase = argmax_panels(record, thread, phase, rows)
         return int(choose_rows(record, thread, phase))
 
-    return greedy_from
+    return greedy
 
 
 def _make_clear_rows(spec: Spec) -> Any:

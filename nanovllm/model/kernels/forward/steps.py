@@ -13,8 +13,8 @@ from typing import Any
 from nanovllm.model.kernels.build.compiler import compiled
 from nanovllm.model.kernels.build.layout import INT_BYTES
 from nanovllm.model.kernels.build.target import Spec
-from nanovllm.model.kernels.forward.forward import make_forward_from
-from nanovllm.model.kernels.forward.head import make_greedy_from
+from nanovllm.model.kernels.forward.forward import make_forward
+from nanovllm.model.kernels.forward.head import make_greedy
 from nanovllm.model.kernels.forward.prepare import prepare_attention
 from nanovllm.model.kernels.simd.memory import load_int, step_record_at, store_int
 from nanovllm.model.kernels.threads.phase import ABORTED, make_phase
@@ -28,7 +28,7 @@ def make_greedy_steps(spec: Spec) -> Any:
     `argmax_tokens`; a sequence without a token goes on with token 0. `is_refused` is set if the
     batch of a step is not valid, and the run ends there.
     """
-    forward_from, greedy_from = make_forward_from(spec), make_greedy_from(spec)
+    forward, greedy = make_forward(spec), make_greedy(spec)
 
     @compiled
     def one(_record: Any, _record_ptr: int, _step: int) -> int:
@@ -56,8 +56,8 @@ def make_greedy_steps(spec: Spec) -> Any:
             phase = prepare_step(record, thread, phase, record_ptr, step)
             if phase == ABORTED or record.is_refused != 0:
                 return
-            phase = forward_from(record_ptr, thread, phase)
-            phase = greedy_from(record_ptr, thread, phase)
+            phase = forward(record_ptr, thread, phase)
+            phase = greedy(record_ptr, thread, phase)
             phase = keep_tokens(record, thread, phase, record_ptr, step)
 
     return greedy_steps
